@@ -1,0 +1,394 @@
+"""From a configuration to a running training: the only place that sees the whole configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import random
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlx import plug
+from tlx.config import Config, Mixing, Part
+from tlx.data.manifest import Manifest
+from tlx.data.order import ORDER_VERSION
+from tlx.errors import UserError
+from tlx.layers import LayerMap
+from tlx.plan import Plan
+from tlx.run_folder import RunFolder, versions
+from tlx.timetable import timetable
+
+if TYPE_CHECKING:
+    import torch
+
+    from tlx.engine import Run
+    from tlx.models import Backbone
+    from tlx.world import World
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is known about the data before a pixel is read."""
+
+    classes: int
+    train: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Opened shards."""
+
+    train: Manifest
+    val: Manifest | None
+
+
+def plan(config: Config) -> tuple[Plan, str]:
+    """The plan and its text, without GPU, weights or, where `data.expected` says what they would hold, shards."""
+    samples = count_samples(config)
+    layers = backbone_of(config, samples.classes, empty=True).layers
+    made = Plan.make(config, layers, samples=samples.train, world=config.world.size or 1)
+    notes = [samples.note] if samples.note else []
+    return made, "\n".join([header(config, samples.classes), timetable(made), *notes])
+
+
+def header(config: Config, classes: int) -> str:
+    head = f"{config.head.name} head, {classes} classes"
+    return f"run {config.run}: {config.backbone.name} (weights {config.backbone.weights}), {head}, seed {config.seed}"
+
+
+def count_samples(config: Config) -> Samples:
+    """From the shards; where they are not built yet, from `data.expected`."""
+    try:
+        train = open_sets(config).train
+    except UserError:
+        if config.data.expected is None or config.data.train.exists():
+            raise
+        expected, where = config.data.expected, config.data.train
+        return Samples(expected.classes, expected.train, f"note: no shards at {where} yet, planned with data.expected")
+    return Samples(len(train.classes), len(train))
+
+
+def open_sets(config: Config) -> Sets:
+    """Opens the shards and compares them with each other and with what is expected.
+
+    Raises:
+        UserError: missing or empty shards, one class, other classes in validation, other counts than expected.
+    """
+    train = Manifest.open(config.data.train)
+    val = Manifest.open(config.data.val) if config.data.val else None
+    if len(train.classes) < 2:
+        raise UserError(f"only one class: {', '.join(train.classes)}", where=str(train.path), todo="add a second one")
+    for manifest, key in ((train, "data.train"), (val, "data.val")):
+        if manifest is not None and len(manifest) == 0:
+            raise UserError("there is no sample in these shards", where=f"{key}={manifest.path}")
+    if val is not None and val.classes != train.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(
+            f"training shards have {len(train.classes)} classes, validation shards {len(val.classes)}"
+            + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs"),
+            where=f"{train.path} and {val.path}",
+            todo="build both with one `tlx shards build`, or index both with one list of classes",
+        )
+    _check_expected(config, train, val)
+    return Sets(train, val)
+
+
+def _check_expected(config: Config, train: Manifest, val: Manifest | None) -> None:
+    expected = config.data.expected
+    if expected is None:
+        return
+    found = {"classes": len(train.classes), "train": len(train), "val": len(val) if val is not None else None}
+    for name, count in found.items():
+        wanted = getattr(expected, name)
+        if wanted is not None and count is not None and wanted != count:
+            raise UserError(
+                f"the shards hold {count}, the configuration expects {wanted}",
+                where=f"data.expected.{name}",
+                todo="correct data.expected or data.train; `tlx shards show` prints what is there",
+            )
+
+
+def backbone_of(config: Config, classes: int, *, empty: bool = False) -> Backbone:
+    from tlx import models
+
+    asked = config.backbone
+    return models.load(
+        asked.name,
+        classes=classes,
+        weights=asked.weights,
+        args=asked.args,
+        head=config.head.name,
+        head_args=config.head.args,
+        granularity=asked.layers,
+        empty=empty,
+    )
+
+
+def make(group: str, part: Part, *given: Any) -> Any:
+    """A pluggable part, called with what tlx gives and the user's checked arguments."""
+    function = plug.find(group, part.name)
+    return function(*given, **plug.arguments(function, part.args, label=f"{group} {part.name}"))
+
+
+def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
+    """Trains, resumes, or finds the run done; its result, or None after a stop request."""
+    from tlx import world as worlds
+    from tlx.engine import fit
+
+    world = worlds.enter(config)
+    folder = RunFolder(config.run)
+    done = together(world, lambda: folder.prepare(config, fresh=fresh) if world.main else None)
+    done = world.from_main(done)
+    if done is not None:
+        return done  # type: ignore[no-any-return]
+    if world.main:
+        folder.say("running")
+    try:
+        run = together(world, lambda: compose(config, world, folder))
+        finished = fit(run)
+    except BaseException as error:
+        if world.main:
+            folder.say("user-error" if isinstance(error, UserError) else "fault", message=str(error)[:2000])
+        raise
+    result = result_of(run, finished=finished)
+    run.journal.finish(result)
+    run.stop.close()
+    if world.main:
+        run.stop.clear()
+        if finished:
+            folder.write_result(result)
+        folder.say("done" if finished else "resumable", step=run.progress.step, steps=run.plan.steps)
+    world.barrier()
+    return result if finished else None
+
+
+def together(world: World, act: Callable[[], Any]) -> Any:
+    """Does something on every rank; a user's mistake that any rank finds is everybody's, so that none waits for it."""
+    value, mistake = None, None
+    try:
+        value = act()
+    except UserError as error:
+        mistake = error
+    first = next((m for m in world.gather(str(mistake) if mistake else None) if m), None)
+    if first is not None:
+        raise mistake or UserError(first)
+    return value
+
+
+def compose(config: Config, world: World, folder: RunFolder) -> Run:
+    """Builds every part of a training."""
+    import torch
+
+    from tlx.checkpoint import Checkpoints
+    from tlx.engine import Run
+    from tlx.preempt import StopRequest
+    from tlx.recompute import recompute_blocks
+    from tlx.step import Normalise
+
+    settle(config, world)
+    sets = open_sets(config)
+    backbone = backbone_of(config, len(sets.train.classes))
+    spec = config.input.over(backbone.input)
+    net = backbone.module.to(world.device)
+    try_input(net, spec.size, len(sets.train.classes))
+    ema = average_of(net, config)
+    if config.loop.gradient_checkpointing:
+        recompute_blocks(net, backbone.blocks)
+    if config.loop.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    objective = make("objective", config.objective, [int(n) for n in sets.train.counts()])
+    remake = functools.partial(_plan, config, backbone.layers, len(sets.train), world.size)
+    made = remake({})
+    text = "\n".join([header(config, len(sets.train.classes)), timetable(made)])
+    run = Run(
+        config=config,
+        world=world,
+        net=net,
+        remake_plan=remake,
+        optimizer=optimizer_of(config, net, backbone.layers),
+        objective=objective,
+        normalise=Normalise(spec, world.device, channels_last=config.loop.channels_last),
+        stream=stream_of(config, sets.train, spec, world, objective.class_weights),
+        evaluation=evaluation_of(config, sets.val, spec, world),
+        classes=len(sets.train.classes),
+        identity=identity_of(config, sets, spec),
+        checkpoints=Checkpoints(folder.checkpoints, keep=config.checkpoint.keep),
+        journal=journal_of(config, world, folder, made.steps),
+        stop=StopRequest(folder.path, launched=world.launched),
+        ema=ema,
+    )
+    run.journal.console.plan(text)
+    if world.main:
+        folder.write_plan(made.data())
+        run.stop.clear()
+    return run
+
+
+def _plan(config: Config, layers: LayerMap, samples: int, world: int, ends: Mapping[str, int]) -> Plan:
+    return Plan.make(config, layers, samples=samples, world=world, ends=ends)
+
+
+def settle(config: Config, world: World) -> None:
+    """Seeds, and determinism where it is asked for."""
+    import numpy
+    import torch
+
+    random.seed(config.seed)
+    numpy.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = not config.loop.deterministic
+    if config.loop.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+
+
+def try_input(net: torch.nn.Module, size: tuple[int, int], classes: int) -> None:
+    """One image through the network, so that a size that it does not take is known before training.
+
+    Raises:
+        UserError: with what the network said.
+    """
+    import torch
+
+    device = next(net.parameters()).device
+    net.eval()
+    try:
+        with torch.no_grad():
+            output = net(torch.zeros(1, 3, *size, device=device))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"the backbone does not take images of {size[0]} x {size[1]}: {str(error).splitlines()[0]}",
+            where="input.size",
+            todo="set input.size, or the backbone's own argument (img_size for most vision transformers)",
+        ) from error
+    logits = output[0] if isinstance(output, tuple) else output
+    if logits.shape != (1, classes):
+        raise UserError(
+            f"the network gives {tuple(logits.shape)} where (1, {classes}) is needed", where="backbone, head"
+        )
+
+
+def average_of(net: torch.nn.Module, config: Config) -> Any:
+    """The moving average of the weights, or None."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    if config.loop.ema is None:
+        return None
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema.decay))
+
+
+def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
+    from tlx.optim import parameter_groups
+
+    return make("optimizer", config.optimizer, parameter_groups(net, layers, no_decay=config.no_decay))
+
+
+def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any) -> Any:
+    from tlx.data.stream import ShardStream
+    from tlx.data.transforms import train_transform
+
+    parts = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
+    return ShardStream(
+        manifest,
+        batch=config.data.batch,
+        seed=config.seed,
+        transform=train_transform([(p.name, p.args) for p in parts], spec),
+        drop_last=config.data.drop_last,
+        window=config.data.window,
+        rank=world.rank,
+        world=world.size,
+        micro_batch=config.loop.micro_batch,
+        workers=config.data.workers,
+        class_weights=class_weights,
+        mix=mixing_of(config.mix),
+    )
+
+
+DEFAULT_TRANSFORMS = [Part(name="random_resized_crop"), Part(name="horizontal_flip")]
+
+
+def mixing_of(mix: Mixing | None) -> Any:
+    from tlx.data.mix import MixSpec
+
+    if mix is None or not (mix.mixup or mix.cutmix):
+        return None
+    return MixSpec(mixup=mix.mixup, cutmix=mix.cutmix, prob=mix.prob, switch_prob=mix.switch_prob)
+
+
+def evaluation_of(config: Config, manifest: Manifest | None, spec: Any, world: World) -> Any:
+    """A function that starts a pass over the validation shards, or None."""
+    from tlx.data.stream import evaluation_batches
+    from tlx.data.transforms import eval_transform
+
+    if manifest is None:
+        return None
+    share = -(-config.data.batch // world.size)
+    return functools.partial(
+        evaluation_batches,
+        manifest,
+        batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
+        transform=eval_transform(spec),
+        rank=world.rank,
+        world=world.size,
+        workers=config.data.workers,
+    )
+
+
+def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:
+    """What a checkpoint must agree with, and what a reader of its weights must know."""
+    return {
+        "backbone": config.backbone.name,
+        "classes": list(sets.train.classes),
+        "input": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
+        "order_version": ORDER_VERSION,
+        "train_shards": sets.train.digest,
+        "val_shards": sets.val.digest if sets.val is not None else None,
+    }
+
+
+def journal_of(config: Config, world: World, folder: RunFolder, steps: int) -> Any:
+    from tlx.console import Console
+    from tlx.tracking import RunInfo, guarded
+    from tlx.tracking.journal import Journal
+    from tlx.tracking.metrics import MetricsFile
+
+    console = Console(steps, world.main)
+    if not world.main:
+        return Journal(None, [], console)
+    metrics = MetricsFile(folder.metrics)
+    about = RunInfo(
+        folder=folder.path,
+        name=folder.path.name,
+        run_id=folder.id,
+        config=config.model_dump(mode="json"),
+        resumed=metrics.position() > 0,
+    )
+    trackers = [guarded(t.name, functools.partial(make, "tracker", t, about)) for t in config.track.trackers]
+    return Journal(metrics, trackers, console)
+
+
+def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
+    """What a training has brought."""
+    progress = run.progress
+    return {
+        "name": Path(run.config.run).name,
+        "finished": finished,
+        "step": progress.step,
+        "best": progress.best,
+        "last": progress.last,
+        "phases": progress.phases,
+        "classes": list(run.identity["classes"]),
+        "samples_seen": progress.samples_seen,
+        "replaced": progress.replaced,
+        "unreadable": progress.bad,
+        "unfinite": progress.unfinite,
+        "wall_time_s": progress.wall_time_s,
+        "world": run.world.size,
+        "versions": versions(),
+        "command": " ".join(sys.argv),
+    }

@@ -1,0 +1,136 @@
+"""The commands. `tlx X` is `python -m tlx X`; `train` runs under accelerate launch, torchrun and srun too.
+
+Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault. Launchers turn any non-zero code
+into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0, and RUN/status.json tells.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tlx.errors import TlxError, UserError
+
+app = typer.Typer(
+    help="Transfer learning for images at cluster scale: data -> plan -> loop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+shards = typer.Typer(
+    help="Build, index, check and show WebDataset shards.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(shards, name="shards")
+
+RESUMABLE = 75
+ConfigFile = Annotated[Path, typer.Argument(help="A YAML file; see configs/.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")]
+
+
+@app.command(epilog="Example: accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1")
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    fresh: Annotated[bool, typer.Option(help="Move an earlier run folder aside and start anew.")] = False,
+) -> None:
+    """Train, or resume, or show the result of a run that is done."""
+    from tlx import build
+    from tlx import config as configs
+
+    result = build.train(configs.load(config, overrides or ()), fresh=fresh)
+    if result is None:
+        _leave(RESUMABLE)
+    if _rank() == 0:
+        from tlx.report import print_result
+
+        print_result(result)
+    _leave(0)
+
+
+@app.command(epilog="Example: tlx plan configs/flowers102/vgg16.yaml")
+def plan(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    write: Annotated[bool, typer.Option(help="Print the schedule written out, as YAML to edit.")] = False,
+) -> None:
+    """Show who trains when and at which rate, without a GPU or weights."""
+    import yaml
+
+    from tlx import build
+    from tlx import config as configs
+
+    made, text = build.plan(configs.load(config, overrides or ()))
+    print(yaml.safe_dump(made.explicit(), sort_keys=False) if write else text)
+
+
+@app.command(epilog="Examples: tlx models 'vit*'; tlx models show timm/vit_tiny_patch16_224")
+def models(
+    pattern: Annotated[str, typer.Argument(help="A name or shell pattern, or: show NAME.")] = "*",
+    name: Annotated[str | None, typer.Argument(help="After show: the model.")] = None,
+) -> None:
+    """List backbones of torchvision and timm; `models show NAME` tells all about one."""
+    from tlx.models import catalogue
+
+    if pattern == "show":
+        if name is None:
+            raise UserError("show what?", todo="tlx models show timm/resnet50")
+        print(catalogue.describe(name))
+    elif name is not None:
+        raise UserError(f'"{name}" is one argument too many', todo="tlx models PATTERN, or: tlx models show NAME")
+    else:
+        print(catalogue.search(pattern))
+
+
+@app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
+    out: Annotated[Path | None, typer.Option(help="Where the comparison goes; by default into the first run.")] = None,
+) -> None:
+    """Draw curves with the phase switch marked, bars of accuracy after each phase, and a table of runs."""
+    from tlx.report import report as draw
+
+    for path in draw(runs, out=out):
+        print(path)
+
+
+def main() -> None:
+    """Runs a command; a user's mistake is a message, never a traceback."""
+    try:
+        code: Any = app(standalone_mode=False)
+    except UserError as error:
+        if _rank() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except TlxError as error:
+        print(f"fault: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:  # click's own mistakes carry their text and code
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"error: {error.format_message()}\n  -> tlx --help", file=sys.stderr)
+        code = 2
+    _leave(code if isinstance(code, int) else 0)
+
+
+def _leave(code: int) -> None:
+    """Ends the process with the code that the exit contract promises."""
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    if launched and code in (2, RESUMABLE):
+        code = 0
+    if launched:
+        # threads of gloo now and then abort a process that leaves through the interpreter's own end
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", 0))

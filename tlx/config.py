@@ -1,0 +1,354 @@
+"""The configuration: typed, closed, and wrong in one report.
+
+A YAML file plus ``key=value`` overrides becomes a :class:`Config`. Everything that can be known without data or
+weights is checked here: unknown keys (with a suggestion), types, names of parts and their arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+
+from tlx import plug
+from tlx.durations import Duration, Length
+from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.inputs import InputSpec, Interpolation
+from tlx.layers import Granularity, Kind
+from tlx.norms import POLICIES, NormPolicy
+
+
+class Model(BaseModel):
+    """Closed and frozen: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Part(Model):
+    """A pluggable part: in YAML its name, or a mapping with `name` and the user's arguments beside it."""
+
+    name: str
+    args: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and "name" in value and set(value) != {"name", "args"}:
+            return {"name": value["name"], "args": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+    @model_serializer
+    def _write(self) -> Any:
+        return {"name": self.name, **self.args} if self.args else self.name
+
+
+def _part_of(group: str) -> Any:
+    def check(part: Part) -> Part:
+        try:
+            function = plug.find(group, part.name)
+            plug.arguments(function, part.args, label=f"{group} {part.name}")
+        except UserError as error:
+            raise ValueError(str(error).replace("\n  ->", ";")) from error
+        said = {k: str(v) if isinstance(v, Duration) else v for k, v in plug.defaults(function).items()}
+        return Part(name=part.name, args={**said, **part.args})
+
+    return Annotated[Part, AfterValidator(check)]
+
+
+def _policy(value: str | NormPolicy) -> str | NormPolicy:
+    if isinstance(value, str) and value not in POLICIES:
+        raise ValueError(f'there is no norm policy "{value}"{did_you_mean(value, POLICIES)}')
+    return value
+
+
+class Plateau(Model):
+    """The phase ends when a validation metric has stopped improving; its curve runs over `max`."""
+
+    max: Length
+    metric: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+    patience: PositiveInt = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class PhaseSettings(Model):
+    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it."""
+
+    duration: Length | Plateau | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    curve: _part_of("curve") = Part(name="constant")  # type: ignore[valid-type]
+    warmup: Length = Duration(0, "steps")
+    layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
+    norm: Annotated[str | NormPolicy, AfterValidator(_policy)] = "frozen_is_frozen"
+    stochastic: Literal["off_in_frozen", "on"] = "off_in_frozen"
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    start_from: Literal["last", "best"] = "last"
+
+    def over(self, base: PhaseSettings) -> PhaseSettings:
+        """These settings where they were said, `base` elsewhere."""
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+
+class Expected(Model):
+    """What the shards should hold: checked against them, and enough to plan before they are built."""
+
+    classes: PositiveInt
+    train: PositiveInt
+    val: PositiveInt | None = None
+
+
+class Data(Model):
+    """Shards and how they are dealt. `batch` is the GLOBAL batch, over all ranks and micro-batches."""
+
+    train: Path
+    val: Path | None = None
+    batch: PositiveInt
+    window: PositiveInt | None = None
+    drop_last: bool = False
+    workers: Annotated[int, Field(ge=0)] = 2
+    bad_samples: Literal["error"] | Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")] = (
+        "error"
+    )
+    expected: Expected | None = None
+
+    def quota(self, samples: int) -> int:
+        """How many unreadable samples may be skipped in a whole run of `samples` distinct ones."""
+        if self.bad_samples == "error":
+            return 0
+        if isinstance(self.bad_samples, str):
+            return int(float(self.bad_samples.rstrip("%")) / 100 * samples)
+        return self.bad_samples
+
+
+class Input(Model):
+    """Overrides of the backbone's own input spec."""
+
+    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Interpolation | None = None
+
+    def over(self, spec: InputSpec) -> InputSpec:
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return InputSpec(
+            size=size or spec.size,
+            mean=self.mean or spec.mean,
+            std=self.std or spec.std,
+            interpolation=self.interpolation or spec.interpolation,
+            crop_pct=self.crop_pct or spec.crop_pct,
+        )
+
+
+class Mixing(Model):
+    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): Beta parameters, 0 for off."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    prob: Annotated[float, Field(ge=0, le=1)] = 1.0
+    switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class BackboneConfig(Model):
+    """`weights`: default, a tag of the library, a file, or none. `layers`: how finely the network is cut."""
+
+    name: str
+    weights: str = "default"
+    args: dict[str, Any] = {}
+    layers: Granularity = "block"
+
+    @model_validator(mode="after")
+    def _known(self) -> BackboneConfig:
+        from tlx import models
+
+        try:
+            models.check_args(self.name, self.args)
+        except UserError as error:
+            raise ValueError(str(error).replace("\n  ->", ";")) from error
+        return self
+
+
+class EMA(Model):
+    """Exponential moving average of the weights, updated after every step."""
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+
+
+class Loop(Model):
+    """How a step is computed. `micro_batch` is the most samples a rank takes at once; gradients accumulate."""
+
+    micro_batch: PositiveInt | None = None
+    clip: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    deterministic: bool = False
+    ema: EMA | None = None
+
+
+class Evaluate(Model):
+    """When to evaluate and what is best. `patience`: evaluations without progress that end the phase."""
+
+    every: Length = Duration(1, "ep")
+    metric: str = "val/top1"
+    mode: Literal["min", "max"] = "max"
+    top_k: PositiveInt = 5
+    patience: PositiveInt | None = None
+    batch: PositiveInt | None = None
+
+
+class Checkpoint(Model):
+    """When to save; `keep` last ones stay beside the best."""
+
+    every: Length = Duration(1, "ep")
+    keep: PositiveInt = 2
+
+
+class Track(Model):
+    """`metrics.jsonl` is always written; trackers come on top."""
+
+    every: Length = Duration(10, "steps")
+    trackers: list[_part_of("tracker")] = []  # type: ignore[valid-type]
+
+
+class WorldConfig(Model):
+    """`size`: the number of ranks this training expects; another number is an error."""
+
+    size: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["nccl", "gloo"] | None = None
+    timeout_minutes: PositiveInt = 30
+
+
+class Config(Model):
+    """One training."""
+
+    run: Path
+    seed: Annotated[int, Field(ge=0)] = 0
+    duration: Length | None = None
+    data: Data
+    input: Input = Input()
+    transforms: list[_part_of("transform")] | None = None  # type: ignore[valid-type]
+    mix: Mixing | None = None
+    backbone: BackboneConfig
+    head: _part_of("head") = Part(name="linear")  # type: ignore[valid-type]
+    unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
+    phases: dict[str, PhaseSettings] = {}
+    objective: _part_of("objective") = Part(name="cross_entropy")  # type: ignore[valid-type]
+    optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
+    no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
+    loop: Loop = Loop()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    track: Track = Track()
+    world: WorldConfig = WorldConfig()
+
+    def settings(self, phase: str) -> PhaseSettings:
+        """Of one phase: its own over those of `each` over the defaults."""
+        base = self.phases.get("each", PhaseSettings())
+        return self.phases[phase].over(base) if phase in self.phases else base
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration file.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key.sub=value`` with YAML values.
+
+    Raises:
+        UserError: no such file, or not YAML.
+        ConfigError: everything that is wrong with the content, together.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise UserError(f"cannot be read: {error.__class__.__name__}{near}", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"is not YAML: {error}", where=str(path)) from error
+    if not isinstance(raw, dict):
+        raise UserError("is not a mapping of keys to values", where=str(path), todo="see configs/ for examples")
+    for override in overrides:
+        _override(raw, override)
+    return parse(raw, where=str(path))
+
+
+def parse(raw: Mapping[str, Any], *, where: str | None = None) -> Config:
+    """A Config from plain data; see :func:`load`."""
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(dict.fromkeys(_problem(e) for e in error.errors()), where=where) from error
+
+
+def dump(config: Config) -> str:
+    """YAML that :func:`load` reads back to the same configuration, with every default said."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f'"{override}" is not an override', todo="write key=value, for instance data.batch=64")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f'"{override}": the value is not YAML', todo="quote it") from error
+    *parents, last = key.split(".")
+    node: Any = raw
+    for parent in parents:
+        below = node.get(parent)
+        if isinstance(below, str) and parent not in ("run",):  # a part written by its name alone
+            below = {"name": below}
+        node[parent] = node = dict(below) if isinstance(below, Mapping) else {}
+    node[last] = value
+
+
+def _problem(error: Any) -> str:
+    """One line from one of pydantic's errors: key, what is wrong, what was meant."""
+    where = ".".join(str(step) for step in error["loc"] if not str(step).startswith(("function-", "constrained")))
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
+    if error["type"] == "missing":
+        return f"{where}: missing"
+    given = error.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _keys_at(location: Sequence[str | int]) -> list[str]:
+    """The keys that the schema knows at a place."""
+    model: Any = Config
+    for step in location:
+        if model is PhaseSettings or not hasattr(model, "model_fields"):
+            break
+        field = model.model_fields.get(str(step))
+        model = PhaseSettings if str(step) == "phases" else _model_in(field.annotation) if field else None
+    if model is PhaseSettings and location and location[-1] == "phases":
+        return []
+    if "Plateau" in [str(step) for step in location]:
+        model = Plateau
+    return list(model.model_fields) if hasattr(model, "model_fields") else []
+
+
+def _model_in(annotation: Any) -> Any:
+    choices = [annotation, *getattr(annotation, "__args__", ())]
+    return next((c for c in choices if hasattr(c, "model_fields")), None)

@@ -1,0 +1,67 @@
+"""Lengths of training in any unit: ``"16ep"`` epochs, ``4000`` steps, ``"5%"`` of the whole."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, PlainSerializer, PlainValidator
+
+_FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)?\s*$")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A stretch of training, not yet counted in steps."""
+
+    value: float
+    unit: Literal["ep", "steps", "%"]
+
+    def __str__(self) -> str:
+        number = f"{self.value:g}" if self.unit != "steps" else f"{self.value:.0f}"
+        return number + {"ep": "ep", "steps": " steps", "%": "%"}[self.unit]
+
+    def steps(self, *, epoch: int, whole: int) -> int:
+        """In steps, for an epoch of `epoch` steps and, for percent, a whole of `whole` steps; rounded to nearest."""
+        return round(self.value * {"ep": epoch, "steps": 1, "%": whole / 100}[self.unit])
+
+
+def duration(value: Any) -> Duration:
+    """Reads ``"16ep"``, ``"2.5 epochs"``, ``400``, ``"400 steps"`` or ``"5%"``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, Duration):
+        return value
+    match = _FORM.match(str(value)) if not isinstance(value, bool) else None
+    if not match or (match[2] in (None, "step", "steps") and float(match[1]) != int(float(match[1]))):
+        raise ValueError(f'{value!r} is not a length; write "16ep" (epochs), 4000 (steps) or "5%"')
+    unit = {"e": "ep", "s": "steps", "%": "%"}[(match[2] or "s")[0]]
+    return Duration(float(match[1]), unit)  # type: ignore[arg-type]
+
+
+def ratio(value: Any) -> float:
+    """Reads a number or a fraction such as ``"1/3"``.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, bool):
+        raise ValueError(f"{value!r} is not a number")
+    try:
+        return float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
+        raise ValueError(f'{value!r} is not a number or a fraction such as "1/3"') from error
+
+
+Length = Annotated[Duration, BeforeValidator(duration), PlainSerializer(str, return_type=str)]
+"""A configuration's duration."""
+
+Steps = Annotated[int, PlainValidator(duration)]
+"""An argument of a curve: the user writes a duration, the plan counts it, the curve receives steps."""
+
+Ratio = Annotated[float, BeforeValidator(ratio)]
+"""A number that may be written as a fraction."""

@@ -1,0 +1,42 @@
+"""What can go wrong, in words a user can act on: what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class TlxError(Exception):
+    """A fault that tlx noticed: not the user's mistake, exit code 1."""
+
+
+class UserError(TlxError):
+    """The user's mistake: shown without a traceback, exit code 2.
+
+    Args:
+        what: what is wrong, in one sentence.
+        where: the file, key, shard or sample it is about.
+        todo: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
+        self.what, self.where, self.todo = what, where, todo
+        super().__init__("\n".join([f"{where}: {what}" if where else what, *([f"  -> {todo}"] if todo else [])]))
+
+
+class ConfigError(UserError):
+    """Every mistake of a configuration, reported together."""
+
+    def __init__(self, problems: Iterable[str], *, where: str | None = None) -> None:
+        self.problems = tuple(problems)
+        count = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
+        super().__init__(f"{count} in the configuration\n" + "\n".join(f"  - {p}" for p in self.problems), where=where)
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """A clause such as ``; did you mean "resnet50"?``, or the choices when they are few, or nothing."""
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, n=3, cutoff=0.6)
+    if close:
+        return "; did you mean " + " or ".join(f'"{c}"' for c in close) + "?"
+    return f"; choose from {', '.join(choices)}" if 0 < len(choices) <= 20 else ""

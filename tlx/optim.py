@@ -1,0 +1,82 @@
+"""Optimizers over the layers. A part ``optimizer(groups, *, ...)`` gives a torch optimizer.
+
+`groups` are parameter groups from :func:`parameter_groups`; a group that must not decay carries ``weight_decay: 0.0``.
+Learning rates are written at every step by the loop, from the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Any
+
+from pydantic import Field
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
+
+from tlx.durations import Ratio
+from tlx.layers import Kind, LayerMap
+
+__all__ = ["adam", "adamw", "rmsprop", "sgd"]
+
+Decay = Annotated[Ratio, Field(ge=0)]
+
+
+def parameter_groups(net: nn.Module, layers: LayerMap, *, no_decay: Collection[Kind]) -> list[dict[str, Any]]:
+    """One group per (layer, kind of parameter), for every layer and from the start, trained now or later.
+
+    Frozen parameters get no gradient and so no state, no decay and no update: a group costs nothing until it thaws.
+    """
+    tensors = dict(net.named_parameters())
+    groups = []
+    for layer in layers:
+        for kind in dict.fromkeys(p.kind for p in layer.parameters):
+            names = [p.name for p in layer.parameters if p.kind == kind]
+            group = {"params": [tensors[n] for n in names], "names": names, "layer": layer.name, "lr": 0.0}
+            groups.append(group | ({"weight_decay": 0.0} if kind in no_decay else {}))
+    return groups
+
+
+def adamw(
+    groups: list[dict[str, Any]],
+    *,
+    weight_decay: Decay = 0.01,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Optimizer:
+    """AdamW (Loshchilov and Hutter 2019)."""
+    return AdamW(groups, lr=0.0, weight_decay=weight_decay, betas=betas, eps=eps, fused=_fused(groups))
+
+
+def adam(
+    groups: list[dict[str, Any]],
+    *,
+    weight_decay: Decay = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Optimizer:
+    """Adam (Kingma and Ba 2015); its weight decay is an L2 term in the gradient."""
+    return Adam(groups, lr=0.0, weight_decay=weight_decay, betas=betas, eps=eps, fused=_fused(groups))
+
+
+def sgd(
+    groups: list[dict[str, Any]], *, momentum: Ratio = 0.9, nesterov: bool = False, weight_decay: Decay = 0.0
+) -> Optimizer:
+    """Stochastic gradient descent with momentum."""
+    return SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=_fused(groups))
+
+
+def rmsprop(
+    groups: list[dict[str, Any]],
+    *,
+    alpha: Ratio = 0.9,
+    momentum: Ratio = 0.9,
+    eps: float = 1e-8,
+    weight_decay: Decay = 0.0,
+) -> Optimizer:
+    """RMSprop (Tieleman and Hinton 2012)."""
+    return RMSprop(groups, lr=0.0, alpha=alpha, momentum=momentum, eps=eps, weight_decay=weight_decay)
+
+
+def _fused(groups: list[dict[str, Any]]) -> bool | None:
+    """One kernel per step on a GPU; None leaves the choice to torch."""
+    return True if groups[0]["params"][0].is_cuda else None

@@ -1,0 +1,81 @@
+"""A phase of the plan, applied to a network: what requires a gradient, and which modules are in training mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from tlx.plan import Phase, Plan
+from tlx.world import World
+
+
+def unfreeze(net: nn.Module, phase: Phase, plan: Plan) -> None:
+    """Gradients exactly for what the phase trains; stale ones cleared, since they would move what is frozen again."""
+    trained = {p.name for layer in plan.layers for p in phase.trained(layer)}
+    for name, tensor in net.named_parameters():
+        tensor.requires_grad_(name in trained)
+        tensor.grad = None
+    train_mode(net, phase, plan)
+
+
+def train_mode(net: nn.Module, phase: Phase, plan: Plan) -> None:
+    """Training mode as the phase means it.
+
+    Frozen layers are in evaluation mode (dropout and drop-path off) unless ``stochastic: on``; norms follow the norm
+    policy, whatever their layer does.
+    """
+    net.train()
+    modules = dict(net.named_modules())
+    for layer in plan.layers:
+        if phase.trains[layer.name] == "frozen" and phase.settings.stochastic == "off_in_frozen":
+            for name in layer.modules:
+                modules[name].training = False
+        moving = phase.norm_state(layer).statistics == "moving"
+        for name in layer.norms:
+            modules[name].train(moving)
+
+
+def moving_norms(net: nn.Module, phase: Phase, plan: Plan) -> list[nn.Module]:
+    """The norms whose running statistics this phase moves."""
+    modules = dict(net.named_modules())
+    return [
+        modules[name]
+        for layer in plan.layers
+        if phase.norm_state(layer).statistics == "moving"
+        for name in layer.moving
+    ]
+
+
+@contextmanager
+def held(norms: Sequence[nn.Module], *, when: bool) -> Iterator[None]:
+    """Statistics stand still inside: for the stand-in sample of a rank that the global batch has left without one."""
+    if when:
+        for norm in norms:
+            norm.eval()
+    yield
+    if when:
+        for norm in norms:
+            norm.train()
+
+
+@torch.no_grad()
+def average_statistics(norms: Sequence[nn.Module], world: World, *, share: float) -> None:
+    """Running statistics become their average over ranks, weighted by samples, in one collective.
+
+    Args:
+        share: this rank's part of the global batch's samples; the shares of all ranks add up to 1.
+    """
+    if world.size == 1 or not norms:
+        return
+    statistics = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
+    # batches are counted by rank 0, which the dealing never leaves without a sample
+    counters = [b for norm in norms for b in norm.buffers() if not b.is_floating_point()]
+    weights = [share] * len(statistics) + [float(world.main)] * len(counters)
+    buffers = [*statistics, *counters]
+    flat = torch.cat([b.double().flatten() * w for b, w in zip(buffers, weights, strict=True)])
+    parts = torch.split(world.sum(flat), [b.numel() for b in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))

@@ -1,0 +1,327 @@
+"""The plan: a complete, printable timetable. Which layers train in which phase, at which rate, on which samples.
+
+Pure: made from the configuration, the layers and the number of samples; the loop obeys it and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tlx import plug
+from tlx.config import Config, PhaseSettings, Plateau
+from tlx.durations import Duration
+from tlx.errors import UserError, did_you_mean
+from tlx.layers import Layer, LayerMap, Parameter
+from tlx.norms import POLICIES, NormPolicy, NormState
+from tlx.unfreeze import Assignment, Mode
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training with one assignment of what trains.
+
+    Attributes:
+        start, stop: global steps, `stop` exclusive.
+        length: steps over which the curve runs; more than stop - start where a plateau ended the phase early.
+        layers: all of them, in order.
+        trains: mode of every layer.
+        lr: the rate of the head at the curve's 1.
+        factors: of every layer, from the layer-decay rule.
+        warmup: steps of linear rise before the curve begins.
+    """
+
+    name: str
+    start: int
+    stop: int
+    length: int
+    layers: LayerMap = field(repr=False)
+    trains: Mapping[str, Mode]
+    lr: float
+    factors: Mapping[str, float]
+    settings: PhaseSettings
+    warmup: int
+    curve: Callable[[int, int], float] = field(compare=False)
+
+    @property
+    def norm(self) -> NormPolicy:
+        return POLICIES[self.settings.norm] if isinstance(self.settings.norm, str) else self.settings.norm
+
+    @property
+    def plateau(self) -> Plateau | None:
+        return self.settings.duration if isinstance(self.settings.duration, Plateau) else None
+
+    def norm_state(self, layer: Layer) -> NormState:
+        """Of the norms of a layer. The head's are new: they learn whenever it trains."""
+        frozen = self.trains[layer.name] == "frozen"
+        if layer.role == "head":
+            return NormState("fixed", "frozen") if frozen else NormState("moving", "trained")
+        return self.norm.frozen if frozen else self.norm.trained
+
+    def trained(self, layer: Layer) -> tuple[Parameter, ...]:
+        """The parameters of a layer that learn in this phase."""
+        return self._trained[layer.name]
+
+    def rate(self, layer: Layer, step: int) -> float:
+        """The learning rate of a layer at a global step; 0.0 where nothing of it trains."""
+        return self.rates(step)[layer.name]
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The learning rate of every layer at a global step."""
+        at = step - self.start
+        if at < self.warmup:
+            shape = (at + 1) / self.warmup
+        else:
+            shape = self.curve(at - self.warmup, max(self.length - self.warmup, 1))
+        top = self.lr * shape
+        return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
+
+    @functools.cached_property
+    def _trained(self) -> dict[str, tuple[Parameter, ...]]:
+        return {layer.name: tuple(p for p in layer.parameters if self._learns(p, layer)) for layer in self.layers}
+
+    def _learns(self, p: Parameter, layer: Layer) -> bool:
+        mode = self.trains[layer.name]
+        if p.kind == "norm":
+            by_mode = mode in ("all", "norms", "frozen") or (mode == "biases" and p.is_bias)
+            return by_mode and self.norm_state(layer).affine == "trained"
+        return mode == "all" or (mode == "biases" and p.is_bias)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Phases one after another over the layers of one backbone."""
+
+    layers: LayerMap
+    phases: tuple[Phase, ...]
+    samples: int
+    batch: int
+    steps_per_epoch: int
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def make(
+        cls, config: Config, layers: LayerMap, *, samples: int, world: int = 1, ends: Mapping[str, int] | None = None
+    ) -> Plan:
+        """Compiles a configuration.
+
+        Args:
+            samples: in the training shards.
+            world: ranks, for what depends on the size of a micro-batch.
+            ends: phases that a plateau or early stopping has ended, by name: the global step they ended at.
+
+        Raises:
+            UserError: settings for phases that do not exist, a phase without length or rate, nothing that trains, ...
+        """
+        epoch = _steps_per_epoch(config, samples)
+        assignments = _assignments(config, layers)
+        phases: list[Phase] = []
+        for assignment in assignments:
+            start = phases[-1].stop if phases else 0
+            phase = _phase(config, layers, assignment, start=start, epoch=epoch)
+            phases.append(dataclasses.replace(phase, stop=(ends or {}).get(phase.name, phase.stop)))
+        plan = cls(layers, tuple(phases), samples, config.data.batch, epoch)
+        return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan, world)))
+
+    @property
+    def steps(self) -> int:
+        return self.phases[-1].stop
+
+    @property
+    def epochs(self) -> float:
+        return self.steps / self.steps_per_epoch
+
+    def phase(self, step: int) -> Phase:
+        """The phase of a global step; the last one for the step after the end."""
+        return next((p for p in self.phases if p.start <= step < p.stop), self.phases[-1])
+
+    def lr(self, layer: Layer, step: int) -> float:
+        """The learning rate of a layer at a global step."""
+        return self.phase(step).rate(layer, step)
+
+    def ended(self, step: int) -> Mapping[str, int]:
+        """What `ends` must say so that the phase before `step` ends there."""
+        return {p.name: min(p.stop, step) for p in self.phases if p.start < step}
+
+    def data(self) -> dict[str, Any]:
+        """Plain data, for plan.json."""
+        return {
+            "steps": self.steps,
+            "steps_per_epoch": self.steps_per_epoch,
+            "epochs": self.epochs,
+            "samples": self.samples,
+            "batch": self.batch,
+            "phases": [
+                {
+                    "name": p.name,
+                    "start": p.start,
+                    "stop": p.stop,
+                    "epochs": (p.stop - p.start) / self.steps_per_epoch,
+                    "warmup": p.warmup,
+                    "lr": p.lr,
+                    "settings": p.settings.model_dump(mode="json"),
+                    "layers": {
+                        y.name: {
+                            "trains": p.trains[y.name],
+                            "trained": sum(q.size for q in p.trained(y)),
+                            "lr": p.lr * p.factors[y.name] if p.trained(y) else 0.0,
+                        }
+                        for y in self.layers
+                    },
+                }
+                for p in self.phases
+            ],
+            "layers": [{"name": y.name, "depth": y.depth, "role": y.role, "parameters": y.size} for y in self.layers],
+            "warnings": list(self.warnings),
+        }
+
+    def explicit(self) -> dict[str, Any]:
+        """The schedule written out, for a person to edit: values for the configuration's `unfreeze` and `phases`."""
+        said = [{"name": p.name, "layers": {y: m for y, m in p.trains.items() if m != "frozen"}} for p in self.phases]
+        phases = {p.name: p.settings.model_dump(mode="json") for p in self.phases}
+        for p in self.phases:
+            if p.plateau is None:
+                phases[p.name]["duration"] = p.stop - p.start
+        return {"unfreeze": {"name": "explicit", "phases": said}, "phases": phases}
+
+
+def _steps_per_epoch(config: Config, samples: int) -> int:
+    whole, rest = divmod(samples, config.data.batch)
+    steps = whole + (rest > 0 and not config.data.drop_last)
+    if samples and not steps:
+        raise UserError(
+            f"data.batch={config.data.batch} is more than the {samples} training samples, and drop_last drops them all",
+            todo=f"set data.batch to at most {samples}, or data.drop_last=false",
+        )
+    if not samples:
+        raise UserError("there is no training sample", where=str(config.data.train), todo="see tlx shards show")
+    return steps
+
+
+def _assignments(config: Config, layers: LayerMap) -> list[Assignment]:
+    schedule = plug.find("unfreeze", config.unfreeze.name)
+    arguments = plug.arguments(schedule, config.unfreeze.args, label=f"unfreeze {config.unfreeze.name}")
+    assignments: list[Assignment] = schedule(layers, **arguments)
+    names = [a.name for a in assignments]
+    for name in config.phases:
+        if name not in names and name != "each":
+            raise UserError(
+                f'there is no phase "{name}"{did_you_mean(name, [*names, "each"])}',
+                where=f"phases.{name}",
+                todo=f"{config.unfreeze.name} makes the phases {', '.join(names)}",
+            )
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"{config.unfreeze.name} must make at least one phase, each with a name of its own: {names}")
+    return assignments
+
+
+def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: int, epoch: int) -> Phase:
+    settings = config.settings(assignment.name)
+    where = f"phases.{assignment.name}"
+    if settings.lr is None:
+        raise UserError("the phase has no learning rate", where=where, todo="set lr there or in phases.each")
+    length = _length(config, settings, assignment, epoch=epoch)
+    warmup = settings.warmup.steps(epoch=epoch, whole=length)
+    if warmup >= length:
+        raise UserError(f"the warm-up of {warmup} steps fills the phase of {length}", where=where)
+    unknown = [name for name in assignment.trains if name not in layers.names]
+    if unknown:
+        raise UserError(f"{config.unfreeze.name} names layers that are not there: {unknown[:5]}", where=where)
+    phase = Phase(
+        name=assignment.name,
+        start=start,
+        stop=start + length,
+        length=length,
+        layers=layers,
+        trains={y.name: assignment.trains.get(y.name, "frozen") for y in layers},
+        lr=settings.lr,
+        factors=_factors(settings, layers),
+        settings=settings,
+        warmup=warmup,
+        curve=_curve(settings, epoch=epoch, length=length),
+    )
+    if not any(phase.trained(y) for y in layers):
+        raise UserError("nothing trains in this phase", where=where)
+    return phase
+
+
+def _length(config: Config, settings: PhaseSettings, assignment: Assignment, *, epoch: int) -> int:
+    said = settings.duration or assignment.duration
+    duration = said.max if isinstance(said, Plateau) else said
+    where = f"phases.{assignment.name}"
+    if duration is None:
+        raise UserError(
+            "the phase has no duration", where=where, todo='set it there or in phases.each: "8ep", 400, "50%"'
+        )
+    if duration.unit == "%" and config.duration is None:
+        raise UserError(f"duration {duration} of what?", where=where, todo='set the whole: duration: "24ep"')
+    whole = config.duration.steps(epoch=epoch, whole=0) if config.duration else 0
+    steps = duration.steps(epoch=epoch, whole=whole)
+    if steps < 1:
+        raise UserError(f"a duration of {duration} is less than a step", where=where)
+    return steps
+
+
+def _factors(settings: PhaseSettings, layers: LayerMap) -> dict[str, float]:
+    rule = plug.find("layer_decay", settings.layer_decay.name)
+    label = f"layer_decay {settings.layer_decay.name}"
+    factors: dict[str, float] = rule(layers, **plug.arguments(rule, settings.layer_decay.args, label=label))
+    missing = [name for name in layers.names if name not in factors]
+    if missing:
+        raise UserError(f"{label} gives no factor for {', '.join(missing[:5])}")
+    return {name: float(factors[name]) for name in layers.names}
+
+
+def _curve(settings: PhaseSettings, *, epoch: int, length: int) -> Callable[[int, int], float]:
+    shape = plug.find("curve", settings.curve.name)
+    arguments = plug.arguments(shape, settings.curve.args, label=f"curve {settings.curve.name}")
+
+    def counted(value: Any) -> Any:
+        if isinstance(value, list):
+            return [counted(v) for v in value]
+        return value.steps(epoch=epoch, whole=length) if isinstance(value, Duration) else value
+
+    return functools.partial(shape, **{key: counted(value) for key, value in arguments.items()})
+
+
+def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
+    said = []
+    moving = [(p, y) for p in plan.phases for y in plan.layers if y.moving and p.norm_state(y).statistics == "moving"]
+    if moving:
+        _refuse_lone_samples(config, plan, world)
+        phases = ", ".join(dict.fromkeys(p.name for p, _ in moving))
+        said.append(
+            f"BatchNorm statistics move in {phases}: results depend on the micro-batch size "
+            f"({_micro_batch(config.data.batch, world, config.loop.micro_batch)[1]} at {world} ranks)"
+        )
+    if config.data.batch < world:
+        raise UserError(
+            f"data.batch={config.data.batch} cannot be dealt to {world} ranks", todo=f"set it to at least {world}"
+        )
+    if plan.samples < config.data.batch:
+        said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")
+    return said
+
+
+def _refuse_lone_samples(config: Config, plan: Plan, world: int) -> None:
+    """BatchNorm on one sample may have one value per channel, and raises."""
+    rest = plan.samples % config.data.batch
+    short = rest if rest and not config.data.drop_last else config.data.batch
+    for size in {short, min(config.data.batch, plan.samples)}:
+        if 1 in _micro_batch(size, world, config.loop.micro_batch):
+            raise UserError(
+                f"a batch of {size} on {world} ranks makes micro-batches of one sample, and BatchNorm statistics move",
+                todo="set data.drop_last=true, another data.batch or loop.micro_batch, or norm: frozen_is_frozen"
+                " / statistics_fixed in that phase",
+            )
+
+
+def _micro_batch(batch: int, world: int, most: int | None) -> tuple[int, int]:
+    """The smallest and the largest micro-batch that a global batch is dealt in, empty ones aside."""
+    share = -(-batch // world)
+    parts = -(-share // (most or share))
+    sizes = sorted({n // parts + (i < n % parts) for n in {batch // world, share} for i in (0, parts - 1)} - {0})
+    return sizes[0], sizes[-1]

@@ -1,0 +1,131 @@
+"""Pluggable parts: find one by name and check its arguments before anything is built.
+
+A part is a function. What tlx hands to it comes first and positionally; **what the user may set in the
+configuration comes after a bare ``*``**, annotated, so that it can be checked here::
+
+    def exponential(layers: Sequence[Layer], *, factor: Ratio = 0.75) -> dict[str, float]: ...
+
+A name is one of ours (a public function of the group's module, listed in its ``__all__``), an entry point of
+another installed package (group ``tlx.<group>``), or ``package.module:function``. Two owners of one name is an error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+
+from tlx.errors import UserError, did_you_mean
+
+GROUPS: dict[str, str] = {
+    "unfreeze": "tlx.unfreeze",
+    "curve": "tlx.curves",
+    "layer_decay": "tlx.layer_decay",
+    "transform": "tlx.data.transforms",
+    "head": "tlx.heads",
+    "objective": "tlx.objectives",
+    "optimizer": "tlx.optim",
+    "tracker": "tlx.tracking",
+    "backbone": "",  # torchvision's and timm's names are looked up by tlx.models
+}
+"""Group -> the module whose ``__all__`` lists our own parts. Outside packages: entry-point group ``tlx.<group>``."""
+
+
+def names(group: str) -> list[str]:
+    """Every name that a configuration can use in this group, dotted paths aside."""
+    return sorted({*_ours(group), *(e.name for e in _theirs(group))})
+
+
+def find(group: str, name: str) -> Callable[..., Any]:
+    """The part called `name`.
+
+    Raises:
+        UserError: no such part (with a suggestion), two owners of the name, or an import that fails.
+    """
+    owners = [f"{GROUPS[group]}:{name}"] if name in _ours(group) else []
+    owners += [e.value for e in _theirs(group) if e.name == name]
+    if len(owners) > 1:
+        raise UserError(
+            f'{group} "{name}" has {len(owners)} owners: {", ".join(owners)}',
+            todo="write one of these paths instead of the name, or uninstall one of the packages",
+        )
+    if owners:
+        return _load(group, name, owners[0])
+    if ":" in name:
+        return _load(group, name, name)
+    raise UserError(f'there is no {group} "{name}"{did_you_mean(name, names(group))}', todo=_how_to_add(group))
+
+
+def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str) -> dict[str, Any]:
+    """The user's arguments for `part`, checked against its signature and converted to its annotated types.
+
+    Raises:
+        UserError: unknown, missing or ill-typed arguments, all of them in one message.
+    """
+    try:
+        hints = typing.get_type_hints(part if inspect.isfunction(part) else part.__init__, include_extras=True)  # type: ignore[misc]
+    except (NameError, AttributeError):
+        hints = {}
+    settable = {p.name: p for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    problems, checked = [], {}
+    for key, value in given.items():
+        if key not in settable:
+            problems.append(f'{label} has no argument "{key}"{did_you_mean(key, settable) or "; it takes none"}')
+            continue
+        try:
+            checked[key] = _adapter(hints.get(key, Any)).validate_python(value)
+        except ValidationError as error:
+            reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors()[:3])
+            problems.append(f"{label}: {key}={value!r} does not fit: {reasons}")
+    for key, parameter in settable.items():
+        if parameter.default is parameter.empty and key not in given:
+            problems.append(f'{label} needs the argument "{key}"')
+    if problems:
+        raise UserError("; ".join(problems))
+    return checked
+
+
+def defaults(part: Callable[..., Any]) -> dict[str, Any]:
+    """The user's arguments that have a default value, for a configuration that says everything."""
+    return {
+        p.name: p.default
+        for p in inspect.signature(part).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:  # dataclasses and models carry their own configuration
+        return TypeAdapter(hint)
+
+
+def _ours(group: str) -> list[str]:
+    return list(importlib.import_module(GROUPS[group]).__all__) if GROUPS[group] else []
+
+
+def _theirs(group: str) -> list[EntryPoint]:
+    return list(entry_points(group=f"tlx.{group}"))
+
+
+def _load(group: str, name: str, path: str) -> Callable[..., Any]:
+    module, _, attribute = path.partition(":")
+    try:
+        part: Any = importlib.import_module(module)
+        for step in attribute.split("."):
+            part = getattr(part, step)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f'{group} "{name}" cannot be loaded: {error}', where=path, todo=_how_to_add(group)) from error
+    if not callable(part):
+        raise UserError(f'{group} "{name}" is not a function', where=path)
+    return part  # type: ignore[no-any-return]
+
+
+def _how_to_add(group: str) -> str:
+    return f"use one of these, an entry point of an installed package (group tlx.{group}), or package.module:function"

@@ -1,0 +1,146 @@
+"""Where a training stands: plain data that a checkpoint keeps, fed by one packed exchange between ranks per step."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tlx.world import World
+
+FIELDS = ("loss", "correct", "seen", "bad", "stop", "unfinite")
+"""Of one step, summed over ranks: weighted loss, right and all predictions, unreadable samples, ranks asked to stop,
+ranks whose gradient was not finite."""
+
+
+@dataclass
+class Mean:
+    """Training loss and accuracy over a stretch of steps."""
+
+    loss: float = 0.0
+    total: float = 0.0
+    correct: float = 0.0
+    seen: float = 0.0
+
+    def add(self, reading: Mapping[str, float]) -> None:
+        for name in ("loss", "total", "correct", "seen"):
+            setattr(self, name, getattr(self, name) + reading[name])
+
+    def take(self) -> dict[str, float]:
+        """The means so far; starts again."""
+        means = {"train/loss": self.loss / self.total, "train/top1": self.correct / self.seen} if self.seen else {}
+        self.loss = self.total = self.correct = self.seen = 0.0
+        return means
+
+
+@dataclass
+class Patience:
+    """Evaluations without progress, of one metric in one phase."""
+
+    phase: str = ""
+    best: float | None = None
+    stale: int = 0
+
+    def watch(self, phase: str, value: float, *, mode: str, min_delta: float = 0.0) -> int:
+        """Counts an evaluation; how many in a row have brought nothing."""
+        if phase != self.phase:
+            self.phase, self.best, self.stale = phase, None, 0
+        if self.best is None or better(value, self.best, mode, min_delta):
+            self.best, self.stale = value, 0
+        else:
+            self.stale += 1
+        return self.stale
+
+
+@dataclass
+class Progress:
+    """All that a run remembers beside tensors.
+
+    Attributes:
+        step: updates done, or suppressed as not finite.
+        ends: phases that ended before their time, by name: the step.
+        best: {metric, value, step, phase, weights: raw | ema}.
+        phases: by name: {start, stop, best, last}, metrics of evaluations.
+        bad: unreadable samples of any rank, by place: the reason.
+        unfinite: in all, and in a row.
+    """
+
+    step: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    patience: Patience = field(default_factory=Patience)
+    plateau: Patience = field(default_factory=Patience)
+    logged: Mean = field(default_factory=Mean)
+    evaluated: Mean = field(default_factory=Mean)
+    bad: dict[str, str] = field(default_factory=dict)
+    replaced: int = 0
+    samples_seen: int = 0
+    unfinite: int = 0
+    unfinite_in_a_row: int = 0
+    wall_time_s: float = 0.0
+
+    def data(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Progress:
+        fields = dict(data)
+        for name, kind in (("patience", Patience), ("plateau", Patience), ("logged", Mean), ("evaluated", Mean)):
+            fields[name] = kind(**fields[name])
+        return cls(**fields)
+
+    def absorb(self, reading: Mapping[str, float]) -> None:
+        """Counts one step's exchange."""
+        self.samples_seen += int(reading["seen"])
+        self.replaced += int(reading["bad"])
+        if reading["unfinite"]:
+            self.unfinite += 1
+            self.unfinite_in_a_row += 1
+            return
+        self.unfinite_in_a_row = 0
+        self.logged.add(reading)
+        self.evaluated.add(reading)
+
+
+def better(value: float, than: float, mode: str, min_delta: float = 0.0) -> bool:
+    """Whether `value` improves on `than` by more than `min_delta`; NaN never does."""
+    return value > than + min_delta if mode == "max" else value < than - min_delta
+
+
+class Exchange:
+    """What ranks tell each other at step boundaries, in one packed tensor.
+
+    On a GPU a step's reading is taken one step late, when it has long arrived: the host never waits for the device.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._waiting: list[tuple[torch.Tensor, Any, float]] = []
+
+    def post(self, values: torch.Tensor, *, total: float) -> None:
+        """Sends a step's values.
+
+        Args:
+            values: float64 [len(FIELDS)], this rank's.
+            total: what the step's global batch weighs, which every rank knows.
+        """
+        work = dist.all_reduce(values, async_op=True) if self.world.size > 1 else None
+        self._waiting.append((values, work, total))
+
+    def readings(self, *, settle: bool) -> list[dict[str, float]]:
+        """Steps that have arrived, in order: all but the newest on a GPU, unless `settle`; the same on every rank."""
+        late = 1 if self.world.cuda and not settle else 0
+        ready = self._waiting[: len(self._waiting) - late]
+        del self._waiting[: len(ready)]
+        readings = []
+        for values, work, total in ready:
+            if work is not None:
+                work.wait()
+            readings.append({**dict(zip(FIELDS, values.tolist(), strict=True)), "total": total})
+        return readings

@@ -1,0 +1,42 @@
+"""Gradient checkpointing per block: activations are computed again in the backward pass (Chen et al. 2016)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute_blocks(net: nn.Module, blocks: Sequence[str]) -> None:
+    """Checkpoints these modules from now on, without reentrance and under unchanged parameter names.
+
+    Norm statistics are updated once: in the second forward pass the norms use the batch but leave their buffers alone.
+    """
+    modules = dict(net.named_modules())
+    for name in blocks:
+        block = modules[name]
+        again = functools.partial(_contexts, block)
+        block.forward = functools.partial(_forward, block, block.forward, again)  # type: ignore[method-assign]
+
+
+def _forward(block: nn.Module, forward, again, *args, **kwargs):  # type: ignore[no-untyped-def]
+    if not block.training and not any(p.requires_grad for p in block.parameters()):
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=again, **kwargs)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _statistics_untouched(block)
+
+
+@contextmanager
+def _statistics_untouched(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
+    for norm in norms:
+        norm.track_running_stats = False  # type: ignore[assignment]
+    yield
+    for norm in norms:
+        norm.track_running_stats = True  # type: ignore[assignment]

@@ -1,0 +1,177 @@
+"""One update: micro-batches of one global batch, backward, clip, optimizer, norm statistics, moving average."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from tlx.data.stream import Batch
+from tlx.inputs import InputSpec
+from tlx.objectives import Objective
+from tlx.phasing import average_statistics, held, moving_norms, unfreeze
+from tlx.plan import Phase, Plan
+from tlx.world import World
+
+
+class Normalise:
+    """uint8 pixels [N, 3, H, W] on a device to the float32 that the backbone was trained on."""
+
+    def __init__(self, spec: InputSpec, device: torch.device, *, channels_last: bool) -> None:
+        shape = (1, len(spec.mean), 1, 1)
+        self.scale = (1 / (255 * torch.tensor(spec.std, device=device))).view(shape)
+        self.shift = (torch.tensor(spec.mean, device=device) / torch.tensor(spec.std, device=device)).view(shape)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        return (images * self.scale - self.shift).contiguous(memory_format=self.layout)
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A network dressed for one phase.
+
+    Attributes:
+        net: itself, under its own names.
+        forward: what to call for training: wrapped for DDP anew in each phase, compiled where asked.
+        norms: those whose statistics move.
+    """
+
+    net: nn.Module
+    forward: Any
+    norms: Sequence[nn.Module]
+    parameters: Sequence[nn.Parameter]
+
+    def no_sync(self, *, when: bool) -> Any:
+        """Gradients stay on this rank inside."""
+        ddp = getattr(self.forward, "_orig_mod", self.forward)
+        return ddp.no_sync() if when and isinstance(ddp, DistributedDataParallel) else nullcontext()
+
+
+def dress(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: bool) -> Trainee:
+    """Unfreezes what the phase trains and wraps the network for it.
+
+    Wrapping anew is what makes unfreezing correct: a DDP wrapper reduces the gradients of those parameters that
+    required one when it was made, and says nothing about others, so that ranks would drift apart.
+    """
+    unfreeze(net, phase, plan)
+    forward: Any = net
+    if world.size > 1:
+        forward = DistributedDataParallel(
+            net,
+            device_ids=[world.device] if world.cuda else None,
+            broadcast_buffers=False,  # statistics are averaged, which uses the data of all ranks
+            init_sync=False,  # ranks are bit-equal at every step boundary
+            gradient_as_bucket_view=True,
+        )
+    if compiled:
+        torch._dynamo.reset()  # each set of trainable parameters is a graph of its own, and their number is limited
+        torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, with a warning
+        forward = torch.compile(forward)
+    return Trainee(net, forward, moving_norms(net, phase, plan), [p for p in net.parameters() if p.requires_grad])
+
+
+def by_step(batches: Iterable[Batch]) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """Micro-batches grouped by the global step they belong to."""
+    return itertools.groupby(batches, key=lambda batch: batch.step)
+
+
+@dataclass(frozen=True)
+class Updater:
+    """Takes steps: everything an update needs that does not change with the phase."""
+
+    optimizer: Optimizer
+    objective: Objective
+    normalise: Normalise
+    world: World
+    seed: int
+    clip: float | None = None
+    ema: AveragedModel | None = None
+
+    def update(self, trainee: Trainee, step: int, batches: Iterable[Batch]) -> tuple[torch.Tensor, list[Any], float]:
+        """One step on this rank's micro-batches of a global batch.
+
+        Returns:
+            float64 [4]: summed loss, right predictions, samples, 1 if the gradient was not finite (then nothing moved);
+            the samples that could not be read; what the global batch weighs.
+        """
+        # dropout depends on (seed, step, rank), not on what happened before: evaluations, resuming
+        torch.manual_seed(_mix(self.seed, step, self.world.rank))
+        for parameter in trainee.parameters:
+            parameter.grad = None
+        counts, bad, own, total = [], [], 0, 0.0
+        for batch in batches:
+            bad += batch.bad
+            own += 0 if batch.idle else len(batch.labels)
+            total, samples = batch.total, batch.samples
+            counts.append(self._backward(trainee, batch))
+        norm = self._step(trainee)
+        average_statistics(trainee.norms, self.world, share=own / samples)
+        if self.ema is not None:
+            self.ema.update_parameters(trainee.net)
+        finite = torch.isfinite(norm).logical_not().double().to(self.world.device)
+        return torch.cat([torch.stack(counts).sum(0), finite[None]]), bad, total
+
+    def _backward(self, trainee: Trainee, batch: Batch) -> torch.Tensor:
+        last = batch.micro == batch.micros - 1
+        batch = batch.to(self.world.device)
+        with trainee.no_sync(when=not last):
+            with held(trainee.norms, when=batch.idle), self.world.autocast():
+                images = self.normalise(batch.images)
+                output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
+                loss = self.objective.loss(output, batch.labels, batch.mix)
+            # DDP averages gradients over ranks; the mean wanted is over what the global batch weighs
+            weight = 0.0 if batch.idle else self.world.size / batch.total
+            self.world.backward(loss * weight)
+        if batch.idle:
+            return torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        logits = output[0] if isinstance(output, tuple) else output
+        correct = (logits.detach().argmax(1) == batch.labels).sum()
+        return torch.stack([loss.detach().double(), correct.double(), correct.new_tensor(len(batch.labels)).double()])
+
+    def _step(self, trainee: Trainee) -> torch.Tensor:
+        """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""
+        scaler = self.world.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in trainee.parameters if p.grad is not None])
+        if self.clip is not None:
+            clip_grads_with_norm_(trainee.parameters, self.clip, norm)
+        if scaler is not None:
+            scaler.step(self.optimizer)  # leaves the weights alone after an overflow, and counts it
+            scaler.update()
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # fused: the kernel itself looks at the flag, the host does not wait for the device
+            self.optimizer.found_inf = torch.isfinite(norm).logical_not().float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
+        elif torch.isfinite(norm):
+            self.optimizer.step()
+        return norm
+
+
+def set_rates(optimizer: Optimizer, phase: Phase, step: int) -> None:
+    """The only place that writes a learning rate: from the plan, as Python floats."""
+    rates = phase.rates(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["layer"]]
+
+
+def _mix(*words: int) -> int:
+    """One 63-bit seed from several numbers (SplitMix64)."""
+    state = 0
+    for word in words:
+        state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+        state ^= state >> 31
+    return state >> 1

@@ -1,0 +1,255 @@
+"""Ranks, device, precision and collectives. The only module that imports accelerate.
+
+accelerate gives device, autocast, gradient scaler and backward. It never sees the model, the loader or a scheduler:
+those are ours, wrapped anew for each phase. What its environment or a launch config asks for is compared with the
+configuration, and a conflict is an error instead of a silent override.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from tlx.config import Config
+from tlx.errors import ConfigError, TlxError, UserError
+
+_REFUSED = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism config (tensor, context or sequence parallel)",
+    "ACCELERATE_USE_TP": "tensor parallel",
+    "ACCELERATE_USE_SAGEMAKER": "SageMaker's launcher",
+}
+_PRECISIONS = {"no": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8"}
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of one training.
+
+    Attributes:
+        rank, size: of all processes.
+        device: of this rank.
+        launched: a launcher (torchrun, accelerate launch) watches over this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    launched: bool
+    accelerator: Any
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def cuda(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """fp16's gradient scaler, else None."""
+        scaler: torch.amp.GradScaler | None = self.accelerator.scaler
+        return scaler
+
+    def autocast(self) -> AbstractContextManager[None]:
+        context: AbstractContextManager[None] = self.accelerator.autocast()
+        return context
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor summed over all ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Rank 0's values on every rank, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's object on every rank."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device if dist.get_backend() == "nccl" else None)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's object, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def enter(config: Config) -> World:
+    """Joins the world that the launcher has made.
+
+    Raises:
+        ConfigError: accelerate's environment or config file conflicts with the configuration.
+        UserError: the number of ranks is not what was asked for.
+    """
+    conflicts = accelerate_conflicts(config, os.environ)
+    if conflicts:
+        raise ConfigError(conflicts)
+    size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    _check_size(config, size)
+    cpu = _on_cpu(config)
+    if not cpu:
+        # two ranks may share a GPU over gloo
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{local % torch.cuda.device_count()}"
+        torch.cuda.set_device(local % torch.cuda.device_count())
+    if size > 1 and not dist.is_initialized():
+        backend = config.world.backend or ("gloo" if cpu else "nccl")
+        if backend == "nccl" and (cpu or local >= torch.cuda.device_count()):
+            raise UserError(
+                f"nccl needs a GPU for each rank; local rank {local} of this machine has none",
+                where="world.backend",
+                todo=f"start at most {torch.cuda.device_count()} processes here, or set world.backend=gloo",
+            )
+        dist.init_process_group(backend, timeout=timedelta(minutes=config.world.timeout_minutes))
+    return _world(config, cpu=cpu, size=size)
+
+
+def _world(config: Config, *, cpu: bool, size: int) -> World:
+    from accelerate import Accelerator
+
+    # fp16 on a CPU has no scaler in accelerate and computes in fp32 without a word
+    if cpu and config.loop.precision == "fp16":
+        raise UserError("fp16 needs a GPU", where="loop.precision", todo="set bf16 or fp32")
+    precision = {"fp32": "no"}.get(config.loop.precision, config.loop.precision)
+    accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    if accelerator.num_processes != size or accelerator.process_index != rank:
+        raise TlxError(
+            f"accelerate believes in rank {accelerator.process_index} of {accelerator.num_processes}, "
+            f"the launcher set rank {rank} of {size}"
+        )
+    return World(rank, size, accelerator.device, launched(), accelerator)
+
+
+def launched() -> bool:
+    """Whether a launcher that turns exit codes into banners and restarts stands over this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def accelerate_conflicts(config: Config, env: Mapping[str, str]) -> list[str]:
+    """What accelerate's environment, set by hand or by `accelerate launch`, asks for and the configuration does not."""
+    problems = [
+        f"{variable}={env[variable]}: {what} is not supported; tlx trains with DistributedDataParallel. Unset it"
+        for variable, what in _REFUSED.items()
+        if env.get(variable, "false").lower() in ("1", "true", "yes")
+    ]
+    if env.get("ACCELERATE_DISTRIBUTED_TYPE", "").upper() in ("XLA", "TPU") or env.get("ACCELERATE_USE_XLA") == "true":
+        problems.append("accelerate is configured for TPU: not supported; tlx trains on GPUs and CPUs")
+    asked = env.get("ACCELERATE_MIXED_PRECISION", "").lower()
+    # accelerate launch exports "no" when nobody has asked for anything
+    if asked not in ("", "no") and _PRECISIONS.get(asked, asked) != config.loop.precision:
+        problems.append(
+            f"accelerate is told mixed precision {asked} (ACCELERATE_MIXED_PRECISION, config or --mixed_precision), "
+            f"the configuration says loop.precision={config.loop.precision}: make them agree"
+        )
+    steps = env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if steps not in ("", "1"):
+        problems.append(
+            f"accelerate is told to accumulate over {steps} steps (ACCELERATE_GRADIENT_ACCUMULATION_STEPS): it would "
+            "divide every gradient again: unset it; set data.batch and loop.micro_batch"
+        )
+    backend = env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
+    if backend not in ("", "no") and not config.loop.compile:
+        problems.append(
+            f"accelerate is told to compile with {backend} (ACCELERATE_DYNAMO_BACKEND), "
+            "the configuration says loop.compile=false: make them agree"
+        )
+    return problems
+
+
+def _on_cpu(config: Config) -> bool:
+    asked: Literal["auto", "cpu", "cuda"] = config.world.device
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU that torch can use", where="world.device=cuda", todo="set auto or cpu")
+    forced = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+    return asked == "cpu" or (asked == "auto" and (forced or not torch.cuda.is_available()))
+
+
+def _check_size(config: Config, size: int) -> None:
+    if config.world.size is not None and config.world.size != size:
+        raise UserError(
+            f"the configuration expects {config.world.size} ranks, the launcher has started {size}",
+            where="world.size",
+            todo="see launch/README.md for launch commands that give the number they name",
+        )
+    promised = _promised(size)
+    if promised and promised[0] != size:
+        raise UserError(
+            f"the launcher was asked for {promised[0]} processes and has started {size}",
+            where=promised[1],
+            todo="on CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, or torchrun; "
+            "see launch/README.md",
+        )
+
+
+def _promised(size: int) -> tuple[int, str] | None:
+    """How many processes the `accelerate launch` above us was asked for, and where it says so.
+
+    Asked of the parent's command line because accelerate, which starts a lone process for `--cpu --num_processes 2` or
+    MULTI_CPU, leaves no trace of the number in the environment.
+    """
+    if size > 1 or "ACCELERATE_MIXED_PRECISION" not in os.environ:
+        return None
+    import psutil
+
+    try:
+        command = psutil.Process().parent().cmdline()
+    except (psutil.Error, AttributeError):
+        return None
+    if "launch" not in " ".join(command):
+        return None
+    for flag in ("--num_processes", "--num-processes"):
+        said = _option(command, flag)
+        if said and said.isdigit():
+            return int(said), " ".join(command[1:])
+    machines = _option(command, "--num_machines") or _option(command, "--num-machines")
+    if machines and machines.isdigit() and int(machines) > 1:
+        return int(machines), " ".join(command[1:])
+    file = _option(command, "--config_file") or _option(command, "--config-file")
+    try:
+        content = yaml.safe_load(Path(file).read_text()) if file else None
+    except (OSError, yaml.YAMLError):
+        return None
+    count = content.get("num_processes") if isinstance(content, dict) else None
+    return (int(count), str(file)) if isinstance(count, int) else None
+
+
+def _option(command: Sequence[str], flag: str) -> str | None:
+    for word, after in zip(command, [*command[1:], ""], strict=True):
+        if word == flag:
+            return after
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None
