@@ -25,8 +25,8 @@ from tlx.timetable import timetable
 if TYPE_CHECKING:
     import torch
 
-    from tlx.engine import Run
     from tlx.models import Backbone
+    from tlx.run import Run
     from tlx.world import World
 
 
@@ -185,9 +185,9 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
     import torch
 
     from tlx.checkpoint import Checkpoints
-    from tlx.engine import Run
     from tlx.preempt import StopRequest
     from tlx.recompute import recompute_blocks
+    from tlx.run import Run
     from tlx.step import Normalise
 
     settle(config, world)
@@ -306,6 +306,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class
         workers=config.data.workers,
         class_weights=class_weights,
         mix=mixing_of(config.mix),
+        skip_bad=True,  # judged by the loop, over all ranks
     )
 
 
@@ -336,6 +337,7 @@ def evaluation_of(config: Config, manifest: Manifest | None, spec: Any, world: W
         rank=world.rank,
         world=world.size,
         workers=config.data.workers,
+        skip_bad=True,
     )
 
 

@@ -1,7 +1,7 @@
 """The commands. `tlx X` is `python -m tlx X`; `train` runs under accelerate launch, torchrun and srun too.
 
-Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault. Launchers turn any non-zero code
-into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0, and RUN/status.json tells.
+Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault. Launchers turn any non-zero
+code into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0; RUN/status.json tells.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tlx.cli_shards import shards
 from tlx.errors import TlxError, UserError
 
 app = typer.Typer(
@@ -21,9 +22,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-)
-shards = typer.Typer(
-    help="Build, index, check and show WebDataset shards.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(shards, name="shards")
 

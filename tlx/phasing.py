@@ -62,20 +62,20 @@ def held(norms: Sequence[nn.Module], *, when: bool) -> Iterator[None]:
 
 
 @torch.no_grad()
-def average_statistics(norms: Sequence[nn.Module], world: World, *, share: float) -> None:
+def average_statistics(norms: Sequence[nn.Module], world: World, *, samples: int) -> None:
     """Running statistics become their average over ranks, weighted by samples, in one collective.
 
     Args:
-        share: this rank's part of the global batch's samples; the shares of all ranks add up to 1.
+        samples: of the global batch that this rank has seen.
     """
     if world.size == 1 or not norms:
         return
     statistics = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
     # batches are counted by rank 0, which the dealing never leaves without a sample
     counters = [b for norm in norms for b in norm.buffers() if not b.is_floating_point()]
-    weights = [share] * len(statistics) + [float(world.main)] * len(counters)
+    weights = [float(samples)] * len(statistics) + [float(world.main)] * len(counters)
     buffers = [*statistics, *counters]
-    flat = torch.cat([b.double().flatten() * w for b, w in zip(buffers, weights, strict=True)])
-    parts = torch.split(world.sum(flat), [b.numel() for b in buffers])
-    for buffer, part in zip(buffers, parts, strict=True):
-        buffer.copy_(part.view_as(buffer))
+    parts = [b.double().flatten() * w for b, w in zip(buffers, weights, strict=True)]
+    flat = world.sum(torch.cat([*parts, parts[0].new_tensor([samples])]))
+    for buffer, summed in zip(buffers, torch.split(flat[:-1], [b.numel() for b in buffers]), strict=True):
+        buffer.copy_((summed / flat[-1] if buffer.is_floating_point() else summed).view_as(buffer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -21,6 +22,13 @@ from tlx.objectives import Objective
 from tlx.phasing import average_statistics, held, moving_norms, unfreeze
 from tlx.plan import Phase, Plan
 from tlx.world import World
+
+# Statistics are averaged over ranks by us, which uses the data of all; torch has renamed the switch.
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
 
 
 class Normalise:
@@ -69,9 +77,9 @@ def dress(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: b
         forward = DistributedDataParallel(
             net,
             device_ids=[world.device] if world.cuda else None,
-            broadcast_buffers=False,  # statistics are averaged, which uses the data of all ranks
             init_sync=False,  # ranks are bit-equal at every step boundary
             gradient_as_bucket_view=True,
+            **_OWN_BUFFERS,
         )
     if compiled:
         torch._dynamo.reset()  # each set of trainable parameters is a graph of its own, and their number is limited
@@ -112,10 +120,10 @@ class Updater:
         for batch in batches:
             bad += batch.bad
             own += 0 if batch.idle else len(batch.labels)
-            total, samples = batch.total, batch.samples
+            total = batch.total
             counts.append(self._backward(trainee, batch))
         norm = self._step(trainee)
-        average_statistics(trainee.norms, self.world, share=own / samples)
+        average_statistics(trainee.norms, self.world, samples=own)
         if self.ema is not None:
             self.ema.update_parameters(trainee.net)
         finite = torch.isfinite(norm).logical_not().double().to(self.world.device)

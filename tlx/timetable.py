@@ -6,14 +6,14 @@ import io
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 from tlx.layers import Layer
 from tlx.plan import Phase, Plan
 
 
-def timetable(plan: Plan, *, width: int = 120) -> str:
+def timetable(plan: Plan, *, width: int = 150) -> str:
     """Samples and steps, phases, layers with what trains at which rate, and warnings, as plain text."""
     out = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_terminal=False)
     out.print(
@@ -32,7 +32,8 @@ def timetable(plan: Plan, *, width: int = 120) -> str:
 def _phases(plan: Plan) -> Table:
     table = Table(box=box.SIMPLE, title="phases", title_justify="left")
     for column in ("phase", "epochs", "steps", "curve", "warm-up", "layer decay", "norms", "optimizer", "trained"):
-        table.add_column(column, justify="right" if column in ("epochs", "trained") else "left", overflow="fold")
+        justify: JustifyMethod = "right" if column in ("epochs", "trained") else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ("phase", "steps", "norms"))
     for phase in plan.phases:
         said = phase.settings
         span = f"{(phase.stop - phase.start) / plan.steps_per_epoch:g}"

@@ -80,7 +80,7 @@ class World:
         """Rank 0's values on every rank, in place."""
         if self.size > 1:
             for tensor in tensors:
-                dist.broadcast(tensor, src=0)
+                dist.broadcast(tensor.detach(), src=0)
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's object on every rank."""

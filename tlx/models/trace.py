@@ -32,6 +32,7 @@ class Trace:
         joins: paths of modules at whose own level two activations were added, multiplied or concatenated.
         inputs, outputs: module path -> shape of the first tensor in or out, of the first call.
         output: shape of what the network returned first.
+        image: height and width that went in.
     """
 
     order: dict[str, int] = field(default_factory=dict)
@@ -40,14 +41,41 @@ class Trace:
     inputs: dict[str, Shape] = field(default_factory=dict)
     outputs: dict[str, Shape] = field(default_factory=dict)
     output: Shape = ()
+    image: tuple[int, int] = (0, 0)
+
+
+def build_empty(build: Callable[[], nn.Module]) -> nn.Module:
+    """The network without weights: parameters have no storage and cost no initialisation; buffers are real."""
+    try:
+        with _parameters_on_meta():
+            return build()
+    except (RuntimeError, NotImplementedError):  # some constructors compute with what they have just made
+        with _Uninitialised():
+            return _strip(build())
+
+
+def _strip(net: nn.Module) -> nn.Module:
+    for module in net.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(parameter.to("meta"), parameter.requires_grad))
+    return net
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Random numbers are not drawn."""
+
+    _SKIPPED = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return args[0] if function in self._SKIPPED else function(*args, **(kwargs or {}))
 
 
 @contextmanager
-def on_meta() -> Iterator[None]:
-    """Networks built inside have parameters without storage; buffers are real. Costs no initialisation."""
-
+def _parameters_on_meta() -> Iterator[None]:
     def empty(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
-        return None if parameter is None else nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        if parameter is None or parameter.is_meta:  # already empty: a shared parameter stays shared
+            return parameter
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(empty)
     try:
@@ -72,6 +100,7 @@ def trace(net: nn.Module, size: tuple[int, int]) -> Trace:
         net.eval()
         with recorder, torch.no_grad():
             output = torch.func.functional_call(net, state, (recorder.data(images),))
+    recorder.trace.image = size
     recorder.trace.output = _first_shape(output) or ()
     return recorder.trace
 
@@ -138,7 +167,9 @@ class _Recorder(TorchFunctionMode):
 
 
 def _joins(function: Any, tensors: list[torch.Tensor]) -> bool:
-    """Equal partners; a gate that is broadcast over a map (squeeze and excitation) is not one."""
+    """Equal partners; a gate broadcast over a map (squeeze and excitation) and slices of one tensor are not."""
+    if len({t.untyped_storage()._cdata for t in tensors}) < 2:
+        return False
     if getattr(function, "__name__", "") in {"cat", "concat", "concatenate", "stack"}:
         return True
     return len({t.shape for t in tensors}) < len(tensors)

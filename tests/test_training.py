@@ -1,0 +1,227 @@
+"""`tlx train` as users and accidents treat it: killed, stopped, started again, misconfigured."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from commands import kill_all, last_step, ranks_of, rows, start, status, tlx, wait_for_step, write_config
+from images import make_shards
+from safetensors.torch import load_file
+
+RAW = {
+    "seed": 5,
+    "data": {"batch": 8, "workers": 1},
+    "input": {"size": 16},
+    "backbone": {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}},
+    "phases": {
+        "each": {"lr": 0.01, "curve": "cosine"},
+        "feature_extraction": {"duration": 100},
+        "fine_tuning": {"duration": 300},
+    },
+    "evaluate": {"every": 40},
+    "checkpoint": {"every": 30},
+    "track": {"every": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("shards") / "s", classes=3, per_class={"train": 10, "val": 7}, size=24)
+
+
+def raw_for(shards, run, **over):
+    data = {**RAW["data"], "train": str(shards / "train"), "val": str(shards / "val"), **over.pop("data", {})}
+    return {**RAW, "run": str(run), **over, "data": data}
+
+
+@pytest.fixture(scope="module")
+def config(shards, tmp_path_factory):
+    return write_config(tmp_path_factory.mktemp("config") / "c.yaml", raw_for(shards, "unset"))
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """Uninterrupted trainings on one and on two ranks."""
+    out = tmp_path_factory.mktemp("whole")
+    for ranks in (1, 2):
+        done = tlx("train", config, f"run={out / str(ranks)}", ranks=ranks)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return out
+
+
+def same_bits(a, b):
+    for name in ("model.safetensors", "optimizer.pt"):
+        one, other = (run / "checkpoints" / "latest" / name for run in (a, b))
+        if name.endswith(".pt"):
+            one, other = (torch.load(p, weights_only=True) for p in (one, other))
+            one, other = ({f"{n}.{k}": v for n, s in o.items() for k, v in s.items()} for o in (one, other))
+        else:
+            one, other = load_file(one), load_file(other)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(torch.as_tensor(one[k]), torch.as_tensor(other[k])) for k in one)
+    assert rows(a) == rows(b)
+    results = [json.loads((run / "result.json").read_text()) for run in (a, b)]
+    assert results[0]["best"] == results[1]["best"]
+    assert results[0]["samples_seen"] == results[1]["samples_seen"]
+
+
+def test_the_run_folder_holds_all_that_is_promised(whole):
+    run = whole / "1"
+    for name in ("config.yaml", "plan.json", "status.json", "metrics.jsonl", "result.json"):
+        assert (run / name).exists(), name
+    latest, best = run / "checkpoints" / "latest", run / "checkpoints" / "best"
+    assert {p.name for p in latest.iterdir()} == {"model.safetensors", "optimizer.pt", "state.json"}
+    state = json.loads((latest / "state.json").read_text())
+    assert state["step"] == 400
+    assert state["identity"]["classes"] == ["class0", "class1", "class2"]
+    result = json.loads((run / "result.json").read_text())
+    assert best.resolve().name == f"step-{result['best']['step']:08d}"
+    assert result["phases"].keys() == {"feature_extraction", "fine_tuning"}
+    assert result["last"]["val/top1"] > 0.9
+    assert status(run)["status"] == "done"
+    assert all(key.startswith(("features.", "fc.")) for key in load_file(latest / "model.safetensors"))
+
+
+def test_the_same_command_again_shows_the_result_and_a_changed_one_is_refused(whole, config, tmp_path):
+    run = tmp_path / "copy"
+    shutil.copytree(whole / "1", run, symlinks=True)
+    before = (run / "metrics.jsonl").read_bytes()
+    again = tlx("train", config, f"run={run}")
+    assert again.returncode == 0
+    assert "best" in again.stdout
+    changed = tlx("train", config, f"run={run}", "phases.each.lr=0.5", "data.workers=0")
+    assert changed.returncode == 2
+    assert "phases.each.lr: 0.01 -> 0.5" in changed.stderr
+    assert "workers" not in changed.stderr
+    assert "Traceback" not in changed.stderr
+    fresh = tlx("train", config, f"run={run}", "phases.each.lr=0.5", "phases.fine_tuning.duration=5", "--fresh")
+    assert fresh.returncode == 0, fresh.stderr
+    assert last_step(run) == 105
+    (aside,) = tmp_path.glob("copy.before-*")
+    assert (aside / "metrics.jsonl").read_bytes() == before
+
+
+def test_training_again_from_the_written_configuration_gives_the_same_run(whole, tmp_path):
+    run = tmp_path / "again"
+    done = tlx("train", whole / "1" / "config.yaml", f"run={run}", "data.workers=2")
+    assert done.returncode == 0, done.stderr
+    same_bits(run, whole / "1")
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kill_9_then_the_same_command_again_gives_the_same_bits(ranks, whole, config, tmp_path):
+    run = tmp_path / "killed"
+    for step in (70, 230):
+        process = start("train", config, f"run={run}", ranks=ranks)
+        wait_for_step(process, run, step)
+        if ranks == 2:
+            ranks_of(process)[1].kill()
+            assert process.wait(timeout=60) != 0
+        kill_all(process)
+    done = tlx("train", config, f"run={run}", ranks=ranks)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "resumed from" in done.stdout
+    same_bits(run, whole / str(ranks))
+
+
+def test_a_request_to_stop_leaves_a_resumable_run(whole, config, tmp_path):
+    run = tmp_path / "stopped"
+    process = start("train", config, f"run={run}")
+    wait_for_step(process, run, 50)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 75
+    assert status(run)["status"] == "resumable"
+    stopped_at = status(run)["step"]
+    assert rows(run)[-1]["step"] == stopped_at < 400
+    second = start("train", config, f"run={run}")
+    wait_for_step(second, run, stopped_at + 20)
+    (run / "stop").touch()
+    assert second.wait(timeout=60) == 75
+    assert tlx("train", config, f"run={run}").returncode == 0
+    same_bits(run, whole / "1")
+
+
+def test_under_a_launcher_a_stop_ends_with_0_and_another_number_of_ranks_goes_on(config, shards, tmp_path):
+    run, grouped = tmp_path / "elastic", {"args": {"norm": "group"}, "name": "toys:small", "weights": "none"}
+    config = write_config(tmp_path / "g.yaml", raw_for(shards, run, backbone=grouped))
+    process = start("train", config, ranks=2)
+    wait_for_step(process, run, 120)
+    for rank in ranks_of(process)[:1]:
+        rank.send_signal(signal.SIGTERM)  # one rank is asked, all agree
+    assert process.wait(timeout=60) == 0
+    assert status(run)["status"] == "resumable"
+    assert tlx("train", config).returncode == 0
+    assert tlx("train", config, f"run={tmp_path / 'one'}").returncode == 0
+    one, other = (load_file(r / "checkpoints" / "latest" / "model.safetensors") for r in (run, tmp_path / "one"))
+    assert all((one[k] - other[k]).abs().max() < 1e-3 for k in one)
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(whole, config, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(whole / "1", run, symlinks=True)
+    (run / "result.json").unlink()
+    newest = (run / "checkpoints" / "latest").resolve() / "model.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-5] ^= 1
+    newest.write_bytes(data)
+    done = tlx("train", config, f"run={run}")
+    assert done.returncode == 0, done.stderr
+    assert "is damaged (model.safetensors is not what was written); going back" in done.stdout
+    same_bits(run, whole / "1")
+
+
+def test_a_users_mistake_ends_every_rank_with_0_and_is_said_once(config, tmp_path):
+    run = tmp_path / "mistake"
+    run.mkdir()
+    done = tlx("train", config, f"run={run}", "data.train=nowhere", ranks=2)
+    assert done.returncode == 0
+    assert done.stderr.count("error:") == 1
+    assert "nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert status(run)["status"] == "user-error"
+    assert tlx("train", config, f"run={run}", "data.train=nowhere").returncode == 2
+
+
+def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(shards, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(shards, broken)
+    index = json.loads((broken / "train" / "index.json").read_text())
+    from tlx.data.manifest import Manifest
+
+    tar, offset, size = Manifest.open(broken / "train").locate(4)
+    with open(tar, "r+b") as file:
+        file.seek(offset)
+        file.write(os.urandom(size))
+    assert index["samples"] == 30
+    short = {"each": {"lr": 0.01}, "feature_extraction": {"duration": 4}, "fine_tuning": {"duration": 4}}
+    config = write_config(tmp_path / "c.yaml", raw_for(broken, tmp_path / "run", phases=short))
+    failed = tlx("train", config, ranks=2)
+    assert "1 unreadable samples, 0 allowed" in failed.stderr
+    assert f"{tar.name}: " in failed.stderr
+    assert "tlx shards check" in failed.stderr
+    assert status(tmp_path / "run")["status"] == "user-error"
+    allowed = tlx("train", config, "data.bad_samples=1", f"run={tmp_path / 'quota'}", ranks=2)
+    assert allowed.returncode == 0, allowed.stderr
+    result = json.loads((tmp_path / "quota" / "result.json").read_text())
+    assert len(result["unreadable"]) == 1
+    assert result["replaced"] == 2  # two epochs
+
+
+def test_early_stopping_and_plateaus_end_phases(shards, tmp_path):
+    plateau = {"max": 200, "metric": "val/loss", "patience": 2, "min_delta": 10.0}
+    phases = {"each": {"lr": 0.01}, "feature_extraction": {"duration": plateau}, "fine_tuning": {"duration": 300}}
+    config = write_config(
+        tmp_path / "c.yaml",
+        raw_for(shards, tmp_path / "run", phases=phases, evaluate={"every": 4, "patience": 30}),
+    )
+    assert tlx("train", config).returncode == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["phases"]["feature_extraction"]["stop"] == 12  # the first is the best, two bring nothing
+    assert result["phases"]["fine_tuning"]["start"] == 12
+    assert result["step"] < 312
+    assert result["finished"]

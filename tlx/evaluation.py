@@ -1,0 +1,109 @@
+"""Exact evaluation over ranks, the best so far, and the end of patience."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from tlx.errors import UserError
+from tlx.meters import EvaluationMeter
+from tlx.phasing import train_mode
+from tlx.plan import Phase
+from tlx.progress import better
+from tlx.quota import count_bad
+from tlx.run import Run
+from tlx.step import Trainee
+
+
+def evaluate_when_due(run: Run, phase: Phase, trainee: Trainee) -> bool:
+    """Evaluates at its interval and at the end of a phase; whether the phase ends here for want of progress."""
+    step = run.progress.step
+    if not (run.due(run.config.evaluate.every) or step == phase.stop):
+        return False
+    row = {"step": step, "epoch": step / run.plan.steps_per_epoch, "phase": phase.name}
+    row |= run.progress.evaluated.take()
+    ended = False
+    if run.evaluation is not None:
+        row |= evaluate_both(run)
+        ended = judge(run, phase, row)
+    train_mode(trainee.net, phase, run.plan)
+    run.journal.row({k: v for k, v in row.items() if not k.endswith("per_class")})
+    return ended
+
+
+def evaluate_both(run: Run) -> dict[str, Any]:
+    """Metrics of the raw weights and, where there is one, of the moving average."""
+    metrics: dict[str, Any] = {}
+    for prefix, net in (("", run.net), ("ema/", run.ema.module if run.ema else None)):
+        if net is not None:
+            found = evaluate(run, net)
+            metrics |= {f"{prefix}val/{name}": value for name, value in found.items()}
+    return metrics
+
+
+@torch.no_grad()
+def evaluate(run: Run, net: nn.Module) -> dict[str, Any]:
+    """Exact metrics of a network over the validation shards: every sample counts once, on whatever rank."""
+    assert run.evaluation is not None
+    meter = EvaluationMeter(run.classes, top_k=run.config.evaluate.top_k, world=run.world)
+    net.eval()
+    bad: dict[str, str] = {}
+    for batch in run.evaluation():
+        bad |= {b.where: b.reason for b in batch.bad}
+        if not len(batch.labels):
+            continue
+        batch = batch.to(run.world.device)
+        with run.world.autocast():
+            output = net(run.normalise(batch.images))
+        logits = output[0] if isinstance(output, tuple) else output
+        meter.update(logits, batch.labels, run.objective.evaluation_loss(logits, batch.labels))
+    if any(run.world.gather(len(bad))):
+        run.progress.bad |= bad
+        count_bad(run)
+    metrics = meter.result()
+    if not metrics["samples"]:
+        raise UserError("there is no readable validation sample", where=str(run.config.data.val))
+    return metrics
+
+
+def judge(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
+    """Keeps the best, per run and per phase; whether patience with this phase is at its end."""
+    wanted, progress = run.config.evaluate, run.progress
+    for weights, prefix in (("raw", ""), ("ema", "ema/")):
+        value = row.get(prefix + wanted.metric)
+        if value is None:
+            continue
+        best = {"metric": wanted.metric, "value": value, "step": progress.step, "phase": phase.name, "weights": weights}
+        if progress.best is None or better(value, progress.best["value"], wanted.mode):
+            progress.best = best
+        of_phase = progress.phases[phase.name]
+        if "best" not in of_phase or better(value, of_phase["best"][wanted.metric], wanted.mode):
+            own = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix + "val/")}
+            of_phase["best"] = {"step": progress.step, "weights": weights, **own}
+    values = {k: v for k, v in row.items() if "val/" in k}
+    progress.last = {"step": progress.step, **values}
+    progress.phases[phase.name]["last"] = progress.last
+    return progress.step < phase.stop and end_of_patience(run, phase, row)
+
+
+def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
+    """Ends the phase on its plateau, or by early stopping; the plan is made again from where it ended."""
+    progress, wanted, plateau = run.progress, run.config.evaluate, phase.plateau
+    reasons = []
+    if wanted.patience is not None:
+        stale = progress.patience.watch(phase.name, row[wanted.metric], mode=wanted.mode)
+        reasons += [f"{wanted.metric} has not improved for {stale} evaluations"] if stale >= wanted.patience else []
+    if plateau is not None:
+        value = row[plateau.metric]
+        stale = progress.plateau.watch(phase.name, value, mode=plateau.mode, min_delta=plateau.min_delta)
+        reasons += [f"{plateau.metric} is on a plateau"] if stale >= plateau.patience else []
+    if not reasons:
+        return False
+    progress.ends[phase.name] = progress.step
+    progress.phases[phase.name]["stop"] = progress.step
+    run.plan = run.remake_plan(progress.ends)
+    run.journal.note(f"phase {phase.name} ends at step {progress.step}: {' and '.join(reasons)}")
+    return True

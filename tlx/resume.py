@@ -1,0 +1,93 @@
+"""Saving where a run stands, and going on from there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tlx.checkpoint import Snapshot, optimizer_state, read, restore_optimizer, weights_of
+from tlx.errors import UserError
+from tlx.plan import Phase
+from tlx.progress import Progress
+from tlx.run import Run
+
+
+def resume(run: Run) -> None:
+    """Goes on from the newest whole checkpoint; then every rank has rank 0's weights."""
+    path = run.world.from_main(run.checkpoints.newest(run.journal.note) if run.world.main else None)
+    if path is not None:
+        snapshot = read(path)
+        check_identity(snapshot.state["identity"], run.identity, where=str(path))
+        load_weights(run, snapshot.model, snapshot.ema)
+        restore_optimizer(run.optimizer, snapshot.optimizer)
+        if run.world.scaler is not None and snapshot.state["scaler"]:
+            run.world.scaler.load_state_dict(snapshot.state["scaler"])
+        run.progress = Progress.of(snapshot.state["progress"])
+        run.plan = run.remake_plan(run.progress.ends)
+        run.journal.cut(snapshot.state["metrics_bytes"])
+        run.saved = run.progress.step
+        run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
+    else:
+        run.journal.cut(0)
+    run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
+
+
+def save_when_due(run: Run, phase: Phase, *, now: bool) -> None:
+    """Saves at its interval, at the end of a phase, at a new best, and when `now`."""
+    step, best = run.progress.step, run.progress.best
+    new_best = best is not None and best["step"] == step
+    due = now or new_best or step == phase.stop or run.due(run.config.checkpoint.every)
+    if not due or step == run.saved:
+        return
+    run.journal.sync()
+    if run.world.main:
+        try:
+            run.checkpoints.save(step, snapshot(run))
+        except OSError as error:
+            run.journal.note(f"WARNING: checkpoint at step {step} could not be written ({error}); training goes on, "
+                             "earlier checkpoints are untouched. Make room or mend permissions")  # fmt: skip
+    run.saved = step
+    run.world.barrier()
+
+
+def snapshot(run: Run) -> Snapshot:
+    """Everything needed to go on from here."""
+    scaler = run.world.scaler
+    return Snapshot(
+        model=weights_of(run.net),
+        optimizer=optimizer_state(run.optimizer),
+        ema=weights_of(run.ema.module) if run.ema else None,
+        state={
+            "step": run.progress.step,
+            "best": run.progress.best,
+            "progress": run.progress.data(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "metrics_bytes": run.journal.position(),
+            "identity": dict(run.identity),
+        },
+    )
+
+
+def load_weights(run: Run, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor] | None) -> None:
+    """Into the network, and into the moving average: its own, or anew from the network."""
+    run.net.load_state_dict(weights, strict=True)
+    if run.ema is not None:
+        run.ema.module.load_state_dict(ema if ema is not None else weights, strict=True)
+        run.ema.n_averaged.fill_(1)
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+    """A checkpoint goes on only with the same classes, shards and preprocessing.
+
+    Raises:
+        UserError: with the differences.
+    """
+    differ = [f"{k}: {saved.get(k)!r} there, {now[k]!r} now" for k in now if saved.get(k) != now[k]]
+    if differ:
+        raise UserError(
+            "the checkpoint belongs to another training:\n    " + "\n    ".join(d[:300] for d in differ),
+            where=where,
+            todo="use the same shards and settings, another run folder, or --fresh",
+        )

@@ -1,0 +1,66 @@
+"""One training, composed: its parts, and where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from tlx.checkpoint import Checkpoints
+from tlx.config import Config
+from tlx.data.stream import Batch, ShardStream
+from tlx.durations import Duration
+from tlx.objectives import Objective
+from tlx.plan import Plan
+from tlx.preempt import StopRequest
+from tlx.progress import Exchange, Progress
+from tlx.step import Normalise, Updater
+from tlx.tracking.journal import Journal
+from tlx.world import World
+
+
+@dataclass
+class Run:
+    """What the loop works on.
+
+    Attributes:
+        remake_plan: the plan, for phases that ended early (name -> step); pure.
+        evaluation: starts a pass over this rank's share of the validation shards; None without validation.
+        identity: what a checkpoint must agree with: classes, shards, order of samples, preprocessing.
+        saved: the step of the newest checkpoint.
+    """
+
+    config: Config
+    world: World
+    net: nn.Module
+    remake_plan: Callable[[Mapping[str, int]], Plan]
+    optimizer: Optimizer
+    objective: Objective
+    normalise: Normalise
+    stream: ShardStream
+    evaluation: Callable[[], Iterable[Batch]] | None
+    classes: int
+    identity: Mapping[str, Any]
+    checkpoints: Checkpoints
+    journal: Journal
+    stop: StopRequest
+    ema: AveragedModel | None = None
+    progress: Progress = field(default_factory=Progress)
+    saved: int = -1
+
+    def __post_init__(self) -> None:
+        self.plan = self.remake_plan({})
+        self.exchange = Exchange(self.world)
+        loop = self.config.loop
+        self.updater = Updater(
+            self.optimizer, self.objective, self.normalise, self.world, self.config.seed, clip=loop.clip, ema=self.ema
+        )
+
+    def due(self, *intervals: Duration) -> bool:
+        """Whether any of these intervals ends at this step."""
+        epoch, whole = self.plan.steps_per_epoch, self.plan.steps
+        return any(self.progress.step % max(every.steps(epoch=epoch, whole=whole), 1) == 0 for every in intervals)
