@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 
 def environment(**extra: str) -> dict[str, str]:
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WANDB_"))}
-    return {**inherited, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
+    return {**inherited, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
 
 
 def command(*words: object, ranks: int = 1) -> list[str]:

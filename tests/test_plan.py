@@ -175,12 +175,12 @@ def test_moving_batchnorm_on_one_sample_is_refused_and_names_drop_last(samples, 
         ({"phases": {"each": {"lr": 1}}}, "no duration"),
         ({"phases": {"each": {"duration": 3}}}, "no learning rate"),
         ({"phases": {"each": {"lr": 1, "duration": "3ep", "warmup": "3ep"}}}, "fills the phase"),
-        ({"data": {"train": "x", "batch": 2}, "world": 4}, "cannot be dealt to 4 ranks"),
+        ({"data": {"train": "x", "batch": 2}, "ranks": 4}, "cannot be dealt to 4 ranks"),
     ],
 )
 def test_what_a_plan_refuses(over, message):
     over = dict(over)
-    world = over.pop("world", 1)
+    world = over.pop("ranks", 1)
     with pytest.raises(UserError, match=message):
         make(world=world, **over)
 

@@ -11,9 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from images import make_shards
+from images import make_folder
 from ranks import SCENARIOS
 from safetensors.torch import load_file
+
+from tlx.data.write import BuildOptions, build_shards
 
 HERE = Path(__file__).parent
 WORLDS = (1, 2, 3)
@@ -26,9 +28,13 @@ def trained(tmp_path_factory):
     """Every scenario on one, two and three ranks: OUT/<world>/<scenario>."""
     out = tmp_path_factory.mktemp("ranks")
     shards = out / "shards"
-    make_shards(shards / "train", classes=3, per_class=10, size=24, shards=3)
-    make_shards(shards / "val", samples=37, classes=3, size=24, shards=2, seed=1)
-    env = {**os.environ, "PYTHONPATH": str(HERE), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    pictures = out / "pictures"
+    make_folder(pictures / "train", per_class=10, size=24)
+    make_folder(pictures / "val", per_class=13, size=24, seed=1)
+    for name in ("class0", "class2"):  # 37 in all
+        (pictures / "val" / name / "0012.jpg").unlink()
+    build_shards(str(pictures), shards, BuildOptions(shard_samples=11, jobs=0))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
 
     def launch(world: int) -> subprocess.CompletedProcess:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]

@@ -289,6 +289,10 @@ def _curve(settings: PhaseSettings, *, epoch: int, length: int) -> Callable[[int
 
 def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
     said = []
+    if config.data.batch < world:
+        raise UserError(
+            f"data.batch={config.data.batch} cannot be dealt to {world} ranks", todo=f"set it to at least {world}"
+        )
     moving = [(p, y) for p in plan.phases for y in plan.layers if y.moving and p.norm_state(y).statistics == "moving"]
     if moving:
         _refuse_lone_samples(config, plan, world)
@@ -296,10 +300,6 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
         said.append(
             f"BatchNorm statistics move in {phases}: results depend on the micro-batch size "
             f"({_micro_batch(config.data.batch, world, config.loop.micro_batch)[1]} at {world} ranks)"
-        )
-    if config.data.batch < world:
-        raise UserError(
-            f"data.batch={config.data.batch} cannot be dealt to {world} ranks", todo=f"set it to at least {world}"
         )
     if plan.samples < config.data.batch:
         said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")

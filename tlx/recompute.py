@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -34,9 +35,14 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _statistics_untouched(block: nn.Module) -> Iterator[None]:
-    norms = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
+    """With no momentum a batch leaves no trace; without buffers the graph would be another one."""
+    norms: list[Any] = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
+    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False  # type: ignore[assignment]
-    yield
-    for norm in norms:
-        norm.track_running_stats = True  # type: ignore[assignment]
+        norm.momentum = 0.0
+    try:  # left by an exception of torch's as soon as all that is needed is there again
+        yield
+    finally:
+        for norm, momentum, batches in before:
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(batches)

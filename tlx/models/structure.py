@@ -14,13 +14,13 @@ The rules, for every network alike:
 from __future__ import annotations
 
 import os.path
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import nn
 
-from tlx.layers import Granularity, Layer, LayerMap, Parameter
+from tlx.layers import Granularity, Kind, Layer, LayerMap, Parameter
 from tlx.models.kinds import is_norm, kind, moves
 from tlx.models.trace import Shape, Trace
 from tlx.models.units import Cut, Labels, Unit, cut
@@ -61,6 +61,8 @@ class Anatomy:
     def __init__(self, net: nn.Module, seen: Trace, heads: Sequence[str], labels: Labels | None = None) -> None:
         self._net, self._seen, self._heads = net, seen, tuple(heads)
         self._cut, self._labels = _fitting(net, seen, heads, labels)
+        self._modules_by_path = dict(net.named_modules())
+        self._parameters = _described(net)
         self._parts = self._sort()
 
     @property
@@ -76,7 +78,8 @@ class Anatomy:
         """
         groups = {"stage": self._stages, "block": self._blocks, "module": self._modules}[granularity]()
         groups += self._ends()
-        owner = _Owners(self._net, self._cut, groups, self._heads).assign()
+        kinds = {p.name: p.kind for p in self._parameters}
+        owner = _Owners(self._net, self._cut, groups, self._heads, kinds).assign()
         layers = LayerMap(tuple(self._layer(i, groups, owner) for i in range(len(groups))))
         layers.verify(name for name, _ in self._net.named_parameters())
         return layers
@@ -192,25 +195,17 @@ class Anatomy:
     def _layer(self, index: int, groups: list[_Group], owner: _Owner) -> Layer:
         group = groups[index]
         depth = sum(not g.last for g in groups[: index if not group.last else None])
-        modules = dict(self._net.named_modules())
+        modules = self._modules_by_path
         mine = tuple(path for path, i in owner.modules.items() if i == index)
         norms = tuple(path for path in mine if is_norm(modules[path]))
         return Layer(
             name=group.name,
             depth=depth,
             role=group.role,
-            parameters=self._parameters(index, owner),
+            parameters=tuple(p for p in self._parameters if owner.parameters[p.name] == index),
             modules=mine,
             norms=norms,
             moving=tuple(path for path in norms if moves(modules[path])),
-        )
-
-    def _parameters(self, index: int, owner: _Owner) -> tuple[Parameter, ...]:
-        listed = _no_weight_decay(self._net)
-        return tuple(
-            Parameter(name, tuple(p.shape), kind(self._net.get_submodule(name.rpartition(".")[0]), name, listed))
-            for name, p in self._net.named_parameters()
-            if owner.parameters[name] == index
         )
 
 
@@ -225,8 +220,10 @@ class _Owner:
 class _Owners:
     """Puts everything that is not a unit with parameters beside one that is."""
 
-    def __init__(self, net: nn.Module, pieces: Cut, groups: list[_Group], heads: Sequence[str]) -> None:
-        self._net, self._cut, self._heads = net, pieces, heads
+    def __init__(
+        self, net: nn.Module, pieces: Cut, groups: list[_Group], heads: Sequence[str], kinds: Mapping[str, Kind]
+    ) -> None:
+        self._net, self._cut, self._heads, self._kinds = net, pieces, heads, kinds
         self._head = len(groups) - 1
         self._of = {u.path: i for i, group in enumerate(groups) for u in group.units}
         self._named = {group.name: i for i, group in enumerate(groups)}
@@ -235,66 +232,85 @@ class _Owners:
 
     def assign(self) -> _Owner:
         owner = _Owner()
-        of_unit = self._units()
-        for unit in self._cut.units:
+        with_parameters = [u for u in self._cut.units if u.parameters]
+        of_unit = self._neighbours(with_parameters)
+        for unit in with_parameters:
             owner.parameters |= dict.fromkeys(unit.parameters, of_unit[unit.path])
         for loose in self._cut.loose:
-            owner.parameters[loose.name] = self._of_loose(loose.name, loose.start)
+            owner.parameters[loose.name] = self._of_loose(loose)
+        spans = _spans(owner.parameters)
+        empty = [u for u in self._cut.units if not u.parameters]
+        for unit in empty:
+            around = next((spans[a] for a in _ancestors(unit.path) if a in spans), {0, 1})
+            of_unit[unit.path] = next(iter(around)) if len(around) == 1 else self._of_empty(unit)
         for path, _ in self._net.named_modules():
-            index = _only(i for p, i in of_unit.items() if _within(p, path)) if path else None
-            if index is None:
-                index = next((i for p, i in of_unit.items() if _within(path, p)), None)
-            if index is not None and (path in of_unit or not self._spans(path, owner, index)):
+            index = self._of_module(path, spans, of_unit)
+            if path and index is not None:
                 owner.modules[path] = index
         return owner
 
-    def _units(self) -> dict[str, int]:
-        """Every unit's group; a unit that never ran stands with its neighbour in the source."""
+    def _neighbours(self, units: Iterable[Unit]) -> dict[str, int]:
+        """Groups of units with parameters; one that never ran stands with its neighbour in the source."""
         found: dict[str, int] = {}
         before = self._clock[0][1] if self._clock else self._head
-        for unit in self._cut.units:
-            if unit.path in self._of:
-                index = self._of[unit.path]
-            elif unit.path in self._named:  # a parameterless child of the trunk that is a layer by itself
-                index = self._named[unit.path]
-            elif unit.start is not None:
-                index = self._of_moment(unit.path, unit.start)
-            else:
-                index = self._head if self._beside_head(unit.path) else before
-            found[unit.path] = before = index
+        for unit in units:
+            beside = self._head if unit.start is None and self._beside_head(unit.path) else before
+            found[unit.path] = before = self._of.get(unit.path, beside)
         return found
 
-    def _of_moment(self, path: str, start: int) -> int:
-        before = [i for clock, i in self._clock if clock < start]
-        backbone_is_over = not any(clock > start and i != self._head for clock, i in self._clock)
+    def _of_empty(self, unit: Unit) -> int:
+        """A module without parameters: just before the head it goes with it, otherwise with the layer before it."""
+        if unit.path in self._named:  # a child of a plain trunk, which is a layer by itself
+            return self._named[unit.path]
+        if unit.start is None:
+            return self._head if self._beside_head(unit.path) else self._clock[0][1] if self._clock else self._head
+        before = [i for clock, i in self._clock if clock < (unit.start or 0)]
+        follows = any(clock > unit.start and i != self._head for clock, i in self._clock)
         if not before:
             return self._clock[0][1] if self._clock else self._head
-        parent = path.rpartition(".")[0]
-        return self._head if backbone_is_over and (not parent or self._beside_head(path)) else before[-1]
+        return before[-1] if follows else self._head
 
-    def _of_loose(self, name: str, start: int | None) -> int:
-        owner = self._net.get_submodule(name.rpartition(".")[0])
-        if kind(owner, name, _no_weight_decay(self._net)) == "embedding" or start is None:
+    def _of_loose(self, loose: Loose) -> int:
+        if loose.start is None or self._kinds[loose.name] == "embedding":
             return 0
+        start = loose.start
         return max((item for item in self._clock if item[0] < start), default=(0, 0))[1]
 
-    def _beside_head(self, path: str) -> bool:
-        """Whether an ancestor other than the root holds a head: a dropout before it, or an auxiliary branch."""
-        parts = path.split(".")[:-1]
-        above = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        return any(head.startswith(f"{a}.") for a in above for head in self._heads)
+    def _of_module(self, path: str, spans: Mapping[str, set[int]], of_unit: Mapping[str, int]) -> int | None:
+        if path in spans:
+            return next(iter(spans[path])) if len(spans[path]) == 1 else None
+        inside = next((of_unit[p] for p in (path, *_ancestors(path)) if p in of_unit), None)
+        return inside if inside is not None else _only(i for p, i in of_unit.items() if _within(p, path))
 
-    def _spans(self, path: str, owner: _Owner, index: int) -> bool:
-        return any(owner.parameters[n] != index for n in owner.parameters if n.startswith(f"{path}."))
+    def _beside_head(self, path: str) -> bool:
+        """Whether an ancestor other than the root holds a head: an auxiliary branch, a dropout that is not used."""
+        return any(head.startswith(f"{a}.") for a in _ancestors(path) for head in self._heads)
+
+
+def _spans(parameters: Mapping[str, int]) -> dict[str, set[int]]:
+    """Module path -> the groups of all parameters below it."""
+    spans: dict[str, set[int]] = {}
+    for name, index in parameters.items():
+        for path in _ancestors(name):
+            spans.setdefault(path, set()).add(index)
+    return spans
+
+
+def _ancestors(path: str) -> Iterator[str]:
+    """The nearest first, the root left out."""
+    while "." in path:
+        path = path.rpartition(".")[0]
+        yield path
 
 
 def _fitting(net: nn.Module, seen: Trace, heads: Sequence[str], labels: Labels | None) -> tuple[Cut, Labels | None]:
-    """The library's labels where they never fall along execution order; otherwise the cut without them."""
+    """The library's labels where they follow execution order and tell blocks apart; otherwise the cut without them."""
     if labels:
         pieces = cut(net, seen, heads, labels)
         running = [u for u in pieces.units if u.parameters and u.start is not None and u.path not in heads]
         order = [labels[u.parameters[0]] for u in sorted(running, key=lambda u: u.start or 0)]
-        if order == sorted(order) and len(set(order)) > 1:
+        blocks = [labels[u.parameters[0]] for u in running if u.block]
+        if order == sorted(order) and len(set(order)) > 1 and len(set(blocks)) == len(blocks):
             return pieces, labels
     return cut(net, seen, heads), None
 
@@ -349,8 +365,9 @@ def _stage_names(stages: list[_Group], pieces: Cut) -> list[str]:
     for stage in stages:
         path = _common(u.path.rpartition(".")[0] + "." for u in stage.units if u.block or len(stage.units) == 1)
         mine = {u.path for u in stage.units}
-        alone = all(u.path in mine for u in pieces.units if u.parameters and _within(u.path, path))
-        names.append(path if path and alone else "")
+        others = [u.path for u in pieces.units if u.parameters and u.path not in mine]
+        alone = [a for a in (path, *_ancestors(path)) if a and not any(_within(p, a) for p in others)]
+        names.append(alone[-1] if alone else "")
     return names if all(names) else [f"stage{i + 1}" for i in range(len(stages))]
 
 
@@ -383,6 +400,10 @@ def _only(indices: Iterable[int]) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _no_weight_decay(net: nn.Module) -> frozenset[str]:
+def _described(net: nn.Module) -> tuple[Parameter, ...]:
     listed = getattr(net, "no_weight_decay", None)
-    return frozenset(listed()) if callable(listed) else frozenset()
+    exempt = frozenset(listed()) if callable(listed) else frozenset()
+    return tuple(
+        Parameter(name, tuple(p.shape), kind(net.get_submodule(name.rpartition(".")[0]), name, exempt))
+        for name, p in net.named_parameters()
+    )
