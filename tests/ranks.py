@@ -16,6 +16,7 @@ import torch
 import tlx.engine
 from tlx import build, world
 from tlx.config import parse
+from tlx.result import result_of
 from tlx.run_folder import RunFolder
 
 TWO_PHASES = {
@@ -134,7 +135,7 @@ def main(out: Path, shards: Path, names: list[str]) -> None:
         run.stop.close()
         moved = [n for n, t in run.net.state_dict().items() if not torch.equal(t, initial[n])]
         if ranks.main:
-            report = {**watcher.report, "moved": moved, "result": build.result_of(run, finished=True)}
+            report = {**watcher.report, "moved": moved, "result": result_of(run, finished=True)}
             (out / name / "report.json").write_text(json.dumps(report))
     ranks.barrier()
     ranks.close()

@@ -67,7 +67,7 @@ def test_all_mistakes_are_told_at_once(good):
         "backbone",
         "seed: input should be greater than or equal to 0",
         'there is no transform "horizontal_flop"; did you mean "horizontal_flip"',
-        'there is no norm policy "frozen"; did you mean "frozen_is_frozen"?',
+        'there is no norm policy "frozen"; choose from frozen_is_frozen, statistics_move,',
         "'3 weeks' is not a length",
         'duraton: unknown key; did you mean "duration"?',
     ):

@@ -6,10 +6,8 @@ import dataclasses
 import functools
 import os
 import random
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx import plug
@@ -19,7 +17,7 @@ from tlx.data.order import ORDER_VERSION
 from tlx.errors import UserError
 from tlx.layers import LayerMap
 from tlx.plan import Plan
-from tlx.run_folder import RunFolder, versions
+from tlx.run_folder import RunFolder
 from tlx.timetable import timetable
 
 if TYPE_CHECKING:
@@ -139,6 +137,7 @@ def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
     """Trains, resumes, or finds the run done; its result, or None after a stop request."""
     from tlx import world as worlds
     from tlx.engine import fit
+    from tlx.result import result_of
 
     world = worlds.enter(config)
     folder = RunFolder(config.run)
@@ -372,25 +371,3 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int) -> A
     )
     trackers = [guarded(t.name, functools.partial(make, "tracker", t, about)) for t in config.track.trackers]
     return Journal(metrics, trackers, console)
-
-
-def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
-    """What a training has brought."""
-    progress = run.progress
-    return {
-        "name": Path(run.config.run).name,
-        "finished": finished,
-        "step": progress.step,
-        "best": progress.best,
-        "last": progress.last,
-        "phases": progress.phases,
-        "classes": list(run.identity["classes"]),
-        "samples_seen": progress.samples_seen,
-        "replaced": progress.replaced,
-        "unreadable": progress.bad,
-        "unfinite": progress.unfinite,
-        "wall_time_s": progress.wall_time_s,
-        "world": run.world.size,
-        "versions": versions(),
-        "command": " ".join(sys.argv),
-    }

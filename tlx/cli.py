@@ -44,9 +44,9 @@ def train(
     if result is None:
         _leave(RESUMABLE)
     if _rank() == 0:
-        from tlx.report import print_result
+        from tlx.result import summary
 
-        print_result(result)
+        print(summary(result))
     _leave(0)
 
 
@@ -72,16 +72,16 @@ def models(
     name: Annotated[str | None, typer.Argument(help="After show: the model.")] = None,
 ) -> None:
     """List backbones of torchvision and timm; `models show NAME` tells all about one."""
-    from tlx.models import catalogue
+    from tlx.catalogue import details, listing
 
     if pattern == "show":
         if name is None:
             raise UserError("show what?", todo="tlx models show timm/resnet50")
-        print(catalogue.describe(name))
+        print(details(name))
     elif name is not None:
         raise UserError(f'"{name}" is one argument too many', todo="tlx models PATTERN, or: tlx models show NAME")
     else:
-        print(catalogue.search(pattern))
+        print(listing(pattern))
 
 
 @app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")

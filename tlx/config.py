@@ -33,7 +33,7 @@ from tlx.norms import POLICIES, NormPolicy
 class Model(BaseModel):
     """Closed and frozen: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Part(Model):
@@ -62,7 +62,7 @@ def _part_of(group: str) -> Any:
             function = plug.find(group, part.name)
             plug.arguments(function, part.args, label=f"{group} {part.name}")
         except UserError as error:
-            raise ValueError(str(error).replace("\n  ->", ";")) from error
+            raise ValueError(error.what) from error
         said = {k: str(v) if isinstance(v, Duration) else v for k, v in plug.defaults(function).items()}
         return Part(name=part.name, args={**said, **part.args})
 
@@ -178,7 +178,7 @@ class BackboneConfig(Model):
         try:
             models.check_args(self.name, self.args)
         except UserError as error:
-            raise ValueError(str(error).replace("\n  ->", ";")) from error
+            raise ValueError(error.what) from error
         return self
 
 
@@ -261,7 +261,7 @@ class Config(Model):
     def settings(self, phase: str) -> PhaseSettings:
         """Of one phase: its own over those of `each` over the defaults."""
         base = self.phases.get("each", PhaseSettings())
-        return self.phases[phase].over(base) if phase in self.phases else base
+        return self.phases[phase].over(base) if phase in self.phases and phase != "each" else base
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -299,8 +299,17 @@ def parse(raw: Mapping[str, Any], *, where: str | None = None) -> Config:
 
 
 def dump(config: Config) -> str:
-    """YAML that :func:`load` reads back to the same configuration, with every default said."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """YAML that :func:`load` reads back to the same configuration, with every default said.
+
+    Defaults of phases are said in `each`; said again in a phase they would override it.
+    """
+    raw = config.model_dump(mode="json")
+    raw["phases"] = {"each": config.settings("each").model_dump(mode="json")} | {
+        name: settings.model_dump(mode="json", exclude_unset=True)
+        for name, settings in config.phases.items()
+        if name != "each"
+    }
+    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -8,7 +8,7 @@ returns logits [N, classes]. A head that does the pooling itself says so with an
     my_head.pools = True      # takes the last feature map [N, features, H, W] instead
 
 `linear` is the network's own kind of classifier and keeps its name; the parameters of any other head are under
-``head.``. The configuration names one of these, an entry point of the group ``tlx.head``, or ``package.module:function``.
+``head.``. A configuration names one of these, an entry point of the group ``tlx.head``, or ``package.module:function``.
 """
 
 from __future__ import annotations

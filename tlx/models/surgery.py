@@ -38,7 +38,7 @@ def find_map(units: Sequence[Unit], seen: Trace, heads: Sequence[str]) -> Map | 
     """The map that the network itself pools; None where there is none (tokens)."""
     start = min((u.start for u in units if u.path in heads and u.start is not None), default=0)
     ran = sorted((u for u in units if u.start is not None and u.start < start), key=lambda u: u.start or 0)
-    last = max((i for i, u in enumerate(ran) if u.parameters and not u.vector), default=None)
+    last = max((i for i, u in enumerate(ran) if u.parameters and (u.block or not u.vector)), default=None)
     if last is None or len(ran[last].output) != 4:
         return None
     source, taken = ran[last], False
@@ -89,11 +89,9 @@ def place(net: nn.Module, head: nn.Module, heads: Sequence[str], source: Map | N
     """
     for path in [*heads, *(source.after if source else ())]:
         _set(net, path, nn.Identity())
-    if hasattr(net, "head"):
-        net.get_submodule("head").add_module("new", head)
-    else:
-        net.add_module("head", head)
-    path = "head.new" if head is not getattr(net, "head", None) else "head"
+    own = getattr(net, "head", None)
+    path = "head" if not isinstance(own, nn.Module) else "new_head" if isinstance(own, nn.Sequential) else "head.new"
+    _set(net, path, head)
     kept = _Kept() if source else None
     if source and kept:
         module = net.get_submodule(source.path)

@@ -50,7 +50,7 @@ def build_empty(build: Callable[[], nn.Module]) -> nn.Module:
         with _parameters_on_meta():
             return build()
     except (RuntimeError, NotImplementedError):  # some constructors compute with what they have just made
-        with _Uninitialised():
+        with Uninitialised():
             return _strip(build())
 
 
@@ -61,8 +61,8 @@ def _strip(net: nn.Module) -> nn.Module:
     return net
 
 
-class _Uninitialised(TorchFunctionMode):
-    """Random numbers are not drawn."""
+class Uninitialised(TorchFunctionMode):
+    """Random numbers are not drawn: for networks whose values are replaced at once."""
 
     _SKIPPED = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
 
@@ -77,7 +77,7 @@ def _parameters_on_meta() -> Iterator[None]:
             return parameter
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    handle = register_module_parameter_registration_hook(empty)
+    handle = register_module_parameter_registration_hook(empty)  # type: ignore[arg-type]
     try:
         yield
     finally:

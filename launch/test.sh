@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Environment, lint, types, tests.
+#
+#   bash launch/test.sh                  # the quick tier, CI's: under 10 minutes on 2 cores after installation
+#   bash launch/test.sh --all            # everything; writes its result to tests/FULL.md
+#   bash launch/test.sh -k checkpoint    # other words go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+everything=""
+if [ "${1:-}" = "--all" ]; then
+    everything=yes
+    shift
+fi
+bash launch/env.sh test
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+python=.venv/bin/python
+
+echo "lint";  $python -m ruff check . && $python -m ruff format --check .
+echo "types"; $python -m mypy
+marks="not slow and not slurm"
+$python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || marks="$marks and not gpu"
+if [ -z "$everything" ]; then
+    exec $python -m pytest -m "$marks" "$@"
+fi
+command -v sinfo >/dev/null && scope="" || scope="not slurm"
+[[ $marks == *"not gpu"* ]] && scope="${scope:+$scope and }not gpu"
+log="$(mktemp)"
+code=0
+$python -m pytest -m "$scope" --durations=10 "$@" 2>&1 | tee "$log" || code=$?
+$python tests/full.py "$log" "$code" >tests/FULL.md
+rm -f "$log"
+echo "written: tests/FULL.md"
+exit "$code"

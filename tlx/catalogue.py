@@ -1,0 +1,61 @@
+"""`tlx models`: the backbones that there are, as a person reads them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from tlx import models
+from tlx.errors import UserError
+
+
+def listing(pattern: str) -> str:
+    """Names that match a shell pattern, with their pretrained weights.
+
+    Raises:
+        UserError: nothing matches.
+    """
+    rows = list(models.search(pattern))
+    if not rows:
+        raise UserError(f'no backbone matches "{pattern}"', todo='try a shorter pattern, such as "*resnet*"')
+    table = Table("name", "weights (default first)", box=box.SIMPLE)
+    for row in rows:
+        more = f" and {len(row.weights) - 3} more" if len(row.weights) > 3 else ""
+        table.add_row(row.name, ", ".join(row.weights[:3]) + more if row.weights else "-")
+    return f"{_text(table)}\n{len(rows)} backbones; tlx models show NAME tells all about one"
+
+
+def details(name: str) -> str:
+    """One backbone in full: head, input, weights, arguments, and its layers at every granularity."""
+    found = models.describe(name)
+    row = found.row
+    size = " x ".join(map(str, row.input.size)) if row.input else "?"
+    about = {
+        "parameters": f"{row.parameters:,}" if row.parameters else "?",
+        "features": str(row.features),
+        "head": ", ".join([row.head or "?", *row.auxiliary]),
+        "input": f"{size}, {row.input.interpolation}, crop {row.input.crop_pct:g}" if row.input else "?",
+        "mean, std": f"{_numbers(row.input.mean)}; {_numbers(row.input.std)}" if row.input else "?",
+        "weights": ", ".join(row.weights) or "none",
+        "arguments": ", ".join(found.args),
+    }
+    lines = [row.name, *(f"  {key:<11} {value}" for key, value in about.items())]
+    for granularity, layers in found.layers.items():
+        said = (f"{y.name}{'' if y.role == 'backbone' else f' ({y.role})'} {y.size:,}" for y in layers)
+        lines.append(f"  layers by {granularity}, {len(layers)}: {'; '.join(said)}")
+    return "\n".join(lines)
+
+
+def _numbers(values: Iterable[float]) -> str:
+    return " ".join(f"{v:.4g}" for v in values)
+
+
+def _text(table: Table) -> str:
+    out = Console(file=io.StringIO(), width=140, highlight=False, color_system=None)
+    out.print(table)
+    assert isinstance(out.file, io.StringIO)
+    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())

@@ -1,0 +1,211 @@
+"""Backbones: any network of torchvision, timm or another package, with a new head and ordered layers.
+
+Importing this module imports neither torch nor a library of networks; calling its functions does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tlx.errors import UserError, did_you_mean
+from tlx.inputs import InputSpec
+from tlx.layers import Granularity, LayerMap
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from tlx.models.sources import Source
+
+__all__ = ["Backbone", "Description", "Row", "adopt", "check_args", "describe", "load", "search", "source"]
+
+_EMPTY: Mapping[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A network with its new head, ready to train, and what it tells about itself.
+
+    Attributes:
+        name: where it comes from, ``timm/resnet50``.
+        module: takes float32 images [N, 3, H, W], returns logits [N, classes]; with auxiliary classifiers, in training
+            mode, a tuple that begins with them.
+        layers: every parameter in exactly one layer, from the input to the head.
+        input: what the network wants to see.
+        features: how many numbers per image (or channels of the map) reach the head.
+        blocks: paths of the repeated blocks, for gradient checkpointing.
+        auxiliary: paths of classifiers that run in training mode only; part of the head layer.
+    """
+
+    name: str
+    module: nn.Module
+    layers: LayerMap
+    input: InputSpec
+    features: int
+    blocks: tuple[str, ...] = ()
+    auxiliary: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the catalogue. What needs the network to be built is None where it was not.
+
+    Attributes:
+        head: path of the classifier, under which a `linear` head stays.
+        auxiliary: paths of further classifiers.
+        parameters: with 1000 classes.
+        weights: tags of pretrained weights, the default first.
+    """
+
+    name: str
+    weights: tuple[str, ...]
+    parameters: int | None = None
+    head: str | None = None
+    auxiliary: tuple[str, ...] = ()
+    features: int | None = None
+    input: InputSpec | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """One network in full: its row, the arguments it takes, its blocks, and its layers at every granularity."""
+
+    row: Row
+    args: tuple[str, ...]
+    blocks: tuple[str, ...]
+    layers: Mapping[Granularity, LayerMap] = field(default_factory=dict)
+
+
+def load(
+    name: str,
+    *,
+    classes: int,
+    weights: str = "default",
+    args: Mapping[str, Any] = _EMPTY,
+    head: str = "linear",
+    head_args: Mapping[str, Any] = _EMPTY,
+    granularity: Granularity = "block",
+    empty: bool = False,
+) -> Backbone:
+    """The network `name` with a new head for `classes`.
+
+    Args:
+        name: ``torchvision/resnet50``, ``timm/resnet50``, either without its library where only one has it, an entry
+            point of the group ``tlx.backbone``, or ``package.module:function``.
+        weights: ``default``, a tag of the library, a file (.safetensors, or a torch file read with weights_only), or
+            ``none``. The classifier's own values are never taken: the head is new.
+        args: for the network's class (drop_path_rate, img_size ...).
+        head, head_args: a part of the group ``head`` and the user's arguments for it.
+        empty: no weights and no initialisation; parameters on the meta device. For plans.
+
+    Raises:
+        UserError: unknown names or arguments, weights that are missing or do not fit, a head that does not suit.
+    """
+    from tlx.models.assemble import Wish, assemble
+
+    wish = Wish(classes, str(weights), args, head, head_args, empty)
+    return assemble(source(name), wish, granularity)
+
+
+def adopt(
+    module: nn.Module,
+    heads: tuple[str, ...],
+    *,
+    name: str = "own",
+    input: InputSpec = InputSpec(),  # noqa: B008  # frozen
+    granularity: Granularity = "block",
+) -> Backbone:
+    """A Backbone of any network that already has its head: for functions of other packages that bring their own.
+
+    Args:
+        module: takes images [N, 3, *input.size], returns logits [N, classes].
+        heads: paths of the modules that make the classes, the main one first.
+    """
+    from tlx.models.assemble import adopt as adopted
+
+    return adopted(module, heads, name=name, spec=input, granularity=granularity)
+
+
+def check_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a backbone, checked against its class and converted, without building it.
+
+    Raises:
+        UserError: no such network, or arguments that it does not take, with suggestions.
+    """
+    return source(name).check(args)
+
+
+def source(name: str) -> Source:
+    """Whose network `name` is.
+
+    Raises:
+        UserError: nobody's, or two libraries' (say which).
+    """
+    library, _, model = name.partition("/")
+    if ":" in name:
+        from tlx.models import from_outside
+
+        return from_outside.find(name)
+    if model and library not in ("torchvision", "timm"):
+        todo = "write torchvision/NAME, timm/NAME, an entry point of the group tlx.backbone, or package.module:function"
+        raise UserError(f'there is no library "{library}"', where=f"backbone {name}", todo=todo)
+    found = [s for s in _candidates(model or name, library if model else None) if s is not None]
+    if len(found) > 1:
+        both = " or ".join(s.name for s in found)
+        raise UserError(f'several libraries have "{name}", with weights of their own', todo=f"write {both}")
+    if not found:
+        raise UserError(f'there is no backbone "{name}"{did_you_mean(name, _all_names(library if model else None))}')
+    return found[0]
+
+
+def search(pattern: str = "*", *, details: int = 40) -> Iterator[Row]:
+    """Rows of networks whose name matches `pattern` (a shell pattern, or a part of the name), in order of name.
+
+    Args:
+        details: how many matches are built (without weights) to be counted, at most; with more matches none is.
+    """
+    from tlx.models.catalogue import rows
+
+    return rows(_all_names(None), pattern, details=details)
+
+
+def describe(name: str) -> Description:
+    """Everything about one network, without its weights. Raises UserError if there is no such network."""
+    from tlx.models.catalogue import description
+
+    return description(source(name))
+
+
+def _candidates(model: str, library: str | None) -> list[Source | None]:
+    from tlx import plug
+
+    found: list[Source | None] = []
+    if library in (None, "torchvision"):
+        from tlx.models import from_torchvision
+
+        found.append(from_torchvision.find(model))
+    if library in (None, "timm"):
+        from tlx.models import from_timm
+
+        found.append(from_timm.find(model))
+    if library is None and model in plug.names("backbone"):
+        from tlx.models import from_outside
+
+        found.append(from_outside.find(model))
+    return found
+
+
+def _all_names(library: str | None) -> list[str]:
+    from tlx import plug
+
+    found: list[str] = []
+    if library in (None, "torchvision"):
+        from tlx.models import from_torchvision
+
+        found += [f"torchvision/{n}" for n in from_torchvision.names()]
+    if library in (None, "timm"):
+        from tlx.models import from_timm
+
+        found += [f"timm/{n}" for n in from_timm.names()]
+    return found + (plug.names("backbone") if library is None else [])

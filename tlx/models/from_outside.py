@@ -1,0 +1,64 @@
+"""Networks from other packages: an entry point of the group ``tlx.backbone``, or ``package.module:function``."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from tlx import plug
+from tlx.errors import UserError
+from tlx.inputs import InputSpec
+from tlx.models import Backbone
+from tlx.models import weights as files
+
+
+@dataclass(frozen=True)
+class Outside:
+    """A :class:`tlx.models.sources.Source`. The function takes the number of classes, then keyword-only arguments."""
+
+    name: str
+    function: Callable[..., Any]
+    ships_weights = False
+
+    def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        return plug.arguments(self.function, args, label=self.name)
+
+    def build(self, classes: int, args: Mapping[str, Any], tag: str | None) -> nn.Module:
+        net = self.function(classes, **args)
+        if not isinstance(net, nn.Module | Backbone):
+            raise UserError(
+                f"the function returned {type(net).__name__}",
+                where=self.name,
+                todo="it must return a torch.nn.Module (or a tlx.models.Backbone)",
+            )
+        return net  # type: ignore[return-value]  # `load` takes a Backbone as it is
+
+    def input(self, net: nn.Module, args: Mapping[str, Any], tag: str | None) -> InputSpec:
+        """The network's attribute `input` if it is an InputSpec, else ImageNet's habit at 224 pixels."""
+        own = getattr(net, "input", None)
+        return own if isinstance(own, InputSpec) else InputSpec()
+
+    def labels(self, net: nn.Module) -> None:
+        return None
+
+    def tags(self) -> tuple[str, ...]:
+        return ()
+
+    def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
+        raise UserError(f'{self.name} has no weights called "{tag}"', todo="use a file, or none")
+
+    def convert(self, args: Mapping[str, Any]) -> None:
+        return None
+
+    def arguments(self) -> tuple[str, ...]:
+        parameters = inspect.signature(self.function).parameters.values()
+        return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def find(name: str) -> Outside:
+    """Raises UserError: no such function, or it cannot be imported."""
+    return Outside(name, plug.find("backbone", name))

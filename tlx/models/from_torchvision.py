@@ -1,0 +1,124 @@
+"""Networks of torchvision."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision.models import get_model_builder, get_model_weights, list_models
+
+from tlx.inputs import InputSpec
+from tlx.models import weights as files
+from tlx.models.sources import check_arguments, signature
+from tlx.models.trace import Uninitialised
+
+
+@cache
+def names() -> tuple[str, ...]:
+    """torchvision's classification networks."""
+    return tuple(list_models(module=torchvision.models))
+
+
+@dataclass(frozen=True)
+class Torchvision:
+    """A :class:`tlx.models.sources.Source`."""
+
+    model: str
+    ships_weights = True
+
+    @property
+    def name(self) -> str:
+        return f"torchvision/{self.model}"
+
+    def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        return check_arguments(args, self._signature(), label=self.name)
+
+    def build(self, classes: int, args: Mapping[str, Any], tag: str | None) -> nn.Module:
+        known = self._signature()
+        more: dict[str, Any] = {"num_classes": classes}
+        if "image_size" in known:  # the weights fix it: 518 for vit_h_14
+            more["image_size"] = self._preset(tag).crop_size[0]
+        if "init_weights" in known:
+            more["init_weights"] = True
+        net: nn.Module = get_model_builder(self.model)(weights=None, **{**more, **args})
+        return net
+
+    def input(self, net: nn.Module, args: Mapping[str, Any], tag: str | None) -> InputSpec:
+        preset = self._preset(tag)
+        size = args.get("image_size") or args.get("input_size") or preset.crop_size[0]
+        height, width = (size, size) if isinstance(size, int) else size
+        mean, std = tuple(preset.mean), tuple(preset.std)
+        if "transform_input" in self._signature() and not args.get("transform_input", False):
+            # torchvision's builder switches a rescaling inside the network on for pretrained weights, and off for the
+            # plain network that reads our files; the same pixels reach the weights when it stays off and we scale
+            mean = std = (0.5, 0.5, 0.5)
+        return InputSpec(
+            size=(int(height), int(width)),
+            mean=mean,
+            std=std,
+            interpolation=preset.interpolation.value,
+            crop_pct=preset.crop_size[0] / preset.resize_size[0],
+        )
+
+    def labels(self, net: nn.Module) -> None:
+        return None
+
+    def tags(self) -> tuple[str, ...]:
+        enum = get_model_weights(self.model)
+        return tuple(dict.fromkeys([enum.DEFAULT.name, *(member.name for member in enum)]))
+
+    def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
+        """From a network that torchvision itself fills, so that its own renaming of old files is used."""
+        member = self._member(tag)
+        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
+        if path.is_file():
+            files.check_hash(path)
+        elif not files.reachable(member.url):
+            raise files.missing(self.name, path, self._command(tag))
+        more = {name: value for name, value in args.items() if name not in ("image_size", "transform_input")}
+        if "aux_logits" in self._signature():
+            more.setdefault("aux_logits", True)
+        with Uninitialised():
+            return dict(get_model_builder(self.model)(weights=member, **more).state_dict())
+
+    def convert(self, args: Mapping[str, Any]) -> files.Convert | None:
+        """Vision transformers: the position embedding resized by torchvision's own function."""
+        if "image_size" not in self._signature():
+            return None
+
+        def resized(state: files.State, net: nn.Module) -> files.State:
+            from torchvision.models.vision_transformer import interpolate_embeddings
+
+            size, patch = typing.cast(int, net.image_size), typing.cast(int, net.patch_size)
+            return dict(interpolate_embeddings(size, patch, typing.cast(Any, dict(state))))
+
+        return resized
+
+    def arguments(self) -> tuple[str, ...]:
+        return tuple(self._signature())
+
+    def _signature(self) -> dict[str, Any]:
+        network = typing.get_type_hints(get_model_builder(self.model))["return"]
+        return signature(network)
+
+    def _member(self, tag: str | None) -> Any:
+        enum = get_model_weights(self.model)
+        return enum[tag] if tag else enum.DEFAULT
+
+    def _preset(self, tag: str | None) -> Any:
+        return self._member(tag).transforms()
+
+    def _command(self, tag: str) -> str:
+        return f"python -c \"import torchvision; torchvision.models.get_model('{self.model}', weights='{tag}')\""
+
+
+def find(model: str) -> Torchvision | None:
+    """The network called `model`, if torchvision has one."""
+    return Torchvision(model) if model in names() else None
