@@ -18,9 +18,11 @@ import yaml
 HERE = Path(__file__).parent
 
 
-def environment(**extra: str) -> dict[str, str]:
+def environment(*, path: str = "", **extra: str) -> dict[str, str]:
+    """Ours, with tests/ and `path` importable and nothing of an outer launcher."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WANDB_"))}
-    return {**inherited, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
+    paths = os.pathsep.join(p for p in (str(HERE), path) if p)
+    return {**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
 
 
 def command(*words: object, ranks: int = 1) -> list[str]:
@@ -28,11 +30,11 @@ def command(*words: object, ranks: int = 1) -> list[str]:
     return [sys.executable, *torchrun, "-m", "tlx", *map(str, words)]
 
 
-def tlx(*words: object, ranks: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
+def tlx(*words: object, ranks: int = 1, path: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end."""
-    return subprocess.run(
-        command(*words, ranks=ranks), env=environment(**env), capture_output=True, text=True, timeout=240, check=False
-    )
+    env = environment(path=path, **env)
+    words = command(*words, ranks=ranks)
+    return subprocess.run(words, env=env, capture_output=True, text=True, timeout=240, check=False)
 
 
 def start(*words: object, ranks: int = 1) -> subprocess.Popen[str]:

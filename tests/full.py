@@ -17,7 +17,9 @@ def main(log: Path, code: str) -> None:
     start = next((i for i, line in enumerate(lines) if "slowest" in line), len(lines))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     said = ", ".join(f"{name} {version}" for name, version in versions().items())
-    print(f"# The last full run of the tests\n\n`bash launch/test.sh --all`, {datetime.date.today()}, exit code {code}\n")
+    print(
+        f"# The last full run of the tests\n\n`bash launch/test.sh --all`, {datetime.date.today()}, exit code {code}\n"
+    )
     print(f"- after commit {commit.stdout.strip()}\n- {said}\n- {platform.machine()}, {os.cpu_count()} cores")
     print(f"- {lines[-1].strip('= ') if lines else 'nothing was run'}\n\n```\n" + "\n".join(lines[start:]) + "\n```")
 

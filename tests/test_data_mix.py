@@ -29,9 +29,9 @@ def test_lam_is_beta_distributed(alpha):
     assert 0 <= lam.min() <= lam.max() <= 1
     assert lam.mean() == pytest.approx(0.5, abs=0.01)
     assert lam.var() == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.03)
-    expected = np.random.default_rng(0).beta(alpha, alpha, 40_000)
-    quantiles = np.linspace(0.1, 0.9, 9)
-    assert np.abs(np.quantile(lam, quantiles) - np.quantile(expected, quantiles)).max() < 0.02
+    expected, at = np.random.default_rng(0).beta(alpha, alpha, 40_000), np.linspace(0.001, 0.999, 99)
+    below = [np.searchsorted(np.sort(values), at) / 40_000 for values in (lam, expected)]
+    assert np.abs(below[0] - below[1]).max() < 0.015  # Kolmogorov and Smirnov: 0.0136 at 0.1 %
 
 
 def test_shares_of_what_is_mixed():

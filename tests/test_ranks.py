@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from commands import environment
 from images import make_folder
 from ranks import SCENARIOS
 from safetensors.torch import load_file
@@ -34,7 +34,7 @@ def trained(tmp_path_factory):
     for name in ("class0", "class2"):  # 37 in all
         (pictures / "val" / name / "0012.jpg").unlink()
     build_shards(str(pictures), shards, BuildOptions(shard_samples=11, jobs=0))
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]), "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    env = environment()
 
     def launch(world: int) -> subprocess.CompletedProcess:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"]

@@ -68,7 +68,7 @@ def average_statistics(norms: Sequence[nn.Module], world: World, *, samples: int
     Args:
         samples: of the global batch that this rank has seen.
     """
-    if world.size == 1 or not norms:
+    if not world.distributed or not norms:
         return
     statistics = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
     # batches are counted by rank 0, which the dealing never leaves without a sample

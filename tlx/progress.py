@@ -130,7 +130,7 @@ class Exchange:
             values: float64 [len(FIELDS)], this rank's.
             total: what the step's global batch weighs, which every rank knows.
         """
-        work = dist.all_reduce(values, async_op=True) if self.world.size > 1 else None
+        work = dist.all_reduce(values, async_op=True) if self.world.distributed else None
         self._waiting.append((values, work, total))
 
     def readings(self, *, settle: bool) -> list[dict[str, float]]:

@@ -73,7 +73,7 @@ def dress(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: b
     """
     unfreeze(net, phase, plan)
     forward: Any = net
-    if world.size > 1:
+    if world.distributed:
         forward = DistributedDataParallel(
             net,
             device_ids=[world.device] if world.cuda else None,

@@ -50,6 +50,11 @@ class World:
     accelerator: Any
 
     @property
+    def distributed(self) -> bool:
+        """Whether there is a process group; a launcher makes one even for a single rank."""
+        return dist.is_initialized()
+
+    @property
     def main(self) -> bool:
         return self.rank == 0
 
@@ -72,19 +77,19 @@ class World:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor summed over all ranks, in place."""
-        if self.size > 1:
+        if self.distributed:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, tensors: Sequence[torch.Tensor]) -> None:
         """Rank 0's values on every rank, in place."""
-        if self.size > 1:
+        if self.distributed:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), src=0)
 
     def from_main(self, value: Any) -> Any:
         """Rank 0's object on every rank."""
-        if self.size == 1:
+        if not self.distributed:
             return value
         box = [value]
         dist.broadcast_object_list(box, src=0, device=self.device if dist.get_backend() == "nccl" else None)
@@ -92,14 +97,14 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's object, by rank."""
-        if self.size == 1:
+        if not self.distributed:
             return [value]
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
     def barrier(self) -> None:
-        if self.size > 1:
+        if self.distributed:
             dist.barrier()
 
     def close(self) -> None:
@@ -124,7 +129,7 @@ def enter(config: Config) -> World:
         # two ranks may share a GPU over gloo
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{local % torch.cuda.device_count()}"
         torch.cuda.set_device(local % torch.cuda.device_count())
-    if size > 1 and not dist.is_initialized():
+    if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
         backend = config.world.backend or ("gloo" if cpu else "nccl")
         if backend == "nccl" and (cpu or local >= torch.cuda.device_count()):
             raise UserError(

@@ -64,7 +64,7 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     net = _build(source, wish, tag)
     if isinstance(net, Backbone):
         return _as_given(net, source, wish)
-    plain = plan(source, net, wish, tag)
+    plain = examine(source, net, wish, tag)
     if state is not None:
         where = f"{source.name} {tag}" if tag else wish.weights
         skipped = plain.heads + _dropped_units(plain, wish.head)
@@ -101,7 +101,7 @@ def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec,
     )
 
 
-def plan(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plain:
+def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plain:
     """Traces `net` and finds what makes the classes: the parameters whose shape depends on their number."""
     other = build_empty(lambda: source.build(wish.classes + 1, wish.args, tag))
     shapes = {name: p.shape for name, p in other.named_parameters()}

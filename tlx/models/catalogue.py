@@ -10,7 +10,7 @@ from tlx.errors import UserError
 from tlx.layers import Granularity
 from tlx.models import Backbone, Description, Row, surgery
 from tlx.models import source as find
-from tlx.models.assemble import Plain, Wish, plan
+from tlx.models.assemble import Plain, Wish, examine
 from tlx.models.sources import Source
 from tlx.models.trace import build_empty
 
@@ -30,7 +30,7 @@ def row(source: Source) -> Row:
     """One line with everything in it, or with the name alone where the network cannot be used."""
     try:
         plain = _plain(source)
-    except UserError:
+    except Exception:  # one network that cannot be built must not hide the others
         return Row(source.name, source.tags())
     return _row(source, plain)
 
@@ -44,12 +44,12 @@ def description(source: Source) -> Description:
 
 
 def _plain(source: Source) -> Plain:
-    tags = source.tags()
+    args, tags = source.check({}), source.tags()
     tag = tags[0] if tags else None
-    net = build_empty(lambda: source.build(CLASSES, {}, tag))
+    net = build_empty(lambda: source.build(CLASSES, args, tag))
     if isinstance(net, Backbone):
         raise UserError(f"{source.name} describes itself: load it")
-    return plan(source, net, Wish(CLASSES, "none", {}, "linear", {}, True), tag)
+    return examine(source, net, Wish(CLASSES, "none", args, "linear", {}, True), tag)
 
 
 def _row(source: Source, plain: Plain) -> Row:

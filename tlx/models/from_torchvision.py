@@ -16,7 +16,7 @@ from torchvision.models import get_model_builder, get_model_weights, list_models
 
 from tlx.inputs import InputSpec
 from tlx.models import weights as files
-from tlx.models.sources import check_arguments, signature
+from tlx.models.sources import check_arguments, required, signature
 from tlx.models.trace import Uninitialised
 
 
@@ -38,7 +38,7 @@ class Torchvision:
         return f"torchvision/{self.model}"
 
     def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        return check_arguments(args, self._signature(), label=self.name)
+        return check_arguments(args, self._signature(), label=self.name, fixed=self._fixed())
 
     def build(self, classes: int, args: Mapping[str, Any], tag: str | None) -> nn.Module:
         known = self._signature()
@@ -102,11 +102,18 @@ class Torchvision:
         return resized
 
     def arguments(self) -> tuple[str, ...]:
-        return tuple(self._signature())
+        return tuple(name for name in self._signature() if name not in self._fixed())
+
+    def _class(self) -> type:
+        found: type = typing.get_type_hints(get_model_builder(self.model))["return"]
+        return found
 
     def _signature(self) -> dict[str, Any]:
-        network = typing.get_type_hints(get_model_builder(self.model))["return"]
-        return signature(network)
+        return signature(self._class())
+
+    def _fixed(self) -> set[str]:
+        """What makes the variant: torchvision's builders pass it, these two aside, which they merely default."""
+        return required(self._class()) - {"image_size", "dropout"}
 
     def _member(self, tag: str | None) -> Any:
         enum = get_model_weights(self.model)

@@ -22,8 +22,8 @@ RESERVED = {
     "num_classes": "the number of classes comes from the data",
     "classes": "the number of classes comes from the data",
     "in_chans": "tlx reads images as RGB",
-    **dict.fromkeys(("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), "use weights:"),
-    **dict.fromkeys(("weights", "weights_backbone", "pretrained_strict"), "use weights:"),
+    **dict.fromkeys(("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), 'use "weights"'),
+    **dict.fromkeys(("weights", "weights_backbone", "pretrained_strict"), 'use "weights"'),
     **dict.fromkeys(
         ("features_only", "out_indices", "feature_cfg", "scriptable", "exportable", "no_jit"), "unused here"
     ),
@@ -113,6 +113,12 @@ def signature(network: type) -> dict[str, Any]:
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return {name: hint for name, hint in found.items() if name not in RESERVED}
+
+
+def required(network: type) -> set[str]:
+    """The arguments of a class that have no default: a builder function passes them."""
+    parameters = inspect.signature(network).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
 
 
 def _hints(function: Any) -> dict[str, Any]:

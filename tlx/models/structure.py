@@ -109,7 +109,7 @@ class Anatomy:
         """The library's first group, as long as it holds no block."""
         same = [self._label(u) == self._label(units[0]) for u in units]
         stop = same.index(False) if False in same else len(units)
-        return min(stop, first) if first else first
+        return min(stop, first)
 
     def _label(self, unit: Unit) -> int | None:
         return self._labels.get(unit.parameters[0]) if self._labels else None

@@ -62,12 +62,12 @@ def _strip(net: nn.Module) -> nn.Module:
 
 
 class Uninitialised(TorchFunctionMode):
-    """Random numbers are not drawn: for networks whose values are replaced at once."""
-
-    _SKIPPED = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, torch.Tensor.erfinv_})
+    """Networks built inside draw no random numbers; NaN stands where they would, so that what nobody fills shows."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        return args[0] if function in self._SKIPPED else function(*args, **(kwargs or {}))
+        if function in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0].fill_(torch.nan)
+        return args[0] if function is torch.Tensor.erfinv_ else function(*args, **(kwargs or {}))
 
 
 @contextmanager

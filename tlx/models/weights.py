@@ -75,7 +75,7 @@ def fill(net: nn.Module, state: State, *, heads: Collection[str], where: str, co
         convert: the library's own way to read other layouts and sizes; tried when `state` does not fit as it is.
 
     Raises:
-        UserError: parameters missing, unknown or of another shape, listed.
+        UserError: parameters missing, unknown, of another shape or not numbers, listed.
     """
     problems = _misfit(net, state, heads)
     if problems and convert:
@@ -99,9 +99,10 @@ def _misfit(net: nn.Module, state: State, heads: Collection[str]) -> list[str]:
     want = {n: tuple(t.shape) for n, t in net.state_dict().items() if not _under(n, heads)}
     have = {n: tuple(t.shape) for n, t in state.items() if not _under(n, heads) and not _foreign_head(n, net)}
     missing = [n for n in want if n not in have and not n.endswith("num_batches_tracked")]
+    holes = [n for n, t in state.items() if n in want and t.is_floating_point() and bool(t.isnan().any())]
     unknown = [n for n in have if n not in want and not n.endswith("num_batches_tracked")]
     shapes = [f"{n} {have[n]} instead of {want[n]}" for n in want if n in have and want[n] != have[n]]
-    lists = {"missing": missing, "not in the network": unknown, "of another shape": shapes}
+    lists = {"missing": missing, "not in the network": unknown, "of another shape": shapes, "with NaN": holes}
     return [f"{len(names)} {what} ({_some(names)})" for what, names in lists.items() if names]
 
 

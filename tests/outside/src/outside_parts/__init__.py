@@ -1,0 +1,39 @@
+"""Parts for tlx from a package of its own: nothing in tlx knows of it."""
+
+from __future__ import annotations
+
+from tlx.durations import Length, Ratio
+from tlx.unfreeze import Assignment
+
+
+def top_down(layers, *, every: Length, keep_stem: bool = True):
+    """The head, then all but the first layer."""
+    thawed = [layer.name for layer in layers][1 if keep_stem else 0 :]
+    return [
+        Assignment("only_head", {layers.head.name: "all"}, every),
+        Assignment("the_rest", dict.fromkeys(thawed, "all"), every),
+    ]
+
+
+def halves(layers, *, lower: Ratio = 0.5):
+    """The lower half of the depths at `lower` times the rate."""
+    return {layer.name: lower if 2 * layer.depth < layers.depths else 1.0 for layer in layers}
+
+
+def sawtooth(step: int, steps: int, *, teeth: int = 2) -> float:
+    return 1 - (step * teeth / steps) % 1
+
+
+def two_layers(features: int, classes: int, *, hidden: int = 16):
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(features, hidden), nn.GELU(), nn.Linear(hidden, classes))
+
+
+def tiny(classes: int, *, width: int = 8):
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Linear(width, classes),
+    )  # fmt: skip
