@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zlib
 
@@ -108,6 +109,7 @@ def test_decompression_bombs_take_no_memory():
         decode(bytes(jpeg))
 
 
+@pytest.mark.filterwarnings("ignore:Tag data larger")
 def test_garbage_never_escapes_as_another_error():
     rng = np.random.default_rng(0)
     for start in (JPEG, encoded(PHOTO, "PNG"), encoded(PHOTO, "WEBP"), encoded(PHOTO, "TIFF"), encoded(PHOTO, "GIF")):
@@ -115,7 +117,5 @@ def test_garbage_never_escapes_as_another_error():
             data = bytearray(start)
             for at in rng.integers(0, len(data), 6):
                 data[at] = rng.integers(256)
-            try:
+            with contextlib.suppress(DecodeError):
                 assert decode(bytes(data)).shape[0] == 3
-            except DecodeError:
-                pass

@@ -54,7 +54,8 @@ def test_neighbours_mix_and_an_odd_last_one_stays_plain():
 def test_cutmix_counts_the_area_that_is_left():
     draws = drawn(MixSpec(cutmix=1.0), 500)
     y0, y1, x0, x1 = draws.box.T
-    assert (y0 >= 0).all() and (y1 <= 32).all() and (x0 >= 0).all() and (x1 <= 48).all()
+    assert min(y0.min(), x0.min()) >= 0
+    assert (y1.max(), x1.max()) <= (32, 48)
     assert np.allclose(draws.lam, 1 - (y1 - y0) * (x1 - x0) / (32 * 48))
     labels = np.arange(500)
     mix = mix_of(draws, range(500), labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -99,7 +101,7 @@ def test_micro_batches_fit_on_every_rank(count, world, micro):
     pieces = [len(share(len(share(count, world, r)), micros, m)) for r in range(world) for m in range(micros)]
     assert sum(pieces) == count
     assert micro is None or max(pieces) <= micro
-    assert micros == (1 if micro is None else -(-(-(-count // world)) // micro))
+    assert micros == (1 if micro is None else math.ceil(math.ceil(count / world) / micro))
 
 
 def test_seeds_do_not_collide():

@@ -6,8 +6,12 @@ import os
 import pickle
 import random
 import signal
+import subprocess
+import sys
+from textwrap import dedent
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from images import make_folder, make_shards
@@ -275,7 +279,7 @@ def die(image):
 
 
 def test_a_killed_worker_is_an_error_in_words(train):
-    with pytest.raises(TlxError, match=r"a data worker died.*Killed[\s\S]*out of memory"):
+    with pytest.raises(TlxError, match=r"a data worker died: DataLoader worker \(pid[\s\S]*out of memory"):
         next(stream(train, workers=1, transform=die).batches(0, 1))
 
 
@@ -283,15 +287,27 @@ def test_workers_outlive_a_request_to_stop(train):
     """A scheduler signals the whole process group; the training process still wants to finish its step."""
     batches = stream(train, workers=2).batches(0, 8)
     next(batches)
-    import psutil
-
     workers = psutil.Process().children()
     assert len(workers) >= 2
-    for worker in workers:
-        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            worker.send_signal(number)
+    for name in ("TERM", "USR1", "INT"):
+        subprocess.run(["kill", f"-{name}", *(str(w.pid) for w in workers)], check=True)
     assert len(list(batches)) == 7
     assert not psutil.wait_procs(workers, timeout=20)[1]
+
+
+def test_a_batch_left_lying_does_not_keep_the_process(data):
+    """An error holds its frames, and they a stream's workers; the process ends all the same."""
+    lines = f"""
+        import sys
+        from tlx.data.manifest import Manifest
+        from tlx.data.stream import ShardStream
+        batches = ShardStream(Manifest.open({str(data / "train")!r}), batch=2, seed=0, workers=2,
+                              transform=lambda image: image).batches(0, 30)
+        next(batches)
+        sys.kept = batches
+        raise SystemExit(7)
+    """
+    assert subprocess.run([sys.executable, "-c", dedent(lines)], timeout=60).returncode == 7
 
 
 def broken(image):

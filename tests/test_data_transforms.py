@@ -55,7 +55,7 @@ def test_an_ordered_list_is_applied_in_order():
 
 
 def test_lists_that_do_not_end_at_the_input_size():
-    with pytest.raises(UserError, match=r"make 3 x 48 x 32.*picture of 96 x 64[\s\S]*center_crop") as caught:
+    with pytest.raises(UserError, match=r"make 3 x 32 x 72.*picture of 64 x 144[\s\S]*center_crop") as caught:
         train_transform([("resize", {"size": 32})], InputSpec(size=(32, 48)))
     assert caught.value.where == "transforms"
     with pytest.raises(UserError, match=r"\(none\)"):

@@ -1,0 +1,17 @@
+"""Joins the world as `tlx train` does, and says how large it is."""
+
+import sys
+
+from tlx import world
+from tlx.config import parse
+from tlx.errors import UserError
+
+data, backbone = {"train": "x", "batch": 1}, {"name": "toys:small"}
+config = parse({"run": "x", "data": data, "backbone": backbone, "world": {"device": "cpu"}})
+try:
+    joined = world.enter(config)
+except UserError as error:
+    sys.exit(f"error: {error}")
+print(f"rank {joined.rank} of {joined.size}", flush=True)
+joined.barrier()
+joined.close()

@@ -1,0 +1,320 @@
+"""Pictures of trainings as PNG bytes: curves with the phase switch, bars of accuracy, runs compared."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from tlx.history import ACCURACY, History, accuracies, shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, FigureBase
+
+TRAIN, VALIDATION, AVERAGE = "#3b6ea8", "#e07b00", "#7b3fa0"
+SWITCH, BEST, HEAD, LOWEST = "#d62728", "#111111", "#222222", "#8a8a8a"
+BEFORE, AFTER = "#a9bcd3", "#1f5a99"
+STYLE = {
+    "text.parse_math": False,  # names of runs and phases may hold a $
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "lines.linewidth": 1.8,
+}
+NAMED_PHASES = 24
+"""More phases than these are not named in a figure: the names would touch."""
+
+
+def curves(history: History) -> bytes | None:
+    """Loss, accuracy and learning rate over epochs; None before the first row."""
+    if not history.rows:
+        return None
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+        _losses(panels[0], history)
+        _accuracy(panels[1], history)
+        _rates(panels[2], history)
+        panels[2].set_xlabel("epoch" if history.steps_per_epoch else "step")
+        last = history.epoch(history.step) or 1.0
+        panels[2].set_xlim(0, last * 1.02)
+        for panel in panels:
+            _switches(panel, history)
+        _phase_names(panels[0], history, last=last)
+        figure.suptitle(_title(history), fontsize=12, fontweight="bold")
+        _legend(figure, panels, columns=3)
+
+    return _png(draw, width=9, height=9.5)
+
+
+def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
+    """Bars of validation accuracy after feature extraction and after fine-tuning; None where no run has any."""
+    if not any(any(accuracies(h)) for h in histories):
+        return None
+
+    def draw(figure: Figure) -> None:
+        panel = figure.subplots()
+        _bars(panel, histories, names)
+        panel.set_title("Validation accuracy before and after fine-tuning", fontsize=12, fontweight="bold")
+        _legend(figure, [panel], columns=2)
+
+    return _png(draw, width=8.5, height=1.9 + _bars_height(histories))
+
+
+def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
+    """Validation curves of several runs side by side, and the bars below."""
+
+    lines = math.ceil(len(histories) / 3)
+    upper, lower = 4.6 + 0.25 * lines, 1.5 + _bars_height(histories)
+
+    def draw(figure: Figure) -> None:
+        above, below = figure.subfigures(2, 1, height_ratios=[upper, lower])
+        panels = above.subplots(1, 2)
+        _overlay(panels[0], histories, names, key=ACCURACY)
+        _overlay(panels[1], histories, names, key="val/loss")
+        above.suptitle("Comparison of runs on validation data", fontsize=12, fontweight="bold")
+        _legend(above, panels, columns=max(1, min(4, 100 // (max(map(len, names)) + 6))))
+        bars = below.subplots()
+        _bars(bars, histories, names)
+        _legend(below, [bars], columns=2)
+
+    return _png(draw, width=11, height=upper + lower)
+
+
+def _png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        # a figure of its own instead of pyplot: no display is asked for, nothing stays behind
+        figure = Figure(figsize=(width, min(height, 60)), layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=130, facecolor="white")
+    return file.getvalue()
+
+
+def _legend(figure: FigureBase, panels: Sequence[Axes], *, columns: int) -> None:
+    entries: dict[str, Any] = {}
+    for panel in panels:
+        handles, labels = panel.get_legend_handles_labels()
+        for handle, label in zip(handles, labels, strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        figure.legend(
+            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
+        )
+
+
+def _title(history: History) -> str:
+    words = [history.name]
+    if history.best:
+        best = shown(history.metric, history.best.value(history.metric))
+        weights = " (EMA weights)" if history.best.weights == "ema" else ""
+        words.append(f"best {history.metric}{weights} {best} at epoch {history.epoch(history.best.step):.4g}")
+    if not history.done:
+        of = f" of {history.steps}" if history.steps else ""
+        words.append(f"{history.status}, step {history.step}{of}")
+    return _clipped(words[0], 40) + "".join(f"  ·  {w}" for w in words[1:])
+
+
+# --- curves over epochs
+
+
+def _losses(panel: Axes, history: History) -> None:
+    _measured(panel, history, "loss")
+    panel.set_ylabel("loss")
+    finite = [v for key in ("train/loss", "val/loss") for _, v in points(history, key) if math.isfinite(v)]
+    if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
+        _logarithmic(panel)
+
+
+def _accuracy(panel: Axes, history: History) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    _measured(panel, history, "top1")
+    panel.set_ylabel("accuracy")
+    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if not any(points(history, ACCURACY) or points(history, "ema/" + ACCURACY)):
+        panel.text(0.99, 0.04, "no validation", transform=panel.transAxes, ha="right", va="bottom", color=VALIDATION)
+
+
+def _measured(panel: Axes, history: History, name: str) -> None:
+    """Training as logged (thin) and as the mean between evaluations, validation, and the best evaluation."""
+    fine, means = points(history, f"train/{name}", logged=True), points(history, f"train/{name}", logged=False)
+    _line(panel, fine, color=TRAIN, alpha=0.35, linewidth=1.0, label="train, as logged")
+    _line(panel, means, color=TRAIN, marker="o", markersize=3.5, label="train, mean since the last evaluation")
+    val, average = points(history, f"val/{name}"), points(history, f"ema/val/{name}")
+    _line(panel, val, color=VALIDATION, marker="o", markersize=4, label="validation")
+    _line(panel, average, color=AVERAGE, marker="s", markersize=3.5, label="validation, EMA weights")
+    value = history.best.value(f"val/{name}") if history.best else None
+    if history.best is None or value is None:
+        return
+    at = (history.epoch(history.best.step), value)
+    style: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 15,
+        "linestyle": "none",
+        "zorder": 5,
+        "markeredgecolor": "white",
+    }
+    panel.plot([at[0]], [at[1]], color=BEST, label=f"best {history.metric}", **style)
+    panel.annotate(
+        shown(f"val/{name}", value), at, xytext=(0, -20 if name == "top1" else 12), textcoords="offset points",
+        ha=side, fontsize=9, fontweight="bold", zorder=6,
+        bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+    )  # fmt: skip
+
+
+def _rates(panel: Axes, history: History) -> None:
+    """Rates of the head and of the lowest layer that trains; lines break where a phase begins."""
+    panel.set_ylabel("learning rate")
+    kinds = (
+        ("train/lr_head", HEAD, "-", "learning rate: head"),
+        ("train/lr_lowest", LOWEST, "--", "learning rate: lowest layer that trains"),
+    )
+    top = 0.0
+    for key, colour, style, label in kinds:
+        values = [(x, v) if v > 0 else (x, math.nan) for x, v in points(history, key, by_phase=True)]
+        _line(panel, values, color=colour, linestyle=style, label=label)
+        top = max([top, *(v for _, v in values if math.isfinite(v))])
+    if top:
+        _logarithmic(panel)
+        panel.set_ylim(bottom=max(panel.get_ylim()[0], top * 1e-6))
+
+
+def _logarithmic(panel: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    panel.set_yscale("log")
+    low, high = panel.get_ylim()
+    panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    if high > 10 * low:
+        panel.yaxis.set_minor_formatter(NullFormatter())
+    else:  # no power of ten may be in sight
+        panel.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def points(
+    history: History, key: str, *, logged: bool | None = None, by_phase: bool = False
+) -> list[tuple[float, float]]:
+    """(epoch, value) of the rows that have a key; NaN, which breaks a line, where a value is not finite.
+
+    Args:
+        logged: rows of training only (True), of evaluations only (False).
+        by_phase: breaks the line between phases too.
+    """
+    found: list[tuple[float, float]] = []
+    phase = None
+    for row in history.rows:
+        is_logged = any(k.startswith("train/lr") for k in row)
+        if key not in row or (logged is not None and logged != is_logged):
+            continue
+        x = history.epoch(row["step"])
+        if by_phase and phase not in (None, row.get("phase")):
+            found.append((x, math.nan))
+        phase = row.get("phase")
+        found.append((x, row[key]))
+    return found
+
+
+def _line(panel: Axes, values: Sequence[tuple[float, float]], *, label: str, **style: Any) -> None:
+    if not any(math.isfinite(v) for _, v in values):
+        return
+    if sum(math.isfinite(v) for _, v in values) == 1 and "marker" not in style:
+        style |= {"marker": ".", "markersize": 6}  # a line of one point would not be seen
+    panel.plot([x for x, _ in values], [v for _, v in values], label=label, **style)
+
+
+def _switches(panel: Axes, history: History) -> None:
+    for phase in history.phases[1:]:
+        at = history.epoch(phase.start)
+        panel.axvline(at, color=SWITCH, linewidth=1.4, linestyle="--", label="phase switch", zorder=1)
+
+
+def _phase_names(panel: Axes, history: History, *, last: float) -> None:
+    """Above the panel: level where each fits over its phase, else upright."""
+    if len(history.phases) > NAMED_PHASES:
+        return
+    spans = [(history.epoch(p.start), min(history.epoch(p.stop), last)) for p in history.phases]
+    inches_of_a_letter, width = 0.085, 8.0
+    level = all(
+        len(p.name) * inches_of_a_letter < width * (b - a) / last
+        for p, (a, b) in zip(history.phases, spans, strict=True)
+    )
+    for phase, (start, stop) in zip(history.phases, spans, strict=True):
+        panel.text(
+            (start + stop) / 2, 1.02, _clipped(phase.name, 40 if level else 24), transform=panel.get_xaxis_transform(),
+            ha="center", va="bottom", rotation=0 if level else 90, fontsize=9, color=SWITCH,
+        )  # fmt: skip
+
+
+# --- several runs
+
+
+def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *, key: str) -> None:
+    """One line per run, of the weights that are its best, and the phase switches."""
+    import matplotlib
+    from matplotlib.ticker import PercentFormatter
+
+    colours = matplotlib.color_sequences["tab10" if len(histories) <= 10 else "tab20"]
+    switches = [[h.epoch(p.start) for p in h.phases[1:]] for h in histories]
+    shared = all(s == switches[0] for s in switches)
+    for i, (history, name) in enumerate(zip(histories, names, strict=True)):
+        average = history.best is not None and history.best.weights == "ema"
+        values = (points(history, "ema/" + key) if average else []) or points(history, key)
+        colour = colours[i % len(colours)]
+        label = _clipped(name, 60) + (" (EMA weights)" if average else "")
+        _line(panel, values, color=colour, marker="o", markersize=3.5, label=label)
+        for at in switches[i] if not (shared and i) else []:
+            panel.axvline(at, color=SWITCH if shared else colour, linewidth=1.2, linestyle="--", alpha=0.7, zorder=1)
+    if any(switches):  # an entry for the legend
+        text = "phase switch" if shared else "phase switch, in the colour of its run"
+        panel.plot([], [], color=SWITCH if shared else LOWEST, linewidth=1.2, linestyle="--", label=text)
+    panel.set_xlabel("epoch")
+    panel.set_title("validation " + ("accuracy" if key == ACCURACY else "loss"), fontsize=10)
+    if key == ACCURACY:
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.margins(x=0.03)
+
+
+def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> None:
+    """Level bars, so that long names can be read; the first run on top."""
+    from matplotlib.ticker import PercentFormatter
+
+    kinds = ((0, BEFORE, "end of feature extraction"), (1, AFTER, "best of fine-tuning"))
+    for at, colour, label in kinds:
+        bars = [(i, accuracies(h)[at]) for i, h in enumerate(histories)]
+        known = [(i, bar[0], bar[1]) for i, bar in bars if bar is not None]
+        if not known:
+            continue
+        places = [i + (0.2 if at else -0.2) for i, _, _ in known]
+        drawn = panel.barh(places, [v for _, v, _ in known], height=0.37, color=colour, label=label)
+        texts = [shown(ACCURACY, v) + ("" if over else "  so far") for _, v, over in known]
+        panel.bar_label(drawn, texts, padding=4, fontsize=9)
+    for i, history in enumerate(histories):
+        if not any(accuracies(history)):
+            panel.text(0.005, i, "no validation accuracy", va="center", fontsize=9, color=LOWEST)
+    panel.set_yticks(range(len(histories)), [_clipped(name, 40) for name in names])
+    panel.set_ylim(len(histories) - 0.5, -0.5)
+    panel.set_xlim(0, 1.15)
+    panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    panel.xaxis.set_major_formatter(PercentFormatter(1.0))
+    panel.set_xlabel("validation accuracy")
+    panel.grid(False, axis="y")
+    panel.set_axisbelow(True)
+
+
+def _bars_height(histories: Sequence[History]) -> float:
+    return 0.75 * len(histories)
+
+
+def _clipped(text: str, most: int) -> str:
+    """At most so many letters, the end of a name being what tells it from others."""
+    return text if len(text) <= most else "…" + text[-(most - 1) :]
