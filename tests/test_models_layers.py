@@ -211,6 +211,22 @@ def test_tokens_and_embeddings_are_in_the_stem() -> None:
         assert layer_of("timm/deit_tiny_distilled_patch16_224", name, "module") == "patch_embed"
 
 
+def test_a_token_that_enters_late_still_is_an_embedding() -> None:
+    assert layer_of("timm/cait_xxs24_224", "cls_token") == "stem"
+    last = described("timm/cait_xxs24_224").layers["block"].names[-5:]
+    assert last == ("blocks.23", "blocks_token_only.0", "blocks_token_only.1", "norm", "head")
+
+
+def test_groups_of_timm_that_lump_blocks_are_not_used() -> None:
+    """timm's finest groups of PVT are its stages."""
+    assert list(described("timm/pvt_v2_b0").layers["block"].names) == [
+        "stem",
+        *grid("stages.{}.blocks.{}", [2, 2, 2, 2]),
+        "stages.3.norm",
+        "head",
+    ]
+
+
 def test_a_downsampling_belongs_to_the_block_after_it() -> None:
     assert layer_of("torchvision/swin_t", "features.2.reduction.weight") == "features.3.0"
     assert layer_of("torchvision/convnext_tiny", "features.4.1.weight") == "features.5.0"

@@ -72,7 +72,7 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
     upper, lower = 4.6 + 0.25 * lines, 1.5 + _bars_height(histories)
 
     def draw(figure: Figure) -> None:
-        above, below = figure.subfigures(2, 1, height_ratios=[upper, lower])
+        above, below = _stacked(figure, upper, lower)
         panels = above.subplots(1, 2)
         _overlay(panels[0], histories, names, key=ACCURACY)
         _overlay(panels[1], histories, names, key="val/loss")
@@ -100,6 +100,12 @@ def _png(draw: Callable[[Figure], None], *, width: float, height: float) -> byte
     return file.getvalue()
 
 
+def _stacked(figure: Figure, *heights: float) -> list[Any]:
+    """Parts of a figure, one below the other, each with a legend of its own."""
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+    return list(parts)
+
+
 def _legend(figure: FigureBase, panels: Sequence[Axes], *, columns: int) -> None:
     entries: dict[str, Any] = {}
     for panel in panels:
@@ -121,7 +127,7 @@ def _title(history: History) -> str:
     if not history.done:
         of = f" of {history.steps}" if history.steps else ""
         words.append(f"{history.status}, step {history.step}{of}")
-    return _clipped(words[0], 40) + "".join(f"  ·  {w}" for w in words[1:])
+    return _clipped(words[0], 70) + "\n" + "  ·  ".join(words[1:])
 
 
 # --- curves over epochs
@@ -157,14 +163,12 @@ def _measured(panel: Axes, history: History, name: str) -> None:
     if history.best is None or value is None:
         return
     at = (history.epoch(history.best.step), value)
-    style: dict[str, Any] = {
-        "marker": "*",
-        "markersize": 15,
-        "linestyle": "none",
-        "zorder": 5,
-        "markeredgecolor": "white",
-    }
-    panel.plot([at[0]], [at[1]], color=BEST, label=f"best {history.metric}", **style)
+    panel.plot(
+        [at[0]], [at[1]], color=BEST, label=f"best {history.metric}", marker="*", markersize=15, linestyle="none",
+        zorder=5, markeredgecolor="white",
+    )  # fmt: skip
+    place = at[0] / (history.epoch(history.step) or 1.0)
+    side = "right" if place > 0.95 else "left" if place < 0.05 else "center"
     panel.annotate(
         shown(f"val/{name}", value), at, xytext=(0, -20 if name == "top1" else 12), textcoords="offset points",
         ha=side, fontsize=9, fontweight="bold", zorder=6,
@@ -177,12 +181,13 @@ def _rates(panel: Axes, history: History) -> None:
     panel.set_ylabel("learning rate")
     kinds = (
         ("train/lr_head", HEAD, "-", "learning rate: head"),
-        ("train/lr_lowest", LOWEST, "--", "learning rate: lowest layer that trains"),
+        ("train/lr_lowest", LOWEST, "--", "learning rate: lowest layer"),
     )
     top = 0.0
     for key, colour, style, label in kinds:
         values = [(x, v) if v > 0 else (x, math.nan) for x, v in points(history, key, by_phase=True)]
-        _line(panel, values, color=colour, linestyle=style, label=label)
+        dots = "." if len(values) <= 24 else ""  # a phase with one row would not be seen
+        _line(panel, values, color=colour, linestyle=style, marker=dots, label=label)
         top = max([top, *(v for _, v in values if math.isfinite(v))])
     if top:
         _logarithmic(panel)
@@ -271,6 +276,7 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
         values = (points(history, "ema/" + key) if average else []) or points(history, key)
         colour = colours[i % len(colours)]
         label = _clipped(name, 60) + (" (EMA weights)" if average else "")
+        label = f" {label}" if label.startswith("_") else label  # matplotlib hides names with an underscore
         _line(panel, values, color=colour, marker="o", markersize=3.5, label=label)
         for at in switches[i] if not (shared and i) else []:
             panel.axvline(at, color=SWITCH if shared else colour, linewidth=1.2, linestyle="--", alpha=0.7, zorder=1)

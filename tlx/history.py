@@ -80,7 +80,7 @@ class History:
         rows: of metrics.jsonl, those with a step; values that are no finite numbers are NaN.
         step: updates done. `steps`: planned.
         phases: those that have begun.
-        best: by `metric`. The phase it fell into is `best_phase`.
+        best: by `metric`.
         details: result.json or, before the end, what the last checkpoint knows.
         plan: plan.json as it is.
         config: config.yaml as text.
@@ -103,14 +103,6 @@ class History:
     @property
     def done(self) -> bool:
         return self.status == "done"
-
-    @property
-    def best_phase(self) -> str:
-        """The name of the phase of the best evaluation, or nothing."""
-        if self.best is None:
-            return ""
-        step = self.best.step
-        return next((p.name for p in self.phases if p.start < step <= p.stop), "")
 
     @property
     def per_class(self) -> list[tuple[str, float | None]]:
@@ -144,7 +136,7 @@ def read_history(path: Path) -> History:
     wanted = _wanted(config)
     best = _best_of_result(result) or _best(rows, wanted)
     best = _with_classes(best, details)
-    step = max([int(r["step"]) for r in rows] + [_whole(details.get("step")) or 0])
+    step = max([int(r["step"]) for r in rows] + [whole(details.get("step")) or 0])
     status = "done" if result else str(_json(path / "status.json").get("status", "unknown"))
     wanted = Wanted(wanted.metric, wanted.mode, best.weights if best else "raw")
     return History(
@@ -153,7 +145,7 @@ def read_history(path: Path) -> History:
         status=status,
         rows=rows,
         step=step,
-        steps=_whole(plan.get("steps")) if not result else step,
+        steps=whole(plan.get("steps")) if not result else step,
         steps_per_epoch=_epoch_length(plan, rows),
         metric=str(_dict(result.get("best")).get("metric", wanted.metric)),
         phases=_phases(rows, plan, result, wanted=wanted),
@@ -179,7 +171,7 @@ def shown(metric: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     name = metric.rsplit("/", 1)[-1]
-    return f"{100 * value:.2f} %" if name.startswith("top") or "acc" in name else f"{value:.4g}"
+    return f"{100 * value:.2f} %" if name.startswith("top") or "acc" in name else f"{value:#.4g}"
 
 
 def accuracies(history: History) -> tuple[tuple[float, bool] | None, tuple[float, bool] | None]:
@@ -251,7 +243,7 @@ def _phases(
 ) -> tuple[Stretch, ...]:
     """The phases that have begun. Where one ended before its time, the rows and the result know, the plan does not."""
     results = {str(k): _dict(v) for k, v in _dict(result.get("phases")).items()}
-    planned = {str(p.get("name")): p for p in map(_dict, _list(plan.get("phases")))}
+    planned = {str(p.get("name")): p for p in within(plan, "phases")}
     by_name: dict[str, list[Row]] = {name: [] for name in results}
     for row in rows:
         by_name.setdefault(str(row.get("phase", "")), []).append(row)
@@ -260,11 +252,11 @@ def _phases(
         about = planned.get(name, {}) | {k: v for k, v in results.get(name, {}).items() if k in ("start", "stop")}
         reached = max([int(r["step"]) for r in own], default=0)
         after = at + 1 < len(by_name) or bool(result)
-        stop = reached if after and own else max(_whole(about.get("stop")) or 0, reached)
+        stop = reached if after and own else max(whole(about.get("stop")) or 0, reached)
         phases.append(
             Stretch(
                 name=name,
-                start=phases[-1].stop if phases else _whole(about.get("start")) or 0,
+                start=phases[-1].stop if phases else whole(about.get("start")) or 0,
                 stop=stop,
                 over=after or reached >= stop,
                 extracts=_extracts(about, plan, first=at == 0 and len(by_name) > 1),
@@ -278,7 +270,7 @@ def _phases(
 
 def _extracts(phase: Mapping[str, Any], plan: Mapping[str, Any], *, first: bool) -> bool:
     """Without a plan to tell, the first of several phases counts as feature extraction."""
-    own = {str(y.get("name")) for y in map(_dict, _list(plan.get("layers"))) if y.get("role") == "backbone"}
+    own = {str(y.get("name")) for y in within(plan, "layers") if y.get("role") == "backbone"}
     layers = _dict(phase.get("layers"))
     if not own or not layers:
         return first
@@ -309,8 +301,8 @@ def _last(rows: Sequence[Row], weights: str) -> Evaluation | None:
 def _evaluation(row: Mapping[str, Any], weights: str) -> Evaluation:
     prefix = "ema/val/" if weights == "ema" else "val/"
     own = {"val/" + k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-    shares = tuple(None if s is None else _number(s) for s in _list(own.pop("val/per_class", None)))
-    return Evaluation(_whole(row.get("step")) or 0, weights, {k: _number(v) for k, v in own.items()}, shares)
+    shares = tuple(s if math.isfinite(_number(s)) else None for s in _list(own.pop("val/per_class", None)))
+    return Evaluation(whole(row.get("step")) or 0, weights, {k: _number(v) for k, v in own.items()}, shares)
 
 
 def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:
@@ -328,7 +320,7 @@ def _best_of_result(result: Mapping[str, Any]) -> Evaluation | None:
     if not best:
         return None
     metrics = {str(best.get("metric")): _number(best.get("value"))}
-    return Evaluation(_whole(best.get("step")) or 0, str(best.get("weights", "raw")), metrics)
+    return Evaluation(whole(best.get("step")) or 0, str(best.get("weights", "raw")), metrics)
 
 
 def _with_classes(best: Evaluation | None, details: Mapping[str, Any]) -> Evaluation | None:
@@ -342,7 +334,12 @@ def _with_classes(best: Evaluation | None, details: Mapping[str, Any]) -> Evalua
 
 def _epoch_length(plan: Mapping[str, Any], rows: Sequence[Row]) -> int | None:
     ratios = [r["step"] / r["epoch"] for r in rows if isinstance(r.get("epoch"), float) and r["epoch"] > 0]
-    return _whole(plan.get("steps_per_epoch")) or (round(ratios[-1]) if ratios else None) or None
+    return whole(plan.get("steps_per_epoch")) or (round(ratios[-1]) if ratios else None) or None
+
+
+def within(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects of a list in a file's content; what is something else is left out."""
+    return [item for item in _list(content.get(name)) if isinstance(item, dict)]
 
 
 def _row(row: Mapping[str, Any]) -> Row:
@@ -358,7 +355,8 @@ def _number(value: Any) -> float:
         return math.nan
 
 
-def _whole(value: Any) -> int | None:
+def whole(value: Any) -> int | None:
+    """A finite number as an integer, or None for anything else."""
     number = _number(value)
     return int(number) if math.isfinite(number) else None
 

@@ -1,0 +1,257 @@
+"""Reports of finished, unfinished, torn and odd runs, read from files as `tlx train` writes them."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tlx import figures
+from tlx.errors import UserError
+from tlx.history import accuracies, named, read_history
+from tlx.report import report
+from tlx.tracking.metrics import MetricsFile
+
+EPOCH = 4
+TWO = (("feature_extraction", 2, "frozen"), ("fine_tuning", 3, "all"))
+ACCURACIES = (0.30, 0.50, 0.45, 0.80, 0.70)
+
+
+class Page(HTMLParser):
+    """Tags, images and text of a page."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.images: list[str] = []
+        self.text = ""
+        self.feed(file.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.images += [str(dict(attrs)["src"])] if tag == "img" else []
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def write_run(
+    folder: Path, *, phases=TWO, accuracies=ACCURACIES, ema: float | None = None, metric: str = "val/top1"
+) -> Path:
+    """An unfinished run: one accuracy per epoch done; `ema` is added to it for the moving average."""
+    folder.mkdir(parents=True)
+    starts = [sum(e for _, e, _ in phases[:i]) * EPOCH for i in range(len(phases))]
+    mode = "min" if metric.endswith("loss") else "max"
+    (folder / "config.yaml").write_text(f"run: {folder}\nevaluate: {{metric: {metric}, mode: {mode}}}\n")
+    plan = {
+        "steps": starts[-1] + phases[-1][1] * EPOCH,
+        "steps_per_epoch": EPOCH,
+        "samples": 30,
+        "batch": 8,
+        "phases": [
+            {"name": name, "start": start, "stop": start + epochs * EPOCH, "epochs": float(epochs), "lr": 1e-2}
+            | {"layers": {"stem": layer(backbone), "fc": layer("all")}, "warmup": 0, "settings": {}}
+            for (name, epochs, backbone), start in zip(phases, starts, strict=True)
+        ],
+        "layers": [{"name": "stem", "role": "backbone"}, {"name": "fc", "role": "head"}],
+        "warnings": [],
+    }
+    (folder / "plan.json").write_text(json.dumps(plan))
+    (folder / "status.json").write_text(json.dumps({"status": "running"}))
+    names = [name for name, epochs, _ in phases for _ in range(epochs)]
+    file = MetricsFile(folder / "metrics.jsonl")
+    for i, accuracy in enumerate(accuracies):
+        row = {"epoch": i + 0.5, "phase": names[i], "train/loss": 1.5 / (i + 1), "train/top1": 0.6}
+        file.append({"step": i * EPOCH + 2, **row, "train/lr_head": 0.01, "train/lr_lowest": 0.001})
+        row |= {"step": (i + 1) * EPOCH, "epoch": i + 1.0}
+        if accuracy is not None:
+            row |= {"val/loss": 2 - accuracy, "val/top1": accuracy, "val/samples": 10}
+            row |= {"ema/val/loss": 1.0, "ema/val/top1": accuracy + ema} if ema is not None else {}
+        file.append(row)
+    file.close()
+    return folder
+
+
+def layer(trains: str) -> dict[str, object]:
+    return {"trains": trains, "trained": 0 if trains == "frozen" else 100, "lr": 0.0 if trains == "frozen" else 1e-2}
+
+
+def finish(folder: Path, **over: object) -> Path:
+    """Adds the result of a run of `TWO` and `ACCURACIES`."""
+    own = {"val/loss": 1.2, "val/top1": 0.80, "val/per_class": [0.6, None, 1.0]}
+    result = {
+        "best": {"metric": "val/top1", "value": 0.80, "step": 16, "phase": "fine_tuning", "weights": "raw"},
+        "phases": {
+            "feature_extraction": {"start": 0, "stop": 8, "last": {"step": 8, "val/top1": 0.50}},
+            "fine_tuning": {"start": 8, "stop": 20, "best": {"step": 16, "weights": "raw", **own}},
+        },
+        "classes": ["daisy", "fern", "rose"],
+        "step": 20,
+        "samples_seen": 12345,
+        "wall_time_s": 3725.2,
+        "unreadable": {"data/train/000003.tar: 12.jpg": "truncated"},
+        "replaced": 7,
+        "world": 2,
+        "versions": {"torch": "9.9.9"},
+        "command": "tlx train a.yaml",
+    }
+    (folder / "result.json").write_text(json.dumps(result | over))
+    return folder
+
+
+def test_a_finished_run_gets_figures_a_page_that_needs_no_other_file_and_a_table(tmp_path: Path, capsys) -> None:
+    run = finish(write_run(tmp_path / "mnet"))
+    files = report([run])
+    assert [str(f.relative_to(run)) for f in files] == ["figures/curves.png", "figures/phases.png", "report.html"]
+    for file in files[:2]:
+        with Image.open(file) as image:
+            assert image.format == "PNG"
+            assert len(image.convert("L").getcolors(256) or []) > 10
+    page = Page(files[2])
+    assert len(page.images) == 2
+    assert all(source.startswith("data:image/png;base64,") for source in page.images)
+    assert not {"script", "link", "iframe"} & set(page.tags)
+    for said in ("daisy", "60.00 %", "no samples", "12.jpg", "truncated", "9.9.9", "tlx train a.yaml", "2 ranks"):
+        assert said in page.text
+    assert page.text.index("daisy") < page.text.index("rose") < page.text.index("fern")  # the worst first, None last
+    table = capsys.readouterr().out
+    for said in ("mnet", "val/top1 80.00 %", "feature_extraction 50.00 %", "epoch 4", "raw", "12,345", "1:02:05"):
+        assert said in table
+
+
+def test_an_unfinished_run_is_told_from_its_rows_and_its_last_checkpoint(tmp_path: Path, capsys) -> None:
+    run = write_run(tmp_path / "going", accuracies=ACCURACIES[:4])
+    checkpoint = run / "checkpoints" / "latest"
+    checkpoint.mkdir(parents=True)
+    own = {"step": 16, "weights": "raw", "val/top1": 0.8, "val/per_class": [0.25, 1.0]}
+    progress = {"samples_seen": 777, "wall_time_s": 61.0, "phases": {"fine_tuning": {"best": own}}, "bad": {}}
+    state = {"progress": progress, "identity": {"classes": ["oak", "elm"]}}
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    history = read_history(run)
+    assert (history.best.step, history.best.value("val/top1")) == (16, 0.8)
+    assert [p.over for p in history.phases] == [True, False]
+    assert accuracies(history) == ((0.5, True), (0.8, False))
+    page = Page(report([run])[-1])
+    assert "25.00 %" in page.text
+    assert "not done (running, step 16 of 20)" in " ".join(page.text.split())
+    table = capsys.readouterr().out
+    assert "80.00 % so far" in table
+    assert "777" in table
+
+
+def test_a_phase_that_ended_early_switches_where_the_rows_say(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "early")
+    plan = json.loads((run / "plan.json").read_text())
+    plan["phases"][0]["stop"], plan["phases"][1]["start"] = 40, 40  # planned longer than the plateau allowed
+    (run / "plan.json").write_text(json.dumps(plan))
+    first, second = read_history(run).phases
+    assert (first.stop, first.over, second.start) == (8, True, 8)
+
+
+def test_a_run_killed_in_the_middle_of_a_line_and_with_torn_files(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "torn")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 22, "epo')
+    (run / "plan.json").write_text('{"steps": 20, "pha')
+    (run / "status.json").write_text("")
+    (run / "config.yaml").write_text("a: [1")
+    history = read_history(run)
+    assert (history.step, history.steps_per_epoch, history.best.step) == (20, EPOCH, 16)
+    assert accuracies(history)[0] == (0.5, True)  # without a plan the first of two phases counts as extraction
+    assert len(report([run])) == 3
+
+
+def test_numbers_that_are_not_finite_and_things_that_are_no_numbers_do_no_harm(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "nan", accuracies=(0.3, math.nan, math.nan, 0.4, math.inf))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 1}\n[1]\n{"step": "x"}\n{"step": 21, "phase": 7, "val/top1": "high", "epoch": null}\n')
+    finish(run, best="?", phases={"fine_tuning": 3}, unreadable=[1], versions=None, samples_seen="many", classes=4)
+    history = read_history(run)
+    assert history.best.value("val/top1") == pytest.approx(0.4)
+    drawn = figures.points(history, "val/top1")
+    assert [math.isfinite(v) for _, v in drawn] == [True, False, False, True, False, False]  # gaps stay gaps
+    assert len(report([run])) == 3
+
+
+def test_runs_without_validation_of_one_phase_or_without_a_row(tmp_path: Path, capsys) -> None:
+    blind = write_run(tmp_path / "blind", accuracies=(None,) * 5)
+    single = write_run(tmp_path / "single", phases=(("all", 2, "all"),), accuracies=(0.2, 0.1))
+    empty = write_run(tmp_path / "empty", accuracies=())
+    probe = write_run(tmp_path / "probe", phases=(("probe", 2, "frozen"),), accuracies=(0.2, 0.1))
+    files = [f"{f.parent.name}/{f.name}" for f in report([blind, single, empty])]
+    assert files == [
+        *("figures/curves.png", "blind/report.html"),
+        *("figures/curves.png", "figures/phases.png", "single/report.html"),
+        *("empty/report.html", "figures/comparison.png", "blind/comparison.html"),
+    ]
+    assert "single (running, step 8 of 8)" in capsys.readouterr().out
+    assert accuracies(read_history(single)) == (None, (0.2, False))
+    assert accuracies(read_history(probe)) == ((0.1, True), None)  # the end of extraction, not its best
+
+
+def test_the_best_follows_metric_mode_and_moving_average(tmp_path: Path) -> None:
+    average = read_history(write_run(tmp_path / "ema", ema=0.05))
+    assert (average.best.weights, average.best.value("val/top1")) == ("ema", pytest.approx(0.85))
+    assert accuracies(average)[0] == (pytest.approx(0.55), True)  # at the phase's end, of the same weights
+    low = read_history(write_run(tmp_path / "low", metric="val/loss", accuracies=(0.1, 0.9, 0.3)))
+    assert (low.metric, low.best.step) == ("val/loss", 8)
+
+
+def test_several_runs_are_compared_where_out_says(tmp_path: Path, capsys) -> None:
+    runs = [finish(write_run(tmp_path / "x" / "run")), write_run(tmp_path / "y" / "run", ema=0.01)]
+    inside = report([*runs, runs[0]])[-2:]
+    assert inside == [runs[0] / "figures" / "comparison.png", runs[0] / "comparison.html"]
+    assert len(Page(inside[1]).images) == 1 + 2 * 2  # a run given twice counts once
+    assert named([read_history(run) for run in runs]) == ["x/run", "y/run"]
+    assert "x/run" in capsys.readouterr().out
+    out = tmp_path / "new" / "place"
+    assert report(runs, out=out)[-2:] == [out / "figures" / "comparison.png", out / "comparison.html"]
+
+
+def test_many_phases_and_hostile_names_are_drawn_and_escaped(tmp_path: Path, capsys) -> None:
+    evil = "<script>alert(1)</script>"
+    phases = tuple((f"{evil} $\\frac{{{i}", 1, "all") for i in range(12))
+    run = finish(write_run(tmp_path / "_a $x_{ [red]b", phases=phases, accuracies=(0.5,) * 12))
+    finish(run, classes=[evil] * 3, unreadable={evil: evil}, versions={evil: evil}, command=evil, phases={})
+    (run / "config.yaml").write_text(f"# {evil}")
+    page = Page(report([run], out=tmp_path / "out")[-1])
+    assert "script" not in page.tags
+    assert page.text.count(evil) >= 6
+    assert "_a $x_{ [red]b" in page.text
+    assert "_a $x_{ [red]b" in capsys.readouterr().out  # no markup of the terminal's
+
+
+@pytest.mark.parametrize(
+    ("given", "what", "todo"),
+    [
+        ("flowers-resnet5", "no such folder", 'did you mean "flowers-resnet50"?'),
+        (".", "not a run folder", "flowers-resnet50"),
+        ("file", "is a file", "give the folder"),
+    ],
+)
+def test_what_is_no_run_is_told_with_a_way_out(tmp_path: Path, given: str, what: str, todo: str) -> None:
+    write_run(tmp_path / "flowers-resnet50")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError) as error:
+        report([tmp_path / given])
+    assert what in error.value.what
+    assert todo in str(error.value.todo)
+    assert not (tmp_path / "flowers-resnet50" / "report.html").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "figures").write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be written"):
+        report([run])
+
+
+def test_matplotlib_and_jinja_come_with_the_report_not_with_the_import() -> None:
+    code = "import sys, tlx.report; sys.exit(bool({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
