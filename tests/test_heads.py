@@ -200,3 +200,16 @@ def test_heads_of_the_users_own() -> None:
     )
     with pytest.raises(UserError, match=r"gives \(4,\) instead of 3 classes"):
         models.load("timm/resnet10t", head=f"{__name__}:wrong", **wish)
+
+
+@pytest.mark.parametrize("head", ["mlp", "concat_pool"])
+def test_a_sequential_network_runs_its_new_head_once(head):
+    import toys
+
+    backbone = models.load("toys:sequential", classes=5, weights="none", head=head, head_args={"hidden": [7]})
+    net = backbone.module
+    calls = []
+    net.get_submodule("head").register_forward_hook(lambda *_: calls.append(1))
+    assert net(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    assert len(calls) == 1
+    assert toys.sequential(5)(torch.zeros(2, 3, 32, 32)).shape == (2, 5)

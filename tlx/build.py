@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx import plug
@@ -148,6 +149,7 @@ def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
     if world.main:
         folder.say("running")
     try:
+        together(world, lambda: fetch(config) if world.local_main else None)
         run = together(world, lambda: compose(config, world, folder))
         finished = fit(run)
     except BaseException as error:
@@ -164,6 +166,12 @@ def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
         folder.say("done" if finished else "resumable", step=run.progress.step, steps=run.plan.steps)
     world.barrier()
     return result if finished else None
+
+
+def fetch(config: Config) -> None:
+    """Brings weights that are not a file into the cache, once per machine, before every rank looks there."""
+    if config.backbone.weights != "none" and not Path(config.backbone.weights).exists():
+        backbone_of(config, 2)
 
 
 def together(world: World, act: Callable[[], Any]) -> Any:
@@ -278,7 +286,7 @@ def average_of(net: torch.nn.Module, config: Config) -> Any:
 
     if config.loop.ema is None:
         return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema.decay))
+    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema.decay))  # type: ignore[no-untyped-call]
 
 
 def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:

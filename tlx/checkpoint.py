@@ -21,6 +21,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tlx.errors import TlxError, UserError
+from tlx.files import write_whole
 
 FORMAT = 1
 Weights = dict[str, torch.Tensor]
@@ -165,16 +166,6 @@ def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 }
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces a small file as a whole, or not at all."""
-    beside = path.with_name(f".{path.name}.writing")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-
-
 def _like(value: torch.Tensor, tensor: torch.Tensor, key: str) -> torch.Tensor:
     # Adam's step count stays on the CPU unless the optimizer is fused, as in torch's own load_state_dict
     if key == "step" and not tensor.is_cuda:
@@ -192,7 +183,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
         _flush(path)
         hashes[path.name] = _hash(path)
     state = {"format": FORMAT, **snapshot.state, "files": hashes}
-    write_text(folder / "state.json", json.dumps(state, indent=1))
+    write_whole(folder / "state.json", json.dumps(state, indent=1))
     _flush(folder)
 
 

@@ -41,13 +41,11 @@ def train(
     from tlx import config as configs
 
     result = build.train(configs.load(config, overrides or ()), fresh=fresh)
-    if result is None:
-        _leave(RESUMABLE)
-    if _rank() == 0:
+    if result is not None and _rank() == 0:
         from tlx.result import summary
 
         print(summary(result))
-    _leave(0)
+    _leave(0 if result is not None else RESUMABLE)
 
 
 @app.command(epilog="Example: tlx plan configs/flowers102/vgg16.yaml")

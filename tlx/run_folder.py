@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 import yaml
 
-from tlx.checkpoint import write_text
 from tlx.config import Config, dump
 from tlx.errors import UserError
+from tlx.files import write_whole
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
 MAY_CHANGE = ("world", "track", "data.workers", "loop.micro_batch", "checkpoint", "run", "data.expected")
@@ -50,7 +50,7 @@ class RunFolder:
             self._refuse_changes(config)
             result = self._read("result.json")
             if result is None:
-                write_text(self.path / "config.yaml", dump(config))
+                write_whole(self.path / "config.yaml", dump(config))
         except OSError as error:
             raise UserError(
                 f"cannot be written: {error.strerror or error}",
@@ -62,7 +62,7 @@ class RunFolder:
     def say(self, status: Status, **about: Any) -> None:
         """Writes status.json, which batch scripts read."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        write_text(self.path / "status.json", json.dumps({"status": status, **about, "id": self.id, "time": now}))
+        write_whole(self.path / "status.json", json.dumps({"status": status, **about, "id": self.id, "time": now}))
 
     @property
     def id(self) -> str:
@@ -71,10 +71,10 @@ class RunFolder:
         return str(found) if found else secrets.token_hex(4)
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        write_text(self.path / "plan.json", json.dumps(plan, indent=1))
+        write_whole(self.path / "plan.json", json.dumps(plan, indent=1))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_text(self.path / "result.json", json.dumps(result, indent=1))
+        write_whole(self.path / "result.json", json.dumps(result, indent=1))
 
     def _move_aside(self) -> None:
         if not self.path.exists():

@@ -16,7 +16,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from tlx.data.stream import Batch
+from tlx.data.order import derive
+from tlx.data.stream import BadSample, Batch
 from tlx.inputs import InputSpec
 from tlx.objectives import Objective
 from tlx.phasing import average_statistics, held, moving_norms, unfreeze
@@ -105,7 +106,9 @@ class Updater:
     clip: float | None = None
     ema: AveragedModel | None = None
 
-    def update(self, trainee: Trainee, step: int, batches: Iterable[Batch]) -> tuple[torch.Tensor, list[Any], float]:
+    def update(
+        self, trainee: Trainee, step: int, batches: Iterable[Batch]
+    ) -> tuple[torch.Tensor, list[BadSample], float]:
         """One step on this rank's micro-batches of a global batch.
 
         Returns:
@@ -113,10 +116,11 @@ class Updater:
             the samples that could not be read; what the global batch weighs.
         """
         # dropout depends on (seed, step, rank), not on what happened before: evaluations, resuming
-        torch.manual_seed(_mix(self.seed, step, self.world.rank))
+        torch.manual_seed(derive(self.seed, "dropout", step, self.world.rank) >> 1)
         for parameter in trainee.parameters:
             parameter.grad = None
-        counts, bad, own, total = [], [], 0, 0.0
+        bad: list[BadSample] = []
+        counts, own, total = [], 0, 0.0
         for batch in batches:
             bad += batch.bad
             own += 0 if batch.idle else len(batch.labels)
@@ -172,14 +176,3 @@ def set_rates(optimizer: Optimizer, phase: Phase, step: int) -> None:
     rates = phase.rates(step)
     for group in optimizer.param_groups:
         group["lr"] = rates[group["layer"]]
-
-
-def _mix(*words: int) -> int:
-    """One 63-bit seed from several numbers (SplitMix64)."""
-    state = 0
-    for word in words:
-        state = (state + word + 0x9E3779B97F4A7C15) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
-        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
-        state ^= state >> 31
-    return state >> 1

@@ -59,6 +59,11 @@ class World:
         return self.rank == 0
 
     @property
+    def local_main(self) -> bool:
+        """The first rank of its machine."""
+        return int(os.environ.get("LOCAL_RANK", 0)) == 0
+
+    @property
     def cuda(self) -> bool:
         return self.device.type == "cuda"
 

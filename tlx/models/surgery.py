@@ -99,9 +99,11 @@ def place(net: nn.Module, head: nn.Module, heads: Sequence[str], source: Map | N
             module.register_forward_pre_hook(partial(_keep_input, kept=kept))
         else:
             module.register_forward_hook(partial(_keep_output, kept=kept))
-    net.register_forward_hook(
-        partial(_finish, path=path, kept=kept, channels_last=bool(source and source.channels_last))
-    )
+    channels_last = bool(source and source.channels_last)
+    if not isinstance(net, nn.Sequential):
+        net.register_forward_hook(partial(_finish, path=path, kept=kept, channels_last=channels_last))
+    elif kept:  # it runs all its children by itself, the new one last
+        head.register_forward_pre_hook(partial(_take_map, kept=kept, channels_last=channels_last))
     return path
 
 
@@ -130,13 +132,17 @@ def _keep_output(_module: nn.Module, _args: Any, output: torch.Tensor, *, kept: 
     kept.map = output
 
 
+def _take_map(_head: nn.Module, _args: Any, *, kept: _Kept, channels_last: bool) -> torch.Tensor:
+    assert kept.map is not None
+    features, kept.map = kept.map, None
+    return features.permute(0, 3, 1, 2) if channels_last else features
+
+
 def _finish(net: nn.Module, _args: Any, output: Any, *, path: str, kept: _Kept | None, channels_last: bool) -> Any:
     head = net.get_submodule(path)
     pooled = output[0] if isinstance(output, tuple) else output
     if kept is not None:
-        assert kept.map is not None
-        pooled, kept.map = kept.map, None
-        pooled = pooled.permute(0, 3, 1, 2) if channels_last else pooled
+        pooled = _take_map(head, (), kept=kept, channels_last=channels_last)
     logits = head(pooled)
     if not isinstance(output, tuple):
         return logits
