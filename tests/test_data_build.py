@@ -134,6 +134,9 @@ def test_pictures_without_files_are_stored_without_loss(tmp_path):
     shades = {int(decode(ShardReader(manifest).read(i))[0, 0, 0]): int(manifest.labels[i]) for i in range(10)}
     assert shades == {place * 20: place % 2 for place in range(10)}
     assert build_shards(source, tmp_path / "out", BuildOptions(shard_samples=3)).already
+    single = read_items({"train": Digits()}, ["even", "odd"])
+    summary = build_shards(single, tmp_path / "split", BuildOptions(jobs=0, val=0.2))
+    assert {split: sizes["samples"] for split, sizes in summary.splits.items()} == {"train": 8, "val": 2}
 
 
 def test_unreadable_pictures_are_an_error_that_names_them(src, tmp_path):

@@ -70,6 +70,11 @@ def test_the_camera_is_turned_upright(format):
     assert (pixels.int() - upright.int()).abs().float().mean() < 12
 
 
+def test_a_broken_note_of_the_camera_is_no_broken_picture():
+    assert decode(encoded(PHOTO, "PNG", exif=b"Exif\0\0MM\0*\xff\xff")).shape == (3, 40, 60)
+    assert decode(encoded(PHOTO, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff")).shape == (3, 40, 60)
+
+
 def test_the_first_frame_counts():
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
     data = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])

@@ -222,6 +222,11 @@ def test_mixed_pictures_do_not_depend_on_ranks_or_micro_batches(train, mix):
         )
 
 
+def test_every_step_mixes_differently(train):
+    steps = list(stream(train, mix=MixSpec(mixup=1.0)).batches(0, 9))
+    assert len({tuple(b.mix.lam.tolist()) for b in steps}) == 9
+
+
 def test_37_validation_samples_are_counted_once(val):
     assert len(val) == 37
     for world in (1, 2, 3, 40):
@@ -318,6 +323,13 @@ def test_failing_transforms_name_the_picture(train):
     for workers in (0, 1):
         with pytest.raises(TlxError, match=r"\.tar: \d+\.jpg: the transforms fail .* 48 x 48 pixels: oh"):
             next(stream(train, transform=broken, workers=workers).batches(0, 1))
+
+
+def test_workers_end_with_an_error_and_do_not_wait_for_it_to_be_forgotten(train):
+    with pytest.raises(TlxError) as caught:
+        next(stream(train, transform=broken, workers=2).batches(0, 1))
+    assert caught.tb  # which holds on to the iterator over the workers
+    assert psutil.wait_procs(psutil.Process().children(), timeout=2)[1] == []
 
 
 def test_transforms_of_changing_size_are_refused(train):

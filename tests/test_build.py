@@ -1,0 +1,138 @@
+"""From configurations to trainings: every recipe plans, and what does not fit together is said before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from images import make_folder, make_shards
+
+from tlx import build
+from tlx.config import load, parse
+from tlx.data.write import BuildOptions, build_shards
+from tlx.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
+
+
+def plan_of(name, monkeypatch, *overrides):
+    monkeypatch.chdir(ROOT)
+    return build.plan(load(ROOT / "configs" / name, overrides))
+
+
+@pytest.mark.parametrize("path", [p for p in CONFIGS if "quickstart" not in p.parts], ids=lambda p: p.stem)
+def test_every_recipe_plans_without_data_weights_or_gpu(path, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    made, text = build.plan(load(path))
+    assert "no shards at" in text
+    assert made.steps > 0
+
+
+def test_vgg16_is_the_articles(monkeypatch):
+    made, text = plan_of("flowers102/vgg16.yaml", monkeypatch)
+    assert [(p.name, (p.stop - p.start) / made.steps_per_epoch, p.lr) for p in made.phases] == [
+        ("feature_extraction", 16, 1e-3),
+        ("fine_tuning", 8, 1e-4),
+    ]
+    features = [y for y in made.layers if y.name.startswith("features.")]
+    assert [y.depth for y in features] == list(range(44))
+    rates = made.phases[1].rates(made.phases[1].start)
+    for i in (0, 20, 40):
+        assert rates[f"features.{i}"] == pytest.approx(1e-4 + (1e-7 - 1e-4) / 44 * (44 - i))
+    assert rates["classifier"] == rates["classifier.6"] == 1e-4
+    assert "features.43" in text
+    assert "1e-07" in text
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet152"])
+def test_resnets_fall_by_a_third_per_step(name, monkeypatch):
+    made, _ = plan_of(f"flowers102/{name}.yaml", monkeypatch)
+    rates = made.phases[1].rates(made.phases[1].start)
+    assert list(rates) == ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4", "fc"]
+    assert [1e-4 / rate for rate in reversed(rates.values())] == pytest.approx([3**i for i in range(7)])
+
+
+def test_the_clothing_rows_differ_in_what_they_say(monkeypatch):
+    trained = {}
+    for path in sorted((ROOT / "configs" / "clothing").glob("*.yaml")):
+        made, _ = plan_of(f"clothing/{path.name}", monkeypatch)
+        layer = made.layers.match("layer1")[0]
+        trained[path.stem[0]] = [
+            (p.norm_state(layer).statistics, {q.kind for q in p.trained(layer)}) for p in made.phases
+        ]
+    assert trained == {
+        "1": [("moving", set())],
+        "2": [("fixed", set())],
+        "3": [("moving", {"norm"})],
+        "4": [("moving", {"norm"}), ("moving", {"norm", "weight"})],
+        "5": [("fixed", set()), ("fixed", {"weight"})],
+        "6": [("fixed", set())],
+    }
+
+
+def config(tmp_path, train, val=None, **over):
+    data = {"train": str(train), "val": val and str(val), "batch": 4, "workers": 0, **over.pop("data", {})}
+    phases = {"each": {"lr": 0.1, "duration": "1ep"}}
+    raw = {"run": str(tmp_path / "run"), "data": data, "backbone": {"name": "toys:small"}, "phases": phases}
+    return parse({**raw, **over})
+
+
+def test_shards_that_do_not_fit_are_refused(tmp_path):
+    three = make_shards(tmp_path / "three", classes=3, per_class={"train": 2, "val": 1}, size=16)
+    two = make_shards(tmp_path / "two", classes=2, per_class={"train": 2, "val": 1}, size=16)
+    with pytest.raises(UserError, match="3 classes, validation shards 2; only on one side: class2"):
+        build.open_sets(config(tmp_path, three / "train", two / "val"))
+    with pytest.raises(UserError, match="hold 6, the configuration expects 7"):
+        build.open_sets(config(tmp_path, three / "train", data={"expected": {"classes": 3, "train": 7}}))
+    with pytest.raises(UserError, match="hold 3, the configuration expects 5"):
+        build.open_sets(config(tmp_path, three / "train", data={"expected": {"classes": 5, "train": 6}}))
+    with pytest.raises(UserError, match="tlx shards"):
+        build.open_sets(config(tmp_path, tmp_path / "nowhere"))
+
+
+def test_one_class_is_refused(tmp_path):
+    folder = make_folder(tmp_path / "pictures" / "train", classes=1, per_class=3, size=16).parent
+
+    def from_pictures_to_sets():
+        build_shards(str(folder), tmp_path / "one", BuildOptions(val=0.0, jobs=0))
+        build.open_sets(config(tmp_path, tmp_path / "one" / "train"))
+
+    with pytest.raises(UserError, match="one class"):
+        from_pictures_to_sets()
+
+
+def test_an_input_that_the_backbone_does_not_take_is_known_at_once():
+    from torch import nn
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
+    build.try_input(net, (8, 8), 5)
+    with pytest.raises(UserError, match="does not take images of 16 x 16"):
+        build.try_input(net, (16, 16), 5)
+    with pytest.raises(UserError, match=r"gives \(1, 5\) where \(1, 6\)"):
+        build.try_input(net, (8, 8), 6)
+
+
+def test_optimizer_groups_cover_every_parameter_once_and_spare_the_excluded_from_decay():
+    from tlx import models
+    from tlx.optim import adamw, parameter_groups
+
+    backbone = models.load("timm/vit_tiny_patch16_224", classes=3, weights="none")
+    groups = parameter_groups(backbone.module, backbone.layers, no_decay=["bias", "norm", "embedding", "scale"])
+    optimizer = adamw(groups, weight_decay=0.3)
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    assert sorted(names) == sorted(n for n, _ in backbone.module.named_parameters())
+    decay = {name: group["weight_decay"] for group in optimizer.param_groups for name in group["names"]}
+    assert decay["blocks.0.attn.qkv.weight"] == 0.3
+    for spared in (
+        "cls_token",
+        "pos_embed",
+        "norm.weight",
+        "blocks.3.norm1.bias",
+        "blocks.0.attn.qkv.bias",
+        "head.bias",
+    ):
+        assert decay[spared] == 0.0, spared
+    assert all(isinstance(group["lr"], float) for group in optimizer.param_groups)
+    assert not torch.is_tensor(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,141 @@
+"""One update: what is not finite moves nothing, weights in the loss, statistics, recomputation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toys
+from commands import status, tlx, write_config
+from images import make_shards
+from torch import nn
+
+from tlx import models
+from tlx.config import parse
+from tlx.objectives import cross_entropy
+from tlx.optim import parameter_groups
+from tlx.plan import Plan
+from tlx.recompute import recompute_blocks
+from tlx.step import Normalise, Updater, dress, set_rates
+from tlx.world import World
+
+
+class Alone:
+    """Enough of accelerate for one rank in full precision."""
+
+    scaler = None
+
+    @staticmethod
+    def autocast():
+        return torch.autocast("cpu", enabled=False)
+
+    @staticmethod
+    def backward(loss):
+        loss.backward()
+
+
+def trainee(optimizer_class, **options):
+    torch.manual_seed(0)
+    backbone = models.load("toys:small", classes=3, weights="none")
+    phases = {"each": {"lr": 0.1, "duration": "1ep"}}
+    data = {"train": "x", "batch": 4}
+    config = parse({"run": "x", "data": data, "backbone": {"name": "toys:small"}, "phases": phases, "unfreeze": "all"})
+    plan = Plan.make(config, backbone.layers, samples=8)
+    world = World(0, 1, torch.device("cpu"), False, Alone())
+    groups = parameter_groups(backbone.module, backbone.layers, no_decay=[])
+    optimizer = optimizer_class(groups, **options)
+    set_rates(optimizer, plan.phases[0], 0)
+    normalise = Normalise(backbone.input, world.device, channels_last=False)
+    updater = Updater(optimizer, cross_entropy([1, 1, 1]), normalise, world, seed=0)
+    return updater, dress(backbone.module, plan.phases[0], plan, world=world, compiled=False)
+
+
+def batch(labels=(0, 1, 2, 0)):
+    from tlx.data.stream import Batch
+
+    images = torch.randint(
+        0, 255, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+    )
+    return Batch(0, 0, 1, images, torch.tensor(labels), torch.arange(len(labels)), total=float(len(labels)))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gradient_that_is_not_finite_moves_nothing_and_is_told(fused):
+    updater, net = trainee(torch.optim.AdamW, fused=fused)
+    tally, _, _ = updater.update(net, 0, [batch()])
+    assert tally[3] == 0
+    before = [p.detach().clone() for p in net.parameters]
+    for parameter in net.parameters[:1]:
+        parameter.register_hook(lambda g: g * float("nan"))
+    tally, _, _ = updater.update(net, 1, [batch()])
+    assert tally[3] == 1
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters, before, strict=True))
+
+
+def test_the_tally_counts_loss_right_ones_and_samples():
+    updater, net = trainee(torch.optim.SGD)
+    tally, bad, total = updater.update(net, 0, [batch()])
+    assert (tally[2], total, bad) == (4, 4.0, [])
+    assert 0 < tally[0] / total < 10
+    assert 0 <= tally[1] <= 4
+
+
+def test_normalising_is_torchvisions():
+    from torchvision.transforms.v2 import functional
+
+    updater, _ = trainee(torch.optim.SGD)
+    images, spec = batch().images, models.load("toys:small", classes=3, weights="none").input
+    expected = functional.normalize(functional.to_dtype(images, torch.float32, scale=True), spec.mean, spec.std)
+    assert torch.allclose(updater.normalise(images), expected, atol=1e-5)
+
+
+def test_class_weights_smoothing_mixing_and_auxiliary_logits_add_up():
+    from types import SimpleNamespace
+
+    from torch.nn.functional import cross_entropy as torchs
+
+    logits, labels, others = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([1, 1, 0, 2, 2, 0])
+    weights = [1.0, 3.0, 0.5]
+    objective = cross_entropy([5, 5, 5], class_weights=weights, label_smoothing=0.1)
+    total = sum(weights[i] for i in labels)
+    mean = torchs(logits, labels, weight=torch.tensor(weights), label_smoothing=0.1)
+    assert torch.allclose(objective.loss(logits, labels, None) / total, mean)
+    mix = SimpleNamespace(partner_labels=others, lam=torch.full((6,), 0.7))
+    soft = 0.7 * objective.loss(logits, labels, None) + 0.3 * objective.loss(logits, others, None)
+    assert torch.allclose(objective.loss(logits, labels, mix), soft)
+    assert torch.allclose(objective.loss((logits, logits), labels, None), 1.4 * objective.loss(logits, labels, None))
+    assert cross_entropy([6, 3, 1], class_weights="balanced").class_weights == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+
+
+def test_recomputed_blocks_keep_names_gradients_and_statistics():
+    torch.manual_seed(0)
+    plain, again = toys.small(3), toys.small(3)
+    again.load_state_dict(plain.state_dict())
+    recompute_blocks(again, ["features.0", "features.1", "features.2"])
+    images = torch.randn(4, 3, 32, 32)
+    for net in (plain, again):
+        net(images).square().sum().backward()
+    assert plain.state_dict().keys() == again.state_dict().keys()
+    for (name, a), (_, b) in zip(plain.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)
+    assert isinstance(again.features[0][1], nn.BatchNorm2d)
+
+
+def test_a_loss_that_explodes_is_a_fault_that_says_where(tmp_path):
+    shards = make_shards(tmp_path / "s", classes=2, per_class={"train": 8, "val": 2}, size=16)
+    raw = {
+        "run": str(tmp_path / "run"),
+        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 4, "workers": 0},
+        "input": {"size": 16},
+        "backbone": {"name": "toys:small", "weights": "none", "args": {"norm": "group"}},
+        "unfreeze": "all",
+        "phases": {"each": {"lr": 1e30, "duration": "2ep"}},
+        "optimizer": {"name": "sgd", "momentum": 0.9},
+    }
+    done = tlx("train", write_config(tmp_path / "c.yaml", raw))
+    assert done.returncode == 1
+    assert "the gradient is not finite at step" in done.stderr
+    assert "nothing was updated" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert status(tmp_path / "run")["status"] == "fault"
