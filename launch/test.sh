@@ -15,8 +15,11 @@ bash launch/env.sh test
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 python=.venv/bin/python
 
-echo "lint";  $python -m ruff check . && $python -m ruff format --check .
-echo "types"; $python -m mypy
+echo "lint"
+$python -m ruff check .
+$python -m ruff format --check .
+echo "types"
+$python -m mypy
 marks="not slow and not slurm"
 $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || marks="$marks and not gpu"
 if [ -z "$everything" ]; then

@@ -1,0 +1,271 @@
+"""An index for WebDataset tars, ours or made elsewhere.
+
+``index_shards(folder, classes=None, jobs=None, progress=False) -> dict[split, Manifest]``
+
+A sample is the members of a tar that share a name up to its first dot: one picture and one label, which is a number or
+a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under the key label, cls or class.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tlx.data.manifest import RECORD, Manifest, Shard, write_index
+from tlx.data.progress import in_processes
+from tlx.data.sources import EXTENSIONS
+from tlx.errors import UserError
+
+_LABELS = ("cls", "json", "txt")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What a tar holds: one (offset, size) and one label, a number or a name, per sample; or what is wrong with it."""
+
+    name: str
+    bytes: int
+    places: tuple[tuple[int, int], ...] = ()
+    labels: tuple[int | str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+
+def index_shards(
+    folder: str | os.PathLike[str],
+    *,
+    classes: str | os.PathLike[str] | None = None,
+    jobs: int | None = None,
+    progress: bool = False,
+) -> dict[str, Manifest]:
+    """Indexes the tars of a folder, or of each folder in it (train, val ...) with one list of classes.
+
+    Args:
+        classes: where the class names come from, in the order of their labels: a text file with one name per line, or
+            a folder that is already indexed. Without it, those of an earlier index; or else labels that are names are
+            sorted, and labels that are numbers are their own names.
+        jobs: processes; None is one per core.
+        progress: show a bar on a terminal.
+
+    Returns:
+        folder name -> what was indexed.
+
+    Raises:
+        UserError: no tars, compressed tars, duplicate names, samples without a label or picture; all that is wrong,
+            with what to do.
+    """
+    folders = split_folders(Path(folder))
+    tars = [tar for f in folders for tar in sorted(f.glob("*.tar"))]
+    scans = list(in_processes(scan_tar, tars, jobs=jobs, title="reading tars" if progress else None))
+    problems = [p for scan in scans for p in scan.problems]
+    if problems:
+        listed = "\n".join(f"  {p}" for p in problems[:20])
+        raise UserError(
+            f"these tars cannot be indexed, {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{listed}",
+            where=str(folder),
+            todo="every sample needs one picture and one label (000123.jpg and 000123.cls)",
+        )
+    by_folder: dict[Path, list[Scan]] = {f: [] for f in folders}
+    for tar, scan in zip(tars, scans, strict=True):
+        by_folder[tar.parent].append(scan)
+    known = _names_in(Path(classes)) if classes is not None else _names_before(folders)
+    names = _class_names((label for scan in scans for label in scan.labels), known, where=str(folder))
+    return {f.name: write_scans(f, by_folder[f], names) for f in folders}
+
+
+def write_scans(folder: Path, scans: Sequence[Scan], classes: Sequence[str]) -> Manifest:
+    """Writes the index of a folder from what its tars hold; labels are numbers or names out of `classes`.
+
+    Raises:
+        UserError: no samples.
+    """
+    place = {name: i for i, name in enumerate(classes)}
+    labels = [label if isinstance(label, int) else place[label] for scan in scans for label in scan.labels]
+    if not labels:
+        raise UserError("these tars hold no samples", where=str(folder))
+    records = np.zeros(len(labels), RECORD)
+    places = np.array([p for scan in scans for p in scan.places], dtype=np.uint64).reshape(-1, 2)
+    records["offset"], records["size"], records["label"] = places[:, 0], places[:, 1], labels
+    shards = [Shard(scan.name, len(scan.labels), scan.bytes) for scan in scans]
+    return write_index(folder, classes=classes, shards=shards, records=records)
+
+
+def split_folders(folder: Path) -> list[Path]:
+    """The folder itself where it holds tars, otherwise those of its folders that do.
+
+    Raises:
+        UserError: there are none, or compressed ones.
+    """
+    if not folder.is_dir():
+        raise UserError("there is no such folder", where=str(folder))
+    found = [folder] if any(folder.glob("*.tar")) else sorted({p.parent for p in folder.glob("*/*.tar")})
+    for place in found or [folder]:
+        packed = sorted(p.name for p in place.iterdir() if p.name.endswith(_COMPRESSED))
+        if packed:
+            raise UserError(
+                f"{len(packed)} compressed tar{'s' if len(packed) > 1 else ''}, such as {packed[0]}: samples inside "
+                "cannot be reached one by one",
+                where=str(place),
+                todo=_unpack(packed[0]),
+            )
+    if not found:
+        raise UserError("there are no .tar files here", where=str(folder), todo="tlx shards build SRC OUT makes some")
+    return found
+
+
+def scan_tar(path: Path) -> Scan:
+    """Reads the headers and labels of a tar, not its pictures."""
+    size = path.stat().st_size
+    try:
+        with tarfile.open(path, "r:") as tar:
+            members = [m for m in tar if m.isreg()]
+            _verify_end(path, tar.offset)
+            groups, problems = _group(members, str(path))
+            labels, places = [], []
+            for key, group in groups.items():
+                try:
+                    places.append(_picture(group))
+                    labels.append(_label(tar, group))
+                except ValueError as error:
+                    problems.append(f"{path}: {_shown(key)}: {error}")
+    except (tarfile.TarError, OSError, EOFError) as error:
+        return Scan(path.name, size, problems=(f"{path}: {_why(path, error)}",))
+    return Scan(path.name, size, tuple(places), tuple(labels), tuple(problems))
+
+
+def _verify_end(path: Path, offset: int) -> None:
+    """tarfile stops silently at a header that is damaged or cut off, and so would lose what comes after.
+
+    Raises:
+        tarfile.ReadError: what it stopped at is not a tar's end.
+    """
+    with open(path, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if not block:
+        raise tarfile.ReadError(
+            f"it may be cut off: it has no end mark (if it is whole: truncate -s +1024 {path.name})"
+        )
+    if block.strip(b"\0") or len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"it is damaged or cut off at byte {offset}")
+
+
+def _group(members: Iterable[tarfile.TarInfo], where: str) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[str]]:
+    groups: dict[str, dict[str, tarfile.TarInfo]] = {}
+    problems, last = [], None
+    for member in members:
+        folder, slash, file = member.name.rpartition("/")
+        stem, _, extension = file.partition(".")
+        key, extension = folder + slash + stem, extension.lower()
+        if not stem:  # .DS_Store and the like
+            continue
+        # WebDataset takes neighbours together, so the same name further on would be another sample there
+        if extension in groups.get(key, {}) or (key in groups and key != last):
+            problems.append(f"{where}: two samples are called {_shown(key)}")
+        groups.setdefault(key, {})[extension] = member
+        last = key
+    return groups, problems
+
+
+def _picture(group: Mapping[str, tarfile.TarInfo]) -> tuple[int, int]:
+    pictures = [m for extension, m in group.items() if extension in EXTENSIONS]
+    if len(pictures) != 1:
+        raise ValueError(f"{len(pictures) or 'no'} pictures among {', '.join(map(_shown, group))}")
+    if pictures[0].size >= 1 << 32:
+        raise ValueError("a picture of 4 GiB or more")
+    return pictures[0].offset_data, pictures[0].size
+
+
+def _label(tar: tarfile.TarFile, group: Mapping[str, tarfile.TarInfo]) -> int | str:
+    extension = next((e for e in _LABELS if e in group), None)
+    if extension is None:
+        raise ValueError(f"no label among {', '.join(map(_shown, group))}; looked for .{', .'.join(_LABELS)}")
+    file = tar.extractfile(group[extension])
+    text = file.read(1 << 20).decode("utf-8", "strict").strip() if file else ""
+    value = _from_json(text) if extension == "json" else text
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
+        raise ValueError(f"the label in .{extension} is {_shown(text[:60])}, neither a number nor a name")
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"the label {_shown(value[:60])} holds characters that cannot be shown")
+    if isinstance(value, int) and not 0 <= value < 1 << 31:
+        raise ValueError(f"the label {value} is out of range")
+    return value
+
+
+def _from_json(text: str) -> object:
+    value = json.loads(text)
+    if isinstance(value, dict):
+        value = next((value[k] for k in ("label", "cls", "class") if k in value), None)
+    return value
+
+
+def _class_names(labels: Iterable[int | str], known: Sequence[str] | None, *, where: str) -> tuple[str, ...]:
+    counted = Counter(labels)
+    numbers = {label for label in counted if isinstance(label, int)}
+    names = {label for label in counted if isinstance(label, str)}
+    if numbers and names:
+        raise UserError(f"some labels are numbers ({min(numbers)}), others names ({_shown(min(names))})", where=where)
+    if known is not None:
+        unknown: list[str | int] = [*sorted(names - set(known)), *sorted(n for n in numbers if n >= len(known))]
+        if unknown:
+            raise UserError(
+                f"the label {unknown[0]} is not among the {len(known)} classes of --classes or the earlier index",
+                where=where,
+                todo="give a complete list: --classes FILE (a name per line)",
+            )
+        return tuple(known)
+    absent = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
+    if absent:
+        raise UserError(
+            f"labels go from {min(numbers)} to {max(numbers)}, but none is {absent[0]}",
+            where=where,
+            todo="name the classes, also those without samples: --classes FILE (a name per line) or an indexed folder",
+        )
+    return tuple(sorted(names)) if names else tuple(map(str, range(len(numbers))))
+
+
+def _names_before(folders: Sequence[Path]) -> tuple[str, ...] | None:
+    """The class names that an earlier index or build of these tars knew."""
+    for file in [f / "index.json" for f in folders] + [f.parent / "build.json" for f in folders]:
+        try:
+            return tuple(json.loads(file.read_bytes())["classes"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
+def _names_in(source: Path) -> tuple[str, ...]:
+    if source.is_dir():
+        return Manifest.open(source).classes
+    try:
+        names = tuple(line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except OSError as error:
+        raise UserError(f"the class names cannot be read: {error}", where=str(source)) from error
+    if len(set(names)) < len(names):
+        raise UserError("a class is named twice", where=str(source))
+    return names
+
+
+def _why(path: Path, error: Exception) -> str:
+    with open(path, "rb") as file:
+        if file.read(2) == b"\x1f\x8b":
+            return f"compressed although it is called .tar; {_unpack(path.name + '.gz')}"
+    return f"not a whole tar: {error}"
+
+
+def _unpack(name: str) -> str:
+    tool = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd"}[name.rpartition(".")[2]]
+    return f"unpack the compression, not the tar: {tool} {name}"
+
+
+def _shown(text: str) -> str:
+    return text if text.isprintable() else ascii(text)

@@ -1,0 +1,86 @@
+"""Bytes of one sample, read at the place the index names, and what is said about one that cannot be read."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from tlx.data.manifest import Manifest
+from tlx.errors import TlxError
+
+_OPEN = 64  # files kept open per process; the usual limit is 1024, and shared-memory tensors need some too
+
+
+class ReadError(TlxError):
+    """The bytes of a sample are not where the index says."""
+
+
+@dataclass(frozen=True)
+class BadSample:
+    """A sample that could not be read: which, where, why, and which sample took its place (None: a black picture,
+    or, in an evaluation, nothing)."""
+
+    id: int
+    where: str
+    reason: str
+    replaced_by: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class ShardReader:
+    """Reads samples at random. Safe to hand to other processes: each opens the tars itself, when it first reads."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._ends = manifest.samples_per_shard.cumsum()
+        self._files: dict[int, int] = {}
+
+    def __getstate__(self) -> Manifest:
+        return self.manifest
+
+    def __setstate__(self, manifest: Manifest) -> None:
+        self.__init__(manifest)  # type: ignore[misc]
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_files", {}).values():
+            os.close(file)
+
+    def read(self, sample: int) -> bytes:
+        """The encoded picture of a sample.
+
+        Raises:
+            ReadError: the tar is missing, shorter or longer than when it was indexed, or cannot be read.
+        """
+        shard = int(self._ends.searchsorted(sample, side="right"))
+        record = self.manifest.records[sample]
+        offset, size = int(record["offset"]), int(record["size"])
+        try:
+            # pread takes its own position, so processes that inherited one open file do not disturb each other
+            data = os.pread(self._file(shard), size, offset)
+        except OSError as error:
+            raise ReadError(f"the tar cannot be read: {error}") from error
+        if len(data) != size:
+            raise ReadError(f"the tar is truncated: {len(data)} of {size} bytes are left of this picture")
+        return data
+
+    def _file(self, shard: int) -> int:
+        if shard not in self._files:
+            self._files[shard] = self._open(shard)
+            if len(self._files) > _OPEN:
+                oldest = next(iter(self._files))
+                os.close(self._files.pop(oldest))
+        return self._files[shard]
+
+    def _open(self, shard: int) -> int:
+        known = self.manifest.shards[shard]
+        file = os.open(self.manifest.path / known.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        length = os.fstat(file).st_size
+        if length > known.bytes:
+            os.close(file)
+            raise ReadError(
+                f"the tar has grown from {known.bytes} to {length} bytes since it was indexed; "
+                f"run tlx shards index {self.manifest.path}"
+            )
+        return file

@@ -1,0 +1,331 @@
+"""Views of a picture: the parts a configuration's ``transforms:`` list is made of, and the evaluation view.
+
+A part is ``f(input, *, ...)`` and gives a torchvision v2 transform for uint8 [3, height, width] tensors; what it draws,
+it draws from the global states of torch, numpy or random, which the loader seeds for each sample and restores.
+Arguments have torchvision's names and defaults, except: sizes default to the backbone's own, resizing to its
+interpolation, and `fill` also takes ``mean``, the backbone's mean colour. The longer parts of the list are slow on a
+CPU: measure with ``tlx bench data``.
+"""
+
+# torchvision has no types
+# mypy: disable-error-code="no-any-return"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from tlx import plug
+from tlx.data.randomness import own_randomness
+from tlx.errors import UserError
+from tlx.inputs import InputSpec, Interpolation
+
+__all__ = [
+    "affine",
+    "augmix",
+    "auto_augment",
+    "center_crop",
+    "color_jitter",
+    "gaussian_blur",
+    "grayscale",
+    "horizontal_flip",
+    "perspective",
+    "rand_augment",
+    "random_crop",
+    "random_erasing",
+    "random_resized_crop",
+    "resize",
+    "rotation",
+    "shear",
+    "trivial_augment",
+    "vertical_flip",
+]
+
+Size = int | tuple[int, int] | None
+Fill = int | tuple[int, int, int] | Literal["mean"]
+Strength = float | tuple[float, float] | None
+View = Callable[[Tensor], Tensor]
+"""uint8 [3, any height, any width] to uint8 [3, size]."""
+
+
+def random_resized_crop(
+    input: InputSpec,
+    *,
+    size: Size = None,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: Interpolation | None = None,
+) -> View:
+    """A random part of the picture (`scale` of its area, `ratio` width to height), resized."""
+    return v2.RandomResizedCrop(
+        _size(size, input), scale=scale, ratio=ratio, interpolation=_mode(interpolation, input), antialias=True
+    )
+
+
+def resize(input: InputSpec, *, size: Size = None, interpolation: Interpolation | None = None) -> View:
+    """An integer is the new short side, a pair the new height and width; by default the input's size."""
+    new = size if isinstance(size, int) else list(_size(size, input))
+    return v2.Resize(new, interpolation=_mode(interpolation, input), antialias=True)
+
+
+def center_crop(input: InputSpec, *, size: Size = None) -> View:
+    """The middle; smaller pictures get a black border."""
+    return v2.CenterCrop(_size(size, input))
+
+
+def random_crop(input: InputSpec, *, size: Size = None, padding: int = 0, fill: Fill = 0) -> View:
+    """A random part at the picture's own scale, after `padding` pixels of border; smaller pictures are padded."""
+    return v2.RandomCrop(_size(size, input), padding=padding or None, pad_if_needed=True, fill=_fill(fill, input))
+
+
+def horizontal_flip(input: InputSpec, *, p: float = 0.5) -> View:
+    """Left to right, with probability `p`."""
+    return v2.RandomHorizontalFlip(p)
+
+
+def vertical_flip(input: InputSpec, *, p: float = 0.5) -> View:
+    """Top to bottom, with probability `p`."""
+    return v2.RandomVerticalFlip(p)
+
+
+def color_jitter(
+    input: InputSpec,
+    *,
+    brightness: Strength = None,
+    contrast: Strength = None,
+    saturation: Strength = None,
+    hue: Strength = None,
+    p: float = 1.0,
+) -> View:
+    """Each strength x draws a factor from 1-x to 1+x (hue: a shift from -x to x, at most 0.5)."""
+    return _with_probability(v2.ColorJitter(brightness, contrast, saturation, hue), p)
+
+
+def rotation(
+    input: InputSpec,
+    *,
+    degrees: float | tuple[float, float],
+    interpolation: Interpolation = "nearest",
+    expand: bool = False,
+    fill: Fill = 0,
+) -> View:
+    """A rotation by up to `degrees` either way."""
+    return v2.RandomRotation(degrees, interpolation=_mode(interpolation, input), expand=expand, fill=_fill(fill, input))
+
+
+def shear(
+    input: InputSpec,
+    *,
+    degrees: float | tuple[float, float] | tuple[float, float, float, float],
+    interpolation: Interpolation = "nearest",
+    fill: Fill = 0,
+) -> View:
+    """A shear along x by up to `degrees` either way; a pair is a range for x, four numbers are ranges for x and y."""
+    return v2.RandomAffine(0, shear=degrees, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
+
+
+def affine(
+    input: InputSpec,
+    *,
+    degrees: float | tuple[float, float] = 0,
+    translate: tuple[float, float] | None = None,
+    scale: tuple[float, float] | None = None,
+    shear: float | tuple[float, float] | tuple[float, float, float, float] | None = None,
+    interpolation: Interpolation = "nearest",
+    fill: Fill = 0,
+) -> View:
+    """Rotation, shift (as a share of the size), scale and shear in one resampling."""
+    return v2.RandomAffine(
+        degrees,
+        translate=translate,
+        scale=scale,
+        shear=shear,
+        interpolation=_mode(interpolation, input),
+        fill=_fill(fill, input),
+    )
+
+
+def perspective(
+    input: InputSpec,
+    *,
+    distortion_scale: float = 0.5,
+    p: float = 0.5,
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0,
+) -> View:
+    """A random change of perspective, with probability `p`."""
+    return v2.RandomPerspective(distortion_scale, p, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
+
+
+def rand_augment(
+    input: InputSpec,
+    *,
+    num_ops: int = 2,
+    magnitude: int = 9,
+    num_magnitude_bins: int = 31,
+    interpolation: Interpolation = "nearest",
+    fill: Fill = 0,
+) -> View:
+    """RandAugment (Cubuk et al. 2020, arXiv:1909.13719)."""
+    return v2.RandAugment(
+        num_ops, magnitude, num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input)
+    )
+
+
+def trivial_augment(
+    input: InputSpec, *, num_magnitude_bins: int = 31, interpolation: Interpolation = "nearest", fill: Fill = 0
+) -> View:
+    """TrivialAugment, wide (Müller and Hutter 2021, arXiv:2103.10158)."""
+    return v2.TrivialAugmentWide(num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
+
+
+def auto_augment(
+    input: InputSpec,
+    *,
+    policy: Literal["imagenet", "cifar10", "svhn"] = "imagenet",
+    interpolation: Interpolation = "nearest",
+    fill: Fill = 0,
+) -> View:
+    """AutoAugment's learned policies (Cubuk et al. 2019, arXiv:1805.09501)."""
+    return v2.AutoAugment(
+        v2.AutoAugmentPolicy(policy), interpolation=_mode(interpolation, input), fill=_fill(fill, input)
+    )
+
+
+def augmix(
+    input: InputSpec,
+    *,
+    severity: int = 3,
+    mixture_width: int = 3,
+    chain_depth: int = -1,
+    alpha: float = 1.0,
+    all_ops: bool = True,
+    interpolation: Interpolation = "bilinear",
+    fill: Fill = 0,
+) -> View:
+    """AugMix (Hendrycks et al. 2020, arXiv:1912.02781), without its consistency loss."""
+    mode, colour = _mode(interpolation, input), _fill(fill, input)
+    return v2.AugMix(severity, mixture_width, chain_depth, alpha, all_ops, interpolation=mode, fill=colour)
+
+
+def gaussian_blur(
+    input: InputSpec, *, kernel_size: int = 23, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5
+) -> View:
+    """A blur of random strength, with probability `p`; `kernel_size` is odd, in pixels."""
+    return _with_probability(v2.GaussianBlur(kernel_size, sigma), p)
+
+
+def grayscale(input: InputSpec, *, p: float = 0.1) -> View:
+    """All colour gone, with probability `p`; still three channels."""
+    return v2.RandomGrayscale(p)
+
+
+def random_erasing(
+    input: InputSpec,
+    *,
+    p: float = 0.5,
+    scale: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+    fill: Fill = "mean",
+) -> View:
+    """A random rectangle is painted over (Zhong et al. 2020, arXiv:1708.04896), by default in the mean colour.
+
+    The mean colour is what torchvision's default, zero after normalisation, would give.
+    """
+    colour = _fill(fill, input)
+    return v2.RandomErasing(p, scale, ratio, value=colour if isinstance(colour, list) else [colour] * 3)
+
+
+def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: InputSpec) -> View:
+    """The parts one after another, each a (name, arguments); tried out on pictures of several shapes.
+
+    Raises:
+        UserError: unknown parts or arguments, or a list that does not end at the input's size; all in one message.
+    """
+    steps, problems = [], []
+    for place, (name, given) in enumerate(parts):
+        try:
+            part = plug.find("transform", name)
+            arguments = plug.arguments(part, given, label=name)
+            steps.append(part(input, **arguments))
+        except UserError as error:
+            problems.append(f"transforms[{place}]: {error}")
+        except (ValueError, TypeError) as error:  # torchvision's own checks, such as an even kernel
+            problems.append(f"transforms[{place}]: {name}: {error}")
+    if problems:
+        raise UserError("\n".join(problems))
+    view = v2.Compose(steps) if steps else v2.Identity()
+    _try_out(view, [name for name, _ in parts], input)
+    return view
+
+
+def eval_transform(input: InputSpec) -> View:
+    """Resize so that the centre crop keeps `crop_pct` of the short side, then the centre crop of the input's size.
+
+    The resized side is floor(size / crop_pct), with room for rounding: timm's rule, which gives torchvision's numbers
+    too (236 for 224 at 224/236). For an input that is not square the picture is resized to cover it.
+    """
+    height, width = (math.floor(side / input.crop_pct + 1e-6) for side in input.size)
+    mode = _mode(None, input)
+    if height == width:
+        return v2.Compose([v2.Resize(height, mode, antialias=True), v2.CenterCrop(list(input.size))])
+    return v2.Compose([_Cover(height, width, mode), v2.CenterCrop(list(input.size))])
+
+
+class _Cover:
+    """Resizes, keeping the proportions, to the smallest size that covers `height` x `width`."""
+
+    def __init__(self, height: int, width: int, mode: InterpolationMode) -> None:
+        self.height, self.width, self.mode = height, width, mode
+
+    def __call__(self, image: Tensor) -> Tensor:
+        factor = max(self.height / image.shape[-2], self.width / image.shape[-1])
+        size = [max(round(side * factor), least) for side, least in zip(image.shape[-2:], self._least(), strict=True)]
+        resized: Tensor = v2.functional.resize(image, size, interpolation=self.mode, antialias=True)
+        return resized
+
+    def _least(self) -> tuple[int, int]:
+        return self.height, self.width
+
+
+def _try_out(view: View, names: Sequence[str], input: InputSpec) -> None:
+    height, width = input.size
+    for shape in ((2 * height, 3 * width), (3 * height, 2 * width), (height - 1, width - 2)):
+        with own_randomness() as seed:
+            seed(0)
+            try:
+                out = view(torch.zeros(3, *shape, dtype=torch.uint8))
+            except Exception as error:
+                raise UserError(
+                    f"the transforms fail on a picture of {shape[0]} x {shape[1]} pixels: {error}", where="transforms"
+                ) from error
+        if tuple(out.shape) != (3, height, width) or out.dtype != torch.uint8:
+            raise UserError(
+                f"the transforms ({', '.join(names) or 'none'}) make {' x '.join(map(str, out.shape))} {out.dtype} of "
+                f"a picture of {shape[0]} x {shape[1]}; the backbone wants 3 x {height} x {width} torch.uint8",
+                where="transforms",
+                todo="begin with random_resized_crop, or resize and then random_crop; or end with center_crop",
+            )
+
+
+def _size(size: Size, input: InputSpec) -> list[int]:
+    return list(input.size) if size is None else [size, size] if isinstance(size, int) else list(size)
+
+
+def _mode(interpolation: Interpolation | None, input: InputSpec) -> InterpolationMode:
+    return InterpolationMode(interpolation or input.interpolation)
+
+
+def _fill(fill: Fill, input: InputSpec) -> int | list[int]:
+    if fill == "mean":
+        return [round(255 * m) for m in input.mean]
+    return fill if isinstance(fill, int) else list(fill)
+
+
+def _with_probability(view: View, p: float) -> View:
+    return view if p == 1 else v2.RandomApply([view], p=p)
