@@ -1,7 +1,10 @@
-"""Writes scikit-learn's handwritten digits (1,797 real scans of 8 x 8) as picture files: ``python launch/digits.py OUT [SEED]``.
+"""Writes scikit-learn's handwritten digits, 1,797 real scans of 8 x 8, as picture files: ``python launch/digits.py OUT``.
 
-OUT/source/{train,val}/digit-0 ... 4 is the task to pretrain on, OUT/target/{train,val}/digit-5 ... 9 the one to transfer to: ten
-labels per class to learn from, all others to be judged by. The same SEED gives the same files; what is there stays.
+OUT/source/{train,val} is the task to pretrain on: digits 0 to 4, each turned by quarters and mirrored, 40 classes. (Five
+upright classes teach too little: what merely tells 0 to 4 apart hardly helps with 5 to 9.) OUT/target/{train,val} is the
+task to transfer to: digits 5 to 9, FEW labels per class to learn from, all other scans to be judged by.
+
+``python launch/digits.py OUT SEED FEW`` draws other scans, or another number of them; the same words give the same files.
 """
 
 from __future__ import annotations
@@ -13,24 +16,37 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-FEW = 10
 SIZE = 32
 
 
-def main(out: Path, seed: int) -> None:
+def views(scan: np.ndarray) -> list[np.ndarray]:
+    """The eight ways to lay a square."""
+    turned = [np.rot90(scan, quarters) for quarters in range(4)]
+    return [*turned, *(np.fliplr(t) for t in turned)]
+
+
+def write(scan: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scan).resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(path)
+
+
+def main(out: Path, seed: int = 0, few: int = 5) -> None:
     digits = load_digits()
+    scans = (digits.images * 255 / 16).astype(np.uint8)
     random = np.random.default_rng(seed)
     for label in range(10):
         own = random.permutation(np.flatnonzero(digits.target == label))
-        task, cut = ("source", len(own) * 4 // 5) if label < 5 else ("target", FEW)
+        source = label < 5
+        cut = len(own) * 4 // 5 if source else few
         for split, chosen in (("train", own[:cut]), ("val", own[cut:])):
-            folder = out / task / split / f"digit-{label}"
-            folder.mkdir(parents=True, exist_ok=True)
             for i in chosen:
-                scan = Image.fromarray((digits.images[i] * 255 / 16).astype(np.uint8))
-                scan.resize((SIZE, SIZE), Image.Resampling.BICUBIC).save(folder / f"{i:04d}.png")
-    print(f"digits: {len(digits.target)} scans in {out}, {FEW} labels per class of the target task")
+                if source:
+                    for place, view in enumerate(views(scans[i])):
+                        write(view, out / "source" / split / f"digit-{label}-view-{place}" / f"{i:04d}.png")
+                else:
+                    write(scans[i], out / "target" / split / f"digit-{label}" / f"{i:04d}.png")
+    print(f"{len(scans)} scans in {out}: digits 0-4 in eight views to learn from, then 5-9 from {few} labels per class")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
