@@ -1,10 +1,10 @@
-"""Writes scikit-learn's handwritten digits, 1,797 real scans of 8 x 8, as picture files: ``python launch/digits.py OUT``.
+"""Writes scikit-learn's handwritten digits, 1,797 real scans of 8 x 8, as pictures: ``python launch/digits.py OUT``.
 
-OUT/source/{train,val} is the task to pretrain on: digits 0 to 4, each turned by quarters and mirrored, 40 classes. (Five
-upright classes teach too little: what merely tells 0 to 4 apart hardly helps with 5 to 9.) OUT/target/{train,val} is the
-task to transfer to: digits 5 to 9, FEW labels per class to learn from, all other scans to be judged by.
+OUT/source/{train,val} is the task to pretrain on: digits 0 to 4, turned by quarters and mirrored, 40 classes. (Five
+upright classes teach too little: what merely tells 0 to 4 apart hardly helps with 5 to 9.) OUT/target/{train,val} is
+the task to transfer to: digits 5 to 9, FEW labels per class to learn from, all other scans to be judged by.
 
-``python launch/digits.py OUT SEED FEW`` draws other scans, or another number of them; the same words give the same files.
+``python launch/digits.py OUT SEED FEW`` draws other scans, or another number of them; the same words, the same files.
 """
 
 from __future__ import annotations
