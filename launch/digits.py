@@ -9,6 +9,7 @@ the task to transfer to: digits 5 to 9, FEW labels per class to learn from, all 
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def write(scan: np.ndarray, path: Path) -> None:
 
 
 def main(out: Path, seed: int = 0, few: int = 5) -> None:
+    """Writes beside and renames, so that an interrupted start leaves nothing half done under the final name."""
+    if out.exists():
+        print(f"{out} is there already")
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    write_all(beside, seed, few)
+    beside.rename(out)
+    print(f"{out}: digits 0-4 in eight views to learn from, then 5-9 from {few} labels per class")
+
+
+def write_all(out: Path, seed: int, few: int) -> None:
     digits = load_digits()
     scans = (digits.images * 255 / 16).astype(np.uint8)
     random = np.random.default_rng(seed)
@@ -45,7 +59,6 @@ def main(out: Path, seed: int = 0, few: int = 5) -> None:
                         write(view, out / "source" / split / f"digit-{label}-view-{place}" / f"{i:04d}.png")
                 else:
                     write(scans[i], out / "target" / split / f"digit-{label}" / f"{i:04d}.png")
-    print(f"{len(scans)} scans in {out}: digits 0-4 in eight views to learn from, then 5-9 from {few} labels per class")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ export PATH="$PWD/.venv/bin:$PATH"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}"
 
 say "2/5 pictures and shards: data/quickstart"
-[ -d data/quickstart/source ] && [ -d data/quickstart/target ] || $python launch/digits.py data/quickstart
-tlx shards build data/quickstart/source data/quickstart/shards/source
-tlx shards build data/quickstart/target data/quickstart/shards/target
+$python launch/digits.py data/quickstart/pictures
+tlx shards build data/quickstart/pictures/source data/quickstart/shards/source
+tlx shards build data/quickstart/pictures/target data/quickstart/shards/target
 
 gpus="$($python -c 'import torch; print(torch.cuda.device_count())')"
 if [ "$gpus" -gt 1 ]; then launch=(accelerate launch --config_file launch/one_node.yaml --num_processes "$gpus")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -94,13 +95,14 @@ def test_shards_that_do_not_fit_are_refused(tmp_path):
 
 def test_one_class_is_refused(tmp_path):
     folder = make_folder(tmp_path / "pictures" / "train", classes=1, per_class=3, size=16).parent
-
-    def from_pictures_to_sets():
+    with pytest.raises(UserError, match="needs two classes or more; here: class0"):
         build_shards(str(folder), tmp_path / "one", BuildOptions(val=0.0, jobs=0))
-        build.open_sets(config(tmp_path, tmp_path / "one" / "train"))
-
-    with pytest.raises(UserError, match="one class"):
-        from_pictures_to_sets()
+    shards = make_shards(tmp_path / "two", classes=2, per_class={"train": 2}, size=16)
+    index = shards / "train" / "index.json"
+    header = json.loads(index.read_text())
+    index.write_text(json.dumps({**header, "classes": ["only"]}))
+    with pytest.raises(UserError, match="class"):
+        build.open_sets(config(tmp_path, shards / "train"))
 
 
 def test_an_input_that_the_backbone_does_not_take_is_known_at_once():
@@ -136,3 +138,23 @@ def test_optimizer_groups_cover_every_parameter_once_and_spare_the_excluded_from
         assert decay[spared] == 0.0, spared
     assert all(isinstance(group["lr"], float) for group in optimizer.param_groups)
     assert not torch.is_tensor(optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"evaluate": {"metric": "val/top5"}}, 'no metric "val/top5"; did you mean "val/top1"'),
+        ({"phases": {"each": {"lr": 1, "duration": {"max": "2ep", "metric": "val/los"}}}}, 'did you mean "val/loss"'),
+    ],
+)
+def test_metrics_that_no_evaluation_gives_are_refused(tmp_path, over, message):
+    from nets import resnet_like
+
+    from tlx.plan import Plan
+
+    asked = config(tmp_path, "x", "y", **over)
+    with pytest.raises(UserError, match=message):
+        build.check_metrics(asked, Plan.make(asked, resnet_like(), samples=40), 3, validated=True)
+    patient = config(tmp_path, "x", evaluate={"patience": 3})
+    with pytest.raises(UserError, match="needs validation data"):
+        build.check_metrics(patient, Plan.make(patient, resnet_like(), samples=40), 3, validated=False)

@@ -15,7 +15,7 @@ from tlx import plug
 from tlx.config import Config, Mixing, Part
 from tlx.data.manifest import Manifest
 from tlx.data.order import ORDER_VERSION
-from tlx.errors import UserError
+from tlx.errors import UserError, did_you_mean
 from tlx.layers import LayerMap
 from tlx.plan import Plan
 from tlx.run_folder import RunFolder
@@ -211,6 +211,7 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
     objective = make("objective", config.objective, [int(n) for n in sets.train.counts()])
     remake = functools.partial(_plan, config, backbone.layers, len(sets.train), world.size)
     made = remake({})
+    check_metrics(config, made, len(sets.train.classes), validated=sets.val is not None)
     text = "\n".join([header(config, len(sets.train.classes)), timetable(made)])
     run = Run(
         config=config,
@@ -234,6 +235,26 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
         folder.write_plan(made.data())
         run.stop.clear()
     return run
+
+
+def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) -> None:
+    """Whether evaluations will give what is chosen and waited for by.
+
+    Raises:
+        UserError: an unknown metric, or no validation data where they decide something.
+    """
+    from tlx.meters import metric_names
+
+    names = metric_names(classes, top_k=config.evaluate.top_k)
+    wanted = {"evaluate.metric": config.evaluate.metric}
+    waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}
+    for where, metric in (wanted | waited).items():
+        if metric not in names:
+            raise UserError(f'there is no metric "{metric}"{did_you_mean(metric, names)}', where=where)
+    if not validated and (waited or config.evaluate.patience is not None):
+        raise UserError("a plateau or evaluate.patience needs validation data", where="data.val")
+    if not validated and any(p.settings.start_from == "best" for p in plan.phases):
+        raise UserError("start_from: best needs validation data", where="data.val")
 
 
 def _plan(config: Config, layers: LayerMap, samples: int, world: int, ends: Mapping[str, int]) -> Plan:

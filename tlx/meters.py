@@ -20,8 +20,7 @@ class EvaluationMeter:
         self.world = world
         # [summed loss, samples]; float64 so that the order of summation does not show
         self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-        ks = [1] + ([top_k] if 1 < top_k < classes else [])
-        self.top = {k: self._accuracy(classes, average="micro", top_k=k) for k in ks}
+        self.top = {k: self._accuracy(classes, average="micro", top_k=k) for k in _ks(classes, top_k)}
         self.by_class = self._accuracy(classes, average="none", top_k=1)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
@@ -63,3 +62,12 @@ class EvaluationMeter:
         metric._update_count = max(metric._update_count, 1)  # a rank without samples has others' counts
         value: torch.Tensor = metric.compute()
         return value
+
+
+def metric_names(classes: int, *, top_k: int) -> list[str]:
+    """What an evaluation will give to choose the best by."""
+    return ["val/loss", *(f"val/top{k}" for k in _ks(classes, top_k))]
+
+
+def _ks(classes: int, top_k: int) -> list[int]:
+    return [1] + ([top_k] if 1 < top_k < classes else [])

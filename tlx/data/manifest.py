@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.errors import UserError
+from tlx.files import write_whole
 
 FORMAT = 1
 RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
@@ -121,16 +122,6 @@ def write_index(
     write_whole(folder / "index.npy", buffer.getvalue())
     write_whole(folder / "index.json", json.dumps(header, indent=1, ensure_ascii=False).encode())
     return Manifest.open(folder)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file so that its name only ever stands for all of it."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(beside, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _member_at(tar: Path, offset: int) -> str | None:

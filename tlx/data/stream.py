@@ -55,10 +55,6 @@ class Batch:
     mix: Mix | None = None
     bad: tuple[BadSample, ...] = ()
 
-    def pin_memory(self) -> Batch:
-        """A copy in page-locked memory."""
-        return self._map(Tensor.pin_memory)
-
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device, without waiting where the memory is page-locked."""
         return self._map(lambda t: t.to(device, non_blocking=True))
@@ -84,6 +80,10 @@ class _Loaded:
     images: Tensor
     ids: tuple[int, ...]
     bad: tuple[BadSample, ...]
+
+    def pin_memory(self) -> _Loaded:
+        """A copy in page-locked memory, for the loader."""
+        return replace(self, images=self.images.pin_memory())
 
 
 class ShardStream:

@@ -38,6 +38,8 @@ def in_order(
         collate_fn=_as_it_is,
         worker_init_fn=_settle if workers else None,
         multiprocessing_context=_start_method() if workers else None,
+        # copies to a GPU then do not wait; a result says itself how, by a method `pin_memory`
+        pin_memory=bool(workers) and torch.cuda.is_available(),
         # without one, torch draws the workers' seed from the global state
         generator=torch.Generator(),
     )

@@ -22,11 +22,11 @@ from typing import Any
 
 from tlx.data.decode import DecodeError, decode
 from tlx.data.index import Scan, scan_tar, write_scans
-from tlx.data.manifest import write_whole
 from tlx.data.order import derive, permutation
 from tlx.data.progress import in_processes
 from tlx.data.sources import Picture, Source, prepare, read_source
 from tlx.errors import UserError
+from tlx.files import write_whole
 
 _FORMAT = 1
 _BLOCK, _RECORD = 512, 10240  # what tar rounds members and whole files up to
