@@ -98,6 +98,7 @@ def test_the_same_command_again_shows_the_result_and_a_changed_one_is_refused(wh
     assert changed.returncode == 2
     assert "phases.each.lr: 0.01 -> 0.5" in changed.stderr
     assert "workers" not in changed.stderr
+    assert status(run)["status"] == "user-error"
     assert "Traceback" not in changed.stderr
     fresh = tlx("train", config, f"run={run}", "phases.each.lr=0.5", "phases.fine_tuning.duration=5", "--fresh")
     assert fresh.returncode == 0, fresh.stderr
@@ -185,6 +186,9 @@ def test_a_users_mistake_ends_every_rank_with_0_and_is_said_once(config, tmp_pat
     assert "Traceback" not in done.stderr
     assert status(run)["status"] == "user-error"
     assert tlx("train", config, f"run={run}", "data.train=nowhere").returncode == 2
+    wrong = tlx("train", config, f"run={run}", "data.bach=3")
+    assert wrong.returncode == 2
+    assert 'did you mean "batch"' in status(run)["message"]
 
 
 def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(shards, tmp_path):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from tlx import plug
 from tlx.config import Config, Mixing, Part
@@ -135,27 +138,45 @@ def make(group: str, part: Part, *given: Any) -> Any:
 
 
 def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
-    """Trains, resumes, or finds the run done; its result, or None after a stop request."""
+    """Trains, resumes, or finds the run done; its result, or None after a stop request.
+
+    However it ends, status.json of the run folder says so.
+    """
+    folder = RunFolder(config.run)
+    try:
+        return _train(config, folder, fresh=fresh)
+    except BaseException as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            folder.say_if_there("user-error" if isinstance(error, UserError) else "fault", message=str(error)[:2000])
+        raise
+
+
+def tell_run(file: Path, overrides: Sequence[str], error: UserError) -> None:
+    """Writes into status.json that a configuration is wrong, as far as it still says which run it is of."""
+    words = [word.partition("=")[2] for word in overrides if word.startswith("run=")]
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        run = words[-1] if words else yaml.safe_load(file.read_text(encoding="utf-8"))["run"]
+        if int(os.environ.get("RANK", 0)) == 0:
+            RunFolder(Path(run)).say_if_there("user-error", message=str(error)[:2000])
+
+
+def _train(config: Config, folder: RunFolder, *, fresh: bool) -> Mapping[str, Any] | None:
     from tlx import world as worlds
     from tlx.engine import fit
     from tlx.result import result_of
 
     world = worlds.enter(config)
-    folder = RunFolder(config.run)
     done = together(world, lambda: folder.prepare(config, fresh=fresh) if world.main else None)
     done = world.from_main(done)
     if done is not None:
+        if world.main:
+            folder.say("done")
         return done  # type: ignore[no-any-return]
     if world.main:
         folder.say("running")
-    try:
-        together(world, lambda: fetch(config) if world.local_main else None)
-        run = together(world, lambda: compose(config, world, folder))
-        finished = fit(run)
-    except BaseException as error:
-        if world.main:
-            folder.say("user-error" if isinstance(error, UserError) else "fault", message=str(error)[:2000])
-        raise
+    together(world, lambda: fetch(config) if world.local_main else None)
+    run = together(world, lambda: compose(config, world, folder))
+    finished = fit(run)
     result = result_of(run, finished=finished)
     run.journal.finish(result)
     run.stop.close()

@@ -40,7 +40,12 @@ def train(
     from tlx import build
     from tlx import config as configs
 
-    result = build.train(configs.load(config, overrides or ()), fresh=fresh)
+    try:
+        wanted = configs.load(config, overrides or ())
+    except UserError as error:
+        build.tell_run(config, overrides or (), error)
+        raise
+    result = build.train(wanted, fresh=fresh)
     if result is not None and _rank() == 0:
         from tlx.result import summary
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import secrets
@@ -63,6 +64,12 @@ class RunFolder:
         """Writes status.json, which batch scripts read."""
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         write_whole(self.path / "status.json", json.dumps({"status": status, **about, "id": self.id, "time": now}))
+
+    def say_if_there(self, status: Status, **about: Any) -> None:
+        """The same for a command that failed, which must not fail once more, nor make a folder for it."""
+        with contextlib.suppress(OSError):
+            if self.path.is_dir():
+                self.say(status, **about)
 
     @property
     def id(self) -> str:
