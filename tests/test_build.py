@@ -158,3 +158,16 @@ def test_metrics_that_no_evaluation_gives_are_refused(tmp_path, over, message):
     patient = config(tmp_path, "x", evaluate={"patience": 3})
     with pytest.raises(UserError, match="needs validation data"):
         build.check_metrics(patient, Plan.make(patient, resnet_like(), samples=40), 3, validated=False)
+
+
+def test_the_catalogue_is_readable():
+    from tlx.catalogue import details, listing
+
+    listed = listing("resnet1*")
+    assert "torchvision/resnet18" in listed
+    assert "11,689,512" in listed
+    shown = details("timm/vit_tiny_patch16_224")
+    for expected in ("5,717,416", "224 x 224, bicubic, crop 0.9", "blocks.11 444,864", "head (head)", "drop_path_rate"):
+        assert expected in shown
+    with pytest.raises(UserError, match="no backbone matches"):
+        listing("zzz*")

@@ -22,23 +22,30 @@ def listing(pattern: str) -> str:
     rows = list(models.search(pattern))
     if not rows:
         raise UserError(f'no backbone matches "{pattern}"', todo='try a shorter pattern, such as "*resnet*"')
-    table = Table("name", "weights (default first)", box=box.SIMPLE)
+    table = Table("name", "parameters", "features", "input", "head", "weights (default first)", box=box.SIMPLE)
     for row in rows:
-        more = f" and {len(row.weights) - 3} more" if len(row.weights) > 3 else ""
-        table.add_row(row.name, ", ".join(row.weights[:3]) + more if row.weights else "-")
-    return f"{_text(table)}\n{len(rows)} backbones; tlx models show NAME tells all about one"
+        more = f" and {len(row.weights) - 2} more" if len(row.weights) > 2 else ""
+        table.add_row(
+            row.name,
+            f"{row.parameters:,}" if row.parameters else "",
+            str(row.features or ""),
+            _size(row),
+            row.head or "",
+            ", ".join(row.weights[:2]) + more if row.weights else "-",
+        )
+    counted = "" if any(row.parameters for row in rows) else "; fewer matches are built and counted"
+    return f"{_text(table)}\n{len(rows)} backbones; tlx models show NAME tells all about one{counted}"
 
 
 def details(name: str) -> str:
     """One backbone in full: head, input, weights, arguments, and its layers at every granularity."""
     found = models.describe(name)
     row = found.row
-    size = " x ".join(map(str, row.input.size)) if row.input else "?"
     about = {
         "parameters": f"{row.parameters:,}" if row.parameters else "?",
         "features": str(row.features),
         "head": ", ".join([row.head or "?", *row.auxiliary]),
-        "input": f"{size}, {row.input.interpolation}, crop {row.input.crop_pct:g}" if row.input else "?",
+        "input": f"{_size(row)}, {row.input.interpolation}, crop {row.input.crop_pct:g}" if row.input else "?",
         "mean, std": f"{_numbers(row.input.mean)}; {_numbers(row.input.std)}" if row.input else "?",
         "weights": ", ".join(row.weights) or "none",
         "arguments": ", ".join(found.args),
@@ -50,12 +57,16 @@ def details(name: str) -> str:
     return "\n".join(lines)
 
 
+def _size(row: models.Row) -> str:
+    return " x ".join(map(str, row.input.size)) if row.input else ""
+
+
 def _numbers(values: Iterable[float]) -> str:
     return " ".join(f"{v:.4g}" for v in values)
 
 
 def _text(table: Table) -> str:
-    out = Console(file=io.StringIO(), width=140, highlight=False, color_system=None)
+    out = Console(file=io.StringIO(), width=150, highlight=False, color_system=None)
     out.print(table)
     assert isinstance(out.file, io.StringIO)
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
