@@ -45,6 +45,17 @@ SCENARIOS: dict[str, dict] = {
         "unfreeze": {"name": "gradual", "every": 4},
         "phases": {"each": {"lr": 0.02, "optimizer_state": "reset"}},
     },
+    "refrozen": {
+        "backbone": SMALL,
+        "unfreeze": {
+            "name": "explicit",
+            "phases": [
+                {"name": "everything", "layers": {"*": "all"}, "duration": 8},
+                {"name": "head_again", "layers": {"head": "all", "features.1": "norms"}, "duration": 10},
+            ],
+        },
+        "phases": {"each": {"lr": 0.02}},
+    },
     "grouped": {"backbone": GROUPED, "phases": TWO_PHASES},
     "grouped_accumulated": {"backbone": GROUPED, "phases": TWO_PHASES, "loop": {"micro_batch": 2}},
     "fixed": {"backbone": SMALL, "phases": FIXED, "optimizer": {"name": "sgd", "momentum": 0.9}},

@@ -162,6 +162,16 @@ def test_under_a_launcher_a_stop_ends_with_0_and_another_number_of_ranks_goes_on
     assert all((one[k] - other[k]).abs().max() < 1e-3 for k in one)
 
 
+def test_ctrl_c_on_a_terminal_reaches_launcher_and_ranks_and_leaves_a_resumable_run(config, tmp_path):
+    run = tmp_path / "interrupted"
+    process = start("train", config, f"run={run}", ranks=2)
+    wait_for_step(process, run, 60)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=60)
+    assert status(run)["status"] == "resumable"
+    assert rows(run)[-1]["step"] == status(run)["step"]
+
+
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(whole, config, tmp_path):
     run = tmp_path / "damaged"
     shutil.copytree(whole / "1", run, symlinks=True)

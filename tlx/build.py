@@ -18,7 +18,8 @@ from tlx import plug
 from tlx.config import Config, Mixing, Part
 from tlx.data.manifest import Manifest
 from tlx.data.order import ORDER_VERSION
-from tlx.errors import UserError, did_you_mean
+from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.launcher import rank, restarts
 from tlx.layers import LayerMap
 from tlx.plan import Plan
 from tlx.run_folder import RunFolder
@@ -54,6 +55,7 @@ def plan(config: Config) -> tuple[Plan, str]:
     samples = count_samples(config)
     layers = backbone_of(config, samples.classes, empty=True).layers
     made = Plan.make(config, layers, samples=samples.train, world=config.world.size or 1)
+    check_metrics(config, made, samples.classes, validated=config.data.val is not None)
     notes = [samples.note] if samples.note else []
     return made, "\n".join([header(config, samples.classes), timetable(made), *notes])
 
@@ -146,7 +148,7 @@ def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
     try:
         return _train(config, folder, fresh=fresh)
     except BaseException as error:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if rank() == 0:
             folder.say_if_there("user-error" if isinstance(error, UserError) else "fault", message=str(error)[:2000])
         raise
 
@@ -156,7 +158,7 @@ def tell_run(file: Path, overrides: Sequence[str], error: UserError) -> None:
     words = [word.partition("=")[2] for word in overrides if word.startswith("run=")]
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         run = words[-1] if words else yaml.safe_load(file.read_text(encoding="utf-8"))["run"]
-        if int(os.environ.get("RANK", 0)) == 0:
+        if rank() == 0:
             RunFolder(Path(run)).say_if_there("user-error", message=str(error)[:2000])
 
 
@@ -166,7 +168,7 @@ def _train(config: Config, folder: RunFolder, *, fresh: bool) -> Mapping[str, An
     from tlx.result import result_of
 
     world = worlds.enter(config)
-    done = together(world, lambda: folder.prepare(config, fresh=fresh) if world.main else None)
+    done = together(world, lambda: folder.prepare(config, fresh=fresh and not restarts()) if world.main else None)
     done = world.from_main(done)
     if done is not None:
         if world.main:
@@ -176,10 +178,17 @@ def _train(config: Config, folder: RunFolder, *, fresh: bool) -> Mapping[str, An
         folder.say("running")
     together(world, lambda: fetch(config) if world.local_main else None)
     run = together(world, lambda: compose(config, world, folder))
-    finished = fit(run)
-    result = result_of(run, finished=finished)
-    run.journal.finish(result)
-    run.stop.close()
+    finished = False
+    try:
+        finished = fit(run)
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(str(error).splitlines()[0], where="loop.deterministic", todo="set it to false") from error
+    finally:
+        result = result_of(run, finished=finished)
+        run.journal.finish(result)
+        run.stop.close()
     if world.main:
         run.stop.clear()
         if finished:
@@ -262,20 +271,24 @@ def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) 
     """Whether evaluations will give what is chosen and waited for by.
 
     Raises:
-        UserError: an unknown metric, or no validation data where they decide something.
+        ConfigError: unknown metrics, or no validation data where they decide something.
     """
     from tlx.meters import metric_names
 
     names = metric_names(classes, top_k=config.evaluate.top_k)
     wanted = {"evaluate.metric": config.evaluate.metric}
     waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}
-    for where, metric in (wanted | waited).items():
-        if metric not in names:
-            raise UserError(f'there is no metric "{metric}"{did_you_mean(metric, names)}', where=where)
+    problems = [
+        f'{where}: there is no metric "{metric}"{did_you_mean(metric, names)}'
+        for where, metric in (wanted | waited).items()
+        if metric not in names
+    ]
     if not validated and (waited or config.evaluate.patience is not None):
-        raise UserError("a plateau or evaluate.patience needs validation data", where="data.val")
+        problems.append("data.val: a plateau or evaluate.patience needs validation data")
     if not validated and any(p.settings.start_from == "best" for p in plan.phases):
-        raise UserError("start_from: best needs validation data", where="data.val")
+        problems.append("data.val: start_from: best needs validation data")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _plan(config: Config, layers: LayerMap, samples: int, world: int, ends: Mapping[str, int]) -> Plan:
@@ -356,6 +369,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class
         class_weights=class_weights,
         mix=mixing_of(config.mix),
         skip_bad=True,  # judged by the loop, over all ranks
+        pin=world.cuda,
     )
 
 
@@ -387,6 +401,7 @@ def evaluation_of(config: Config, manifest: Manifest | None, spec: Any, world: W
         world=world.size,
         workers=config.data.workers,
         skip_bad=True,
+        pin=world.cuda,
     )
 
 
@@ -408,16 +423,9 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int) -> A
     from tlx.tracking.journal import Journal
     from tlx.tracking.metrics import MetricsFile
 
-    console = Console(steps, world.main)
-    if not world.main:
-        return Journal(None, [], console)
-    metrics = MetricsFile(folder.metrics)
-    about = RunInfo(
-        folder=folder.path,
-        name=folder.path.name,
-        run_id=folder.id,
-        config=config.model_dump(mode="json"),
-        resumed=metrics.position() > 0,
-    )
-    trackers = [guarded(t.name, functools.partial(make, "tracker", t, about)) for t in config.track.trackers]
-    return Journal(metrics, trackers, console)
+    def trackers(resumed: bool) -> list[Any]:
+        said = config.model_dump(mode="json")
+        about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
+        return [guarded(t.name, functools.partial(make, "tracker", t, about)) for t in config.track.trackers]
+
+    return Journal(MetricsFile(folder.metrics) if world.main else None, Console(steps, world.main), trackers)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -56,11 +57,12 @@ class Checkpoints:
         beside.mkdir(parents=True)
         try:
             _write(beside, snapshot)
-        except OSError:
+        except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
             shutil.rmtree(beside, ignore_errors=True)
-            raise
-        if path.exists():  # the same step again: a run that went on from an older checkpoint
-            shutil.rmtree(path)
+            raise error if isinstance(error, OSError) else OSError(str(error)) from error
+        for later in self._paths():  # damaged ones, that this run has gone back behind
+            if later.name >= path.name:
+                shutil.rmtree(later)
         beside.rename(path)
         _flush(self.folder)
         self._link("latest", path.name)
@@ -107,7 +109,7 @@ class Checkpoints:
         paths = self._paths()
         needed = set(paths[-self.keep :])
         for path in list(needed):
-            best = _state(path).get("best")
+            best = _best(path)
             needed |= {self.path(best["step"])} if best else set()
         for path in paths:
             if path not in needed:
@@ -198,6 +200,13 @@ def _damage(path: Path) -> str | None:
             return f"{name} is missing"
         if _hash(file) != digest:
             return f"{name} is not what was written"
+    return None
+
+
+def _best(path: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError):
+        best: dict[str, Any] | None = _state(path).get("best")
+        return best
     return None
 
 

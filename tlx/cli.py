@@ -15,6 +15,7 @@ import typer
 
 from tlx.cli_shards import shards
 from tlx.errors import TlxError, UserError
+from tlx.launcher import launched, rank
 
 app = typer.Typer(
     help="Transfer learning for images at cluster scale: data -> plan -> loop.",
@@ -46,7 +47,7 @@ def train(
         build.tell_run(config, overrides or (), error)
         raise
     result = build.train(wanted, fresh=fresh)
-    if result is not None and _rank() == 0:
+    if result is not None and rank() == 0:
         from tlx.result import summary
 
         print(summary(result))
@@ -104,7 +105,7 @@ def main() -> None:
     try:
         code: Any = app(standalone_mode=False)
     except UserError as error:
-        if _rank() == 0:
+        if rank() == 0:
             print(f"error: {error}", file=sys.stderr)
         code = 2
     except TlxError as error:
@@ -122,16 +123,11 @@ def main() -> None:
 
 def _leave(code: int) -> None:
     """Ends the process with the code that the exit contract promises."""
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    if launched and code in (2, RESUMABLE):
+    if launched() and code in (2, RESUMABLE):
         code = 0
-    if launched:
+    if launched():
         # threads of gloo now and then abort a process that leaves through the interpreter's own end
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", 0))

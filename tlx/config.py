@@ -201,10 +201,19 @@ class Loop(Model):
     ema: EMA | None = None
 
 
+def _positive(interval: Duration) -> Duration:
+    if not interval.value:
+        raise ValueError("an interval of nothing; write 1 for every step")
+    return interval
+
+
+Interval = Annotated[Length, AfterValidator(_positive)]
+
+
 class Evaluate(Model):
     """When to evaluate and what is best. `patience`: evaluations without progress that end the phase."""
 
-    every: Length = Duration(1, "ep")
+    every: Interval = Duration(1, "ep")
     metric: str = "val/top1"
     mode: Literal["min", "max"] = "max"
     top_k: PositiveInt = 5
@@ -215,14 +224,14 @@ class Evaluate(Model):
 class Checkpoint(Model):
     """When to save; `keep` last ones stay beside the best."""
 
-    every: Length = Duration(1, "ep")
+    every: Interval = Duration(1, "ep")
     keep: PositiveInt = 2
 
 
 class Track(Model):
     """`metrics.jsonl` is always written; trackers come on top."""
 
-    every: Length = Duration(10, "steps")
+    every: Interval = Duration(10, "steps")
     trackers: list[_part_of("tracker")] = []  # type: ignore[valid-type]
 
 

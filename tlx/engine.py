@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -52,20 +54,29 @@ def begin(run: Run, phase: Phase) -> None:
     settings = phase.settings
     if settings.optimizer_state == "reset":
         run.optimizer.state.clear()
-    best = run.progress.best
-    if settings.start_from == "best" and best is not None:
-        snapshot = read(run.checkpoints.path(best["step"]))
-        load_weights(run, snapshot.model if best["weights"] == "raw" else snapshot.ema or {}, None)
+    if settings.start_from == "best" and run.progress.best is not None:
+        start_from_best(run, run.progress.best)
     run.progress.phases[phase.name] = {"start": phase.start, "stop": phase.stop}
     run.journal.note(f"phase {phase.name}: steps {phase.start} to {phase.stop}")
 
 
+def start_from_best(run: Run, best: Mapping[str, Any]) -> None:
+    """The best weights so far, raw or averaged, in place of the last ones."""
+    path = run.checkpoints.path(best["step"])
+    if not run.world.from_main(path.exists()):
+        run.journal.note(f"WARNING: the best checkpoint, {path}, could not be written; going on from the last weights")
+        return
+    snapshot = read(path)
+    load_weights(run, snapshot.model if best["weights"] == "raw" else snapshot.ema or {}, None)
+
+
 def share(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> bool:
     """Exchanges a step's counts between ranks; whether all ranks agree to stop."""
-    loss_correct_seen, unfinite = tally[:3], tally[3:]
     asked = run.stop.asked(look=run.world.main)
-    flags = tally.new_tensor([len(bad), float(asked)])
-    run.exchange.post(torch.cat([loss_correct_seen, flags, unfinite]), total=total)
+    # filled on the device: a copy from the host would wait for it
+    flags = [torch.full_like(tally[:1], float(flag)) for flag in (len(bad), asked)]
+    values = torch.cat([tally[:3], *flags, tally[3:]])
+    run.exchange.post(values, step=run.progress.step, total=total)
     run.progress.bad.update({b.where: b.reason for b in bad})
     config, step = run.config, run.progress.step
     due = run.due(config.track.every, config.evaluate.every, config.checkpoint.every)
@@ -83,7 +94,7 @@ def absorb(run: Run, readings: list[dict[str, float]]) -> bool:
         if reading["bad"]:
             count_bad(run)
         if reading["unfinite"]:
-            refuse_unfinite(run)
+            refuse_unfinite(run, int(reading["step"]))
     return any(reading["stop"] for reading in readings)
 
 
@@ -100,6 +111,6 @@ def log(run: Run, phase: Phase) -> None:
             "phase": phase.name,
             **run.progress.logged.take(),
             "train/lr_head": phase.rates(step - 1)[run.plan.layers.head.name],
-            "train/lr_lowest": min(rates),
+            "train/lr_lowest": min(rates, default=0.0),
         }
     )

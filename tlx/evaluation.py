@@ -94,10 +94,11 @@ def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
     progress, wanted, plateau = run.progress, run.config.evaluate, phase.plateau
     reasons = []
     if wanted.patience is not None:
-        stale = progress.patience.watch(phase.name, row[wanted.metric], mode=wanted.mode)
+        value = best_of(row, wanted.metric, wanted.mode)
+        stale = progress.patience.watch(phase.name, value, mode=wanted.mode)
         reasons += [f"{wanted.metric} has not improved for {stale} evaluations"] if stale >= wanted.patience else []
     if plateau is not None:
-        value = row[plateau.metric]
+        value = best_of(row, plateau.metric, plateau.mode)
         stale = progress.plateau.watch(phase.name, value, mode=plateau.mode, min_delta=plateau.min_delta)
         reasons += [f"{plateau.metric} is on a plateau"] if stale >= plateau.patience else []
     if not reasons:
@@ -107,3 +108,9 @@ def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
     run.plan = run.remake_plan(progress.ends)
     run.journal.note(f"phase {phase.name} ends at step {progress.step}: {' and '.join(reasons)}")
     return True
+
+
+def best_of(row: Mapping[str, Any], metric: str, mode: str) -> float:
+    """The better of the raw weights' metric and the moving average's."""
+    values = [float(row[name]) for name in (metric, f"ema/{metric}") if name in row]
+    return max(values) if mode == "max" else min(values)

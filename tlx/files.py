@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -14,3 +18,19 @@ def write_whole(path: Path, content: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def json_text(content: Any) -> str:
+    """Strict JSON: a number that is not finite becomes null."""
+    return json.dumps(plain(content), indent=1, allow_nan=False)
+
+
+def plain(value: Any) -> Any:
+    """What JSON can say: mappings, lists, finite numbers; arrays of numpy and torch as lists."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value

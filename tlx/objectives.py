@@ -7,7 +7,7 @@ batch weighs, which is known from the index, so that the mean is right however t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
@@ -46,6 +46,7 @@ class CrossEntropy:
     class_weights: Sequence[float] | None
     label_smoothing: float
     aux_weight: float
+    _weights: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def loss(self, output: Any, labels: Any, mix: Any) -> Any:
         main, *auxiliary = output if isinstance(output, tuple) else (output,)
@@ -69,10 +70,18 @@ class CrossEntropy:
     def _each(self, logits: Any, labels: Any) -> Any:
         from torch.nn.functional import cross_entropy
 
-        weight = logits.new_tensor(self.class_weights).float() if self.class_weights is not None else None
+        weight = self._on(logits.device) if self.class_weights is not None else None
         return cross_entropy(
             logits.float(), labels, weight=weight, reduction="none", label_smoothing=self.label_smoothing
         )
+
+    def _on(self, device: Any) -> Any:
+        """The class weights on a device, copied there once."""
+        import torch
+
+        if device not in self._weights:
+            self._weights[device] = torch.tensor(self.class_weights, dtype=torch.float32, device=device)
+        return self._weights[device]
 
 
 def cross_entropy(

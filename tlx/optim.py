@@ -62,7 +62,8 @@ def sgd(
     groups: list[dict[str, Any]], *, momentum: Ratio = 0.9, nesterov: bool = False, weight_decay: Decay = 0.0
 ) -> Optimizer:
     """Stochastic gradient descent with momentum."""
-    return SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=_fused(groups))
+    # not fused: after an overflow the fused kernel leaves a new momentum buffer as it was allocated
+    return SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
 
 def rmsprop(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -49,18 +48,6 @@ def moving_norms(net: nn.Module, phase: Phase, plan: Plan) -> list[nn.Module]:
     ]
 
 
-@contextmanager
-def held(norms: Sequence[nn.Module], *, when: bool) -> Iterator[None]:
-    """Statistics stand still inside: for the stand-in sample of a rank that the global batch has left without one."""
-    if when:
-        for norm in norms:
-            norm.eval()
-    yield
-    if when:
-        for norm in norms:
-            norm.train()
-
-
 @torch.no_grad()
 def average_statistics(norms: Sequence[nn.Module], world: World, *, samples: int) -> None:
     """Running statistics become their average over ranks, weighted by samples, in one collective.
@@ -70,12 +57,24 @@ def average_statistics(norms: Sequence[nn.Module], world: World, *, samples: int
     """
     if not world.distributed or not norms:
         return
-    statistics = [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
+    moving = statistics(norms)
     # batches are counted by rank 0, which the dealing never leaves without a sample
     counters = [b for norm in norms for b in norm.buffers() if not b.is_floating_point()]
-    weights = [float(samples)] * len(statistics) + [float(world.main)] * len(counters)
-    buffers = [*statistics, *counters]
+    weights = [float(samples)] * len(moving) + [float(world.main)] * len(counters)
+    buffers = [*moving, *counters]
     parts = [b.double().flatten() * w for b, w in zip(buffers, weights, strict=True)]
-    flat = world.sum(torch.cat([*parts, parts[0].new_tensor([samples])]))
+    flat = world.sum(torch.cat([*parts, torch.full_like(parts[0][:1], float(samples))]))
     for buffer, summed in zip(buffers, torch.split(flat[:-1], [b.numel() for b in buffers]), strict=True):
         buffer.copy_((summed / flat[-1] if buffer.is_floating_point() else summed).view_as(buffer))
+
+
+@torch.no_grad()
+def keep_finite(norms: Sequence[nn.Module], before: Sequence[torch.Tensor]) -> None:
+    """Statistics that an overflow has made infinite become again what they were, without waiting for the device."""
+    for buffer, former in zip(statistics(norms), before, strict=True):
+        buffer.copy_(torch.where(torch.isfinite(buffer), buffer, former))
+
+
+def statistics(norms: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """Running means and variances."""
+    return [b for norm in norms for b in norm.buffers() if b.is_floating_point()]

@@ -13,8 +13,9 @@ from typing import Any
 
 from tlx import plug
 from tlx.config import Config, PhaseSettings, Plateau
+from tlx.data.order import micro_batches, share
 from tlx.durations import Duration
-from tlx.errors import UserError, did_you_mean
+from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.layers import Layer, LayerMap, Parameter
 from tlx.norms import POLICIES, NormPolicy, NormState
 from tlx.unfreeze import Assignment, Mode
@@ -117,12 +118,18 @@ class Plan:
             UserError: settings for phases that do not exist, a phase without length or rate, nothing that trains, ...
         """
         epoch = _steps_per_epoch(config, samples)
-        assignments = _assignments(config, layers)
         phases: list[Phase] = []
-        for assignment in assignments:
+        problems: list[str] = []
+        for assignment in _assignments(config, layers, problems):
             start = phases[-1].stop if phases else 0
-            phase = _phase(config, layers, assignment, start=start, epoch=epoch)
+            try:
+                phase = _phase(config, layers, assignment, start=start, epoch=epoch)
+            except UserError as error:
+                problems.append(str(error).replace("\n  ->", ";"))
+                continue
             phases.append(dataclasses.replace(phase, stop=(ends or {}).get(phase.name, phase.stop)))
+        if problems:
+            raise ConfigError(problems)
         plan = cls(layers, tuple(phases), samples, config.data.batch, epoch)
         return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan, world)))
 
@@ -201,18 +208,16 @@ def _steps_per_epoch(config: Config, samples: int) -> int:
     return steps
 
 
-def _assignments(config: Config, layers: LayerMap) -> list[Assignment]:
+def _assignments(config: Config, layers: LayerMap, problems: list[str]) -> list[Assignment]:
     schedule = plug.find("unfreeze", config.unfreeze.name)
     arguments = plug.arguments(schedule, config.unfreeze.args, label=f"unfreeze {config.unfreeze.name}")
     assignments: list[Assignment] = schedule(layers, **arguments)
     names = [a.name for a in assignments]
     for name in config.phases:
         if name not in names and name != "each":
-            raise UserError(
-                f'there is no phase "{name}"{did_you_mean(name, [*names, "each"])}',
-                where=f"phases.{name}",
-                todo=f"{config.unfreeze.name} makes the phases {', '.join(names)}",
-            )
+            made = f"{config.unfreeze.name} makes the phases {', '.join(names)}"
+            near = did_you_mean(name, [*names, "each"])
+            problems.append(f'phases.{name}: there is no phase "{name}"{near}; {made}')
     if len(set(names)) < len(names) or not names:
         raise UserError(f"{config.unfreeze.name} must make at least one phase, each with a name of its own: {names}")
     return assignments
@@ -321,7 +326,7 @@ def _refuse_lone_samples(config: Config, plan: Plan, world: int) -> None:
 
 def _micro_batch(batch: int, world: int, most: int | None) -> tuple[int, int]:
     """The smallest and the largest micro-batch that a global batch is dealt in, empty ones aside."""
-    share = -(-batch // world)
-    parts = -(-share // (most or share))
-    sizes = sorted({n // parts + (i < n % parts) for n in {batch // world, share} for i in (0, parts - 1)} - {0})
-    return sizes[0], sizes[-1]
+    parts = micro_batches(batch, world, most)
+    shares = [len(share(batch, world, rank)) for rank in (0, world - 1)]
+    sizes = {len(share(size, parts, part)) for size in shares for part in (0, parts - 1)} - {0}
+    return min(sizes), max(sizes)

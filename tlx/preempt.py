@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from types import FrameType
+
+PATIENCE_S = 5.0
 
 
 class StopRequest:
     """Notices that somebody wants this training to stop; the loop looks at every step boundary.
 
-    The first signal asks, the same one again ends the process at once. SIGUSR1 is for plain python and srun:
-    launchers die of it.
+    The first signal asks; another one, from PATIENCE_S on, ends the process at once. (Not before: a terminal's Ctrl-C
+    reaches the whole process group, and then torchrun sends it to the ranks again.) SIGUSR1 is for plain python and
+    srun: launchers die of it.
     """
 
     def __init__(self, folder: Path, *, launched: bool) -> None:
         self.file = folder / "stop"
         self.reason: str | None = None
-        self._seen: set[int] = set()
+        self._since: float | None = None
         signals = [signal.SIGTERM, signal.SIGINT] + ([] if launched else [signal.SIGUSR1])
         self._former = {number: signal.signal(number, self._notice) for number in signals}
 
@@ -38,8 +42,9 @@ class StopRequest:
         self.file.unlink(missing_ok=True)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        if number in self._seen:
+        if self._since is None:
+            self._since = time.monotonic()
+            self.reason = signal.Signals(number).name
+        elif time.monotonic() - self._since > PATIENCE_S:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self._seen.add(number)
-        self.reason = signal.Signals(number).name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -109,29 +110,38 @@ class Progress:
 
 
 def better(value: float, than: float, mode: str, min_delta: float = 0.0) -> bool:
-    """Whether `value` improves on `than` by more than `min_delta`; NaN never does."""
+    """Whether `value` improves on `than` by more than `min_delta`; NaN never does, and anything does on NaN."""
+    if math.isnan(than):
+        return not math.isnan(value)
     return value > than + min_delta if mode == "max" else value < than - min_delta
 
 
 class Exchange:
     """What ranks tell each other at step boundaries, in one packed tensor.
 
-    On a GPU a step's reading is taken one step late, when it has long arrived: the host never waits for the device.
+    On a GPU a step's reading is taken one step late, from a copy in page-locked memory that an event says has arrived:
+    the host does not wait for the step that is being computed.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._waiting: list[tuple[torch.Tensor, Any, float]] = []
+        self._waiting: list[tuple[int, torch.Tensor, Any, float]] = []
 
-    def post(self, values: torch.Tensor, *, total: float) -> None:
+    def post(self, values: torch.Tensor, *, step: int, total: float) -> None:
         """Sends a step's values.
 
         Args:
             values: float64 [len(FIELDS)], this rank's.
             total: what the step's global batch weighs, which every rank knows.
         """
-        work = dist.all_reduce(values, async_op=True) if self.world.distributed else None
-        self._waiting.append((values, work, total))
+        if self.world.distributed:
+            dist.all_reduce(values)
+        arrived = None
+        if values.is_cuda:
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()  # type: ignore[no-untyped-call]
+        self._waiting.append((step, values, arrived, total))
 
     def readings(self, *, settle: bool) -> list[dict[str, float]]:
         """Steps that have arrived, in order: all but the newest on a GPU, unless `settle`; the same on every rank."""
@@ -139,8 +149,8 @@ class Exchange:
         ready = self._waiting[: len(self._waiting) - late]
         del self._waiting[: len(ready)]
         readings = []
-        for values, work, total in ready:
-            if work is not None:
-                work.wait()
-            readings.append({**dict(zip(FIELDS, values.tolist(), strict=True)), "total": total})
+        for step, values, arrived, total in ready:
+            if arrived is not None:
+                arrived.synchronize()
+            readings.append({**dict(zip(FIELDS, values.tolist(), strict=True)), "total": total, "step": step})
         return readings

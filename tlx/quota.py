@@ -23,7 +23,7 @@ def count_bad(run: Run) -> None:
         )
 
 
-def refuse_unfinite(run: Run) -> None:
+def refuse_unfinite(run: Run, step: int) -> None:
     """fp16 overflows now and then, and its scaler mends it; anything else is a fault.
 
     Raises:
@@ -32,7 +32,7 @@ def refuse_unfinite(run: Run) -> None:
     allowed = 20 if run.world.scaler is not None else 0
     if run.progress.unfinite_in_a_row > allowed:
         raise TlxError(
-            f"the gradient is not finite at step {run.progress.step - 1} of phase "
-            f"{run.plan.phase(run.progress.step - 1).name}; nothing was updated, the last checkpoint is from step "
+            f"the gradient is not finite at step {step} of phase "
+            f"{run.plan.phase(step - 1).name}; nothing was updated, the last checkpoint is from step "
             f"{max(run.saved, 0)}. Lower the learning rate, warm up, or set loop.clip"
         )

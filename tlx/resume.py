@@ -26,11 +26,16 @@ def resume(run: Run) -> None:
             run.world.scaler.load_state_dict(snapshot.state["scaler"])
         run.progress = Progress.of(snapshot.state["progress"])
         run.plan = run.remake_plan(run.progress.ends)
-        run.journal.cut(snapshot.state["metrics_bytes"])
+        run.journal.start(snapshot.state["metrics_bytes"], resumed=True)
         run.saved = run.progress.step
+        dealt = {"world": run.world.size, "micro_batch": run.config.loop.micro_batch}
+        if dealt != snapshot.state["dealt"]:
+            run.journal.note(
+                f"batches were dealt as {snapshot.state['dealt']}, now as {dealt}: the same samples in order"
+            )
         run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
     else:
-        run.journal.cut(0)
+        run.journal.start(0, resumed=False)
     run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
 
 
@@ -66,6 +71,7 @@ def snapshot(run: Run) -> Snapshot:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "metrics_bytes": run.journal.position(),
             "identity": dict(run.identity),
+            "dealt": {"world": run.world.size, "micro_batch": run.config.loop.micro_batch},
         },
     )
 

@@ -17,7 +17,7 @@ import yaml
 
 from tlx.config import Config, dump
 from tlx.errors import UserError
-from tlx.files import write_whole
+from tlx.files import json_text, write_whole
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
 MAY_CHANGE = ("world", "track", "data.workers", "loop.micro_batch", "checkpoint", "run", "data.expected")
@@ -44,9 +44,9 @@ class RunFolder:
         Raises:
             UserError: the configuration is not the one of this run, or the folder cannot be written.
         """
-        if fresh:
-            self._move_aside()
         try:
+            if fresh:
+                self._move_aside()
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_changes(config)
             result = self._read("result.json")
@@ -78,17 +78,17 @@ class RunFolder:
         return str(found) if found else secrets.token_hex(4)
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
-        write_whole(self.path / "plan.json", json.dumps(plan, indent=1))
+        write_whole(self.path / "plan.json", json_text(plan))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
-        write_whole(self.path / "result.json", json.dumps(result, indent=1))
+        write_whole(self.path / "result.json", json_text(result))
 
     def _move_aside(self) -> None:
         if not self.path.exists():
             return
         stamp = time.strftime("%Y%m%d-%H%M%S")
-        aside = self.path.with_name(f"{self.path.name}.before-{stamp}")
-        self.path.rename(aside)
+        taken = len(list(self.path.parent.glob(f"{self.path.name}.before-{stamp}*")))
+        self.path.rename(self.path.with_name(f"{self.path.name}.before-{stamp}" + (f"-{taken}" if taken else "")))
 
     def _refuse_changes(self, config: Config) -> None:
         file = self.path / "config.yaml"

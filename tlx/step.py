@@ -20,7 +20,7 @@ from tlx.data.order import derive
 from tlx.data.stream import BadSample, Batch
 from tlx.inputs import InputSpec
 from tlx.objectives import Objective
-from tlx.phasing import average_statistics, held, moving_norms, unfreeze
+from tlx.phasing import average_statistics, keep_finite, moving_norms, statistics, unfreeze
 from tlx.plan import Phase, Plan
 from tlx.world import World
 
@@ -121,14 +121,18 @@ class Updater:
             parameter.grad = None
         bad: list[BadSample] = []
         counts, own, total = [], 0, 0.0
+        scaled = self.world.scaler is not None  # fp16: overflows happen, and must leave nothing behind
+        before = [b.clone() for b in statistics(trainee.norms)] if scaled else []
         for batch in batches:
             bad += batch.bad
             own += 0 if batch.idle else len(batch.labels)
             total = batch.total
             counts.append(self._backward(trainee, batch))
         norm = self._step(trainee)
+        if scaled:
+            keep_finite(trainee.norms, before)
         average_statistics(trainee.norms, self.world, samples=own)
-        if self.ema is not None:
+        if self.ema is not None and (not scaled or bool(torch.isfinite(norm))):
             self.ema.update_parameters(trainee.net)
         finite = torch.isfinite(norm).logical_not().double().to(self.world.device)
         return torch.cat([torch.stack(counts).sum(0), finite[None]]), bad, total
@@ -137,7 +141,7 @@ class Updater:
         last = batch.micro == batch.micros - 1
         batch = batch.to(self.world.device)
         with trainee.no_sync(when=not last):
-            with held(trainee.norms, when=batch.idle), self.world.autocast():
+            with self.world.autocast():
                 images = self.normalise(batch.images)
                 output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
                 loss = self.objective.loss(output, batch.labels, batch.mix)
@@ -148,7 +152,9 @@ class Updater:
             return torch.zeros(3, dtype=torch.float64, device=self.world.device)
         logits = output[0] if isinstance(output, tuple) else output
         correct = (logits.detach().argmax(1) == batch.labels).sum()
-        return torch.stack([loss.detach().double(), correct.double(), correct.new_tensor(len(batch.labels)).double()])
+        return torch.stack(
+            [loss.detach().double(), correct.double(), torch.full_like(correct, len(batch.labels)).double()]
+        )
 
     def _step(self, trainee: Trainee) -> torch.Tensor:
         """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""

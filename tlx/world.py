@@ -21,6 +21,7 @@ import yaml
 
 from tlx.config import Config
 from tlx.errors import ConfigError, TlxError, UserError
+from tlx.launcher import launched
 
 _REFUSED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -136,9 +137,10 @@ def enter(config: Config) -> World:
         torch.cuda.set_device(local % torch.cuda.device_count())
     if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
         backend = config.world.backend or ("gloo" if cpu else "nccl")
-        if backend == "nccl" and (cpu or local >= torch.cuda.device_count()):
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        if backend == "nccl" and (cpu or here > torch.cuda.device_count()):  # asked alike on every rank of a machine
             raise UserError(
-                f"nccl needs a GPU for each rank; local rank {local} of this machine has none",
+                f"nccl needs a GPU for each rank; this machine has {torch.cuda.device_count()} for {here}",
                 where="world.backend",
                 todo=f"start at most {torch.cuda.device_count()} processes here, or set world.backend=gloo",
             )
@@ -161,11 +163,6 @@ def _world(config: Config, *, cpu: bool, size: int) -> World:
             f"the launcher set rank {rank} of {size}"
         )
     return World(rank, size, accelerator.device, launched(), accelerator)
-
-
-def launched() -> bool:
-    """Whether a launcher that turns exit codes into banners and restarts stands over this process."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def accelerate_conflicts(config: Config, env: Mapping[str, str]) -> list[str]:
@@ -247,13 +244,20 @@ def _promised(size: int) -> tuple[int, str] | None:
     machines = _option(command, "--num_machines") or _option(command, "--num-machines")
     if machines and machines.isdigit() and int(machines) > 1:
         return int(machines), " ".join(command[1:])
-    file = _option(command, "--config_file") or _option(command, "--config-file")
+    file = _option(command, "--config_file") or _option(command, "--config-file") or _default_file()
     try:
         content = yaml.safe_load(Path(file).read_text()) if file else None
     except (OSError, yaml.YAMLError):
         return None
     count = content.get("num_processes") if isinstance(content, dict) else None
     return (int(count), str(file)) if isinstance(count, int) else None
+
+
+def _default_file() -> str | None:
+    """What `accelerate config` has written, which `accelerate launch` takes when no file is named."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    return default_config_file if Path(default_config_file).is_file() else None
 
 
 def _option(command: Sequence[str], flag: str) -> str | None:

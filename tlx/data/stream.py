@@ -102,6 +102,7 @@ class ShardStream:
         class_weights: one per class, for `Batch.total`.
         skip_bad: unreadable samples are replaced by others of their class and reported in `Batch.bad`, for the caller
             to judge (over all ranks); without it the first one is an error here.
+        pin: batches in page-locked memory, where workers make them, so that copies to a GPU do not wait.
 
     Raises:
         UserError: sizes that do not fit together.
@@ -123,10 +124,12 @@ class ShardStream:
         class_weights: Sequence[float] | None = None,
         mix: MixSpec | None = None,
         skip_bad: bool = False,
+        pin: bool = False,
     ) -> None:
         self.manifest, self.batch, self.seed, self.transform = manifest, batch, seed, transform
         self.drop_last, self.window, self.rank, self.world = drop_last, window, rank, world
         self.micro_batch, self.workers, self.mix, self.skip_bad = micro_batch, workers, mix, skip_bad
+        self.pin = pin
         self.class_weights = None if class_weights is None else tuple(class_weights)
         self._pictures = Pictures(manifest, transform)
         self._order: EpochOrder | None = None
@@ -154,7 +157,7 @@ class ShardStream:
             UserError: an unreadable sample, without skip_bad.
             TlxError: a worker that died, or transforms that fail.
         """
-        results = in_order(self._load, self._tasks(start, stop), workers=self.workers)
+        results = in_order(self._load, self._tasks(start, stop), workers=self.workers, pin=self.pin)
         for (step, micro), loaded in zip(self._tasks(start, stop), results, strict=True):
             if loaded.bad and not self.skip_bad:
                 raise _bad_samples(loaded.bad)
@@ -296,6 +299,7 @@ def evaluation_batches(
     world: int = 1,
     workers: int = 0,
     skip_bad: bool = False,
+    pin: bool = False,
 ) -> Iterator[Batch]:
     """This rank's share of a data set, in the order of its index: every sample once over all ranks.
 
@@ -312,7 +316,7 @@ def evaluation_batches(
     own = share(len(manifest), world, rank)
     tasks = [range(at, min(at + batch, own.stop)) for at in range(own.start, own.stop, batch)]
     load = partial(_load_for_evaluation, Pictures(manifest, transform))
-    for step, loaded in enumerate(in_order(load, tasks, workers=workers)):
+    for step, loaded in enumerate(in_order(load, tasks, workers=workers, pin=pin)):
         if loaded.bad and not skip_bad:
             raise _bad_samples(loaded.bad)
         ids = np.array(loaded.ids, dtype=np.int64)

@@ -20,11 +20,12 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int, prefetch: int = 2
+    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int, prefetch: int = 2, pin: bool = False
 ) -> Iterator[Result]:
     """The results of `function` in the order of `tasks`; each of `workers` processes computes `prefetch` tasks ahead.
 
-    The global random states of this process are not touched. With 0 workers it is computed here.
+    The global random states of this process are not touched. With 0 workers it is computed here. `pin` puts results
+    into page-locked memory, by their own method `pin_memory`.
 
     Raises:
         TlxError: a worker was killed. (Torch notices by a signal: outside of this iterator it raises RuntimeError.)
@@ -38,8 +39,7 @@ def in_order(
         collate_fn=_as_it_is,
         worker_init_fn=_settle if workers else None,
         multiprocessing_context=_start_method() if workers else None,
-        # copies to a GPU then do not wait; a result says itself how, by a method `pin_memory`
-        pin_memory=bool(workers) and torch.cuda.is_available(),
+        pin_memory=pin and workers > 0,
         # without one, torch draws the workers' seed from the global state
         generator=torch.Generator(),
     )

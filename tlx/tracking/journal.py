@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from tlx.console import Console
@@ -11,13 +11,20 @@ from tlx.tracking.metrics import MetricsFile
 from tlx.tracking.tracker import Tracker
 
 
-@dataclass(frozen=True)
+@dataclass
 class Journal:
-    """`metrics` is None on every rank but the first."""
+    """`metrics` is None on every rank but the first; `make_trackers` is told whether a run goes on."""
 
     metrics: MetricsFile | None
-    trackers: Sequence[Tracker]
     console: Console
+    make_trackers: Callable[[bool], Sequence[Tracker]]
+    trackers: Sequence[Tracker] = field(default=(), init=False)
+
+    def start(self, position: int, *, resumed: bool) -> None:
+        """Takes back rows that the checkpoint does not know; only then do trackers look at what is there."""
+        if self.metrics is not None:
+            self.metrics.cut(position)
+            self.trackers = self.make_trackers(resumed)
 
     def row(self, row: Mapping[str, Any]) -> None:
         if self.metrics is None:
@@ -38,12 +45,9 @@ class Journal:
     def position(self) -> int:
         return self.metrics.position() if self.metrics is not None else 0
 
-    def cut(self, position: int) -> None:
-        """Takes back rows that the checkpoint does not know."""
-        if self.metrics is not None:
-            self.metrics.cut(position)
-
     def finish(self, result: Mapping[str, Any]) -> None:
+        """Closes everything, also after a fault: the terminal is given back, trackers send what they have."""
+        self.console.close()
         for tracker in self.trackers:
             tracker.finish(result)
-        self.console.close()
+        self.trackers = ()

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tlx.files import plain
+
 
 class MetricsFile:
     """Appends rows to `path`, and takes back those that a checkpoint does not know.
@@ -22,7 +24,7 @@ class MetricsFile:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes a row and hands it to the operating system, so that it survives the death of this process."""
-        self._file.write(json.dumps(_plain(row), allow_nan=False).encode() + b"\n")
+        self._file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
         self._file.flush()
 
     def sync(self) -> None:
@@ -57,15 +59,3 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict):
             rows.append({key: math.nan if value is None else value for key, value in row.items()})
     return rows
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if hasattr(value, "tolist"):  # numpy and torch
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
