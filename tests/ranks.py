@@ -51,7 +51,7 @@ SCENARIOS: dict[str, dict] = {
             "name": "explicit",
             "phases": [
                 {"name": "everything", "layers": {"*": "all"}, "duration": 8},
-                {"name": "head_again", "layers": {"head": "all", "features.1": "norms"}, "duration": 10},
+                {"name": "head_again", "layers": {"head": "all", "features.1*": "norms"}, "duration": 10},
             ],
         },
         "phases": {"each": {"lr": 0.02}},

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from tlx.checkpoint import Snapshot, optimizer_state, read, restore_optimizer, weights_of
-from tlx.errors import UserError
+from tlx.errors import TlxError, UserError
 from tlx.plan import Phase
 from tlx.progress import Progress
 from tlx.run import Run
@@ -16,7 +17,7 @@ from tlx.run import Run
 
 def resume(run: Run) -> None:
     """Goes on from the newest whole checkpoint; then every rank has rank 0's weights."""
-    path = run.world.from_main(run.checkpoints.newest(run.journal.note) if run.world.main else None)
+    path = newest(run)
     if path is not None:
         snapshot = read(path)
         check_identity(snapshot.state["identity"], run.identity, where=str(path))
@@ -37,6 +38,24 @@ def resume(run: Run) -> None:
     else:
         run.journal.start(0, resumed=False)
     run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
+
+
+def newest(run: Run) -> Path | None:
+    """Rank 0's choice of a checkpoint, on every rank; its fault too, so that none waits for it.
+
+    Raises:
+        TlxError: every checkpoint is damaged.
+    """
+    path: Path | None = None
+    fault: str | None = None
+    try:
+        path = run.checkpoints.newest(run.journal.note) if run.world.main else None
+    except TlxError as error:
+        fault = str(error)
+    path, fault = run.world.from_main((path, fault))
+    if fault is not None:
+        raise TlxError(fault)
+    return path
 
 
 def save_when_due(run: Run, phase: Phase, *, now: bool) -> None:
