@@ -9,7 +9,7 @@ from images import make_folder, picture
 from torchvision import datasets
 
 from tlx.data.datasets import TORCHVISION, read_items, read_torchvision
-from tlx.data.sources import read_source
+from tlx.data.specs import read_source
 from tlx.errors import UserError
 
 

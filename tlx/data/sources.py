@@ -1,7 +1,7 @@
-"""Where pictures come from: a folder per class, a CSV file, a torchvision data set. Nothing is decoded here.
+"""Pictures to be written into shards: from a folder per class or a CSV file. Nothing is decoded here.
 
-``read_source(spec, options)`` gives a `Source`: class names and, per split, what to write. Every split shares the class
-names, which are kept as they are and never become part of a path.
+A `Source` holds class names and, per split, what to write. Every split shares the class names, which are kept as they
+are and never become part of a path.
 """
 
 from __future__ import annotations
@@ -59,41 +59,6 @@ class Source:
     splits: Mapping[str, tuple[Picture, ...]]
     items: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
-
-
-def read_source(
-    spec: str,
-    *,
-    val: float | None = None,
-    seed: int = 0,
-    root: str | os.PathLike[str] | None = None,
-    download: bool = False,
-    variant: str | None = None,
-) -> Source:
-    """The source that `spec` names: ``torchvision:NAME``, a ``.csv`` file or a folder.
-
-    Args:
-        val: the share of each class that is split off for validation, where the source has no validation split; 0 for
-            a source that shall have none.
-        seed: of that split.
-        root, download, variant: of a torchvision data set (see `read_torchvision`).
-
-    Raises:
-        UserError: whatever is wrong with the source: where it is and what to do.
-    """
-    if spec.startswith("torchvision:"):
-        from tlx.data.datasets import read_torchvision
-
-        name = spec.removeprefix("torchvision:")
-        source = read_torchvision(name, root=root, download=download, variant=variant)
-    elif root or download or variant:
-        raise UserError("--root, --download and --variant are for torchvision data sets", where=spec)
-    elif not Path(spec).exists():
-        hint = "give a folder, a .csv file, or torchvision:Flowers102 for one of torchvision's data sets"
-        raise UserError("there is no such file or folder", where=spec, todo=hint)
-    else:
-        source = read_folder(Path(spec)) if Path(spec).is_dir() else read_csv(Path(spec))
-    return prepare(source, val=val, seed=seed, where=spec)
 
 
 def prepare(source: Source, *, val: float | None, seed: int, where: str) -> Source:

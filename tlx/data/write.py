@@ -24,7 +24,8 @@ from tlx.data.decode import DecodeError, decode
 from tlx.data.index import Scan, scan_tar, write_scans
 from tlx.data.order import derive, permutation
 from tlx.data.progress import in_processes
-from tlx.data.sources import Picture, Source, prepare, read_source
+from tlx.data.sources import Picture, Source, prepare
+from tlx.data.specs import read_source
 from tlx.errors import UserError
 from tlx.files import write_whole
 
