@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
-from images import make_folder
+from commands import rows, tlx, write_config
+from images import make_folder, make_shards
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tlx.cli import app
@@ -54,7 +58,10 @@ def test_shards_are_built_shown_checked_and_indexed(tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [("train",), ("plan",), ("models",), ("report",), *(("shards", w) for w in ("build", "index", "check", "show"))],
+    [
+        *[("train",), ("plan",), ("models",), ("report",), ("weights", "fetch")],
+        *(("shards", w) for w in ("build", "index", "check", "show")),
+    ],
     ids=" ".join,
 )
 def test_help_has_an_example(words):
@@ -80,6 +87,91 @@ def test_a_users_mistake_is_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
     with pytest.raises(UserError):
         app(["models", "show"], standalone_mode=False)
+
+
+RAW = {
+    "seed": 3,
+    "data": {"batch": 8, "workers": 0},
+    "input": {"size": 16},
+    "backbone": {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}},
+    "unfreeze": {"name": "gradual", "every": "1.5ep"},
+    "phases": {
+        "each": {"lr": 0.01, "layer_decay": {"name": "exponential", "factor": "1/3"}},
+        "head": {"curve": {"name": "step", "every": "0.5ep"}, "warmup": "20%"},
+        "from_features.1.0": {"duration": {"max": "3ep", "metric": "val/loss", "patience": 1, "min_delta": 9}},
+        "from_features.0.0": {"curve": "cosine", "optimizer_state": "reset", "norm": "statistics_move"},
+    },
+    "evaluate": {"every": 3},
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("shards") / "s", classes=3, per_class={"train": 10, "val": 5}, size=24)
+
+
+def config_of(shards, path, **over):
+    data = {**RAW["data"], "train": str(shards / "train"), "val": str(shards / "val")}
+    return write_config(path, RAW, data=data, run=str(path.parent / "run"), **over)
+
+
+def test_training_from_the_written_schedule_is_the_same_training(shards, tmp_path):
+    config = config_of(shards, tmp_path / "c.yaml")
+    written = invoke("plan", config, f"run={tmp_path / 'again'}", "--write")
+    assert written.exit_code == 0, written.output
+    (tmp_path / "mine.yaml").write_text(written.stdout)
+    for file in (config, tmp_path / "mine.yaml"):
+        done = tlx("train", file)
+        assert done.returncode == 0, done.stderr
+    one, other = tmp_path / "run", tmp_path / "again"
+    assert (one / "plan.json").read_bytes() == (other / "plan.json").read_bytes()
+    assert rows(one) == rows(other)
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert results[0]["phases"]["from_features.1.0"]["stop"] < 24  # the plateau has ended it
+    assert results[0]["phases"] == results[1]["phases"]
+    for point in ("latest", "best"):
+        a, b = (load_file(run / "checkpoints" / point / "model.safetensors") for run in (one, other))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_plan_is_drawn_where_it_is_said(shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = config_of(shards, tmp_path / "c.yaml")
+    shown = invoke("plan", config, "--picture")
+    assert shown.exit_code == 0, shown.output
+    assert shown.output.splitlines()[-1] == "c-plan.png"
+    assert "from_features.1.0" in shown.output
+    first = (tmp_path / "c-plan.png").read_bytes()
+    both = invoke("plan", config, "--write", "--picture", "mine.png", "phases.each.lr=0.1")
+    assert parse(yaml.safe_load(both.stdout)).phases["head"].lr == 0.1
+    assert both.stderr.splitlines()[-1] == "mine.png"
+    from PIL import Image
+
+    sizes = {Image.open(tmp_path / name).size for name in ("c-plan.png", "mine.png")}
+    assert len(sizes) == 1
+    assert min(sizes.pop()) > 500
+    assert (tmp_path / "mine.png").read_bytes() != first
+    (tmp_path / "c-plan.png").write_bytes(b"old")
+    invoke("plan", config, "--picture")
+    assert (tmp_path / "c-plan.png").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--picture", "a.pdf"), "one .png file, not a.pdf"),
+        (("--picture", "a.png", "b.png"), "one .png file"),
+        (("--picture", "nowhere/a.png"), "cannot be written: No such file"),
+        (("a.png",), "is not an override"),
+    ],
+)
+def test_where_a_plan_cannot_be_drawn(shards, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    refused = invoke("plan", config_of(shards, tmp_path / "c.yaml"), *words)
+    assert isinstance(refused.exception, UserError)
+    assert message in str(refused.exception)
+    assert not list(tmp_path.glob("*.png"))
 
 
 def blocks(language):

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from nets import layer, resnet_like, vgg_like
 
-from tlx.config import parse
+from tlx import plug
+from tlx.config import Config, PhaseSettings, dump, parse
 from tlx.errors import UserError
 from tlx.layers import LayerMap
 from tlx.plan import Plan
+from tlx.plan_written import written_out
 from tlx.timetable import timetable
 
 
@@ -193,10 +198,135 @@ def test_the_plan_is_printable_and_plain_data():
     assert json.loads(json.dumps(plan.data()))["phases"][1]["layers"]["layer4"]["lr"] == pytest.approx(1e-4 / 3)
 
 
-def test_the_schedule_written_out_makes_the_same_plan():
-    plan = make(unfreeze={"name": "gradual", "every": "2ep"}, phases={"each": {"lr": 0.1, "curve": "cosine"}})
-    again = make(**plan.explicit())
-    assert [(p.name, p.start, p.stop, p.trains) for p in again.phases] == [
-        (p.name, p.start, p.stop, p.trains) for p in plan.phases
-    ]
-    assert all(a.rates(a.start + 3) == b.rates(b.start + 3) for a, b in zip(again.phases, plan.phases, strict=True))
+SCHEDULES = [
+    "head_only",
+    "classifier",
+    "all",
+    "two_phase",
+    {"name": "two_phase", "first": "classifier"},
+    {"name": "last_n", "n": 2},
+    {"name": "gradual", "every": "2ep"},
+    {"name": "gradual", "every": 7, "last": "1.7ep", "step": 2},
+    "norms_only",
+    "biases_only",
+    {
+        "name": "explicit",
+        "phases": [
+            {"name": "a", "layers": {"head": "all"}},
+            {"name": "b", "layers": {"*": "norms", "head": "all"}, "duration": "33.3333%"},
+            {"name": "c", "layers": {"*[024]": "biases", "backbone": "all"}, "duration": 5},
+        ],
+    },
+]
+DECAYS = [
+    "none",
+    {"name": "exponential", "factor": "1/3"},
+    {"name": "exponential", "factor": 0.7},
+    {"name": "linear", "ratio": 0.001},
+    {"name": "groups", "body": "1/7"},
+    {"name": "table", "rates": {"*": 0.1, "*1": "1/3", "head": 2}, "rest": 0.3},
+]
+CURVES = [
+    "constant",
+    {"name": "cosine", "final": 0.01},
+    "linear",
+    {"name": "step", "every": "0.7ep"},
+    {"name": "step", "every": "10%", "gamma": "1/3"},
+    {"name": "multi_step", "at": ["0.5ep", 9, "70%"]},
+    "one_cycle",
+]
+DURATIONS = ["3ep", "2.123456789ep", 41, "12.3456789%", {"max": "4.5ep", "patience": 2, "min_delta": 0.1 + 0.2}]
+OWN_POLICY = {
+    "frozen": {"statistics": "fixed", "affine": "trained"},
+    "trained": {"statistics": "moving", "affine": "frozen"},
+}
+PHASES = st.fixed_dictionaries(
+    {
+        "lr": st.floats(1e-9, 10, exclude_min=True),
+        "duration": st.sampled_from(DURATIONS),
+        "warmup": st.sampled_from([0, 3, "0.3ep", "10%"]),
+        "curve": st.sampled_from(CURVES),
+        "layer_decay": st.sampled_from(DECAYS),
+        "norm": st.sampled_from(["frozen_is_frozen", "norms_train", "statistics_fixed", OWN_POLICY]),
+        "stochastic": st.sampled_from(["off_in_frozen", "on"]),
+        "optimizer_state": st.sampled_from(["keep", "reset"]),
+        "start_from": st.sampled_from(["last", "best"]),
+    }
+)
+
+
+def written(asked, plan):
+    return parse(yaml.safe_load(written_out(asked, plan, command="tlx plan")))
+
+
+def same(a, b):
+    assert a.data() == b.data()
+    assert a.explicit() == b.explicit()
+    for one, other in zip(a.phases, b.phases, strict=True):
+        assert (one.norm, one.plateau is None, one.length) == (other.norm, other.plateau is None, other.length)
+        assert all(one.trained(y) == other.trained(y) for y in a.layers)
+        assert all(one.rates(t) == other.rates(t) for t in {*range(one.start, one.stop, 5), one.stop - 1})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(each=PHASES, own=PHASES, layers=st.sampled_from([resnet_like(), vgg_like(8)]))
+def test_the_schedule_written_out_is_the_same_plan(schedule, each, own, layers):
+    last = unfreeze_names(schedule, layers)[-1]
+    if "gradual" in str(schedule):  # which says itself how long its phases last
+        del each["duration"]
+    asked = config(unfreeze=schedule, duration="11ep", phases={"each": each, last: own})
+    plan = Plan.make(asked, layers, samples=333)
+    again = written(asked, plan)
+    same(Plan.make(again, layers, samples=333), plan)
+    assert written(again, plan) == again
+    ends = {plan.phases[0].name: plan.phases[0].stop - 1}
+    same(Plan.make(again, layers, samples=333, ends=ends), Plan.make(asked, layers, samples=333, ends=ends))
+
+
+def unfreeze_names(schedule, layers):
+    said = {"name": schedule} if isinstance(schedule, str) else schedule
+    arguments = {key: value for key, value in said.items() if key != "name"}
+    function = plug.find("unfreeze", said["name"])
+    return [a.name for a in function(layers, **plug.arguments(function, arguments, label="unfreeze"))]
+
+
+def test_a_dumped_configuration_makes_the_same_plan_to_the_last_digit():
+    for duration in DURATIONS:
+        asked = config(duration="11.00000001ep", phases={"each": {"lr": 0.1, "duration": duration}})
+        again = parse(yaml.safe_load(dump(asked)))
+        assert again.settings("each") == asked.settings("each")
+        assert again.duration == asked.duration
+
+
+def test_layers_whose_names_are_patterns_or_roles_are_written_so_that_each_means_itself():
+    names = ["a0", "a[0]", "a*", "head", "classifier"]
+    layers = LayerMap((*(layer(n, i) for i, n in enumerate(names)), layer("head.fc", 5, role="head")))
+    by_name = {y.name: y for y in layers}
+    assert [layers.match(layers.only(y)) for y in layers] == [(y,) for y in layers]
+    assert by_name["a[0]"] in layers.match("a[0]")
+    decay = {"name": "table", "rates": {layers.only(y): 1 / (i + 3) for i, y in enumerate(layers)}}
+    for trained in names:
+        phases = [{"name": "x", "layers": {layers.only(by_name[trained]): "all"}}]
+        asked = config(
+            unfreeze={"name": "explicit", "phases": phases},
+            phases={"each": {"duration": 9, "lr": 0.1, "layer_decay": decay}},
+        )
+        plan = Plan.make(asked, layers, samples=333)
+        assert [n for n, mode in plan.phases[0].trains.items() if mode == "all"] == [trained]
+        same(Plan.make(written(asked, plan), layers, samples=333), plan)
+
+
+def test_what_is_written_out_says_everything_and_is_for_people():
+    asked = config(unfreeze={"name": "gradual", "every": "2ep"}, phases={"each": {"lr": 0.1}})
+    plan = Plan.make(asked, resnet_like(), samples=320)
+    text = written_out(asked, plan, command="tlx plan c.yaml\nrun: elsewhere\u2028run: elsewhere")
+    raw = yaml.safe_load(text)
+    assert raw["run"] == "runs/x"
+    assert "10 steps are an epoch" in text
+    assert not any(mark in text for mark in ("&id", "*id", "!!"))
+    assert "each" not in raw["phases"]
+    assert all(set(PhaseSettings.model_fields) == set(said) for said in raw["phases"].values())
+    assert set(raw) == set(Config.model_fields)
+    assert raw["phases"]["head"]["duration"] == "20 steps"
+    assert raw["unfreeze"]["phases"][1]["layers"] == {"layer4": "all", "fc": "all"}

@@ -28,6 +28,7 @@ from tlx.timetable import timetable
 if TYPE_CHECKING:
     import torch
 
+    from tlx.memory import Memory
     from tlx.models import Backbone
     from tlx.run import Run
     from tlx.world import World
@@ -50,14 +51,36 @@ class Sets:
     val: Manifest | None
 
 
-def plan(config: Config) -> tuple[Plan, str]:
-    """The plan and its text, without GPU, weights or, where `data.expected` says what they would hold, shards."""
+def plan(config: Config, *, memory: bool = False) -> tuple[Plan, str]:
+    """The plan and its text, without GPU, weights or, where `data.expected` says what they would hold, shards.
+
+    Args:
+        memory: whether to estimate what each phase needs; takes a second or so per phase.
+    """
     samples = count_samples(config)
-    layers = backbone_of(config, samples.classes, empty=True).layers
-    made = Plan.make(config, layers, samples=samples.train, world=config.world.size or 1)
+    backbone = backbone_of(config, samples.classes, empty=True)
+    world = config.world.size or 1
+    made = Plan.make(config, backbone.layers, samples=samples.train, world=world)
     check_metrics(config, made, samples.classes, validated=config.data.val is not None)
+    needs = memory_of(config, made, backbone, world) if memory else None
     notes = [samples.note] if samples.note else []
-    return made, "\n".join([header(config, samples.classes), timetable(made), *notes])
+    return made, "\n".join([header(config, samples.classes), timetable(made, memory=needs), *notes])
+
+
+def memory_of(config: Config, made: Plan, backbone: Backbone, world: int) -> Mapping[str, Memory]:
+    """What a rank needs in each phase, with the micro-batches and the precision of the configuration."""
+    from tlx.memory import Images, memory_by_phase
+
+    spec = config.input.over(backbone.input)
+    share = -(-config.data.batch // world)
+    return memory_by_phase(
+        made,
+        backbone.module,
+        Images(min(share, config.loop.micro_batch or share), (spec.channels, *spec.size), config.loop.precision),
+        functools.partial(make, "optimizer", config.optimizer),
+        averaged=config.loop.ema is not None,
+        recomputed=backbone.blocks if config.loop.gradient_checkpointing else (),
+    )
 
 
 def header(config: Config, classes: int) -> str:
@@ -129,6 +152,7 @@ def backbone_of(config: Config, classes: int, *, empty: bool = False) -> Backbon
         head=config.head.name,
         head_args=config.head.args,
         granularity=asked.layers,
+        channels=config.input.channels,
         empty=empty,
     )
 
@@ -232,7 +256,7 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
     backbone = backbone_of(config, len(sets.train.classes))
     spec = config.input.over(backbone.input)
     net = backbone.module.to(world.device)
-    try_input(net, spec.size, len(sets.train.classes))
+    try_input(net, spec.size, len(sets.train.classes), spec.channels)
     ema = average_of(net, config)
     if config.loop.gradient_checkpointing:
         recompute_blocks(net, backbone.blocks)
@@ -309,7 +333,7 @@ def settle(config: Config, world: World) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def try_input(net: torch.nn.Module, size: tuple[int, int], classes: int) -> None:
+def try_input(net: torch.nn.Module, size: tuple[int, int], classes: int, channels: int = 3) -> None:
     """One image through the network, so that a size that it does not take is known before training.
 
     Raises:
@@ -321,7 +345,7 @@ def try_input(net: torch.nn.Module, size: tuple[int, int], classes: int) -> None
     net.eval()
     try:
         with torch.no_grad():
-            output = net(torch.zeros(1, 3, *size, device=device))
+            output = net(torch.zeros(1, channels, *size, device=device))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"the backbone does not take images of {size[0]} x {size[1]}: {str(error).splitlines()[0]}",
@@ -360,6 +384,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class
         batch=config.data.batch,
         seed=config.seed,
         transform=train_transform([(p.name, p.args) for p in parts], spec),
+        channels=spec.channels,
         drop_last=config.data.drop_last,
         window=config.data.window,
         rank=world.rank,
@@ -397,6 +422,7 @@ def evaluation_of(config: Config, manifest: Manifest | None, spec: Any, world: W
         manifest,
         batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
         transform=eval_transform(spec),
+        channels=spec.channels,
         rank=world.rank,
         world=world.size,
         workers=config.data.workers,

@@ -37,26 +37,6 @@ def listing(pattern: str) -> str:
     return f"{_text(table)}\n{len(rows)} backbones; tlx models show NAME tells all about one{counted}"
 
 
-def details(name: str) -> str:
-    """One backbone in full: head, input, weights, arguments, and its layers at every granularity."""
-    found = models.describe(name)
-    row = found.row
-    about = {
-        "parameters": f"{row.parameters:,}" if row.parameters else "?",
-        "features": str(row.features),
-        "head": ", ".join([row.head or "?", *row.auxiliary]),
-        "input": f"{_size(row)}, {row.input.interpolation}, crop {row.input.crop_pct:g}" if row.input else "?",
-        "mean, std": f"{_numbers(row.input.mean)}; {_numbers(row.input.std)}" if row.input else "?",
-        "weights": ", ".join(row.weights) or "none",
-        "arguments": ", ".join(found.args),
-    }
-    lines = [row.name, *(f"  {key:<11} {value}" for key, value in about.items())]
-    for granularity, layers in found.layers.items():
-        said = (f"{y.name}{'' if y.role == 'backbone' else f' ({y.role})'} {y.size:,}" for y in layers)
-        lines.append(f"  layers by {granularity}, {len(layers)}: {'; '.join(said)}")
-    return "\n".join(lines)
-
-
 def _size(row: models.Row) -> str:
     return " x ".join(map(str, row.input.size)) if row.input else ""
 

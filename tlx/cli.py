@@ -7,13 +7,16 @@ code into 1, a banner and perhaps a restart: under them a mistake and a requeste
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from tlx.cli_shards import shards
+from tlx.cli_weights import weights
 from tlx.errors import TlxError, UserError
 from tlx.launcher import launched, rank
 
@@ -25,9 +28,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(shards, name="shards")
+app.add_typer(weights, name="weights")
 
 RESUMABLE = 75
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file; see configs/.")]
+WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
+PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")]
 
 
@@ -54,20 +60,43 @@ def train(
     _leave(0 if result is not None else RESUMABLE)
 
 
-@app.command(epilog="Example: tlx plan configs/flowers102/vgg16.yaml")
+@app.command(
+    epilog="Examples: tlx plan configs/flowers102/vgg16.yaml; tlx plan c.yaml --picture out.png; "
+    "tlx plan c.yaml --write > mine.yaml, edit it, tlx train mine.yaml"
+)
 def plan(
     config: ConfigFile,
     overrides: Overrides = None,
-    write: Annotated[bool, typer.Option(help="Print the schedule written out, as YAML to edit.")] = False,
+    write: Annotated[bool, typer.Option("--write", help=WRITE)] = False,
+    picture: Annotated[bool, typer.Option("--picture", help=PICTURE)] = False,
 ) -> None:
     """Show who trains when and at which rate, without a GPU or weights."""
-    import yaml
-
     from tlx import build
     from tlx import config as configs
 
-    made, text = build.plan(configs.load(config, overrides or ()))
-    print(yaml.safe_dump(made.explicit(), sort_keys=False) if write else text)
+    changes, files = _without_files(overrides or [], wanted=picture)
+    wanted = configs.load(config, changes)
+    made, text = build.plan(wanted, memory=not write)
+    if write:
+        from tlx.plan_written import written_out
+
+        print(written_out(wanted, made, command=shlex.join(["tlx", "plan", str(config), *changes, "--write"])), end="")
+    else:
+        print(text)
+    if picture:
+        from tlx.plan_picture import save
+
+        file = files[0] if files else Path(f"{config.stem}-plan.png")
+        save(made, file, title=f"run {wanted.run}\n{wanted.backbone.name}, {wanted.head.name} head")
+        print(file, file=sys.stderr if write else sys.stdout)
+
+
+def _without_files(words: Sequence[str], *, wanted: bool) -> tuple[list[str], list[Path]]:
+    """Overrides, and the file that may follow --picture; typer knows no option whose value may be left out."""
+    files = [Path(word) for word in words if "=" not in word] if wanted else []
+    if len(files) > 1 or any(file.suffix.lower() != ".png" for file in files):
+        raise UserError(f"--picture writes one .png file, not {' and '.join(map(str, files))}")
+    return [word for word in words if "=" in word or not wanted], files
 
 
 @app.command(epilog="Examples: tlx models 'vit*'; tlx models show timm/vit_tiny_patch16_224")
@@ -76,12 +105,13 @@ def models(
     name: Annotated[str | None, typer.Argument(help="After show: the model.")] = None,
 ) -> None:
     """List backbones of torchvision and timm; `models show NAME` tells all about one."""
-    from tlx.catalogue import details, listing
+    from tlx.catalogue import listing
+    from tlx.portrait import portrait
 
     if pattern == "show":
         if name is None:
             raise UserError("show what?", todo="tlx models show timm/resnet50")
-        print(details(name))
+        print(portrait(name))
     elif name is not None:
         raise UserError(f'"{name}" is one argument too many', todo="tlx models PATTERN, or: tlx models show NAME")
     else:

@@ -135,13 +135,21 @@ class Data(Model):
 
 
 class Input(Model):
-    """Overrides of the backbone's own input spec."""
+    """How pictures are read: `channels` 1 is grey, 3 RGB, 4 RGBA. The rest overrides the backbone's own input spec."""
 
+    channels: Literal[1, 3, 4] = 3
     size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Interpolation | None = None
+
+    @model_validator(mode="after")
+    def _one_per_channel(self) -> Input:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        return self
 
     def over(self, spec: InputSpec) -> InputSpec:
         size = (self.size, self.size) if isinstance(self.size, int) else self.size
@@ -164,7 +172,8 @@ class Mixing(Model):
 
 
 class BackboneConfig(Model):
-    """`weights`: default, a tag of the library, a file, or none. `layers`: how finely the network is cut."""
+    """`weights`: default, a tag of the library, a file, a folder that `tlx weights fetch` filled,
+    hf-hub:OWNER/REPO[@REVISION], or none. `layers`: how finely the network is cut."""
 
     name: str
     weights: str = "default"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
+from pydantic_core import PydanticSerializationUnexpectedValue
 
 _FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)?\s*$")
 
@@ -20,7 +22,7 @@ class Duration:
     unit: Literal["ep", "steps", "%"]
 
     def __str__(self) -> str:
-        number = f"{self.value:g}" if self.unit != "steps" else f"{self.value:.0f}"
+        number = format(Decimal(repr(self.value)).normalize(), "f")  # every digit, and no exponent: it is read back
         return number + {"ep": "ep", "steps": " steps", "%": "%"}[self.unit]
 
     def steps(self, *, epoch: int, whole: int) -> int:
@@ -57,7 +59,13 @@ def ratio(value: Any) -> float:
         raise ValueError(f'{value!r} is not a number or a fraction such as "1/3"') from error
 
 
-Length = Annotated[Duration, BeforeValidator(duration), PlainSerializer(str, return_type=str)]
+def _text(value: Any) -> str:
+    if not isinstance(value, Duration):  # a field that may also hold something else, which says itself how it is written
+        raise PydanticSerializationUnexpectedValue
+    return str(value)
+
+
+Length = Annotated[Duration, BeforeValidator(duration), PlainSerializer(_text, return_type=str)]
 """A configuration's duration."""
 
 Steps = Annotated[int, PlainValidator(duration)]

@@ -48,7 +48,7 @@ def curves(history: History) -> bytes | None:
         figure.suptitle(_title(history), fontsize=12, fontweight="bold")
         _legend(figure, panels, columns=3)
 
-    return _png(draw, width=9, height=9.5)
+    return png(draw, width=9, height=9.5)
 
 
 def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
@@ -62,7 +62,7 @@ def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
         panel.set_title("Validation accuracy before and after fine-tuning", fontsize=12, fontweight="bold")
         _legend(figure, [panel], columns=2)
 
-    return _png(draw, width=8.5, height=1.9 + _bars_height(histories))
+    return png(draw, width=8.5, height=1.9 + _bars_height(histories))
 
 
 def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
@@ -82,10 +82,10 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
         _bars(bars, histories, names)
         _legend(below, [bars], columns=2)
 
-    return _png(draw, width=11, height=upper + lower)
+    return png(draw, width=11, height=upper + lower)
 
 
-def _png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes:
+def png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -127,7 +127,7 @@ def _title(history: History) -> str:
     if not history.done:
         of = f" of {history.steps}" if history.steps else ""
         words.append(f"{history.status}, step {history.step}{of}")
-    return _clipped(words[0], 70) + "\n" + "  ·  ".join(words[1:])
+    return clipped(words[0], 70) + "\n" + "  ·  ".join(words[1:])
 
 
 # --- curves over epochs
@@ -138,7 +138,7 @@ def _losses(panel: Axes, history: History) -> None:
     panel.set_ylabel("loss")
     finite = [v for key in ("train/loss", "val/loss") for _, v in points(history, key) if math.isfinite(v)]
     if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
-        _logarithmic(panel)
+        logarithmic(panel)
 
 
 def _accuracy(panel: Axes, history: History) -> None:
@@ -190,11 +190,11 @@ def _rates(panel: Axes, history: History) -> None:
         _line(panel, values, color=colour, linestyle=style, marker=dots, label=label)
         top = max([top, *(v for _, v in values if math.isfinite(v))])
     if top:
-        _logarithmic(panel)
+        logarithmic(panel)
         panel.set_ylim(bottom=max(panel.get_ylim()[0], top * 1e-6))
 
 
-def _logarithmic(panel: Axes) -> None:
+def logarithmic(panel: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     panel.set_yscale("log")
@@ -255,7 +255,7 @@ def _phase_names(panel: Axes, history: History, *, last: float) -> None:
     )
     for phase, (start, stop) in zip(history.phases, spans, strict=True):
         panel.text(
-            (start + stop) / 2, 1.02, _clipped(phase.name, 40 if level else 24), transform=panel.get_xaxis_transform(),
+            (start + stop) / 2, 1.02, clipped(phase.name, 40 if level else 24), transform=panel.get_xaxis_transform(),
             ha="center", va="bottom", rotation=0 if level else 90, fontsize=9, color=SWITCH,
         )  # fmt: skip
 
@@ -275,7 +275,7 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
         average = history.best is not None and history.best.weights == "ema"
         values = (points(history, "ema/" + key) if average else []) or points(history, key)
         colour = colours[i % len(colours)]
-        label = _clipped(name, 60) + (" (EMA weights)" if average else "")
+        label = clipped(name, 60) + (" (EMA weights)" if average else "")
         label = f" {label}" if label.startswith("_") else label  # matplotlib hides names with an underscore
         _line(panel, values, color=colour, marker="o", markersize=3.5, label=label)
         for at in switches[i] if not (shared and i) else []:
@@ -307,7 +307,7 @@ def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> No
     for i, history in enumerate(histories):
         if not any(accuracies(history)):
             panel.text(0.005, i, "no validation accuracy", va="center", fontsize=9, color=LOWEST)
-    panel.set_yticks(range(len(histories)), [_clipped(name, 40) for name in names])
+    panel.set_yticks(range(len(histories)), [clipped(name, 40) for name in names])
     panel.set_ylim(len(histories) - 0.5, -0.5)
     panel.set_xlim(0, 1.15)
     panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -321,6 +321,6 @@ def _bars_height(histories: Sequence[History]) -> float:
     return 0.75 * len(histories)
 
 
-def _clipped(text: str, most: int) -> str:
+def clipped(text: str, most: int) -> str:
     """At most so many letters, the end of a name being what tells it from others."""
     return text if len(text) <= most else "…" + text[-(most - 1) :]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from tlx.errors import UserError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
@@ -14,9 +16,12 @@ class InputSpec:
 
     Attributes:
         size: height and width in pixels that enter the network.
-        mean, std: per channel, for pixels scaled to [0, 1].
+        mean, std: per channel, for pixels scaled to [0, 1]; as many as the images have channels.
         interpolation: of the evaluation resize.
         crop_pct: the share of the resized short side that the centre crop keeps (0.875: resize 256, crop 224).
+
+    Raises:
+        UserError: more means than standard deviations, or fewer.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -24,3 +29,24 @@ class InputSpec:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bilinear"
     crop_pct: float = 0.875
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not self.mean:
+            raise UserError(f"{len(self.mean)} means and {len(self.std)} standard deviations of an input's channels")
+
+    @property
+    def channels(self) -> int:
+        return len(self.mean)
+
+    def for_channels(self, channels: int) -> InputSpec:
+        """The same for images of another number of channels.
+
+        Fewer channels each get the average over the present ones (grey); channels beyond these (alpha) get 0.5 and 0.5.
+        """
+        return replace(self, mean=_for(self.mean, channels), std=_for(self.std, channels))
+
+
+def _for(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    if channels < len(values):
+        return (sum(values) / len(values),) * channels
+    return (*values, *(0.5,) * (channels - len(values)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from glob import escape
 from typing import Literal
 
 from tlx.errors import TlxError, UserError, did_you_mean
@@ -21,11 +22,12 @@ Granularity = Literal["stage", "block", "module"]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter, by the network's own name."""
+    """One parameter, by the network's own name. No gradient ever reaches an `idle` one, so that it cannot train."""
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
+    idle: bool = False
 
     @property
     def size(self) -> int:
@@ -114,16 +116,25 @@ class LayerMap:
     def match(self, pattern: str) -> tuple[Layer, ...]:
         """Layers by name, shell pattern (``features.*``) or role (``head``, ``classifier``, ``backbone``).
 
+        A layer's own name matches it, whatever characters are in it.
+
         Raises:
             UserError: nothing matches.
         """
-        found = tuple(y for y in self.layers if fnmatchcase(y.name, pattern) or y.role == pattern)
+        found = tuple(y for y in self.layers if pattern in (y.name, y.role) or fnmatchcase(y.name, pattern))
         if not found:
             raise UserError(
                 f'no layer matches "{pattern}"{did_you_mean(pattern, self.names)}',
                 todo=f"the layers are {', '.join(self.names[:8])}{' ...' if len(self) > 8 else ''}; see tlx plan",
             )
         return found
+
+    def only(self, layer: Layer) -> str:
+        """A pattern that matches this layer alone: its name, or the name spelled so that it is no pattern or role."""
+        if self.match(layer.name) == (layer,):
+            return layer.name
+        spelled = escape(layer.name)
+        return spelled if spelled != layer.name else f"[{layer.name[0]}]{layer.name[1:]}"
 
     def verify(self, parameters: Iterable[str]) -> None:
         """Checks that exactly these parameters are in the map.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tlx import plug
-from tlx.config import Config, PhaseSettings, Plateau
+from tlx.config import Config, Part, PhaseSettings, Plateau
 from tlx.data.order import micro_batches, share
 from tlx.durations import Duration
 from tlx.errors import ConfigError, UserError, did_you_mean
@@ -85,6 +85,8 @@ class Phase:
         return {layer.name: tuple(p for p in layer.parameters if self._learns(p, layer)) for layer in self.layers}
 
     def _learns(self, p: Parameter, layer: Layer) -> bool:
+        if p.idle:
+            return False
         mode = self.trains[layer.name]
         if p.kind == "norm":
             by_mode = mode in ("all", "norms", "frozen") or (mode == "biases" and p.is_bias)
@@ -169,7 +171,7 @@ class Plan:
                     "epochs": (p.stop - p.start) / self.steps_per_epoch,
                     "warmup": p.warmup,
                     "lr": p.lr,
-                    "settings": p.settings.model_dump(mode="json"),
+                    "settings": self.settings(p),
                     "layers": {
                         y.name: {
                             "trains": p.trains[y.name],
@@ -186,13 +188,35 @@ class Plan:
         }
 
     def explicit(self) -> dict[str, Any]:
-        """The schedule written out, for a person to edit: values for the configuration's `unfreeze` and `phases`."""
-        said = [{"name": p.name, "layers": {y: m for y, m in p.trains.items() if m != "frozen"}} for p in self.phases]
-        phases = {p.name: p.settings.model_dump(mode="json") for p in self.phases}
-        for p in self.phases:
-            if p.plateau is None:
-                phases[p.name]["duration"] = p.stop - p.start
-        return {"unfreeze": {"name": "explicit", "phases": said}, "phases": phases}
+        """The schedule written out, for a person to edit: values for the configuration's `unfreeze` and `phases`.
+
+        The plan of a configuration with these values is the same plan.
+        """
+        said = [
+            {"name": p.name, "layers": {self._only[y]: mode for y, mode in p.trains.items() if mode != "frozen"}}
+            for p in self.phases
+        ]
+        return {"unfreeze": {"name": "explicit", "phases": said}, "phases": {p.name: self.settings(p) for p in self.phases}}
+
+    def settings(self, phase: Phase) -> dict[str, Any]:
+        """All that a phase does, as a configuration says it: lengths in steps, the factor of each layer's rate."""
+        length = phase.length
+        curve = _curve_in_steps(phase.settings.curve, epoch=self.steps_per_epoch, length=length)
+        rates = {self._only[y.name]: phase.factors[y.name] for y in self.layers if y.parameters}
+        said = phase.settings.model_copy(
+            update={
+                "duration": phase.plateau.model_copy(update={"max": _steps(length)}) if phase.plateau else _steps(length),
+                "curve": curve,
+                "warmup": _steps(phase.warmup),
+                "layer_decay": Part(name="table", args={"rates": rates, "rest": 1.0}),
+            }
+        )
+        return said.model_dump(mode="json")
+
+    @functools.cached_property
+    def _only(self) -> dict[str, str]:
+        """Layer by layer, a pattern for the configuration that means it alone."""
+        return {layer.name: self.layers.only(layer) for layer in self.layers}
 
 
 def _steps_per_epoch(config: Config, samples: int) -> int:
@@ -246,7 +270,7 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
         factors=_factors(settings, layers),
         settings=settings,
         warmup=warmup,
-        curve=_curve(settings, epoch=epoch, length=length),
+        curve=_curve(settings.curve, epoch=epoch, length=length),
     )
     if not any(phase.trained(y) for y in layers):
         raise UserError("nothing trains in this phase", where=where)
@@ -280,16 +304,31 @@ def _factors(settings: PhaseSettings, layers: LayerMap) -> dict[str, float]:
     return {name: float(factors[name]) for name in layers.names}
 
 
-def _curve(settings: PhaseSettings, *, epoch: int, length: int) -> Callable[[int, int], float]:
-    shape = plug.find("curve", settings.curve.name)
-    arguments = plug.arguments(shape, settings.curve.args, label=f"curve {settings.curve.name}")
+def _curve(curve: Part, *, epoch: int, length: int) -> Callable[[int, int], float]:
+    shape = plug.find("curve", curve.name)
+    arguments = plug.arguments(shape, curve.args, label=f"curve {curve.name}")
+    return functools.partial(shape, **{k: _counted(v, epoch=epoch, whole=length) for k, v in arguments.items()})
 
-    def counted(value: Any) -> Any:
-        if isinstance(value, list):
-            return [counted(v) for v in value]
-        return value.steps(epoch=epoch, whole=length) if isinstance(value, Duration) else value
 
-    return functools.partial(shape, **{key: counted(value) for key, value in arguments.items()})
+def _curve_in_steps(curve: Part, *, epoch: int, length: int) -> Part:
+    """The curve as a configuration says it, its lengths counted."""
+    checked = plug.arguments(plug.find("curve", curve.name), curve.args, label=f"curve {curve.name}")
+    counted = {k: _counted(v, epoch=epoch, whole=length) for k, v in checked.items() if _holds_lengths(v)}
+    return Part(name=curve.name, args={**curve.args, **counted})
+
+
+def _counted(value: Any, *, epoch: int, whole: int) -> Any:
+    if isinstance(value, list):
+        return [_counted(v, epoch=epoch, whole=whole) for v in value]
+    return value.steps(epoch=epoch, whole=whole) if isinstance(value, Duration) else value
+
+
+def _holds_lengths(value: Any) -> bool:
+    return any(_holds_lengths(v) for v in value) if isinstance(value, list) else isinstance(value, Duration)
+
+
+def _steps(count: int) -> Duration:
+    return Duration(count, "steps")
 
 
 def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
@@ -306,6 +345,10 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
             f"BatchNorm statistics move in {phases}: results depend on the micro-batch size "
             f"({_micro_batch(config.data.batch, world, config.loop.micro_batch)[1]} at {world} ranks)"
         )
+    idle = [p.name for layer in plan.layers for p in layer.parameters if p.idle]
+    if idle:
+        names = ", ".join(idle[:4]) + (" ..." if len(idle) > 4 else "")
+        said.append(f"{len(idle)} parameters take no part in what the network returns and never train: {names}")
     if plan.samples < config.data.batch:
         said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")
     return said

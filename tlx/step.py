@@ -33,7 +33,7 @@ _OWN_BUFFERS: dict[str, Any] = {
 
 
 class Normalise:
-    """uint8 pixels [N, 3, H, W] on a device to the float32 that the backbone was trained on."""
+    """uint8 pixels [N, channels, H, W] on a device to the float32 that the backbone was trained on."""
 
     def __init__(self, spec: InputSpec, device: torch.device, *, channels_last: bool) -> None:
         shape = (1, len(spec.mean), 1, 1)

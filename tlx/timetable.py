@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console, JustifyMethod
@@ -12,9 +13,16 @@ from rich.table import Table
 from tlx.layers import Layer
 from tlx.plan import Phase, Plan
 
+if TYPE_CHECKING:
+    from tlx.memory import Memory
 
-def timetable(plan: Plan, *, width: int = 150) -> str:
-    """Samples and steps, phases, layers with what trains at which rate, and warnings, as plain text."""
+
+def timetable(plan: Plan, *, memory: Mapping[str, Memory] | None = None, width: int = 150) -> str:
+    """Samples and steps, phases, layers with what trains at which rate, and warnings, as plain text.
+
+    Args:
+        memory: of each phase, where it was estimated.
+    """
     out = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_terminal=False)
     out.print(
         f"{plan.samples:,} training samples, global batch {plan.batch}, {plan.steps_per_epoch} steps per epoch, "
@@ -22,6 +30,8 @@ def timetable(plan: Plan, *, width: int = 150) -> str:
         markup=False,
     )
     out.print(_phases(plan))
+    if memory:
+        out.print(_memory(memory))
     out.print(_layers(plan))
     for warning in plan.warnings:
         out.print(f"warning: {warning}", markup=False)
@@ -48,6 +58,17 @@ def _phases(plan: Plan) -> Table:
             said.optimizer_state + (", from best" if said.start_from == "best" else ""),
             f"{sum(p.size for layer in plan.layers for p in phase.trained(layer)):,}",
         )
+    return table
+
+
+def _memory(memory: Mapping[str, Memory]) -> Table:
+    table = Table(box=box.SIMPLE, title="memory of a rank in MiB, estimated (tlx/memory.py)", title_justify="left")
+    table.add_column("phase", no_wrap=True)
+    for column in ("weights", "gradients", "optimizer", "activations", "total"):
+        table.add_column(column, justify="right")
+    for name, needs in memory.items():
+        parts = (needs.weights, needs.gradients, needs.optimizer, needs.activations, needs.total)
+        table.add_row(name, *("unknown" if n is None else f"{n / 2**20:,.0f}" for n in parts))
     return table
 
 

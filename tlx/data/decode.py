@@ -4,9 +4,9 @@ JPEGs go through torchvision's decoder, everything else that Pillow knows (PNG, 
 Pillow. Not PNGs: torchvision 0.29's decoder ended the process with a segmentation fault on 288 of 300 PNGs in which six
 bytes had been changed, and is no faster; its JPEG decoder survived 12,000 damaged files.
 
-The camera's orientation (EXIF) is applied; transparency is dropped, not blended; of an animation the first frame
-counts; 16 bits become 8. A JPEG that ends too early is refused, one that libjpeg repairs by itself is taken, as Pillow
-and torchvision do.
+The camera's orientation (EXIF) is applied; transparency is dropped, not blended, where it is not asked for as a fourth
+channel; of an animation the first frame counts; 16 bits become 8. A JPEG that ends too early is refused, one that
+libjpeg repairs by itself is taken, as Pillow and torchvision do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import suppress
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,12 +37,20 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """A picture that claims more pixels (179 million) is refused before memory is taken for it: a decompression bomb."""
 
 
+Channels = Literal[1, 3, 4]
+_MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
 class DecodeError(TlxError):
     """These bytes are no picture, or a damaged one."""
 
 
-def decode(data: bytes) -> Tensor:
-    """The picture as uint8 [3, height, width], RGB.
+def decode(data: bytes, channels: Channels = 3) -> Tensor:
+    """The picture as uint8 [channels, height, width].
+
+    Args:
+        channels: 3 for RGB; 1 for grey, the luma of ITU-R BT.601, which JPEGs hold as it is; 4 for RGB and alpha, 255
+            (opaque) where the picture has none.
 
     Raises:
         DecodeError: with the reason.
@@ -54,25 +63,32 @@ def decode(data: bytes) -> Tensor:
                 f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: a decompression bomb?"
             )
         if image.format not in ("JPEG", "MPO") or decode_jpeg is None:
-            return _with_pillow(image)
+            return _with_pillow(image, channels)
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        pixels: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, apply_exif_orientation=True)
-        return pixels
+        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+        pixels: Tensor = decode_jpeg(encoded, mode=mode, apply_exif_orientation=True)
+        return _opaque(pixels) if channels == 4 else pixels
     except DecodeError:
         raise
     except Exception as error:  # Pillow and libjpeg raise many kinds for bytes that strangers made
         raise DecodeError(_reason(data, error)) from error
 
 
-def _with_pillow(image: Image.Image) -> Tensor:
+def _with_pillow(image: Image.Image, channels: Channels) -> Tensor:
     with suppress(Exception):  # a broken note of the camera; broken pixels are noticed below
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no known range; convert the picture to 8 bits")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off at 255
         grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        return torch.from_numpy(grey).expand(3, -1, -1)
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+        pixels = torch.from_numpy(grey).expand(min(channels, 3), -1, -1)
+        return _opaque(pixels) if channels == 4 else pixels
+    array = np.array(image.convert(_MODES[channels]))
+    return torch.from_numpy(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def _opaque(pixels: Tensor) -> Tensor:
+    return torch.cat([pixels, torch.full_like(pixels[:1], 255)])
 
 
 def _reason(data: bytes, error: Exception) -> str:

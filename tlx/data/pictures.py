@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from tlx.data.decode import DecodeError, decode
+from tlx.data.decode import Channels, DecodeError, decode
 from tlx.data.manifest import Manifest
 from tlx.data.randomness import own_randomness
 from tlx.data.reader import BadSample, ReadError, ShardReader
@@ -17,15 +17,16 @@ from tlx.errors import TlxError
 
 
 class Pictures:
-    """Views of samples, and tensors of them."""
+    """Views of samples, read with so many channels, and tensors of them."""
 
-    def __init__(self, manifest: Manifest, transform: Callable[[Tensor], Tensor]) -> None:
-        self.manifest, self.transform, self.reader = manifest, transform, ShardReader(manifest)
+    def __init__(self, manifest: Manifest, transform: Callable[[Tensor], Tensor], channels: Channels = 3) -> None:
+        self.manifest, self.transform, self.channels = manifest, transform, channels
+        self.reader = ShardReader(manifest)
 
     def view(self, sample: int) -> Tensor | BadSample:
         """The transformed picture, or why there is none."""
         try:
-            image = decode(self.reader.read(sample))
+            image = decode(self.reader.read(sample), self.channels)
         except (ReadError, DecodeError) as error:
             return BadSample(sample, self.manifest.describe(sample), str(error))
         try:
@@ -37,7 +38,7 @@ class Pictures:
             ) from error
 
     def stack(self, images: Sequence[Tensor | None]) -> Tensor:
-        """uint8 [n, 3, height, width], black where there is no picture; in a worker in the memory it is sent in."""
+        """uint8 [n, channels, height, width], zero where there is no picture; in a worker in the memory it is sent in."""
         found = next((i for i in images if i is not None), None)
         black = torch.zeros_like(found) if found is not None else self._black()
         whole = [black if i is None else i for i in images]
@@ -54,4 +55,4 @@ class Pictures:
     def _black(self) -> Tensor:
         with own_randomness() as seed:
             seed(0)
-            return torch.zeros_like(self.transform(torch.zeros(3, 256, 256, dtype=torch.uint8)))
+            return torch.zeros_like(self.transform(torch.zeros(self.channels, 256, 256, dtype=torch.uint8)))

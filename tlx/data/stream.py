@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tlx.data.decode import Channels
 from tlx.data.manifest import Manifest
 from tlx.data.mix import Draws, Mix, MixSpec, draw, guests, mix_of, plain, weight_of
 from tlx.data.order import EpochOrder, Ids, derive, micro_batches, share
@@ -35,7 +36,7 @@ class Batch:
     Attributes:
         step: the global step (evaluation: the number of this batch on this rank).
         micro, micros: which of how many micro-batches of this step; the same number on all ranks.
-        images: uint8 [m + g, 3, height, width], contiguous; the last g are guests, for mixing only.
+        images: uint8 [m + g, channels, height, width], contiguous; the last g are guests, for mixing only.
         labels: int64 [m].
         ids: int64 [m], the samples that are shown (a replacement's own id).
         total: what a sum of losses over the global batch is divided by: its number of samples, or of class weights.
@@ -94,7 +95,8 @@ class ShardStream:
 
     Args:
         batch: samples of the global batch, over all ranks.
-        transform: uint8 [3, height, width] to uint8 [3, size]; may draw from torch, numpy and random.
+        transform: uint8 [channels, height, width] to uint8 [channels, size]; may draw from torch, numpy and random.
+        channels: pictures are read as grey (1), RGB (3) or RGBA (4).
         drop_last: leave out the last global batch of an epoch where it is short.
         window: how many shards mix (see EpochOrder).
         micro_batch: the most samples of one micro-batch; None is one micro-batch per step.
@@ -115,6 +117,7 @@ class ShardStream:
         batch: int,
         seed: int,
         transform: Callable[[Tensor], Tensor],
+        channels: Channels = 3,
         drop_last: bool = False,
         window: int | None = None,
         rank: int = 0,
@@ -131,7 +134,7 @@ class ShardStream:
         self.micro_batch, self.workers, self.mix, self.skip_bad = micro_batch, workers, mix, skip_bad
         self.pin = pin
         self.class_weights = None if class_weights is None else tuple(class_weights)
-        self._pictures = Pictures(manifest, transform)
+        self._pictures = Pictures(manifest, transform, channels)
         self._order: EpochOrder | None = None
         self._dealt: _Deal | None = None
         self._check()
@@ -295,6 +298,7 @@ def evaluation_batches(
     *,
     batch: int,
     transform: Callable[[Tensor], Tensor],
+    channels: Channels = 3,
     rank: int = 0,
     world: int = 1,
     workers: int = 0,
@@ -309,13 +313,14 @@ def evaluation_batches(
 
     Args:
         batch: samples per batch on one rank.
+        channels: pictures are read as grey (1), RGB (3) or RGBA (4).
 
     Raises:
         UserError: an unreadable sample, without skip_bad.
     """
     own = share(len(manifest), world, rank)
     tasks = [range(at, min(at + batch, own.stop)) for at in range(own.start, own.stop, batch)]
-    load = partial(_load_for_evaluation, Pictures(manifest, transform))
+    load = partial(_load_for_evaluation, Pictures(manifest, transform, channels))
     for step, loaded in enumerate(in_order(load, tasks, workers=workers, pin=pin)):
         if loaded.bad and not skip_bad:
             raise _bad_samples(loaded.bad)

@@ -1,7 +1,8 @@
 """Views of a picture: the parts a configuration's ``transforms:`` list is made of, and the evaluation view.
 
-A part is ``f(input, *, ...)`` and gives a torchvision v2 transform for uint8 [3, height, width] tensors; what it draws,
-it draws from the global states of torch, numpy or random, which the loader seeds for each sample and restores.
+A part is ``f(input, *, ...)`` and gives a torchvision v2 transform for uint8 [channels, height, width] tensors; what it
+draws, it draws from the global states of torch, numpy or random, which the loader seeds for each sample and restores.
+All work on grey pictures too; those that change colours do not on RGBA, and say so.
 Arguments have torchvision's names and defaults, except: sizes default to the backbone's own, resizing to its
 interpolation, and `fill` also takes ``mean``, the backbone's mean colour. The longer parts of the list are slow on a
 CPU: measure with ``tlx bench data``.
@@ -47,10 +48,10 @@ __all__ = [
 ]
 
 Size = int | tuple[int, int] | None
-Fill = int | tuple[int, int, int] | Literal["mean"]
+Fill = int | tuple[int, ...] | Literal["mean"]
 Strength = float | tuple[float, float] | None
 View = Callable[[Tensor], Tensor]
-"""uint8 [3, any height, any width] to uint8 [3, size]."""
+"""uint8 [channels, any height, any width] to uint8 [channels, size]."""
 
 
 def random_resized_crop(
@@ -103,6 +104,7 @@ def color_jitter(
     p: float = 1.0,
 ) -> View:
     """Each strength x draws a factor from 1-x to 1+x (hue: a shift from -x to x, at most 0.5)."""
+    _grey_or_rgb(input, "color_jitter")
     return _with_probability(v2.ColorJitter(brightness, contrast, saturation, hue), p)
 
 
@@ -172,6 +174,7 @@ def rand_augment(
     fill: Fill = 0,
 ) -> View:
     """RandAugment (Cubuk et al. 2020, arXiv:1909.13719)."""
+    _grey_or_rgb(input, "rand_augment")
     return v2.RandAugment(
         num_ops, magnitude, num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input)
     )
@@ -181,6 +184,7 @@ def trivial_augment(
     input: InputSpec, *, num_magnitude_bins: int = 31, interpolation: Interpolation = "nearest", fill: Fill = 0
 ) -> View:
     """TrivialAugment, wide (Müller and Hutter 2021, arXiv:2103.10158)."""
+    _grey_or_rgb(input, "trivial_augment")
     return v2.TrivialAugmentWide(num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
 
 
@@ -192,6 +196,7 @@ def auto_augment(
     fill: Fill = 0,
 ) -> View:
     """AutoAugment's learned policies (Cubuk et al. 2019, arXiv:1805.09501)."""
+    _grey_or_rgb(input, "auto_augment")
     return v2.AutoAugment(
         v2.AutoAugmentPolicy(policy), interpolation=_mode(interpolation, input), fill=_fill(fill, input)
     )
@@ -209,6 +214,7 @@ def augmix(
     fill: Fill = 0,
 ) -> View:
     """AugMix (Hendrycks et al. 2020, arXiv:1912.02781), without its consistency loss."""
+    _grey_or_rgb(input, "augmix")
     mode, colour = _mode(interpolation, input), _fill(fill, input)
     return v2.AugMix(severity, mixture_width, chain_depth, alpha, all_ops, interpolation=mode, fill=colour)
 
@@ -221,7 +227,8 @@ def gaussian_blur(
 
 
 def grayscale(input: InputSpec, *, p: float = 0.1) -> View:
-    """All colour gone, with probability `p`; still three channels."""
+    """All colour gone, with probability `p`; still three channels. A grey picture stays as it is."""
+    _grey_or_rgb(input, "grayscale")
     return v2.RandomGrayscale(p)
 
 
@@ -238,14 +245,15 @@ def random_erasing(
     The mean colour is what torchvision's default, zero after normalisation, would give.
     """
     colour = _fill(fill, input)
-    return v2.RandomErasing(p, scale, ratio, value=colour if isinstance(colour, list) else [colour] * 3)
+    return v2.RandomErasing(p, scale, ratio, value=colour if isinstance(colour, list) else [colour] * input.channels)
 
 
 def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: InputSpec) -> View:
     """The parts one after another, each a (name, arguments); tried out on pictures of several shapes.
 
     Raises:
-        UserError: unknown parts or arguments, or a list that does not end at the input's size; all in one message.
+        UserError: unknown parts or arguments, or parts that the input's channels do not allow, all in one message; or a
+            list that does not end at the input's size.
     """
     steps, problems = [], []
     for place, (name, given) in enumerate(parts):
@@ -259,9 +267,8 @@ def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: Input
             problems.append(f"transforms[{place}]: {name}: {error}")
     if problems:
         raise UserError("\n".join(problems))
-    view = v2.Compose(steps) if steps else v2.Identity()
-    _try_out(view, [name for name, _ in parts], input)
-    return view
+    _try_out(steps, [name for name, _ in parts], input)
+    return v2.Compose(steps) if steps else v2.Identity()
 
 
 def eval_transform(input: InputSpec) -> View:
@@ -293,21 +300,23 @@ class _Cover:
         return self.height, self.width
 
 
-def _try_out(view: View, names: Sequence[str], input: InputSpec) -> None:
+def _try_out(steps: Sequence[View], names: Sequence[str], input: InputSpec) -> None:
     height, width = input.size
     for shape in ((2 * height, 3 * width), (3 * height, 2 * width), (height - 1, width - 2)):
+        out = torch.zeros(input.channels, *shape, dtype=torch.uint8)
         with own_randomness() as seed:
             seed(0)
-            try:
-                out = view(torch.zeros(3, *shape, dtype=torch.uint8))
-            except Exception as error:
-                raise UserError(
-                    f"the transforms fail on a picture of {shape[0]} x {shape[1]} pixels: {error}", where="transforms"
-                ) from error
-        if tuple(out.shape) != (3, height, width) or out.dtype != torch.uint8:
+            for name, step in zip(names, steps, strict=True):
+                try:
+                    out = step(out)
+                except Exception as error:
+                    picture = f"picture of {shape[0]} x {shape[1]} pixels in {input.channels} channels"
+                    raise UserError(f"{name} fails on a {picture}: {error}", where="transforms") from error
+        if tuple(out.shape) != (input.channels, height, width) or out.dtype != torch.uint8:
             raise UserError(
                 f"the transforms ({', '.join(names) or 'none'}) make {' x '.join(map(str, out.shape))} {out.dtype} of "
-                f"a picture of {shape[0]} x {shape[1]}; the backbone wants 3 x {height} x {width} torch.uint8",
+                f"a picture of {shape[0]} x {shape[1]}; the backbone wants {input.channels} x {height} x {width} "
+                "torch.uint8",
                 where="transforms",
                 todo="begin with random_resized_crop, or resize and then random_crop; or end with center_crop",
             )
@@ -324,7 +333,16 @@ def _mode(interpolation: Interpolation | None, input: InputSpec) -> Interpolatio
 def _fill(fill: Fill, input: InputSpec) -> int | list[int]:
     if fill == "mean":
         return [round(255 * m) for m in input.mean]
+    if isinstance(fill, tuple) and len(fill) != input.channels:
+        raise UserError(f"fill has {len(fill)} values for {input.channels} channels")
     return fill if isinstance(fill, int) else list(fill)
+
+
+def _grey_or_rgb(input: InputSpec, name: str) -> None:
+    if input.channels not in (1, 3):
+        raise UserError(
+            f"{name} changes the colours of grey and RGB pictures, not of pictures in {input.channels} channels"
+        )
 
 
 def _with_probability(view: View, p: float) -> View:

@@ -339,12 +339,14 @@ def _png(source: Source, split: str, place: int) -> bytes:
 
 
 def _smaller(data: bytes, options: BuildOptions) -> tuple[bytes, str]:
-    """JPEGs stay JPEGs, everything else becomes PNG; upright, and without what a camera wrote beside the pixels."""
+    """JPEGs stay JPEGs, everything else becomes PNG; upright, transparency kept, without what a camera wrote beside."""
     from PIL import Image
     from torchvision.transforms.v2 import functional
 
     jpeg = data[:2] == b"\xff\xd8"
-    pixels = functional.resize(decode(data), [options.resize], antialias=True)
+    with Image.open(io.BytesIO(data)) as stored:
+        alpha = "A" in stored.getbands() or "transparency" in stored.info
+    pixels = functional.resize(decode(data, 4 if alpha else 3), [options.resize], antialias=True)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
     buffer = io.BytesIO()
     if jpeg:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tlx.models.sources import Source
 
-__all__ = ["Backbone", "Description", "Row", "adopt", "check_args", "describe", "load", "search", "source"]
+__all__ = ["Backbone", "Description", "Loaded", "Row", "adopt", "check_args", "describe", "load", "search", "source"]
 
 _EMPTY: Mapping[str, Any] = {}
 
@@ -29,13 +29,14 @@ class Backbone:
 
     Attributes:
         name: where it comes from, ``timm/resnet50``.
-        module: takes float32 images [N, 3, H, W], returns logits [N, classes]; with auxiliary classifiers, in training
-            mode, a tuple that begins with them.
+        module: takes float32 images [N, channels, H, W], returns logits [N, classes]; in training mode, where it has
+            auxiliary classifiers, a tuple that begins with them and goes on with auxiliary logits.
         layers: every parameter in exactly one layer, from the input to the head.
         input: what the network wants to see.
         features: how many numbers per image (or channels of the map) reach the head.
         blocks: paths of the repeated blocks, for gradient checkpointing.
         auxiliary: paths of classifiers that run in training mode only; part of the head layer.
+        loaded: what became of the weights; None where there were none to load.
     """
 
     name: str
@@ -45,6 +46,31 @@ class Backbone:
     features: int
     blocks: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
+    loaded: Loaded | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of the weights that a network got. As a string, one line for people.
+
+    Attributes:
+        where: the file, or the library's name for them.
+        tensors: how many of the network got values.
+        resized: names of those that were made for another image size.
+        left: names in the file that were not taken: the old classifier, and what is not of this network.
+        new: names of parameters that keep their initial values, the new head's above all.
+    """
+
+    where: str
+    tensors: int
+    resized: tuple[str, ...] = ()
+    left: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lists = {"resized": self.resized, "not taken": self.left, "new": self.new}
+        said = [f"{what}: {_few(names)}" for what, names in lists.items() if names]
+        return "; ".join([f"weights: {self.tensors} tensors of {self.where}", *said])
 
 
 @dataclass(frozen=True)
@@ -69,12 +95,21 @@ class Row:
 
 @dataclass(frozen=True)
 class Description:
-    """One network in full: its row, the arguments it takes, its blocks, and its layers at every granularity."""
+    """One network in full: its row, the arguments it takes, its blocks, and its layers at every granularity.
+
+    Attributes:
+        norms: class name of a norm -> how many there are.
+        shapes: granularity -> layer -> what it returns for one image (channels first or last, or tokens).
+        flops: granularity -> layer -> floating-point operations for one image; a multiply-add counts two.
+    """
 
     row: Row
     args: tuple[str, ...]
     blocks: tuple[str, ...]
     layers: Mapping[Granularity, LayerMap] = field(default_factory=dict)
+    norms: Mapping[str, int] = field(default_factory=dict)
+    shapes: Mapping[Granularity, Mapping[str, tuple[int, ...]]] = field(default_factory=dict)
+    flops: Mapping[Granularity, Mapping[str, int]] = field(default_factory=dict)
 
 
 def load(
@@ -86,6 +121,7 @@ def load(
     head: str = "linear",
     head_args: Mapping[str, Any] = _EMPTY,
     granularity: Granularity = "block",
+    channels: int = 3,
     empty: bool = False,
 ) -> Backbone:
     """The network `name` with a new head for `classes`.
@@ -93,10 +129,14 @@ def load(
     Args:
         name: ``torchvision/resnet50``, ``timm/resnet50``, either without its library where only one has it, an entry
             point of the group ``tlx.backbone``, or ``package.module:function``.
-        weights: ``default``, a tag of the library, a file (.safetensors, or a torch file read with weights_only), or
-            ``none``. The classifier's own values are never taken: the head is new.
+        weights: ``default``, a tag of the library, a file (.safetensors, or a torch file read with weights_only), a
+            folder that `tlx weights fetch` filled, ``hf-hub:OWNER/REPO[@REVISION]``, or ``none``. The classifier's own
+            values are never taken: the head is new.
         args: for the network's class (drop_path_rate, img_size ...).
         head, head_args: a part of the group ``head`` and the user's arguments for it.
+        channels: of the images. Pretrained values of the first convolution, which see RGB, are summed for one channel
+            and repeated and scaled for others, as timm does; a file that was trained on as many is taken as it is.
+            `input` of the Backbone then has as many means (see :meth:`tlx.inputs.InputSpec.for_channels`).
         empty: no weights and no initialisation; parameters on the meta device. For plans.
 
     Raises:
@@ -104,7 +144,7 @@ def load(
     """
     from tlx.models.assemble import Wish, assemble
 
-    wish = Wish(classes, str(weights), args, head, head_args, empty)
+    wish = Wish(classes, str(weights), args, head, head_args, empty, channels)
     return assemble(source(name), wish, granularity)
 
 
@@ -119,7 +159,7 @@ def adopt(
     """A Backbone of any network that already has its head: for functions of other packages that bring their own.
 
     Args:
-        module: takes images [N, 3, *input.size], returns logits [N, classes].
+        module: takes images [N, input.channels, *input.size], returns logits [N, classes].
         heads: paths of the modules that make the classes, the main one first.
     """
     from tlx.models.assemble import adopt as adopted
@@ -194,6 +234,10 @@ def _candidates(model: str, library: str | None) -> list[Source | None]:
 
         found.append(from_outside.find(model))
     return found
+
+
+def _few(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _all_names(library: str | None) -> list[str]:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from tlx import plug
 from tlx.errors import UserError, did_you_mean
+from tlx.heads import Takes
 from tlx.inputs import InputSpec
 from tlx.layers import Granularity
-from tlx.models import Backbone, surgery
+from tlx.models import Backbone, Loaded, pretrained, surgery
 from tlx.models import weights as files
+from tlx.models.channels import RGB, adapted, adapting, image_weights
+from tlx.models.gradients import idle_parameters
 from tlx.models.sources import Source
 from tlx.models.structure import Anatomy
 from tlx.models.trace import BATCH, Trace, build_empty, trace
@@ -30,6 +33,7 @@ class Wish:
     head: str
     head_args: Mapping[str, Any]
     empty: bool
+    channels: int = 3
 
 
 @dataclass(frozen=True)
@@ -53,22 +57,27 @@ class Plain:
         return self.running + self.auxiliary
 
     def anatomy(self) -> Anatomy:
-        return Anatomy(self.net, self.seen, self.heads, self.labels)
+        idle = idle_parameters(self.net, self.spec.size, self.spec.channels)
+        return Anatomy(self.net, self.seen, self.heads, self.labels, idle)
 
 
 def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     """See :func:`tlx.models.load`."""
     wish = _checked(source, wish)
-    tag = _tag(source, wish)
-    state = None if wish.empty else _state(source, wish, tag)  # first, so that missing weights are noticed at once
+    origin = pretrained.choose(source, wish.weights, there=not wish.empty)
+    tag = origin.tag
+    given = None if wish.empty else origin.state(source, wish.args)  # first: missing weights are noticed at once
     net = _build(source, wish, tag)
     if isinstance(net, Backbone):
         return _as_given(net, source, wish)
     plain = examine(source, net, wish, tag)
-    if state is not None:
-        where = f"{source.name} {tag}" if tag else wish.weights
-        skipped = plain.heads + _dropped_units(plain, wish.head)
-        files.fill(net, state, heads=skipped, where=where, convert=source.convert(wish.args))
+    skipped = plain.heads + _dropped_units(plain, wish.head)
+    convert = source.convert(wish.args)
+    if given and wish.channels != RGB:
+        shapes = image_weights(net, build_empty(lambda: source.build(wish.classes, wish.args, tag)))
+        given = replace(given, state=adapted(given.state, shapes, wish.channels))
+        convert = adapting(convert, shapes, wish.channels)
+    filled = files.fill(net, given.state, heads=skipped, where=given.where, convert=convert) if given else None
     finished, features = _with_head(source, plain, wish)
     anatomy = finished.anatomy()
     return Backbone(
@@ -79,6 +88,7 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
         features=features,
         blocks=anatomy.blocks,
         auxiliary=plain.auxiliary,
+        loaded=_loaded(net, given.where, filled) if given and filled else None,
     )
 
 
@@ -89,7 +99,7 @@ def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec,
     if missing or not heads:
         raise UserError(f"there is no module {missing or 'named as the head'}", where=name)
     auxiliary = tuple(path for path in heads if path not in seen.order)
-    anatomy = Anatomy(net, seen, heads, None)
+    anatomy = Anatomy(net, seen, heads, None, idle_parameters(net, spec.size, spec.channels))
     return Backbone(
         name=name,
         module=net,
@@ -103,7 +113,7 @@ def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec,
 
 def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plain:
     """Traces `net` and finds what makes the classes: the parameters whose shape depends on their number."""
-    other = build_empty(lambda: source.build(wish.classes + 1, wish.args, tag))
+    other = build_empty(lambda: source.build(wish.classes + 1, wish.args, tag, wish.channels))
     shapes = {name: p.shape for name, p in other.named_parameters()}
     grown = [name for name, p in net.named_parameters() if shapes.get(name) != p.shape]
     paths = tuple(dict.fromkeys(name.split(".parametrizations.")[0].rpartition(".")[0] for name in grown))
@@ -113,7 +123,7 @@ def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plai
             where=source.name,
             todo="choose a network for classification; a function of your own must use the `classes` it is given",
         )
-    spec = source.input(net, wish.args, tag)
+    spec = _spec(source, source.input(net, wish.args, tag), wish.channels)
     seen = _trace(net, spec, source.name)
     running = tuple(sorted((p for p in paths if p in seen.order), key=lambda p: seen.order[p]))
     auxiliary = tuple(p for p in paths if p not in seen.order)
@@ -123,41 +133,32 @@ def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plai
 def _checked(source: Source, wish: Wish) -> Wish:
     if wish.classes < 1:
         raise UserError(f"a network needs at least one class, not {wish.classes}")
+    if wish.channels < 1:
+        raise UserError(f"an image has at least one channel, not {wish.channels}")
     part = plug.find("head", wish.head)
     head_args = plug.arguments(part, wish.head_args, label=f"head {wish.head}")
     return replace(wish, args=source.check(wish.args), head_args=head_args)
 
 
-def _tag(source: Source, wish: Wish) -> str | None:
-    """The library's weights that are meant, None for a file or none."""
-    tags = source.tags()
-    if wish.weights == "none" or files.is_file(wish.weights):
-        return None
-    if wish.weights == "default":
-        if tags or not source.ships_weights or wish.empty:
-            return tags[0] if tags else None
-        raise UserError(f"{source.name} has no pretrained weights", todo="set backbone.weights to a file, or to none")
-    tag = wish.weights.removeprefix(f"{source.name.partition('/')[2]}.").rpartition("_Weights.")[2]
-    if tag not in tags:
-        raise UserError(
-            f'{source.name} has no weights "{wish.weights}"{did_you_mean(tag, tags)}',
-            todo="backbone.weights is default, one of the library's tags, a file, or none",
-        )
-    return tag
+def _loaded(net: nn.Module, where: str, filled: files.Filled) -> Loaded:
+    new = tuple(name for name, _ in net.named_parameters() if name not in filled.taken)
+    return Loaded(where, len(filled.taken), resized=filled.resized, left=filled.left, new=new)
 
 
 def _build(source: Source, wish: Wish, tag: str | None) -> nn.Module:
     def build() -> nn.Module:
-        return source.build(wish.classes, wish.args, tag)
+        return source.build(wish.classes, wish.args, tag, wish.channels)
 
     try:
         return build_empty(build) if wish.empty else build()
     except UserError:
         raise
     except Exception as error:
-        if not wish.args:
+        if not wish.args and wish.channels == RGB:
             raise
-        raise UserError(f"cannot be built with {dict(wish.args)}: {error}", where=source.name) from error
+        asked = f" with {dict(wish.args)}" if wish.args else ""
+        asked += f" for images of {wish.channels} channels" if wish.channels != RGB else ""
+        raise UserError(f"cannot be built{asked}: {error}", where=source.name) from error
 
 
 def _as_given(backbone: Backbone, source: Source, wish: Wish) -> Backbone:
@@ -167,69 +168,106 @@ def _as_given(backbone: Backbone, source: Source, wish: Wish) -> Backbone:
             f"{source.name} brings its own head and weights",
             todo="leave out `head` and `weights`, or let the function return a plain torch.nn.Module",
         )
+    if backbone.input.channels != wish.channels:
+        raise _other_channels(source, backbone.input)
     backbone.layers.verify(name for name, _ in backbone.module.named_parameters())
     return backbone
 
 
+def _spec(source: Source, found: InputSpec, channels: int) -> InputSpec:
+    if found.channels not in (RGB, channels):
+        raise _other_channels(source, found)
+    return found.for_channels(channels)
+
+
+def _other_channels(source: Source, found: InputSpec) -> UserError:
+    todo = f"set input.channels: {found.channels}"
+    return UserError(f"takes images of {found.channels} channels", where=source.name, todo=todo)
+
+
 def _trace(net: nn.Module, spec: InputSpec, name: str) -> Trace:
     try:
-        return trace(net, spec.size)
+        return trace(net, spec.size, spec.channels)
     except Exception as error:
         size = "x".join(str(n) for n in spec.size)
+        size += " pixels" if spec.channels == RGB else f" pixels in {spec.channels} channels"
         raise UserError(
-            f"a forward pass on images of {size} pixels fails: {str(error).splitlines()[0] if str(error) else error!r}",
+            f"a forward pass on images of {size} fails: {str(error).splitlines()[0] if str(error) else error!r}",
             where=name,
             todo="check backbone.args; a network of your own says its input size in an attribute `input` (InputSpec)",
         ) from error
 
 
-def _state(source: Source, wish: Wish, tag: str | None) -> files.State | None:
-    """The tensors that the network is to get; None where it keeps what it was built with."""
-    if tag is not None:
-        return source.pretrained(wish.args, tag)
-    return files.read(wish.weights) if files.is_file(wish.weights) else None
-
-
 def _dropped_units(plain: Plain, head: str) -> tuple[str, ...]:
     """Units that a head which pools by itself makes superfluous (VGG's two linear layers)."""
-    source = _map(plain) if _pools(head) else None
-    return source.after if source else ()
+    tap = _tap(plain, _takes(head))
+    return tap.after if tap else ()
 
 
-def _pools(head: str) -> bool:
-    return bool(getattr(plug.find("head", head), "pools", False))
+def _takes(head: str) -> Takes:
+    """What a head says that it takes; pooled features where it says nothing."""
+    said: Any = getattr(plug.find("head", head), "takes", "pooled")
+    if said not in get_args(Takes):
+        raise UserError(
+            f'head {head} takes "{said}"{did_you_mean(str(said), get_args(Takes))}',
+            todo=f"its attribute `takes` is one of {', '.join(get_args(Takes))}",
+        )
+    return said  # type: ignore[no-any-return]
 
 
-def _map(plain: Plain) -> surgery.Map | None:
-    return surgery.find_map(cut(plain.net, plain.seen, plain.heads, None).units, plain.seen, plain.heads)
+def _tap(plain: Plain, takes: Takes) -> surgery.Tap | None:
+    if takes == "pooled":
+        return None
+    return surgery.find_tap(cut(plain.net, plain.seen, plain.heads, None).units, plain.seen, plain.heads, takes)
 
 
 def _with_head(source: Source, plain: Plain, wish: Wish) -> tuple[Plain, int]:
     """The network with the new head, and how many features that takes."""
     if not wish.empty:
         surgery.renew(plain.net, plain.heads)
+    width = surgery.features(plain.net, plain.running[0])
     if wish.head == "linear":
         if wish.head_args.get("dropout"):
             surgery.drop_before(plain.net, plain.heads, wish.head_args["dropout"])
-        return plain, surgery.features(plain.net, plain.running[0])
-    source_map = _map(plain) if _pools(wish.head) else None
-    if _pools(wish.head) and source_map is None:
-        raise UserError(
-            f"head {wish.head} pools the last feature map, and {source.name} ends in tokens or vectors",
-            todo="use linear or mlp, or a convolutional backbone",
-        )
-    features = source_map.channels if source_map else surgery.features(plain.net, plain.running[0])
+        return plain, width
+    tap = _suitable(source, plain, wish.head)
+    features = tap.width if tap else width
     head = _new_head(wish, features)
-    path = surgery.place(plain.net, head, plain.running, source_map)
+    path = surgery.place(plain.net, head, plain.running, tap)
     seen = _trace(plain.net, plain.spec, f"{source.name} with head {wish.head}")
     if seen.output != (BATCH, wish.classes):
-        raise UserError(
-            f"head {wish.head} gives {seen.output[1:]} instead of {wish.classes} classes on {source.name}",
-            todo="use linear" if len(plain.running) > 1 else None,
-        )
+        raise UserError(f"head {wish.head} gives {seen.output[1:]} instead of {wish.classes} classes on {source.name}")
     known = {name for name, _ in plain.net.named_parameters()}
     labels = {n: i for n, i in plain.labels.items() if n in known} if plain.labels else None
     return replace(plain, seen=seen, running=(path,), labels=labels), features
+
+
+def _suitable(source: Source, plain: Plain, head: str) -> surgery.Tap | None:
+    """Where the features for `head` are to be had, None for the classifier's own place.
+
+    Raises:
+        UserError: the network has nothing that the head could take.
+    """
+    takes = _takes(head)
+    tap = _tap(plain, takes)
+    if takes == "map" and tap is None:
+        raise UserError(
+            f"head {head} pools the last feature map, and {source.name} ends in tokens or vectors",
+            todo="use attention_pool, linear, mlp or cosine, or a convolutional backbone",
+        )
+    if takes == "tokens" and tap is None:
+        raise UserError(
+            f"head {head} pools the last tokens, and {source.name} ends in vectors, neither tokens nor a map",
+            todo="use linear, mlp or cosine",
+        )
+    widths = dict.fromkeys(surgery.features(plain.net, path) for path in plain.running)
+    if len(widths) > 1:
+        raise UserError(
+            f"{source.name} has classifiers of {', '.join(map(str, widths))} features each, and puts their logits "
+            f"together; head {head} cannot take the place of all of them",
+            todo="use linear",
+        )
+    return tap
 
 
 def _new_head(wish: Wish, features: int) -> nn.Module:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import get_args
 
 from tlx.errors import UserError
-from tlx.layers import Granularity
+from tlx.layers import Granularity, Layer, LayerMap
 from tlx.models import Backbone, Description, Row, surgery
 from tlx.models import source as find
 from tlx.models.assemble import Plain, Wish, examine
 from tlx.models.sources import Source
-from tlx.models.trace import build_empty
+from tlx.models.trace import Shape, Trace, build_empty, trace
 
 CLASSES = 1000
 
@@ -40,7 +41,33 @@ def description(source: Source) -> Description:
     plain = _plain(source)
     anatomy = plain.anatomy()
     layers = {granularity: anatomy.layers(granularity) for granularity in get_args(Granularity)}
-    return Description(_row(source, plain), source.arguments(), anatomy.blocks, layers)
+    seen = trace(plain.net, plain.spec.size, plain.spec.channels, count=True)
+    return Description(
+        row=_row(source, plain),
+        args=source.arguments(),
+        blocks=anatomy.blocks,
+        layers=layers,
+        norms=Counter(type(plain.net.get_submodule(n)).__name__ for layer in layers["block"] for n in layer.norms),
+        shapes={granularity: {y.name: _shape(y, seen) for y in found} for granularity, found in layers.items()},
+        flops={granularity: _flops(found, seen) for granularity, found in layers.items()},
+    )
+
+
+def _shape(layer: Layer, seen: Trace) -> Shape:
+    """Of one image, as it leaves the layer's last module."""
+    last = max(layer.modules, key=lambda path: seen.ended.get(path, -1), default="")
+    return seen.outputs.get(last, ())[1:]
+
+
+def _flops(layers: LayerMap, seen: Trace) -> dict[str, int]:
+    """Operations at the level of a module that spans layers are those of the layer that ran last before its end."""
+    owner = {path: layer.name for layer in layers for path in layer.modules}
+    found = dict.fromkeys(layers.names, 0)
+    for path, flops in seen.flops.items():
+        before = (p for p in owner if seen.ended.get(p, 0) < seen.ended.get(path, float("inf")))
+        last = max(before, key=lambda p: seen.ended.get(p, 0), default="")
+        found[owner.get(path) or owner.get(last, layers.head.name)] += flops
+    return found
 
 
 def _plain(source: Source) -> Plain:

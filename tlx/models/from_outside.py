@@ -14,28 +14,44 @@ from tlx.errors import UserError
 from tlx.inputs import InputSpec
 from tlx.models import Backbone
 from tlx.models import weights as files
+from tlx.models.channels import RGB, rechannel
+from tlx.models.sources import RESERVED
+
+IN_CHANS = "in_chans"
 
 
 @dataclass(frozen=True)
 class Outside:
-    """A :class:`tlx.models.sources.Source`. The function takes the number of classes, then keyword-only arguments."""
+    """A :class:`tlx.models.sources.Source`. The function takes the number of classes, then keyword-only arguments.
+
+    One that has a keyword argument `in_chans` is told by it how many channels the images have. Of any other's network
+    the convolutions that take the image change, unless its `input` says that it takes so many.
+    """
 
     name: str
     function: Callable[..., Any]
     ships_weights = False
 
     def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        if IN_CHANS in args and IN_CHANS in self._named():
+            raise UserError(f'{self.name}: "{IN_CHANS}" cannot be set in args ({RESERVED[IN_CHANS]})')
         return plug.arguments(self.function, args, label=self.name)
 
-    def build(self, classes: int, args: Mapping[str, Any], tag: str | None) -> nn.Module:
-        net = self.function(classes, **args)
+    def build(self, classes: int, args: Mapping[str, Any], tag: str | None, channels: int = 3) -> nn.Module:
+        told = IN_CHANS in self._named()
+        net = self.function(classes, **({IN_CHANS: channels} if told else {}), **args)
         if not isinstance(net, nn.Module | Backbone):
             raise UserError(
                 f"the function returned {type(net).__name__}",
                 where=self.name,
                 todo="it must return a torch.nn.Module (or a tlx.models.Backbone)",
             )
-        return net  # type: ignore[return-value]  # `load` takes a Backbone as it is
+        if isinstance(net, Backbone):
+            return net  # type: ignore[return-value]  # `load` takes it as it is
+        spec = self.input(net, args, tag)
+        if not told and spec.channels == RGB != channels:
+            rechannel(net, channels, spec.size)
+        return net
 
     def input(self, net: nn.Module, args: Mapping[str, Any], tag: str | None) -> InputSpec:
         """The network's attribute `input` if it is an InputSpec, else ImageNet's habit at 224 pixels."""
@@ -55,6 +71,9 @@ class Outside:
         return None
 
     def arguments(self) -> tuple[str, ...]:
+        return tuple(name for name in self._named() if name != IN_CHANS)
+
+    def _named(self) -> tuple[str, ...]:
         parameters = inspect.signature(self.function).parameters.values()
         return tuple(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
 

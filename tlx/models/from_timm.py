@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub as hub
 import timm
-import torch
 from timm.data import resolve_model_data_config
-from timm.models import PretrainedCfg, group_parameters, model_entrypoint
+from timm.models import group_parameters, model_entrypoint
 from torch import nn
 
 from tlx.errors import UserError
 from tlx.inputs import InputSpec
+from tlx.models import download
 from tlx.models import weights as files
+from tlx.models.channels import RGB
 from tlx.models.sources import check_arguments, signature
+from tlx.models.timm_filter import converter
 from tlx.models.trace import Uninitialised, build_empty
 from tlx.models.units import Labels
 
@@ -47,8 +48,9 @@ class Timm:
     def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
         return check_arguments(args, _settable(self.model), label=self.name) if args else {}
 
-    def build(self, classes: int, args: Mapping[str, Any], tag: str | None) -> nn.Module:
-        net: nn.Module = timm.create_model(self._tagged(tag), num_classes=classes, **args)
+    def build(self, classes: int, args: Mapping[str, Any], tag: str | None, channels: int = 3) -> nn.Module:
+        more = {"in_chans": channels} if channels != RGB else {}
+        net: nn.Module = timm.create_model(self._tagged(tag), num_classes=classes, **more, **args)
         return net
 
     def input(self, net: nn.Module, args: Mapping[str, Any], tag: str | None) -> InputSpec:
@@ -80,28 +82,25 @@ class Timm:
         return tuple(dict.fromkeys(first + rest))
 
     def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
-        """From a network that timm itself fills, strictly, so that its own filters are used."""
-        overlay = self._cached(tag)
+        """From a network that timm itself fills, so that its own filters are used, with `args` where timm manages."""
+        overlay = self._located(tag)
+        if args:
+            with suppress(Exception):  # the state without args then shows, tensor by tensor, what does not fit
+                usual = build_empty(lambda: timm.create_model(self._tagged(tag))).state_dict()
+                found = self._filled(overlay, args, tag)
+                if found.keys() <= usual.keys():  # timm is not always strict: what args add stays as it was built
+                    return found
         try:
-            with Uninitialised():
-                net = timm.create_model(self._tagged(tag), pretrained=True, pretrained_cfg_overlay=overlay, **args)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:300]
-            todo = "leave out the args that change the network's shape, or use weights: none"
+            return self._filled(overlay, {}, tag)
+        except Exception as error:  # of timm, torch and safetensors
+            reason, path = " ".join(str(error).split())[:300], str(overlay.get("file", self.name))
             raise UserError(
-                f"timm cannot load the weights with these args: {reason}", where=self.name, todo=todo
+                f"timm cannot load the weights: {reason}", where=path, todo="if damaged, delete it"
             ) from error
-        return dict(net.state_dict())
 
     def convert(self, args: Mapping[str, Any]) -> files.Convert | None:
         """timm's filter of the network's own module: other layouts, position embeddings of another size."""
-
-        def filtered(state: files.State, net: nn.Module) -> files.State:
-            module = sys.modules[type(net).__module__]
-            own = getattr(module, "checkpoint_filter_fn", None)
-            return state if own is None else dict(own(dict(state), net))
-
-        return filtered
+        return converter(self.model)
 
     def arguments(self) -> tuple[str, ...]:
         return tuple(_settable(self.model))
@@ -110,26 +109,28 @@ class Timm:
         chosen = tag or self.tag
         return f"{self.model}.{chosen}" if chosen else self.model
 
-    def _cached(self, tag: str) -> dict[str, Any]:
-        """Where timm is to read the weights, without asking any server; empty if it must download them.
+    def _located(self, tag: str) -> dict[str, Any]:
+        """Where timm is to read the weights, without asking any server for what is in a cache.
 
         Raises:
-            UserError: not in a cache, and no server answers.
+            NotHere: not in a cache, and no server answers.
         """
         cfg = timm.get_pretrained_cfg(self._tagged(tag))
         assert cfg is not None
-        found = _in_hub_cache(cfg) or _in_torch_cache(cfg)
-        if found or _online(cfg):
-            return found or {}
-        name = self._tagged(tag)
-        command = f"python -c \"import timm; timm.create_model('{name}', pretrained=True)\""
-        if not cfg.hf_hub_id:
-            raise files.missing(f"timm/{name}", _torch_cache(cfg.url), command)
-        folder = Path(hub.constants.HF_HUB_CACHE) / ("models--" + cfg.hf_hub_id.partition("@")[0].replace("/", "--"))
-        expected = folder / "snapshots" / "*" / _filenames(cfg.hf_hub_filename)[0]
-        raise files.missing(
-            f"timm/{name}", expected, command, copy=f"the folder {folder.name} of its cache to this one"
-        )
+        if cfg.file:
+            return {}
+        repository, _, revision = (cfg.hf_hub_id or "").partition("@")
+        names = _filenames(cfg.hf_hub_filename)
+        hubs = repository and download.cached(repository, names, revision or None)
+        if not repository or (not hubs and cfg.url and download.torch_cache(cfg.url).is_file()):
+            return {"file": str(download.from_url(cfg.url)), "custom_load": bool(cfg.custom_load)}
+        path = hubs or download.from_hub(repository, names, revision or None)
+        return {"file": str(path), "custom_load": cfg.custom_load == "hf"}
+
+    def _filled(self, overlay: Mapping[str, Any], args: Mapping[str, Any], tag: str) -> files.State:
+        with Uninitialised():
+            net = timm.create_model(self._tagged(tag), pretrained=True, pretrained_cfg_overlay=overlay, **args)
+        return dict(net.state_dict())
 
 
 def find(model: str) -> Timm | None:
@@ -140,36 +141,10 @@ def find(model: str) -> Timm | None:
     return Timm(base, tag)
 
 
-def _in_hub_cache(cfg: PretrainedCfg) -> dict[str, Any] | None:
-    repository, _, revision = (cfg.hf_hub_id or "").partition("@")
-    for filename in _filenames(cfg.hf_hub_filename) if repository else []:
-        found = hub.try_to_load_from_cache(repository, filename, revision=revision or None)
-        if isinstance(found, str):
-            return {"file": found, "custom_load": cfg.custom_load == "hf"}
-    return None
-
-
-def _in_torch_cache(cfg: PretrainedCfg) -> dict[str, Any] | None:
-    if not cfg.url or not _torch_cache(cfg.url).is_file():
-        return None
-    files.check_hash(_torch_cache(cfg.url))
-    return {"file": str(_torch_cache(cfg.url)), "custom_load": bool(cfg.custom_load)}
-
-
-def _torch_cache(url: str) -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-
-
-def _online(cfg: PretrainedCfg) -> bool:
-    if cfg.hf_hub_id:
-        return not hub.constants.HF_HUB_OFFLINE and files.reachable(hub.constants.ENDPOINT)
-    return bool(cfg.url) and files.reachable(cfg.url)
-
-
 def _filenames(override: str | None) -> list[str]:
     """Files of a hub repository in the order in which timm looks for them."""
     if override is None:
-        return ["model.safetensors", "pytorch_model.bin"]
+        return list(download.WEIGHTS)
     safe = {"open_clip_pytorch_model.bin": "open_clip_model.safetensors"}.get(override)
     return [*([safe] if safe else [str(Path(override).with_suffix(".safetensors"))]), override]
 

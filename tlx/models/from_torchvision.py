@@ -6,16 +6,17 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
 
-import torch
 import torchvision
 from torch import nn
 from torchvision.models import get_model_builder, get_model_weights, list_models
 
+from tlx.errors import UserError
 from tlx.inputs import InputSpec
+from tlx.models import download
 from tlx.models import weights as files
+from tlx.models.channels import RGB, rechannel
 from tlx.models.sources import check_arguments, required, signature
 from tlx.models.trace import Uninitialised
 
@@ -40,7 +41,7 @@ class Torchvision:
     def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
         return check_arguments(args, self._signature(), label=self.name, fixed=self._fixed())
 
-    def build(self, classes: int, args: Mapping[str, Any], tag: str | None) -> nn.Module:
+    def build(self, classes: int, args: Mapping[str, Any], tag: str | None, channels: int = 3) -> nn.Module:
         known = self._signature()
         more: dict[str, Any] = {"num_classes": classes}
         if "image_size" in known:  # the weights fix it: 518 for vit_h_14
@@ -48,6 +49,8 @@ class Torchvision:
         if "init_weights" in known:
             more["init_weights"] = True
         net: nn.Module = get_model_builder(self.model)(weights=None, **{**more, **args})
+        if channels != RGB:
+            rechannel(net, channels, self.input(net, args, tag).size)
         return net
 
     def input(self, net: nn.Module, args: Mapping[str, Any], tag: str | None) -> InputSpec:
@@ -77,29 +80,27 @@ class Torchvision:
     def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
         """From a network that torchvision itself fills, so that its own renaming of old files is used."""
         member = self._member(tag)
-        path = Path(torch.hub.get_dir()) / "checkpoints" / Path(member.url).name
-        if path.is_file():
-            files.check_hash(path)
-        elif not files.reachable(member.url):
-            raise files.missing(self.name, path, self._command(tag))
+        path = download.from_url(member.url)
         more = {name: value for name, value in args.items() if name not in ("image_size", "transform_input")}
         if "aux_logits" in self._signature():
             more.setdefault("aux_logits", True)
-        with Uninitialised():
-            return dict(get_model_builder(self.model)(weights=member, **more).state_dict())
+        try:
+            with Uninitialised(), files.unpickled():
+                return dict(get_model_builder(self.model)(weights=member, **more).state_dict())
+        except Exception as error:  # torchvision's and torch's own, for what does not fit or is damaged
+            reason = " ".join(str(error).split())[:300]
+            raise UserError(
+                f"torchvision cannot load the weights{' with these args' if more else ''}: {reason}",
+                where=str(path),
+                todo="leave out the args that change the network's shape, or use weights: none",
+            ) from error
 
     def convert(self, args: Mapping[str, Any]) -> files.Convert | None:
-        """Vision transformers: the position embedding resized by torchvision's own function."""
-        if "image_size" not in self._signature():
-            return None
-
-        def resized(state: files.State, net: nn.Module) -> files.State:
-            from torchvision.models.vision_transformer import interpolate_embeddings
-
-            size, patch = typing.cast(int, net.image_size), typing.cast(int, net.patch_size)
-            return dict(interpolate_embeddings(size, patch, typing.cast(Any, dict(state))))
-
-        return resized
+        """Position embeddings resized by torchvision's own function; auxiliary classifiers left that are not wanted."""
+        known = self._signature()
+        if "image_size" in known:
+            return _resized
+        return _without_auxiliary if "aux_logits" in known else None
 
     def arguments(self) -> tuple[str, ...]:
         return tuple(name for name in self._signature() if name not in self._fixed())
@@ -122,10 +123,19 @@ class Torchvision:
     def _preset(self, tag: str | None) -> Any:
         return self._member(tag).transforms()
 
-    def _command(self, tag: str) -> str:
-        return f"python -c \"import torchvision; torchvision.models.get_model('{self.model}', weights='{tag}')\""
-
 
 def find(model: str) -> Torchvision | None:
     """The network called `model`, if torchvision has one."""
     return Torchvision(model) if model in names() else None
+
+
+def _resized(state: files.State, net: nn.Module) -> files.State:
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    size, patch = typing.cast(int, net.image_size), typing.cast(int, net.patch_size)
+    return dict(interpolate_embeddings(size, patch, typing.cast(Any, dict(state))))
+
+
+def _without_auxiliary(state: files.State, net: nn.Module) -> files.State:
+    absent = tuple(f"{name}." for name in ("AuxLogits", "aux1", "aux2") if getattr(net, name, None) is None)
+    return {name: tensor for name, tensor in state.items() if not name.startswith(absent)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tlx.models.trace import Shape
-from tlx.models.units import Cut, Unit
+from tlx.models.trace import BATCH, Shape
+from tlx.models.units import Cut, Unit, ancestors
 
 Role = Literal["backbone", "classifier", "head"]
 
@@ -22,13 +22,39 @@ class Group:
     last: bool = False
 
 
-def until_block(units: list[Unit]) -> list[list[Unit]]:
+def until_block(units: list[Unit], stages: Sequence[str]) -> list[list[Unit]]:
+    """A run per block: what leads to it, itself, and what first runs inside it (a module that blocks share).
+
+    Args:
+        stages: modules whose end, after their last block, belongs to that block (what joins the branches again).
+    """
     runs: list[list[Unit]] = [[]]
-    for unit in units:
+    over = 0
+    for i, unit in enumerate(units):
+        started = unit.start or 0
+        if started > over and any(u.block for u in runs[-1]) and not ends_stage(units, i, stages):
+            runs.append([])
         runs[-1].append(unit)
         if unit.block:
-            runs.append([])
+            over = max(over, unit.stop or started)
     return [run for run in runs if run]
+
+
+def ends_stage(units: Sequence[Unit], index: int, stages: Sequence[str]) -> bool:
+    """Whether a unit lies in a stage behind all of its blocks."""
+    unit = units[index]
+    around = [s for s in stages if within(unit.path, s)]
+    inside = [j for j, u in enumerate(units) if u.block and any(within(u.path, s) for s in around)]
+    return bool(inside) and max(inside) < index
+
+
+def outermost(blocks: Sequence[Unit]) -> list[Unit]:
+    """Blocks that do not run inside another one; `blocks` are in execution order."""
+    found: list[Unit] = []
+    for block in blocks:
+        if not found or (block.start or 0) > (found[-1].stop or 0):
+            found.append(block)
+    return found
 
 
 def runs(units: list[Unit], labels: Sequence[int | None]) -> list[list[Unit]]:
@@ -88,14 +114,20 @@ def common(paths: Iterable[str]) -> str:
 
 
 def positions(output: Shape, image: tuple[int, int]) -> float:
-    """Positions of a map (channels first or last) or a sequence of tokens; 0 for anything else."""
+    """Positions of an image in a map (channels first or last) or in tokens; 0 for anything else.
+
+    Parts of an image may stand in the batch's dimension (MobileViT's patches).
+    """
+    share = output[0] / BATCH if output else 0
     if len(output) == 3:
-        return output[1]
+        return output[1] * share
     if len(output) != 4:
         return 0
     pairs = [(output[2], output[3]), (output[1], output[2])]
     height, width = min(pairs, key=lambda p: abs(p[0] * image[1] - p[1] * image[0]))
-    return height * width
+    if height != width and image[0] == image[1]:  # windows of tokens [N, windows, tokens, C]
+        return output[1] * output[2] * share
+    return height * width * share
 
 
 def first_start(path: str, starts: Mapping[str, int | None]) -> float:
@@ -105,10 +137,3 @@ def first_start(path: str, starts: Mapping[str, int | None]) -> float:
 def within(path: str, container: str) -> bool:
     """Whether a module path lies at or below another."""
     return path == container or path.startswith(f"{container}.")
-
-
-def ancestors(path: str) -> Iterator[str]:
-    """The modules around a path, the nearest first, the root left out."""
-    while "." in path:
-        path = path.rpartition(".")[0]
-        yield path

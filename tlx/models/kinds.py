@@ -30,12 +30,15 @@ _SCALE = re.compile(
 def is_norm(module: nn.Module) -> bool:
     """Whether `module` normalises: torch's norms, and by name those of torchvision, timm and others.
 
-    ``FrozenBatchNorm2d``, ``EvoNorm``, ``FilterResponseNorm``, ``RmsNorm`` ... derive from nothing in common; they are
-    leaves as far as parameters go and hold nothing but vectors. ``Conv2dNormActivation`` and the like are containers.
+    ``FrozenBatchNorm2d``, ``EvoNorm``, ``FilterResponseNorm``, ``RmsNorm``, ResMLP's ``Affine`` ... derive from nothing
+    in common; they are leaves as far as parameters go and hold nothing but vectors. ``Conv2dNormActivation`` and the
+    like are containers.
     """
     if isinstance(module, _TORCH_NORMS):
         return True
-    if "norm" not in type(module).__name__.lower() or any(True for c in module.children() for _ in c.parameters()):
+    if not any(word in type(module).__name__.lower() for word in ("norm", "affine")) or any(
+        True for c in module.children() for _ in c.parameters()
+    ):
         return False
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     leaf = not any(True for _ in module.children())

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from tlx.layers import Kind
-from tlx.models.groups import Group, ancestors, within
-from tlx.models.units import Cut, Loose, Unit
+from tlx.models.groups import Group, within
+from tlx.models.units import Cut, Loose, Unit, ancestors
 
 
 @dataclass

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 RESERVED = {
     "num_classes": "the number of classes comes from the data",
     "classes": "the number of classes comes from the data",
-    "in_chans": "tlx reads images as RGB",
+    "in_chans": "set input.channels",
     **dict.fromkeys(("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay"), 'use "weights"'),
     **dict.fromkeys(("weights", "weights_backbone", "pretrained_strict"), 'use "weights"'),
     **dict.fromkeys(
@@ -49,11 +49,11 @@ class Source(Protocol):
     def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments, converted; without building anything. Raises UserError."""
 
-    def build(self, classes: int, args: Mapping[str, Any], tag: str | None) -> nn.Module:
-        """The network with random values; `tag` where its shape depends on the weights it is to get."""
+    def build(self, classes: int, args: Mapping[str, Any], tag: str | None, channels: int = 3) -> nn.Module:
+        """The network with random values, for images of `channels`; `tag` where its shape depends on its weights."""
 
     def input(self, net: nn.Module, args: Mapping[str, Any], tag: str | None) -> InputSpec:
-        """What the network wants to see."""
+        """What the network wants to see; for three channels, unless it says of itself that it takes others."""
 
     def labels(self, net: nn.Module) -> Labels | None:
         """Groups of parameters that the library defines."""

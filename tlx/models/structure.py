@@ -4,16 +4,20 @@ The rules, for every network alike:
 
 - **order** is execution order; **head** is what depends on the number of classes; branches that run only in training
   (inception's auxiliary classifiers) belong to it;
-- **stem** is what runs before the first block, tokens and position embeddings included;
-- a unit between two blocks (a downsampling) belongs to the block after it;
-- **classifier** is what sees one vector per image but is not the head (VGG's two linear layers);
-- the head, the classifier and a norm after the last block share one depth (the rule of BEiT and MAE);
-- **stages** begin where the number of positions falls to half or less.
+- **stem** is what runs before the first block, tokens and position embeddings included, and up to three blocks where
+  the library itself counts them to its stem (FastViT, EfficientViT);
+- a unit between two blocks (a downsampling) belongs to the block after it, one that joins the branches of a stage to
+  the stage's last block (CSP networks); a module that several blocks share belongs
+  to the first that runs it (CoaT's position encodings);
+- **classifier** is what gives one vector per image but is not the head (VGG's two linear layers, attention pooling);
+- the head, the classifier and norms after the last block share one depth (the rule of BEiT and MAE);
+- **stages** begin where the number of positions falls to half or less; where it rises again on the way (HRNet, CoaT,
+  GC ViT), they are the trunk's children that hold blocks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -21,8 +25,10 @@ from torch import nn
 from tlx.layers import Granularity, Layer, LayerMap, Parameter
 from tlx.models.groups import (
     Group,
+    ends_stage,
     first_start,
     joined_norms,
+    outermost,
     pairs,
     positions,
     runs,
@@ -35,6 +41,12 @@ from tlx.models.kinds import is_norm, kind, moves
 from tlx.models.owners import Owner, assign
 from tlx.models.trace import Trace
 from tlx.models.units import Cut, Labels, Unit, cut
+
+_STEM_BLOCKS = 3
+"""The most blocks that a library's stem may hold; a trunk in front of a vision transformer is more than a stem."""
+
+_RISE = 1.5
+"""How much the number of positions must grow to count: tokens come and go, maps double."""
 
 
 @dataclass
@@ -55,19 +67,28 @@ class Anatomy:
         seen: what one forward pass of it showed.
         heads: paths of the modules that make the classes, auxiliary ones included, the main one first.
         labels: groups of parameters that the library itself defines; used where they follow execution order.
+        idle: parameters that no gradient reaches.
     """
 
-    def __init__(self, net: nn.Module, seen: Trace, heads: Sequence[str], labels: Labels | None = None) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        seen: Trace,
+        heads: Sequence[str],
+        labels: Labels | None = None,
+        idle: Collection[str] = (),
+    ) -> None:
         self._net, self._seen, self._heads = net, seen, tuple(heads)
         self._cut, self._labels = _fitting(net, seen, heads, labels)
+        self._given = labels or {}
         self._modules_by_path = dict(net.named_modules())
-        self._parameters = _described(net)
+        self._parameters = _described(net, idle)
         self._parts = self._sort()
 
     @property
     def blocks(self) -> tuple[str, ...]:
         """Module paths of the repeated blocks, in execution order: what gradient checkpointing may wrap."""
-        return tuple(u.path for u in self._running() if u.block)
+        return tuple(u.path for u in outermost([u for u in self._running() if u.block]))
 
     def layers(self, granularity: Granularity) -> LayerMap:
         """The layers; every parameter of the network is in exactly one.
@@ -89,43 +110,61 @@ class Anatomy:
 
     def _sort(self) -> _Parts:
         units, parts = self._running(), _Parts()
-        blocks = [i for i, u in enumerate(units) if u.block]
-        first, stop = (blocks[0], blocks[-1] + 1) if blocks else (0, len(units))
-        spatial = [i for i, u in enumerate(units) if u.block or not u.vector]
-        end = max(spatial[-1] + 1 if spatial else len(units), stop if blocks else 0)
-        if self._labels:
-            first = self._end_of_stem(units, first)
+        end = self._end_of_map(units)
+        blocks = [i for i, u in enumerate(units[:end]) if u.block]
+        first, stop = (blocks[0], blocks[-1] + 1) if blocks else (0, end)
+        while blocks and stop < end and ends_stage(units[:end], stop, self._cut.stages):
+            stop += 1
+        if self._given:
+            first = self._end_of_stem(units[:end], first)
         parts.stem = units[:first]
-        body, tail, parts.classifier = units[first : min(stop, end)], units[min(stop, end) : end], units[end:]
+        body, tail, parts.classifier = units[first:stop], units[stop:end], units[end:]
         parts.body = self._body(body)
         parts.tail = pairs(tail)
         for group in parts.tail:
             group.name = self._name(group.units)
-        if parts.tail and blocks and all(u.norm for u in parts.tail[-1].units):
-            parts.tail[-1].last = True
+        for group in reversed(parts.tail) if blocks else ():
+            if not all(u.norm for u in group.units):
+                break
+            group.last = True
         return parts
 
+    def _end_of_map(self, units: list[Unit]) -> int:
+        """How many units there are up to the last map or tokens; a pooling by attention comes after it."""
+
+        def spatial(u: Unit) -> bool:
+            pools = any(within(u.path, pooling) for pooling in self._cut.poolings)
+            return not pools and (not u.vector or (u.block and len(u.output) != 2))
+
+        end = max((i + 1 for i, u in enumerate(units) if spatial(u)), default=len(units))
+        return (
+            end if any(u.block for u in units[:end]) else max([end, *(i + 1 for i, u in enumerate(units) if u.block)])
+        )
+
     def _end_of_stem(self, units: list[Unit], first: int) -> int:
-        """The library's first group, as long as it holds no block."""
-        same = [self._label(u) == self._label(units[0]) for u in units]
+        """The library's first group, where that tells a stem apart: few blocks in it, or a part of what is ahead."""
+        labels = [self._given.get(u.parameters[0]) for u in units]
+        same = [label == labels[0] for label in labels]
         stop = same.index(False) if False in same else len(units)
-        return min(stop, first)
+        inside, all_blocks = sum(u.block for u in units[:stop]), sum(u.block for u in units)
+        if inside <= _STEM_BLOCKS and _STEM_BLOCKS * inside < all_blocks:
+            return stop if inside or self._labels else first
+        return min(stop, first) if self._labels else first
 
     def _label(self, unit: Unit) -> int | None:
         return self._labels.get(unit.parameters[0]) if self._labels else None
 
     def _body(self, units: list[Unit]) -> list[Group]:
         """A group per block, with what leads to it; without blocks, a group per convolution with its norm."""
-        has_blocks = any(u.block for u in units)
-        if not has_blocks and not self._labels:
+        if any(u.block for u in units):
+            return [Group(self._name(run), run) for run in until_block(units, self._cut.stages)]
+        if not self._labels:
             return pairs(units)
-        found = runs(units, [self._label(u) for u in units]) if self._labels else until_block(units)
-        groups = [Group(self._name(run), run) for run in found]
-        return groups if has_blocks else joined_norms(groups)
+        return joined_norms([Group(self._name(run), run) for run in runs(units, [self._label(u) for u in units])])
 
     def _name(self, units: list[Unit]) -> str:
-        blocks = [u.path for u in units if u.block]
-        return blocks[0] if len(blocks) == 1 else shared_path(units, self._cut)
+        blocks = outermost([u for u in units if u.block])
+        return blocks[0].path if len(blocks) == 1 else shared_path(units, self._cut)
 
     def _stem(self) -> list[Group]:
         return [Group("stem", self._parts.stem)] if self._parts.stem else []
@@ -134,14 +173,7 @@ class Anatomy:
         return [*self._stem(), *self._parts.body, *self._parts.tail]
 
     def _stages(self) -> list[Group]:
-        stages: list[Group] = []
-        before = 0.0
-        for group in self._parts.body:
-            now = positions(group.units[-1].output, self._seen.image)
-            if not stages or (now and now <= before / 2):
-                stages.append(Group("", []))
-            stages[-1].units += group.units
-            before = now or before
+        stages = self._stages_by_resolution() or self._stages_by_child()
         norm = [group for group in self._parts.tail if group.last]
         for group in self._parts.tail:
             if not group.last:
@@ -150,20 +182,54 @@ class Anatomy:
             stages[i].name = name
         return [*self._stem(), *stages, *norm]
 
+    def _stages_by_resolution(self) -> list[Group]:
+        """None where the number of positions does not only fall."""
+        stages: list[Group] = []
+        before = 0.0
+        for group in self._parts.body:
+            now = positions(group.units[-1].output, self._seen.image)
+            if before and now > _RISE * before:
+                return []
+            if not stages or (now and now <= before / 2):
+                stages.append(Group("", []))
+            stages[-1].units += group.units
+            before = now or before
+        return stages
+
+    def _stages_by_child(self) -> list[Group]:
+        """Groups whose last block lies in the same child of the trunk."""
+        body = self._parts.body
+        children = [path for path, _ in self._children("", _core([u for group in body for u in group.units]))]
+        holds = [next((c for c in children if within(group.name, c)), group.name) for group in body]
+        stages: list[Group] = []
+        for i, group in enumerate(body):
+            if not i or holds[i] != holds[i - 1]:
+                stages.append(Group("", []))
+            stages[-1].units += group.units
+        return stages
+
     def _modules(self) -> list[Group]:
         """The trunk's direct children; one that holds every block is opened, and so is the trunk of a plain network."""
         parts = self._parts
         inside = [u for group in [*parts.body, *parts.tail] for u in group.units]
-        core = [u for u in inside if u.block] or inside
         units = sorted([*parts.stem, *inside], key=lambda u: u.start or 0)
         last = {u.path for group in parts.tail if group.last for u in group.units}
-        groups = []
-        for path, listed in self._children("", core):
+        groups: list[Group] = []
+        for path, listed in self._children("", _core(inside)):
             mine = [u for u in units if within(u.path, path)]
             if mine or listed:
                 final = bool(mine) and all(u.path in last for u in mine) and not listed
-                groups.append(Group(path, mine, last=final))
+                if groups and self._embeds(mine):  # a table beside the patch embedding is as far from the head
+                    groups[-1].units += mine
+                else:
+                    groups.append(Group(path, mine, last=final))
         return groups
+
+    def _embeds(self, units: list[Unit]) -> bool:
+        """Whether units before the first block hold nothing but embeddings."""
+        names = {name for u in units for name in u.parameters}
+        kinds = {p.kind for p in self._parameters if p.name in names}
+        return kinds == {"embedding"} and all(u in self._parts.stem for u in units)
 
     def _children(self, path: str, core: list[Unit]) -> list[tuple[str, bool]]:
         """Paths in execution order, each with whether it counts without parameters (its parent is a sequence)."""
@@ -205,22 +271,28 @@ class Anatomy:
         )
 
 
+def _core(units: list[Unit]) -> list[Unit]:
+    """What marks the trunk: its blocks, those aside that are a child of the network itself beside others below."""
+    blocks = [u for u in units if u.block]
+    return [u for u in blocks if "." in u.path] or blocks or units
+
+
 def _fitting(net: nn.Module, seen: Trace, heads: Sequence[str], labels: Labels | None) -> tuple[Cut, Labels | None]:
-    """The library's labels where they follow execution order and tell blocks apart; otherwise the cut without them."""
-    if labels:
+    """The library's labels in a network without blocks (MobileNetV1), where they follow execution order."""
+    plain = cut(net, seen, heads)
+    if labels and not any(u.block for u in plain.units):
         pieces = cut(net, seen, heads, labels)
         running = [u for u in pieces.units if u.parameters and u.start is not None and u.path not in heads]
         order = [labels[u.parameters[0]] for u in sorted(running, key=lambda u: u.start or 0)]
-        blocks = [labels[u.parameters[0]] for u in running if u.block]
-        if order == sorted(order) and len(set(order)) > 1 and len(set(blocks)) == len(blocks):
+        if order == sorted(order) and len(set(order)) > 1:
             return pieces, labels
-    return cut(net, seen, heads), None
+    return plain, None
 
 
-def _described(net: nn.Module) -> tuple[Parameter, ...]:
+def _described(net: nn.Module, idle: Collection[str]) -> tuple[Parameter, ...]:
     listed = getattr(net, "no_weight_decay", None)
     exempt = frozenset(listed()) if callable(listed) else frozenset()
     return tuple(
-        Parameter(name, tuple(p.shape), kind(net.get_submodule(name.rpartition(".")[0]), name, exempt))
+        Parameter(name, tuple(p.shape), kind(net.get_submodule(name.rpartition(".")[0]), name, exempt), name in idle)
         for name, p in net.named_parameters()
     )

@@ -5,41 +5,55 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
+from tlx.heads import Takes
 from tlx.models.trace import Trace
 from tlx.models.units import Unit
 
+Layout = Literal["map", "channels_last", "tokens"]
+"""[N, C, H, W], [N, H, W, C], [N, L, C]."""
+
 
 @dataclass(frozen=True)
-class Map:
-    """Where the last feature map of a network can be had.
+class Tap:
+    """Where a network's last features can be had before they are pooled.
 
     Attributes:
-        path: the module that returns it, or the pooling that takes it.
+        path: the module that returns them, or the pooling that takes them.
         taken: whether `path` is such a pooling.
-        channels: how many.
-        channels_last: whether it is [N, H, W, C].
+        width: how many channels.
+        layout: as the network has them.
+        takes: what the head wants them as.
         after: units with parameters that only see the pooled features.
     """
 
     path: str
     taken: bool
-    channels: int
-    channels_last: bool
+    width: int
+    layout: Layout
+    takes: Takes
     after: tuple[str, ...]
 
+    def turned(self, features: torch.Tensor) -> torch.Tensor:
+        """Features of this layout as the head takes them."""
+        if self.layout == "tokens":
+            return features
+        maps = features.permute(0, 3, 1, 2) if self.layout == "channels_last" else features
+        return maps.flatten(2).transpose(1, 2) if self.takes == "tokens" else maps
 
-def find_map(units: Sequence[Unit], seen: Trace, heads: Sequence[str]) -> Map | None:
-    """The map that the network itself pools; None where there is none (tokens)."""
+
+def find_tap(units: Sequence[Unit], seen: Trace, heads: Sequence[str], takes: Takes) -> Tap | None:
+    """The last map, or the last tokens (a map counts as such), of what leads to the classifiers; None: it has none."""
     start = min((u.start for u in units if u.path in heads and u.start is not None), default=0)
     ran = sorted((u for u in units if u.start is not None and u.start < start), key=lambda u: u.start or 0)
-    last = max((i for i, u in enumerate(ran) if u.parameters and (u.block or not u.vector)), default=None)
-    if last is None or len(ran[last].output) != 4:
+    last = max((i for i, u in enumerate(ran) if u.parameters and _spatial(u)), default=None)
+    if last is None or (len(ran[last].output) == 3 and takes == "map"):
         return None
     source, taken = ran[last], False
     for unit in ran[last + 1 :]:
@@ -51,10 +65,24 @@ def find_map(units: Sequence[Unit], seen: Trace, heads: Sequence[str]) -> Map | 
             break
         source = unit
     shape = seen.inputs[source.path] if taken else source.output
-    square = abs(shape[2] * seen.image[1] - shape[3] * seen.image[0])
-    channels_last = abs(shape[1] * seen.image[1] - shape[2] * seen.image[0]) < square
-    after = tuple(u.path for u in ran if u.parameters and (u.start or 0) > (source.start or 0))
-    return Map(source.path, taken, shape[3] if channels_last else shape[1], channels_last, after)
+    later = (u for u in units if u.start is not None and u.start > (source.start or 0))
+    after = tuple(u.path for u in later if u.parameters and u.path not in heads)
+    layout = _layout(shape, seen.image)
+    return Tap(source.path, taken, shape[1 if layout == "map" else -1], layout, takes, after)
+
+
+def _spatial(unit: Unit) -> bool:
+    """Whether it returned a map, or more than one token."""
+    if len(unit.output) == 3:
+        return unit.output[1] > 1
+    return len(unit.output) == 4 and (unit.block or not unit.vector)
+
+
+def _layout(shape: tuple[int, ...], image: tuple[int, int]) -> Layout:
+    if len(shape) == 3:
+        return "tokens"
+    square = abs(shape[2] * image[1] - shape[3] * image[0])
+    return "channels_last" if abs(shape[1] * image[1] - shape[2] * image[0]) < square else "map"
 
 
 def features(net: nn.Module, head: str) -> int:
@@ -81,43 +109,44 @@ def drop_before(net: nn.Module, heads: Sequence[str], share: float) -> None:
         net.get_submodule(path).register_forward_pre_hook(partial(_drop, share=share))
 
 
-def place(net: nn.Module, head: nn.Module, heads: Sequence[str], source: Map | None) -> str:
+def place(net: nn.Module, head: nn.Module, heads: Sequence[str], tap: Tap | None) -> str:
     """Puts `head` after the network, in place of the classifiers `heads`, and returns its path.
 
-    The old classifiers become identities, so that the network returns pooled features; a hook passes them on, or the
-    map kept at `source`. The path is ``head``, or ``head.new`` where the network has a `head` of its own.
+    The old classifiers become identities, so that the network returns pooled features; a hook passes them on, or what
+    is kept at `tap`. The path is ``head``, or ``head.new`` where the network has a `head` of its own (``new_head``
+    where that would run whatever is put into it).
     """
-    for path in [*heads, *(source.after if source else ())]:
+    for path in [*heads, *(tap.after if tap else ())]:
         _set(net, path, nn.Identity())
     own = getattr(net, "head", None)
     path = "head" if not isinstance(own, nn.Module) else "new_head" if isinstance(own, nn.Sequential) else "head.new"
     _set(net, path, head)
-    kept = _Kept() if source else None
-    if source and kept:
-        module = net.get_submodule(source.path)
-        if source.taken:
+    kept = _Kept(tap) if tap else None
+    if kept:
+        module = net.get_submodule(kept.tap.path)
+        if kept.tap.taken:
             module.register_forward_pre_hook(partial(_keep_input, kept=kept))
         else:
             module.register_forward_hook(partial(_keep_output, kept=kept))
-    channels_last = bool(source and source.channels_last)
     if not isinstance(net, nn.Sequential):
-        net.register_forward_hook(partial(_finish, path=path, kept=kept, channels_last=channels_last))
+        net.register_forward_hook(partial(_finish, path=path, kept=kept))
     elif kept:  # it runs all its children by itself, the new one last
-        head.register_forward_pre_hook(partial(_take_map, kept=kept, channels_last=channels_last))
+        head.register_forward_pre_hook(partial(_take, kept=kept))
     return path
 
 
 class _Kept:
-    """One map between the hook that sees it and the head. A copy of the network gets a place of its own, empty."""
+    """Features between the hook that sees them and the head. A copy of the network gets a place of its own, empty."""
 
-    def __init__(self) -> None:
-        self.map: torch.Tensor | None = None
+    def __init__(self, tap: Tap) -> None:
+        self.tap = tap
+        self.features: torch.Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
-        return _Kept()
+        return _Kept(self.tap)
 
-    def __reduce__(self) -> tuple[type[_Kept], tuple[()]]:
-        return _Kept, ()
+    def __reduce__(self) -> tuple[type[_Kept], tuple[Tap]]:
+        return _Kept, (self.tap,)
 
 
 def _drop(module: nn.Module, args: tuple[torch.Tensor, ...], *, share: float) -> tuple[torch.Tensor, ...]:
@@ -125,24 +154,25 @@ def _drop(module: nn.Module, args: tuple[torch.Tensor, ...], *, share: float) ->
 
 
 def _keep_input(_module: nn.Module, args: tuple[torch.Tensor, ...], *, kept: _Kept) -> None:
-    kept.map = args[0]
+    kept.features = args[0]
 
 
-def _keep_output(_module: nn.Module, _args: Any, output: torch.Tensor, *, kept: _Kept) -> None:
-    kept.map = output
+def _keep_output(_module: nn.Module, _args: Any, output: Any, *, kept: _Kept) -> None:
+    first = output if isinstance(output, torch.Tensor) else tree_leaves(output)[0]
+    kept.features = first  # of several, the one that the trace has looked at
 
 
-def _take_map(_head: nn.Module, _args: Any, *, kept: _Kept, channels_last: bool) -> torch.Tensor:
-    assert kept.map is not None
-    features, kept.map = kept.map, None
-    return features.permute(0, 3, 1, 2) if channels_last else features
+def _take(_head: nn.Module, _args: Any, *, kept: _Kept) -> torch.Tensor:
+    assert kept.features is not None
+    features, kept.features = kept.features, None
+    return kept.tap.turned(features)
 
 
-def _finish(net: nn.Module, _args: Any, output: Any, *, path: str, kept: _Kept | None, channels_last: bool) -> Any:
+def _finish(net: nn.Module, _args: Any, output: Any, *, path: str, kept: _Kept | None) -> Any:
     head = net.get_submodule(path)
     pooled = output[0] if isinstance(output, tuple) else output
     if kept is not None:
-        pooled = _take_map(head, (), kept=kept, channels_last=channels_last)
+        pooled = _take(head, (), kept=kept)
     logits = head(pooled)
     if not isinstance(output, tuple):
         return logits

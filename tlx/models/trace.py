@@ -14,9 +14,14 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 Shape = tuple[int, ...]
+
+SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Modules that only hold others."""
 
 BATCH = 2
 """Images in the traced batch; more than one, so that nothing mistakes the batch for a dimension of size one."""
@@ -28,20 +33,26 @@ class Trace:
 
     Attributes:
         order: module path -> when it was first called (a counter that parameters share).
+        ended: module path -> when that call returned.
         used: parameter name -> when it was first an argument of a function.
-        joins: paths of modules at whose own level two activations were added, multiplied or concatenated.
+        joins: paths of modules at whose own level (or that of a sequence inside) two activations were added,
+            multiplied or concatenated -> when that was last.
         inputs, outputs: module path -> shape of the first tensor in or out, of the first call.
         output: shape of what the network returned first.
         image: height and width that went in.
+        flops: module path -> floating-point operations of one image at its own level (a multiply-add counts two),
+            where they were counted.
     """
 
     order: dict[str, int] = field(default_factory=dict)
+    ended: dict[str, int] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
-    joins: set[str] = field(default_factory=set)
+    joins: dict[str, int] = field(default_factory=dict)
     inputs: dict[str, Shape] = field(default_factory=dict)
     outputs: dict[str, Shape] = field(default_factory=dict)
     output: Shape = ()
     image: tuple[int, int] = (0, 0)
+    flops: dict[str, int] = field(default_factory=dict)
 
 
 def build_empty(build: Callable[[], nn.Module]) -> nn.Module:
@@ -84,30 +95,55 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-def trace(net: nn.Module, size: tuple[int, int]) -> Trace:
-    """Runs `net` once on images [BATCH, 3, *size] in evaluation mode; `net` itself stays untouched."""
-    state = {name: t.detach().to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
+def trace(net: nn.Module, size: tuple[int, int], channels: int = 3, *, count: bool = False) -> Trace:
+    """Runs `net` once on images [BATCH, channels, *size] in evaluation mode; `net` itself stays untouched.
+
+    Args:
+        count: whether to count operations.
+    """
+    state = without_storage(net)
     names = {id(state[name]): name for name, _ in net.named_parameters()}
-    modes = {module: module.training for module in net.modules()}
     recorder = _Recorder(names)
-    images = torch.empty(BATCH, 3, *size, device="meta")
+    images = torch.empty(BATCH, channels, *size, device="meta")
     with ExitStack() as undo:
         for path, module in net.named_modules():
             if path:
-                undo.callback(module.register_forward_pre_hook(recorder.enter(path), with_kwargs=True).remove)
+                undo.callback(module.register_forward_pre_hook(recorder.enter(path, module), with_kwargs=True).remove)
                 undo.callback(module.register_forward_hook(recorder.leave(path)).remove)
-        undo.callback(_restore, modes)
+        undo.enter_context(restoring_modes(net))
         net.eval()
+        if count:
+            undo.enter_context(_Counter(recorder))
         with recorder, torch.no_grad():
-            output = torch.func.functional_call(net, state, (recorder.data(images),))
+            output = torch.func.functional_call(net, state, (recorder.data(images),), tie_weights=False)
     recorder.trace.image = size
     recorder.trace.output = _first_shape(output) or ()
     return recorder.trace
 
 
-def _restore(modes: Mapping[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
+def without_storage(net: nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers on the meta device, once for each module that has them.
+
+    A module that stands in several places has one name here: torch.func.functional_call, given two, would not put its
+    own parameters back. Parameters that several modules share stay one tensor; call it with ``tie_weights=False``.
+    """
+    shared: dict[int, torch.Tensor] = {}
+    state = {}
+    for path, module in net.named_modules():
+        for name, t in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
+            state[f"{path}.{name}" if path else name] = shared.setdefault(id(t), t.detach().to("meta"))
+    return state
+
+
+@contextmanager
+def restoring_modes(net: nn.Module) -> Iterator[None]:
+    """Every module of `net` is afterwards in training or evaluation mode as it was before."""
+    modes = {module: module.training for module in net.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Recorder(TorchFunctionMode):
@@ -118,16 +154,20 @@ class _Recorder(TorchFunctionMode):
         self.trace = Trace()
         self._parameters = parameters
         self._clock = 0
-        self._path = [""]
+        self._path = [""]  # of the modules that are running, and below without the sequences
+        self._joining = [""]
         self._activations: dict[int, torch.Tensor] = {}  # kept alive, so that no id is used twice
 
     def data(self, tensor: torch.Tensor) -> torch.Tensor:
         self._activations[id(tensor)] = tensor
         return tensor
 
-    def enter(self, path: str) -> Callable[..., None]:
+    def enter(self, path: str, module: nn.Module) -> Callable[..., None]:
+        sequence = isinstance(module, SEQUENCES)
+
         def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
             self._path.append(path)
+            self._joining.append(self._joining[-1] if sequence else path)
             if path not in self.trace.order:
                 self.trace.order[path] = self._tick()
                 shape = _first_shape((args, kwargs))
@@ -139,6 +179,8 @@ class _Recorder(TorchFunctionMode):
     def leave(self, path: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             self._path.pop()
+            self._joining.pop()
+            self.trace.ended.setdefault(path, self._tick())
             shape = _first_shape(output)
             if shape:
                 self.trace.outputs.setdefault(path, shape)
@@ -158,12 +200,36 @@ class _Recorder(TorchFunctionMode):
                 if isinstance(t, torch.Tensor):
                     self.data(t)
         if len(active) > 1 and not reads_attribute and _joins(function, list(active.values())):
-            self.trace.joins.add(self._path[-1])
+            self.trace.joins[self._joining[-1]] = self._tick()
         return result
+
+    @property
+    def running(self) -> str:
+        """The path of the module that runs now."""
+        return self._path[-1]
 
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations with torch's own formulas, for the module that runs.
+
+    torch's FlopCounterMode counts a module that several share once for each place it has.
+    """
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._recorder = recorder
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            flops, path = self._recorder.trace.flops, self._recorder.running
+            flops[path] = flops.get(path, 0) + formula(*args, **(kwargs or {}), out_val=result) // BATCH
+        return result
 
 
 def _joins(function: Any, tensors: list[torch.Tensor]) -> bool:

@@ -1,38 +1,50 @@
-"""Weights from files and caches: read safely, found quickly or missed quickly, loaded completely or not at all."""
+"""Weights from files: read safely, loaded completely or not at all."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import socket
-import threading
-import urllib.request
-from collections.abc import Callable, Collection, Mapping
+import argparse
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import nn
 
 from tlx.errors import UserError
+from tlx.models.readings import Convert, Reading, State, readings
 
-State = dict[str, torch.Tensor]
-Convert = Callable[[State, nn.Module], State]
+__all__ = ["Convert", "Filled", "State", "fill", "is_file", "read", "unpickled"]
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-_PREFIXES = ("module.", "_orig_mod.")
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
-_PATIENCE_S = 1.0
+_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+"""Where training scripts put the state dict in what they save, the better one first."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What `fill` did.
+
+    Attributes:
+        taken: names of the network that got values.
+        resized: those of `taken` whose values were resized.
+        left: names of the file that were not taken.
+    """
+
+    taken: frozenset[str]
+    resized: tuple[str, ...]
+    left: tuple[str, ...]
 
 
 def is_file(weights: str) -> bool:
     """Whether `weights` means a file rather than a tag of a library."""
-    return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).is_file()
+    return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).expanduser().is_file()
 
 
 def read(path: str | Path) -> State:
-    """The tensors of a ``.safetensors`` or torch file, by name, without the prefixes that wrappers add.
+    """The tensors of a ``.safetensors`` or torch file, by name.
 
     Torch files are read with ``weights_only=True``: nothing in them is executed.
 
@@ -41,34 +53,45 @@ def read(path: str | Path) -> State:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError("no such file", where=str(path), todo="backbone.weights is default, a tag, a file, or none")
+        todo = "backbone.weights is default, a tag, a file, a folder, hf-hub:OWNER/REPO, or none"
+        raise UserError("no such file", where=str(path), todo=todo)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             content: Any = load_file(path)
         else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # plain data: the options of a training script
+                content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         todo = "it must be a state dict saved with torch.save or safetensors; nothing else is unpickled"
         raise UserError(f"cannot be read as weights ({reason})", where=str(path), todo=todo) from error
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    while isinstance(content, Mapping) and any(isinstance(content.get(key), Mapping) for key in _INSIDE):
+        content = next(content[key] for key in _INSIDE if isinstance(content.get(key), Mapping))
     if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        raise UserError("holds no state dict (parameter names with tensors)", where=str(path))
-    return {_bare(name): tensor for name, tensor in content.items()}
+        found = f"; it has {_some([str(k) for k in content])}" if isinstance(content, Mapping) else ""
+        raise UserError(f"holds no state dict (parameter names with tensors){found}", where=str(path))
+    return dict(content)
 
 
-def _bare(name: str) -> str:
-    while name.startswith(_PREFIXES):
-        name = name.partition(".")[2]
-    return name
+@contextmanager
+def unpickled() -> Iterator[None]:
+    """Inside, torch.load reads tensors and plain data only, whatever the library that calls it asks for."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(names[0])
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
-def fill(net: nn.Module, state: State, *, heads: Collection[str], where: str, convert: Convert | None = None) -> None:
+def fill(net: nn.Module, state: State, *, heads: Collection[str], where: str, convert: Convert | None = None) -> Filled:
     """Loads `state` into `net` completely, its classifiers left out; half precision becomes fp32.
+
+    Names may carry what DataParallel and torch.compile add, and a prefix under which the whole network is found.
 
     Args:
         heads: paths of modules whose values stay as they are and may be of any shape or absent in `state`.
@@ -77,41 +100,55 @@ def fill(net: nn.Module, state: State, *, heads: Collection[str], where: str, co
     Raises:
         UserError: parameters missing, unknown, of another shape or not numbers, listed.
     """
-    problems = _misfit(net, state, heads)
-    if problems and convert:
-        try:
-            converted = convert(state, net)
-        except Exception:  # made for other files than this one: say what is wrong with this one
-            converted = state
-        state, problems = (converted, _misfit(net, converted, heads)) if converted is not state else (state, problems)
-    if problems:
-        raise UserError(
-            f"does not fit {type(net).__name__}: {'; '.join(problems)}", where=where, todo=_advice(problems)
-        )
-    wanted = net.state_dict()
+    state = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in state.items()}
+    wanted = {n: t for n, t in net.state_dict().items() if not _under(n, heads)}
+    misfits = []
+    try:
+        for reading in readings(net, state, wanted, convert):
+            misfit = _misfit(net, wanted, reading.state, heads)
+            if not misfit:
+                return _fill(wanted, state, reading)
+            misfits.append(misfit)
+    except UserError as error:
+        raise UserError(error.what, where=where, todo=error.todo) from error
+    worst = min(misfits, key=lambda misfit: sum(len(names) for names in misfit.values()))
+    problems = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in worst.items())
+    raise UserError(f"does not fit {type(net).__name__}: {problems}", where=where, todo=_advice(worst))
+
+
+def _fill(wanted: State, state: State, reading: Reading) -> Filled:
+    taken = [name for name in wanted if name in reading.state]
+    used: set[str] = set()
+    resized = []
     with torch.no_grad():
-        for name, tensor in state.items():
-            if name in wanted and not _under(name, heads):
-                wanted[name].copy_(tensor)
+        for name in taken:
+            wanted[name].copy_(reading.state[name])
+            used |= set(reading.origins[name])
+            sizes = [state[origin].numel() for origin in reading.origins[name]]
+            if len(sizes) == 1 and sizes[0] != wanted[name].numel():
+                resized.append(name)
+    return Filled(frozenset(taken), tuple(resized), tuple(name for name in state if name not in used))
 
 
-def _misfit(net: nn.Module, state: State, heads: Collection[str]) -> list[str]:
-    want = {n: tuple(t.shape) for n, t in net.state_dict().items() if not _under(n, heads)}
+def _misfit(net: nn.Module, wanted: State, state: State, heads: Collection[str]) -> dict[str, list[str]]:
+    """What is wrong -> names."""
+    want = {n: tuple(t.shape) for n, t in wanted.items()}
     have = {n: tuple(t.shape) for n, t in state.items() if not _under(n, heads) and not _foreign_head(n, net)}
-    missing = [n for n in want if n not in have and not n.endswith("num_batches_tracked")]
-    holes = [n for n, t in state.items() if n in want and t.is_floating_point() and bool(t.isnan().any())]
-    unknown = [n for n in have if n not in want and not n.endswith("num_batches_tracked")]
-    shapes = [f"{n} {have[n]} instead of {want[n]}" for n in want if n in have and want[n] != have[n]]
-    lists = {"missing": missing, "not in the network": unknown, "of another shape": shapes, "with NaN": holes}
-    return [f"{len(names)} {what} ({_some(names)})" for what, names in lists.items() if names]
+    lists = {
+        "missing": [n for n in want if n not in have and not n.endswith("num_batches_tracked")],
+        "not in the network": [n for n in have if n not in want and not n.endswith("num_batches_tracked")],
+        "of another shape": [f"{n} {have[n]} instead of {want[n]}" for n in want if n in have and want[n] != have[n]],
+        "with NaN": [n for n, t in state.items() if n in want and t.is_floating_point() and bool(t.isnan().any())],
+    }
+    return {what: names for what, names in lists.items() if names}
 
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
 
 
-def _advice(problems: list[str]) -> str:
-    if all("another shape" in p for p in problems):
+def _advice(misfit: Collection[str]) -> str:
+    if list(misfit) == ["of another shape"]:
         return "backbone.args must be those that the weights were trained with (img_size, channels ...)"
     return "the file must come from this network with the same backbone.args; only the classifier may differ"
 
@@ -123,57 +160,3 @@ def _under(name: str, paths: Collection[str]) -> bool:
 def _foreign_head(name: str, net: nn.Module) -> bool:
     """A head that tlx put on when it wrote the file."""
     return name.startswith(("head.new.", "new_head.")) or (name.startswith("head.") and not hasattr(net, "head"))
-
-
-def reachable(url: str) -> bool:
-    """Whether something answers at the address of `url` (or of the proxy on the way to it) within a second."""
-    target = urlparse(url)
-    proxy = urllib.request.getproxies().get(target.scheme or "https")
-    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
-        target = urlparse(proxy if "://" in proxy else f"http://{proxy}")
-    address = (target.hostname or "", target.port or (80 if target.scheme == "http" else 443))
-    answered: list[bool] = []
-
-    def knock() -> None:
-        try:
-            socket.create_connection(address, timeout=_PATIENCE_S).close()
-            answered.append(True)
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=knock, daemon=True)  # looking up a name has no timeout of its own
-    thread.start()
-    thread.join(_PATIENCE_S)
-    return bool(answered)
-
-
-def missing(name: str, cached: Path, command: str, *, copy: str = "the file to this path") -> UserError:
-    """The error for weights that are neither in the cache nor to be had from here."""
-    return UserError(
-        f"the pretrained weights of {name} are not on this machine, and their server does not answer",
-        where=str(cached),
-        todo=(
-            f"on a connected machine run  {command}  and copy {copy}; "
-            "or set backbone.weights to a file of your own, or to none"
-        ),
-    )
-
-
-def check_hash(path: Path) -> None:
-    """Compares a file with the hash in its name (torch.hub's ``resnet50-11ad3fa6.pth``).
-
-    Raises:
-        UserError: it is damaged.
-    """
-    named = re.search(r"-([a-f0-9]{8,})\.", path.name)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else _digest(file)
-    if named and not digest.hexdigest().startswith(named[1]):
-        raise UserError("the file is damaged: its hash is not the one in its name", where=str(path), todo="delete it")
-
-
-def _digest(file: Any) -> Any:
-    digest = hashlib.sha256()  # Python 3.10
-    while part := file.read(1 << 20):
-        digest.update(part)
-    return digest

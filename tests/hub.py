@@ -1,0 +1,90 @@
+"""A server that answers as the Hugging Face hub and as a plain file server do, on this machine alone."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Hub:
+    """Files by path, ``/OWNER/REPO/resolve/main/model.safetensors`` or ``/any/file.pth``.
+
+    Attributes:
+        asked: what was asked for, ``GET /path``.
+        short: GET sends so many bytes less than there are.
+        cut: GET also promises what it does not send.
+        etag: instead of the file's hash.
+    """
+
+    url: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    short: int = 0
+    cut: bool = False
+    etag: str | None = None
+
+    def put(self, repository: str, name: str, content: bytes, revision: str = "main") -> None:
+        self.files[f"/{repository}/resolve/{revision}/{name}"] = content
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    hub = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self._answer(body=False)
+
+        def do_GET(self) -> None:
+            self._answer(body=True)
+
+        def do_CONNECT(self) -> None:
+            hub.asked.append(f"CONNECT {self.path}")
+            self.send_error(403)
+
+        def _answer(self, *, body: bool) -> None:
+            hub.asked.append(f"{self.command} {self.path}")
+            content = hub.files.get(self.path)
+            if content is None:
+                self._refuse()
+                return
+            sent = content[: len(content) - hub.short] if body else content
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content if hub.cut else sent)))
+            self.send_header("ETag", f'"{hub.etag or hashlib.sha256(content).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.end_headers()
+            if body:
+                self.wfile.write(sent)
+
+        def _refuse(self) -> None:
+            repositories = {path.partition("/resolve/")[0] for path in hub.files}
+            known = self.path.partition("/resolve/")[0] in repositories
+            revisions = {path.partition("/resolve/")[2].partition("/")[0] for path in hub.files}
+            revision = self.path.partition("/resolve/")[2].partition("/")[0] in revisions
+            self.send_response(404)
+            self.send_header("Content-Length", "0")
+            what = "EntryNotFound" if revision else "RevisionNotFound"
+            self.send_header("X-Error-Code", what if known else "RepoNotFound")
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,262 @@
+"""Weights for another image size: what is resized keeps its meaning, and what cannot be is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tlx import models
+from tlx.errors import UserError
+from tlx.models import shelf
+from tlx.models.fetch import fetch
+from tlx.models.from_timm import Timm
+
+VIT: dict[str, Any] = {"depth": 1, "embed_dim": 24, "num_heads": 3}
+SWIN: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [1, 2]}
+
+
+def library(name: str, args: dict[str, Any]) -> dict[str, Tensor]:
+    """Random values, with an old head of 10 classes."""
+    torch.manual_seed(1)
+    return dict(timm.create_model(name.removeprefix("timm/"), num_classes=10, **args).state_dict())
+
+
+def load(path: Path, state: dict[str, Tensor], name: str, args: dict[str, Any]) -> models.Backbone:
+    torch.save(state, path / "w.pth")
+    found = models.load(name, classes=3, args=args, weights=str(path / "w.pth"))
+    size = found.input.size
+    with torch.no_grad():
+        assert found.module.eval()(torch.zeros(1, 3, *size)).shape == (1, 3)
+    values = found.module.state_dict()
+    assert found.loaded is not None
+    changed = {*found.loaded.resized, *found.loaded.new}
+    assert all(torch.equal(values[n], state[n]) for n in values if n not in changed)
+    return found
+
+
+def ramp(size: int) -> Tensor:
+    """[size, size, 2]: where each cell's middle is, from 0 to 1, down and across."""
+    middle = (torch.arange(size) + 0.5) / size
+    return torch.stack(torch.meshgrid(middle, middle, indexing="ij"), -1)
+
+
+GRIDS = [  # network, arguments, image sizes, patch, tokens before the grid
+    ("vit_tiny_patch16_224", VIT, 64, 96, 8, 1),
+    ("vit_tiny_patch16_224", VIT, 96, 64, 8, 1),
+    ("deit_tiny_distilled_patch16_224", VIT, 64, 96, 8, 2),
+    ("vit_medium_patch16_reg4_gap_256", VIT, 64, 96, 8, 0),  # four registers without a position
+    ("vit_small_patch14_dinov2", VIT, 64, 96, 8, 1),
+    ("vit_small_patch14_reg4_dinov2", VIT, 64, 96, 8, 0),
+    ("eva02_tiny_patch14_336", VIT, 64, 96, 8, 1),
+    ("vit_base_patch16_siglip_224", VIT, 64, 96, 8, 0),  # no class token, attention pooling
+    ("flexivit_small", VIT, 64, 96, 8, 0),
+    ("cait_xxs24_224", VIT, 64, 96, 8, 0),  # timm itself does not resize these
+    ("convit_tiny", {"depth": 1, "local_up_to_layer": 1}, 64, 96, 8, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "args", "old", "new", "patch", "prefix"), GRIDS)
+def test_a_grid_of_positions(
+    tmp_path: Path, name: str, args: dict[str, Any], old: int, new: int, patch: int, prefix: int
+) -> None:
+    args = {**args, "patch_size": patch}
+    state = library(name, {**args, "img_size": old})
+    embedding = state["pos_embed"]
+    assert embedding.shape[1] == prefix + (old // patch) ** 2
+    embedding[:, prefix:, 0] = 7.0  # one channel constant, two that rise
+    embedding[:, prefix:, 1:3] = ramp(old // patch).flatten(0, 1)
+    found = load(tmp_path, state, f"timm/{name}", {**args, "img_size": new})
+    assert found.loaded is not None
+    assert found.loaded.resized == ("pos_embed",)
+    resized = found.module.state_dict()["pos_embed"]
+    assert torch.equal(resized[:, :prefix], embedding[:, :prefix])
+    side = new // patch
+    grid = resized[0, prefix:].unflatten(0, (side, side))
+    assert torch.allclose(grid[..., 0], torch.full((side, side), 7.0), atol=1e-5)
+    inside = slice(side // 4, side - side // 4)
+    assert torch.allclose(grid[..., 1:3][inside, inside], ramp(side)[inside, inside], atol=0.01)
+    assert torch.all(grid[..., 1].diff(dim=0) > 0)
+    assert torch.all(grid[..., 2].diff(dim=1) > 0)
+
+
+def test_half_precision_is_resized_in_full(tmp_path: Path) -> None:
+    args = {**VIT, "patch_size": 8}
+    state = {n: t.half() for n, t in library("vit_tiny_patch16_224", {**args, "img_size": 64}).items()}
+    found = load(tmp_path, state, "timm/vit_tiny_patch16_224", {**args, "img_size": 96}).module.state_dict()
+    wanted = timm.layers.resample_abs_pos_embed(state["pos_embed"].float(), [12, 12])
+    assert torch.allclose(found["pos_embed"], wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "last"),
+    [
+        ("visformer_tiny", "pos_embed1", False),
+        ("pit_ti_224", "pos_embed", False),
+        pytest.param("volo_d1_224", "pos_embed", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_map_of_positions(tmp_path: Path, name: str, key: str, last: bool) -> None:
+    state = library(name, {"img_size": 96})
+    old = state[key] if last else state[key].permute(0, 2, 3, 1)
+    old[..., 0] = 7.0
+    old[0, ..., 1:3] = ramp(old.shape[1])
+    found = load(tmp_path, state, f"timm/{name}", {"img_size": 192}).module.state_dict()[key]
+    grid = (found if last else found.permute(0, 2, 3, 1))[0]
+    side = grid.shape[0]
+    assert side > old.shape[1]
+    assert torch.allclose(grid[..., 0], torch.full((side, side), 7.0), atol=1e-5)
+    inside = slice(side // 4, side - side // 4)
+    assert torch.allclose(grid[..., 1:3][inside, inside], ramp(side)[inside, inside], atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "old", "new", "windows", "extra"),
+    [
+        ("swin_tiny_patch4_window7_224", SWIN, {"window_size": 4}, {"window_size": 7}, (4, 7), 0),
+        ("swin_tiny_patch4_window7_224", SWIN, {"window_size": 7}, {"window_size": 4}, (7, 4), 0),
+        ("beit_base_patch16_224", {**VIT, "patch_size": 8}, {"img_size": 32}, {"img_size": 64}, (4, 8), 3),
+        ("beit_base_patch16_224", {**VIT, "patch_size": 8}, {"img_size": 64}, {"img_size": 32}, (8, 4), 3),
+    ],
+)
+def test_relative_positions(
+    tmp_path: Path,
+    name: str,
+    args: dict[str, Any],
+    old: dict[str, Any],
+    new: dict[str, Any],
+    windows: tuple[int, int],
+    extra: int,
+) -> None:
+    """A bias per distance: near ones keep it, far ones are spread or cut; what is not a distance stays."""
+    small = {"img_size": 56, **args} if "swin" in name else args
+    state = library(name, {**small, **old})
+    tables = [n for n in state if n.endswith("relative_position_bias_table")]
+    before, after = (2 * window - 1 for window in windows)
+    for table in tables:
+        distances = torch.stack(torch.meshgrid(*[torch.arange(before) - windows[0] + 1.0] * 2, indexing="ij"), -1)
+        state[table][: before**2] = 7.0
+        state[table][: before**2, 0] = (10 * distances[..., 0] + distances[..., 1]).flatten()
+    found = load(tmp_path, state, f"timm/{name}", {**small, **new})
+    assert found.loaded is not None
+    assert set(found.loaded.resized) == set(tables) != set()
+    for table in tables:
+        resized = found.module.state_dict()[table]
+        assert resized.shape == (after**2 + extra, state[table].shape[1])
+        assert torch.equal(resized[after**2 :], state[table][before**2 :])
+        assert torch.allclose(resized[: after**2, 1:], torch.tensor(7.0), atol=1e-4)
+        bias = resized[: after**2, 0].unflatten(0, (after, after))
+        middle = after // 2
+        assert torch.allclose(bias, -bias.flip(0, 1), atol=1e-3)
+        assert torch.all(bias.diff(dim=0) > -1e-4)  # beyond the farthest distance known, the same as there
+        assert torch.all(bias.diff(dim=1) > -1e-4)
+        assert bias[middle + 1, middle] == pytest.approx(10, rel=0.02)
+        assert bias[middle, middle + 1] == pytest.approx(1, rel=0.02)
+
+
+def test_positions_that_a_network_computes(tmp_path: Path) -> None:
+    """Swin V2 has a function of the distance instead of a table: it takes any window as it is."""
+    state = library("swinv2_tiny_window8_256", {**SWIN, "img_size": 64})
+    found = load(tmp_path, state, "timm/swinv2_tiny_window8_256", {**SWIN, "img_size": 96, "window_size": 6})
+    assert found.loaded is not None
+    assert found.loaded.resized == ()
+    older = {**state, "layers.0.blocks.0.attn.relative_coords_table": torch.zeros(1, 15, 15, 2)}
+    found = load(tmp_path, older, "timm/swinv2_tiny_window8_256", {**SWIN, "img_size": 64})
+    assert "layers.0.blocks.0.attn.relative_coords_table" in found.loaded.left  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("levit_128s", (64, 96)), ("nest_tiny", (112, 224)), ("mixer_s32_224", (64, 96))]
+)
+def test_what_cannot_be_resized_is_refused(tmp_path: Path, name: str, sizes: tuple[int, int]) -> None:
+    state = library(name, {"img_size": sizes[0]})
+    with pytest.raises(UserError, match=r"of another shape(.|\n)*backbone.args must be those"):
+        load(tmp_path, state, f"timm/{name}", {"img_size": sizes[1]})
+
+
+def test_a_grid_with_other_tokens_is_refused(tmp_path: Path) -> None:
+    """A class token more or less must not become a place in the picture."""
+    args = {**VIT, "patch_size": 8}
+    state = library("vit_medium_patch16_reg4_gap_256", {**args, "img_size": 64})
+    state["pos_embed"] = torch.cat([torch.zeros(1, 1, 24), state["pos_embed"]], 1)
+    for size in (64, 96):
+        with pytest.raises(UserError, match="pos_embed"):
+            load(tmp_path, state, "timm/vit_medium_patch16_reg4_gap_256", {**args, "img_size": size})
+
+
+def test_the_librarys_file_and_a_fetched_one_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm resizes from its own file, tlx from the one that `tlx weights fetch` made of it."""
+    state = dict(timm.create_model("test_vit").state_dict())
+    repository = tmp_path / "hub" / "models--timm--test_vit.r160_in1k"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    (repository / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(state, repository / "snapshots" / ("0" * 40) / "model.safetensors")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv(shelf.VARIABLE, raising=False)
+    list(fetch(["timm/test_vit"], tmp_path / "w"))
+    wish: dict[str, Any] = {"classes": 3, "args": {"img_size": 96}}
+    cached = models.load("timm/test_vit", **wish)
+    monkeypatch.setenv(shelf.VARIABLE, str(tmp_path / "w"))
+    fetched = models.load("timm/test_vit", **wish)
+    assert fetched.loaded is not None
+    assert fetched.loaded.where == str(tmp_path / "w" / "timm--test_vit.r160_in1k.safetensors")
+    assert fetched.loaded.resized == ("pos_embed",)
+    ours, theirs = fetched.module.state_dict(), cached.module.state_dict()
+    assert ours["pos_embed"].shape != state["pos_embed"].shape
+    assert all(torch.allclose(ours[n], theirs[n], atol=1e-6) for n in ours if not n.startswith("head."))
+
+
+@pytest.mark.slow
+def test_args_that_add_parameters_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm would fill SigLIP without a word about the norm that average pooling adds."""
+    name = "vit_base_patch16_siglip_224"
+    save_file(dict(timm.create_model(name).state_dict()), tmp_path / "w.safetensors")
+    monkeypatch.setattr(Timm, "_located", lambda *_self: {"file": str(tmp_path / "w.safetensors")})
+    assert models.load(f"timm/{name}", classes=3).loaded
+    with pytest.raises(UserError, match=r"2 missing \(fc_norm.weight, fc_norm.bias\)"):
+        models.load(f"timm/{name}", classes=3, args={"global_pool": "avg"})
+
+
+@pytest.mark.slow  # the smallest vision transformer of torchvision has 86 million parameters
+def test_torchvisions_vision_transformer(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    state = dict(torchvision.models.vit_b_16(image_size=128, num_classes=10).state_dict())
+    old = state["encoder.pos_embedding"]
+    old[:, 1:, 0] = 7.0
+    corners = torch.linspace(0, 1, 8)
+    old[:, 1:, 1:3] = torch.stack(torch.meshgrid(corners, corners, indexing="ij"), -1).flatten(0, 1)
+    half = {name: tensor.half() for name, tensor in state.items()}
+    torch.save(half, tmp_path / "w.pth")
+    found = models.load("torchvision/vit_b_16", classes=3, args={"image_size": 192}, weights=str(tmp_path / "w.pth"))
+    values = found.module.state_dict()
+    assert torch.equal(values["encoder.ln.weight"], half["encoder.ln.weight"].float())
+    resized = values["encoder.pos_embedding"]
+    assert torch.equal(resized[:, :1], half["encoder.pos_embedding"][:, :1].float())
+    grid = resized[0, 1:].unflatten(0, (12, 12))
+    assert torch.allclose(grid[..., 0], torch.full((12, 12), 7.0), atol=1e-3)
+    corners = torch.linspace(0, 1, 12)  # torchvision's own function lays corner on corner
+    wanted = torch.stack(torch.meshgrid(corners, corners, indexing="ij"), -1)
+    assert torch.allclose(grid[..., 1:3], wanted, atol=0.03)
+
+
+@pytest.mark.slow
+def test_torchvisions_swin_takes_any_size_as_it_is(tmp_path: Path) -> None:
+    state = dict(torchvision.models.swin_t().state_dict())
+    torch.save(state, tmp_path / "w.pth")
+    found = models.load("torchvision/swin_t", classes=3, weights=str(tmp_path / "w.pth"))
+    name = "features.1.0.attn.relative_position_bias_table"
+    assert torch.equal(found.module.state_dict()[name], state[name])
+    with torch.no_grad():
+        assert found.module.eval()(torch.zeros(1, 3, 96, 128)).shape == (1, 3)
+    state[name] = torch.zeros(81, 3)  # of a window of 5 instead of 7
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="of another shape"):
+        models.load("torchvision/swin_t", classes=3, weights=str(tmp_path / "w.pth"))

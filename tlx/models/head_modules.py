@@ -1,0 +1,33 @@
+"""What heads are made of that neither torch nor timm has a module for."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class ConcatPool(nn.Module):
+    """Maps [N, C, H, W] to their averages and maxima [N, 2C]."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+
+
+class Cosine(nn.Module):
+    """Features [N, C] to `scale` times the cosine of their angle to each row of `weight` [classes, C].
+
+    A learned scale is a parameter, a fixed one a buffer; both are saved.
+    """
+
+    def __init__(self, features: int, classes: int, *, scale: float, learn_scale: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, features).uniform_(-(features**-0.5), features**-0.5))
+        if learn_scale:
+            self.scale = nn.Parameter(torch.tensor(float(scale)))
+        else:
+            self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        directions = functional.normalize(features, dim=1), functional.normalize(self.weight, dim=1)
+        return self.scale * functional.linear(*directions)
