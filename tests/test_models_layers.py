@@ -217,6 +217,90 @@ def test_a_token_that_enters_late_still_is_an_embedding() -> None:
     assert last == ("blocks.23", "blocks_token_only.0", "blocks_token_only.1", "norm", "head")
 
 
+# what runs side by side, and stages of unusual make: (stages, blocks), the head and what shares its depth last
+UNUSUAL: dict[str, tuple[list[str], list[str]]] = {
+    "torchvision/maxvit_t": (  # convolution, window attention and grid attention are one block
+        ["stem", *numbered("blocks.{}", 0, 3), "classifier", "classifier.5"],
+        ["stem", *grid("blocks.{}.layers.{}", [2, 2, 5, 2]), "classifier", "classifier.5"],
+    ),
+    "timm/maxvit_tiny_tf_224": (
+        ["stem", *numbered("stages.{}", 0, 3), "head", "head.fc"],
+        ["stem", *grid("stages.{}.blocks.{}", [2, 2, 5, 2]), "head", "head.fc"],
+    ),
+    "timm/hrnet_w18_small": (  # branches of one module are one block; stages are the trunk's children
+        ["stem", "layer1", "stage2", "stage3", "stage4", "incre_modules", "classifier"],
+        [
+            *("stem", "layer1.0", "stage2.0", "stage3.0", "stage4.0", *numbered("incre_modules.{}.0", 0, 3)),
+            *("downsamp_modules.2", "final_layer", "classifier"),
+        ],
+    ),
+    "timm/crossvit_tiny_240": (
+        ["stem", "blocks", "norm.0", "norm.1", "head.0"],
+        ["stem", *numbered("blocks.{}", 0, 2), "norm.0", "norm.1", "head.0"],
+    ),
+    "timm/coat_tiny": (  # position encodings that blocks share are in the first block that runs them
+        ["stem", *STAGES, "head"],
+        [
+            *("stem", *[f"serial_blocks{s}.{i}" for s in (1, 2, 3, 4) for i in (0, 1)]),
+            *(*numbered("parallel_blocks.{}", 0, 5), "norm2", "norm3", "norm4", "aggregate", "head"),
+        ],
+    ),
+    "timm/pit_ti_224": (  # a stage that puts the class token in front joins, but is no block
+        ["stem", *numbered("transformers.{}", 0, 2), "norm", "head"],
+        ["stem", *grid("transformers.{}.blocks.{}", [2, 6, 4]), "norm", "head"],
+    ),
+    "timm/cspresnet50": (  # one branch of a cross-stage partial stage is a row of blocks
+        ["stem", "stages.0.blocks", *numbered("stages.{}", 1, 3), "head.fc"],
+        ["stem", *grid("stages.{}.blocks.{}", [3, 3, 5, 2]), "head.fc"],
+    ),
+    "timm/fastvit_t8": (  # three multi-branch convolutions are the stem
+        ["stem", *STAGES[:4], "head.fc"],
+        ["stem", *numbered("stages.0.blocks.{}", 0, 1)]
+        + [
+            f"stages.{s}.{x}"
+            for s, n in ((1, 2), (2, 4), (3, 2))
+            for x in ("downsample.proj.0", "downsample.proj.1", *numbered("blocks.{}", 0, n - 1))
+        ]
+        + ["final_conv", "head.fc"],
+    ),
+    "timm/vit_base_patch16_siglip_224": (  # pooling by attention is at the head's depth
+        ["stem", "blocks", "norm", "attn_pool", "head"],
+        ["stem", *numbered("blocks.{}", 0, 11), "norm", "attn_pool", "head"],
+    ),
+    "timm/resnet50_clip": (
+        ["stem", *numbered("stages.{}", 0, 3), "head", "head.proj"],
+        ["stem", *grid("stages.{}.{}", [3, 4, 6, 3]), "head", "head.proj"],
+    ),
+    "timm/mobilenetv1_100": (  # a plain network
+        [*STAGES, "classifier"],
+        ["conv_stem", *grid("blocks.{}.{}", [1, 2, 2, 6, 2]), "classifier"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_layers_of_unusual_networks(name: str) -> None:
+    layers = described(name).layers
+    assert (list(layers["stage"].names), list(layers["block"].names)) == UNUSUAL[name]
+
+
+def test_what_shares_the_heads_depth() -> None:
+    for name, names in {
+        "timm/vit_base_patch16_siglip_224": {"norm", "attn_pool", "head"},
+        "timm/crossvit_tiny_240": {"norm.0", "norm.1", "head.0"},
+        "timm/resnet50_clip": {"head", "head.proj"},
+        "timm/coat_tiny": {"head"},
+    }.items():
+        layers = described(name).layers["block"]
+        assert {y.name for y in layers if y.depth == layers.head.depth} == names
+
+
+def test_what_joins_the_branches_of_a_stage_belongs_to_its_last_block() -> None:
+    assert layer_of("timm/cspresnet50", "stages.0.conv_transition.conv.weight") == "stages.0.blocks.2"
+    assert layer_of("timm/mobilevit_xxs", "stages.2.1.conv_fusion.conv.weight") == "stages.2.1.transformer.1"
+    assert layer_of("timm/coat_tiny", "cpe1.proj.weight") == "serial_blocks1.0"
+
+
 def test_groups_of_timm_that_lump_blocks_are_not_used() -> None:
     """timm's finest groups of PVT are its stages."""
     assert list(described("timm/pvt_v2_b0").layers["block"].names) == [
@@ -232,6 +316,9 @@ def test_a_downsampling_belongs_to_the_block_after_it() -> None:
     assert layer_of("torchvision/convnext_tiny", "features.4.1.weight") == "features.5.0"
     assert layer_of("timm/convnext_tiny", "stages.2.downsample.1.weight") == "stages.2.blocks.0"
     assert layer_of("torchvision/resnet50", "layer2.0.downsample.0.weight") == "layer2.0"
+    for library in ("timm", "torchvision"):
+        transition = "features.transition1.conv.weight"
+        assert layer_of(f"{library}/densenet121", transition) == "features.denseblock2.denselayer1"
 
 
 def test_heads_and_auxiliary_branches() -> None:
@@ -379,6 +466,7 @@ def test_execution_order_counts_not_definition_order() -> None:
     assert backbone.blocks == ("early", "late")
     owner = {p.name: y.name for y in layers for p in y.parameters}
     assert owner["offset"] == "early"  # first used after it
+    assert {p.name for y in layers for p in y.parameters if p.idle} == {"spare.weight", "spare.bias"}
     assert set(owner) == {n for n, _ in backbone.module.named_parameters()}
     assert backbone.module.training  # tracing leaves the network as it was
     assert int(backbone.module.early.norm.num_batches_tracked) == 0  # type: ignore[union-attr]

@@ -318,7 +318,9 @@ def test_layers_whose_names_are_patterns_or_roles_are_written_so_that_each_means
 
 
 def test_what_is_written_out_says_everything_and_is_for_people():
-    asked = config(unfreeze={"name": "gradual", "every": "2ep"}, phases={"each": {"lr": 0.1}})
+    curve = {"name": "multi_step", "at": ["0.5ep", "50%", 3]}
+    each = {"lr": 0.1, "curve": curve, "warmup": "0.2ep", "norm": OWN_POLICY}
+    asked = config(unfreeze={"name": "gradual", "every": "2ep"}, phases={"each": each})
     plan = Plan.make(asked, resnet_like(), samples=320)
     text = written_out(asked, plan, command="tlx plan c.yaml\nrun: elsewhere\u2028run: elsewhere")
     raw = yaml.safe_load(text)
@@ -328,5 +330,6 @@ def test_what_is_written_out_says_everything_and_is_for_people():
     assert "each" not in raw["phases"]
     assert all(set(PhaseSettings.model_fields) == set(said) for said in raw["phases"].values())
     assert set(raw) == set(Config.model_fields)
-    assert raw["phases"]["head"]["duration"] == "20 steps"
+    head = raw["phases"]["head"]
+    assert (head["duration"], head["warmup"], head["curve"]["at"]) == ("20 steps", "2 steps", [5, 10, 3])
     assert raw["unfreeze"]["phases"][1]["layers"] == {"layer4": "all", "fc": "all"}

@@ -250,12 +250,15 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
     from tlx.recompute import recompute_blocks
     from tlx.run import Run
     from tlx.step import Normalise
+    from tlx.sync_norms import synchronise
 
     settle(config, world)
     sets = open_sets(config)
     backbone = backbone_of(config, len(sets.train.classes))
     spec = config.input.over(backbone.input)
     net = backbone.module.to(world.device)
+    if config.loop.sync_batchnorm:
+        synchronise(net, world)
     try_input(net, spec.size, len(sets.train.classes), spec.channels)
     ema = average_of(net, config)
     if config.loop.gradient_checkpointing:
@@ -266,7 +269,8 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
     remake = functools.partial(_plan, config, backbone.layers, len(sets.train), world.size)
     made = remake({})
     check_metrics(config, made, len(sets.train.classes), validated=sets.val is not None)
-    text = "\n".join([header(config, len(sets.train.classes)), timetable(made)])
+    loaded = [str(backbone.loaded)] if backbone.loaded else []
+    text = "\n".join([header(config, len(sets.train.classes)), timetable(made), *loaded])
     run = Run(
         config=config,
         world=world,

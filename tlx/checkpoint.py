@@ -182,6 +182,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     torch.save(snapshot.optimizer, folder / "optimizer.pt")
     hashes = {}
     for path in sorted(folder.iterdir()):
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors' files are for nobody else to read
         _flush(path)
         hashes[path.name] = _hash(path)
     state = {"format": FORMAT, **snapshot.state, "files": hashes}

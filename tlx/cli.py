@@ -99,23 +99,48 @@ def _without_files(words: Sequence[str], *, wanted: bool) -> tuple[list[str], li
     return [word for word in words if "=" in word or not wanted], files
 
 
-@app.command(epilog="Examples: tlx models 'vit*'; tlx models show timm/vit_tiny_patch16_224")
+@app.command(
+    epilog="Examples: tlx models 'vit*'; tlx models --family resnet --max-params 30M --sort accuracy; "
+    "tlx models convnext --size 384 --weights in22k; tlx models show timm/vit_tiny_patch16_224"
+)
 def models(
-    pattern: Annotated[str, typer.Argument(help="A name or shell pattern, or: show NAME.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="A shell pattern or a part of names, or: show NAME.")] = "*",
     name: Annotated[str | None, typer.Argument(help="After show: the model.")] = None,
+    library: Annotated[str | None, typer.Option(help="torchvision or timm.")] = None,
+    family: Annotated[str | None, typer.Option(help="The library's module: resnet, 'swin*'.")] = None,
+    min_params: Annotated[str | None, typer.Option(metavar="COUNT", help="At least these: 5M, 300k.")] = None,
+    max_params: Annotated[str | None, typer.Option(metavar="COUNT", help="At most these.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="PIXELS", help="Of the images: 224, 224-384, 256-, -256.")] = None,
+    weights: Annotated[str | None, typer.Option(metavar="TAG", help="Pretrained weights: in22k, '*_in1k'.")] = None,
+    pretrained: Annotated[bool, typer.Option("--pretrained", help="Only with pretrained weights.")] = False,
+    sort: Annotated[str, typer.Option(help="name, params (small first), accuracy (best first).")] = "name",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """List backbones of torchvision and timm; `models show NAME` tells all about one."""
-    from tlx.catalogue import listing
-    from tlx.portrait import portrait
+    """List and choose backbones of torchvision and timm; `models show NAME` tells all about one."""
+    from tlx import catalogue
+    from tlx.models import Only
 
+    only = Only(
+        library=library,
+        family=family,
+        parameters=(
+            catalogue.number(min_params) if min_params else None,
+            catalogue.number(max_params) if max_params else None,
+        ),
+        size=catalogue.size_range(size) if size else (None, None),
+        weights=weights,
+        pretrained=pretrained,
+    )
     if pattern == "show":
-        if name is None:
-            raise UserError("show what?", todo="tlx models show timm/resnet50")
+        from tlx.portrait import portrait
+
+        if name is None or only != Only() or sort != "name" or as_json:
+            raise UserError("show takes the name of one model", todo="tlx models show timm/resnet50")
         print(portrait(name))
     elif name is not None:
         raise UserError(f'"{name}" is one argument too many', todo="tlx models PATTERN, or: tlx models show NAME")
     else:
-        print(listing(pattern))
+        print((catalogue.json_lines if as_json else catalogue.listing)(pattern, only, sort))
 
 
 @app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")

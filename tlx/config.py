@@ -207,6 +207,7 @@ class Loop(Model):
     compile: bool = False
     gradient_checkpointing: bool = False
     deterministic: bool = False
+    sync_batchnorm: bool = False
     ema: EMA | None = None
 
 

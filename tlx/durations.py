@@ -60,8 +60,8 @@ def ratio(value: Any) -> float:
 
 
 def _text(value: Any) -> str:
-    if not isinstance(value, Duration):  # a field that may also hold something else, which says itself how it is written
-        raise PydanticSerializationUnexpectedValue
+    if not isinstance(value, Duration):  # what else a field may hold says itself how it is written
+        raise PydanticSerializationUnexpectedValue("not a length")
     return str(value)
 
 

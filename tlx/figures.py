@@ -138,7 +138,7 @@ def _losses(panel: Axes, history: History) -> None:
     panel.set_ylabel("loss")
     finite = [v for key in ("train/loss", "val/loss") for _, v in points(history, key) if math.isfinite(v)]
     if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
-        logarithmic(panel)
+        _logarithmic(panel)
 
 
 def _accuracy(panel: Axes, history: History) -> None:
@@ -190,11 +190,11 @@ def _rates(panel: Axes, history: History) -> None:
         _line(panel, values, color=colour, linestyle=style, marker=dots, label=label)
         top = max([top, *(v for _, v in values if math.isfinite(v))])
     if top:
-        logarithmic(panel)
+        _logarithmic(panel)
         panel.set_ylim(bottom=max(panel.get_ylim()[0], top * 1e-6))
 
 
-def logarithmic(panel: Axes) -> None:
+def _logarithmic(panel: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     panel.set_yscale("log")

@@ -24,7 +24,7 @@ def train_mode(net: nn.Module, phase: Phase, plan: Plan) -> None:
     """Training mode as the phase means it.
 
     Frozen layers are in evaluation mode (dropout and drop-path off) unless ``stochastic: on``; norms follow the norm
-    policy, whatever their layer does.
+    policy, whatever their layer does. A norm's own mode is set, not that of a dropout that timm puts inside one.
     """
     net.train()
     modules = dict(net.named_modules())
@@ -34,7 +34,7 @@ def train_mode(net: nn.Module, phase: Phase, plan: Plan) -> None:
                 modules[name].training = False
         moving = phase.norm_state(layer).statistics == "moving"
         for name in layer.norms:
-            modules[name].train(moving)
+            modules[name].training = moving
 
 
 def moving_norms(net: nn.Module, phase: Phase, plan: Plan) -> list[nn.Module]:
@@ -59,7 +59,7 @@ def average_statistics(norms: Sequence[nn.Module], world: World, *, samples: int
         return
     moving = statistics(norms)
     # batches are counted by rank 0, which the dealing never leaves without a sample
-    counters = [b for norm in norms for b in norm.buffers() if not b.is_floating_point()]
+    counters = [b for norm in norms for b in norm.buffers(recurse=False) if not b.is_floating_point()]
     weights = [float(samples)] * len(moving) + [float(world.main)] * len(counters)
     buffers = [*moving, *counters]
     parts = [b.double().flatten() * w for b, w in zip(buffers, weights, strict=True)]
@@ -76,5 +76,5 @@ def keep_finite(norms: Sequence[nn.Module], before: Sequence[torch.Tensor]) -> N
 
 
 def statistics(norms: Sequence[nn.Module]) -> list[torch.Tensor]:
-    """Running means and variances."""
-    return [b for norm in norms for b in norm.buffers() if b.is_floating_point()]
+    """Running means and variances; a norm inside another (``SplitBatchNorm2d``) is in `norms` itself."""
+    return [b for norm in norms for b in norm.buffers(recurse=False) if b.is_floating_point()]

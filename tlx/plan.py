@@ -192,21 +192,21 @@ class Plan:
 
         The plan of a configuration with these values is the same plan.
         """
-        said = [
+        trains = [
             {"name": p.name, "layers": {self._only[y]: mode for y, mode in p.trains.items() if mode != "frozen"}}
             for p in self.phases
         ]
-        return {"unfreeze": {"name": "explicit", "phases": said}, "phases": {p.name: self.settings(p) for p in self.phases}}
+        settings = {p.name: self.settings(p) for p in self.phases}
+        return {"unfreeze": {"name": "explicit", "phases": trains}, "phases": settings}
 
     def settings(self, phase: Phase) -> dict[str, Any]:
         """All that a phase does, as a configuration says it: lengths in steps, the factor of each layer's rate."""
-        length = phase.length
-        curve = _curve_in_steps(phase.settings.curve, epoch=self.steps_per_epoch, length=length)
+        length, plateau = _steps(phase.length), phase.plateau
         rates = {self._only[y.name]: phase.factors[y.name] for y in self.layers if y.parameters}
         said = phase.settings.model_copy(
             update={
-                "duration": phase.plateau.model_copy(update={"max": _steps(length)}) if phase.plateau else _steps(length),
-                "curve": curve,
+                "duration": plateau.model_copy(update={"max": length}) if plateau else length,
+                "curve": _curve_in_steps(phase.settings.curve, epoch=self.steps_per_epoch, length=phase.length),
                 "warmup": _steps(phase.warmup),
                 "layer_decay": Part(name="table", args={"rates": rates, "rest": 1.0}),
             }
@@ -340,11 +340,7 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
     moving = [(p, y) for p in plan.phases for y in plan.layers if y.moving and p.norm_state(y).statistics == "moving"]
     if moving:
         _refuse_lone_samples(config, plan, world)
-        phases = ", ".join(dict.fromkeys(p.name for p, _ in moving))
-        said.append(
-            f"BatchNorm statistics move in {phases}: results depend on the micro-batch size "
-            f"({_micro_batch(config.data.batch, world, config.loop.micro_batch)[1]} at {world} ranks)"
-        )
+        said.append(_of_moving(config, list(dict.fromkeys(p.name for p, _ in moving)), world))
     idle = [p.name for layer in plan.layers for p in layer.parameters if p.idle]
     if idle:
         names = ", ".join(idle[:4]) + (" ..." if len(idle) > 4 else "")
@@ -354,22 +350,40 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
     return said
 
 
+def _of_moving(config: Config, phases: list[str], world: int) -> str:
+    """What results depend on where statistics move."""
+    batch, most = config.data.batch, config.loop.micro_batch
+    moving, parts = f"BatchNorm statistics move in {', '.join(phases)}", micro_batches(batch, world, most)
+    if not config.loop.sync_batchnorm:
+        of = f"the micro-batch size ({_micro_batch(batch, world, most)[1]} at {world} ranks)"
+        return f"{moving}: results depend on {of}"
+    if parts == 1:
+        return f"{moving}: they are of the global batch of {batch}, whatever the number of ranks"
+    of = f"they are of all ranks' micro-batches together, so results depend on the {parts} parts of a global batch"
+    return f"{moving}: {of} ({-(-batch // parts)} samples at a time)"
+
+
 def _refuse_lone_samples(config: Config, plan: Plan, world: int) -> None:
-    """BatchNorm on one sample may have one value per channel, and raises."""
+    """BatchNorm on one sample may have one value per channel, and raises.
+
+    Synchronised over ranks it may have one on each, but must not see the stand-in of a rank that has none.
+    """
     rest = plan.samples % config.data.batch
     short = rest if rest and not config.data.drop_last else config.data.batch
+    synchronised = config.loop.sync_batchnorm and world > 1
     for size in {short, min(config.data.batch, plan.samples)}:
-        if 1 in _micro_batch(size, world, config.loop.micro_batch):
+        if _micro_batch(size, world, config.loop.micro_batch)[0] <= (0 if synchronised else 1):
+            made = "leaves a rank without a sample" if synchronised else "makes micro-batches of one sample"
             raise UserError(
-                f"a batch of {size} on {world} ranks makes micro-batches of one sample, and BatchNorm statistics move",
+                f"a batch of {size} on {world} ranks {made}, and BatchNorm statistics move",
                 todo="set data.drop_last=true, another data.batch or loop.micro_batch, or norm: frozen_is_frozen"
                 " / statistics_fixed in that phase",
             )
 
 
 def _micro_batch(batch: int, world: int, most: int | None) -> tuple[int, int]:
-    """The smallest and the largest micro-batch that a global batch is dealt in, empty ones aside."""
+    """The smallest and the largest micro-batch that a global batch is dealt in; 0 where a rank goes without."""
     parts = micro_batches(batch, world, most)
     shares = [len(share(batch, world, rank)) for rank in (0, world - 1)]
-    sizes = {len(share(size, parts, part)) for size in shares for part in (0, parts - 1)} - {0}
+    sizes = {len(share(size, parts, part)) for size in shares for part in (0, parts - 1)}
     return min(sizes), max(sizes)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import UserError
-from tlx.figures import HEAD, LOWEST, NAMED_PHASES, SWITCH, clipped, logarithmic, png
+from tlx.figures import HEAD, LOWEST, NAMED_PHASES, SWITCH, clipped, png
 from tlx.files import write_whole
 from tlx.layers import Layer
 from tlx.plan import Phase, Plan
@@ -154,7 +154,7 @@ def _heat(panel: Axes, drawing: Drawing) -> Any:
     edges = [drawing.x(c.start) for c in drawing.columns] + [end]
     rows = np.arange(len(layers) + 1) - 0.5
     panel.set_facecolor(FROZEN)
-    mesh = panel.pcolormesh(edges, rows, rates, cmap=COLOURS, norm=LogNorm(drawing.low, drawing.high))
+    mesh = panel.pcolormesh(edges, rows, rates, cmap=COLOURS, norm=LogNorm(drawing.low, drawing.high * 1.001))
     for first, last in _stretches([not y.parameters for y in layers]):
         panel.axhspan(first - 0.5, last + 0.5, facecolor=EMPTY, edgecolor="none", zorder=1.5)
     for phase in drawing.plan.phases:
@@ -173,17 +173,22 @@ def _heat(panel: Axes, drawing: Drawing) -> Any:
 
 def _bar(figure: Figure, mesh: Any, drawing: Drawing, *, inches: float) -> None:
     """The colours and their rates, as high as both panels."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     darker = min(rate for column in drawing.columns for rate in column.rates if not math.isnan(rate)) < drawing.low
     bar = figure.colorbar(
         mesh, ax=figure.axes, pad=0.01, fraction=0.03, aspect=inches / 0.2, label="learning rate",
         extend="min" if darker else "neither", extendfrac=0.15 / inches,
     )  # fmt: skip
+    _ticks(bar.ax, drawing)
+
+
+def _ticks(panel: Axes, drawing: Drawing) -> None:
+    """Of an axis of rates: powers of ten, and three times those where there are few."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     few = drawing.high < 1000 * drawing.low
-    bar.ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,)))
-    bar.ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    bar.ax.yaxis.set_minor_formatter(NullFormatter())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if few else (1.0,)))
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _hatch(panel: Axes, phase: Phase, drawing: Drawing) -> None:
@@ -216,18 +221,22 @@ def _curves(panel: Axes, drawing: Drawing) -> None:
             y += [c.rates[place] for c in part] + [part[-1].rates[place], math.nan]
         label = f"{said}: {clipped(layers[place].name, 30)}"
         panel.plot(x, y, color=colour, linestyle=style, label=label, drawstyle="steps-post")
-    logarithmic(panel)
+    panel.set_yscale("log")
     panel.set_ylim(drawing.low, drawing.high * 1.5)
+    _ticks(panel, drawing)
     panel.set_ylabel("learning rate")
 
 
 def _switches(above: Axes, below: Axes, drawing: Drawing) -> None:
     """A line where a phase begins; the names of the phases, level where each fits over its phase, else upright."""
     phases = drawing.plan.phases
+    many = len(phases) > NAMED_PHASES
     for phase in phases[1:]:
         for panel in (above, below):
-            panel.axvline(drawing.x(phase.start), color=SWITCH, linewidth=1.2, linestyle="--", zorder=3)
-    if len(phases) > NAMED_PHASES:
+            panel.axvline(
+                drawing.x(phase.start), color=SWITCH, linewidth=0.4 if many else 1.2, linestyle="--", zorder=3
+            )
+    if many:
         return
     names = [clipped(p.name, 40) + (", at most" if p.plateau else "") for p in phases]
     level = all(0.085 * len(name) < drawing.inches(p) for name, p in zip(names, phases, strict=True))
@@ -281,9 +290,9 @@ def _legend(curves: Axes, drawing: Drawing) -> list[Any]:
 
 
 def _trains_only(phase: Phase, layer: Layer) -> str | None:
-    """What trains of a layer, where that is its norms or its biases and it has more."""
+    """What trains of a layer, where that is its norms or its biases and it has more that could."""
     trained = phase.trained(layer)
-    if not trained or len(trained) == len(layer.parameters):
+    if not trained or len(trained) == sum(not p.idle for p in layer.parameters):
         return None
     if all(p.is_bias for p in trained):
         return "biases"

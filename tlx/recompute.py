@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from tlx.models.kinds import is_norm
+
 
 def recompute_blocks(net: nn.Module, blocks: Sequence[str]) -> None:
     """Checkpoints these modules from now on, without reentrance and under unchanged parameter names.
@@ -36,13 +38,16 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 @contextmanager
 def _statistics_untouched(block: nn.Module) -> Iterator[None]:
     """With no momentum a batch leaves no trace; without buffers the graph would be another one."""
-    norms: list[Any] = [m for m in block.modules() if getattr(m, "track_running_stats", False) and m.training]
-    before = [(norm, norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
+    norms: list[Any] = [m for m in block.modules() if m.training and hasattr(m, "momentum") and is_norm(m)]
+    momenta = [norm.momentum for norm in norms]
+    counters = [b for norm in norms for b in norm.buffers(recurse=False) if not b.is_floating_point()]
+    batches = [counter.clone() for counter in counters]
     for norm in norms:
         norm.momentum = 0.0
     try:  # left by an exception of torch's as soon as all that is needed is there again
         yield
     finally:
-        for norm, momentum, batches in before:
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
+        for counter, before in zip(counters, batches, strict=True):
+            counter.copy_(before)

@@ -18,7 +18,20 @@ if TYPE_CHECKING:
 
     from tlx.models.sources import Source
 
-__all__ = ["Backbone", "Description", "Loaded", "Row", "adopt", "check_args", "describe", "load", "search", "source"]
+__all__ = [
+    "ORDERS",
+    "Backbone",
+    "Description",
+    "Loaded",
+    "Only",
+    "Row",
+    "adopt",
+    "check_args",
+    "describe",
+    "load",
+    "search",
+    "source",
+]
 
 _EMPTY: Mapping[str, Any] = {}
 
@@ -82,6 +95,8 @@ class Row:
         auxiliary: paths of further classifiers.
         parameters: with 1000 classes.
         weights: tags of pretrained weights, the default first.
+        family: the library's module that defines the network, ``resnet``.
+        accuracy: top-1 on ImageNet-1k, 0 to 1, of the first of `weights`, where their metadata hold it.
     """
 
     name: str
@@ -91,6 +106,32 @@ class Row:
     auxiliary: tuple[str, ...] = ()
     features: int | None = None
     input: InputSpec | None = None
+    family: str | None = None
+    accuracy: float | None = None
+
+
+ORDERS = ("name", "params", "accuracy")
+"""Of rows: by name, the smallest network first, the most accurate first."""
+
+
+@dataclass(frozen=True)
+class Only:
+    """Which networks are wanted of the catalogue; what is not said does not matter.
+
+    Attributes:
+        library: ``torchvision`` or ``timm``.
+        family: as in a :class:`Row`, or a shell pattern.
+        parameters, size: least and most, None for no limit; the size is that of either side of the image in pixels.
+        weights: a shell pattern, or a part, of the tags of pretrained weights, in any case. Rows then have those alone.
+        pretrained: only networks that have pretrained weights.
+    """
+
+    library: str | None = None
+    family: str | None = None
+    parameters: tuple[int | None, int | None] = (None, None)
+    size: tuple[int | None, int | None] = (None, None)
+    weights: str | None = None
+    pretrained: bool = False
 
 
 @dataclass(frozen=True)
@@ -199,15 +240,29 @@ def source(name: str) -> Source:
     return found[0]
 
 
-def search(pattern: str = "*", *, details: int = 40) -> Iterator[Row]:
-    """Rows of networks whose name matches `pattern` (a shell pattern, or a part of the name), in order of name.
+def search(
+    pattern: str = "*",
+    only: Only = Only(),
+    *,
+    order: str = "name",
+    details: int = 40,
+    counted: int = 0,
+) -> Iterator[Row]:
+    """Rows of networks whose name matches `pattern` (a shell pattern, or a part of the name).
 
     Args:
-        details: how many matches are built (without weights) to be counted, at most; with more matches none is.
-    """
-    from tlx.models.catalogue import rows
+        order: one of :data:`ORDERS`.
+        details: how many networks are built (without weights) to know their head and features, at most; with more
+            none is.
+        counted: how many are built to count their parameters, at most. They are counted in any case where `only` or
+            `order` asks; the numbers are remembered in the user's cache folder.
 
-    return rows(_all_names(None), pattern, details=details)
+    Raises:
+        UserError: nothing is left, and which filter took the last; no such library, family or order.
+    """
+    from tlx.models.listed import rows
+
+    return rows(_all_names(None), pattern, only, order=order, details=details, counted=counted)
 
 
 def describe(name: str) -> Description:

@@ -1,30 +1,18 @@
-"""What there is to choose from."""
+"""Networks in full: a row of the catalogue, a description."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import get_args
 
 from tlx.errors import UserError
 from tlx.layers import Granularity, Layer, LayerMap
 from tlx.models import Backbone, Description, Row, surgery
-from tlx.models import source as find
 from tlx.models.assemble import Plain, Wish, examine
 from tlx.models.sources import Source
 from tlx.models.trace import Shape, Trace, build_empty, trace
 
 CLASSES = 1000
-
-
-def rows(names: Sequence[str], pattern: str, *, details: int) -> Iterator[Row]:
-    """See :func:`tlx.models.search`."""
-    shell = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
-    found = sorted(n for n in names if fnmatchcase(n, shell) or fnmatchcase(n.partition("/")[2], shell))
-    for name in found:
-        source = find(name)
-        yield row(source) if len(found) <= details else Row(name, source.tags())
 
 
 def row(source: Source) -> Row:

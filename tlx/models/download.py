@@ -12,7 +12,7 @@ import socket
 import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
@@ -23,6 +23,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -103,7 +104,8 @@ def from_url(url: str) -> Path:
             raise NotHere(path, f"{urlparse(url).hostname} cannot be asked ({error.reason})") from error
         raise UserError(f"cannot be downloaded: {_line(error)}", where=url, todo="try again later") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink()
     return path
 
 
@@ -114,6 +116,15 @@ def cached(repository: str, names: Sequence[str] = WEIGHTS, revision: str | None
         if isinstance(found, str):
             return Path(found)
     return None
+
+
+def is_repository(name: str) -> bool:
+    """Whether the hub allows such a name."""
+    try:
+        hub.hf_hub_url(name, WEIGHTS[0])
+    except HFValidationError:
+        return False
+    return True
 
 
 def torch_cache(url: str) -> Path:

@@ -33,6 +33,17 @@ def names() -> tuple[str, ...]:
     return tuple(timm.list_models())
 
 
+@cache
+def _tags() -> dict[str, list[str]]:
+    """Architecture -> tags of its pretrained weights."""
+    found: dict[str, list[str]] = {}
+    for name in timm.list_pretrained():
+        model, _, tag = name.partition(".")
+        if tag:
+            found.setdefault(model, []).append(tag)
+    return found
+
+
 @dataclass(frozen=True)
 class Timm:
     """A :class:`tlx.models.sources.Source`."""
@@ -78,8 +89,7 @@ class Timm:
     def tags(self) -> tuple[str, ...]:
         default = timm.get_pretrained_cfg(self.model)
         first = [self.tag] if self.tag else [default.tag or ""] if default is not None and default.has_weights else []
-        rest = [name.partition(".")[2] for name in timm.list_pretrained(f"{self.model}.*")]
-        return tuple(dict.fromkeys(first + rest))
+        return tuple(dict.fromkeys(first + _tags().get(self.model, [])))
 
     def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
         """From a network that timm itself fills, so that its own filters are used, with `args` where timm manages."""

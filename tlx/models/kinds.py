@@ -32,13 +32,12 @@ def is_norm(module: nn.Module) -> bool:
 
     ``FrozenBatchNorm2d``, ``EvoNorm``, ``FilterResponseNorm``, ``RmsNorm``, ResMLP's ``Affine`` ... derive from nothing
     in common; they are leaves as far as parameters go and hold nothing but vectors. ``Conv2dNormActivation`` and the
-    like are containers.
+    like are containers. What keeps running statistics is one under any name (``InplaceAbn``).
     """
     if isinstance(module, _TORCH_NORMS):
         return True
-    if not any(word in type(module).__name__.lower() for word in ("norm", "affine")) or any(
-        True for c in module.children() for _ in c.parameters()
-    ):
+    named = any(word in type(module).__name__.lower() for word in ("norm", "affine")) or bool(_running(module))
+    if not named or any(True for c in module.children() for _ in c.parameters()):
         return False
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     leaf = not any(True for _ in module.children())
@@ -46,8 +45,18 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def moves(norm: nn.Module) -> bool:
-    """Whether a norm updates running statistics of its batches in training mode."""
-    return getattr(norm, "running_mean", None) is not None and bool(getattr(norm, "track_running_stats", False))
+    """Whether a norm updates running statistics of its batches in training mode.
+
+    ``EvoNorm2dB0`` keeps a variance alone and has no switch for it. ``FrozenBatchNorm2d`` has statistics that never
+    move: even its weight is a buffer.
+    """
+    tracks = getattr(norm, "track_running_stats", "weight" not in dict(norm.named_buffers(recurse=False)))
+    return bool(_running(norm)) and bool(tracks)
+
+
+def _running(module: nn.Module) -> list[str]:
+    """Buffers of its own that are running statistics, by the name that all libraries give them."""
+    return [name for name, _ in module.named_buffers(recurse=False) if name.startswith("running_")]
 
 
 def kind(owner: nn.Module, name: str, listed: Collection[str]) -> Kind:

@@ -104,7 +104,7 @@ def repository(name: str) -> tuple[str, tuple[str, ...], str | None]:
         UserError: it is written otherwise.
     """
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name[len(HUB[0]) :], flags=re.ASCII)
-    if not found:
+    if not found or not download.is_repository(found[1]):
         raise UserError(f'"{name}" is no repository', todo="write hf-hub:OWNER/REPO or hf-hub:OWNER/REPO@REVISION")
     return found[1], download.WEIGHTS, found[2]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -69,7 +70,8 @@ def _renamings(names: list[str], wanted: Collection[str]) -> Iterator[dict[str, 
 
 def _prefix(names: Collection[str], wanted: Collection[str]) -> str:
     """Under which prefix (``backbone.``, ``encoder_q.``) most names of the network are found."""
-    known, counts = set(wanted), Counter({"": 0})
+    known = {name for name in wanted if not name.endswith("num_batches_tracked")}  # which old files have not
+    counts = Counter({"": 0})
     for name in names:
         parts = name.split(".")
         for i in range(len(parts)):
@@ -98,7 +100,8 @@ def _common(names: Collection[str]) -> str:
 def _converted(plain: Reading, net: nn.Module, convert: Convert) -> Reading | None:
     followed = _Followed(plain)
     try:
-        with torch.no_grad(), followed:
+        with torch.no_grad(), warnings.catch_warnings(), followed:
+            warnings.simplefilter("ignore")  # of old habits in the libraries' code
             state = convert(dict(plain.state), net)
     except Exception:  # made for other files than this one
         return None

@@ -77,7 +77,7 @@ def put(folder: Path, name: str, state: Mapping[str, torch.Tensor], about: Mappi
         raise UserError(f"cannot be written: {error}", where=str(path)) from error
     finally:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            beside.unlink()
     return path
 
 

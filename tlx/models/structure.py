@@ -183,18 +183,29 @@ class Anatomy:
         return [*self._stem(), *stages, *norm]
 
     def _stages_by_resolution(self) -> list[Group]:
-        """None where the number of positions does not only fall."""
+        """Empty where the number of positions does not only fall."""
         stages: list[Group] = []
         before = 0.0
         for group in self._parts.body:
-            now = positions(group.units[-1].output, self._seen.image)
-            if before and now > _RISE * before:
+            if self._rises(group.units, before):
                 return []
+            now = positions(group.units[-1].output, self._seen.image)
             if not stages or (now and now <= before / 2):
                 stages.append(Group("", []))
             stages[-1].units += group.units
             before = now or before
         return stages
+
+    def _rises(self, units: list[Unit], before: float) -> bool:
+        """Whether a unit takes or gives more positions than there were: data go up again, or came from elsewhere."""
+        image = self._seen.image
+        for unit in units:
+            taken = positions(self._seen.inputs.get(unit.path, ()), image)
+            given = positions(unit.output, image)
+            if before and max(taken, given) > _RISE * before:
+                return True
+            before = given or before
+        return False
 
     def _stages_by_child(self) -> list[Group]:
         """Groups whose last block lies in the same child of the trunk."""

@@ -13,8 +13,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
 from tlx.heads import Takes
-from tlx.models.trace import Trace
-from tlx.models.units import Unit
+from tlx.models.trace import Shape, Trace
+from tlx.models.units import Unit, ancestors
 
 Layout = Literal["map", "channels_last", "tokens"]
 """[N, C, H, W], [N, H, W, C], [N, L, C]."""
@@ -52,8 +52,12 @@ def find_tap(units: Sequence[Unit], seen: Trace, heads: Sequence[str], takes: Ta
     """The last map, or the last tokens (a map counts as such), of what leads to the classifiers; None: it has none."""
     start = min((u.start for u in units if u.path in heads and u.start is not None), default=0)
     ran = sorted((u for u in units if u.start is not None and u.start < start), key=lambda u: u.start or 0)
+    attention = _attention(ran, seen, heads)
+    if attention:
+        shape = seen.inputs[attention]
+        return _tap(attention, shape, seen, takes, taken=True, after=(attention,))
     last = max((i for i, u in enumerate(ran) if u.parameters and _spatial(u)), default=None)
-    if last is None or (len(ran[last].output) == 3 and takes == "map"):
+    if last is None:
         return None
     source, taken = ran[last], False
     for unit in ran[last + 1 :]:
@@ -64,11 +68,33 @@ def find_tap(units: Sequence[Unit], seen: Trace, heads: Sequence[str], takes: Ta
             source, taken = unit, True
             break
         source = unit
-    shape = seen.inputs[source.path] if taken else source.output
+    path, shape = source.path, seen.inputs[source.path] if taken else source.output
+    if len(shape) == 3 and takes == "map":
+        around = next((a for a in ancestors(path) if _same(seen.outputs.get(a, ()), shape)), None)
+        if around is None:
+            return None
+        path, shape = around, seen.outputs[around]
     later = (u for u in units if u.start is not None and u.start > (source.start or 0))
     after = tuple(u.path for u in later if u.parameters and u.path not in heads)
-    layout = _layout(shape, seen.image)
-    return Tap(source.path, taken, shape[1 if layout == "map" else -1], layout, takes, after)
+    return _tap(path, shape, seen, takes, taken=taken, after=after)
+
+
+def _tap(path: str, shape: Shape, seen: Trace, takes: Takes, *, taken: bool, after: tuple[str, ...]) -> Tap:
+    if len(shape) == 3:
+        return Tap(path, taken, shape[2], "tokens", takes, after)
+    first, last = (abs(shape[i] * seen.image[1] - shape[i + 1] * seen.image[0]) for i in (1, 2))
+    layout: Layout = "channels_last" if first < last else "map"
+    return Tap(path, taken, shape[1 if layout == "map" else 3], layout, takes, after)
+
+
+def _attention(ran: Sequence[Unit], seen: Trace, heads: Sequence[str]) -> str | None:
+    """A module that attends over a map and makes the classes itself (CLIP's ResNets): its tokens are no features."""
+    inner = [u.path for u in ran if u.parameters and len(u.output) == 3]
+    for path in (a for head in heads for a in ancestors(head)):
+        shape = seen.inputs.get(path, ())
+        if len(shape) == 4 and shape[2:] != seen.image and any(u.startswith(f"{path}.") for u in inner):
+            return path
+    return None
 
 
 def _spatial(unit: Unit) -> bool:
@@ -78,11 +104,10 @@ def _spatial(unit: Unit) -> bool:
     return len(unit.output) == 4 and (unit.block or not unit.vector)
 
 
-def _layout(shape: tuple[int, ...], image: tuple[int, int]) -> Layout:
-    if len(shape) == 3:
-        return "tokens"
-    square = abs(shape[2] * image[1] - shape[3] * image[0])
-    return "channels_last" if abs(shape[1] * image[1] - shape[2] * image[0]) < square else "map"
+def _same(shape: Shape, tokens: Shape) -> bool:
+    """Whether a map of this shape may be these tokens [N, L, C]: a stage that works on tokens and returns a map."""
+    places, width = tokens[1:]
+    return len(shape) == 4 and (places, width) in ((shape[2] * shape[3], shape[1]), (shape[1] * shape[2], shape[3]))
 
 
 def features(net: nn.Module, head: str) -> int:

@@ -144,7 +144,8 @@ def block_and_stage_classes(net: nn.Module, seen: Trace) -> tuple[set[type[nn.Mo
     numbered = [path for path, m in modules.items() if isinstance(m, SEQUENCES) and _first_name(m).isdigit()]
     stages = _stages(modules, joining, [path for path in numbered if _alike(modules[path], joining)])
     blocks = joining - stages
-    return blocks | _composite(modules, blocks, numbered), stages
+    blocks |= _composite(modules, blocks, numbered)
+    return blocks | _beside(modules, blocks, numbered), stages
 
 
 def _first_name(sequence: nn.Module) -> str:
@@ -191,6 +192,26 @@ def _composite(
         if len(paths) > 1 and kind not in blocks and not any(r.startswith(f"{p}.") for p in paths for r in rows)
     )
     return set(closed)
+
+
+def _beside(
+    modules: Mapping[str, nn.Module], blocks: set[type[nn.Module]], numbered: Sequence[str]
+) -> set[type[nn.Module]]:
+    """Classes of what makes up a sequence without blocks, where the sequences beside it are rows of blocks.
+
+    The first of EfficientNet's stages is one separable convolution, whose class has no shortcut in that network.
+    """
+
+    def holds(module: nn.Module) -> bool:
+        return any(type(m) in blocks for m in module.modules())
+
+    found: set[type[nn.Module]] = set()
+    for path in numbered:
+        rows = list(modules[path].children())
+        if all(type(row) in SEQUENCES for row in rows) and sum(map(holds, rows)) > 1:
+            lone = (child for row in rows if not holds(row) for child in row.children())
+            found |= {type(c) for c in lone if not isinstance(c, SEQUENCES) and any(True for _ in c.children())}
+    return found
 
 
 def ancestors(path: str) -> Iterator[str]:

@@ -1,0 +1,110 @@
+"""The training that a configuration describes, on random pictures instead of shards: for any backbone, on any world."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tlx import build
+from tlx.config import Config, parse
+from tlx.data.stream import Batch
+from tlx.models import Backbone
+from tlx.plan import Phase, Plan
+from tlx.step import Normalise, Trainee, Updater, dress, set_rates
+from tlx.world import World
+
+CLASSES = 7
+
+
+def config_of(name: str, *, batch: int, steps: int = 1, args: Mapping[str, Any] | None = None, **said: Any) -> Config:
+    """Feature extraction, then fine-tuning, `steps` each; random weights."""
+    raw = {
+        "run": "unused",
+        "data": {"train": "unused", "batch": batch},
+        "backbone": {"name": name, "weights": "none", "args": args or {}},
+        "unfreeze": "two_phase",
+        "phases": {"each": {"lr": 1e-3, "duration": steps}},
+    }
+    return parse(raw | said)
+
+
+@dataclass(frozen=True)
+class Training:
+    """The parts that a run is composed of, as far as a step needs them."""
+
+    backbone: Backbone
+    plan: Plan
+    updater: Updater
+    size: tuple[int, int]
+
+    @classmethod
+    def of(cls, config: Config, world: World, *, size: int | None = None) -> Training:
+        """Composed as tlx.build composes a run.
+
+        Args:
+            size: pixels, where it is not the backbone's own.
+        """
+        torch.manual_seed(config.seed)
+        backbone = build.backbone_of(config, CLASSES)
+        plan = Plan.make(config, backbone.layers, samples=config.data.batch, world=world.size)
+        objective = build.make("objective", config.objective, [1] * CLASSES)
+        optimizer = build.optimizer_of(config, backbone.module, backbone.layers)
+        normalise = Normalise(backbone.input, world.device, channels_last=False)
+        updater = Updater(optimizer, objective, normalise, world, config.seed, clip=config.loop.clip)
+        return cls(backbone, plan, updater, (size, size) if size else backbone.input.size)
+
+    def dress(self, phase: Phase) -> Trainee:
+        return dress(self.backbone.module, phase, self.plan, world=self.updater.world, compiled=False)
+
+    def step(self, trainee: Trainee, phase: Phase, step: int) -> torch.Tensor:
+        """One step on pictures drawn for (step, rank); the tally of :meth:`tlx.step.Updater.update`."""
+        set_rates(self.updater.optimizer, phase, step)
+        return self.updater.update(trainee, step, [self.batch(step)])[0]
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of a global batch."""
+        world = self.updater.world
+        share = self.plan.batch // world.size
+        draw = torch.Generator().manual_seed(1000 * step + world.rank)
+        images = torch.randint(0, 256, (share, 3, *self.size), dtype=torch.uint8, generator=draw)
+        labels = torch.randint(0, CLASSES, (share,), generator=draw)
+        return Batch(step, 0, 1, images, labels, torch.arange(share), total=float(self.plan.batch))
+
+
+class Alone:
+    """Enough of accelerate for one rank on a CPU."""
+
+    scaler = None
+
+    def __init__(self, precision: str = "fp32") -> None:
+        self.precision = precision
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16")
+
+    @staticmethod
+    def backward(loss: torch.Tensor) -> None:
+        loss.backward()
+
+
+def alone(precision: str = "fp32") -> World:
+    """A world of one rank, which needs no launcher."""
+    return World(0, 1, torch.device("cpu"), False, Alone(precision))
+
+
+def values(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every parameter and buffer, those that are not saved too, copied."""
+    return {name: t.detach().clone() for name, t in [*net.named_parameters(), *net.named_buffers()]}
+
+
+def differing(now: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> set[str]:
+    """Names whose bits differ; NaN in the same place is the same."""
+    return {name for name, t in now.items() if not torch.equal(_bits(t), _bits(before[name]))}
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
