@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from tlx import build
 from tlx.config import Config, parse
@@ -50,12 +51,14 @@ class Training:
         """
         torch.manual_seed(config.seed)
         backbone = build.backbone_of(config, CLASSES)
+        pixels = (size, size) if size else backbone.input.size
+        build.try_input(backbone.module, pixels, CLASSES)
         plan = Plan.make(config, backbone.layers, samples=config.data.batch, world=world.size)
         objective = build.make("objective", config.objective, [1] * CLASSES)
         optimizer = build.optimizer_of(config, backbone.module, backbone.layers)
         normalise = Normalise(backbone.input, world.device, channels_last=False)
         updater = Updater(optimizer, objective, normalise, world, config.seed, clip=config.loop.clip)
-        return cls(backbone, plan, updater, (size, size) if size else backbone.input.size)
+        return cls(backbone, plan, updater, pixels)
 
     def dress(self, phase: Phase) -> Trainee:
         return dress(self.backbone.module, phase, self.plan, world=self.updater.world, compiled=False)
@@ -96,15 +99,33 @@ def alone(precision: str = "fp32") -> World:
     return World(0, 1, torch.device("cpu"), False, Alone(precision))
 
 
-def values(net: torch.nn.Module) -> dict[str, torch.Tensor]:
+def values(net: nn.Module) -> dict[str, torch.Tensor]:
     """Every parameter and buffer, those that are not saved too, copied."""
     return {name: t.detach().clone() for name, t in [*net.named_parameters(), *net.named_buffers()]}
 
 
-def differing(now: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> set[str]:
-    """Names whose bits differ; NaN in the same place is the same."""
-    return {name for name, t in now.items() if not torch.equal(_bits(t), _bits(before[name]))}
+def moved(net: nn.Module, before: Mapping[str, torch.Tensor]) -> set[str]:
+    """Names of parameters and buffers whose bits are not what they were."""
+    now = [*net.named_parameters(), *net.named_buffers()]
+    return {name for name, t in now if not torch.equal(bits(t.detach()), bits(before[name]))}
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
+def bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().flatten().view(torch.uint8)
+
+
+def forked(classes: int) -> nn.Module:
+    """A network that defines a branch and does not run it."""
+    return Forked(classes)
+
+
+class Forked(nn.Module):
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.unused = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.body = nn.Sequential(nn.Conv2d(8, 16, 3, stride=2), nn.BatchNorm2d(16), nn.ReLU())
+        self.fc = nn.Linear(16, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(self.stem(x)).mean((2, 3)))

@@ -49,7 +49,7 @@ def _of_torchvision(source: Any, tag: str | None) -> Facts:
         family=builder.__module__.rpartition(".")[2],
         input=source.input(cast(Any, None), {}, tag),  # of the weights, not of the network
         # torchvision counts auxiliary classifiers, which train here, for one network and not for the other
-        parameters=meta.get("num_params"),
+        parameters=None if "aux_logits" in source.arguments() else meta.get("num_params"),
         accuracy=None if top1 is None else round(top1 / 100, 6),
     )
 

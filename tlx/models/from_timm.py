@@ -166,7 +166,8 @@ def _settable(model: str) -> dict[str, Any]:
     if network is None:
         network = type(build_empty(lambda: timm.create_model(model)))
     found = signature(network)
-    for hint in list(found.values()):
+    hints = [part for hint in found.values() for part in (hint, *typing.get_args(hint))]  # also Optional[...] of one
+    for hint in hints:
         if dataclasses.is_dataclass(hint):
             found |= {field.name: Any for field in dataclasses.fields(hint)}
     return found

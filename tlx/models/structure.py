@@ -142,14 +142,18 @@ class Anatomy:
         )
 
     def _end_of_stem(self, units: list[Unit], first: int) -> int:
-        """The library's first group, where that tells a stem apart: few blocks in it, or a part of what is ahead."""
+        """How many units are the stem: those before the first block, corrected by the library's first group.
+
+        That may hold a few blocks; or end early, in the same child of the network as the first block.
+        """
         labels = [self._given.get(u.parameters[0]) for u in units]
-        same = [label == labels[0] for label in labels]
-        stop = same.index(False) if False in same else len(units)
-        inside, all_blocks = sum(u.block for u in units[:stop]), sum(u.block for u in units)
-        if inside <= _STEM_BLOCKS and _STEM_BLOCKS * inside < all_blocks:
-            return stop if inside or self._labels else first
-        return min(stop, first) if self._labels else first
+        stop = next((i for i, label in enumerate(labels) if label != labels[0]), len(units))
+        inside = sum(u.block for u in units[:stop])
+        if 0 < inside <= _STEM_BLOCKS and _STEM_BLOCKS * inside < sum(u.block for u in units):
+            return stop
+        while not inside and first > stop and _same_child(units[first - 1], units[first]):
+            first -= 1
+        return first
 
     def _label(self, unit: Unit) -> int | None:
         return self._labels.get(unit.parameters[0]) if self._labels else None
@@ -280,6 +284,11 @@ class Anatomy:
             norms=norms,
             moving=tuple(path for path in norms if moves(modules[path])),
         )
+
+
+def _same_child(one: Unit, other: Unit) -> bool:
+    """Whether they lie in the same child of the network."""
+    return one.path.partition(".")[0] == other.path.partition(".")[0]
 
 
 def _core(units: list[Unit]) -> list[Unit]:
