@@ -161,13 +161,20 @@ def test_metrics_that_no_evaluation_gives_are_refused(tmp_path, over, message):
 
 
 def test_the_catalogue_is_readable():
-    from tlx.catalogue import details, listing
+    from tlx.catalogue import listing
+    from tlx.portrait import portrait
 
     listed = listing("resnet1*")
     assert "torchvision/resnet18" in listed
     assert "11,689,512" in listed
-    shown = details("timm/vit_tiny_patch16_224")
-    for expected in ("5,717,416", "224 x 224, bicubic, crop 0.9", "blocks.11 444,864", "head (head)", "drop_path_rate"):
+    shown = portrait("timm/vit_tiny_patch16_224")
+    facts = ("5,717,416", "2.51 GFLOP", "25 LayerNorm", "224 x 224, bicubic, crop 0.9", "head (head)", "drop_path_rate")
+    for expected in (*facts, "4 layers by stage, 3 depths", "15 layers by block, 14 depths", "15 layers by module"):
         assert expected in shown
+    block = next(line.split() for line in shown.splitlines() if "blocks.11" in line)
+    assert block[:8] == ["12", "blocks.11", "444,864", "197", "x", "192", "8.1%", block[7]]
+    assert set(block[7]) == {"\u2588"}
+    shares = [line.split("%")[0].split()[-1] for line in portrait("timm/coat_lite_tiny").splitlines() if "%" in line]
+    assert sum(map(float, shares)) == pytest.approx(300, abs=1.5)  # modules that layers share are counted once
     with pytest.raises(UserError, match="no backbone matches"):
         listing("zzz*")

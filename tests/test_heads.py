@@ -264,6 +264,7 @@ def test_attention_pool_sees_all_tokens_after_the_final_norm(name: str, args: di
     net, images = backbone.module, torch.randn(2, 3, 32, 32)
     tokens = seen_by_head(backbone, images)
     assert tokens.shape == (2, count, 24)
+    assert isinstance(net.norm, nn.LayerNorm)  # stays in front of the head
     assert torch.equal(tokens, net.forward_features(images))  # type: ignore[operator]
     net.train()(images).sum().backward()
     assert [n for n, p in net.named_parameters() if p.grad is None] == []

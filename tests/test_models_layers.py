@@ -14,7 +14,7 @@ from tlx.models import Description
 
 @functools.cache
 def described(name: str) -> Description:
-    return models.describe(name)
+    return models.describe(name, measured=False)
 
 
 def grid(pattern: str, counts: list[int], first: int = 0) -> list[str]:
@@ -479,7 +479,7 @@ def test_all_of_torchvision() -> None:
     names = from_torchvision.names()
     assert len(names) >= 80
     for name in names:
-        found = models.describe(f"torchvision/{name}")  # every map verifies that no parameter is missing or doubled
+        found = models.describe(f"torchvision/{name}", measured=False)  # every map verifies that no parameter is missing or doubled
         assert found.layers["block"].depths > 5, name
         assert found.layers["stage"].depths in range(3, 8), name
         assert len(found.blocks) >= 3 or name.startswith(("vgg", "alexnet")), name
@@ -497,7 +497,7 @@ def test_a_network_of_every_family_of_timm() -> None:
     refused = []
     for name in families.values():
         try:
-            found = models.describe(f"timm/{name}")
+            found = models.describe(f"timm/{name}", measured=False)
         except UserError as error:
             refused.append(f"{name}: {error}")
         else:

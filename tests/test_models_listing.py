@@ -55,6 +55,7 @@ def test_everything_is_listed_with_what_the_libraries_say(everything):
         ({"size": (384, 384)}, lambda r: r.input.size == (384, 384)),
         ({"size": (None, 160)}, lambda r: max(r.input.size) <= 160),
         ({"size": (500, 600)}, lambda r: all(500 <= n <= 600 for n in r.input.size)),
+        ({"size": (700, 800)}, lambda r: r.input.size != (1024, 768) and 700 <= r.input.size[1] <= 800),
         ({"pretrained": True}, lambda r: bool(r.weights)),
         ({"library": "torchvision", "parameters": (None, 3_000_000)}, lambda r: r.name in SMALL),
         ({"library": "torchvision", "parameters": (1_248_424, 1_248_424)}, lambda r: r.name[12:] == "squeezenet1_0"),
@@ -212,6 +213,7 @@ def test_networks_that_cannot_be_built_or_imported_hide_no_others(monkeypatch):
     assert rows["torchvision/resnet18"].parameters == 11_689_512
     assert "timm/resnet18" in catalogue.listing("resnet18")
     assert [r.name for r in found("resnet18", parameters=(1, None))] == ["torchvision/resnet18"]
+    assert found("resnet18", order="params")[0].name == "torchvision/resnet18"  # the unknown ones last
 
 
 def test_other_packages_networks_are_listed_even_under_a_name_of_a_library(tmp_path, monkeypatch):

@@ -140,6 +140,7 @@ class Description:
 
     Attributes:
         norms: class name of a norm -> how many there are.
+        shapes, flops: empty where they were not measured.
         shapes: granularity -> layer -> what it returns for one image (channels first or last, or tokens).
         flops: granularity -> layer -> floating-point operations for one image; a multiply-add counts two.
     """
@@ -265,11 +266,18 @@ def search(
     return rows(_all_names(None), pattern, only, order=order, details=details, counted=counted)
 
 
-def describe(name: str) -> Description:
-    """Everything about one network, without its weights. Raises UserError if there is no such network."""
+def describe(name: str, *, measured: bool = True) -> Description:
+    """Everything about one network, without its weights.
+
+    Args:
+        measured: whether also to find shapes, operations, and parameters that no gradient reaches; takes twice as long.
+
+    Raises:
+        UserError: there is no such network.
+    """
     from tlx.models.catalogue import description
 
-    return description(source(name))
+    return description(source(name), measured=measured)
 
 
 def _candidates(model: str, library: str | None) -> list[Source | None]:

@@ -56,8 +56,9 @@ class Plain:
     def heads(self) -> tuple[str, ...]:
         return self.running + self.auxiliary
 
-    def anatomy(self) -> Anatomy:
-        idle = idle_parameters(self.net, self.spec.size, self.spec.channels)
+    def anatomy(self, *, measured: bool = True) -> Anatomy:
+        """The network divided; where it is `measured`, with the parameters that no gradient reaches marked."""
+        idle = idle_parameters(self.net, self.spec.size, self.spec.channels) if measured else ()
         return Anatomy(self.net, self.seen, self.heads, self.labels, idle)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import get_args
 
 from tlx.errors import UserError
@@ -24,20 +25,25 @@ def row(source: Source) -> Row:
     return _row(source, plain)
 
 
-def description(source: Source) -> Description:
+def description(source: Source, *, measured: bool) -> Description:
     """See :func:`tlx.models.describe`."""
     plain = _plain(source)
-    anatomy = plain.anatomy()
+    anatomy = plain.anatomy(measured=measured)
     layers = {granularity: anatomy.layers(granularity) for granularity in get_args(Granularity)}
-    seen = trace(plain.net, plain.spec.size, plain.spec.channels, count=True)
-    return Description(
+    found = Description(
         row=_row(source, plain),
         args=source.arguments(),
         blocks=anatomy.blocks,
         layers=layers,
         norms=Counter(type(plain.net.get_submodule(n)).__name__ for layer in layers["block"] for n in layer.norms),
-        shapes={granularity: {y.name: _shape(y, seen) for y in found} for granularity, found in layers.items()},
-        flops={granularity: _flops(found, seen) for granularity, found in layers.items()},
+    )
+    if not measured:
+        return found
+    seen = trace(plain.net, plain.spec.size, plain.spec.channels, count=True)
+    return replace(
+        found,
+        shapes={granularity: {y.name: _shape(y, seen) for y in cut} for granularity, cut in layers.items()},
+        flops={granularity: _flops(cut, seen) for granularity, cut in layers.items()},
     )
 
 

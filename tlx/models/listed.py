@@ -127,7 +127,7 @@ def _in_full(candidates: Iterable[Candidate]) -> Iterator[Candidate]:
 _KEYS: dict[str, Callable[[Row], Any]] = {
     "name": lambda row: row.name,
     "params": lambda row: (row.parameters is None, row.parameters or 0, row.name),
-    "accuracy": lambda row: (row.accuracy is None, (row.accuracy or 0.0), row.name),
+    "accuracy": lambda row: (row.accuracy is None, -(row.accuracy or 0.0), row.name),
 }
 
 
