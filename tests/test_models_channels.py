@@ -229,7 +229,12 @@ def test_shards_keep_transparency(tmp_path: Path) -> None:
 
 # transforms
 
-NEEDED = {"rotation": {"degrees": 10}, "shear": {"degrees": 10}, "color_jitter": {"brightness": 0.2, "hue": 0.1}}
+NEEDED: dict[str, Any] = {
+    "rotation": {"degrees": 10, "fill": "mean"},
+    "shear": {"degrees": 10},
+    "color_jitter": {"brightness": 0.2, "hue": 0.1},
+    "random_erasing": {"p": 1.0, "fill": 7},
+}
 COLOURS = {"augmix", "auto_augment", "color_jitter", "grayscale", "rand_augment", "trivial_augment"}
 
 

@@ -224,8 +224,8 @@ UNUSUAL: dict[str, tuple[list[str], list[str]]] = {
         ["stem", *grid("blocks.{}.layers.{}", [2, 2, 5, 2]), "classifier", "classifier.5"],
     ),
     "timm/maxvit_tiny_tf_224": (
-        ["stem", *numbered("stages.{}", 0, 3), "head", "head.fc"],
-        ["stem", *grid("stages.{}.blocks.{}", [2, 2, 5, 2]), "head", "head.fc"],
+        ["stem", *numbered("stages.{}", 0, 3), "head.norm", "head.fc"],
+        ["stem", *grid("stages.{}.blocks.{}", [2, 2, 5, 2]), "head.norm", "head.fc"],
     ),
     "timm/hrnet_w18_small": (  # branches of one module are one block; stages are the trunk's children
         ["stem", "layer1", "stage2", "stage3", "stage4", "incre_modules", "classifier"],
@@ -250,7 +250,7 @@ UNUSUAL: dict[str, tuple[list[str], list[str]]] = {
         ["stem", *grid("transformers.{}.blocks.{}", [2, 6, 4]), "norm", "head"],
     ),
     "timm/cspresnet50": (  # one branch of a cross-stage partial stage is a row of blocks
-        ["stem", "stages.0.blocks", *numbered("stages.{}", 1, 3), "head.fc"],
+        ["stem", *numbered("stages.{}", 0, 3), "head.fc"],
         ["stem", *grid("stages.{}.blocks.{}", [3, 3, 5, 2]), "head.fc"],
     ),
     "timm/fastvit_t8": (  # three multi-branch convolutions are the stem
@@ -268,8 +268,8 @@ UNUSUAL: dict[str, tuple[list[str], list[str]]] = {
         ["stem", *numbered("blocks.{}", 0, 11), "norm", "attn_pool", "head"],
     ),
     "timm/resnet50_clip": (
-        ["stem", *numbered("stages.{}", 0, 3), "head", "head.proj"],
-        ["stem", *grid("stages.{}.{}", [3, 4, 6, 3]), "head", "head.proj"],
+        ["stem", *numbered("stages.{}", 0, 3), "head.q", "head.proj"],
+        ["stem", *grid("stages.{}.{}", [3, 4, 6, 3]), "head.q", "head.proj"],
     ),
     "timm/mobilenetv1_100": (  # a plain network
         [*STAGES, "classifier"],
@@ -288,11 +288,19 @@ def test_what_shares_the_heads_depth() -> None:
     for name, names in {
         "timm/vit_base_patch16_siglip_224": {"norm", "attn_pool", "head"},
         "timm/crossvit_tiny_240": {"norm.0", "norm.1", "head.0"},
-        "timm/resnet50_clip": {"head", "head.proj"},
+        "timm/resnet50_clip": {"head.q", "head.proj"},
         "timm/coat_tiny": {"head"},
     }.items():
         layers = described(name).layers["block"]
         assert {y.name for y in layers if y.depth == layers.head.depth} == names
+
+
+def test_no_layer_but_the_head_is_called_head() -> None:
+    """A pattern or schedule that says head must not train what was pretrained beside it."""
+    for name in ("timm/maxvit_tiny_tf_224", "timm/resnet50_clip", "timm/test_mambaout"):
+        for layers in described(name).layers.values():
+            assert [y.role for y in layers if y.name == "head"] == []
+            assert layers.match("head") == (layers.head,)
 
 
 def test_what_joins_the_branches_of_a_stage_belongs_to_its_last_block() -> None:
@@ -479,7 +487,9 @@ def test_all_of_torchvision() -> None:
     names = from_torchvision.names()
     assert len(names) >= 80
     for name in names:
-        found = models.describe(f"torchvision/{name}", measured=False)  # every map verifies that no parameter is missing or doubled
+        found = models.describe(
+            f"torchvision/{name}", measured=False
+        )  # every map verifies that no parameter is missing or doubled
         assert found.layers["block"].depths > 5, name
         assert found.layers["stage"].depths in range(3, 8), name
         assert len(found.blocks) >= 3 or name.startswith(("vgg", "alexnet")), name

@@ -12,11 +12,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from nets import layer
 from timm.models import model_entrypoint
 from torchvision.models import get_model_builder, list_models
 from trainings import Training, alone, config_of, moved, values
 
+from tlx.layers import LayerMap
 from tlx.plan import Phase
+from tlx.unfreeze import head_only
 
 CASES: dict[str, dict[str, Any]] = {
     "torchvision/alexnet": {},
@@ -113,7 +116,7 @@ CASES: dict[str, dict[str, Any]] = {
     "timm/sam2_hiera_tiny": {"size": 224},
     "timm/samvit_base_patch16_224": {"args": {"depth": 3}},
     "timm/selecsls42": {"size": 64},
-    "timm/sequencer2d_s": {},
+    "timm/sequencer2d_s": {"args": {"layers": [1, 1, 2, 1]}},
     "timm/shvit_s1": {},
     "timm/skresnet18": {},
     "timm/starnet_s050": {},
@@ -210,6 +213,14 @@ def statistics_that_move(training: Training, phase: Phase) -> set[str]:
     """Buffers of the norms whose statistics move in a phase, as the layer map has them."""
     norms = {n for y in training.plan.layers if phase.norm_state(y).statistics == "moving" for n in y.moving}
     return {n for n, _ in training.backbone.module.named_buffers() if n.rpartition(".")[0] in norms}
+
+
+def test_the_head_is_the_new_part_even_where_a_pretrained_layer_is_called_head():
+    layers = LayerMap((layer("stem", 0), layer("head", 1, role="classifier"), layer("head.fc", 1, role="head")))
+    assert layers.match("head") == (layers.head,)
+    assert layers.match("classifier") == (layers.layers[1],)
+    assert [layers.match(layers.only(y)) for y in layers] == [(y,) for y in layers]
+    assert [n for n, mode in head_only(layers)[0].trains.items() if mode != "frozen"] == ["head.fc"]
 
 
 def test_every_module_of_timm_and_every_family_of_torchvision_is_here():

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import escape
-from typing import Literal
+from typing import Literal, get_args
 
 from tlx.errors import TlxError, UserError, did_you_mean
 
@@ -18,6 +18,9 @@ Kind = Literal["weight", "bias", "norm", "embedding", "scale"]
 tables are ``embedding``; per-channel factors such as layer scale are ``scale``."""
 
 Granularity = Literal["stage", "block", "module"]
+
+Role = Literal["backbone", "classifier", "head"]
+ROLES = get_args(Role)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class Layer:
 
     name: str
     depth: int
-    role: Literal["backbone", "classifier", "head"]
+    role: Role
     parameters: tuple[Parameter, ...]
     modules: tuple[str, ...]
     norms: tuple[str, ...]

@@ -39,7 +39,7 @@ class Assignment:
 
 def head_only(layers: LayerMap) -> list[Assignment]:
     """Feature extraction: only the new head trains."""
-    return [Assignment("feature_extraction", _modes(layers.match("head")))]
+    return [Assignment("feature_extraction", _modes([layers.head]))]
 
 
 def classifier(layers: LayerMap) -> list[Assignment]:
@@ -54,7 +54,7 @@ def all(layers: LayerMap) -> list[Assignment]:
 
 def two_phase(layers: LayerMap, *, first: Literal["head", "classifier"] = "head") -> list[Assignment]:
     """Feature extraction, then everything: so that a random head does not shock pretrained weights."""
-    start = layers.match("head") if first == "head" else _classifier_block(layers)
+    start = [layers.head] if first == "head" else _classifier_block(layers)
     return [Assignment("feature_extraction", _modes(start)), Assignment("fine_tuning", _modes(layers))]
 
 

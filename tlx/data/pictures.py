@@ -38,7 +38,7 @@ class Pictures:
             ) from error
 
     def stack(self, images: Sequence[Tensor | None]) -> Tensor:
-        """uint8 [n, channels, height, width], zero where there is no picture; in a worker in the memory it is sent in."""
+        """uint8 [n, channels, height, width], zero where there is none; in a worker in the memory it is sent in."""
         found = next((i for i in images if i is not None), None)
         black = torch.zeros_like(found) if found is not None else self._black()
         whole = [black if i is None else i for i in images]

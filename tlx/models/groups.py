@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from tlx.layers import Role
 from tlx.models.trace import BATCH, Shape
 from tlx.models.units import Cut, Unit, ancestors
-
-Role = Literal["backbone", "classifier", "head"]
 
 
 @dataclass

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from tlx.layers import Granularity, Layer, LayerMap, Parameter
+from tlx.layers import ROLES, Granularity, Layer, LayerMap, Parameter
 from tlx.models.groups import (
     Group,
     ends_stage,
@@ -98,6 +98,9 @@ class Anatomy:
         """
         groups = {"stage": self._stages, "block": self._blocks, "module": self._modules}[granularity]()
         groups += self._ends()
+        for group in groups:
+            if group.name in ROLES and group.name != group.role:  # a pattern that says "head" means the head
+                group.name = group.units[0].path
         owner = assign(self._net, self._cut, groups, self._heads, {p.name: p.kind for p in self._parameters})
         layers = LayerMap(tuple(self._layer(i, groups, owner) for i in range(len(groups))))
         layers.verify(name for name, _ in self._net.named_parameters())
