@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 import timm.layers.norm as plain
 import torch
+from commands import rows, status, tlx, write_config
+from images import make_shards
+from nets import layer
 from timm import layers as timms
 from timm.layers import grn, inplace_abn, norm_act
 from timm.models import hgnet, metaformer, mlp_mixer
@@ -21,11 +24,18 @@ from torch import nn
 from torch.nn.modules import batchnorm, instancenorm
 from torchvision.models import convnext
 from torchvision.ops import FrozenBatchNorm2d
-from trainings import Training, alone, bits, config_of
+from trainings import Alone, Training, alone, bits, config_of, moved, values
 
+from tlx import models
+from tlx.checkpoint import weights_of
+from tlx.errors import UserError
+from tlx.layers import LayerMap
 from tlx.models.kinds import is_norm, moves
 from tlx.norms import POLICIES, NormState
-from tlx.plan import Phase
+from tlx.plan import Phase, Plan
+from tlx.recompute import recompute_blocks
+from tlx.sync_norms import synchronise
+from tlx.world import World
 
 WIDTH = 32
 
@@ -150,8 +160,16 @@ def phases_of(trained: dict[str, str]) -> dict[str, Any]:
 OPTIMIZERS = [{"name": "sgd", "momentum": 0.9, "weight_decay": 0.1}, {"name": "adamw", "weight_decay": 0.1}]
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: o["name"])
-@pytest.mark.parametrize("variant", VARIANTS)
+def with_optimizers() -> list[Any]:
+    """Every norm with every optimizer; with one of them, in turn, in the quick tier."""
+    return [
+        pytest.param(variant, optimizer, id=f"{variant}-{optimizer['name']}", marks=[pytest.mark.slow] * ((i + j) % 2))
+        for i, variant in enumerate(VARIANTS)
+        for j, optimizer in enumerate(OPTIMIZERS)
+    ]
+
+
+@pytest.mark.parametrize(("variant", "optimizer"), with_optimizers())
 def test_every_policy_on_every_norm(variant, optimizer):
     backbone = {"name": "test_models_norms:net", "args": {"variant": variant}, "weights": "none", "layers": "module"}
     said = phases_of({"above*": "all", "head": "all"}) | {"backbone": backbone, "optimizer": optimizer}
@@ -234,3 +252,203 @@ def library_modules() -> set[type[nn.Module]]:
     loaded = [m for name, m in list(sys.modules.items()) if name.startswith(homes)]
     classes = {c for m in loaded for c in vars(m).values() if inspect.isclass(c) and issubclass(c, nn.Module)}
     return {c for c in classes if c.__module__.startswith(homes)}
+
+
+NETWORKS: dict[str, dict[str, Any]] = {
+    "torchvision/resnet18": {"size": 64},
+    "timm/levit_128s": {},  # BatchNorm1d, in the head too
+    "timm/mobilenetv2_035": {"size": 64},  # BatchNormAct2d
+    "timm/mobilenetv2_035 ": {"size": 64, "args": {"norm_layer": "evonormb0"}},
+    "timm/resnetv2_50d_frn": {"size": 32},
+    "timm/test_convnext2": {},  # LayerNorm on maps
+    "timm/convnextv2_atto": {"size": 64},  # GlobalResponseNorm
+    "timm/test_efficientnet_evos": {},
+    "timm/test_efficientnet_gn": {},
+    "timm/test_nfnet": {},  # none at all
+    "timm/test_vit": {},
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_policy_on_real_networks(name):
+    case = NETWORKS[name]
+    layers = models.load(name.strip(), classes=7, weights="none", args=case.get("args", {}), empty=True).layers
+    above = {layers.only(y): "all" for y in layers.layers[len(layers) // 2 :]}
+    training = Training.of(
+        config_of(name.strip(), batch=4, args=case.get("args"), **phases_of(above)), alone(), size=case.get("size")
+    )
+    net = training.backbone.module
+    for phase in training.plan.phases:
+        before = values(net)
+        seen = a_step(training, phase)
+        changed = moved(net, before)
+        for one in training.plan.layers:
+            state = phase.norm_state(one)
+            running = {n for n in before if n.rpartition(".")[0] in one.norms and ".running_" in n}
+            affine = {p.name for p in one.parameters if p.kind == "norm"}
+            assert bool(running & changed) == (bool(running) and state.statistics == "moving"), one.name
+            assert bool(affine & changed) == (bool(affine) and state.affine == "trained"), one.name
+            for path in one.norms:
+                expected = copy.deepcopy(seen[path].before).train(state.statistics == "moving")
+                assert seen[path].input is None or torch.allclose(expected(seen[path].input), seen[path].output)
+
+
+def test_what_is_random_in_a_norm_follows_its_layer_and_not_the_norm():
+    backbone = {"name": "test_models_norms:dropping", "weights": "none", "layers": "module"}
+    training = Training.of(
+        config_of("unused", batch=4, backbone=backbone, **phases_of({"above*": "all", "head": "all"})), alone(), size=32
+    )
+    for phase in training.plan.phases:
+        training.dress(phase)
+        below, above = training.backbone.module.below[1], training.backbone.module.above[1]
+        assert (below.training, above.training) == tuple(
+            s.statistics == "moving" for s in (phase.norm.frozen, phase.norm.trained)
+        )
+        assert (below.drop.training, above.drop.training) == (False, True)
+
+
+def dropping(classes: int) -> nn.Module:
+    """timm puts a dropout of maps inside a norm."""
+    net = Net(classes, "timm.layers.norm_act.GroupNormAct")
+    for part in (net.below, net.above):
+        part[1] = timms.BatchNormAct2d(WIDTH, drop_layer=nn.Dropout2d)
+    return net
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, timms.EvoNorm2dB0, timms.BatchNormAct2d, nn.InstanceNorm2d])
+def test_recomputed_statistics_move_once(norm):
+    options = TRACKED if norm is nn.InstanceNorm2d else {}
+    block = nn.Sequential(nn.Conv2d(3, WIDTH, 3), norm(WIDTH, **options))
+    plain, again = nn.Sequential(block), nn.Sequential(copy.deepcopy(block))
+    recompute_blocks(again, ["0"])
+    images = torch.randn(4, 3, 8, 8)
+    for net in (plain, again):
+        net(images).square().sum().backward()
+    assert same(plain.buffers(), again.buffers())
+    assert same((p.grad for p in plain.parameters()), (p.grad for p in again.parameters()))
+
+
+GPU = World(0, 1, torch.device("cuda"), False, Alone())
+"""A world that says it has a GPU: enough for the conversion, which computes nothing."""
+
+SYNCHRONISED = {nn.BatchNorm1d: nn.SyncBatchNorm, nn.BatchNorm2d: nn.SyncBatchNorm, nn.BatchNorm3d: nn.SyncBatchNorm}
+SYNCHRONISED |= {timms.BatchNormAct2d: timms.SyncBatchNormAct}
+
+
+@pytest.mark.parametrize("name", ["torchvision/resnet18", "timm/mobilenetv2_035", "timm/levit_128s", "timm/test_nfnet"])
+def test_synchronised_norms_keep_names_values_and_what_they_compute(name):
+    backbone = models.load(name, classes=7, weights="none")
+    net, before = backbone.module, copy.deepcopy(backbone.module)
+    parameters, saved, classes = dict(net.named_parameters()), values(net), {n: type(m) for n, m in net.named_modules()}
+    synchronise(net, GPU)
+    assert {n: type(m) for n, m in net.named_modules()} == {n: SYNCHRONISED.get(c, c) for n, c in classes.items()}
+    assert all(p is parameters[n] for n, p in net.named_parameters())
+    assert list(weights_of(net)) == list(weights_of(before))
+    assert not moved(net, saved)
+    assert [n for y in backbone.layers for n in y.moving] == [n for n, m in net.named_modules() if moves(m)]
+    images = torch.randn(2, 3, *backbone.input.size)
+    with torch.no_grad():
+        assert torch.equal(net.eval()(images), before.eval()(images))
+        assert torch.equal(net.train()(images), before.train()(images))  # on one rank, statistics too
+    assert same(net.buffers(), before.buffers())
+    copied = copy.deepcopy(net)  # as the moving average of the weights is made
+    assert not moved(copied, values(net))
+
+
+def test_synchronised_norms_keep_hooks_and_stay_shared():
+    norm = nn.BatchNorm2d(4)
+    seen: list[str] = []
+    norm.register_forward_hook(lambda *_: seen.append("called"))
+    net = nn.Sequential(norm, nn.Sequential(norm))
+    synchronise(net, GPU)
+    assert net[0] is net[1][0]
+    assert isinstance(net[0], nn.SyncBatchNorm)
+    net.eval()(torch.randn(2, 4, 3, 3))
+    assert seen == ["called"] * 2
+
+
+def test_a_head_that_taps_a_norm_survives_synchronising():
+    backbone = models.load("torchvision/densenet121", classes=7, weights="none", head="concat_pool")
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        before = backbone.module.eval()(images)
+        synchronise(backbone.module, GPU)
+        assert torch.equal(backbone.module(images), before)
+
+
+def test_what_cannot_be_synchronised_is_said():
+    with pytest.raises(UserError, match="SyncBatchNorm needs GPUs"):
+        synchronise(nn.BatchNorm2d(4), alone())
+    with pytest.raises(UserError, match=r"SplitBatchNorm2d cannot be synchronised") as caught:
+        synchronise(nn.Sequential(timms.SplitBatchNorm2d(4), nn.BatchNorm2d(4)), GPU)
+    assert caught.value.where == "loop.sync_batchnorm"
+    converted = nn.Sequential(nn.SyncBatchNorm(4))
+    synchronise(converted, GPU)
+    assert type(converted[0]) is nn.SyncBatchNorm
+
+
+def test_synchronising_without_a_gpu_is_refused_before_the_first_step(tmp_path):
+    shards = make_shards(tmp_path / "s", classes=2, per_class=6, size=16)
+    raw = {
+        "run": str(tmp_path / "run"),
+        "data": {"train": str(shards / "train"), "batch": 4, "workers": 0},
+        "input": {"size": 16},
+        "backbone": {"name": "toys:small", "weights": "none"},
+        "phases": {"each": {"lr": 0.1, "duration": 2}},
+        "loop": {"sync_batchnorm": True},
+    }
+    done = tlx("train", write_config(tmp_path / "c.yaml", raw))
+    assert done.returncode == 2
+    assert "loop.sync_batchnorm: SyncBatchNorm needs GPUs: torch has none for CPUs" in done.stderr
+    assert status(tmp_path / "run")["status"] == "user-error"
+
+
+def warnings(world: int, *, batch: int = 8, samples: int = 32, **loop: Any) -> str:
+    config = config_of("toys:small", batch=batch, loop=loop)
+    layers = LayerMap((layer("features", 0, norm=True), layer("fc", 1, role="head")))
+    return "; ".join(Plan.make(config, layers, samples=samples, world=world).warnings)
+
+
+def test_the_plan_says_what_synchronised_statistics_are_of():
+    assert warnings(2) == (
+        "BatchNorm statistics move in fine_tuning: results depend on the micro-batch size (4 at 2 ranks)"
+    )
+    whole = "BatchNorm statistics move in fine_tuning: they are of the global batch of 8, whatever the number of ranks"
+    assert {warnings(world, sync_batchnorm=True) for world in (1, 2, 8)} == {whole}
+    assert warnings(2, sync_batchnorm=True, micro_batch=2) == (
+        "BatchNorm statistics move in fine_tuning: they are of all ranks' micro-batches together, so results depend on "
+        "the 2 parts of a global batch (4 samples at a time)"
+    )
+
+
+def test_one_sample_on_each_rank_is_enough_for_synchronised_statistics_and_none_is_refused():
+    with pytest.raises(UserError, match="a batch of 8 on 8 ranks makes micro-batches of one sample"):
+        warnings(8)
+    assert warnings(8, sync_batchnorm=True)
+    with pytest.raises(UserError, match="a batch of 3 on 8 ranks leaves a rank without a sample"):
+        warnings(8, samples=35, sync_batchnorm=True)
+    with pytest.raises(UserError, match="makes micro-batches of one sample"):
+        warnings(1, samples=33, sync_batchnorm=True)
+
+
+@pytest.mark.gpu
+def test_two_ranks_that_synchronise_train_as_one(tmp_path):
+    """Two ranks share a GPU over gloo; the statistics of both are those of the global batch."""
+    shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 16, "val": 8}, size=40)
+    raw = {
+        "run": "unset",
+        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 16, "workers": 0},
+        "input": {"size": 32},
+        "backbone": {"name": "toys:small", "weights": "none"},
+        "unfreeze": "all",
+        "phases": {"each": {"lr": 0.01, "duration": "4ep"}},
+        "world": {"backend": "gloo"},
+        "track": {"every": 1},
+    }
+    config, losses = write_config(tmp_path / "c.yaml", raw), {}
+    for name, ranks, words in [("one", 1, []), ("two", 2, ["loop.sync_batchnorm=true"]), ("apart", 2, [])]:
+        done = tlx("train", config, f"run={tmp_path / name}", *words, ranks=ranks, ACCELERATE_USE_CPU="false")
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses[name] = [row["train/loss"] for row in rows(tmp_path / name) if "train/lr_head" in row]
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-2)
+    assert losses["apart"] != pytest.approx(losses["one"], rel=1e-2)

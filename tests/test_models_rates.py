@@ -313,6 +313,9 @@ BLOCKS = {
 
 # The article's layers: 44 feature modules of VGG, its ReLUs and poolings counted; ResNet's conv1, bn1, layer1-4, fc
 RESNET_MODULES = "6 conv1. 5 bn1. 4 layer1. 3 layer2. 2 layer3. 1 layer4. 0 fc."
+# the same network in the other library
+BLOCKS["timm/densenet121"] = BLOCKS["torchvision/densenet121"]
+
 MODULES = {
     "torchvision/vgg16_bn": """
         44 features.0. 43 features.1. 41 features.3. 40 features.4.
@@ -414,6 +417,12 @@ PLACES = {
         0.031676352 blocks.0.norm1.weight blocks.0.attn.qkv.bias 0.75 blocks.11.mlp.fc2.weight
         1.0 norm.weight norm.bias head.weight head.bias
     """,
+    "timm/vit_base_patch16_siglip_224": """
+        0.023757264 pos_embed patch_embed.proj.weight 0.031676352 blocks.0.norm1.weight 0.75 blocks.11.mlp.fc2.weight
+        1.0 norm.weight attn_pool.latent attn_pool.kv.weight attn_pool.norm.weight head.weight
+    """,
+    "timm/resmlp_12_224": "0.023757264 stem.proj.weight 0.75 blocks.11.ls2 1.0 norm.alpha norm.beta head.weight",
+    "timm/crossvit_tiny_240": "0.31640625 cls_token_0 pos_embed_1 1.0 norm.0.weight norm.1.weight head.0.weight",
     "timm/deit_tiny_distilled_patch16_224": "0.023757264 dist_token 1.0 norm.weight head_dist.weight",
     "timm/beit_base_patch16_224": """
         0.031676352 blocks.0.attn.relative_position_bias_table blocks.0.gamma_1 blocks.0.attn.q_bias

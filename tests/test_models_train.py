@@ -6,6 +6,7 @@ of two, at its own image size or, where that takes long, a smaller one.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +15,11 @@ import torch
 import torchvision
 from nets import layer
 from timm.models import model_entrypoint
+from torch import nn
 from torchvision.models import get_model_builder, list_models
-from trainings import Training, alone, config_of, moved, values
+from trainings import CLASSES, Training, alone, config_of, moved, values
 
+from tlx.evaluation import evaluate
 from tlx.layers import LayerMap
 from tlx.plan import Phase
 from tlx.unfreeze import head_only
@@ -213,6 +216,43 @@ def statistics_that_move(training: Training, phase: Phase) -> set[str]:
     """Buffers of the norms whose statistics move in a phase, as the layer map has them."""
     norms = {n for y in training.plan.layers if phase.norm_state(y).statistics == "moving" for n in y.moving}
     return {n for n, _ in training.backbone.module.named_buffers() if n.rpartition(".")[0] in norms}
+
+
+class Caching(nn.Module):
+    """Computes from its weights once, as attention biases of LeViT and others are until the network trains again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.zeros(CLASSES)), None
+
+    def train(self, mode: bool = True) -> Caching:
+        super().train(mode)
+        if mode:
+            self.kept = None
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.kept is None or self.training:
+            self.kept = 2 * self.weight
+        return x.mean((1, 2, 3))[:, None] * 0 + self.kept
+
+
+def test_an_evaluation_sees_the_weights_of_now():
+    training = Training.of(config_of("trainings:forked", batch=2), alone(), size=64)
+    updater = training.updater
+    run = SimpleNamespace(
+        evaluation=lambda: [training.batch(0)],
+        classes=CLASSES,
+        config=config_of("trainings:forked", batch=2),
+        world=updater.world,
+        objective=updater.objective,
+        normalise=updater.normalise,
+    )
+    net = Caching().eval()  # as the moving average of the weights always is
+    before = evaluate(run, net)["loss"]
+    with torch.no_grad():
+        net.weight[training.batch(0).labels] += 5
+    assert evaluate(run, net)["loss"] < before - 1
 
 
 def test_the_head_is_the_new_part_even_where_a_pretrained_layer_is_called_head():

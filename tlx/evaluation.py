@@ -49,6 +49,7 @@ def evaluate(run: Run, net: nn.Module) -> dict[str, Any]:
     """Exact metrics of a network over the validation shards: every sample counts once, on whatever rank."""
     assert run.evaluation is not None
     meter = EvaluationMeter(run.classes, top_k=run.config.evaluate.top_k, world=run.world)
+    net.train()  # some networks compute from their weights once per evaluation mode, and forget it in training mode
     net.eval()
     bad: dict[str, str] = {}
     for batch in run.evaluation():

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import get_args
 
 from tlx.errors import UserError
-from tlx.layers import Granularity, Layer, LayerMap
+from tlx.layers import Granularity, LayerMap
 from tlx.models import Backbone, Description, Row, surgery
 from tlx.models.assemble import Plain, Wish, examine
 from tlx.models.sources import Source
@@ -42,15 +42,24 @@ def description(source: Source, *, measured: bool) -> Description:
     seen = trace(plain.net, plain.spec.size, plain.spec.channels, count=True)
     return replace(
         found,
-        shapes={granularity: {y.name: _shape(y, seen) for y in cut} for granularity, cut in layers.items()},
+        shapes={granularity: _shapes(cut, seen) for granularity, cut in layers.items()},
         flops={granularity: _flops(cut, seen) for granularity, cut in layers.items()},
     )
 
 
-def _shape(layer: Layer, seen: Trace) -> Shape:
-    """Of one image, as it leaves the layer's last module."""
-    last = max(layer.modules, key=lambda path: seen.ended.get(path, -1), default="")
-    return seen.outputs.get(last, ())[1:]
+def _shapes(layers: LayerMap, seen: Trace) -> dict[str, Shape]:
+    """Of one image, as it leaves each layer.
+
+    A pooling in front of the head may belong to the last layer; what that layer itself returns is a map.
+    """
+    found, after = {}, float("inf")
+    for layer in reversed(list(layers)):
+        own = {path: seen.outputs[path] for path in layer.modules if seen.ended.get(path, after) < after}
+        maps = {path: shape for path, shape in own.items() if any(n > 1 for n in shape[2:])}
+        last = max(maps or own, key=lambda path: seen.ended[path], default="")
+        found[layer.name] = seen.outputs.get(last, ())[1:]
+        after = min([after, *(seen.order[path] for path in layer.modules if path in seen.order)])
+    return found
 
 
 def _flops(layers: LayerMap, seen: Trace) -> dict[str, int]:
