@@ -161,12 +161,14 @@ OPTIMIZERS = [{"name": "sgd", "momentum": 0.9, "weight_decay": 0.1}, {"name": "a
 
 
 def with_optimizers() -> list[Any]:
-    """Every norm with every optimizer; with one of them, in turn, in the quick tier."""
-    return [
-        pytest.param(variant, optimizer, id=f"{variant}-{optimizer['name']}", marks=[pytest.mark.slow] * ((i + j) % 2))
-        for i, variant in enumerate(VARIANTS)
-        for j, optimizer in enumerate(OPTIMIZERS)
-    ]
+    """Every norm with every optimizer; in the quick tier torch's and those with statistics, an optimizer in turn."""
+    params = []
+    for i, (variant, (norm, _, _)) in enumerate(VARIANTS.items()):
+        for j, optimizer in enumerate(OPTIMIZERS):
+            quick = (i + j) % 2 and (norm in MOVING or norm.__module__.startswith("torch."))
+            marks = [] if quick else [pytest.mark.slow]
+            params.append(pytest.param(variant, optimizer, id=f"{variant}-{optimizer['name']}", marks=marks))
+    return params
 
 
 @pytest.mark.parametrize(("variant", "optimizer"), with_optimizers())
@@ -259,7 +261,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "timm/levit_128s": {},  # BatchNorm1d, in the head too
     "timm/mobilenetv2_035": {"size": 64},  # BatchNormAct2d
     "timm/mobilenetv2_035 ": {"size": 64, "args": {"norm_layer": "evonormb0"}},
-    "timm/resnetv2_50d_frn": {"size": 32},
+    "timm/resnetv2_50d_frn": {"size": 64},
     "timm/test_convnext2": {},  # LayerNorm on maps
     "timm/convnextv2_atto": {"size": 64},  # GlobalResponseNorm
     "timm/test_efficientnet_evos": {},
@@ -269,7 +271,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("frn" in n)) for n in NETWORKS])
 def test_every_policy_on_real_networks(name):
     case = NETWORKS[name]
     layers = models.load(name.strip(), classes=7, weights="none", args=case.get("args", {}), empty=True).layers

@@ -21,6 +21,7 @@ from trainings import CLASSES, Training, alone, config_of, moved, values
 
 from tlx.evaluation import evaluate
 from tlx.layers import LayerMap
+from tlx.models.kinds import is_norm
 from tlx.plan import Phase
 from tlx.unfreeze import head_only
 
@@ -179,6 +180,8 @@ def test_a_step_of_each_phase(name, precision):
     config = config_of(name, batch=2, args=case.get("args"))
     training = Training.of(config, alone(precision), size=case.get("size"))
     extraction, tuning = training.plan.phases
+    norms = {path for path, module in training.backbone.module.named_modules() if is_norm(module)}
+    assert norms == {path for y in training.plan.layers for path in y.norms}
     check(training, extraction)
     check(training, tuning)
 

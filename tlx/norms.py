@@ -1,7 +1,11 @@
 """What normalisation layers do in a phase: statistics and affine parameters, in frozen and in trained layers.
 
 The policy speaks of the backbone. The head is new: its norms learn and their statistics move whenever it trains.
-LayerNorm and GroupNorm keep no statistics; only `affine` concerns them.
+LayerNorm, GroupNorm, RMSNorm, FilterResponseNorm ... keep no statistics; only `affine` concerns them.
+
+`fixed` statistics stay bit-equal and are what the norm uses; `moving` ones follow the batches, which the norm then uses
+itself. That holds for BatchNorm in every variant, synchronised ones too, for InstanceNorm where it tracks statistics,
+and for the variance of EvoNorm-B0. A BatchNorm without running statistics has none to fix: it always uses its batch.
 """
 
 from __future__ import annotations
