@@ -12,7 +12,7 @@ The rules, for every network alike:
 - **classifier** is what gives one vector per image but is not the head (VGG's two linear layers, attention pooling);
 - the head, the classifier and norms after the last block share one depth (the rule of BEiT and MAE);
 - **stages** begin where the number of positions falls to half or less; where it rises again on the way (HRNet, CoaT,
-  GC ViT), they are the trunk's children that hold blocks.
+  GC ViT), they are the trunk's children that hold blocks, if those bring several together.
 """
 
 from __future__ import annotations
@@ -180,7 +180,10 @@ class Anatomy:
         return [*self._stem(), *self._parts.body, *self._parts.tail]
 
     def _stages(self) -> list[Group]:
-        stages = self._stages_by_resolution() or self._stages_by_child()
+        stages = self._stages_by_resolution()
+        if self._rises():
+            by_child = self._stages_by_child()
+            stages = by_child if len(by_child) < len(self._parts.body) else stages
         norm = [group for group in self._parts.tail if group.last]
         for group in self._parts.tail:
             if not group.last:
@@ -190,12 +193,9 @@ class Anatomy:
         return [*self._stem(), *stages, *norm]
 
     def _stages_by_resolution(self) -> list[Group]:
-        """Empty where the number of positions does not only fall."""
         stages: list[Group] = []
         before = 0.0
         for group in self._parts.body:
-            if self._rises(group.units, before):
-                return []
             now = positions(group.units[-1].output, self._seen.image)
             if not stages or (now and now <= before / 2):
                 stages.append(Group("", []))
@@ -203,12 +203,11 @@ class Anatomy:
             before = now or before
         return stages
 
-    def _rises(self, units: list[Unit], before: float) -> bool:
+    def _rises(self) -> bool:
         """Whether a unit takes or gives more positions than there were: data go up again, or came from elsewhere."""
-        image = self._seen.image
-        for unit in units:
-            taken = positions(self._seen.inputs.get(unit.path, ()), image)
-            given = positions(unit.output, image)
+        before = 0.0
+        for unit in (u for group in self._parts.body for u in group.units):
+            taken, given = (positions(s, self._seen.image) for s in (self._seen.inputs.get(unit.path, ()), unit.output))
             if before and max(taken, given) > _RISE * before:
                 return True
             before = given or before
