@@ -68,6 +68,6 @@ def test_a_name_with_two_owners_is_an_error(monkeypatch):
     from importlib.metadata import EntryPoint
 
     stranger = EntryPoint("cosine", "somebody.else:cosine", "tlx.curve")
-    monkeypatch.setattr(plug, "entry_points", lambda group: [stranger] if group == "tlx.curve" else [])
+    monkeypatch.setattr(plug, "_theirs", lambda group: [stranger] if group == "curve" else [])
     with pytest.raises(UserError, match=r"2 owners: tlx\.curves:cosine, somebody\.else:cosine"):
         plug.find("curve", "cosine")
