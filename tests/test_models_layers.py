@@ -435,6 +435,7 @@ def test_blocks_for_checkpointing_are_modules() -> None:
     assert len(described("torchvision/mobilenet_v2").blocks) == 17  # those without a shortcut, too
     assert len(described("timm/vit_base_patch16_224").blocks) == 12
     assert described("torchvision/vgg16_bn").blocks == ()
+    assert len(described("timm/vit_base_patch16_siglip_224").blocks) == 12  # the pooling by attention is none
 
 
 class Branching(nn.Module):

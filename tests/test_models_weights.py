@@ -90,7 +90,7 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     state = resnet()
     state["layer1.0.conv1.weight"][0, 0, 0, 0] = torch.nan
     torch.save(state, tmp_path / "w.pth")
-    assert "1 with NaN (layer1.0.conv1.weight)" in error(tmp_path / "w.pth")
+    assert "1 not finite or no real numbers (layer1.0.conv1.weight)" in error(tmp_path / "w.pth")
 
 
 def test_files_that_are_no_weights(tmp_path: Path) -> None:

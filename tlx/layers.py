@@ -25,7 +25,10 @@ ROLES = get_args(Role)
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter, by the network's own name. No gradient ever reaches an `idle` one, so that it cannot train."""
+    """One parameter, by the network's own name.
+
+    An `idle` one never trains: no gradient reaches it, or the network itself fixes it (``requires_grad`` is False).
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -344,7 +344,9 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
     idle = [p.name for layer in plan.layers for p in layer.parameters if p.idle]
     if idle:
         names = ", ".join(idle[:4]) + (" ..." if len(idle) > 4 else "")
-        said.append(f"{len(idle)} parameters take no part in what the network returns and never train: {names}")
+        said.append(
+            f"{len(idle)} tensors never train, since no gradient reaches them or the network fixes them: {names}"
+        )
     if plan.samples < config.data.batch:
         said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")
     return said

@@ -95,18 +95,21 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
 
 def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec, granularity: Granularity) -> Backbone:
     """See :func:`tlx.models.adopt`."""
-    seen = _trace(net, spec, name)
-    missing = [path for path in heads if path not in dict(net.named_modules())]
+    if isinstance(heads, str):
+        raise UserError(f'heads is "{heads}"', where=name, todo=f'give a tuple of paths: ("{heads}",)')
+    modules = dict(net.named_modules())
+    missing = [p for p in heads if not p or p not in modules or not any(True for _ in modules[p].parameters())]
     if missing or not heads:
-        raise UserError(f"there is no module {missing or 'named as the head'}", where=name)
-    auxiliary = tuple(path for path in heads if path not in seen.order)
+        raise UserError(f"there is no module with parameters {missing or 'named as the head'}", where=name)
+    seen = _trace(net, spec, name)
+    auxiliary = tuple(path for path in heads if not _starts(path, net, seen))
     anatomy = Anatomy(net, seen, heads, None, idle_parameters(net, spec.size, spec.channels))
     return Backbone(
         name=name,
         module=net,
         layers=anatomy.layers(granularity),
         input=spec,
-        features=surgery.features(net, heads[0]),
+        features=surgery.features(net, heads[0], seen),
         blocks=anatomy.blocks,
         auxiliary=auxiliary,
     )
@@ -117,18 +120,33 @@ def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plai
     other = build_empty(lambda: source.build(wish.classes + 1, wish.args, tag, wish.channels))
     shapes = {name: p.shape for name, p in other.named_parameters()}
     grown = [name for name, p in net.named_parameters() if shapes.get(name) != p.shape]
-    paths = tuple(dict.fromkeys(name.split(".parametrizations.")[0].rpartition(".")[0] for name in grown))
+    paths = tuple(dict.fromkeys(_owner(name) for name in grown))
     if not paths or "" in paths:
         raise UserError(
-            "nothing in this network is a classifier: no layer depends on the number of classes",
+            "a parameter of the network itself depends on the number of classes: it has to be in a module of its own"
+            if paths
+            else "nothing in this network is a classifier: no layer depends on the number of classes",
             where=source.name,
             todo="choose a network for classification; a function of your own must use the `classes` it is given",
         )
     spec = _spec(source, source.input(net, wish.args, tag), wish.channels)
     seen = _trace(net, spec, source.name)
-    running = tuple(sorted((p for p in paths if p in seen.order), key=lambda p: seen.order[p]))
-    auxiliary = tuple(p for p in paths if p not in seen.order)
+    first = {path: min(_starts(path, net, seen), default=None) for path in paths}
+    running = tuple(sorted((p for p in paths if first[p] is not None), key=lambda p: first[p] or 0))
+    auxiliary = tuple(p for p in paths if first[p] is None)
     return Plain(net, spec, seen, source.labels(net), running, auxiliary)
+
+
+def _owner(parameter: str) -> str:
+    """The path of the module that a parameter belongs to, behind torch's parametrizations."""
+    module, parametrized, _ = parameter.partition(".parametrizations.")
+    return module if parametrized else parameter.rpartition(".")[0]
+
+
+def _starts(path: str, net: nn.Module, seen: Trace) -> list[int]:
+    """When a module was called, or its parameters used without it."""
+    used = [seen.used.get(f"{path}.{name}") for name, _ in net.get_submodule(path).named_parameters()]
+    return [time for time in (seen.order.get(path), *used) if time is not None]
 
 
 def _checked(source: Source, wish: Wish) -> Wish:
@@ -188,7 +206,7 @@ def _other_channels(source: Source, found: InputSpec) -> UserError:
 
 def _trace(net: nn.Module, spec: InputSpec, name: str) -> Trace:
     try:
-        return trace(net, spec.size, spec.channels)
+        seen = trace(net, spec.size, spec.channels)
     except Exception as error:
         size = "x".join(str(n) for n in spec.size)
         size += " pixels" if spec.channels == RGB else f" pixels in {spec.channels} channels"
@@ -197,6 +215,13 @@ def _trace(net: nn.Module, spec: InputSpec, name: str) -> Trace:
             where=name,
             todo="check backbone.args; a network of your own says its input size in an attribute `input` (InputSpec)",
         ) from error
+    if not seen.output:
+        raise UserError(
+            "the network returns no tensor",
+            where=name,
+            todo="it must return logits [N, classes]; in training mode also a tuple that begins with them",
+        )
+    return seen
 
 
 def _dropped_units(plain: Plain, head: str) -> tuple[str, ...]:
@@ -226,7 +251,7 @@ def _with_head(source: Source, plain: Plain, wish: Wish) -> tuple[Plain, int]:
     """The network with the new head, and how many features that takes."""
     if not wish.empty:
         surgery.renew(plain.net, plain.heads)
-    width = surgery.features(plain.net, plain.running[0])
+    width = surgery.features(plain.net, plain.running[0], plain.seen)
     if wish.head == "linear":
         if wish.head_args.get("dropout"):
             surgery.drop_before(plain.net, plain.heads, wish.head_args["dropout"])
@@ -261,7 +286,7 @@ def _suitable(source: Source, plain: Plain, head: str) -> surgery.Tap | None:
             f"head {head} pools the last tokens, and {source.name} ends in vectors, neither tokens nor a map",
             todo="use linear, mlp or cosine",
         )
-    widths = dict.fromkeys(surgery.features(plain.net, path) for path in plain.running)
+    widths = dict.fromkeys(surgery.features(plain.net, path, plain.seen) for path in plain.running)
     if len(widths) > 1:
         raise UserError(
             f"{source.name} has classifiers of {', '.join(map(str, widths))} features each, and puts their logits "

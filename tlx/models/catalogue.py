@@ -89,6 +89,6 @@ def _row(source: Source, plain: Plain) -> Row:
         parameters=sum(p.numel() for p in plain.net.parameters()),
         head=plain.running[0],
         auxiliary=plain.heads[1:],
-        features=surgery.features(plain.net, plain.running[0]),
+        features=surgery.features(plain.net, plain.running[0], plain.seen),
         input=plain.spec,
     )

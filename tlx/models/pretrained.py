@@ -94,7 +94,8 @@ def choose(source: Source, weights: str, *, there: bool = True) -> Origin:
 
 def tag_in(source: Source, weights: str) -> str:
     """The tag without what the libraries write before it: ``resnet50.a1_in1k``, ``ResNet50_Weights.IMAGENET1K_V2``."""
-    return weights.removeprefix(f"{source.name.partition('/')[2]}.").rpartition("_Weights.")[2]
+    bare = weights.removeprefix(f"{source.name.partition('/')[0]}/")
+    return bare.removeprefix(f"{source.name.partition('/')[2]}.").rpartition("_Weights.")[2]
 
 
 def repository(name: str) -> tuple[str, tuple[str, ...], str | None]:

@@ -88,7 +88,8 @@ class Anatomy:
     @property
     def blocks(self) -> tuple[str, ...]:
         """Module paths of the repeated blocks, in execution order: what gradient checkpointing may wrap."""
-        return tuple(u.path for u in outermost([u for u in self._running() if u.block]))
+        trunk = [*self._parts.stem, *(u for group in self._parts.body for u in group.units)]
+        return tuple(u.path for u in outermost([u for u in trunk if u.block]))
 
     def layers(self, granularity: Granularity) -> LayerMap:
         """The layers; every parameter of the network is in exactly one.
@@ -99,7 +100,11 @@ class Anatomy:
         groups = {"stage": self._stages, "block": self._blocks, "module": self._modules}[granularity]()
         groups += self._ends()
         for group in groups:
-            if group.name in ROLES and group.name != group.role:  # a pattern that says "head" means the head
+            rest = [g for g in groups if g is not group]
+            others = {g.name for g in rest} | {u.path for g in rest for u in g.units}
+            role = group.name in ROLES and group.name != group.role  # a pattern that says "head" means the head
+            taken = group.name in others and all(u.path != group.name for u in group.units)  # a child called "stem"
+            if group.units and (role or taken):
                 group.name = group.units[0].path
         owner = assign(self._net, self._cut, groups, self._heads, {p.name: p.kind for p in self._parameters})
         layers = LayerMap(tuple(self._layer(i, groups, owner) for i in range(len(groups))))
@@ -315,6 +320,11 @@ def _described(net: nn.Module, idle: Collection[str]) -> tuple[Parameter, ...]:
     listed = getattr(net, "no_weight_decay", None)
     exempt = frozenset(listed()) if callable(listed) else frozenset()
     return tuple(
-        Parameter(name, tuple(p.shape), kind(net.get_submodule(name.rpartition(".")[0]), name, exempt), name in idle)
+        Parameter(
+            name,
+            tuple(p.shape),
+            kind(net.get_submodule(name.rpartition(".")[0]), name, exempt),
+            idle=name in idle or not p.requires_grad,  # a fixed position embedding stays fixed
+        )
         for name, p in net.named_parameters()
     )

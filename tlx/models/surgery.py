@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
+from tlx.errors import UserError
 from tlx.heads import Takes
 from tlx.models.trace import Shape, Trace
 from tlx.models.units import Unit, ancestors
@@ -110,11 +111,21 @@ def _same(shape: Shape, tokens: Shape) -> bool:
     return len(shape) == 4 and (places, width) in ((shape[2] * shape[3], shape[1]), (shape[1] * shape[2], shape[3]))
 
 
-def features(net: nn.Module, head: str) -> int:
-    """What the old classifier `head` takes per image."""
-    module = net.get_submodule(head)
+def features(net: nn.Module, head: str, seen: Trace) -> int:
+    """What the old classifier `head` takes per image.
+
+    Raises:
+        UserError: it is no module that takes features.
+    """
+    module, taken = net.get_submodule(head), seen.inputs.get(head, ())
     width = getattr(module, "in_features", None) or getattr(module, "in_channels", None)
-    return int(width or next(p for p in module.parameters() if p.ndim > 1).shape[1])
+    width = width or (taken[1] if len(taken) == 4 else taken[-1] if len(taken) > 1 else None)
+    if width is None:
+        raise UserError(
+            f"{head} takes no features: {type(module).__name__} does not run as a module with an input",
+            todo="a classifier is a module that is called, such as torch.nn.Linear",
+        )
+    return int(width)
 
 
 def renew(net: nn.Module, heads: Sequence[str]) -> None:
@@ -144,7 +155,8 @@ def place(net: nn.Module, head: nn.Module, heads: Sequence[str], tap: Tap | None
     for path in [*heads, *(tap.after if tap else ())]:
         _set(net, path, nn.Identity())
     own = getattr(net, "head", None)
-    path = "head" if not isinstance(own, nn.Module) else "new_head" if isinstance(own, nn.Sequential) else "head.new"
+    sequence = isinstance(own, nn.Sequential) or isinstance(net, nn.Sequential)  # which would run, or not run, a child
+    path = "head" if not isinstance(own, nn.Module) else "new_head" if sequence else "head.new"
     _set(net, path, head)
     kept = _Kept(tap) if tap else None
     if kept:
@@ -188,7 +200,12 @@ def _keep_output(_module: nn.Module, _args: Any, output: Any, *, kept: _Kept) ->
 
 
 def _take(_head: nn.Module, _args: Any, *, kept: _Kept) -> torch.Tensor:
-    assert kept.features is not None
+    if kept.features is None:  # left out at random in training, or it ended by another way
+        raise UserError(
+            "the layer whose output the head pools did not run",
+            where="head",
+            todo="use a head that takes pooled features",
+        )
     features, kept.features = kept.features, None
     return kept.tap.turned(features)
 

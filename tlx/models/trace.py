@@ -117,7 +117,8 @@ def trace(net: nn.Module, size: tuple[int, int], channels: int = 3, *, count: bo
         with recorder, torch.no_grad():
             output = torch.func.functional_call(net, state, (recorder.data(images),), tie_weights=False)
     recorder.trace.image = size
-    recorder.trace.output = _first_shape(output) or ()
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    recorder.trace.output = tuple(first.shape) if isinstance(first, torch.Tensor) else ()
     return recorder.trace
 
 

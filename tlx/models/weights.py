@@ -67,8 +67,9 @@ def read(path: str | Path) -> State:
         reason = str(error).strip().splitlines()[0]
         todo = "it must be a state dict saved with torch.save or safetensors; nothing else is unpickled"
         raise UserError(f"cannot be read as weights ({reason})", where=str(path), todo=todo) from error
-    while isinstance(content, Mapping) and any(isinstance(content.get(key), Mapping) for key in _INSIDE):
-        content = next(content[key] for key in _INSIDE if isinstance(content.get(key), Mapping))
+    for _ in range(4):  # a file may hold itself
+        if isinstance(content, Mapping):
+            content = next((content[key] for key in _INSIDE if isinstance(content.get(key), Mapping)), content)
     if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
         found = f"; it has {_some([str(k) for k in content])}" if isinstance(content, Mapping) else ""
         raise UserError(f"holds no state dict (parameter names with tensors){found}", where=str(path))
@@ -107,7 +108,10 @@ def fill(net: nn.Module, state: State, *, heads: Collection[str], where: str, co
         for reading in readings(net, state, wanted, convert):
             misfit = _misfit(net, wanted, reading.state, heads)
             if not misfit:
-                return _fill(wanted, state, reading)
+                filled = _fill(wanted, state, reading)
+                if wanted and not filled.taken:
+                    raise UserError("holds nothing of this network")
+                return filled
             misfits.append(misfit)
     except UserError as error:
         raise UserError(error.what, where=where, todo=error.todo) from error
@@ -138,9 +142,16 @@ def _misfit(net: nn.Module, wanted: State, state: State, heads: Collection[str])
         "missing": [n for n in want if n not in have and not n.endswith("num_batches_tracked")],
         "not in the network": [n for n in have if n not in want and not n.endswith("num_batches_tracked")],
         "of another shape": [f"{n} {have[n]} instead of {want[n]}" for n in want if n in have and want[n] != have[n]],
-        "with NaN": [n for n, t in state.items() if n in want and t.is_floating_point() and bool(t.isnan().any())],
+        "not finite or no real numbers": [n for n, t in state.items() if n in want and not _numbers(t, like=wanted[n])],
     }
     return {what: names for what, names in lists.items() if names}
+
+
+def _numbers(given: torch.Tensor, *, like: torch.Tensor) -> bool:
+    """Whether values can stand for those of a tensor of the network."""
+    if not like.is_floating_point():
+        return not (given.is_floating_point() or given.is_complex())
+    return given.is_floating_point() and bool(given.isfinite().all())
 
 
 def _some(names: list[str]) -> str:
