@@ -182,7 +182,7 @@ def _build(source: Source, wish: Wish, tag: str | None) -> nn.Module:
 
 def _as_given(backbone: Backbone, source: Source, wish: Wish) -> Backbone:
     """A function that returns a Backbone answers for all of it."""
-    if wish.head != "linear" or wish.weights not in ("default", "none"):
+    if wish.head != "linear" or wish.head_args or wish.weights not in ("default", "none"):
         raise UserError(
             f"{source.name} brings its own head and weights",
             todo="leave out `head` and `weights`, or let the function return a plain torch.nn.Module",
