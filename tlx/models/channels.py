@@ -1,9 +1,9 @@
 """Networks for images of other than three channels: which parameters see the image, and what values they get.
 
 The values are timm's (``adapt_input_conv``), for networks of every library. For one channel the weights of the three
-are summed: a grey image gives what it gave as R = G = B, but for means and deviations, which are averaged. For more they are repeated (R, G, B, R ...) and scaled by
-3 / channels. A network without pretrained weights starts likewise from what its library draws for three channels, or,
-where the library builds it for any number (timm), from what that draws.
+are summed: a grey image gives what it gave as R = G = B, but for means and deviations, which are averaged. For more
+they are repeated (R, G, B, R ...) and scaled by 3 / channels. A network without pretrained weights starts likewise from
+what its library draws for three channels, or, where the library builds it for any number (timm), from what that draws.
 """
 
 from __future__ import annotations
