@@ -271,7 +271,9 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("frn" in n)) for n in NETWORKS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i > 4 or "frn" in n)) for i, n in enumerate(NETWORKS)]
+)
 def test_every_policy_on_real_networks(name):
     case = NETWORKS[name]
     layers = models.load(name.strip(), classes=7, weights="none", args=case.get("args", {}), empty=True).layers

@@ -640,7 +640,12 @@ TIMM_AGREES = (
 )
 
 
-@pytest.mark.parametrize("name", [*TIMM_AGREES, *TIMM_DIFFERS])
+COMPARED = [*TIMM_AGREES, *TIMM_DIFFERS]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i % 3 > 0)) for i, n in enumerate(COMPARED)]
+)
 def test_timms_param_groups_layer_decay(name: str) -> None:
     """Equal to it, but for the differences listed above, each of them to the parameter."""
     backbone = network(name)

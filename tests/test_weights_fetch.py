@@ -297,7 +297,7 @@ def silent() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/squeezenet1_1", "hf-hub:me/trained"])
-@pytest.mark.parametrize("how", ["refused", "silent", "names", "offline"])
+@pytest.mark.parametrize("how", ["refused", "silent", "offline", pytest.param("names", marks=pytest.mark.slow)])
 def test_without_internet(caches: Path, monkeypatch: pytest.MonkeyPatch, silent: str, name: str, how: str) -> None:
     """Said at once, with the files that were looked for and the command to run elsewhere."""
     torchvisions = torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1
