@@ -9,7 +9,7 @@ import pytest
 import torch
 from images import make_folder, make_shards
 
-from tlx import build
+from tlx import build, feed
 from tlx.config import load, parse
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import UserError
@@ -84,13 +84,13 @@ def test_shards_that_do_not_fit_are_refused(tmp_path):
     three = make_shards(tmp_path / "three", classes=3, per_class={"train": 2, "val": 1}, size=16)
     two = make_shards(tmp_path / "two", classes=2, per_class={"train": 2, "val": 1}, size=16)
     with pytest.raises(UserError, match="3 classes, validation shards 2; only on one side: class2"):
-        build.open_sets(config(tmp_path, three / "train", two / "val"))
+        feed.open_sets(config(tmp_path, three / "train", two / "val"))
     with pytest.raises(UserError, match="hold 6, the configuration expects 7"):
-        build.open_sets(config(tmp_path, three / "train", data={"expected": {"classes": 3, "train": 7}}))
+        feed.open_sets(config(tmp_path, three / "train", data={"expected": {"classes": 3, "train": 7}}))
     with pytest.raises(UserError, match="hold 3, the configuration expects 5"):
-        build.open_sets(config(tmp_path, three / "train", data={"expected": {"classes": 5, "train": 6}}))
+        feed.open_sets(config(tmp_path, three / "train", data={"expected": {"classes": 5, "train": 6}}))
     with pytest.raises(UserError, match="tlx shards"):
-        build.open_sets(config(tmp_path, tmp_path / "nowhere"))
+        feed.open_sets(config(tmp_path, tmp_path / "nowhere"))
 
 
 def test_one_class_is_refused(tmp_path):
@@ -102,7 +102,7 @@ def test_one_class_is_refused(tmp_path):
     header = json.loads(index.read_text())
     index.write_text(json.dumps({**header, "classes": ["only"]}))
     with pytest.raises(UserError, match="class"):
-        build.open_sets(config(tmp_path, shards / "train"))
+        feed.open_sets(config(tmp_path, shards / "train"))
 
 
 def test_an_input_that_the_backbone_does_not_take_is_known_at_once():

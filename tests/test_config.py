@@ -59,7 +59,7 @@ def test_all_mistakes_are_told_at_once(good):
         load(good, wrong)
     text = str(caught.value)
     for expected in (
-        'data.bach: unknown key; did you mean "batch"?',
+        'data.bach: unknown key; did you mean "batch" or "cache"?',
         "loop.precision: input should be 'fp32', 'bf16' or 'fp16' (given: 'fp61')",
         'did you mean "hidden"?',
         'there is no optimizer "adamm"; did you mean "adam',

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,10 +15,14 @@ from textwrap import dedent
 
 import numpy as np
 import pytest
+import torch
 import webdataset
 from images import encoded, make_folder, picture
-from PIL import Image
+from PIL import ExifTags, Image, ImageCms, features
+from torchvision.transforms.v2 import functional
 
+from tlx import locks
+from tlx.data import content, write
 from tlx.data.check import check_shards, describe_shards
 from tlx.data.datasets import read_items
 from tlx.data.decode import decode
@@ -24,6 +30,8 @@ from tlx.data.manifest import Manifest
 from tlx.data.reader import ShardReader
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import UserError
+
+RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def options(**settings):
@@ -85,8 +93,7 @@ def test_classes_are_spread_over_shards(src, tmp_path):
 def test_the_same_request_gives_the_same_bytes_in_any_number_of_processes(src, tmp_path):
     for name, jobs in (("one", 0), ("two", 2)):
         build_shards(str(src), tmp_path / name, options(jobs=jobs))
-    for file in names(tmp_path / "one"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    assert_same_files(tmp_path / "one", tmp_path / "two")
     digests = {Manifest.open(tmp_path / name / "train").digest for name in ("one", "two")}
     assert len(digests) == 1
 
@@ -98,6 +105,28 @@ def test_a_limit_by_bytes(src, tmp_path):
     assert {s.bytes for s in shards[:-1]} == {20480}
     build_shards(str(src), tmp_path / "tiny", options(shard_bytes=1))
     assert {s.samples for s in Manifest.open(tmp_path / "tiny" / "train").shards} == {1}
+
+
+def test_every_shard_has_the_mix_of_the_whole(tmp_path):
+    """A list sorted by class, 900 of one and 60 of another: shards of 96 have about 90 and 6."""
+    common, rare = (encoded(picture(label, size=8)) for label in (0, 1))
+    rows = ["path,label"]
+    for i in range(960):
+        name = f"{i:04d}.jpg"
+        (tmp_path / name).write_bytes(common if i < 900 else rare)
+        rows.append(f"{name},{'common' if i < 900 else 'rare'}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    build_shards(str(tmp_path / "list.csv"), tmp_path / "out", BuildOptions(val=0, shard_samples=96, jobs=0))
+    counts = Manifest.open(tmp_path / "out" / "train").labels.reshape(10, 96).sum(axis=1)
+    spread = (96 * 60 / 960 * (1 - 60 / 960) * (1 - 96 / 960)) ** 0.5  # of a hypergeometric draw
+    assert abs(counts - 6).max() < 4 * spread
+    assert counts.std() < 2 * spread
+
+
+def test_a_few_shards_use_all_cores_and_stay_the_same(src, tmp_path):
+    for name, jobs in (("one", 0), ("many", 12)):
+        build_shards(str(src), tmp_path / name, options(jobs=jobs, shard_samples=100, resize=16))
+    assert_same_files(tmp_path / "many", tmp_path / "one")
 
 
 def test_resizing_touches_only_what_is_larger(tmp_path):
@@ -116,6 +145,168 @@ def test_resizing_touches_only_what_is_larger(tmp_path):
         sizes.append((manifest.describe(sample).rpartition(".")[2], *decode(data).shape[1:]))
     assert sorted(sizes) == sorted([("jpg", 53, 40), ("png", 40, 60), ("jpg", 20, 30)] * 2)
     assert kept == 2
+
+
+def one_stored(tmp_path, name, data, **settings):
+    """What a build stores of one picture: its bytes and its extension."""
+    src = tmp_path / "one"
+    for place in ("a", "b"):
+        (src / place).mkdir(parents=True, exist_ok=True)
+    (src / "b" / "x.png").write_bytes(encoded(picture(0, size=8), "PNG"))
+    (src / "a" / name).write_bytes(data)
+    out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+    build_shards(str(src), out, BuildOptions(val=0, jobs=0, **settings))
+    (src / "a" / name).unlink()
+    manifest = Manifest.open(out / "train")
+    sample = manifest.labels.tolist().index(0)
+    return ShardReader(manifest).read(sample), manifest.describe(sample).rpartition(".")[2]
+
+
+def noise(small, original, short):
+    """Peak signal to noise in dB of the luma, against what torchvision makes of the original; JPEGs halve the rest."""
+    expected = functional.resize(decode(original, 1), [short], antialias=True)
+    error = float(((decode(small, 1).float() - expected.float()) ** 2).mean())
+    return 10 * np.log10(255**2 / error) if error else 99.0
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("size", [(120, 90), (900, 1300)])
+def test_a_smaller_picture_is_what_the_transforms_would_have_made(tmp_path, size, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    smooth = picture(1, size=40).resize(size[::-1], Image.Resampling.BICUBIC)
+    data = encoded(smooth, quality=97, exif=exif, icc_profile=RGB_PROFILE, comment=b"my house")
+    small, extension = one_stored(tmp_path, "x.JPEG", data, resize=64)
+    expected = functional.resize(decode(data), [64], antialias=True)
+    assert decode(small).shape == expected.shape
+    assert min(expected.shape[1:]) == 64
+    assert (expected.shape[2] < expected.shape[1]) == ((size[1] < size[0]) == (orientation == 1))
+    assert noise(small, data, 64) > 40
+    with Image.open(io.BytesIO(small)) as image:
+        assert image.info["icc_profile"] == RGB_PROFILE
+        assert dict(image.getexif()) == {}
+        assert "comment" not in image.info
+    assert extension == "jpg"
+
+
+def test_what_is_grey_or_transparent_stays_so_when_it_is_made_smaller(tmp_path):
+    grey = picture(0, size=80).convert("L")
+    for data, name in ((encoded(grey), "x.jpg"), (encoded(grey, "PNG"), "x.png"), (encoded(grey, "BMP"), "x.bmp")):
+        small, _ = one_stored(tmp_path, name, data, resize=32)
+        assert Image.open(io.BytesIO(small)).mode == "L"
+        assert noise(small, data, 32) > 40
+    clear = picture(0, size=80).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize((80, 80)))
+    data = encoded(clear, "PNG")
+    small, extension = one_stored(tmp_path, "x.webp", data, resize=32)
+    assert torch.equal(decode(small, 4), functional.resize(decode(data, 4), [32], antialias=True))
+    assert extension == "png"
+    cmyk = encoded(picture(0, size=80).convert("CMYK"), icc_profile=b"\0" * 16 + b"CMYK" + b"\0" * 108)
+    small, _ = one_stored(tmp_path, "x.jpg", cmyk, resize=32)
+    assert noise(small, cmyk, 32) > 40
+    assert "icc_profile" not in Image.open(io.BytesIO(small)).info
+
+
+def test_a_damaged_large_picture_is_not_made_smaller(tmp_path):
+    data = encoded(picture(0, size=200))
+    with pytest.raises(UserError, match="1 unreadable picture"):
+        one_stored(tmp_path, "x.jpg", data[: len(data) // 2], resize=64)
+
+
+rewriting = pytest.mark.skipif(content._jpeg is None, reason="needs tlx's C extension")
+KINDS = {
+    "4:4:4": {"subsampling": 0},
+    "4:2:2": {"subsampling": 1},
+    "4:2:0": {"subsampling": 2},
+    "progressive 4:2:0": {"subsampling": 2, "progressive": True},
+    "progressive 4:4:4": {"subsampling": 0, "progressive": True},
+    "restart markers": {"restart_marker_blocks": 3},
+    "optimised": {"optimize": True},
+}
+
+
+@rewriting
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_rewriting_keeps_every_pixel(tmp_path, kind, mode):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 8
+    for size in ((97, 131), (8, 5)):
+        data = encoded(picture(1, size=size).convert(mode), exif=exif, **KINDS[kind])
+        again, _ = one_stored(tmp_path, "x.jpg", data, rewrite=True)
+        assert torch.equal(decode(again), decode(data))
+        assert "progressive" not in Image.open(io.BytesIO(again)).info
+        assert len(again) <= len(data) or "progressive" in kind
+        assert again != data or "progressive" not in kind
+
+
+@rewriting
+def test_rewriting_is_counted(tmp_path):
+    src = make_folder(tmp_path / "src", per_class=4, size=64)
+    (src / "class0" / "0000.jpg").write_bytes(encoded(picture(0, size=64), progressive=True))
+    (src / "class0" / "x.png").write_bytes(encoded(picture(0, size=64, seed=9), "PNG"))
+    # a stray byte before a marker: libjpeg repairs it with a warning, and rewriting refuses what has to be repaired
+    repaired = bytearray(encoded(picture(1, size=64)))
+    repaired[-2:-2] = b"\0\0\0"
+    (src / "class1" / "0000.jpg").write_bytes(repaired)
+    summary = build_shards(str(src), tmp_path / "out", options(val=0, rewrite=True))
+    done = summary.rewrites
+    assert (done.rewritten + done.kept, done.failed) == (11, 1)
+    assert done.after < done.before
+    assert summary.statistics["train"].formats == {"jpeg": 12, "png": 1}
+    again = build_shards(str(src), tmp_path / "out", options(val=0, rewrite=True))
+    assert (again.rewrites, again.already) == (done, True)
+    stored = {ShardReader(m).read(i) for m in [Manifest.open(tmp_path / "out" / "train")] for i in range(len(m))}
+    assert bytes(repaired) in stored
+    assert check_shards(tmp_path / "out", jobs=0).good
+    assert build_shards(str(src), tmp_path / "plain", options(val=0)).rewrites is None
+
+
+@rewriting
+def test_a_rewriting_that_changes_a_pixel_is_not_used(tmp_path, monkeypatch):
+    class Wrong:
+        @staticmethod
+        def rewrite(data, restarts):
+            return encoded(picture(2, size=64), quality=20)
+
+    monkeypatch.setattr(content, "_jpeg", Wrong)
+    data = encoded(picture(1, size=64), progressive=True)
+    assert one_stored(tmp_path, "x.jpg", data, rewrite=True)[0] == data
+
+
+def test_rewriting_without_the_extension(src, tmp_path, monkeypatch):
+    monkeypatch.setattr(content, "_jpeg", None)
+    with pytest.raises(UserError, match=r"--rewrite needs tlx's C extension[\s\S]*libjpeg-dev"):
+        build_shards(str(src), tmp_path / "out", options(rewrite=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "stored"),
+    [
+        ("a.JPG", "JPEG", "jpg"),
+        ("a.jpe", "JPEG", "jpg"),
+        ("a.JFIF", "JPEG", "jpg"),
+        ("my.old cat.v2.jpeg", "JPEG", "jpg"),
+        ("日本 é.Png", "PNG", "png"),
+        ("a.WebP", "WEBP", "webp"),
+        ("a.bmp", "BMP", "bmp"),
+        ("a.TIF", "TIFF", "tif"),
+        ("a.tiff", "TIFF", "tiff"),
+        ("a.gif", "GIF", "gif"),
+        ("a.ppm", "PPM", "ppm"),
+        ("a.pgm", "PPM", "pgm"),
+        pytest.param(
+            *("a.AVIF", "AVIF", "avif"),
+            marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow cannot write AVIF"),
+        ),
+    ],
+)
+def test_every_kind_of_picture_in_and_out(tmp_path, name, format, stored):
+    image = picture(0, size=20)
+    data = encoded(image.convert("L") if name.endswith("pgm") else image, format)
+    found, extension = one_stored(tmp_path, name, data)
+    assert (found, extension) == (data, stored)
 
 
 def test_pictures_without_files_are_stored_without_loss(tmp_path):
@@ -205,11 +396,11 @@ def test_killed_in_the_middle_and_run_again(tmp_path):
     lines = f"""
         import time
         import tlx.data.write as write
-        plain = write._content
+        plain = write._stored
         def slow(*given):
             time.sleep(0.02)
             return plain(*given)
-        write._content = slow
+        write._stored = slow
         write.build_shards({str(src)!r}, {str(out)!r}, write.BuildOptions(val=0.2, shard_samples=10, jobs=0))
     """
     process = subprocess.Popen([sys.executable, "-c", dedent(lines)])
@@ -229,10 +420,125 @@ def test_killed_in_the_middle_and_run_again(tmp_path):
         build_shards(str(src), out, options(seed=9))
     build_shards(str(src), out, options())
     build_shards(str(src), whole, options())
-    assert names(out) == names(whole)
-    for file in names(whole):
-        assert (out / file).read_bytes() == (whole / file).read_bytes()
+    assert_same_files(out, whole)
     assert all((out / "train" / name).stat().st_mtime_ns == made for name, made in kept.items())
+
+
+def assert_same_files(one, other):
+    assert names(one) == names(other)
+    for file in names(other):
+        assert (one / file).read_bytes() == (other / file).read_bytes(), file
+
+
+def killed_at(moment, src, out, settings):
+    """A build whose process ends by SIGKILL at its nth flush or rename, counted in it and in its workers each."""
+    main, left = os.getpid(), moment
+
+    def dying(plain):
+        def call(*given):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(main, signal.SIGKILL)
+            return plain(*given)
+
+        return call
+
+    os.replace, os.fsync = dying(os.replace), dying(os.fsync)
+    build_shards(str(src), out, settings)
+
+
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_killed_at_any_moment(tmp_path, jobs):
+    src = make_folder(tmp_path / "src", per_class=20, size=24)
+    (src / "class1" / "0003.jpg").write_bytes(b"<html>")
+    out, whole, settings = tmp_path / "out", tmp_path / "whole", options(skip_bad=True, jobs=jobs)
+    build_shards(str(src), whole, options(skip_bad=True))
+    killed = 0
+    for moment in (1, 2, 3, 4, 6, 8, 10, 12):
+        process = multiprocessing.get_context("fork").Process(target=killed_at, args=(moment, src, out, settings))
+        process.start()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        for tar in out.glob("*/[0-9]*.tar"):
+            assert tar.read_bytes() == (whole / tar.relative_to(out)).read_bytes()
+    assert killed >= 5
+    build_shards(str(src), out, settings)
+    assert_same_files(out, whole)
+    assert not [name for name in names(out) if "/." in name or name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_the_command_killed_at_random_moments(tmp_path):
+    src = make_folder(tmp_path / "src", per_class=400, size=96)
+    settings = ["--val", "0.2", "--shard-samples", "20", "--jobs", "2"]
+    out, whole, rng = tmp_path / "out", tmp_path / "whole", np.random.default_rng(0)
+    build_shards(str(src), whole, options(shard_samples=20))
+    killed = 0
+    for _ in range(12):
+        process = subprocess.Popen([sys.executable, "-m", "tlx", "shards", "build", str(src), str(out), *settings])
+        while process.poll() is None and not out.exists():
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0, 0.6))
+        process.kill()
+        killed += process.wait() == -signal.SIGKILL
+        for tar in out.glob("*/[0-9]*.tar"):
+            assert tar.read_bytes() == (whole / tar.relative_to(out)).read_bytes()
+    assert killed > 3
+    build_shards(str(src), out, options(shard_samples=20))
+    assert_same_files(out, whole)
+
+
+def test_killed_before_the_first_word(src, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".build.json.123.tmp").write_text("{")
+    build_shards(str(src), out, options())
+    assert not (out / ".build.json.123.tmp").exists()
+
+
+def test_killed_before_tidying_up(src, tmp_path):
+    out = tmp_path / "out"
+    build_shards(str(src), out, options())
+    (out / "train" / ".000000.json").write_text("{}")
+    assert build_shards(str(src), out, options()).already
+    assert not (out / "train" / ".000000.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["no note", "half a note", "half a tar"])
+def test_a_shard_is_kept_only_with_its_note(src, tmp_path, monkeypatch, damage):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    build_shards(str(src), whole, options())
+
+    def stop(*given):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "_finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_shards(str(src), out, options())
+    note, tar = out / "train" / ".000001.json", out / "train" / "000001.tar"
+    if damage == "no note":
+        note.unlink()
+    elif damage == "half a note":
+        note.write_bytes(note.read_bytes()[:50])
+    else:
+        os.truncate(tar, 512)
+    build_shards(str(src), out, options())
+    assert_same_files(out, whole)
+
+
+def test_two_builds_do_not_meet(src, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(locks, "PATIENCE", 0.2)
+    with (
+        locks.locked(out, "mine", todo=""),
+        pytest.raises(UserError, match="another build is writing shards here"),
+    ):
+        build_shards(str(src), out, options())
+    assert names(out) == []
+    build_shards(str(src), out, options())
 
 
 def test_an_interrupted_build_of_other_pictures_starts_over(src, tmp_path):

@@ -10,8 +10,12 @@ import tarfile
 import numpy as np
 import pytest
 from images import encoded, make_shards, picture
+from typer.testing import CliRunner
 
-from tlx.data.index import index_shards
+from tlx.cli_shards import shards
+from tlx.data.check import check_shards
+from tlx.data.index import index_shards, label_rule
+from tlx.data.labels import LabelRule
 from tlx.data.manifest import Manifest
 from tlx.data.reader import ShardReader
 from tlx.errors import UserError
@@ -64,6 +68,119 @@ def test_long_names_folders_and_other_members(tmp_path, format):
     assert manifest.describe(1).endswith("éé/0001.JPEG")
 
 
+NESTED = b'{"annotation": {"label": "rose", "ids": [4, 7]}, "a.b": 1, "split": "train", "size": {"w": 5}}'
+
+
+@pytest.mark.parametrize(
+    ("key", "name"), [("annotation.label", "rose"), ("annotation.ids.1", 7), ("a.b", 1), ("split", "train")]
+)
+def test_a_label_anywhere_in_a_json(tmp_path, key, name):
+    tar_of(tmp_path / "d" / "a.tar", [("1.jpg", JPEG), ("1.json", NESTED), ("1.cls", b"0")])
+    (tmp_path / "names.txt").write_text("\n".join([*"01234567", "rose", "train"]))
+    rule = LabelRule.make(key=key)
+    manifest = index_shards(tmp_path / "d", classes=tmp_path / "names.txt", labels=rule, jobs=0)["d"]
+    assert manifest.classes[manifest.labels[0]] == str(name)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("annotation.lable", r'a\.tar: 1: the \.json has no "annotation.lable"; did you mean "annotation.label"'),
+        ("zzzz", r'has no "zzzz"; its keys: annotation\.label, annotation\.ids\.0, annotation\.ids\.1, a\.b, split'),
+        ("annotation.ids.2", 'has no "annotation.ids.2"'),
+        ("annotation", "neither a number nor a name"),
+    ],
+)
+def test_a_key_that_leads_nowhere(tmp_path, key, message):
+    tar_of(tmp_path / "d" / "a.tar", [("1.jpg", JPEG), ("1.json", NESTED)])
+    with pytest.raises(UserError, match=message):
+        index_shards(tmp_path / "d", labels=LabelRule.make(key=key), jobs=0)
+
+
+def by_folder(count=2, prefix=""):
+    return [
+        (f"{prefix}{name}/{i:02d}.jpg", encoded(picture(0, size=8, seed=i)))
+        for name in ("cats", "007")
+        for i in range(count)
+    ]
+
+
+def test_folders_are_labels_where_nothing_else_is(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", by_folder(prefix="./deep/"))
+    tar_of(tmp_path / "d" / "b.tar", by_folder())
+    manifest = index_shards(tmp_path / "d", jobs=2)["d"]
+    assert manifest.classes == ("007", "cats")
+    assert manifest.labels.tolist() == [1, 1, 0, 0] * 2
+    assert json.loads((tmp_path / "d" / "index.json").read_text())["labels"] == {"from": "folder"}
+    assert check_shards(tmp_path / "d", jobs=0).good
+    assert index_shards(tmp_path / "d", jobs=0)["d"].digest == manifest.digest
+    tar_of(tmp_path / "d" / "b.tar", [("cats/0.jpg", JPEG), ("dogs/0.jpg", JPEG), *by_folder()[2:]])
+    assert len(check_shards(tmp_path / "d", jobs=0).stale) == 1
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [*by_folder(), ("cats/9.jpg", JPEG), ("cats/9.cls", b"0")],
+        [*by_folder(), ("loose.jpg", JPEG)],
+        [*by_folder(), ("./loose.jpg", JPEG)],
+    ],
+)
+def test_folders_are_no_labels_where_some_have_others(tmp_path, members):
+    tar_of(tmp_path / "d" / "a.tar", members)
+    with pytest.raises(
+        UserError, match=r"no label among jpg; looked for \.cls, \.json, \.txt[\s\S]*--label-from folder"
+    ):
+        index_shards(tmp_path / "d", jobs=0)
+
+
+def test_tars_with_and_without_labels(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", by_folder())
+    tar_of(tmp_path / "d" / "b.tar", samples([0, 1]))
+    with pytest.raises(UserError, match=r"a\.tar: no sample has a label, in other tars they have"):
+        index_shards(tmp_path / "d", jobs=0)
+
+
+def test_the_choice_is_kept_and_another_may_be_made(tmp_path):
+    members = [(f"{c}/{i}.{e}", d) for c in "ab" for i in "01" for e, d in (("jpg", JPEG), ("cls", i.encode()))]
+    tar_of(tmp_path / "d" / "a.tar", members)
+    assert index_shards(tmp_path / "d", labels=LabelRule.make("folder"), jobs=0)["d"].labels.tolist() == [0, 0, 1, 1]
+    again = index_shards(tmp_path / "d", jobs=0)["d"]
+    assert (again.labels.tolist(), again.classes) == ([0, 0, 1, 1], ("a", "b"))
+    assert label_rule(tmp_path / "d") == LabelRule("folder")
+    other = index_shards(tmp_path / "d", labels=LabelRule.make("cls"), jobs=0)["d"]
+    assert other.labels.tolist() == [0, 1, 0, 1]
+    assert check_shards(tmp_path / "d", jobs=0).good
+
+
+def test_rules_that_make_no_sense():
+    assert LabelRule.make() == LabelRule("auto")
+    assert LabelRule.make("json", "a") == LabelRule.make(key="a") == LabelRule("json", "a")
+    for arguments, message in (
+        (("foldr",), 'did you mean "folder"'),
+        (("cls", "a"), "is for a .json, and the labels come from cls"),
+        ((None, ""), "the key of the label is empty"),
+    ):
+        with pytest.raises(UserError, match=message):
+            LabelRule.make(*arguments)
+
+
+def test_the_command_takes_the_rule(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", [("1.jpg", JPEG), ("1.json", b'{"y": {"z": 0}}')])
+    run = CliRunner().invoke(shards, ["index", str(tmp_path / "d"), "--label-key", "y.z", "--jobs", "0"])
+    assert run.exit_code == 0, run.output
+    assert label_rule(tmp_path / "d") == LabelRule("json", "y.z")
+
+
+def test_pictures_of_every_kind_are_indexed(tmp_path):
+    endings = ["jpg", "JPEG", "jpe", "JFIF", "png", "WebP", "bmp", "TIF", "tiff", "gif", "ppm", "pgm", "avif"]
+    members = [m for i, e in enumerate(endings) for m in ((f"é {i}.{e}", JPEG), (f"é {i}.CLS", b"0"))]
+    tar_of(tmp_path / "d" / "a.tar", members)
+    manifest = index_shards(tmp_path / "d", jobs=0)["d"]
+    assert len(manifest) == len(endings)
+    assert manifest.describe(5).endswith("é 5.WebP")
+
+
 def test_several_tars_in_two_processes(tmp_path):
     for name, count in (("b", 2), ("a", 3)):
         tar_of(tmp_path / "d" / f"{name}.tar", samples(range(count)))
@@ -106,7 +223,7 @@ def test_our_own_shards_keep_their_names_and_their_digest(tmp_path):
         ([("1.jpg", JPEG), ("1.cls", b"\xff\xfe")], "1: 'utf-8' codec"),
         ([("1.jpg", JPEG), ("1.cls", b"")], "neither a number nor a name"),
         ([("1.jpg", JPEG), ("1.json", b'{"label": 1.5}')], "neither a number nor a name"),
-        ([("1.jpg", JPEG), ("1.json", b'{"caption": "x"}')], "neither a number nor a name"),
+        ([("1.jpg", JPEG), ("1.json", b'{"caption": "x"}')], "none of the keys label, cls, class; its keys: caption"),
         ([("1.jpg", JPEG), ("1.json", b"{")], "1: "),
         ([("1.jpg", JPEG), ("1.txt", b"a\x1b[2Jb")], "cannot be shown"),
         ([("1.jpg", JPEG), ("1.cls", b"99999999999")], "out of range"),

@@ -79,6 +79,16 @@ def test_what_lies_around_is_left_out_and_named(folder):
     assert [os.path.basename(p) for p in source.left_out] == [".DS_Store", "notes.txt"]
 
 
+def test_pictures_of_every_kind_are_taken(folder):
+    endings = ["JPG", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "TIFF", "ppm", "pgm"]
+    for i, ending in enumerate(endings):
+        (folder / "class0" / f"my.{i} été.日本.{ending}").write_bytes(b"x")
+    (folder / "class0" / "a.heic").write_bytes(b"x")
+    source = read_source(str(folder), val=0)
+    assert split_sizes(source) == {"train": 30 + len(endings)}
+    assert [os.path.basename(p) for p in source.left_out] == ["a.heic"]
+
+
 @pytest.mark.parametrize("name", ["été", "a b", "../up", "100%", "日本", "-x", "a,b", "'; rm"])
 def test_odd_class_names_are_kept(tmp_path, name):
     if "/" not in name:

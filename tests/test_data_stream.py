@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
 import random
@@ -275,16 +276,19 @@ def test_batches_move(train):
         "meta"
     }
     assert moved.total == batch.total
-    assert batch.images.is_contiguous()
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
     assert batch.images.dtype == torch.uint8
 
 
 def die(image):
-    os.kill(os.getpid(), signal.SIGKILL)
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return image
 
 
 def test_a_killed_worker_is_an_error_in_words(train):
-    with pytest.raises(TlxError, match=r"a data worker died: DataLoader worker \(pid[\s\S]*out of memory"):
+    words = r"a data worker died: killed by signal 9[\s\S]*out of memory[\s\S]*at .*\.tar: \d+\.jpg"
+    with pytest.raises(TlxError, match=words):
         next(stream(train, workers=1, transform=die).batches(0, 1))
 
 
@@ -316,7 +320,9 @@ def test_a_batch_left_lying_does_not_keep_the_process(data):
 
 
 def broken(image):
-    raise ZeroDivisionError("oh")
+    if torch.initial_seed():  # not the one that tells the shape
+        raise ZeroDivisionError("oh")
+    return image
 
 
 def test_failing_transforms_name_the_picture(train):

@@ -11,6 +11,7 @@ from torchvision.transforms import v2
 
 from tlx import plug
 from tlx.data import transforms
+from tlx.data.framing import ShortSide
 from tlx.data.randomness import own_randomness
 from tlx.data.transforms import eval_transform, train_transform
 from tlx.errors import UserError
@@ -45,11 +46,15 @@ def test_an_ordered_list_is_applied_in_order():
         [v2.RandomResizedCrop(36, scale=(0.8, 1)), v2.RandomRotation(15), v2.RandomHorizontalFlip(), v2.CenterCrop(32)]
     )
     image = noise(60, 80)
-    for seed in range(5):
-        torch.manual_seed(seed)
-        left = ours(image)
-        torch.manual_seed(seed)
-        assert torch.equal(left, theirs(image))
+    torch.manual_seed(0)
+    left = torch.stack([ours(image) for _ in range(200)]).double()
+    right = torch.stack([theirs(image) for _ in range(200)]).double()
+    assert (left.mean() - right.mean()).abs() < 3
+    assert ((left == 0).double().mean() - (right == 0).double().mean()).abs() < 0.01  # the corners of rotations
+    torch.manual_seed(3)
+    again = ours(image)
+    torch.manual_seed(3)
+    assert torch.equal(ours(image), again)
     with pytest.raises(UserError, match="make 3 x 36 x 36"):
         train_transform([*reversed(parts)], INPUT)
 
@@ -122,7 +127,7 @@ def test_randomness_is_fenced():
 def test_evaluation_resizes_as_the_libraries_do(size, crop_pct, short):
     """torchvision's own numbers, and timm's floor for 0.9."""
     view = eval_transform(InputSpec(size=(size, size), crop_pct=crop_pct))
-    assert view.transforms[0].size == [short]
+    assert view.framing.resize == ShortSide(short)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest"])

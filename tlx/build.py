@@ -8,17 +8,16 @@ import functools
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tlx import plug
-from tlx.config import Config, Mixing, Part
-from tlx.data.manifest import Manifest
+from tlx.config import Config, Part
 from tlx.data.order import ORDER_VERSION
 from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.feed import Sets, count_samples, evaluation_of, open_sets, stream_of
 from tlx.launcher import rank, restarts
 from tlx.layers import LayerMap
 from tlx.plan import Plan
@@ -32,23 +31,6 @@ if TYPE_CHECKING:
     from tlx.models import Backbone
     from tlx.run import Run
     from tlx.world import World
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What is known about the data before a pixel is read."""
-
-    classes: int
-    train: int
-    note: str | None = None
-
-
-@dataclass(frozen=True)
-class Sets:
-    """Opened shards."""
-
-    train: Manifest
-    val: Manifest | None
 
 
 def plan(config: Config, *, memory: bool = False) -> tuple[Plan, str]:
@@ -86,58 +68,6 @@ def memory_of(config: Config, made: Plan, backbone: Backbone, world: int) -> Map
 def header(config: Config, classes: int) -> str:
     head = f"{config.head.name} head, {classes} classes"
     return f"run {config.run}: {config.backbone.name} (weights {config.backbone.weights}), {head}, seed {config.seed}"
-
-
-def count_samples(config: Config) -> Samples:
-    """From the shards; where they are not built yet, from `data.expected`."""
-    try:
-        train = open_sets(config).train
-    except UserError:
-        if config.data.expected is None or config.data.train.exists():
-            raise
-        expected, where = config.data.expected, config.data.train
-        return Samples(expected.classes, expected.train, f"note: no shards at {where} yet, planned with data.expected")
-    return Samples(len(train.classes), len(train))
-
-
-def open_sets(config: Config) -> Sets:
-    """Opens the shards and compares them with each other and with what is expected.
-
-    Raises:
-        UserError: missing or empty shards, one class, other classes in validation, other counts than expected.
-    """
-    train = Manifest.open(config.data.train)
-    val = Manifest.open(config.data.val) if config.data.val else None
-    if len(train.classes) < 2:
-        raise UserError(f"only one class: {', '.join(train.classes)}", where=str(train.path), todo="add a second one")
-    for manifest, key in ((train, "data.train"), (val, "data.val")):
-        if manifest is not None and len(manifest) == 0:
-            raise UserError("there is no sample in these shards", where=f"{key}={manifest.path}")
-    if val is not None and val.classes != train.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(
-            f"training shards have {len(train.classes)} classes, validation shards {len(val.classes)}"
-            + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs"),
-            where=f"{train.path} and {val.path}",
-            todo="build both with one `tlx shards build`, or index both with one list of classes",
-        )
-    _check_expected(config, train, val)
-    return Sets(train, val)
-
-
-def _check_expected(config: Config, train: Manifest, val: Manifest | None) -> None:
-    expected = config.data.expected
-    if expected is None:
-        return
-    found = {"classes": len(train.classes), "train": len(train), "val": len(val) if val is not None else None}
-    for name, count in found.items():
-        wanted = getattr(expected, name)
-        if wanted is not None and count is not None and wanted != count:
-            raise UserError(
-                f"the shards hold {count}, the configuration expects {wanted}",
-                where=f"data.expected.{name}",
-                todo="correct data.expected or data.train; `tlx shards show` prints what is there",
-            )
 
 
 def backbone_of(config: Config, classes: int, *, empty: bool = False) -> Backbone:
@@ -266,7 +196,7 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
     if config.loop.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = make("objective", config.objective, [int(n) for n in sets.train.counts()])
-    remake = functools.partial(_plan, config, backbone.layers, len(sets.train), world.size)
+    remake = functools.partial(_plan, config, backbone.layers, sets.samples_per_epoch, world.size)
     made = remake({})
     check_metrics(config, made, len(sets.train.classes), validated=sets.val is not None)
     loaded = [str(backbone.loaded)] if backbone.loaded else []
@@ -376,63 +306,6 @@ def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
     from tlx.optim import parameter_groups
 
     return make("optimizer", config.optimizer, parameter_groups(net, layers, no_decay=config.no_decay))
-
-
-def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any) -> Any:
-    from tlx.data.stream import ShardStream
-    from tlx.data.transforms import train_transform
-
-    parts = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
-    return ShardStream(
-        manifest,
-        batch=config.data.batch,
-        seed=config.seed,
-        transform=train_transform([(p.name, p.args) for p in parts], spec),
-        channels=spec.channels,
-        drop_last=config.data.drop_last,
-        window=config.data.window,
-        rank=world.rank,
-        world=world.size,
-        micro_batch=config.loop.micro_batch,
-        workers=config.data.workers,
-        class_weights=class_weights,
-        mix=mixing_of(config.mix),
-        skip_bad=True,  # judged by the loop, over all ranks
-        pin=world.cuda,
-    )
-
-
-DEFAULT_TRANSFORMS = [Part(name="random_resized_crop"), Part(name="horizontal_flip")]
-
-
-def mixing_of(mix: Mixing | None) -> Any:
-    from tlx.data.mix import MixSpec
-
-    if mix is None or not (mix.mixup or mix.cutmix):
-        return None
-    return MixSpec(mixup=mix.mixup, cutmix=mix.cutmix, prob=mix.prob, switch_prob=mix.switch_prob)
-
-
-def evaluation_of(config: Config, manifest: Manifest | None, spec: Any, world: World) -> Any:
-    """A function that starts a pass over the validation shards, or None."""
-    from tlx.data.stream import evaluation_batches
-    from tlx.data.transforms import eval_transform
-
-    if manifest is None:
-        return None
-    share = -(-config.data.batch // world.size)
-    return functools.partial(
-        evaluation_batches,
-        manifest,
-        batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
-        transform=eval_transform(spec),
-        channels=spec.channels,
-        rank=world.rank,
-        world=world.size,
-        workers=config.data.workers,
-        skip_bad=True,
-        pin=world.cuda,
-    )
 
 
 def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:

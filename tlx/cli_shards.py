@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,30 +12,47 @@ import typer
 
 if TYPE_CHECKING:
     from tlx.data.check import SplitCounts
+    from tlx.data.duplicates import Copy, Duplicates
+    from tlx.data.notes import Rewrites
+    from tlx.data.statistics import Statistics
 
 shards = typer.Typer(help="Build, index, check, show WebDataset shards.", no_args_is_help=True, rich_markup_mode=None)
 
 Shards = Annotated[Path, typer.Argument(help="A folder of tars, or of folders of tars (train, val ...).")]
 Jobs = Annotated[int | None, typer.Option(help="Processes; one per core by default.")]
 
+_NAMED = 10  # groups of duplicates that are printed
 
-@shards.command(epilog="Example: tlx shards build photos shards --val 0.2 --resize 256")
+
+@shards.command(epilog="Example: tlx shards build photos shards --val 0.2 --resize 256 --rewrite")
 def build(
     src: Annotated[str, typer.Argument(help="Folder per class, CSV, or torchvision:NAME (torchvision:Flowers102).")],
     out: Annotated[Path, typer.Argument(help="Where the shards go.")],
     val: Annotated[float | None, typer.Option(help="Share of each class split off for validation.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of the shuffle over shards.")] = 0,
-    resize: Annotated[int | None, typer.Option(help="Make larger pictures smaller: the short side, in pixels.")] = None,
+    resize: Annotated[
+        int | None, typer.Option(help="Make larger pictures smaller: the short side, in pixels. Never larger.")
+    ] = None,
     quality: Annotated[int, typer.Option(help="Of JPEGs that were made smaller.")] = 95,
+    rewrite: Annotated[
+        bool,
+        typer.Option(
+            "--rewrite", help="Code JPEGs anew, without loss: smaller, faster to read; progressive to baseline."
+        ),
+    ] = False,
     shard_samples: Annotated[int, typer.Option(help="A shard holds at most so many pictures.")] = 1000,
     shard_mb: Annotated[int, typer.Option(help="And at most so many megabytes.")] = 256,
-    skip_bad: Annotated[bool, typer.Option(help="Leave unreadable pictures out, and name them.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable pictures out, and name them.")] = False,
     root: Annotated[str | None, typer.Option(help="Where torchvision's data set lies.")] = None,
-    download: Annotated[bool, typer.Option(help="Let torchvision download it there.")] = False,
+    download: Annotated[bool, typer.Option("--download", help="Let torchvision download it there.")] = False,
     variant: Annotated[str | None, typer.Option(help="Of the splits: article, for Flowers102.")] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Write shards from a folder per class, a CSV (path,label[,split]) or a torchvision data set."""
+    """Write shards from a folder per class, a CSV (path,label[,split]) or a torchvision data set.
+
+    Every picture is read to its end, and one that cannot be is named. Pictures are shuffled before they are dealt to
+    shards, so each shard has about the mix of classes of the whole. After an interruption the same command goes on.
+    """
     from tlx.data.write import BuildOptions, build_shards
 
     options = BuildOptions(
@@ -44,6 +62,7 @@ def build(
         shard_bytes=shard_mb << 20,
         resize=resize,
         quality=quality,
+        rewrite=rewrite,
         skip_bad=skip_bad,
         jobs=jobs,
         root=root,
@@ -55,45 +74,72 @@ def build(
         print(f"left out, unreadable: {name}", file=sys.stderr)
     for name in done.left_out:
         print(f"left out, no picture: {name}", file=sys.stderr)
+    _print_statistics(done.statistics)
     for split, made in done.splits.items():
         size = made["bytes"] / 2**20
         print(f"{out / split}: {made['samples']:,} samples in {made['shards']} shards, {size:.1f} MB")
+    if done.rewrites:
+        print(_rewritten(done.rewrites))
+    _print_duplicates(done.duplicates, done.splits)
     how = "was there already, nothing done" if done.already else f"{done.seconds:.1f} s"
     print(f"{len(done.classes)} classes; {how}")
 
 
-@shards.command(epilog="Example: tlx shards index tars --classes names.txt")
+@shards.command(epilog="Example: tlx shards index tars --label-key annotation.label --classes names.txt")
 def index(
     folder: Shards,
     classes: Annotated[Path | None, typer.Option(help="Class names: a file, one per line, or indexed shards.")] = None,
+    label_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Where a sample's label is: cls, json or txt (the member of that name), or folder (cats/0001.jpg is a "
+            "cats). By default the first of .cls, .json, .txt; the folder, if no sample has any."
+        ),
+    ] = None,
+    label_key: Annotated[
+        str | None, typer.Option(help="Where in the .json, such as annotation.label; else label, cls or class.")
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Add the index to tars that were made elsewhere."""
+    """Add the index to tars that were made elsewhere; they stay as they are."""
     from tlx.data.index import index_shards
+    from tlx.data.labels import LabelRule
 
-    for name, manifest in index_shards(folder, classes=classes, jobs=jobs, progress=True).items():
+    rule = LabelRule.make(label_from, label_key) if label_from or label_key is not None else None
+    made = index_shards(folder, classes=classes, labels=rule, jobs=jobs, progress=True)
+    for name, manifest in made.items():
         print(f"{name}: {len(manifest):,} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes")
 
 
-@shards.command(epilog="Example: tlx shards check shards")
-def check(folder: Shards, jobs: Jobs = None) -> None:
-    """Read and decode everything; name every bad sample. Exit code 1 if there is one."""
+@shards.command(epilog="Example: tlx shards check shards --json report.json")
+def check(
+    folder: Shards,
+    report_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report to this file.")] = None,
+    jobs: Jobs = None,
+) -> None:
+    """Read and decode everything; name every bad sample and duplicate. Exit code 1 if a sample or tar is bad."""
     from tlx.data.check import check_shards
+    from tlx.files import write_whole
 
     report = check_shards(folder, jobs=jobs, progress=True)
+    if report_file is not None:
+        write_whole(report_file, json.dumps(report.plain(), indent=1))
     for problem in (*report.bad, *report.stale):
         print(problem)
+    _print_statistics(report.statistics)
+    _print_duplicates(report.duplicates, report.splits)
     print(f"{report.samples:,} samples, {len(report.bad)} bad, {len(report.stale)} tars not as indexed")
     raise typer.Exit(0 if report.good else 1)
 
 
 @shards.command(epilog="Example: tlx shards show shards")
 def show(folder: Shards) -> None:
-    """Print counts per class and split."""
-    from tlx.data.check import describe_shards
+    """Print counts per class and split, and what the build noted of the pictures."""
+    from tlx.data.check import built_statistics, describe_shards
 
     splits = describe_shards(folder)
     _print_counts(splits)
+    _print_statistics(built_statistics(splits))
     for name, split in splits.items():
         print(f"{name}: {split.samples:,} samples in {split.shards} shards, {split.bytes / 2**20:.1f} MB")
 
@@ -107,3 +153,64 @@ def _print_counts(splits: Mapping[str, SplitCounts]) -> None:
     for name in dict.fromkeys(c for split in splits.values() for c in split.counts):
         table.add_row(name, *(f"{split.counts.get(name, 0):,}" for split in splits.values()))
     Console(markup=False, highlight=False).print(table)
+
+
+def _print_statistics(statistics: Mapping[str, Statistics]) -> None:
+    if not statistics:
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("pictures", *statistics, box=box.SIMPLE)
+    said = list(statistics.values())
+    table.add_row("width: least, median, greatest", *("{} {} {}".format(*s.width) for s in said))
+    table.add_row("height", *("{} {} {}".format(*s.height) for s in said))
+    table.add_row("short side below 224", *(f"{s.small:.1%}" for s in said))
+    table.add_row("KB per picture", *(f"{s.bytes / 1024:.1f}" for s in said))
+    table.add_row("formats", *(", ".join(f"{n} {c:,}" for n, c in s.formats.items()) for s in said))
+    table.add_row("classes: fewest, most", *(f"{min(s.counts.values()):,} {max(s.counts.values()):,}" for s in said))
+    table.add_row("mean of R, G, B", *(" ".join(f"{m:.3f}" for m in s.mean) for s in said))
+    table.add_row("standard deviation", *(" ".join(f"{d:.3f}" for d in s.std) for s in said))
+    if any(s.measured < s.samples for s in said):
+        table.add_row("  (of so many pictures)", *(f"{s.measured:,}" for s in said))
+    Console(markup=False, highlight=False).print(table)
+
+
+def _rewritten(rewrites: Rewrites) -> str:
+    saved = 1 - rewrites.after / rewrites.before if rewrites.before else 0.0
+    failed = f", {rewrites.failed:,} kept because it failed" if rewrites.failed else ""
+    return f"{rewrites.rewritten:,} JPEGs coded anew, {saved:.1%} smaller; {rewrites.kept:,} kept{failed}"
+
+
+def _print_duplicates(duplicates: Duplicates, splits: Iterable[str]) -> None:
+    for split in splits:
+        groups = duplicates.within(split)
+        if groups:
+            copies = sum(len(g) - 1 for g in groups)
+            print(f"{split}: {_count(copies, 'copy', 'copies')} of other pictures in it, such as {_names(groups[0])}")
+    if duplicates.across:
+        count = _count(len(duplicates.across), "picture")
+        print(f"warning: {count} in several splits: what is trained on is also measured on")
+        _print_groups(duplicates.across)
+    if duplicates.contradicting:
+        print(f"warning: {_count(len(duplicates.contradicting), 'picture')} with a copy that has another label:")
+        _print_groups(duplicates.contradicting, labels=True)
+
+
+def _count(number: int, what: str, several: str | None = None) -> str:
+    return f"{number:,} {what if number == 1 else several or what + 's'}"
+
+
+def _print_groups(groups: tuple[tuple[Copy, ...], ...], *, labels: bool = False) -> None:
+    for group in groups[:_NAMED]:
+        print(f"  {_names(group, labels=labels)}")
+    if len(groups) > _NAMED:
+        print(f"  ... and {len(groups) - _NAMED:,} more (tlx shards check --json FILE has all)")
+
+
+def _names(group: tuple[Copy, ...], *, labels: bool = False) -> str:
+    more = f" and {len(group) - 4} more" if len(group) > 4 else ""
+    # names are the user's: what a terminal would act on is escaped
+    listed = (f"{copy}{f' ({copy.label})' if labels else ''}" for copy in group[:4])
+    return " = ".join(text if text.isprintable() else ascii(text) for text in listed) + more

@@ -14,15 +14,19 @@ import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PositiveInt,
     ValidationError,
+    field_serializer,
     model_serializer,
     model_validator,
 )
 
 from tlx import plug
+from tlx.data.location import place, without_credentials
 from tlx.durations import Duration, Length
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
@@ -103,6 +107,9 @@ class PhaseSettings(Model):
         return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
+Place = Annotated[str, BeforeValidator(place)]
+
+
 class Expected(Model):
     """What the shards should hold: checked against them, and enough to plan before they are built."""
 
@@ -111,19 +118,54 @@ class Expected(Model):
     val: PositiveInt | None = None
 
 
-class Data(Model):
-    """Shards and how they are dealt. `batch` is the GLOBAL batch, over all ranks and micro-batches."""
+class CacheConfig(Model):
+    """Where shards that come from elsewhere are kept, by default in TLX_CACHE or ``~/.cache/tlx/shards``. `limit`: so
+    many bytes of them, such as 200GB, by default four fifths of what the disk has free without them."""
 
-    train: Path
-    val: Path | None = None
+    folder: Path | None = None
+    limit: Annotated[ByteSize, Field(gt=0)] | None = None
+
+
+class SamplingConfig(Model):
+    """Which samples make an epoch: `limit` per class (a few-shot subset by seed), classes as they are (`all`), equally
+    often (`balanced`), by the square root of their size (`sqrt`), or rare ones repeated (`repeat_factors`, those with
+    less than `threshold` of the samples)."""
+
+    method: Literal["all", "balanced", "sqrt", "repeat_factors"] = "all"
+    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
+    limit: PositiveInt | None = None
+
+
+class Data(Model):
+    """Shards and how they are dealt. `batch` is the GLOBAL batch, over all ranks and micro-batches.
+
+    `train`, `val`: folders, URLs (http, s3, gs, any protocol of fsspec) or ``pipe:`` and a command with ``{}`` for the
+    file's name; user names, passwords and queries of URLs are not written into the run's folder.
+
+    `window`: so many shards mix, all by default. `parts`: set to the number of nodes, each needs only its part of the
+    shards. `exif_orientation`: pictures are turned as the camera noted. `scaled_decoding`: in training, JPEGs are
+    decoded at a half, a quarter or an eighth where that leaves twice the pixels that are shown.
+    """
+
+    train: Place
+    val: Place | None = None
+    cache: CacheConfig = CacheConfig()
     batch: PositiveInt
     window: PositiveInt | None = None
+    parts: PositiveInt = 1
+    sampling: SamplingConfig = SamplingConfig()
     drop_last: bool = False
+    exif_orientation: bool = True
+    scaled_decoding: bool = True
     workers: Annotated[int, Field(ge=0)] = 2
     bad_samples: Literal["error"] | Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")] = (
         "error"
     )
     expected: Expected | None = None
+
+    @field_serializer("train", "val")
+    def _without_credentials(self, value: str | None) -> str | None:
+        return value and without_credentials(value)
 
     def quota(self, samples: int) -> int:
         """How many unreadable samples may be skipped in a whole run of `samples` distinct ones."""

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from tlx.checkpoint import read
-from tlx.data.stream import BadSample
+from tlx.data.reader import BadSample
+from tlx.data.transfer import on_device
 from tlx.evaluation import evaluate_when_due
 from tlx.plan import Phase
 from tlx.quota import count_bad, refuse_unfinite
@@ -31,7 +32,7 @@ def fit(run: Run) -> bool:
         phase = run.plan.phase(run.progress.step)
         begin(run, phase)
         trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-        for step, batches in by_step(run.stream.batches(run.progress.step, phase.stop)):
+        for step, batches in by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device)):
             set_rates(run.optimizer, phase, step)
             tally, bad, total = run.updater.update(trainee, step, batches)
             run.progress.step = step + 1

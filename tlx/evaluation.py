@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tlx.data.location import shown
+from tlx.data.transfer import on_device
 from tlx.errors import UserError
 from tlx.meters import EvaluationMeter
 from tlx.phasing import train_mode
@@ -52,11 +54,10 @@ def evaluate(run: Run, net: nn.Module) -> dict[str, Any]:
     net.train()  # some networks compute from their weights once per evaluation mode, and forget it in training mode
     net.eval()
     bad: dict[str, str] = {}
-    for batch in run.evaluation():
+    for batch in on_device(run.evaluation(), run.world.device):
         bad |= {b.where: b.reason for b in batch.bad}
         if not len(batch.labels):
             continue
-        batch = batch.to(run.world.device)
         with run.world.autocast():
             output = net(run.normalise(batch.images))
         logits = output[0] if isinstance(output, tuple) else output
@@ -66,7 +67,7 @@ def evaluate(run: Run, net: nn.Module) -> dict[str, Any]:
         count_bad(run)
     metrics = meter.result()
     if not metrics["samples"]:
-        raise UserError("there is no readable validation sample", where=str(run.config.data.val))
+        raise UserError("there is no readable validation sample", where=shown(run.config.data.val or ""))
     return metrics
 
 

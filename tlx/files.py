@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -18,6 +19,15 @@ def write_whole(path: Path, content: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """In hexadecimal digits, of a whole open file."""
+    found = hashlib.sha256()
+    file.seek(0)
+    while part := file.read(1 << 20):
+        found.update(part)
+    return found.hexdigest()
 
 
 def json_text(content: Any) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from tlx import plug
 from tlx.config import Config, Part, PhaseSettings, Plateau
+from tlx.data.location import shown
 from tlx.data.order import micro_batches, share
 from tlx.durations import Duration
 from tlx.errors import ConfigError, UserError, did_you_mean
@@ -228,7 +229,7 @@ def _steps_per_epoch(config: Config, samples: int) -> int:
             todo=f"set data.batch to at most {samples}, or data.drop_last=false",
         )
     if not samples:
-        raise UserError("there is no training sample", where=str(config.data.train), todo="see tlx shards show")
+        raise UserError("there is no training sample", where=shown(config.data.train), todo="see tlx shards show")
     return steps
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlx.data.regions import decoder
 from tlx.run_folder import versions
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "wall_time_s": progress.wall_time_s,
         "world": run.world.size,
         "versions": versions(),
+        "decoder": decoder(),
         "command": " ".join(sys.argv),
     }
 

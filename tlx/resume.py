@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tlx.checkpoint import Snapshot, optimizer_state, read, restore_optimizer, weights_of
+from tlx.data.regions import decoder
 from tlx.errors import TlxError, UserError
 from tlx.plan import Phase
 from tlx.progress import Progress
@@ -29,6 +30,10 @@ def resume(run: Run) -> None:
         run.plan = run.remake_plan(run.progress.ends)
         run.journal.start(snapshot.state["metrics_bytes"], resumed=True)
         run.saved = run.progress.step
+        if decoder() != snapshot.state.get("decoder", decoder()):
+            run.journal.note(
+                f"pictures were decoded by {snapshot.state['decoder']}, now by {decoder()}: pixels differ by rounding"
+            )
         dealt = {"world": run.world.size, "micro_batch": run.config.loop.micro_batch}
         if dealt != snapshot.state["dealt"]:
             run.journal.note(
@@ -91,6 +96,7 @@ def snapshot(run: Run) -> Snapshot:
             "metrics_bytes": run.journal.position(),
             "identity": dict(run.identity),
             "dealt": {"world": run.world.size, "micro_batch": run.config.loop.micro_batch},
+            "decoder": decoder(),
         },
     )
 

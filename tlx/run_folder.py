@@ -20,7 +20,7 @@ from tlx.errors import UserError
 from tlx.files import json_text, write_whole
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
-MAY_CHANGE = ("world", "track", "data.workers", "loop.micro_batch", "checkpoint", "run", "data.expected")
+MAY_CHANGE = ("world", "track", "data.workers", "data.cache", "loop.micro_batch", "checkpoint", "run", "data.expected")
 """Keys that do not change what is trained, so that a run goes on when they do."""
 
 

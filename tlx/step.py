@@ -42,7 +42,8 @@ class Normalise:
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        return (images * self.scale - self.shift).contiguous(memory_format=self.layout)
+        out = torch.empty(images.shape, device=images.device, memory_format=self.layout)
+        return torch.mul(images, self.scale, out=out).sub_(self.shift)
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,6 @@ class Updater:
 
     def _backward(self, trainee: Trainee, batch: Batch) -> torch.Tensor:
         last = batch.micro == batch.micros - 1
-        batch = batch.to(self.world.device)
         with trainee.no_sync(when=not last):
             with self.world.autocast():
                 images = self.normalise(batch.images)

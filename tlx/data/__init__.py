@@ -3,6 +3,8 @@
 =============  =============================================================================================
 `order`        the order of samples and the dealing of a batch: pure arithmetic (numpy only)
 `manifest`     the index over a folder of tars (numpy only)
+`remote`       files of a folder elsewhere, its `location` a URL or a command; `shard_cache`: kept on this machine;
+               `cache_room`: who leaves for whom; `ahead`: fetched before they are wanted; `file_lock`: once per node
 `reader`       bytes of one sample; `decode`: bytes to a picture; `transforms`: a picture to a view of it
 `mix`          mixup and cutmix
 `stream`       batches for training and for evaluation

@@ -6,16 +6,27 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tlx.data.index import scan_tar, split_folders
+import numpy as np
+
+from tlx.data.duplicates import Copy, Duplicates, find_duplicates
+from tlx.data.index import label_rule, scan_tar, split_folders
 from tlx.data.manifest import Manifest
 from tlx.data.progress import in_processes
 from tlx.data.reader import BadSample, ReadError, ShardReader
 from tlx.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from tlx.data.statistics import Statistics
 
 
 @dataclass(frozen=True)
@@ -41,11 +52,15 @@ class CheckReport:
         splits: folder name -> what it holds.
         bad: every sample that cannot be read, and why.
         stale: tars whose members are not where the index says.
+        statistics: folder name -> what its readable pictures are like.
+        duplicates: pictures with the same content, by their places in the tars.
     """
 
     splits: dict[str, SplitCounts]
     bad: tuple[BadSample, ...]
     stale: tuple[str, ...]
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    duplicates: Duplicates = field(default_factory=Duplicates)
 
     @property
     def samples(self) -> int:
@@ -53,8 +68,20 @@ class CheckReport:
 
     @property
     def good(self) -> bool:
-        """Nothing is wrong."""
+        """Nothing is wrong. Duplicates are no fault of the shards."""
         return not (self.bad or self.stale)
+
+    def plain(self) -> dict[str, Any]:
+        """All of it, as JSON can say it."""
+        return {
+            "good": self.good,
+            "samples": self.samples,
+            "splits": {name: {**asdict(split), "path": str(split.path)} for name, split in self.splits.items()},
+            "bad": [asdict(b) for b in self.bad],
+            "stale": list(self.stale),
+            "statistics": {name: asdict(said) for name, said in self.statistics.items()},
+            "duplicates": self.duplicates.plain(),
+        }
 
 
 def describe_shards(folder: str | os.PathLike[str]) -> dict[str, SplitCounts]:
@@ -66,42 +93,95 @@ def describe_shards(folder: str | os.PathLike[str]) -> dict[str, SplitCounts]:
     return {m.path.name: _counts(m) for m in _open(Path(folder))}
 
 
+def built_statistics(splits: Mapping[str, SplitCounts]) -> dict[str, Statistics]:
+    """What the build of these folders noted of their pictures; nothing for tars that were made elsewhere."""
+    from tlx.data.statistics import Statistics
+
+    found = {}
+    for name, split in splits.items():
+        try:
+            said = json.loads((split.path.parent / "build.json").read_bytes())["statistics"][name]
+            statistics = Statistics.read(said)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if statistics.samples == split.samples:
+            found[name] = statistics
+    return found
+
+
 def check_shards(folder: str | os.PathLike[str], *, jobs: int | None = None, progress: bool = False) -> CheckReport:
-    """Reads and decodes every sample of a folder of shards, or of each folder in it.
+    """Reads and decodes every sample of a folder of shards, or of each folder in it; see `tlx.data.examine`.
 
     Raises:
         UserError: no shards, or no index.
     """
+    from tlx.data.statistics import chosen_for_measuring, summarise  # describing shards needs no torch
+
     manifests = _open(Path(folder))
     tasks = [(m, shard) for m in range(len(manifests)) for shard in range(len(manifests[m].shards))]
+    measured = [chosen_for_measuring(m.path.name, len(m)) for m in manifests]
     titled = "checking shards" if progress else None
-    found = list(in_processes(partial(_check, manifests), tasks, jobs=jobs, title=titled))
+    found = list(in_processes(partial(_check, manifests, measured), tasks, jobs=jobs, title=titled))
+    records: dict[str, NDArray[np.void]] = {}
+    statistics: dict[str, Statistics] = {}
+    for place, manifest in enumerate(manifests):
+        own = [f for task, f in zip(tasks, found, strict=True) if task[0] == place]
+        records[manifest.path.name] = np.concatenate([f.records for f in own])
+        said = summarise(records[manifest.path.name], [f.pixels for f in own], manifest.classes)
+        if said:
+            statistics[manifest.path.name] = said
     return CheckReport(
         {m.path.name: _counts(m) for m in manifests},
-        tuple(b for bad, _ in found for b in bad),
-        tuple(s for _, stale in found for s in stale),
+        tuple(b for f in found for b in f.bad),
+        tuple(s for f in found for s in f.stale),
+        statistics,
+        _named(manifests, records),
     )
 
 
-def _check(manifests: list[Manifest], task: tuple[int, int]) -> tuple[list[BadSample], list[str]]:
-    from tlx.data.decode import DecodeError, decode  # describing shards needs no torch
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """What was found in one shard."""
 
-    manifest, shard = manifests[task[0]], task[1]
-    reader, bad = ShardReader(manifest), []
+    bad: list[BadSample]
+    stale: list[str]
+    records: NDArray[np.void]
+    pixels: tuple[float, ...]
+
+
+def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tuple[int, int]) -> _Found:
+    from tlx.data.decode import DecodeError
+    from tlx.data.examine import examine
+    from tlx.data.statistics import Facts
+
+    manifest, chosen, shard = manifests[task[0]], measured[task[0]], task[1]
+    reader, bad, facts = ShardReader(manifest), [], Facts()
     first = int(manifest.samples_per_shard[:shard].sum())
     own = range(first, first + manifest.shards[shard].samples)
-    for sample in own:
+    labels = manifest.labels[own.start : own.stop].tolist()
+    for sample, label in zip(own, labels, strict=True):
         try:
-            decode(reader.read(sample))
+            data = reader.read(sample)
+            facts.add(sample, label, len(data), examine(data, measured=sample in chosen))
         except (ReadError, DecodeError) as error:
             bad.append(BadSample(sample, manifest.describe(sample), str(error)))
     stale = _stale(manifest, shard, own)
-    return bad, [stale] if stale else []
+    return _Found(bad, [stale] if stale else [], *facts.packed())
+
+
+def _named(manifests: Sequence[Manifest], records: dict[str, NDArray[np.void]]) -> Duplicates:
+    by_name = {m.path.name: m for m in manifests}
+
+    def copy(split: str, row: int) -> Copy:
+        manifest, sample = by_name[split], int(records[split]["place"][row])
+        return Copy(split, manifest.classes[int(manifest.labels[sample])], manifest.describe(sample))
+
+    return Duplicates(tuple(tuple(copy(*place) for place in group) for group in find_duplicates(records)))
 
 
 def _stale(manifest: Manifest, shard: int, own: range) -> str | None:
     path = manifest.path / manifest.shards[shard].name
-    scan = scan_tar(path) if path.exists() else None
+    scan = scan_tar(path, label_rule(manifest.path)) if path.exists() else None
     if scan is None or scan.problems:
         return f"{path}: {scan.problems[0].removeprefix(f'{path}: ') if scan else 'missing'}"
     records = manifest.records[own.start : own.stop]

@@ -4,9 +4,9 @@ JPEGs go through torchvision's decoder, everything else that Pillow knows (PNG, 
 Pillow. Not PNGs: torchvision 0.29's decoder ended the process with a segmentation fault on 288 of 300 PNGs in which six
 bytes had been changed, and is no faster; its JPEG decoder survived 12,000 damaged files.
 
-The camera's orientation (EXIF) is applied; transparency is dropped, not blended, where it is not asked for as a fourth
-channel; of an animation the first frame counts; 16 bits become 8. A JPEG that ends too early is refused, one that
-libjpeg repairs by itself is taken, as Pillow and torchvision do.
+The camera's orientation (EXIF) is applied unless told otherwise; transparency is dropped, not blended, where it is not
+asked for as a fourth channel; of an animation the first frame counts; 16 bits become 8. A JPEG that ends too early is
+refused, one that libjpeg repairs by itself is taken, as Pillow and torchvision do.
 """
 
 from __future__ import annotations
@@ -45,10 +45,20 @@ class DecodeError(TlxError):
     """These bytes are no picture, or a damaged one."""
 
 
-def decode(data: bytes, channels: Channels = 3) -> Tensor:
+def check_pixels(width: int, height: int) -> None:
+    """
+    Raises:
+        DecodeError: a picture that claims to be larger than MAX_PIXELS.
+    """
+    if width * height > MAX_PIXELS:
+        raise DecodeError(f"{width} x {height} pixels are more than {MAX_PIXELS}: a decompression bomb?")
+
+
+def decode(data: bytes, channels: Channels = 3, *, upright: bool = True) -> Tensor:
     """The picture as uint8 [channels, height, width].
 
     Args:
+        upright: it is turned as the camera noted (EXIF).
         channels: 3 for RGB; 1 for grey, the luma of ITU-R BT.601, which JPEGs hold as it is; 4 for RGB and alpha, 255
             (opaque) where the picture has none.
 
@@ -58,15 +68,12 @@ def decode(data: bytes, channels: Channels = 3) -> Tensor:
     try:
         # reads the header only: what it is and how large, before any memory is taken
         image = Image.open(io.BytesIO(data))
-        if image.width * image.height > MAX_PIXELS:
-            raise DecodeError(
-                f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}: a decompression bomb?"
-            )
+        check_pixels(image.width, image.height)
         if image.format not in ("JPEG", "MPO") or decode_jpeg is None:
-            return _with_pillow(image, channels)
+            return _with_pillow(image, channels, upright)
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-        pixels: Tensor = decode_jpeg(encoded, mode=mode, apply_exif_orientation=True)
+        pixels: Tensor = decode_jpeg(encoded, mode=mode, apply_exif_orientation=upright)
         return _opaque(pixels) if channels == 4 else pixels
     except DecodeError:
         raise
@@ -74,9 +81,9 @@ def decode(data: bytes, channels: Channels = 3) -> Tensor:
         raise DecodeError(_reason(data, error)) from error
 
 
-def _with_pillow(image: Image.Image, channels: Channels) -> Tensor:
+def _with_pillow(image: Image.Image, channels: Channels, upright: bool) -> Tensor:
     with suppress(Exception):  # a broken note of the camera; broken pixels are noticed below
-        image = ImageOps.exif_transpose(image)
+        image = ImageOps.exif_transpose(image) if upright else image
     if image.mode == "F":
         raise DecodeError("floating-point pixels have no known range; convert the picture to 8 bits")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off at 255

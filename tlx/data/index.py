@@ -1,9 +1,9 @@
 """An index for WebDataset tars, ours or made elsewhere.
 
-``index_shards(folder, classes=None, jobs=None, progress=False) -> dict[split, Manifest]``
+``index_shards(folder, classes=None, labels=None, jobs=None, progress=False) -> dict[split, Manifest]``
 
 A sample is the members of a tar that share a name up to its first dot: one picture and one label, which is a number or
-a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under the key label, cls or class.
+a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under a key, or the folder in the name (see `LabelRule`).
 """
 
 from __future__ import annotations
@@ -13,35 +13,44 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from tlx.data.labels import AUTO, LabelRule, NoLabel, folder_of, label_of
+from tlx.data.labels import shown as _shown
 from tlx.data.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.progress import in_processes
 from tlx.data.sources import EXTENSIONS
 from tlx.errors import UserError
 
-_LABELS = ("cls", "json", "txt")
+_LONGEST = 1 << 20  # bytes that are read of a label
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a tar holds: one (offset, size) and one label, a number or a name, per sample; or what is wrong with it."""
+    """What a tar holds: one (offset, size) and one label, a number or a name, per sample; or what is wrong with it.
+
+    Attributes:
+        by_folder: nothing said where labels are, no sample had a member for one, and the folders' names were taken.
+    """
 
     name: str
     bytes: int
     places: tuple[tuple[int, int], ...] = ()
     labels: tuple[int | str, ...] = ()
     problems: tuple[str, ...] = ()
+    by_folder: bool = False
 
 
 def index_shards(
     folder: str | os.PathLike[str],
     *,
     classes: str | os.PathLike[str] | None = None,
+    labels: LabelRule | None = None,
     jobs: int | None = None,
     progress: bool = False,
 ) -> dict[str, Manifest]:
@@ -51,6 +60,8 @@ def index_shards(
         classes: where the class names come from, in the order of their labels: a text file with one name per line, or
             a folder that is already indexed. Without it, those of an earlier index; or else labels that are names are
             sorted, and labels that are numbers are their own names.
+        labels: which part of a sample is its label. Without it, what an earlier index was told, or "auto". The index
+            remembers it.
         jobs: processes; None is one per core.
         progress: show a bar on a terminal.
 
@@ -63,24 +74,47 @@ def index_shards(
     """
     folders = split_folders(Path(folder))
     tars = [tar for f in folders for tar in sorted(f.glob("*.tar"))]
-    scans = list(in_processes(scan_tar, tars, jobs=jobs, title="reading tars" if progress else None))
-    problems = [p for scan in scans for p in scan.problems]
+    rule = labels or next((r for r in map(label_rule, folders) if r != AUTO), AUTO)
+    titled = "reading tars" if progress else None
+    scans = list(in_processes(partial(scan_tar, rule=rule), tars, jobs=jobs, title=titled))
+    rule, mixed = _settled(rule, tars, scans)
+    problems = [*(p for scan in scans for p in scan.problems), *mixed]
     if problems:
         listed = "\n".join(f"  {p}" for p in problems[:20])
         raise UserError(
             f"these tars cannot be indexed, {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{listed}",
             where=str(folder),
-            todo="every sample needs one picture and one label (000123.jpg and 000123.cls)",
+            todo="every sample needs one picture and one label: 000123.jpg and 000123.cls (.json, .txt), "
+            "or cats/000123.jpg with --label-from folder. Its name ends at the first dot",
         )
     by_folder: dict[Path, list[Scan]] = {f: [] for f in folders}
     for tar, scan in zip(tars, scans, strict=True):
         by_folder[tar.parent].append(scan)
     known = _names_in(Path(classes)) if classes is not None else _names_before(folders)
     names = _class_names((label for scan in scans for label in scan.labels), known, where=str(folder))
-    return {f.name: write_scans(f, by_folder[f], names) for f in folders}
+    return {f.name: write_scans(f, by_folder[f], names, rule) for f in folders}
 
 
-def write_scans(folder: Path, scans: Sequence[Scan], classes: Sequence[str]) -> Manifest:
+def label_rule(folder: Path) -> LabelRule:
+    """What the index of a folder remembers about where its labels are; "auto" if nothing."""
+    try:
+        told = json.loads((folder / "index.json").read_bytes()).get("labels", {})
+        return LabelRule.make(told.get("from"), told.get("key"))
+    except (OSError, ValueError, AttributeError):
+        return AUTO
+
+
+def _settled(rule: LabelRule, tars: Sequence[Path], scans: Sequence[Scan]) -> tuple[LabelRule, list[str]]:
+    """The rule that "auto" came out as, and the tars that do not agree with the others."""
+    by_folder = [tar for tar, scan in zip(tars, scans, strict=True) if scan.by_folder]
+    if not by_folder:
+        return rule, []
+    if all(scan.by_folder or not scan.labels for scan in scans):
+        return LabelRule("folder"), []
+    return rule, [f"{tar}: no sample has a label, in other tars they have" for tar in by_folder]
+
+
+def write_scans(folder: Path, scans: Sequence[Scan], classes: Sequence[str], rule: LabelRule = AUTO) -> Manifest:
     """Writes the index of a folder from what its tars hold; labels are numbers or names out of `classes`.
 
     Raises:
@@ -94,7 +128,7 @@ def write_scans(folder: Path, scans: Sequence[Scan], classes: Sequence[str]) -> 
     places = np.array([p for scan in scans for p in scan.places], dtype=np.uint64).reshape(-1, 2)
     records["offset"], records["size"], records["label"] = places[:, 0], places[:, 1], labels
     shards = [Shard(scan.name, len(scan.labels), scan.bytes) for scan in scans]
-    return write_index(folder, classes=classes, shards=shards, records=records)
+    return write_index(folder, classes=classes, shards=shards, records=records, labels=rule.header())
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -120,24 +154,42 @@ def split_folders(folder: Path) -> list[Path]:
     return found
 
 
-def scan_tar(path: Path) -> Scan:
+def scan_tar(path: Path, rule: LabelRule = AUTO) -> Scan:
     """Reads the headers and labels of a tar, not its pictures."""
     size = path.stat().st_size
     try:
         with tarfile.open(path, "r:") as tar:
             members = [m for m in tar if m.isreg()]
             _verify_end(path, tar.offset)
-            groups, problems = _group(members, str(path))
-            labels, places = [], []
-            for key, group in groups.items():
-                try:
-                    places.append(_picture(group))
-                    labels.append(_label(tar, group))
-                except ValueError as error:
-                    problems.append(f"{path}: {_shown(key)}: {error}")
+        with open(path, "rb", buffering=0) as file:
+            return _scan(path, size, file.fileno(), members, rule)
     except (tarfile.TarError, OSError, EOFError) as error:
         return Scan(path.name, size, problems=(f"{path}: {_why(path, error)}",))
-    return Scan(path.name, size, tuple(places), tuple(labels), tuple(problems))
+
+
+def _scan(path: Path, size: int, file: int, members: Sequence[tarfile.TarInfo], rule: LabelRule) -> Scan:
+    groups, problems = _group(members, str(path))
+    labels: list[int | str] = []
+    places, unlabelled, folders = [], [], []
+    for key, group in groups.items():
+
+        def read(extension: str, group: Mapping[str, tarfile.TarInfo] = group) -> bytes:
+            member = group[extension]
+            return os.pread(file, min(member.size, _LONGEST), member.offset_data)
+
+        try:
+            picture = _picture(group)
+            places.append((picture.offset_data, picture.size))
+            folders.append(folder_of(picture.name))
+            labels.append(label_of(rule, picture.name, group, read))
+        except NoLabel as error:
+            unlabelled.append(f"{path}: {_shown(key)}: {error}")
+        except ValueError as error:
+            problems.append(f"{path}: {_shown(key)}: {error}")
+    by_folder = rule.place == "auto" and not (labels or problems) and bool(folders) and all(folders)
+    if by_folder:
+        return replace(_scan(path, size, file, members, LabelRule("folder")), by_folder=True)
+    return Scan(path.name, size, tuple(places), tuple(labels), (*problems, *unlabelled))
 
 
 def _verify_end(path: Path, offset: int) -> None:
@@ -174,38 +226,13 @@ def _group(members: Iterable[tarfile.TarInfo], where: str) -> tuple[dict[str, di
     return groups, problems
 
 
-def _picture(group: Mapping[str, tarfile.TarInfo]) -> tuple[int, int]:
+def _picture(group: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
     pictures = [m for extension, m in group.items() if extension in EXTENSIONS]
     if len(pictures) != 1:
         raise ValueError(f"{len(pictures) or 'no'} pictures among {', '.join(map(_shown, group))}")
     if pictures[0].size >= 1 << 32:
         raise ValueError("a picture of 4 GiB or more")
-    return pictures[0].offset_data, pictures[0].size
-
-
-def _label(tar: tarfile.TarFile, group: Mapping[str, tarfile.TarInfo]) -> int | str:
-    extension = next((e for e in _LABELS if e in group), None)
-    if extension is None:
-        raise ValueError(f"no label among {', '.join(map(_shown, group))}; looked for .{', .'.join(_LABELS)}")
-    file = tar.extractfile(group[extension])
-    text = file.read(1 << 20).decode("utf-8", "strict").strip() if file else ""
-    value = _from_json(text) if extension == "json" else text
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise ValueError(f"the label in .{extension} is {_shown(text[:60])}, neither a number nor a name")
-    if isinstance(value, str) and not value.isprintable():
-        raise ValueError(f"the label {_shown(value[:60])} holds characters that cannot be shown")
-    if isinstance(value, int) and not 0 <= value < 1 << 31:
-        raise ValueError(f"the label {value} is out of range")
-    return value
-
-
-def _from_json(text: str) -> object:
-    value = json.loads(text)
-    if isinstance(value, dict):
-        value = next((value[k] for k in ("label", "cls", "class") if k in value), None)
-    return value
+    return pictures[0]
 
 
 def _class_names(labels: Iterable[int | str], known: Sequence[str] | None, *, where: str) -> tuple[str, ...]:
@@ -265,7 +292,3 @@ def _why(path: Path, error: Exception) -> str:
 def _unpack(name: str) -> str:
     tool = {"gz": "gunzip", "tgz": "gunzip", "bz2": "bunzip2", "xz": "unxz", "zst": "unzstd"}[name.rpartition(".")[2]]
     return f"unpack the compression, not the tar: {tool} {name}"
-
-
-def _shown(text: str) -> str:
-    return text if text.isprintable() else ascii(text)

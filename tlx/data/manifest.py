@@ -1,8 +1,13 @@
-"""The index over a folder of tars: exact counts, byte positions, labels, class names.
+"""The index over a folder of tars, here or elsewhere: exact counts, byte positions, labels, class names.
 
 Two files beside the tars. ``index.npy`` is a structured array (`RECORD`), one record per sample in tar order,
 memory-mapped. ``index.json`` holds the format version, the class names, the shards and the hash of ``index.npy``; it is
-written last, so an index is whole or it is not there.
+written last, so an index is whole or it is not there. Of a remote folder the index is fetched when it is opened, a tar
+when it is wanted; both are kept by :mod:`tlx.data.shard_cache`.
+
+``index.npy`` is hashed at each opening, also where it is large: 100 million samples are 1.6 GB and cost about a second,
+beside the pass over all labels that follows in any case, and nothing has to be remembered or trusted. Processes that a
+manifest is handed to map the file without hashing it again.
 """
 
 from __future__ import annotations
@@ -11,24 +16,33 @@ import hashlib
 import io
 import json
 import os
+import sys
 import tarfile
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.errors import UserError
-from tlx.files import write_whole
+from tlx.data.ahead import Wanted
+from tlx.data.location import address, is_remote, shown
+from tlx.errors import TlxError, UserError
+from tlx.files import sha256_of, write_whole
+from tlx.launcher import rank
+
+if TYPE_CHECKING:
+    from tlx.data.shard_cache import CacheSpec, ShardCache
 
 FORMAT = 1
+_PART = 1 << 20
 RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 """One sample: where its picture's bytes start in its tar, how many there are, its class."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard:
     """One tar: its file name, how many samples it holds, how long it is in bytes."""
 
@@ -42,39 +56,61 @@ class Manifest:
     """An opened index. A sample's id is its place in tar order, over all shards.
 
     Attributes:
-        path: the folder that holds the tars.
+        path: the folder that holds the tars; of a remote one, where its index and some of its tars are cached.
+        location: what people know the folder by: its path or URL, without credentials.
         classes: names; a label is a position in it.
         records: `RECORD` per sample, memory-mapped.
         digest: hash of everything the index says; the same for the same data wherever it lies.
     """
 
     path: Path
+    location: str
     classes: tuple[str, ...]
     shards: tuple[Shard, ...]
     records: NDArray[np.void]
     digest: str
+    _cache: ShardCache | None = field(default=None, repr=False)
 
     @staticmethod
-    def open(path: str | os.PathLike[str]) -> Manifest:
+    def open(location: str | os.PathLike[str], cache: CacheSpec | None = None) -> Manifest:
         """Opens a folder of indexed tars.
 
+        Args:
+            location: its path; or a URL (see :mod:`tlx.data.remote`), or ``pipe:`` and a command that prints the file
+                that stands in place of ``{}``.
+            cache: where remote shards are kept.
+
         Raises:
-            UserError: no such folder, no index, an index of another format or a damaged one, a tar that is missing.
+            UserError: no such folder, no index, an index of another format or a damaged one, a tar that is missing;
+                `IndexUnavailable`, which is one, where a remote index cannot be fetched and is not in the cache.
         """
-        folder = Path(path)
+        if is_remote(location):
+            return _open_remote(os.fspath(location), cache)
+        folder = Path(location)
         text = _read_header(folder)
-        header = _parse(folder, text)
-        records = _map(folder, header["sha256"])
-        shards = tuple(Shard(s["name"], s["samples"], s["bytes"]) for s in header["shards"])
-        manifest = Manifest(folder, tuple(header["classes"]), shards, records, hashlib.sha256(text).hexdigest())
+        header = _parse(str(folder), text)
+        _all_there(folder, header)
+        records = _map(folder / "index.npy", str(folder), header["sha256"])
+        manifest = _manifest(folder, text, header, records)
         _verify(manifest)
         return manifest
 
-    def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Path]]:
-        return Manifest.open, (self.path,)  # a memory map would be pickled as a copy of all its bytes
+    def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Path, str, str, ShardCache | None]]:
+        # a memory map would be pickled as a copy of all its bytes
+        return _reopen, (self.path, self.location, self.digest, self._cache)
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the tars are fetched from elsewhere."""
+        return self._cache is not None
+
+    @property
+    def name(self) -> str:
+        """The folder's own, without what it lies in."""
+        return self.location.rstrip("/").rpartition("/")[2] if self.remote else self.path.name
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -82,39 +118,95 @@ class Manifest:
         labels: NDArray[np.int32] = self.records["label"]
         return labels
 
-    @property
+    @cached_property
     def samples_per_shard(self) -> NDArray[np.int64]:
-        return np.array([s.samples for s in self.shards], dtype=np.int64)
+        """Read-only."""
+        return _fixed(np.array([s.samples for s in self.shards], dtype=np.int64))
+
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """For each shard, the id after its last sample's; read-only."""
+        return _fixed(np.cumsum(self.samples_per_shard))
+
+    def tar(self, shard: int) -> Path:
+        """The local file of a shard; of a remote one, once it is fetched.
+
+        Raises:
+            ShardUnavailable: it cannot be fetched.
+            UserError: there is no room for it.
+        """
+        if self._cache is None:
+            return self.path / self.shards[shard].name
+        return self._cache.shard(self._wanted(shard))
+
+    def ahead(self, shards: Sequence[int]) -> None:
+        """Begins to fetch remote shards in the background, in this order, in place of what is left of an earlier call.
+
+        Threads of this process fetch a few at a time, and only as far as the cache holds shards that nobody has used
+        yet. What cannot be fetched is an error of :meth:`tar`, later.
+        """
+        if self._cache is not None:
+            self._cache.ahead([self._wanted(int(s)) for s in shards])
+
+    def _wanted(self, shard: int) -> Wanted:
+        known, end = self.shards[shard], int(self.ends[shard])
+        own = self.records[end - known.samples : end]
+        layout = hashlib.blake2b(digest_size=6)
+        layout.update(np.ascontiguousarray(own["offset"]).data)
+        layout.update(np.ascontiguousarray(own["size"]).data)
+        return Wanted(known.name, known.bytes, layout.hexdigest())
 
     def counts(self) -> NDArray[np.int64]:
         """How many samples each class has, int64 [classes]."""
-        return np.bincount(self.labels, minlength=len(self.classes)).astype(np.int64)
+        found = np.zeros(len(self.classes), dtype=np.int64)
+        for start in range(0, len(self), _PART):  # bincount makes an int64 copy of what it is given
+            found += np.bincount(self.labels[start : start + _PART], minlength=len(found))
+        return found
 
     def shard_of(self, sample: int) -> int:
         """The position in `shards` of the tar that holds a sample."""
-        return int(np.searchsorted(np.cumsum(self.samples_per_shard), sample, side="right"))
+        return int(self.ends.searchsorted(sample, side="right"))
 
     def locate(self, sample: int) -> tuple[Path, int, int]:
-        """(tar, offset, size) of a sample's picture."""
+        """(tar, offset, size) of a sample's picture; raises as :meth:`tar` does."""
         record = self.records[sample]
-        return self.path / self.shards[self.shard_of(sample)].name, int(record["offset"]), int(record["size"])
+        return self.tar(self.shard_of(sample)), int(record["offset"]), int(record["size"])
 
     def describe(self, sample: int) -> str:
         """A sample in words a person can act on: ``data/train/000003.tar: 000123.jpg``."""
-        tar, offset, _ = self.locate(sample)
-        name = _member_at(tar, offset) or f"the picture at byte {offset} (sample {sample})"
-        return f"{tar}: {name if name.isprintable() else ascii(name)}"
+        shard, offset = self.shard_of(sample), int(self.records["offset"][sample])
+        name = _member_at(self._here(shard), offset) or f"the picture at byte {offset} (sample {sample})"
+        return f"{self.describe_shard(shard)}: {name if name.isprintable() else ascii(name)}"
+
+    def describe_shard(self, shard: int) -> str:
+        """Its path or URL, for people."""
+        name = self.shards[shard].name
+        return shown(self._cache.location, name) if self._cache is not None else str(self.path / name)
+
+    def _here(self, shard: int) -> Path:
+        """Where a shard is on this machine, if it is."""
+        return self.tar(shard) if self._cache is None else self._cache.path(self._wanted(shard))
 
 
 def write_index(
-    folder: Path, *, classes: Sequence[str], shards: Sequence[Shard], records: NDArray[np.void]
+    folder: Path,
+    *,
+    classes: Sequence[str],
+    shards: Sequence[Shard],
+    records: NDArray[np.void],
+    labels: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Writes both files, each beside and then renamed, the json last; and opens the result."""
+    """Writes both files, each beside and then renamed, the json last; and opens the result.
+
+    Args:
+        labels: where the labels were found (`tlx.data.labels.LabelRule.header`), kept for those who look again.
+    """
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(records, dtype=RECORD), allow_pickle=False)
     header = {
         "format": FORMAT,
         "classes": list(classes),
+        **({"labels": dict(labels)} if labels else {}),
         "samples": len(records),
         "shards": [asdict(s) for s in shards],
         "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
@@ -156,21 +248,78 @@ def _read_header(folder: Path) -> bytes:
     raise UserError("this folder holds no shards", where=str(folder), todo="make them with tlx shards build SRC OUT")
 
 
-def _parse(folder: Path, text: bytes) -> dict[str, Any]:
+def _open_remote(location: str, cache: CacheSpec | None) -> Manifest:
+    from tlx.data.shard_cache import CacheSpec, ShardCache  # with file locks, which Windows has not
+
+    kept = ShardCache(location, cache or CacheSpec())
+    text, trouble = kept.header()
+    header = _parse(shown(location), text)
+    for shard in header["shards"]:
+        address(location, shard["name"])
+    path = kept.records(header["sha256"])
+    kept.keep_header(text)
+    manifest = _manifest(kept.folder, text, header, _map(path, shown(location), None), shown(location), kept)
+    _verify(manifest)
+    if trouble is not None and rank() == 0:
+        print(
+            f"warning: {shown(location)}: its index cannot be fetched ({trouble}), the one in the cache is used",
+            file=sys.stderr,
+            flush=True,
+        )
+    return manifest
+
+
+def _reopen(folder: Path, location: str, digest: str, cache: ShardCache | None) -> Manifest:
+    """In another process: maps what was checked already.
+
+    Raises:
+        TlxError: the index was changed meanwhile.
+    """
+    try:
+        text = (folder / "index.json").read_bytes()
+    except OSError as error:
+        raise TlxError(f"{location}: the index cannot be read any more: {error}") from error
+    if hashlib.sha256(text).hexdigest() != digest:
+        raise TlxError(f"{location}: the index was changed while it was in use\n  -> start again")
+    header = _parse(location, text)
+    manifest = _manifest(folder, text, header, _map(folder / "index.npy", location, None), location, cache)
+    _add_up(manifest)
+    return manifest
+
+
+def _manifest(
+    folder: Path,
+    text: bytes,
+    header: dict[str, Any],
+    records: NDArray[np.void],
+    location: str | None = None,
+    cache: ShardCache | None = None,
+) -> Manifest:
+    shards = tuple(Shard(s["name"], s["samples"], s["bytes"]) for s in header["shards"])
+    digest = hashlib.sha256(text).hexdigest()
+    return Manifest(folder, location or str(folder), tuple(header["classes"]), shards, records, digest, cache)
+
+
+def _parse(where: str, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
         version = header["format"]
     except (ValueError, KeyError, TypeError):
-        _damaged(folder, "index.json is not an index of tlx")
+        _damaged(where, "index.json is not an index of tlx")
     if version != FORMAT:
         raise UserError(
             f"the index has format {version}; this tlx reads {FORMAT}",
-            where=str(folder),
-            todo=f"tlx shards index {folder}",
+            where=where,
+            todo=f"tlx shards index {where}",
         )
     names = [s["name"] for s in header["shards"]]
     if any(os.path.basename(name) != name or name in ("", ".", "..") for name in names):
-        _damaged(folder, "it names a tar outside its folder")
+        _damaged(where, "it names a tar outside its folder")
+    return header  # type: ignore[no-any-return]
+
+
+def _all_there(folder: Path, header: dict[str, Any]) -> None:
+    names = [s["name"] for s in header["shards"]]
     missing = sorted(set(names) - set(os.listdir(folder)))
     if missing:
         listed = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
@@ -179,25 +328,21 @@ def _parse(folder: Path, text: bytes) -> dict[str, Any]:
             where=str(folder),
             todo=f"bring them back, or index what is there: tlx shards index {folder}",
         )
-    return header  # type: ignore[no-any-return]
 
 
-def _map(folder: Path, sha256: str) -> NDArray[np.void]:
-    path = folder / "index.npy"
+def _map(path: Path, where: str, sha256: str | None) -> NDArray[np.void]:
+    """The records, mapped; of this hash, unless it is known already."""
     try:
-        with open(path, "rb") as file:
-            found = hashlib.sha256()
-            while part := file.read(1 << 20):
-                found.update(part)
-        if found.hexdigest() != sha256:
-            _damaged(folder, "index.npy is not the one that index.json was written for")
+        with path.open("rb") as file:
+            if sha256 is not None and sha256_of(file) != sha256:
+                _damaged(where, "index.npy is not the one that index.json was written for")
         # numpy cannot map an array without elements
         empty = path.stat().st_size <= len(_npy(np.zeros(0, RECORD)))
         records: NDArray[np.void] = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        _damaged(folder, f"index.npy cannot be read: {error}")
+        _damaged(where, f"index.npy cannot be read: {error}")
     if records.dtype != RECORD or records.ndim != 1:
-        _damaged(folder, "index.npy holds something else")
+        _damaged(where, "index.npy holds something else")
     return records
 
 
@@ -207,13 +352,22 @@ def _npy(array: NDArray[np.void]) -> bytes:
     return buffer.getvalue()
 
 
+def _fixed(array: NDArray[np.int64]) -> NDArray[np.int64]:
+    array.flags.writeable = False
+    return array
+
+
 def _verify(manifest: Manifest) -> None:
+    _add_up(manifest)
+    labels = manifest.labels.view(np.uint32)  # where what is below zero is large: one pass over the file, not two
+    if len(labels) and int(labels.max()) >= len(manifest.classes):
+        _damaged(manifest.location, "it holds labels without a class name")
+
+
+def _add_up(manifest: Manifest) -> None:
     if int(manifest.samples_per_shard.sum()) != len(manifest):
-        _damaged(manifest.path, "its shards and its samples do not add up")
-    labels = manifest.labels
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(manifest.classes):
-        _damaged(manifest.path, "it holds labels without a class name")
+        _damaged(manifest.location, "its shards and its samples do not add up")
 
 
-def _damaged(folder: Path, why: str) -> NoReturn:
-    raise UserError(f"the index is damaged: {why}", where=str(folder), todo=f"make it again: tlx shards index {folder}")
+def _damaged(where: str, why: str) -> NoReturn:
+    raise UserError(f"the index is damaged: {why}", where=where, todo=f"make it again: tlx shards index {where}")

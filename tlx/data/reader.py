@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 
 from tlx.data.manifest import Manifest
+from tlx.data.remote import ShardUnavailable
 from tlx.errors import TlxError
 
 _OPEN = 64  # files kept open per process; the usual limit is 1024, and shared-memory tensors need some too
+_AGAIN = 10  # a remote shard may leave the cache, for others', between being fetched and being opened
 
 
 class ReadError(TlxError):
@@ -34,7 +36,6 @@ class ShardReader:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._ends = manifest.samples_per_shard.cumsum()
         self._files: dict[int, int] = {}
 
     def __getstate__(self) -> Manifest:
@@ -52,8 +53,9 @@ class ShardReader:
 
         Raises:
             ReadError: the tar is missing, shorter or longer than when it was indexed, or cannot be read.
+            ShardUnavailable: a remote one that cannot be fetched; UserError: there is no room for it.
         """
-        shard = int(self._ends.searchsorted(sample, side="right"))
+        shard = self.manifest.shard_of(sample)
         record = self.manifest.records[sample]
         offset, size = int(record["offset"]), int(record["size"])
         try:
@@ -75,12 +77,24 @@ class ShardReader:
 
     def _open(self, shard: int) -> int:
         known = self.manifest.shards[shard]
-        file = os.open(self.manifest.path / known.name, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        file = self._open_tar(shard)
         length = os.fstat(file).st_size
         if length > known.bytes:
             os.close(file)
             raise ReadError(
                 f"the tar has grown from {known.bytes} to {length} bytes since it was indexed; "
-                f"run tlx shards index {self.manifest.path}"
+                f"run tlx shards index {self.manifest.location}"
             )
         return file
+
+    def _open_tar(self, shard: int) -> int:
+        for _ in range(_AGAIN):
+            try:
+                return os.open(self.manifest.tar(shard), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            except FileNotFoundError:
+                if not self.manifest.remote:
+                    raise
+        raise ShardUnavailable(
+            f"{self.manifest.describe_shard(shard)}: is removed from the cache before it can be read\n"
+            "  -> raise data.cache.limit; a window of shards, and a few more per process, should fit"
+        )

@@ -22,7 +22,10 @@ from tlx.errors import UserError, did_you_mean
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 """What a split may be called -> what it is called here."""
 
-EXTENSIONS = frozenset(["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"])
+EXTENSIONS = frozenset(
+    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"]
+)
+"""Names of pictures end like this, in small or capital letters. AVIF needs Pillow 11.3."""
 
 
 @dataclass(frozen=True)

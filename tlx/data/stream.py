@@ -6,27 +6,27 @@ Workers make pictures; everything else in a Batch is computed from the index in 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tlx.data.decode import Channels
+from tlx.data.loader import Loaded, Loader, Work, load
 from tlx.data.manifest import Manifest
 from tlx.data.mix import Draws, Mix, MixSpec, draw, guests, mix_of, plain, weight_of
-from tlx.data.order import EpochOrder, Ids, derive, micro_batches, share
+from tlx.data.order import EpochOrder, Ids, Shuffle, micro_batches, share
 from tlx.data.pictures import Pictures
-from tlx.data.randomness import own_randomness
 from tlx.data.reader import BadSample
-from tlx.data.workers import in_order
+from tlx.data.sampling import Sampling, entries, samples_per_epoch
 from tlx.errors import UserError
 
 __all__ = ["BadSample", "Batch", "ShardStream", "evaluation_batches"]
 
-_TRIES = 10  # replacements that are tried for an unreadable sample
+EVERY_SAMPLE = Sampling()
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Batch:
     Attributes:
         step: the global step (evaluation: the number of this batch on this rank).
         micro, micros: which of how many micro-batches of this step; the same number on all ranks.
-        images: uint8 [m + g, channels, height, width], contiguous; the last g are guests, for mixing only.
+        images: uint8 [m + g, channels, height, width], channels last in memory; the last g are guests, for mixing only.
         labels: int64 [m].
         ids: int64 [m], the samples that are shown (a replacement's own id).
         total: what a sum of losses over the global batch is divided by: its number of samples, or of class weights.
@@ -57,10 +57,10 @@ class Batch:
     bad: tuple[BadSample, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device, without waiting where the memory is page-locked."""
-        return self._map(lambda t: t.to(device, non_blocking=True))
+        """The same on a device. (`tlx.data.transfer.on_device` does it while the device computes.)"""
+        return self.map(lambda t: t.to(device))
 
-    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+    def map(self, move: Callable[[Tensor], Tensor]) -> Batch:
         images, labels, ids = move(self.images), move(self.labels), move(self.ids)
         return replace(self, images=images, labels=labels, ids=ids, mix=self.mix and self.mix.map(move))
 
@@ -73,18 +73,8 @@ class _Deal:
     epoch: int
     first: int
     ids: Ids
+    turns: Ids | None
     micros: int
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    images: Tensor
-    ids: tuple[int, ...]
-    bad: tuple[BadSample, ...]
-
-    def pin_memory(self) -> _Loaded:
-        """A copy in page-locked memory, for the loader."""
-        return replace(self, images=self.images.pin_memory())
 
 
 class ShardStream:
@@ -98,13 +88,18 @@ class ShardStream:
         transform: uint8 [channels, height, width] to uint8 [channels, size]; may draw from torch, numpy and random.
         channels: pictures are read as grey (1), RGB (3) or RGBA (4).
         drop_last: leave out the last global batch of an epoch where it is short.
-        window: how many shards mix (see EpochOrder).
+        window: how many shards mix (see Shuffle).
+        parts: into how many parts of the data set the slots of a batch are dealt, so that a node needs few shards (see
+            Shuffle).
+        sampling: which samples make an epoch, and how often (see Sampling).
         micro_batch: the most samples of one micro-batch; None is one micro-batch per step.
         workers: processes that make pictures; 0 is this one.
         class_weights: one per class, for `Batch.total`.
         skip_bad: unreadable samples are replaced by others of their class and reported in `Batch.bad`, for the caller
             to judge (over all ranks); without it the first one is an error here.
-        pin: batches in page-locked memory, where workers make them, so that copies to a GPU do not wait.
+        upright: pictures are turned as the camera noted (EXIF).
+        scaled: JPEGs may be decoded smaller where more than twice as many pixels are left as are shown.
+        pin: batches in page-locked memory, so that copies to a GPU do not wait.
 
     Raises:
         UserError: sizes that do not fit together.
@@ -120,6 +115,8 @@ class ShardStream:
         channels: Channels = 3,
         drop_last: bool = False,
         window: int | None = None,
+        parts: int = 1,
+        sampling: Sampling = EVERY_SAMPLE,
         rank: int = 0,
         world: int = 1,
         micro_batch: int | None = None,
@@ -127,28 +124,31 @@ class ShardStream:
         class_weights: Sequence[float] | None = None,
         mix: MixSpec | None = None,
         skip_bad: bool = False,
+        upright: bool = True,
+        scaled: bool = False,
         pin: bool = False,
     ) -> None:
         self.manifest, self.batch, self.seed, self.transform = manifest, batch, seed, transform
-        self.drop_last, self.window, self.rank, self.world = drop_last, window, rank, world
+        self.drop_last, self.rank, self.world = drop_last, rank, world
+        self.shuffle = Shuffle(seed, window, parts, batch if parts > 1 else None)
+        self.sampling, self.samples_per_epoch = sampling, samples_per_epoch(sampling, manifest.counts())
         self.micro_batch, self.workers, self.mix, self.skip_bad = micro_batch, workers, mix, skip_bad
         self.pin = pin
         self.class_weights = None if class_weights is None else tuple(class_weights)
-        self._pictures = Pictures(manifest, transform, channels)
+        self._pictures = Pictures(manifest, transform, channels, upright=upright, scaled=scaled)
         self._order: EpochOrder | None = None
-        self._dealt: _Deal | None = None
         self._check()
 
     @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
-        whole, rest = divmod(len(self.manifest), self.batch)
+        whole, rest = divmod(self.samples_per_epoch, self.batch)
         return whole + (rest > 0 and not self.drop_last)
 
     def samples_before(self, step: int) -> int:
         """How many samples the steps before `step` hold, over all ranks and epochs."""
         epochs, within = divmod(step, self.steps_per_epoch)
-        per_epoch = min(self.steps_per_epoch * self.batch, len(self.manifest))
+        per_epoch = min(self.steps_per_epoch * self.batch, self.samples_per_epoch)
         return epochs * per_epoch + within * self.batch
 
     def batches(self, start: int, stop: int) -> Iterator[Batch]:
@@ -160,14 +160,35 @@ class ShardStream:
             UserError: an unreadable sample, without skip_bad.
             TlxError: a worker that died, or transforms that fail.
         """
-        results = in_order(self._load, self._tasks(start, stop), workers=self.workers, pin=self.pin)
-        for (step, micro), loaded in zip(self._tasks(start, stop), results, strict=True):
+        dealt: deque[tuple[_Deal, int]] = deque()
+        largest = -(-self.batch // self.world)
+        largest = min(largest, self.micro_batch or largest) * (2 if self.mix else 1)
+        tasks = self._tasks(start, stop, dealt)
+        loader = Loader(self._pictures, self.seed)
+        for loaded, images in load(loader, tasks, largest=largest, workers=self.workers, pin=self.pin):
             if loaded.bad and not self.skip_bad:
                 raise _bad_samples(loaded.bad)
-            yield self._assemble(step, micro, loaded)
+            yield self._assemble(*dealt.popleft(), loaded, images)
+            del images
+
+    def _tasks(self, start: int, stop: int, dealt: deque[tuple[_Deal, int]]) -> Iterator[Work]:
+        for step in range(start, stop):
+            deal = self._deal(step)
+            if step == start or not step % self.steps_per_epoch:
+                self._fetch_ahead(deal)
+            for micro in range(deal.micros):
+                dealt.append((deal, micro))
+                yield self._work(deal, micro)
+
+    def _fetch_ahead(self, deal: _Deal) -> None:
+        """Tells a manifest of remote shards what this rank will want in the rest of the epoch, in this order."""
+        if self.manifest.remote:
+            order = self._order_of(deal.epoch)
+            own = share(self.batch, self.world, self.rank)
+            self.manifest.ahead(order.shards_for(deal.first, len(order), None if self.mix else own))
 
     def _check(self) -> None:
-        samples, classes = len(self.manifest), len(self.manifest.classes)
+        samples, classes = self.samples_per_epoch, len(self.manifest.classes)
         where = str(self.manifest.path)
         if not samples:
             raise UserError("there are no samples", where=where)
@@ -187,30 +208,31 @@ class ShardStream:
             )
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise UserError(f"{len(self.class_weights)} class weights for {classes} classes", where=where)
-        EpochOrder([], seed=0, epoch=0, window=self.window)
 
-    # What a step holds: arithmetic, in the asking process and in the workers alike
-
-    def _tasks(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
-        return ((step, micro) for step in range(start, stop) for micro in range(self._micros(step)))
+    # What a step holds: arithmetic
 
     def _count(self, step: int) -> int:
         first = step % self.steps_per_epoch * self.batch
-        return min(self.batch, len(self.manifest) - first)
+        return min(self.batch, self.samples_per_epoch - first)
 
     def _micros(self, step: int) -> int:
         return micro_batches(self._count(step), self.world, self.micro_batch)
 
     def _deal(self, step: int) -> _Deal:
-        if self._dealt is None or self._dealt.step != step:
-            epoch, within = divmod(step, self.steps_per_epoch)
-            if self._order is None or self._order.epoch != epoch:
-                sizes = self.manifest.samples_per_shard
-                self._order = EpochOrder(sizes, seed=self.seed, epoch=epoch, window=self.window)
-            first, count = within * self.batch, self._count(step)
-            ids = self._order.ids(first, first + count)
-            self._dealt = _Deal(step, epoch, first, ids, self._micros(step))
-        return self._dealt
+        epoch, within = divmod(step, self.steps_per_epoch)
+        order = self._order_of(epoch)
+        first, count = within * self.batch, self._count(step)
+        ids, turns = order.ids(first, first + count), None
+        if self.sampling.repeats:
+            turns = order.turns(first, first + count)
+        return _Deal(step, epoch, first, ids, turns, self._micros(step))
+
+    def _order_of(self, epoch: int) -> EpochOrder:
+        if self._order is None or self._order.epoch != epoch:
+            manifest = self.manifest
+            own = entries(self.sampling, manifest.labels, len(manifest.classes), self.shuffle.seed, epoch)
+            self._order = EpochOrder(manifest.samples_per_shard, self.shuffle, epoch, entries=own)
+        return self._order
 
     def _slots(self, deal: _Deal, micro: int) -> range:
         own = share(len(deal.ids), self.world, self.rank)
@@ -222,50 +244,24 @@ class ShardStream:
             return None
         return draw(self.mix, seed=self.seed, epoch=deal.epoch, first=deal.first, count=len(deal.ids), size=size)
 
-    # In the workers: pictures
-
-    def _load(self, task: tuple[int, int]) -> _Loaded:
-        deal = self._deal(task[0])
-        slots = self._slots(deal, task[1])
+    def _work(self, deal: _Deal, micro: int) -> Work:
+        slots = self._slots(deal, micro)
         draws = self._draws(deal, (1, 1))  # whom a slot mixes with does not depend on the pictures' size
-        with own_randomness() as seed:
-            show = partial(self._show, deal, seed)
-            if not slots:
-                return self._stand_in(deal, show)
-            own = [show(slot) for slot in slots]
-            visiting = [show(slot) for slot in guests(draws, slots)] if draws else []
-        images = self._pictures.stack([s.image for s in own + visiting])
-        return _Loaded(images, tuple(s.id for s in own), tuple(s.bad for s in own if s.bad))
-
-    def _show(self, deal: _Deal, seed: Callable[[int], None], slot: int) -> _Shown:
-        """The picture of a slot, or that of a replacement; drawn under the slot's own sample in either case."""
-        wanted = int(deal.ids[slot])
-        key = derive(self.seed, "sample", deal.epoch, wanted)
-        seed(key)
-        image = self._pictures.view(wanted)
-        if isinstance(image, Tensor):
-            return _Shown(image, wanted)
-        labels = self.manifest.labels
-        others = np.flatnonzero(labels == labels[wanted])
-        for attempt in range(_TRIES):
-            choice = derive(self.seed, "replacement", deal.epoch, deal.first + slot, attempt)
-            other = int(others[choice % len(others)])
-            seed(key)
-            if other != wanted and isinstance(found := self._pictures.view(other), Tensor):
-                return _Shown(found, other, replace(image, replaced_by=other))
-        return _Shown(None, wanted, image)
-
-    def _stand_in(self, deal: _Deal, show: Callable[[int], _Shown]) -> _Loaded:
-        """One picture for a rank without a sample; what is bad about it is reported by the rank it belongs to."""
-        shown = next((s for slot in range(len(deal.ids)) if (s := show(slot)).image is not None), show(0))
-        return _Loaded(self._pictures.stack([shown.image]), (shown.id,), ())
+        shown = [*slots, *(guests(draws, slots) if draws else ())] or list(range(len(deal.ids)))
+        return Work(
+            epoch=deal.epoch,
+            ids=deal.ids[shown],
+            turns=None if deal.turns is None else deal.turns[shown],
+            places=tuple(deal.first + slot for slot in shown),
+            own=len(slots),
+            first_only=not slots,
+        )
 
     # In the asking process: the rest
 
-    def _assemble(self, step: int, micro: int, loaded: _Loaded) -> Batch:
-        deal = self._deal(step)
+    def _assemble(self, deal: _Deal, micro: int, loaded: Loaded, images: Tensor) -> Batch:
         slots = self._slots(deal, micro)
-        draws = self._draws(deal, (loaded.images.shape[-2], loaded.images.shape[-1]))
+        draws = self._draws(deal, (images.shape[-2], images.shape[-1]))
         labels = self.manifest.labels[deal.ids].astype(np.int64)
         ids = np.array(loaded.ids, dtype=np.int64)
         own = self.manifest.labels[ids].astype(np.int64)
@@ -273,10 +269,10 @@ class ShardStream:
         if draws:
             mix = mix_of(draws, slots, labels) if slots else plain(own)
         return Batch(
-            step=step,
+            step=deal.step,
             micro=micro,
             micros=deal.micros,
-            images=loaded.images,
+            images=images,
             labels=torch.from_numpy(own),
             ids=torch.from_numpy(ids),
             total=self._total(labels, draws),
@@ -303,6 +299,7 @@ def evaluation_batches(
     world: int = 1,
     workers: int = 0,
     skip_bad: bool = False,
+    upright: bool = True,
     pin: bool = False,
 ) -> Iterator[Batch]:
     """This rank's share of a data set, in the order of its index: every sample once over all ranks.
@@ -319,36 +316,25 @@ def evaluation_batches(
         UserError: an unreadable sample, without skip_bad.
     """
     own = share(len(manifest), world, rank)
-    tasks = [range(at, min(at + batch, own.stop)) for at in range(own.start, own.stop, batch)]
-    load = partial(_load_for_evaluation, Pictures(manifest, transform, channels))
-    for step, loaded in enumerate(in_order(load, tasks, workers=workers, pin=pin)):
+    if not own:
+        return
+    tasks = (
+        Work(None, np.arange(at, min(at + batch, own.stop), dtype=np.int64)) for at in range(own.start, own.stop, batch)
+    )
+    if manifest.remote:
+        ends = manifest.samples_per_shard.cumsum()
+        first, last = np.searchsorted(ends, (own.start, own.stop - 1), side="right").tolist()
+        manifest.ahead(range(first, last + 1))
+    loader = Loader(Pictures(manifest, transform, channels, upright=upright), 0)
+    results = load(loader, tasks, largest=min(batch, len(own)), workers=workers, pin=pin)
+    for step, (loaded, images) in enumerate(results):
         if loaded.bad and not skip_bad:
             raise _bad_samples(loaded.bad)
         ids = np.array(loaded.ids, dtype=np.int64)
         labels = torch.from_numpy(manifest.labels[ids].astype(np.int64))
-        count = len(loaded.ids)
-        yield Batch(
-            step, 0, 1, loaded.images, labels, torch.from_numpy(ids), float(count), idle=not count, bad=loaded.bad
-        )
-
-
-def _load_for_evaluation(pictures: Pictures, ids: range) -> _Loaded:
-    with own_randomness() as seed:
-        views = {}
-        for sample in ids:
-            seed(derive(0, "evaluation", sample))
-            views[sample] = pictures.view(sample)
-    good = {i: view for i, view in views.items() if isinstance(view, Tensor)}
-    bad = tuple(view for view in views.values() if isinstance(view, BadSample))
-    images = pictures.stack(list(good.values()) or [None])[: len(good)]
-    return _Loaded(images, tuple(good), bad)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    image: Tensor | None
-    id: int
-    bad: BadSample | None = None
+        count = loaded.count
+        yield Batch(step, 0, 1, images, labels, torch.from_numpy(ids), float(count), idle=not count, bad=loaded.bad)
+        del images
 
 
 def _bad_samples(bad: Sequence[BadSample]) -> UserError:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from tlx import plug
+from tlx.data.framed import Covering, framed
 from tlx.data.randomness import own_randomness
 from tlx.errors import UserError
 from tlx.inputs import InputSpec, Interpolation
@@ -268,7 +269,7 @@ def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: Input
     if problems:
         raise UserError("\n".join(problems))
     _try_out(steps, [name for name, _ in parts], input)
-    return v2.Compose(steps) if steps else v2.Identity()
+    return framed(steps) or (v2.Compose(steps) if steps else v2.Identity())
 
 
 def eval_transform(input: InputSpec) -> View:
@@ -279,25 +280,9 @@ def eval_transform(input: InputSpec) -> View:
     """
     height, width = (math.floor(side / input.crop_pct + 1e-6) for side in input.size)
     mode = _mode(None, input)
-    if height == width:
-        return v2.Compose([v2.Resize(height, mode, antialias=True), v2.CenterCrop(list(input.size))])
-    return v2.Compose([_Cover(height, width, mode), v2.CenterCrop(list(input.size))])
-
-
-class _Cover:
-    """Resizes, keeping the proportions, to the smallest size that covers `height` x `width`."""
-
-    def __init__(self, height: int, width: int, mode: InterpolationMode) -> None:
-        self.height, self.width, self.mode = height, width, mode
-
-    def __call__(self, image: Tensor) -> Tensor:
-        factor = max(self.height / image.shape[-2], self.width / image.shape[-1])
-        size = [max(round(side * factor), least) for side, least in zip(image.shape[-2:], self._least(), strict=True)]
-        resized: Tensor = v2.functional.resize(image, size, interpolation=self.mode, antialias=True)
-        return resized
-
-    def _least(self) -> tuple[int, int]:
-        return self.height, self.width
+    resize = v2.Resize(height, mode, antialias=True) if height == width else Covering(height, width, mode)
+    steps = [resize, v2.CenterCrop(list(input.size))]
+    return framed(steps) or v2.Compose(steps)
 
 
 def _try_out(steps: Sequence[View], names: Sequence[str], input: InputSpec) -> None:

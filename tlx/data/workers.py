@@ -1,87 +1,259 @@
-"""A function over many tasks in order, here or in worker processes: torch's DataLoader, without its randomness."""
+"""A function over many tasks in order, here or in worker processes.
+
+Torch's DataLoader does nearly this; it draws from the global random state, allocates and maps new shared memory for
+every batch, and when a worker dies it cannot say of what.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import queue
 import signal
 import sys
 import threading
+import traceback
+import weakref
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Generic, TypeVar
 
-import torch
-from torch.utils.data import DataLoader
-
+from tlx.data.slots import Slots
 from tlx.errors import TlxError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
+_IDLE = -1
+_ends: weakref.WeakSet[Connection[Any, Any]] = weakref.WeakSet()
+_note: Callable[[int], None] = lambda number: None  # noqa: E731, replaced in workers
+
+
+class WorkerDied(TlxError):
+    """A worker process ended in the middle of its work.
+
+    Attributes:
+        sample: what it was at, as it said by `at_work_on`.
+    """
+
+    def __init__(self, what: str, sample: int | None = None) -> None:
+        self.what, self.sample = what, sample
+        super().__init__(f"a data worker died: {what}\n  -> if it was out of memory, lower data.workers or the batch")
+
+
+class InWorker(Exception):
+    """Where in a worker an error arose; stands as the error's cause."""
+
+
+def at_work_on(sample: int) -> None:
+    """A function says what it is about to do, in case its process does not survive it."""
+    _note(sample)
+
+
+@dataclass(frozen=True)
+class Made(Generic[Result]):
+    """A result, and the slot that the function wrote to, if there are slots; to be lent or given back."""
+
+    result: Result
+    slot: int
+
 
 def in_order(
-    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int, prefetch: int = 2, pin: bool = False
+    function: Callable[[Task], Result], tasks: Iterable[Task], *, workers: int, prefetch: int = 2
 ) -> Iterator[Result]:
-    """The results of `function` in the order of `tasks`; each of `workers` processes computes `prefetch` tasks ahead.
+    """The results of `function` in the order of `tasks`; each of `workers` processes has `prefetch` tasks ahead.
 
-    The global random states of this process are not touched. With 0 workers it is computed here. `pin` puts results
-    into page-locked memory, by their own method `pin_memory`.
+    With 0 workers they are computed here, one when it is asked for.
 
     Raises:
-        TlxError: a worker was killed. (Torch notices by a signal: outside of this iterator it raises RuntimeError.)
+        WorkerDied: a worker was killed, or crashed.
     """
-    loader: DataLoader[Result] = DataLoader(
-        _Calls(function),  # type: ignore[arg-type]
-        sampler=tasks,  # type: ignore[arg-type]
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=prefetch if workers else None,
-        collate_fn=_as_it_is,
-        worker_init_fn=_settle if workers else None,
-        multiprocessing_context=_start_method() if workers else None,
-        pin_memory=pin and workers > 0,
-        # without one, torch draws the workers' seed from the global state
-        generator=torch.Generator(),
-    )
-    iterator = iter(loader)
+    if not workers:
+        yield from map(function, tasks)
+        return
+    for made in _in_processes(_Plain(function), tasks, Slots(0, 0, notes=workers), workers, prefetch):
+        yield made.result
+
+
+def in_slots(
+    function: Callable[[Task, Slots, int], Result],
+    tasks: Iterable[Task],
+    slots: Slots,
+    *,
+    workers: int,
+    prefetch: int = 2,
+) -> Iterator[Made[Result]]:
+    """The same for a function that also gets the slot it may write to; a slot must be free whenever one is asked for.
+
+    Raises:
+        WorkerDied: a worker was killed, or crashed.
+    """
+    if workers:
+        yield from _in_processes(function, tasks, slots, workers, prefetch)
+        return
+    for task in tasks:
+        slot = slots.take()
+        yield Made(function(task, slots, slot), slot)
+
+
+@dataclass(frozen=True)
+class _Plain(Generic[Task, Result]):
+    function: Callable[[Task], Result]
+
+    def __call__(self, task: Task, slots: Slots, slot: int) -> Result:
+        return self.function(task)
+
+
+# In the process that asks
+
+
+class _Worker:
+    """One process and the pipe to it."""
+
+    def __init__(self, number: int, function: Callable[..., Any], slots: Slots) -> None:
+        context = multiprocessing.get_context(_start_method())
+        self.number, self.slots = number, slots
+        self.pipe, end = context.Pipe()
+        slots.notes[number] = _IDLE
+        self.process = context.Process(  # type: ignore[attr-defined]
+            target=_work, args=(end, number, function, slots), name=f"tlx-data-{number}", daemon=True
+        )
+        _ends.add(self.pipe)
+        self.process.start()
+        end.close()  # else its death could not be seen
+
+    def send(self, task: Any, slot: int) -> None:
+        try:
+            self.pipe.send((task, slot))
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._died() from None
+
+    def receive(self) -> Any:
+        """The next result; an error of the function is raised here."""
+        try:
+            result, error, where = self.pipe.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._died() from None
+        if error is not None:
+            raise error from InWorker(f"\n{where}")
+        return result
+
+    def _died(self) -> WorkerDied:
+        self.process.join(5)
+        code = self.process.exitcode
+        how = f"exit code {code}"
+        if code is not None and code < 0:
+            names = {int(s): s.name for s in signal.Signals}
+            how = f"killed by signal {-code} ({names.get(-code, 'unknown')})"
+        sample = int(self.slots.notes[self.number])
+        return WorkerDied(how, None if sample == _IDLE else sample)
+
+    def end(self) -> None:
+        self.pipe.close()  # which ends it, whatever it is doing
+
+    def wait(self) -> None:
+        self.process.join(5)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join(5)
+
+
+def _in_processes(
+    function: Callable[..., Result], tasks: Iterable[Task], slots: Slots, workers: int, prefetch: int
+) -> Iterator[Made[Result]]:
+    crew: list[_Worker] = []
+    ahead: deque[tuple[_Worker, int]] = deque()
+    remaining, given = iter(tasks), 0
     try:
-        yield from iterator
-    except RuntimeError as error:
-        text = str(error)
-        if "killed by signal" not in text and "exited unexpectedly" not in text:
-            raise
-        raise TlxError(
-            f"a data worker died: {text.splitlines()[0]}\n  -> if it was out of memory, lower data.workers or the batch"
-        ) from error
+        while True:
+            while len(ahead) < workers * prefetch and (slots.free or not slots.count):
+                task = next(remaining, _END)
+                if task is _END:
+                    break
+                if given < workers:
+                    crew.append(_Worker(given, function, slots))
+                worker, slot = crew[given % workers], slots.take() if slots.count else 0
+                worker.send(task, slot)
+                ahead.append((worker, slot))
+                given += 1
+            if not ahead:
+                return
+            worker, slot = ahead.popleft()
+            yield Made(worker.receive(), slot)
     finally:
-        # an error keeps its frames, and they the iterator, whose workers would then be waited for at some later time
-        if workers:
-            iterator._shutdown_workers()  # type: ignore[attr-defined]
+        for worker in crew:
+            worker.end()
+        for worker in crew:
+            worker.wait()
+
+
+_END: Any = object()
 
 
 def _start_method() -> str | None:
     """Forked, unless the program has chosen otherwise: Python 3.14's own choice imports torch anew in every worker."""
-    return "fork" if sys.platform == "linux" and multiprocessing.get_start_method(allow_none=True) is None else None
+    chosen = multiprocessing.get_start_method(allow_none=True)
+    return chosen or ("fork" if sys.platform == "linux" else None)
 
 
-class _Calls:
-    def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.function = function
-
-    def __getitem__(self, task: Any) -> Any:
-        return self.function(task)
+# In a worker
 
 
-def _as_it_is(result: Result) -> Result:
-    return result
+def _work(pipe: Connection[Any, Any], number: int, function: Callable[..., Any], slots: Slots) -> None:
+    for end in list(_ends):  # the asking process's: a copy here would hide from the workers that it is gone
+        end.close()
+    _settle()
+    _count_here(slots.notes, number)
+    tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(pipe, tasks), daemon=True).start()
+    while True:
+        task, slot = tasks.get()
+        slots.notes[number] = _IDLE
+        answer = _answer(function, task, slots, slot)
+        try:
+            pipe.send(answer)
+        except OSError:  # nobody wants it any more
+            os._exit(0)
 
 
-def _settle(worker: int) -> None:
+def _listen(pipe: Connection[Any, Any], tasks: queue.SimpleQueue[Any]) -> None:
+    """Takes tasks as they come, so that the training process never waits to be rid of one."""
+    while True:
+        try:
+            tasks.put(pipe.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # the training process is done with this worker, or gone
+
+
+def _answer(function: Callable[..., Any], task: Any, slots: Slots, slot: int) -> tuple[Any, Exception | None, str]:
+    try:
+        return function(task, slots, slot), None, ""
+    except Exception as error:
+        where = traceback.format_exc()
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:
+            error = TlxError(f"{type(error).__name__}: {error}")
+        return None, error, where
+
+
+def _count_here(notes: Any, number: int) -> None:
+    global _note
+    _note = lambda sample: notes.__setitem__(number, sample)  # noqa: E731
+
+
+def _settle() -> None:
     """A request to stop is the training process's business, which finishes its step with the workers' help.
 
     Schedulers and terminals signal the whole process group. Only the training process itself may end a worker by
-    SIGTERM (torch and multiprocessing do, when it leaves), so whom the signal comes from has to be looked at.
+    SIGTERM (multiprocessing does, when it leaves), so whom the signal comes from has to be looked at.
     """
+    import torch
+
+    torch.set_num_threads(1)  # as many workers as cores is the usual case
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
         if number := getattr(signal, name, None):
             signal.signal(number, signal.SIG_IGN)

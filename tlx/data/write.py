@@ -3,36 +3,49 @@
 ``build_shards(source, out, options=BuildOptions(), progress=False) -> BuildSummary``
 
 ``OUT/train``, ``OUT/val`` and ``OUT/test`` are folders of plain WebDataset tars (``000000.tar`` with ``000000123.jpg``
-and ``000000123.cls``) and their index; ``OUT/build.json`` says what was asked for and whether it is done. Pictures keep
-their bytes unless they are made smaller. The same request gives the same bytes.
+and ``000000123.cls``) and their index; ``OUT/build.json`` says what was asked for, whether it is done, and what the
+pictures are like. Pictures keep their bytes unless they are made smaller or written again without loss. The same
+request gives the same bytes.
+
+A shard and the note of what is in it (``.000000.json``, removed at the end) are each written beside and renamed, the
+shard last: one that has its final name is whole, and is not written again after an interruption.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tlx.data.decode import DecodeError, decode
+import numpy as np
+
+from tlx.data.content import Stored, needs_extension, read, stored
+from tlx.data.decode import DecodeError
+from tlx.data.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.index import Scan, scan_tar, write_scans
+from tlx.data.notes import Note, Rewrites, read_note
 from tlx.data.order import derive, permutation
-from tlx.data.progress import in_processes
+from tlx.data.progress import cores, in_processes
 from tlx.data.sources import Picture, Source, prepare
 from tlx.data.specs import read_source
-from tlx.errors import UserError
+from tlx.data.statistics import Facts, Statistics, chosen_for_measuring, summarise
+from tlx.data.threads import in_threads
+from tlx.errors import TlxError, UserError
 from tlx.files import write_whole
+from tlx.locks import locked
 
 _FORMAT = 1
 _BLOCK, _RECORD = 512, 10240  # what tar rounds members and whole files up to
 _END = 2 * _BLOCK
-_LOSSLESS = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # what a PNG can hold
+_NOTES = "*/.[0-9]*.json"
+_BUILD_TMP = re.compile(r"\.build\.json\.\d+\.tmp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +59,8 @@ class BuildOptions:
             counts as it is read, before it is made smaller.
         resize: the short side in pixels that larger pictures are made smaller to.
         quality: of JPEGs that were made smaller.
+        rewrite: code JPEGs anew without loss where that makes them smaller, or where they are progressive: baseline,
+            with Huffman tables of their own and a restart marker in every row of blocks.
         skip_bad: leave unreadable pictures out and list them; otherwise they are an error.
         jobs: processes; None is one per core.
         root, download, variant: of a torchvision data set.
@@ -57,6 +72,7 @@ class BuildOptions:
     shard_bytes: int = 256 << 20
     resize: int | None = None
     quality: int = 95
+    rewrite: bool = False
     skip_bad: bool = False
     jobs: int | None = None
     root: str | None = None
@@ -73,6 +89,9 @@ class BuildSummary:
         splits: split -> {"samples", "shards", "bytes"}.
         bad: unreadable pictures that were left out, each with its reason.
         left_out: files among the pictures that are none.
+        statistics: split -> what its pictures are like.
+        duplicates: pictures with the same content, by the names they have in the source.
+        rewrites: what --rewrite did; None where it was not asked for.
         already: it was there before, and nothing was done.
         seconds: how long it took.
     """
@@ -82,8 +101,11 @@ class BuildSummary:
     splits: dict[str, dict[str, int]]
     bad: tuple[str, ...]
     left_out: tuple[str, ...]
-    already: bool
-    seconds: float
+    statistics: dict[str, Statistics] = field(default_factory=dict)
+    duplicates: Duplicates = field(default_factory=Duplicates)
+    rewrites: Rewrites | None = None
+    already: bool = False
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -94,12 +116,6 @@ class _Task:
     name: str
     first: int
     pictures: tuple[Picture, ...]
-
-
-@dataclass(frozen=True)
-class _Written:
-    samples: int
-    bad: tuple[str, ...]
 
 
 def build_shards(
@@ -122,21 +138,18 @@ def build_shards(
     state = _state(folder)
     if state and state["state"] == "done":
         return _already(folder, state, request, source)
-    read = _read(source, options)
-    tasks = list(_tasks(read, options))
-    plan = {"format": _FORMAT, "request": request, "pictures": _listing(read), "classes": list(read.classes)}
-    _claim(folder, state, plan)
-    titled = "writing shards" if progress else None
-    done = list(in_processes(partial(_write, read, folder, options), tasks, jobs=options.jobs, title=titled))
-    bad = tuple(b for written in done for b in written.bad)
-    if bad and not options.skip_bad:
-        raise _unreadable(bad, str(folder))
-    splits = _index(read, folder, tasks, done, options)
-    result = {"splits": splits, "bad": bad, "left_out": read.left_out}
-    write_whole(folder / "build.json", json.dumps({**plan, "state": "done", **result}, indent=1).encode())
-    return BuildSummary(
-        folder, read.classes, splits, bad, read.left_out, already=False, seconds=time.monotonic() - started
-    )
+    found = _read(source, options)
+    tasks = list(_tasks(found, options))
+    plan = {"format": _FORMAT, "request": request, "pictures": _listing(found), "classes": list(found.classes)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "another build is writing shards here", todo="wait for it, or name another folder"):
+        _claim(folder, plan)
+        _write_all(found, folder, options, tasks, progress=progress)
+        notes = [read_note(_note_of(folder, task)) for task in tasks]
+        result = _finish(found, folder, tasks, notes, options)
+        write_whole(folder / "build.json", json.dumps({**plan, "state": "done", **result}, indent=1).encode())
+        _tidy(folder)
+    return _summary(folder, {**plan, **result}, seconds=time.monotonic() - started)
 
 
 def _check(source: str | Source, folder: Path, options: BuildOptions) -> None:
@@ -148,6 +161,8 @@ def _check(source: str | Source, folder: Path, options: BuildOptions) -> None:
         raise UserError("--resize takes the short side in pixels")
     if not 1 <= options.quality <= 100:
         raise UserError("--quality goes from 1 to 100")
+    if options.rewrite:
+        needs_extension("--rewrite")
 
 
 def _request(source: str | Source, options: BuildOptions) -> dict[str, Any]:
@@ -192,7 +207,8 @@ def _state(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = json.loads((folder / "build.json").read_text())
     except FileNotFoundError:
-        if any(folder.iterdir()):
+        # a build that was killed at its very beginning leaves only the file it was about to rename
+        if any(not _BUILD_TMP.fullmatch(p.name) for p in folder.iterdir()):
             raise UserError(
                 "the folder is not empty and was not made by tlx shards build", where=str(folder), todo="name a new one"
             ) from None
@@ -216,38 +232,52 @@ def _already(folder: Path, state: dict[str, Any], request: dict[str, Any], sourc
                 where=str(folder),
                 todo="build into a new folder",
             )
+    if os.access(folder, os.W_OK):
+        _tidy(folder)  # a kill may have come between the last word of build.json and this
+    return _summary(folder, state, already=True)
+
+
+def _summary(folder: Path, state: dict[str, Any], *, already: bool = False, seconds: float = 0.0) -> BuildSummary:
+    rewrites = state.get("rewrites")
     return BuildSummary(
         folder,
         tuple(state["classes"]),
         state["splits"],
         tuple(state["bad"]),
         tuple(state["left_out"]),
-        already=True,
-        seconds=0.0,
+        statistics={split: Statistics.read(said) for split, said in state.get("statistics", {}).items()},
+        duplicates=Duplicates.read(state.get("duplicates", [])),
+        rewrites=Rewrites(**rewrites) if rewrites else None,
+        already=already,
+        seconds=seconds,
     )
 
 
 def _same(folder: Path, state: dict[str, Any], request: dict[str, Any], what: str) -> None:
-    differ = [
-        f"{k}: {state['request'].get(k)} there, {v} now" for k, v in request.items() if state["request"].get(k) != v
-    ]
+    there = {**asdict(BuildOptions()), **state["request"]}  # options that did not exist then were what is usual now
+    differ = [f"{k}: {there.get(k)} there, {v} now" for k, v in request.items() if there.get(k) != v]
     if differ:
         raise UserError(
             f"the folder {what} ({'; '.join(differ)})", where=str(folder), todo="name a new folder, or remove this one"
         )
 
 
-def _claim(folder: Path, state: dict[str, Any] | None, plan: dict[str, Any]) -> None:
+def _claim(folder: Path, plan: dict[str, Any]) -> None:
     """Makes the folder ours; what an interrupted build of other pictures left is removed."""
+    state = _state(folder)
     if state:
         _same(folder, state, plan["request"], "holds an interrupted build of another request")
     if state and state["pictures"] != plan["pictures"]:
-        for tar in folder.glob("*/[0-9]*.tar"):
-            tar.unlink()
-    for rest in folder.glob("*/.*.tmp"):
+        for made in [*folder.glob("*/[0-9]*.tar"), *folder.glob(_NOTES)]:
+            made.unlink()
+    for rest in [*folder.glob("*/.*.tmp"), *folder.glob(".build.json.*.tmp")]:
         rest.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "build.json", json.dumps({**plan, "state": "building"}, indent=1).encode())
+
+
+def _tidy(folder: Path) -> None:
+    for note in folder.glob(_NOTES):
+        note.unlink(missing_ok=True)
 
 
 # Writing
@@ -282,91 +312,136 @@ def _padded(size: int) -> int:
     return -(-size // _RECORD) * _RECORD
 
 
-def _write(source: Source, folder: Path, options: BuildOptions, task: _Task) -> _Written:
-    """One shard, under its name only when it is whole; one that is there already is kept."""
+def _note_of(folder: Path, task: _Task) -> Path:
+    return folder / task.split / f".{task.name.removesuffix('.tar')}.json"
+
+
+def _write_all(source: Source, folder: Path, options: BuildOptions, tasks: Sequence[_Task], *, progress: bool) -> None:
+    jobs = cores() if options.jobs is None else options.jobs
+    measured = {split: chosen_for_measuring(split, len(pictures)) for split, pictures in source.splits.items()}
+    # fewer shards than processes: the rest of the cores help inside
+    threads = max(1, jobs // max(len(tasks), 1))
+    write = partial(_write, source, folder, options, measured, threads)
+    titled = "writing shards" if progress else None
+    bad = [b for found in in_processes(write, tasks, jobs=options.jobs, title=titled) for b in found]
+    if bad and not options.skip_bad:
+        raise _unreadable(bad, str(folder))
+
+
+def _write(
+    source: Source, folder: Path, options: BuildOptions, measured: dict[str, frozenset[int]], threads: int, task: _Task
+) -> tuple[str, ...]:
+    """One shard, under its name only when it is whole; one that is there already is kept. What was unreadable."""
     from webdataset.writer import TarWriter
 
-    path = folder / task.split / task.name
-    if path.exists() and len(scan_tar(path).labels) == len(task.pictures):
-        return _Written(len(task.pictures), ())
+    path, parent = folder / task.split / task.name, os.getppid()
+    known = _kept(path, _note_of(folder, task))
+    if known and (options.skip_bad or not known.bad):
+        return known.bad
     path.parent.mkdir(exist_ok=True)
-    beside, bad, samples = path.with_name(f".{task.name}.{os.getpid()}.tmp"), [], 0
+    beside, bad, facts, rewrites = path.with_name(f".{task.name}.{os.getpid()}.tmp"), [], Facts(), Rewrites()
+    made = in_threads(
+        partial(_stored, source, options, measured[task.split]), enumerate(task.pictures, task.first), threads
+    )
     with open(beside, "wb") as file:
         with TarWriter(file, encoder=False, mtime=0) as tar:
-            for place, picture in enumerate(task.pictures, task.first):
-                try:
-                    data, extension = _content(source, picture, options)
-                except (DecodeError, OSError) as error:
-                    bad.append(f"{picture.origin}: {error}")
+            for (place, picture), content in zip(enumerate(task.pictures, task.first), made, strict=True):
+                if os.getppid() != parent:  # the build was killed, and perhaps another one has begun
+                    beside.unlink(missing_ok=True)
+                    raise TlxError("the build that asked for this shard is gone")
+                if isinstance(content, str):
+                    bad.append(f"{picture.origin}: {content}")
                     continue
-                tar.write({"__key__": f"{place:09d}", extension: data, "cls": str(picture.label).encode()})
-                samples += 1
+                label = str(picture.label).encode()
+                tar.write({"__key__": f"{place:09d}", content.extension: content.data, "cls": label})
+                facts.add(place, picture.label, len(content.data), content.seen)
+                rewrites = rewrites.and_one(content.rewrite, content.before, len(content.data))
         file.flush()
         os.fsync(file.fileno())
-    if samples and (options.skip_bad or not bad):
+    if bad and not options.skip_bad:
+        beside.unlink()
+        return tuple(bad)
+    size = beside.stat().st_size if facts.rows else 0
+    write_whole(_note_of(folder, task), Note(size, tuple(bad), *facts.packed(), rewrites).text())
+    if facts.rows:
         os.replace(beside, path)
     else:
         beside.unlink()
-    return _Written(samples, tuple(bad))
+    return tuple(bad)
 
 
-def _content(source: Source, picture: Picture, options: BuildOptions) -> tuple[bytes, str]:
-    """The bytes to store and their extension.
-
-    Raises:
-        DecodeError, OSError: the picture cannot be read.
-    """
-    if picture.path is not None:
-        data, extension = Path(picture.path).read_bytes(), picture.path.rpartition(".")[2].lower()
-    else:
-        assert picture.place is not None
-        split, place = picture.place
-        data, extension = _png(source, split, place), "png"
-    height, width = decode(data).shape[-2:]
-    if options.resize and min(height, width) > options.resize:
-        return _smaller(data, options)
-    return data, {"jpeg": "jpg"}.get(extension, extension)
-
-
-def _png(source: Source, split: str, place: int) -> bytes:
-    buffer = io.BytesIO()
+def _kept(tar: Path, note: Path) -> Note | None:
+    """The note of a shard that an earlier build has finished."""
     try:
-        image = source.items[split][place][0]
-        (image if image.mode in _LOSSLESS else image.convert("RGB")).save(buffer, "PNG")
-    except Exception as error:  # whatever the data set's own reading may raise
-        raise DecodeError(f"the data set gives no picture: {error}") from error
-    return buffer.getvalue()
+        known = read_note(note)
+        return known if (tar.stat().st_size if known.size else 0) == known.size else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
-def _smaller(data: bytes, options: BuildOptions) -> tuple[bytes, str]:
-    """JPEGs stay JPEGs, everything else becomes PNG; upright, transparency kept, without what a camera wrote beside."""
-    from PIL import Image
-    from torchvision.transforms.v2 import functional
+def _stored(source: Source, options: BuildOptions, measured: frozenset[int], task: tuple[int, Picture]) -> Stored | str:
+    """What to store of a picture, or why it cannot be read."""
+    place, picture = task
+    try:
+        data, extension = read(source, picture)
+        return stored(
+            data,
+            extension,
+            resize=options.resize,
+            quality=options.quality,
+            rewrite=options.rewrite,
+            measured=place in measured,
+        )
+    except (DecodeError, OSError) as error:
+        return str(error)
 
-    jpeg = data[:2] == b"\xff\xd8"
-    with Image.open(io.BytesIO(data)) as stored:
-        alpha = "A" in stored.getbands() or "transparency" in stored.info
-    pixels = functional.resize(decode(data, 4 if alpha else 3), [options.resize], antialias=True)
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    buffer = io.BytesIO()
-    if jpeg:
-        image.save(buffer, "JPEG", quality=options.quality)
-    else:
-        image.save(buffer, "PNG")
-    return buffer.getvalue(), "jpg" if jpeg else "png"
+
+# When all are written
+
+
+def _finish(
+    source: Source, folder: Path, tasks: Sequence[_Task], notes: Sequence[Note], options: BuildOptions
+) -> dict[str, Any]:
+    """An index for each split, and what build.json says of the pictures."""
+    splits = _index(source, folder, tasks, notes, options)
+    records, statistics = {}, {}
+    for split in splits:
+        own = [note for task, note in zip(tasks, notes, strict=True) if task.split == split]
+        records[split] = np.concatenate([note.records for note in own])
+        found = summarise(records[split], [note.pixels for note in own], source.classes)
+        statistics[split] = asdict(found) if found else {}
+    # a split's pictures in the order in which they are in its shards
+    pictures = {split: [p for task in tasks if task.split == split for p in task.pictures] for split in splits}
+    groups = [
+        tuple(_copy(source, split, pictures[split][int(records[split]["place"][row])]) for split, row in group)
+        for group in find_duplicates(records)
+    ]
+    rewrites = sum((note.rewrites for note in notes), Rewrites())
+    return {
+        "splits": splits,
+        "bad": [b for note in notes for b in note.bad],
+        "left_out": list(source.left_out),
+        "statistics": statistics,
+        "duplicates": Duplicates(tuple(groups)).plain(),
+        "rewrites": asdict(rewrites) if options.rewrite else None,
+    }
+
+
+def _copy(source: Source, split: str, picture: Picture) -> Copy:
+    return Copy(split, source.classes[picture.label], picture.origin)
 
 
 def _index(
-    source: Source, folder: Path, tasks: Sequence[_Task], done: Sequence[_Written], options: BuildOptions
+    source: Source, folder: Path, tasks: Sequence[_Task], notes: Sequence[Note], options: BuildOptions
 ) -> dict[str, dict[str, int]]:
     """An index for each split, from what lies on the disk."""
     splits = {}
-    kept = [(task, written) for task, written in zip(tasks, done, strict=True) if written.samples]
+    kept = [(task, note) for task, note in zip(tasks, notes, strict=True) if note.size]
     for split in dict.fromkeys(task.split for task, _ in kept):
         tars = [folder / split / task.name for task, _ in kept if task.split == split]
         scans: list[Scan] = list(in_processes(scan_tar, tars, jobs=options.jobs, title=None))
         problems = [p for scan in scans for p in scan.problems]
-        expected = [written.samples for task, written in kept if task.split == split]
+        expected = [len(note.records) for task, note in kept if task.split == split]
         if problems or [len(scan.labels) for scan in scans] != expected:
             raise UserError(
                 f"the shards on the disk are not what was written: {problems[:3]}", where=str(folder / split)

@@ -1,0 +1,121 @@
+"""A file server on this machine that can be slow, fail, cut off, and that remembers what it was asked for."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass
+class ShardServer:
+    """Files below a folder.
+
+    Attributes:
+        asked: (path with its query, the Range that was asked for or "") of every GET.
+        failing: so many answers to come are 503.
+        cut: so many answers to come promise the whole file and end after half of what is asked for.
+        short: answers promise and send so many bytes less than there are (less than none: more).
+        ranges: whether parts can be asked for.
+        pause: seconds between the `pieces` in which a body is sent.
+        password: asked for, where it is set, of any user.
+        only: knobs but the password concern paths with this in them.
+    """
+
+    folder: Path
+    url: str = ""
+    asked: list[tuple[str, str]] = field(default_factory=list)
+    failing: int = 0
+    cut: int = 0
+    short: int = 0
+    ranges: bool = True
+    pause: float = 0.0
+    pieces: int = 10
+    password: str | None = None
+    only: str = ".tar"
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def counts(self) -> Counter[str]:
+        """How often each file was asked for."""
+        return Counter(path.partition("?")[0].rpartition("/")[2] for path, _ in self.asked)
+
+    def due(self, knob: str) -> bool:
+        with self.lock:
+            left = getattr(self, knob)
+            setattr(self, knob, max(left - 1, 0))
+            return left > 0
+
+
+@contextmanager
+def serve(folder: Path) -> Iterator[ShardServer]:
+    files = ShardServer(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range", "")
+            files.asked.append((self.path, wanted))
+            concerned = files.only in self.path
+            word = self.headers.get("Authorization", "").removeprefix("Basic ")
+            if files.password and base64.b64decode(word).decode().partition(":")[2] != files.password:
+                self._refuse(401)
+                return
+            if concerned and files.due("failing"):
+                self._refuse(503)
+                return
+            path = files.folder / self.path.partition("?")[0].lstrip("/")
+            if not path.is_file():
+                self._refuse(404)
+                return
+            self._send(path.read_bytes(), wanted, concerned)
+
+        def _send(self, content: bytes, wanted: str, concerned: bool) -> None:
+            tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+            if concerned and files.short:
+                content = content[: -files.short] if files.short > 0 else content + b"\0" * -files.short
+            start = 0
+            if files.ranges and wanted and self.headers.get("If-Range", tag) == tag:
+                start = int(wanted.removeprefix("bytes=").rstrip("-"))
+            self.send_response(206 if start else 200)
+            self.send_header("ETag", tag)
+            self.send_header("Content-Length", str(len(content) - start))
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.end_headers()
+            body = content[start:]
+            if concerned and files.due("cut"):
+                body = body[: len(body) // 2]
+            step = -(-len(body) // (files.pieces if concerned and files.pause else 1)) or 1
+            try:
+                for at in range(0, len(body), step):
+                    self.wfile.write(body[at : at + step])
+                    if concerned and files.pause:
+                        time.sleep(files.pause)
+            except OSError:  # who asked was killed
+                pass
+
+        def _refuse(self, code: int) -> None:
+            self.send_response(code)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    files.url = f"http://127.0.0.1:{server.server_address[1]}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield files
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,196 @@
+"""What a shard stores of one picture: its own bytes, or smaller, or written again without loss.
+
+``stored(data, extension, ...) -> Stored``
+"""
+
+from __future__ import annotations
+
+import io
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import ExifTags, Image, ImageOps, features
+
+from tlx.data.decode import MAX_PIXELS, DecodeError, decode
+from tlx.data.examine import Examined, content_digest, examine, format_of
+from tlx.data.markers import coding
+from tlx.data.sources import Picture, Source
+from tlx.errors import UserError
+
+_jpeg: Any
+try:
+    from tlx.data import _jpeg
+except ImportError:  # built where there is a compiler and libjpeg's header
+    _jpeg = None
+
+_LOSSLESS = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # what a PNG can hold
+_SHORT = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg"}  # readers of WebDataset know pictures by their extension
+_GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L")
+_KEPT = 2  # a JPEG may be decoded at a half, a quarter or an eighth that is at least so many times what is wanted
+
+Rewrite = Literal["", "kept", "rewritten", "failed"]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One picture as it goes into a shard.
+
+    Attributes:
+        extension: of its name there.
+        before: its bytes, before it was written again.
+        rewrite: "" where it was not asked for, or this is no JPEG; "kept": the bytes as they were are smaller;
+            "failed": they were kept because libjpeg finds them damaged, or the pixels would have been others.
+    """
+
+    data: bytes
+    extension: str
+    seen: Examined
+    before: int
+    rewrite: Rewrite
+
+
+def needs_extension(what: str) -> None:
+    """
+    Raises:
+        UserError: tlx's C extension is missing.
+    """
+    if _jpeg is None:
+        raise UserError(
+            f"{what} needs tlx's C extension, which was not built when tlx was installed",
+            todo="install a C compiler and libjpeg-turbo's header (Debian and Ubuntu: gcc libjpeg-dev; "
+            "conda: c-compiler libjpeg-turbo), then tlx again; tlx doctor says whether it is there",
+        )
+
+
+def read(source: Source, picture: Picture) -> tuple[bytes, str]:
+    """A picture's bytes and the extension of its name.
+
+    Raises:
+        DecodeError, OSError: it cannot be read.
+    """
+    if picture.path is not None:
+        extension = picture.path.rpartition(".")[2].lower()
+        return Path(picture.path).read_bytes(), _SHORT.get(extension, extension)
+    assert picture.place is not None
+    split, place = picture.place
+    buffer = io.BytesIO()
+    try:
+        image = source.items[split][place][0]
+        (image if image.mode in _LOSSLESS else image.convert("RGB")).save(buffer, "PNG")
+    except Exception as error:  # whatever the data set's own reading may raise
+        raise DecodeError(f"the data set gives no picture: {error}") from error
+    return buffer.getvalue(), "png"
+
+
+def stored(data: bytes, extension: str, *, resize: int | None, quality: int, rewrite: bool, measured: bool) -> Stored:
+    """What to store of a picture that was read.
+
+    Args:
+        resize: the short side in pixels that a larger one is made smaller to; never larger.
+        quality: of a JPEG that is made smaller.
+        rewrite: JPEGs are written again without loss, baseline with tables of their own and restart markers, where
+            that is smaller or they were progressive.
+        measured: take its moments (see `examine`).
+
+    Raises:
+        DecodeError: it cannot be read.
+    """
+    if resize is not None and _short_side(data) > resize:
+        data, extension = _smaller(data, resize, quality)
+    try:
+        seen = examine(data, measured=measured)
+    except DecodeError as error:
+        if extension == "avif" and not features.check("avif"):
+            raise DecodeError("this Pillow cannot read AVIF; since 11.3 it can") from error
+        raise
+    coded = coding(data) if rewrite else None
+    if coded is None or not seen.format.startswith("jpeg"):
+        return Stored(data, extension, seen, len(data), "")
+    again = _written_again(data)
+    if again is None:
+        return Stored(data, extension, seen, len(data), "failed")
+    if len(again) >= len(data) and coded == "baseline":
+        return Stored(data, extension, seen, len(data), "kept")
+    seen = replace(seen, digest=content_digest(again), format=format_of(again, "jpeg"))
+    return Stored(again, extension, seen, len(data), "rewritten")
+
+
+def _written_again(data: bytes) -> bytes | None:
+    """The JPEG coded anew; None where that fails, or would change a pixel.
+
+    Coefficients stay what they are, but libjpeg smooths a progressive picture whose last scans are missing, and not a
+    baseline one.
+    """
+    with suppress(ValueError, DecodeError):
+        again: bytes = _jpeg.rewrite(data, restarts=True)
+        if torch.equal(decode(data), decode(again)):
+            return again
+    return None
+
+
+def _short_side(data: bytes) -> int:
+    """0 for what is no picture."""
+    with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        return int(min(image.size))
+    return 0
+
+
+def _smaller(data: bytes, resize: int, quality: int) -> tuple[bytes, str]:
+    """JPEGs stay JPEGs, everything else becomes PNG; upright, with transparency and colour profile, without what a
+    camera wrote beside. With the triangle filter of the transforms, antialiased: as if they had resized the original.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                decode(data)  # says so
+            profile = image.info.get("icc_profile")
+            jpeg = data[:2] == b"\xff\xd8"
+            simple = jpeg and image.mode in ("L", "RGB") and coding(data) in ("baseline", "progressive")
+            picture = _scaled(image, resize) if simple else _resized(data, image, resize)
+    except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for bytes that strangers made
+        decode(data)  # says what is wrong
+        raise DecodeError(f"it cannot be made smaller: {error}") from error
+    picture.info.clear()
+    options: dict[str, Any] = {"icc_profile": profile} if profile and _fits(profile, picture) else {}
+    buffer = io.BytesIO()
+    if jpeg:
+        picture.save(buffer, "JPEG", quality=quality, optimize=True, **options)
+    else:
+        picture.save(buffer, "PNG", **options)
+    return buffer.getvalue(), "jpg" if jpeg else "png"
+
+
+def _scaled(image: Image.Image, resize: int) -> Image.Image:
+    """A JPEG, decoded no larger than needed."""
+    width, height = _sides(image.width, image.height, resize)
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    image.draft(image.mode, (_KEPT * width, _KEPT * height))
+    small = image.resize((width, height), Image.Resampling.BILINEAR)
+    small.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(small)
+
+
+def _resized(data: bytes, image: Image.Image, resize: int) -> Image.Image:
+    from torchvision.transforms.v2 import functional
+
+    alpha = "A" in image.getbands() or "transparency" in image.info
+    pixels = decode(data, 4 if alpha else 1 if image.mode in _GREY else 3)
+    width, height = _sides(pixels.shape[2], pixels.shape[1], resize)
+    # not by Pillow, which would make what is transparent black: transparency is dropped, not blended, in training
+    small = functional.resize(pixels, [height, width], antialias=True)
+    return Image.fromarray(small.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
+
+
+def _sides(width: int, height: int, short: int) -> tuple[int, int]:
+    """As torchvision's Resize rounds."""
+    if width <= height:
+        return short, max(int(short * height / width), 1)
+    return max(int(short * width / height), 1), short
+
+
+def _fits(profile: bytes, picture: Image.Image) -> bool:
+    """Whether an ICC profile is for this kind of pixels; a CMYK picture's is not, once it is RGB."""
+    return profile[16:20] == (b"GRAY" if picture.mode == "L" else b"RGB ")

@@ -1,0 +1,191 @@
+"""Remote shards on this machine: fetched once per node, whole or not at all, the least recently used ones leave first.
+
+Under the cache's folder each remote folder has one of its own: ``index.json``, ``index.npy`` and its tars, under names
+that begin with the hash of their layout, so that shards of an older index are not taken for those of a newer one.
+``NAME.part`` is a file that is arriving. Whoever fetches it holds a lock on that very file, which goes with the process
+that holds it; everybody else waits for the lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, NoReturn
+
+from tlx.data import remote
+from tlx.data.ahead import LOOK_S, Ahead, Wanted
+from tlx.data.cache_room import MARK, CacheSpec, default_folder, limit_of, no_room, part_of, reserve
+from tlx.data.file_lock import locked
+from tlx.data.location import folder_name, shown
+from tlx.data.remote import IndexUnavailable, ShardUnavailable
+from tlx.errors import UserError
+from tlx.files import sha256_of, write_whole
+
+__all__ = ["CacheSpec", "ShardCache", "default_folder"]
+
+
+class ShardCache:
+    """Files of one remote folder on this machine; for threads, and for processes that were forked or spawned."""
+
+    def __init__(self, location: str, spec: CacheSpec) -> None:
+        self.location, self.spec = location, spec
+        self.folder = spec.folder / folder_name(location)
+        self._ahead: tuple[int, Ahead] | None = None
+
+    def __reduce__(self) -> tuple[Callable[..., ShardCache], tuple[str, CacheSpec]]:
+        return ShardCache, (self.location, self.spec)
+
+    # The index
+
+    def header(self) -> tuple[bytes, str | None]:
+        """``index.json``: fetched anew, or the cached one and why.
+
+        Raises:
+            IndexUnavailable: neither is to be had, or the other side refuses to give it.
+        """
+        self._make()
+        path = self.folder / "index.json"
+        cached = path.read_bytes() if path.exists() else None
+        try:
+            return remote.read(self.location, path.name, tries=4 if cached is None else 2), None
+        except remote.TransferError as error:
+            if cached is None or error.refused:
+                self._no_index(error.reason)
+            return cached, error.reason
+
+    def keep_header(self, text: bytes) -> None:
+        """Keeps ``index.json``, once ``index.npy`` is there."""
+        path = self.folder / "index.json"
+        if not path.exists() or path.read_bytes() != text:
+            write_whole(path, text)
+
+    def records(self, sha256: str) -> Path:
+        """``index.npy`` of this hash, fetched if the cached one is another.
+
+        Raises:
+            IndexUnavailable: it does not come, or it is not the one that ``index.json`` was written for.
+        """
+        path = self.folder / "index.npy"
+
+        def there() -> bool:
+            with path.open("rb") as file:
+                return sha256_of(file) == sha256
+
+        def fetch(file: IO[bytes]) -> None:
+            try:
+                remote.download(self.location, path.name, file, sha256=sha256, tries=4)
+            except remote.TransferError as error:
+                self._no_index(f"index.npy: {error.reason}")
+
+        return self._bring(path, there, fetch)
+
+    # The shards
+
+    def path(self, shard: Wanted) -> Path:
+        """Where a shard is or would be."""
+        return self.folder / f"{shard.layout}-{shard.name}"
+
+    def shard(self, shard: Wanted) -> Path:
+        """A shard as a local file, fetched if need be.
+
+        Raises:
+            ShardUnavailable: it does not come, or not with its length.
+            UserError: the limit or the disk is too small for it.
+        """
+        path = self._fetched(shard)
+        with suppress(FileNotFoundError):
+            os.utime(path, ns=(time.time_ns(), time.time_ns()))  # finer than the kernel's own clock for files
+        return path
+
+    def ahead(self, shards: Sequence[Wanted]) -> None:
+        """Begins to fetch these in the background (see `Ahead`)."""
+        pid = os.getpid()
+        if self._ahead is None or self._ahead[0] != pid:  # threads do not survive a fork
+            self._ahead = (pid, Ahead(self._fetched, lambda: limit_of(self.spec)))
+        self._ahead[1].go_on_with(shards)
+
+    def _fetched(self, shard: Wanted) -> Path:
+        path, what = self.path(shard), shown(self.location, shard.name)
+
+        def there() -> bool:
+            return path.stat().st_size == shard.bytes
+
+        def fetch(file: IO[bytes]) -> None:
+            while not reserve(self.spec, file, shard.bytes, path, what):
+                time.sleep(LOOK_S)
+            try:
+                remote.download(self.location, shard.name, file, size=shard.bytes)
+            except remote.TransferError as error:
+                raise ShardUnavailable(
+                    f"{what}: cannot be fetched: {error.reason}\n"
+                    "  -> start the same command again when it can; what has been fetched stays in the cache. If the "
+                    "shards were changed there, index them again"
+                ) from None
+
+        return self._bring(path, there, fetch)
+
+    def _bring(self, path: Path, there: Callable[[], bool], fetch: Callable[[IO[bytes]], None]) -> Path:
+        """The file, fetched by one process while the others wait."""
+        part = part_of(path)
+        while True:
+            if _holds(there):
+                return path
+            self._make()
+            try:
+                with locked(part) as file:
+                    if file is None:
+                        continue
+                    if _holds(there):
+                        part.unlink()
+                        return path
+                    try:
+                        fetch(file)
+                        file.flush()
+                        os.fsync(file.fileno())
+                        os.replace(part, path)
+                    except BaseException:
+                        part.unlink(missing_ok=True)
+                        raise
+                    return path
+            except OSError as error:
+                self._cannot_write(error)
+
+    def _make(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark = self.folder / MARK
+            if not mark.exists():
+                write_whole(mark, f"{shown(self.location)}\n")
+        except OSError as error:
+            self._cannot_write(error)
+
+    # What is said when it does not work
+
+    def _no_index(self, reason: str) -> NoReturn:
+        raise IndexUnavailable(
+            f"the index cannot be fetched: {reason}",
+            where=shown(self.location),
+            todo="is it the folder with index.json, index.npy and the tars? tlx shards index makes the first two, "
+            "where the tars are on a disk",
+        ) from None
+
+    def _cannot_write(self, error: OSError) -> NoReturn:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            no_room(self.spec, str(error.strerror))
+        locks = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+        raise UserError(
+            "this file system has no file locks" if locks else f"cannot be written: {error.strerror or error}",
+            where=str(self.folder),
+            todo="set data.cache.folder (or TLX_CACHE) to a folder on a disk of this machine",
+        ) from error
+
+
+def _holds(there: Callable[[], bool]) -> bool:
+    try:
+        return there()
+    except FileNotFoundError:
+        return False

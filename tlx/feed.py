@@ -1,0 +1,174 @@
+"""From a configuration to shards, and from shards to batches."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlx.config import Config, Mixing, Part
+from tlx.data.location import is_remote, shown
+from tlx.data.manifest import Manifest
+from tlx.data.remote import IndexUnavailable
+from tlx.data.sampling import Sampling, samples_per_epoch
+from tlx.errors import UserError
+
+if TYPE_CHECKING:
+    from tlx.data.shard_cache import CacheSpec
+    from tlx.world import World
+
+DEFAULT_TRANSFORMS = [Part(name="random_resized_crop"), Part(name="horizontal_flip")]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is known about the data before a pixel is read.
+
+    Attributes:
+        train: samples of a training epoch.
+    """
+
+    classes: int
+    train: int
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Opened shards."""
+
+    train: Manifest
+    val: Manifest | None
+    samples_per_epoch: int
+
+
+def count_samples(config: Config) -> Samples:
+    """From the shards; where they are not built yet, from `data.expected`."""
+    try:
+        sets = open_sets(config)
+    except UserError as error:
+        expected, where = config.data.expected, config.data.train
+        absent = isinstance(error, IndexUnavailable) if is_remote(where) else not Path(where).exists()
+        if expected is None or not absent:
+            raise
+        note = f"note: no shards at {shown(where)} yet, planned with data.expected"
+        limit = config.data.sampling.limit
+        most = expected.train if limit is None else min(expected.train, limit * expected.classes)
+        return Samples(expected.classes, most, note)
+    return Samples(len(sets.train.classes), sets.samples_per_epoch)
+
+
+def open_sets(config: Config) -> Sets:
+    """Opens the shards and compares them with each other and with what is expected.
+
+    Raises:
+        UserError: missing or empty shards, one class, other classes in validation, other counts than expected.
+    """
+    cache = cache_of(config)
+    train = Manifest.open(config.data.train, cache)
+    val = Manifest.open(config.data.val, cache) if config.data.val else None
+    if len(train.classes) < 2:
+        raise UserError(f"only one class: {', '.join(train.classes)}", where=train.location, todo="add a second one")
+    for manifest, key in ((train, "data.train"), (val, "data.val")):
+        if manifest is not None and len(manifest) == 0:
+            raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
+    if val is not None and val.classes != train.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(
+            f"training shards have {len(train.classes)} classes, validation shards {len(val.classes)}"
+            + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs"),
+            where=f"{train.location} and {val.location}",
+            todo="build both with one `tlx shards build`, or index both with one list of classes",
+        )
+    _check_expected(config, train, val)
+    return Sets(train, val, samples_per_epoch(sampling_of(config), train.counts()))
+
+
+def sampling_of(config: Config) -> Sampling:
+    said = config.data.sampling
+    return Sampling(said.method, said.threshold, said.limit)
+
+
+def cache_of(config: Config) -> CacheSpec | None:
+    """Where remote shards are kept; None where there are none."""
+    if not any(is_remote(where) for where in (config.data.train, config.data.val) if where):
+        return None
+    from tlx.data.shard_cache import CacheSpec, default_folder
+
+    said = config.data.cache
+    return CacheSpec(said.folder.expanduser() if said.folder else default_folder(), said.limit)
+
+
+def _check_expected(config: Config, train: Manifest, val: Manifest | None) -> None:
+    expected = config.data.expected
+    if expected is None:
+        return
+    found = {"classes": len(train.classes), "train": len(train), "val": len(val) if val is not None else None}
+    for name, count in found.items():
+        wanted = getattr(expected, name)
+        if wanted is not None and count is not None and wanted != count:
+            raise UserError(
+                f"the shards hold {count}, the configuration expects {wanted}",
+                where=f"data.expected.{name}",
+                todo="correct data.expected or data.train; `tlx shards show` prints what is there",
+            )
+
+
+def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any) -> Any:
+    from tlx.data.stream import ShardStream
+    from tlx.data.transforms import train_transform
+
+    parts = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
+    return ShardStream(
+        manifest,
+        batch=config.data.batch,
+        seed=config.seed,
+        transform=train_transform([(p.name, p.args) for p in parts], spec),
+        channels=spec.channels,
+        drop_last=config.data.drop_last,
+        window=config.data.window,
+        parts=config.data.parts,
+        sampling=sampling_of(config),
+        rank=world.rank,
+        world=world.size,
+        micro_batch=config.loop.micro_batch,
+        workers=config.data.workers,
+        class_weights=class_weights,
+        mix=mixing_of(config.mix),
+        skip_bad=True,  # judged by the loop, over all ranks
+        upright=config.data.exif_orientation,
+        scaled=config.data.scaled_decoding,
+        pin=world.cuda,
+    )
+
+
+def mixing_of(mix: Mixing | None) -> Any:
+    from tlx.data.mix import MixSpec
+
+    if mix is None or not (mix.mixup or mix.cutmix):
+        return None
+    return MixSpec(mixup=mix.mixup, cutmix=mix.cutmix, prob=mix.prob, switch_prob=mix.switch_prob)
+
+
+def evaluation_of(config: Config, manifest: Manifest | None, spec: Any, world: World) -> Any:
+    """A function that starts a pass over the validation shards, or None."""
+    from tlx.data.stream import evaluation_batches
+    from tlx.data.transforms import eval_transform
+
+    if manifest is None:
+        return None
+    share = -(-config.data.batch // world.size)
+    return functools.partial(
+        evaluation_batches,
+        manifest,
+        batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
+        transform=eval_transform(spec),
+        channels=spec.channels,
+        rank=world.rank,
+        world=world.size,
+        workers=config.data.workers,
+        skip_bad=True,
+        upright=config.data.exif_orientation,
+        pin=world.cuda,
+    )
