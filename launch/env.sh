@@ -61,8 +61,8 @@ fi
 if ! can_build; then
     add_libjpeg
     can_build || echo "environment: no libjpeg header (or no C compiler): tlx will decode with torchvision (slower); to mend: install gcc, python3-dev and libjpeg-dev (libjpeg-turbo-devel), then bash launch/env.sh"
-    wanted="$(wish)"
 fi
+wanted="$(wish)"
 rm -f tlx/data/_jpeg.*.so # what is there afterwards was built now
 echo "environment: installing tlx${extras:+[$extras]} (torch with CUDA is about 5 GB; a minute or two)"
 started=$SECONDS

@@ -1,6 +1,6 @@
 """Damaged JPEGs against the C extension built with AddressSanitizer: it must give a picture or ValueError, never more.
 
-Started by test_data_jpeg.py, with libasan preloaded and PYTHONMALLOC=malloc, so that reading past a bytes object is seen:
+Started by test_data_jpeg.py, with libasan preloaded, and PYTHONMALLOC=malloc so that it knows each bytes object:
 
     python tests/fuzz_jpeg.py EXTENSION.so FOLDER_OF_JPEGS COUNT SEED
 

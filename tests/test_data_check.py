@@ -82,6 +82,17 @@ def test_what_is_examined_in_short_is_refused_as_if_it_were_decoded(capfd):
 
 
 @pytest.mark.usefixtures("either_way")
+@pytest.mark.parametrize("marker", [b"\xe6", b"\x77", b"\xcf", b"\xd9"])
+def test_a_stray_marker_among_the_coded_data(marker, capfd):
+    """libjpeg fills up what is missing, and it is the caller who decides whether that is a picture."""
+    data = encoded(picture(0, size=200))
+    middle = len(data) * 2 // 3
+    broken = data[:middle] + b"\xff" + marker + data[middle + 2 :]
+    assert accepts(examine, broken) == accepts(decode, broken)
+    capfd.readouterr()
+
+
+@pytest.mark.usefixtures("either_way")
 def test_what_a_picture_is():
     turned = Image.Exif()
     turned[ExifTags.Base.Orientation] = 6

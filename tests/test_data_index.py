@@ -145,6 +145,7 @@ def test_the_choice_is_kept_and_another_may_be_made(tmp_path):
     members = [(f"{c}/{i}.{e}", d) for c in "ab" for i in "01" for e, d in (("jpg", JPEG), ("cls", i.encode()))]
     tar_of(tmp_path / "d" / "a.tar", members)
     assert index_shards(tmp_path / "d", labels=LabelRule.make("folder"), jobs=0)["d"].labels.tolist() == [0, 0, 1, 1]
+    assert check_shards(tmp_path / "d", jobs=0).good
     again = index_shards(tmp_path / "d", jobs=0)["d"]
     assert (again.labels.tolist(), again.classes) == ([0, 0, 1, 1], ("a", "b"))
     assert label_rule(tmp_path / "d") == LabelRule("folder")

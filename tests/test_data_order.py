@@ -323,6 +323,16 @@ def test_far_shards_leave_out_windows_that_are_over(monkeypatch):
     assert set(own) == set((parts.ids(0, 120)[60:][np.arange(60) % 4 >= 2] // 10).tolist())
 
 
+def test_far_shards_leave_out_empty_ones(monkeypatch):
+    monkeypatch.setattr(order, "_NEAR", 2)
+    assert sorted(EpochOrder([4, 0, 4, 0, 4], Shuffle(0), 0).shards_for(0, 12)) == [0, 2, 4]
+
+
+@pytest.mark.parametrize("shuffle", [Shuffle(0), Shuffle(0, 1, 2, 4)])
+def test_one_shard_is_shuffled_anew_in_every_epoch(shuffle):
+    assert whole(EpochOrder([20], shuffle, 0)) != whole(EpochOrder([20], shuffle, 1))
+
+
 def test_slots_that_are_none():
     with pytest.raises(ValueError, match="no slots"):
         EpochOrder([4], Shuffle(0), 0).shards_for(0, 4, range(2))

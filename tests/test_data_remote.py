@@ -252,7 +252,7 @@ def test_a_cut_body_begins_anew_where_it_has_to(folder, server, cache):
     server.cut, server.ranges = 1, True
     asked = len(server.asked)
     changed = bytearray((folder / "000001.tar").read_bytes())
-    changed[-600] ^= 1
+    changed[600] ^= 1  # in the half that had come already
 
     def change() -> None:  # between the first answer and the second question
         waited(lambda: len(server.asked) > asked)
@@ -357,6 +357,21 @@ def test_one_download_for_all_threads(server, cache):
     assert [server.counts()[f"00000{s}.tar"] for s in (0, 1)] == [1, 1]
 
 
+def test_what_came_just_now_is_not_fetched_again(server, cache, monkeypatch):
+    """Another process is done after this one has looked, and before it has the lock."""
+    manifest, other = opened(server, cache), opened(server, cache)
+
+    def late(path):
+        monkeypatch.undo()
+        other.tar(0)
+        return locked(path)
+
+    monkeypatch.setattr(shard_cache, "locked", late)
+    manifest.tar(0)
+    assert server.counts()["000000.tar"] == 1
+    assert not list(manifest.path.glob("*.part"))
+
+
 BEGIN = """
     import os, pathlib, sys, time
     from tlx.data.manifest import Manifest
@@ -396,7 +411,7 @@ def test_a_killed_download_is_in_nobodys_way(folder, server, cache, fork):
         process.stderr.close()
 
 
-def test_what_a_killed_download_left_is_removed(server, cache):
+def test_what_a_killed_download_left_is_removed(server, cache, monkeypatch):
     manifest = opened(server, cache)
     left = manifest.path / "0123456789ab-000004.tar.part"
     left.write_bytes(b"x" * 1000)
@@ -405,6 +420,12 @@ def test_what_a_killed_download_left_is_removed(server, cache):
         manifest.tar(0)
         assert not left.exists()
         assert (manifest.path / "0123456789ab-000003.tar.part").exists()
+    part = Path(f"{manifest._here(1)}.part")
+    part.write_bytes(b"x" * 1000)
+    lengths = []
+    monkeypatch.setattr(cache_room, "_free", lambda _: lengths.append(part.stat().st_size) or 10**9)
+    manifest.tar(1)
+    assert set(lengths) == {0}  # it takes no room from its own successor
 
 
 # Room
@@ -601,6 +622,9 @@ def test_credentials_go_to_the_server_and_nowhere_else(folder, server, cache, ca
         with pytest.raises(IndexUnavailable) as caught:
             Manifest.open(dead, cache)
         said.append(str(caught.value))
+    with pytest.raises(IndexUnavailable, match="parse") as caught:  # a client that quotes what it was given
+        Manifest.open(secret.replace("127.0.0.1", "[127"), cache)
+    said.append(str(caught.value))
     raw = {"run": "r", "data": {"train": secret, "batch": 2}, "backbone": {"name": "torchvision/resnet18"}}
     config = parse(raw)
     assert config.data.train == secret

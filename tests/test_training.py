@@ -224,6 +224,8 @@ def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(sha
     result = json.loads((tmp_path / "quota" / "result.json").read_text())
     assert len(result["unreadable"]) == 1
     assert result["replaced"] == 2  # two epochs
+    [(where, reason)] = result["unreadable"].items()
+    assert f"1 unreadable sample, replaced 2 times:\n    {where}: {reason}" in allowed.stdout
 
 
 def test_early_stopping_and_plateaus_end_phases(shards, tmp_path):

@@ -171,8 +171,8 @@ def together(world: World, act: Callable[[], Any]) -> Any:
     return value
 
 
-def compose(config: Config, world: World, folder: RunFolder) -> Run:
-    """Builds every part of a training."""
+def compose(config: Config, world: World, folder: RunFolder, *, silent: bool = False) -> Run:
+    """Builds every part of a training; a `silent` one shows nothing on the console."""
     import torch
 
     from tlx.checkpoint import Checkpoints
@@ -214,7 +214,7 @@ def compose(config: Config, world: World, folder: RunFolder) -> Run:
         classes=len(sets.train.classes),
         identity=identity_of(config, sets, spec),
         checkpoints=Checkpoints(folder.checkpoints, keep=config.checkpoint.keep),
-        journal=journal_of(config, world, folder, made.steps),
+        journal=journal_of(config, world, folder, made.steps, silent=silent),
         stop=StopRequest(folder.path, launched=world.launched),
         ema=ema,
     )
@@ -320,7 +320,7 @@ def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:
     }
 
 
-def journal_of(config: Config, world: World, folder: RunFolder, steps: int) -> Any:
+def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, silent: bool = False) -> Any:
     from tlx.console import Console
     from tlx.tracking import RunInfo, guarded
     from tlx.tracking.journal import Journal
@@ -331,4 +331,4 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int) -> A
         about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
         return [guarded(t.name, functools.partial(make, "tracker", t, about)) for t in config.track.trackers]
 
-    return Journal(MetricsFile(folder.metrics) if world.main else None, Console(steps, world.main), trackers)
+    return Journal(MetricsFile(folder.metrics) if world.main else None, Console(steps, world.main and not silent), trackers)

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tlx.cli_bench import bench
 from tlx.cli_shards import shards
 from tlx.cli_weights import weights
 from tlx.errors import TlxError, UserError
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(shards, name="shards")
 app.add_typer(weights, name="weights")
+app.add_typer(bench, name="bench")
 
 RESUMABLE = 75
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file; see configs/.")]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from tlx.checkpoint import read
 from tlx.data.reader import BadSample
+from tlx.data.stream import Batch
 from tlx.data.transfer import on_device
 from tlx.evaluation import evaluate_when_due
 from tlx.plan import Phase
 from tlx.quota import count_bad, refuse_unfinite
 from tlx.resume import load_weights, resume, save_when_due
 from tlx.run import Run
-from tlx.step import by_step, dress, set_rates
+from tlx.step import Trainee, by_step, dress, set_rates
 
 
 def fit(run: Run) -> bool:
@@ -33,10 +34,7 @@ def fit(run: Run) -> bool:
         begin(run, phase)
         trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
         for step, batches in by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device)):
-            set_rates(run.optimizer, phase, step)
-            tally, bad, total = run.updater.update(trainee, step, batches)
-            run.progress.step = step + 1
-            stopping = share(run, tally, bad, total)
+            stopping = take(run, phase, trainee, step, batches)
             run.progress.wall_time_s = time.monotonic() - started
             log(run, phase)
             ended = evaluate_when_due(run, phase, trainee)
@@ -46,6 +44,14 @@ def fit(run: Run) -> bool:
             if ended:
                 break
     return True
+
+
+def take(run: Run, phase: Phase, trainee: Trainee, step: int, batches: Iterable[Batch]) -> bool:
+    """One step of the plan; whether all ranks agree to stop."""
+    set_rates(run.optimizer, phase, step)
+    tally, bad, total = run.updater.update(trainee, step, batches)
+    run.progress.step = step + 1
+    return share(run, tally, bad, total)
 
 
 def begin(run: Run, phase: Phase) -> None:

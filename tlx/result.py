@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tlx.run import Run
 
 
+_LISTED = 20
+
+
 def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
     """What a training has brought."""
     progress = run.progress
@@ -48,7 +51,10 @@ def summary(result: Mapping[str, Any]) -> str:
         best = result["best"]
         lines.append(f"  best {best['metric']} {best['value']:.4f} at step {best['step']} ({best['weights']} weights)")
     if result["unreadable"]:
-        lines.append(f"  {len(result['unreadable'])} unreadable samples, replaced {result['replaced']} times")
+        bad = sorted(result["unreadable"].items())
+        lines.append(f"  {len(bad)} unreadable sample{'s' * (len(bad) > 1)}, replaced {result['replaced']} times:")
+        lines += [f"    {where}: {reason}" for where, reason in bad[:_LISTED]]
+        lines += [f"    ... and {len(bad) - _LISTED} more, all in result.json"] if len(bad) > _LISTED else []
     lines.append(f"  {result['wall_time_s']:.1f} s on {result['world']} rank{'s' if result['world'] > 1 else ''}")
     return "\n".join(lines)
 

@@ -1,7 +1,7 @@
 """What the order of samples costs and what it is worth, on data sets of 1.3 million and 100 million samples.
 
-``python tests/bench/scale.py [--quick] [--scratch DIR]`` writes tests/bench/SCALE.md. It needs 2 GB under DIR (/tmp) and
-6 GB of memory for some minutes; ``--quick`` leaves the 100 million out and prints the text instead.
+``python tests/bench/scale.py [--quick] [--scratch DIR]`` writes tests/bench/SCALE.md. It needs 2 GB under DIR (/tmp)
+and 6 GB of memory for some minutes; ``--quick`` leaves the 100 million out and prints the text instead.
 """
 
 from __future__ import annotations
@@ -250,12 +250,12 @@ def report(quick: bool, scratch: Path) -> str:
     parts = [
         "# The order of samples at scale\n",
         f"Made by `python tests/bench/scale.py` on {datetime.date.today()}: {cpu[1] if cpu else platform.processor()}, "
-        f"{os.cpu_count()} cores; Python {platform.python_version()}, numpy {version('numpy')}, torch {version('torch')}. "
-        "Other work ran on the same cores, so times are to be read as orders of magnitude.\n",
+        f"{os.cpu_count()} cores; Python {platform.python_version()}, numpy {version('numpy')}, torch "
+        f"{version('torch')}. Other work ran on the same cores: times are orders of magnitude.\n",
         "## How well it shuffles\n",
-        "Mean entropy of the labels in a batch of 256, over three epochs: 100 shards sorted by class, 1000 samples of one "
-        "class each. With parts, every part has its own window, of window / parts shards, rounded up, so a small "
-        "window holds at least one shard per part.\n",
+        "Mean entropy of the labels in a batch of 256, over three epochs: 100 shards sorted by class, 1000 samples "
+        "of one class each. With parts, every part has its own window, of window / parts shards, rounded up, so a "
+        "small window holds at least one shard per part.\n",
         entropy_table(),
         "## What several nodes download\n",
         "Bytes of shards that all nodes together download, divided by the bytes of the data set: 1300 shards of 800 to "
@@ -264,8 +264,8 @@ def report(quick: bool, scratch: Path) -> str:
         amplification_table(),
         "## What it costs\n",
         f"{PROCESSES} processes are open at once; medians over them. Memory is what a process has beyond that of its "
-        "imports. Own: Private in /proc/self/smaps_rollup. Shared: the mapped index, once for all of them. The index lies "
-        "in the page cache, and opening checks its hash.\n",
+        "imports. Own: Private in /proc/self/smaps_rollup. Shared: the mapped index, once for all of them. The index "
+        "lies in the page cache, and opening checks its hash.\n",
         "### 1.3 million samples in 1,300 shards\n",
         cost_tables(scratch, 1300, 1000, stream=True),
     ]

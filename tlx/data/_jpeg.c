@@ -39,12 +39,6 @@
 #define QUOTE_(x) #x
 #define QUOTE(x) QUOTE_(x)
 
-#if JPEG_LIB_VERSION >= 70 /* libjpeg-turbo built to look like libjpeg 7 or 8 */
-#define SCALED_SIZE(d) ((d)->min_DCT_h_scaled_size)
-#else
-#define SCALED_SIZE(d) ((d)->min_DCT_scaled_size)
-#endif
-
 enum {
     LARGEST_SIDE = 65500, /* libjpeg's own limit */
     MOST_SCANS = 500,     /* a progressive picture has about 10; each costs a pass over all coefficients */
@@ -107,9 +101,6 @@ static void on_error(j_common_ptr c) {
     struct failure *f = (struct failure *)c->err;
     char message[JMSG_LENGTH_MAX];
     switch (c->err->msg_code) {
-    case JERR_ARITH_NOTIMPL:
-        leave(c, "arithmetic coding is not supported");
-        break;
     case JERR_BAD_PRECISION:
         leave(c, "only 8 bits per sample are supported");
         break;

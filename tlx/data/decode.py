@@ -69,6 +69,8 @@ def decode(data: bytes, channels: Channels = 3, *, upright: bool = True) -> Tens
         # reads the header only: what it is and how large, before any memory is taken
         image = Image.open(io.BytesIO(data))
         check_pixels(image.width, image.height)
+        if image.format == "JPEG" and b"\xff\xd9" not in data:  # Pillow would not miss it if all pixels are there
+            raise DecodeError("damaged: it ends too early")
         if image.format not in ("JPEG", "MPO") or decode_jpeg is None:
             return _with_pillow(image, channels, upright)
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)

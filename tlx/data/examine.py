@@ -66,9 +66,10 @@ def examine(data: bytes, *, measured: bool = False) -> Examined:
             return Examined(*size, format_of(data, "jpeg"), content_digest(data), None)
     # whatever went wrong there, only this decides
     pixels = decode(data)
-    format = ""
-    with suppress(Exception), Image.open(io.BytesIO(data)) as image:
-        format = (image.format or "").lower()
+    format = "jpeg"
+    if coded is None:
+        with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+            format = (image.format or "").lower()
     moments = _moments(pixels) if measured else None
     return Examined(pixels.shape[2], pixels.shape[1], format_of(data, format), content_digest(data), moments)
 

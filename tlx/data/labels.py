@@ -47,9 +47,7 @@ class LabelRule:
         if place not in get_args(Place):
             raise UserError(f'labels are not read from "{place}"{did_you_mean(place, get_args(Place))}')
         if key is not None and place != "json":
-            raise UserError(
-                f'the key "{key}" is one of a .json, and the labels come from {place}', todo="use one of both"
-            )
+            raise UserError(f'the key "{key}" is for a .json, and the labels come from {place}', todo="use one of both")
         if key == "":
             raise UserError("the key of the label is empty")
         return LabelRule(place, key)  # type: ignore[arg-type]

@@ -137,8 +137,7 @@ def load(
         TlxError: a worker died, or the transforms fail.
     """
     height, width, channels = loader.pictures.shape
-    count = max(workers, 1) * (_AHEAD if workers else 1) + _SPARE
-    slots = Slots(count, largest * height * width * channels, notes=max(workers, 1))
+    slots = Slots(slot_count(workers), largest * height * width * channels, notes=max(workers, 1))
     if pin:
         slots.pin()
     try:
@@ -154,6 +153,11 @@ def load(
 
 
 _AHEAD = 2
+
+
+def slot_count(workers: int) -> int:
+    """Batches for which `load` keeps memory."""
+    return max(workers, 1) * (_AHEAD if workers else 1) + _SPARE
 
 
 def _lent(slots: Slots, made: Made[Loaded], shape: tuple[int, int, int]) -> Tensor:

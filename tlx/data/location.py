@@ -94,7 +94,7 @@ def folder_name(location: str) -> str:
 
     Credentials do not count, so that a link that is signed anew every day keeps its folder.
     """
-    same = location if location.startswith(PIPE) else without_credentials(location).rstrip("/")
+    same = without_credentials(location).rstrip("/")
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", shown(location).partition(":")[2]).strip("-.")[-40:]
     return f"{readable.strip('-.') or 'shards'}-{hashlib.sha256(same.encode()).hexdigest()[:12]}"
 

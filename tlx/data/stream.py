@@ -7,7 +7,7 @@ Workers make pictures; everything else in a Batch is computed from the index in 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -160,10 +160,14 @@ class ShardStream:
             UserError: an unreadable sample, without skip_bad.
             TlxError: a worker that died, or transforms that fail.
         """
+        yield from self.batches_of(range(start, stop))
+
+    def batches_of(self, steps: Iterable[int]) -> Iterator[Batch]:
+        """The same for these global steps in this order, which may come again: for measurements."""
         dealt: deque[tuple[_Deal, int]] = deque()
         largest = -(-self.batch // self.world)
         largest = min(largest, self.micro_batch or largest) * (2 if self.mix else 1)
-        tasks = self._tasks(start, stop, dealt)
+        tasks = self._tasks(steps, dealt)
         loader = Loader(self._pictures, self.seed)
         for loaded, images in load(loader, tasks, largest=largest, workers=self.workers, pin=self.pin):
             if loaded.bad and not self.skip_bad:
@@ -171,10 +175,10 @@ class ShardStream:
             yield self._assemble(*dealt.popleft(), loaded, images)
             del images
 
-    def _tasks(self, start: int, stop: int, dealt: deque[tuple[_Deal, int]]) -> Iterator[Work]:
-        for step in range(start, stop):
+    def _tasks(self, steps: Iterable[int], dealt: deque[tuple[_Deal, int]]) -> Iterator[Work]:
+        for count, step in enumerate(steps):
             deal = self._deal(step)
-            if step == start or not step % self.steps_per_epoch:
+            if not count or not step % self.steps_per_epoch:
                 self._fetch_ahead(deal)
             for micro in range(deal.micros):
                 dealt.append((deal, micro))

@@ -1,0 +1,300 @@
+"""`tlx bench data`: what pictures cost on this machine, where the time goes, and how many workers a GPU needs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+import torch
+
+from tlx.bench import parts, rates
+from tlx.bench.floor import TODO
+from tlx.bench.look import Look
+from tlx.bench.savings import Saving, savings
+from tlx.data import regions
+from tlx.data.location import is_remote
+from tlx.data.manifest import Manifest
+from tlx.data.order import EpochOrder, Ids, Shuffle
+from tlx.data.transforms import eval_transform, train_transform
+from tlx.errors import UserError
+from tlx.feed import DEFAULT_TRANSFORMS
+from tlx.inputs import InputSpec
+
+if TYPE_CHECKING:
+    from tlx.config import Config
+    from tlx.data.shard_cache import CacheSpec
+
+GPUS = (500, 1000, 2500, 5000)
+_WINDOW = 2  # shards that are fetched from afar for a measurement
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is measured, and how: as a configuration says, or the usual transforms.
+
+    Attributes:
+        transforms: names and arguments, of training.
+        window: how many shards mix.
+    """
+
+    spec: InputSpec = InputSpec()
+    transforms: Sequence[tuple[str, Mapping[str, Any]]] = tuple((p.name, p.args) for p in DEFAULT_TRANSFORMS)
+    batch: int = 64
+    seed: int = 0
+    scaled: bool = True
+    upright: bool = True
+    window: int | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What was measured of one view."""
+
+    parts: parts.Parts
+    rates: Sequence[rates.Rate]
+    to_device: float | None
+
+    @property
+    def ratio(self) -> float:
+        """One image through the loader, to the floor."""
+        return self.parts.whole.cpu / self.parts.floor.cpu
+
+    @property
+    def best(self) -> rates.Rate:
+        """The number of workers that gives the most images a second."""
+        return max(self.rates, key=lambda rate: rate.images)
+
+    @property
+    def per_worker(self) -> float:
+        """Images a second of one worker while as many work as were tried; without any, of this process."""
+        return max(self.rates, key=lambda rate: rate.workers).per_worker
+
+    def workers_for(self, images: float) -> int:
+        """How many feed a GPU that trains so many images a second."""
+        return math.ceil(images / self.per_worker)
+
+    @property
+    def between_processes(self) -> float | None:
+        """Seconds of processors per image that one worker costs more than none."""
+        cpu = {rate.workers: rate.cpu for rate in self.rates}
+        return max(cpu[1] - cpu[0], 0.0) if {0, 1} <= cpu.keys() else None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything that `tlx bench data` found."""
+
+    manifest: Manifest
+    setup: Setup
+    views: Mapping[str, View]
+    savings: Sequence[Saving]
+    gpus: Sequence[float]
+    cores: int
+    memory: int
+
+    @property
+    def extension(self) -> bool:
+        return regions._jpeg is not None
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether the system can keep all shards in memory after the first epoch."""
+        return sum(s.bytes for s in self.manifest.shards) < 0.8 * self.memory
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Plain data, for JSON. Times per image are in milliseconds, memory in bytes."""
+        train = self.views["train"]
+        sizes = train.parts.sizes
+        return {
+            "shards": {
+                "location": self.manifest.location,
+                "samples": len(self.manifest),
+                "shards": len(self.manifest.shards),
+                "bytes": sum(s.bytes for s in self.manifest.shards),
+                "fit_in_memory": self.fits_in_memory,
+            },
+            "decoder": {"name": regions.decoder(), "extension": self.extension, "todo": None if self.extension else TODO},
+            "images": {
+                "measured": len(sizes),
+                "width": fmean(w for w, _ in sizes),
+                "height": fmean(h for _, h in sizes),
+                "pixels": fmean(w * h for w, h in sizes),
+                "shown": math.prod(self.setup.spec.size),
+                "bytes": fmean(len(data) for data, _ in train.parts.pictures),
+            },
+            "batch": self.setup.batch,
+            "cores": self.cores,
+            "views": {name: _plain(view, self.gpus) for name, view in self.views.items()},
+            "savings": [
+                {
+                    "option": s.option,
+                    "before_ms": 1e3 * s.before,
+                    "after_ms": 1e3 * s.after,
+                    "saved": s.share,
+                    "bytes_before": s.bytes_before,
+                    "bytes_after": s.bytes_after,
+                }
+                for s in self.savings
+            ],
+            "verdict": verdict(self),
+        }
+
+
+def _plain(view: View, gpus: Sequence[float]) -> dict[str, Any]:
+    found, between = view.parts, view.between_processes
+    return {
+        "parts": {name: {"cpu_ms": 1e3 * s.cpu, "wall_ms": 1e3 * s.wall} for name, s in found.parts.items()},
+        "transforms": list(found.transforms),
+        "cpu_ms": 1e3 * found.whole.cpu,
+        "wall_ms": 1e3 * found.whole.wall,
+        "floor": {"what": found.floor_is, "cpu_ms": 1e3 * found.floor.cpu, "wall_ms": 1e3 * found.floor.wall},
+        "ratio": view.ratio,
+        "cold_read_ms": None if found.cold_read is None else 1e3 * found.cold_read,
+        "between_processes_ms": None if between is None else 1e3 * between,
+        "to_device_ms": None if view.to_device is None else 1e3 * view.to_device,
+        "rates": [
+            {
+                "workers": r.workers,
+                "images_per_s": r.images,
+                "images_per_s_per_worker": r.per_worker,
+                "cpu_ms": 1e3 * r.cpu,
+                "first_batch_s": r.first,
+                "memory_bytes": r.memory,
+            }
+            for r in view.rates
+        ],
+        "workers_for": [{"images_per_s": gpu, "workers": view.workers_for(gpu)} for gpu in gpus],
+    }
+
+
+def measure(
+    manifest: Manifest, setup: Setup, *, workers: Sequence[int] | None, seconds: float, gpus: Sequence[float] = ()
+) -> Report:
+    """
+    Args:
+        workers: numbers of them to try; None is 0, 1 and powers of two up to the number of cores.
+        seconds: about how long it takes.
+        gpus: images a second that GPUs train, for which workers are counted.
+
+    Raises:
+        UserError: empty shards, no readable picture, transforms that do not fit together.
+    """
+    if not len(manifest):
+        raise UserError("there is no sample in these shards", where=manifest.location)
+    if setup.batch < 1 or seconds <= 0 or any(w < 0 for w in workers or ()) or any(gpu <= 0 for gpu in gpus):
+        raise UserError("--batch is at least 1, --workers at least 0, --seconds and --gpu above 0")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    counts = sorted(set(workers)) if workers else rates.chosen_workers(cores)
+    memory = psutil.virtual_memory().available
+    looks = looks_of(manifest, setup)
+    cuda = torch.cuda.is_available()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker, so that times of processors compare
+    try:
+        found = {look.name: parts.measure(look, seconds=0.45 * seconds / len(looks)) for look in looks}
+        rated = rates.measure(looks, counts, batch=setup.batch, seconds=0.5 * seconds, pin=cuda)
+        train = looks[0]
+        saved = savings(
+            train,
+            found["train"].pictures,
+            found["train"].sizes,
+            crop_pct=setup.spec.crop_pct,
+            seconds=0.05 * seconds,
+        )
+        device = rates.to_device(train, batch=setup.batch, device=torch.device("cuda")) if cuda else None
+    finally:
+        torch.set_num_threads(threads)
+    views = {look.name: View(found[look.name], rated[look.name], device) for look in looks}
+    return Report(manifest, setup, views, saved, tuple(gpus) or GPUS, cores, memory)
+
+
+def looks_of(manifest: Manifest, setup: Setup) -> list[Look]:
+    """Training's and evaluation's view of the same shards."""
+    window = min(setup.window or _WINDOW, _WINDOW) if manifest.remote else setup.window
+    shown = _near(manifest, setup, window) if manifest.remote else np.arange(len(manifest), dtype=np.int64)
+    names = [name for name, _ in setup.transforms]
+    train, evaluated = train_transform(setup.transforms, setup.spec), eval_transform(setup.spec)
+    channels: Any = setup.spec.channels
+    about = (setup.spec.size, shown, channels, setup.seed)
+    return [
+        Look("train", manifest, train, names, *about, setup.scaled, setup.upright, window),
+        Look("eval", manifest, evaluated, (), *about, False, setup.upright, window),
+    ]
+
+
+def _near(manifest: Manifest, setup: Setup, window: int | None) -> Ids:
+    """The samples of the shards that training reads first: no others are fetched for a measurement."""
+    shards = EpochOrder(manifest.samples_per_shard, Shuffle(setup.seed, window), 0).shards_for(0, setup.batch)
+    stops = manifest.ends
+    return np.concatenate([np.arange(stops[s] - manifest.shards[s].samples, stops[s]) for s in shards])
+
+
+def open_shards(location: str, cache: CacheSpec | None = None) -> Manifest:
+    """A folder of shards, or the `train` of a folder of such folders; or a URL."""
+    folder = Path(location)
+    if not is_remote(location) and not (folder / "index.json").exists() and (folder / "train" / "index.json").exists():
+        return Manifest.open(folder / "train", cache)
+    return Manifest.open(location, cache)
+
+
+def setup_of(config: Config, classes: int) -> Setup:
+    """What a configuration's training would show."""
+    from tlx.build import backbone_of
+
+    backbone = backbone_of(config, classes, empty=True)
+    wanted = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
+    return Setup(
+        spec=config.input.over(backbone.input),
+        transforms=tuple((p.name, p.args) for p in wanted),
+        batch=config.data.batch,
+        seed=config.seed,
+        scaled=config.data.scaled_decoding,
+        upright=config.data.exif_orientation,
+        window=config.data.window,
+    )
+
+
+def verdict(report: Report) -> str:
+    """One sentence: what bounds the speed of training's pictures, and what that is enough for."""
+    view = report.views["train"]
+    found, whole = view.parts, view.parts.whole.cpu
+    share = {name: spent.cpu / whole for name, spent in found.parts.items()}
+    further = {name: share[name] for name in found.transforms}
+    decoding = sum(share.get(name, 0.0) for name in ("header", "decode"))
+    cold = found.cold_read or 0.0
+    if cold > whole and not report.fits_in_memory:
+        bound = f"disk-bound: a read takes {1e3 * cold:.2f} ms, everything else {1e3 * whole:.2f} ms"
+    elif sum(further.values()) > decoding + share.get("resize", 0.0):
+        costly = max(further, key=lambda name: further[name])
+        bound = f"the rest of the transform list costs more than decoding: {costly} ({further[costly]:.0%} of the time)"
+    elif decoding + share.get("resize", 0.0) > 0.5:
+        inside = "libjpeg" if found.regions else "the decoder"
+        bound = f"decode-bound: {decoding:.0%} of the time is inside {inside}, {share.get('resize', 0.0):.0%} resizes"
+    else:
+        bound = f"bound by what surrounds decoding: decoding and resizing take {decoding + share.get('resize', 0.0):.0%}"
+    return f"{bound}; {_enough(report, view)}; {_decoder(report)}"
+
+
+def _enough(report: Report, view: View) -> str:
+    gpu = report.gpus[0] if len(report.gpus) == 1 else None
+    if gpu is None:
+        count = view.best.workers
+        who = f"{count} worker{'s' if count > 1 else ''}" if count else "this process, without workers,"
+        return f"{who} feed{'s' if count < 2 else ''} a GPU that trains {view.best.images:,.0f} images/s"
+    needed = view.workers_for(gpu)
+    text = f"a GPU that trains {gpu:,.0f} images/s needs {needed} worker{'s' if needed > 1 else ''}"
+    return text if needed <= report.cores else f"{text}, more than the {report.cores} cores here"
+
+
+def _decoder(report: Report) -> str:
+    if report.extension:
+        return "the extension is in use" if report.views["train"].parts.regions else "the extension has nothing to do"
+    return f"the extension is not in use: {TODO}"

@@ -1,0 +1,114 @@
+"""The pictures of a data set as training shows them, or as an evaluation does: what is measured."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from tlx.data.decode import Channels
+from tlx.data.framed import Framed
+from tlx.data.framing import Exactly, Framing, ResizedCrop
+from tlx.data.loader import Loader, Work, load
+from tlx.data.manifest import Manifest
+from tlx.data.order import Ids, derive
+from tlx.data.pictures import Pictures
+from tlx.data.stream import ShardStream
+from tlx.data.transforms import View
+
+_FOR_EVER = 1 << 40
+
+
+@dataclass(frozen=True)
+class Look:
+    """A data set and a view.
+
+    Attributes:
+        names: of the steps of `transform`, as far as they are known.
+        scaled: JPEGs may be decoded smaller; in training only.
+        window: how many shards mix.
+        shown: the samples that an evaluation goes through, over and over.
+        size: height and width of what is shown.
+    """
+
+    name: Literal["train", "eval"]
+    manifest: Manifest
+    transform: View
+    names: Sequence[str]
+    size: tuple[int, int]
+    shown: Ids
+    channels: Channels = 3
+    seed: int = 0
+    scaled: bool = False
+    upright: bool = True
+    window: int | None = None
+
+    @property
+    def framed(self) -> Framed | None:
+        """The view, if it begins with a framing."""
+        return self.transform if isinstance(self.transform, Framed) else None
+
+    @property
+    def framing(self) -> Framing:
+        """The view's own; or, for a floor, the whole picture resized."""
+        return self.framed.framing if self.framed else ResizedCrop(self.size, False, Exactly(*reversed(self.size)))
+
+    @property
+    def steps(self) -> list[tuple[str, View]]:
+        """What is done after the framing, with names."""
+        rest = self.framed.rest if self.framed else self.transform
+        steps = [] if rest is None else list(getattr(rest, "transforms", [rest]))
+        names = list(self.names)[-len(steps) :] if steps else []
+        known = len(names) == len(steps)
+        return [(names[i] if known else type(step).__name__, step) for i, step in enumerate(steps)]
+
+    def pictures(self) -> Pictures:
+        return Pictures(self.manifest, self.transform, self.channels, upright=self.upright, scaled=self.scaled)
+
+    def key(self, sample: int) -> int:
+        """What the sample's view is drawn by, in the first epoch."""
+        return derive(self.seed, "sample", 0, sample) if self.name == "train" else derive(0, "evaluation", sample)
+
+    def batches(self, *, batch: int, workers: int, pin: bool = False) -> Iterator[Tensor]:
+        """Pictures as a training or an evaluation takes them, without end: uint8 [batch, channels, height, width]."""
+        if self.name == "train":
+            return (b.images for b in self._stream(batch, workers, pin).batches(0, _FOR_EVER))
+        return self._evaluated(batch, None, workers=workers, pin=pin)
+
+    def again(self, *, batch: int, count: int) -> Iterator[Tensor]:
+        """The first `count` batches over and over, made in this process."""
+        if self.name == "train":
+            return (b.images for b in self._stream(batch, 0, False).batches_of(itertools.cycle(range(count))))
+        return self._evaluated(batch, count, workers=0, pin=False)
+
+    def first(self, *, batch: int, count: int) -> Ids:
+        """The samples of those batches, int64 [batch * count]."""
+        if self.name == "eval":
+            return self.shown[: batch * count]
+        return np.concatenate([b.ids.numpy() for b in self._stream(batch, 0, False).batches(0, count)])
+
+    def _stream(self, batch: int, workers: int, pin: bool) -> ShardStream:
+        return ShardStream(
+            self.manifest,
+            batch=batch,
+            seed=self.seed,
+            transform=self.transform,
+            channels=self.channels,
+            window=self.window,
+            workers=workers,
+            skip_bad=True,
+            upright=self.upright,
+            scaled=self.scaled,
+            drop_last=True,
+            pin=pin,
+        )
+
+    def _evaluated(self, batch: int, count: int | None, *, workers: int, pin: bool) -> Iterator[Tensor]:
+        most = len(self.shown) // batch if count is None else count
+        works = (Work(None, self.shown[at * batch : (at + 1) * batch]) for at in itertools.cycle(range(most)))
+        loader = Loader(self.pictures(), 0)
+        return (images for _, images in load(loader, works, largest=batch, workers=workers, pin=pin))
