@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -93,6 +94,23 @@ def test_a_sample_that_comes_again_is_seen_otherwise_and_the_same_by_all(train):
     resumed = shown(train, 4, 6, sampling=sampling)
     tail = [row for row in rows if row[0] >= 4]
     assert all(torch.equal(a[2], b[2]) for a, b in zip(tail, resumed, strict=True))
+
+
+def test_what_a_limit_leaves_out_replaces_nothing(train, tmp_path):
+    """The three of class 0 that are left, two of them broken: the third stands in for both, in every epoch."""
+    few = Sampling(limit=3)
+    left = sorted({i for _, i, _ in shown(train, 0, 2, sampling=few) if train.labels[i] == 0})
+    assert len(left) == 3
+    broken = tmp_path / "broken"
+    shutil.copytree(train.path, broken)
+    damaged = Manifest.open(broken)
+    for sample in left[:2]:
+        tar, offset, size = damaged.locate(sample)
+        with open(tar, "r+b") as file:
+            file.seek(offset)
+            file.write(bytes(size))
+    rows = shown(damaged, 0, 8, sampling=few, skip_bad=True)
+    assert {i for _, i, _ in rows if train.labels[i] == 0} == {left[2]}
 
 
 def test_parts_show_every_sample_once_to_any_number_of_ranks(train):

@@ -494,6 +494,23 @@ def test_processes_that_want_more_than_fits(folder, server, cache):
     assert sum(p.stat().st_size for p in manifest.path.glob("*.tar")) <= limit
 
 
+def test_a_tar_that_leaves_before_it_is_opened(folder, server, cache, monkeypatch):
+    manifest, leaving = opened(server, cache), [3]
+
+    def gone(self, shard, own=Manifest.tar):
+        path = own(self, shard)
+        leaving[0] -= 1
+        if leaving[0] >= 0:
+            path.unlink()
+        return path
+
+    monkeypatch.setattr(Manifest, "tar", gone)
+    assert ShardReader(manifest).read(0) == ShardReader(Manifest.open(folder)).read(0)
+    leaving[0] = 1000
+    with pytest.raises(ShardUnavailable, match=r"removed from the cache[\s\S]*data\.cache\.limit"):
+        ShardReader(manifest).read(0)
+
+
 def test_too_little_room(folder, server, cache, monkeypatch):
     size = Manifest.open(folder).shards[0].bytes
     manifest = opened(server, CacheSpec(cache.folder, size - 1))
@@ -623,7 +640,7 @@ def test_credentials_go_to_the_server_and_nowhere_else(folder, server, cache, ca
             Manifest.open(dead, cache)
         said.append(str(caught.value))
     with pytest.raises(IndexUnavailable, match="parse") as caught:  # a client that quotes what it was given
-        Manifest.open(secret.replace("127.0.0.1", "[127"), cache)
+        Manifest.open(secret.replace(server.url[-5:], "99999"), cache)
     said.append(str(caught.value))
     raw = {"run": "r", "data": {"train": secret, "batch": 2}, "backbone": {"name": "torchvision/resnet18"}}
     config = parse(raw)
@@ -754,3 +771,15 @@ def test_a_million_samples_are_mapped_and_not_copied(tmp_path):
         out, err = process.communicate(timeout=60)
         assert process.returncode == 0, err
         assert float(out) < 12  # MiB; the index is 20 of them
+
+
+def test_shards_are_shown_and_checked_where_they_are(server, folder, tmp_path, monkeypatch):
+    from tlx.data.check import check_shards, describe_shards
+
+    monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cached"))
+    url = f"{server.url}/train"
+    assert describe_shards(url)["train"].counts == describe_shards(folder)["train"].counts
+    assert not any(name.endswith(".tar") for name in server.counts())
+    report = check_shards(url, jobs=0)
+    assert report.good
+    assert report.samples == len(Manifest.open(folder))

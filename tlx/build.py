@@ -331,4 +331,5 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, s
         about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
         return [guarded(t.name, functools.partial(make, "tracker", t, about)) for t in config.track.trackers]
 
-    return Journal(MetricsFile(folder.metrics) if world.main else None, Console(steps, world.main and not silent), trackers)
+    console = Console(steps, world.main and not silent)
+    return Journal(MetricsFile(folder.metrics) if world.main else None, console, trackers)

@@ -31,7 +31,9 @@ def data(
     workers: Annotated[
         str | None, typer.Option(metavar="N,N,...", help="Numbers of them to try; by default up to the cores.")
     ] = None,
-    gpu: Annotated[float | None, typer.Option(metavar="IMAGES/S", help="What the GPU trains, to count workers.")] = None,
+    gpu: Annotated[
+        float | None, typer.Option(metavar="IMAGES/S", help="What the GPU trains, to count workers.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
     as_json: AsJson = False,
 ) -> None:
@@ -83,7 +85,8 @@ def train(
     """How long the training loop waits for pictures, and what it costs beside a bare PyTorch loop."""
     from tlx import config as configs
     from tlx.bench import train as measured
+    from tlx.bench.train_text import text
     from tlx.files import json_text
 
     report = measured.measure(configs.load(config, overrides or ()), steps=steps, phase=phase)
-    print(json_text(report.data) if as_json else measured.text(report))
+    print(json_text(report.data) if as_json else text(report))

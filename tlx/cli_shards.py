@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 shards = typer.Typer(help="Build, index, check, show WebDataset shards.", no_args_is_help=True, rich_markup_mode=None)
 
 Shards = Annotated[Path, typer.Argument(help="A folder of tars, or of folders of tars (train, val ...).")]
+Places = Annotated[str, typer.Argument(help="A folder of tars, or of folders of tars (train, val), or a URL.")]
 Jobs = Annotated[int | None, typer.Option(help="Processes; one per core by default.")]
 
 _NAMED = 10  # groups of duplicates that are printed
@@ -113,7 +114,7 @@ def index(
 
 @shards.command(epilog="Example: tlx shards check shards --json report.json")
 def check(
-    folder: Shards,
+    shards: Places,
     report_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report to this file.")] = None,
     jobs: Jobs = None,
 ) -> None:
@@ -121,7 +122,7 @@ def check(
     from tlx.data.check import check_shards
     from tlx.files import write_whole
 
-    report = check_shards(folder, jobs=jobs, progress=True)
+    report = check_shards(shards, jobs=jobs, progress=True)
     if report_file is not None:
         write_whole(report_file, json.dumps(report.plain(), indent=1))
     for problem in (*report.bad, *report.stale):
@@ -133,11 +134,11 @@ def check(
 
 
 @shards.command(epilog="Example: tlx shards show shards")
-def show(folder: Shards) -> None:
+def show(shards: Places) -> None:
     """Print counts per class and split, and what the build noted of the pictures."""
     from tlx.data.check import built_statistics, describe_shards
 
-    splits = describe_shards(folder)
+    splits = describe_shards(shards)
     _print_counts(splits)
     _print_statistics(built_statistics(splits))
     for name, split in splits.items():

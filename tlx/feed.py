@@ -11,7 +11,7 @@ from tlx.config import Config, Mixing, Part
 from tlx.data.location import is_remote, shown
 from tlx.data.manifest import Manifest
 from tlx.data.remote import IndexUnavailable
-from tlx.data.sampling import Sampling, samples_per_epoch
+from tlx.data.sampling import Sampling
 from tlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -82,7 +82,9 @@ def open_sets(config: Config) -> Sets:
             todo="build both with one `tlx shards build`, or index both with one list of classes",
         )
     _check_expected(config, train, val)
-    return Sets(train, val, samples_per_epoch(sampling_of(config), train.counts()))
+    from tlx.data.stream import epoch_length
+
+    return Sets(train, val, epoch_length(train, sampling_of(config)))
 
 
 def sampling_of(config: Config) -> Sampling:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ import torch
 from tlx.bench import parts, rates
 from tlx.bench.floor import TODO
 from tlx.bench.look import Look
+from tlx.bench.rates import Rate
 from tlx.bench.savings import Saving, savings
 from tlx.data import regions
 from tlx.data.location import is_remote
@@ -44,7 +45,7 @@ class Setup:
         window: how many shards mix.
     """
 
-    spec: InputSpec = InputSpec()
+    spec: InputSpec = field(default_factory=InputSpec)
     transforms: Sequence[tuple[str, Mapping[str, Any]]] = tuple((p.name, p.args) for p in DEFAULT_TRANSFORMS)
     batch: int = 64
     seed: int = 0
@@ -58,7 +59,7 @@ class View:
     """What was measured of one view."""
 
     parts: parts.Parts
-    rates: Sequence[rates.Rate]
+    rates: Sequence[Rate]
     to_device: float | None
 
     @property
@@ -67,7 +68,7 @@ class View:
         return self.parts.whole.cpu / self.parts.floor.cpu
 
     @property
-    def best(self) -> rates.Rate:
+    def best(self) -> Rate:
         """The number of workers that gives the most images a second."""
         return max(self.rates, key=lambda rate: rate.images)
 
@@ -121,7 +122,11 @@ class Report:
                 "bytes": sum(s.bytes for s in self.manifest.shards),
                 "fit_in_memory": self.fits_in_memory,
             },
-            "decoder": {"name": regions.decoder(), "extension": self.extension, "todo": None if self.extension else TODO},
+            "decoder": {
+                "name": regions.decoder(),
+                "extension": self.extension,
+                "todo": None if self.extension else TODO,
+            },
             "images": {
                 "measured": len(sizes),
                 "width": fmean(w for w, _ in sizes),
@@ -212,7 +217,7 @@ def measure(
         device = rates.to_device(train, batch=setup.batch, device=torch.device("cuda")) if cuda else None
     finally:
         torch.set_num_threads(threads)
-    views = {look.name: View(found[look.name], rated[look.name], device) for look in looks}
+    views: dict[str, View] = {look.name: View(found[look.name], rated[look.name], device) for look in looks}
     return Report(manifest, setup, views, saved, tuple(gpus) or GPUS, cores, memory)
 
 
@@ -279,7 +284,9 @@ def verdict(report: Report) -> str:
         inside = "libjpeg" if found.regions else "the decoder"
         bound = f"decode-bound: {decoding:.0%} of the time is inside {inside}, {share.get('resize', 0.0):.0%} resizes"
     else:
-        bound = f"bound by what surrounds decoding: decoding and resizing take {decoding + share.get('resize', 0.0):.0%}"
+        bound = (
+            f"bound by what surrounds decoding: decoding and resizing take {decoding + share.get('resize', 0.0):.0%}"
+        )
     return f"{bound}; {_enough(report, view)}; {_decoder(report)}"
 
 

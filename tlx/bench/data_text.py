@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from tlx.bench.data import Report, verdict
@@ -40,22 +40,22 @@ def _head(report: Report, data: dict[str, Any]) -> Iterable[str]:
 
 
 def _parts(report: Report) -> Iterable[str]:
-    views = report.views
-    region = {name: " the region that is shown" if v.parts.regions else " the whole picture" for name, v in views.items()}
+    views, train = report.views, report.views["train"]
+    decoded = " the region that is shown" if train.parts.regions else " the whole picture"
     yield _row("ms per image, one process", *(f"{name}: CPU    wall" for name in views))
     for part in dict.fromkeys(name for view in views.values() for name in view.parts.parts):
         label = _LABELS.get(part, f"transform {part}")
-        label += region["train"] if part == "decode" else ""
+        label += decoded if part == "decode" else ""
         yield _row(f"  {label}", *(_cell(view.parts.parts.get(part)) for view in views.values()))
     yield _row("all of it", *(_cell(view.parts.whole) for view in views.values()))
     yield _row("floor", *(_cell(view.parts.floor) for view in views.values()))
     yield _row("ratio to the floor", *(f"{view.ratio:.2f}        " for view in views.values()))
     for name, view in views.items():
         yield f"floor ({name}): {view.parts.floor_is}"
-    yield "decode and resize are one call: what a decoding without resizing costs less is the resizing"
-    train = views["train"]
+    if train.parts.regions:
+        yield "decode and resize are one call; what a call without resizing costs less counts as resizing"
     if train.parts.cold_read is not None:
-        yield f"read from where the tars lie, not from memory: {1e3 * train.parts.cold_read:.3f} ms of waiting per image"
+        yield f"read from where the tars lie, not from memory: {1e3 * train.parts.cold_read:.3f} ms by the clock"
     if train.between_processes is not None:
         yield f"from a worker to this process: {1e3 * train.between_processes:.3f} ms CPU per image"
     if train.to_device is not None:

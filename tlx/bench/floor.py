@@ -10,6 +10,7 @@ whole; and resized.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +39,8 @@ class Cut:
     """What the extension is asked for, of one picture.
 
     Attributes:
-        coarse: the crop's own width and height, at the scale that it is decoded at.
+        region: what the window needs of the crop.
+        coarse: the region's own width and height, at the scale that it is decoded at.
     """
 
     data: bytes
@@ -47,6 +49,7 @@ class Cut:
     window: Rectangle
     mirror: bool
     flip: bool
+    region: Rectangle
     coarse: tuple[int, int]
     colours: int
 
@@ -110,10 +113,15 @@ class Floor:
             decoder, bicubic, least = regions._jpeg.Decoder(), self.framing.bicubic, 1.0 if self.least else 0.0
             for cut in self.cuts:
                 decoder.open(cut.data)
-                out, region = self._place[: cut.pixels(cut.coarse)], (0, 0, *cut.coarse)
-                decoder.view(out, cut.crop, cut.coarse, region, bicubic=bicubic, least=least)
+                out, all_of_it = self._place[: cut.pixels(cut.coarse)], (0, 0, *cut.coarse)
+                decoder.view(out, cut.region, cut.coarse, all_of_it, bicubic=bicubic, least=least)
         for whole in self.wholes:
             self._pixels(whole)
+
+    def write(self) -> None:
+        """What `decode` writes, and `resize` does not: the region at its own size."""
+        for cut in self.cuts:
+            self._place[: cut.pixels(cut.coarse)].fill(0)
 
     def resize(self) -> None:
         if self.cuts:
@@ -176,5 +184,19 @@ def _cut(
         scale = decoder.view(place, crop, resized, window, bicubic=framing.bicubic, least=least)
     except ValueError:
         return None
-    coarse = max(crop[2] // scale, 1), max(crop[3] // scale, 1)
-    return Cut(data, crop, resized, window, plan.mirror, plan.flip, coarse, colours), seen
+    (left, across), (top, down) = (
+        _needed(crop[i], crop[i + 2], resized[i], window[i], window[i + 2], scale) for i in (0, 1)
+    )
+    region, coarse = (left, top, across, down), (across // scale, down // scale)
+    return Cut(data, crop, resized, window, plan.mirror, plan.flip, region, coarse, colours), seen
+
+
+def _needed(start: int, length: int, resized: int, window: int, count: int, scale: int) -> tuple[int, int]:
+    """Where the pixels begin that a window is made of, and how many there are, along one side of the crop; in whole
+    steps of the scale that the picture is decoded at, so that nothing has to be resampled."""
+    ratio = length / resized
+    reach = max(ratio, 1.0)  # of the triangle filter
+    first = start + max(math.floor(window * ratio - reach), 0)
+    last = start + min(math.ceil((window + count) * ratio + reach), length)
+    first -= first % scale
+    return first, max((last - first) // scale, 1) * scale

@@ -1,7 +1,8 @@
 """What each part of the way from a tar to a batch costs, in one process.
 
 Some parts cannot be told apart from outside, such as decoding and resizing, which one call does. So the way is walked
-up to each point, with the same pictures, and what a point costs more than the one before is its part.
+up to each point, with the same pictures, and what a point costs more than the one before is its part. Decoding alone
+writes the region at its own size, which nobody wants: that is measured too, and taken off.
 """
 
 from __future__ import annotations
@@ -71,23 +72,25 @@ def measure(look: Look, *, seconds: float) -> Parts:
     batch, count = _extent(look, seconds)
     ids = look.first(batch=batch, count=count)
     cold = cold_read(look.manifest, ids)
-    ids, pictures = readable(look, ids)
+    samples, pictures = readable(look, ids)
     floor = prepare(look.framing, pictures, look.channels, upright=look.upright, scaled=look.scaled)
     again = look.again(batch=batch, count=count)
     chain = _chain(look, pictures, floor)
     steps = _steps(look, pictures)
     reader = ShardReader(look.manifest)
     tasks: dict[str, Callable[[], Any]] = {
-        "read": lambda: [reader.read(sample) for sample in ids],
+        "read": lambda: [reader.read(sample) for sample in samples],
         **chain,
         **steps,
         "floor": floor.resize,
+        "write": floor.write,
         "whole": lambda: deque(islice(again, count), maxlen=0),
     }
     with own_randomness():  # the further transforms draw from the global states
         found = in_turn(tasks, seconds=seconds)
-    shown = {name: spent.per(batch * count if name == "whole" else len(ids)) for name, spent in found.items()}
-    parts = {"read": shown["read"], **_differences(shown, list(chain)), **{name: shown[name] for name in steps}}
+    shown = {name: spent.per(batch * count if name == "whole" else len(samples)) for name, spent in found.items()}
+    walked = {**shown, "decode": _minus(shown["decode"], shown["write"])}
+    parts = {"read": shown["read"], **_differences(walked, list(chain)), **{name: shown[name] for name in steps}}
     parts["batch"] = _minus(shown["whole"], *parts.values())
     return Parts(
         parts, list(steps), shown["whole"], shown["floor"], floor.what, cold, bool(floor.cuts), pictures, floor.sizes
@@ -96,12 +99,15 @@ def measure(look: Look, *, seconds: float) -> Parts:
 
 def _extent(look: Look, seconds: float) -> tuple[int, int]:
     """How large a batch, and how many, so that a few rounds fit into the time."""
-    batch = min(_BATCH, len(look.shown))
+    few, samples = min(8, len(look.shown)), len(look.shown)
+    again = look.again(batch=few, count=1)
+    next(again)
     began = time.perf_counter()
-    next(look.again(batch=batch, count=1))
-    each = (time.perf_counter() - began) / batch
-    wanted = seconds / 5 / (6 * each)  # a round shows every picture about six times
-    return batch, int(min(max(wanted // batch, 1), max(_MOST // batch, 1), len(look.shown) // batch))
+    next(again)
+    each = (time.perf_counter() - began) / few
+    wanted = int(min(seconds / 6 / (6 * each), _MOST, samples))  # a round shows every picture about six times
+    batch = min(max(wanted, few), _BATCH)
+    return batch, max(wanted // batch, 1)
 
 
 def readable(look: Look, ids: Ids) -> tuple[list[int], list[tuple[bytes, int]]]:
@@ -185,6 +191,4 @@ def _differences(found: Mapping[str, Spent], chain: Sequence[str]) -> dict[str, 
 
 def _minus(whole: Spent, *parts: Spent) -> Spent:
     """What is left; noise may leave less than nothing."""
-    return Spent(
-        max(whole.wall - sum(p.wall for p in parts), 0.0), max(whole.cpu - sum(p.cpu for p in parts), 0.0)
-    )
+    return Spent(max(whole.wall - sum(p.wall for p in parts), 0.0), max(whole.cpu - sum(p.cpu for p in parts), 0.0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,16 +42,30 @@ def measure(
 ) -> dict[str, list[Rate]]:
     """Medians of three rounds over every view and every number of workers, by the view's name."""
     each = max(seconds / (_ROUNDS * len(looks) * len(workers)), _LEAST)
+    few = {look.name: _batch(look, batch, each) for look in looks}
     found: dict[tuple[str, int], list[Rate]] = {}
     for _ in range(_ROUNDS):
         for look in looks:
             for count in workers:
-                found.setdefault((look.name, count), []).append(_once(look, count, batch, each, pin))
-    return {look.name: [_median(found[look.name, count]) for count in workers] for look in looks}
+                found.setdefault((look.name, count), []).append(_once(look, count, few[look.name], each, pin))
+    return {
+        look.name: [_median(found[look.name, count], batch / few[look.name]) for count in workers] for look in looks
+    }
+
+
+def _batch(look: Look, batch: int, seconds: float) -> int:
+    """So many pictures at a time that several batches fit into the time; as many as asked for where that is enough."""
+    batch = min(batch, len(look.shown))
+    few = min(8, batch)
+    batches = look.batches(batch=few, workers=0)
+    next(batches)
+    began = time.perf_counter()
+    next(batches)
+    each = (time.perf_counter() - began) / few
+    return min(batch, max(few, int(seconds / 4 / each)))
 
 
 def _once(look: Look, workers: int, batch: int, seconds: float, pin: bool) -> Rate:
-    batch = min(batch, len(look.shown))
     began = time.perf_counter()
     batches = look.batches(batch=batch, workers=workers, pin=pin)
     memory = slot_count(workers) * next(batches).nbytes
@@ -66,9 +80,10 @@ def _once(look: Look, workers: int, batch: int, seconds: float, pin: bool) -> Ra
     return Rate(workers, 1 / spent.wall, spent.cpu, first, memory)
 
 
-def _median(rates: Sequence[Rate]) -> Rate:
+def _median(rates: Sequence[Rate], larger: float) -> Rate:
+    """Memory is said of the batch that was asked for, which is so many times larger."""
     middle = {name: statistics.median(getattr(r, name) for r in rates) for name in ("images", "cpu", "first")}
-    return Rate(rates[0].workers, **middle, memory=rates[0].memory)
+    return Rate(rates[0].workers, **middle, memory=round(larger * rates[0].memory))
 
 
 def to_device(look: Look, *, batch: int, device: torch.device, repeats: int = 20) -> float:
@@ -86,8 +101,3 @@ def to_device(look: Look, *, batch: int, device: torch.device, repeats: int = 20
 def chosen_workers(cores: int) -> list[int]:
     """None, one, and powers of two up to the number of cores."""
     return sorted({0, 1, cores, *(2**n for n in range(1, cores.bit_length()) if 2**n <= cores)})
-
-
-def best(rates: Mapping[str, Sequence[Rate]], view: str) -> Rate:
-    """The number of workers that gives the most images."""
-    return max(rates[view], key=lambda rate: rate.images)

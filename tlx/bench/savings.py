@@ -41,7 +41,9 @@ def savings(
     seconds: float,
 ) -> list[Saving]:  # fmt: skip
     """For the options of `tlx shards build` that could help: some pictures are made anew, and shown."""
-    jpegs = [(data, key, min(size)) for (data, key), size in zip(pictures, sizes, strict=True) if data[:2] == b"\xff\xd8"]
+    jpegs = [
+        (data, key, min(size)) for (data, key), size in zip(pictures, sizes, strict=True) if data[:2] == b"\xff\xd8"
+    ]
     some = jpegs[:: max(len(jpegs) // _SOME, 1)][:_SOME]
     if not some or look.framed is None:
         return []

@@ -586,6 +586,7 @@ typedef struct {
     struct jpeg_progress_mgr progress;
     Py_buffer data;
     int created, holds, ready, busy;
+    long warned; /* libjpeg's warnings by the end of the header */
     const uint8_t *scan; /* the first byte of the first scan */
     struct filter across, down;
 #if WITH_AVX2
@@ -650,6 +651,7 @@ static int decoder_header(Decoder *self) {
     jpeg_read_header(d, TRUE);
     check_kind(d);
     self->scan = self->source.mgr.next_input_byte;
+    self->warned = d->err->num_warnings;
     for (p = (const uint8_t *)self->data.buf + self->data.len - 2; p >= self->scan; p--)
         if (p[0] == 0xFF && p[1] == JPEG_EOI)
             return 1;
@@ -840,6 +842,8 @@ static int decoder_view(Decoder *self, struct view *v) {
             for (k = across->n - 1; k >= 0; k--)
                 out[3 * k] = out[3 * k + 1] = out[3 * k + 2] = out[k];
     }
+    if (d->err->num_warnings > self->warned)
+        leave((j_common_ptr)d, "damaged: libjpeg had to guess");
     return 1;
 }
 
@@ -897,7 +901,10 @@ static PyObject *Decoder_open(Decoder *self, PyObject *data) {
         return NULL;
     }
     self->holds = 1;
-    ok = decoder_header(self);
+    /* a libjpeg object keeps tables from picture to picture, and what a damaged one shows would depend on the last one */
+    jpeg_destroy_decompress(&self->d);
+    self->created = 0;
+    ok = decoder_create(self) && decoder_header(self);
     self->ready = ok;
     if (!ok)
         let_go(self);

@@ -44,7 +44,7 @@ class Decoder:
         flip: bool = False,
         least: float = 0.0,
     ) -> int:
-        """Decode the picture that `open` has read, crop, resize and cut it, and write it to `out`. Once for each `open`.
+        """Decode the picture that `open` has read, crop, resize and cut it, write it to `out`. Once for each `open`.
 
         Args:
             out: uint8 [height, width, C] of the window, C-contiguous and writable. C, 3 (RGB) or 1 (luma), follows from
@@ -63,8 +63,8 @@ class Decoder:
             The denominator of the DCT scaling: 1, 2, 4 or 8.
 
         Raises:
-            ValueError: with the reason: nothing opened, an impossible geometry, four components, damaged data in
-                the region. What libjpeg can repair is taken as it is; data that runs out is "it ends too early".
+            ValueError: with the reason: nothing opened, an impossible geometry, four components, damaged data in the
+                region, also what libjpeg could have repaired; data that runs out is "it ends too early".
         """
 
     def close(self) -> None:

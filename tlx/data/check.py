@@ -18,6 +18,7 @@ import numpy as np
 
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.index import label_rule, scan_tar, split_folders
+from tlx.data.location import is_remote
 from tlx.data.manifest import Manifest
 from tlx.data.progress import in_processes
 from tlx.data.reader import BadSample, ReadError, ShardReader
@@ -84,13 +85,13 @@ class CheckReport:
         }
 
 
-def describe_shards(folder: str | os.PathLike[str]) -> dict[str, SplitCounts]:
-    """What a folder of indexed shards, or each folder in it, holds; from the index alone.
+def describe_shards(location: str | os.PathLike[str]) -> dict[str, SplitCounts]:
+    """What a folder of indexed shards, a URL of one, or each folder in it, holds; from the index alone.
 
     Raises:
         UserError: no shards, or no index.
     """
-    return {m.path.name: _counts(m) for m in _open(Path(folder))}
+    return {m.name: _counts(m) for m in _open(location)}
 
 
 def built_statistics(splits: Mapping[str, SplitCounts]) -> dict[str, Statistics]:
@@ -109,29 +110,29 @@ def built_statistics(splits: Mapping[str, SplitCounts]) -> dict[str, Statistics]
     return found
 
 
-def check_shards(folder: str | os.PathLike[str], *, jobs: int | None = None, progress: bool = False) -> CheckReport:
-    """Reads and decodes every sample of a folder of shards, or of each folder in it; see `tlx.data.examine`.
+def check_shards(location: str | os.PathLike[str], *, jobs: int | None = None, progress: bool = False) -> CheckReport:
+    """Reads and decodes every sample of a folder of shards, a URL of one, or each folder in it; see `examine`.
 
     Raises:
         UserError: no shards, or no index.
     """
     from tlx.data.statistics import chosen_for_measuring, summarise  # describing shards needs no torch
 
-    manifests = _open(Path(folder))
+    manifests = _open(location)
     tasks = [(m, shard) for m in range(len(manifests)) for shard in range(len(manifests[m].shards))]
-    measured = [chosen_for_measuring(m.path.name, len(m)) for m in manifests]
+    measured = [chosen_for_measuring(m.name, len(m)) for m in manifests]
     titled = "checking shards" if progress else None
     found = list(in_processes(partial(_check, manifests, measured), tasks, jobs=jobs, title=titled))
     records: dict[str, NDArray[np.void]] = {}
     statistics: dict[str, Statistics] = {}
     for place, manifest in enumerate(manifests):
         own = [f for task, f in zip(tasks, found, strict=True) if task[0] == place]
-        records[manifest.path.name] = np.concatenate([f.records for f in own])
-        said = summarise(records[manifest.path.name], [f.pixels for f in own], manifest.classes)
+        records[manifest.name] = np.concatenate([f.records for f in own])
+        said = summarise(records[manifest.name], [f.pixels for f in own], manifest.classes)
         if said:
-            statistics[manifest.path.name] = said
+            statistics[manifest.name] = said
     return CheckReport(
-        {m.path.name: _counts(m) for m in manifests},
+        {m.name: _counts(m) for m in manifests},
         tuple(b for f in found for b in f.bad),
         tuple(s for f in found for s in f.stale),
         statistics,
@@ -170,7 +171,7 @@ def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tupl
 
 
 def _named(manifests: Sequence[Manifest], records: dict[str, NDArray[np.void]]) -> Duplicates:
-    by_name = {m.path.name: m for m in manifests}
+    by_name = {m.name: m for m in manifests}
 
     def copy(split: str, row: int) -> Copy:
         manifest, sample = by_name[split], int(records[split]["place"][row])
@@ -180,10 +181,10 @@ def _named(manifests: Sequence[Manifest], records: dict[str, NDArray[np.void]]) 
 
 
 def _stale(manifest: Manifest, shard: int, own: range) -> str | None:
-    path = manifest.path / manifest.shards[shard].name
+    path, where = manifest.tar(shard), manifest.describe_shard(shard)
     scan = scan_tar(path, label_rule(manifest.path)) if path.exists() else None
     if scan is None or scan.problems:
-        return f"{path}: {scan.problems[0].removeprefix(f'{path}: ') if scan else 'missing'}"
+        return f"{where}: {scan.problems[0].removeprefix(f'{path}: ') if scan else 'missing'}"
     records = manifest.records[own.start : own.stop]
     known = list(zip(records["offset"].tolist(), records["size"].tolist(), strict=True))
     labels = [manifest.classes[i] for i in records["label"]]
@@ -193,7 +194,7 @@ def _stale(manifest: Manifest, shard: int, own: range) -> str | None:
     )
     if list(scan.places) == known and same:
         return None
-    return f"{path}: its members or labels are not what the index says; tlx shards index {manifest.path}"
+    return f"{where}: its members or labels are not what the index says; tlx shards index {manifest.location}"
 
 
 def _counts(manifest: Manifest) -> SplitCounts:
@@ -202,7 +203,10 @@ def _counts(manifest: Manifest) -> SplitCounts:
     return SplitCounts(manifest.path, len(manifest), len(manifest.shards), size, counts)
 
 
-def _open(folder: Path) -> list[Manifest]:
+def _open(location: str | os.PathLike[str]) -> list[Manifest]:
+    if is_remote(location):
+        return [Manifest.open(location)]
+    folder = Path(location)
     if (folder / "index.json").exists() or any(folder.glob("*.tar")):
         return [Manifest.open(folder)]
     found = sorted(p.parent for p in folder.glob("*/index.json"))

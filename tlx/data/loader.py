@@ -57,10 +57,12 @@ class Loader:
 
     Args:
         seed: of everything that is drawn.
+        among: the samples that may replace an unreadable one; None is all.
     """
 
     pictures: Pictures
     seed: int
+    among: Ids | None = None
 
     def __call__(self, work: Work, slots: Slots, slot: int) -> Loaded:
         """Writes uint8 [count, height, width, channels] to the slot."""
@@ -87,8 +89,7 @@ class Loader:
         bad = self.pictures.show(wanted, key, seed, out)
         if bad is None:
             return _Shown(wanted)
-        labels = self.pictures.manifest.labels
-        others = np.flatnonzero(labels == labels[wanted])
+        others = self._of_class_of(wanted)
         for attempt in range(_TRIES):
             choice = derive(self.seed, "replacement", work.epoch, work.places[at], attempt)
             other = int(others[choice % len(others)])
@@ -96,6 +97,13 @@ class Loader:
                 return _Shown(other, replace(bad, replaced_by=other))
         out[:] = 0
         return _Shown(wanted, bad)
+
+    def _of_class_of(self, sample: int) -> Ids:
+        labels = self.pictures.manifest.labels
+        if self.among is None:
+            return np.flatnonzero(labels == labels[sample])
+        left: Ids = self.among[labels[self.among] == labels[sample]]
+        return left
 
     def _stand_in(self, work: Work, room: NDArray[np.uint8], seed: Callable[[int], None]) -> Loaded:
         """One picture; what is bad about the samples is reported by the ranks they belong to."""

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from tlx.errors import UserError
 
-ORDER_VERSION = 1
+ORDER_VERSION = 2
 
 Ids = NDArray[np.int64]
 
 _TABLE = 1 << 20  # samples of a window up to which its order is a table, of 4 bytes per sample
-_NEAR = 1 << 18  # positions for which shards_for looks up every sample
+_NEAR = 1 << 18  # positions in which shards_for looks up every sample
 _ROUNDS = 12  # of the Feistel network; 4 do for thousands of samples, a handful needs these
 
 
@@ -201,8 +201,8 @@ class EpochOrder:
     def shards_for(self, start: int, stop: int, slots: range | None = None) -> list[int]:
         """The shards that positions start..stop-1 need, in the order in which they are first needed.
 
-        Exact for up to 2**18 positions of these slots. Beyond those follow all other shards of the windows that are
-        touched, window by window, so there may be a few too many, but never one too few.
+        Exact for the first 2**18 of these positions. Then follow all other shards of the windows that the rest touches,
+        window by window, so there may be a few too many, but never one too few.
 
         Args:
             slots: only positions in these slots of the global batch, such as those of one node's ranks; needs
@@ -217,10 +217,10 @@ class EpochOrder:
             slots = range(self._batch)
         elif self.shuffle.batch is None or not 0 <= slots.start <= slots.stop <= self._batch or slots.step != 1:
             raise ValueError(f"{slots} are no slots of a global batch of {self.shuffle.batch}")
-        near = _in_slots(start, stop, slots, self._batch, _NEAR)
-        shards = self._run_shard[self._runs(self._places(near))]
-        if len(near) == _NEAR:
-            shards = np.concatenate([_distinct(shards), self._shards_touched(int(near[-1]) + 1, stop, slots)])
+        far = min(stop, start + _NEAR)
+        shards = self._run_shard[self._runs(self._places(_in_slots(start, far, slots, self._batch)))]
+        if slots and far < stop:
+            shards = np.concatenate([_distinct(shards), self._shards_touched(far, stop, slots)])
         return [int(s) for s in _distinct(shards)]
 
     def _positions(self, start: int, stop: int) -> Ids:
@@ -335,15 +335,13 @@ def _ranks_before(position: int, batch: int, first_slot: Ids, width: Ids) -> Ids
     return ranks
 
 
-def _in_slots(start: int, stop: int, slots: range, batch: int, most: int) -> Ids:
-    """The first `most` positions of start..stop-1 that lie in `slots`."""
-    if not slots or start == stop:
-        return np.zeros(0, np.int64)
+def _in_slots(start: int, stop: int, slots: range, batch: int) -> Ids:
+    """The positions of start..stop-1 that lie in `slots`."""
     if len(slots) == batch:
-        return np.arange(start, min(stop, start + most), dtype=np.int64)
-    steps = np.arange(start // batch, min(-(-stop // batch), start // batch + -(-most // len(slots)) + 1))
+        return np.arange(start, stop, dtype=np.int64)
+    steps = np.arange(start // batch, -(-stop // batch))
     positions = (steps[:, None] * batch + np.arange(slots.start, slots.stop)).ravel()
-    return positions[(positions >= start) & (positions < stop)][:most]
+    return positions[(positions >= start) & (positions < stop)]
 
 
 def _distinct(values: Ids) -> Ids:

@@ -130,8 +130,8 @@ class ShardStream:
     ) -> None:
         self.manifest, self.batch, self.seed, self.transform = manifest, batch, seed, transform
         self.drop_last, self.rank, self.world = drop_last, rank, world
-        self.shuffle = Shuffle(seed, window, parts, batch if parts > 1 else None)
-        self.sampling, self.samples_per_epoch = sampling, samples_per_epoch(sampling, manifest.counts())
+        self.shuffle = Shuffle(seed, window, parts, batch)
+        self.sampling, self.samples_per_epoch = sampling, epoch_length(manifest, sampling)
         self.micro_batch, self.workers, self.mix, self.skip_bad = micro_batch, workers, mix, skip_bad
         self.pin = pin
         self.class_weights = None if class_weights is None else tuple(class_weights)
@@ -168,12 +168,17 @@ class ShardStream:
         largest = -(-self.batch // self.world)
         largest = min(largest, self.micro_batch or largest) * (2 if self.mix else 1)
         tasks = self._tasks(steps, dealt)
-        loader = Loader(self._pictures, self.seed)
+        loader = Loader(self._pictures, self.seed, self._few())
         for loaded, images in load(loader, tasks, largest=largest, workers=self.workers, pin=self.pin):
             if loaded.bad and not self.skip_bad:
                 raise _bad_samples(loaded.bad)
             yield self._assemble(*dealt.popleft(), loaded, images)
             del images
+
+    def _few(self) -> Ids | None:
+        """The samples that a limit per class leaves, the same in every epoch; what it leaves out replaces nothing."""
+        manifest, only = self.manifest, Sampling(limit=self.sampling.limit)
+        return entries(only, manifest.labels, len(manifest.classes), self.shuffle.seed, 0)
 
     def _tasks(self, steps: Iterable[int], dealt: deque[tuple[_Deal, int]]) -> Iterator[Work]:
         for count, step in enumerate(steps):
@@ -189,11 +194,13 @@ class ShardStream:
         if self.manifest.remote:
             order = self._order_of(deal.epoch)
             own = share(self.batch, self.world, self.rank)
-            self.manifest.ahead(order.shards_for(deal.first, len(order), None if self.mix else own))
+            if self.mix is not None:  # the other slot of a pair
+                own = range(own.start & ~1, min(-(-own.stop // 2) * 2, self.batch))
+            self.manifest.ahead(order.shards_for(deal.first, len(order), own))
 
     def _check(self) -> None:
         samples, classes = self.samples_per_epoch, len(self.manifest.classes)
-        where = str(self.manifest.path)
+        where = self.manifest.location
         if not samples:
             raise UserError("there are no samples", where=where)
         if self.batch < 1 or self.workers < 0 or (self.micro_batch is not None and self.micro_batch < 1):
@@ -291,6 +298,11 @@ class ShardStream:
         if draws:
             return weight_of(draws, labels, self.class_weights)
         return float(np.sum(np.asarray(self.class_weights, dtype=np.float64)[labels]))
+
+
+def epoch_length(manifest: Manifest, sampling: Sampling) -> int:
+    """How many samples an epoch shows, repeated ones counted again."""
+    return len(manifest) if sampling == EVERY_SAMPLE else samples_per_epoch(sampling, manifest.counts())
 
 
 def evaluation_batches(

@@ -1,0 +1,283 @@
+"""`tlx bench train`: how long the training loop waits for pictures, and what it costs beside a bare PyTorch loop.
+
+Three loops take turns over one network and optimizer: the loop on shards; the loop on batches that are on the device
+already; and a bare loop on these, with no more than forward, loss, backward and an optimizer's step. All three start
+from bytes on the device, so that normalisation is in each. Nothing is written to the run's folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tlx import build
+from tlx import world as worlds
+from tlx.config import Config, Input
+from tlx.data.stream import Batch
+from tlx.data.transfer import on_device
+from tlx.engine import begin, take
+from tlx.errors import UserError, did_you_mean
+from tlx.feed import open_sets
+from tlx.plan import Phase
+from tlx.run import Run
+from tlx.run_folder import RunFolder
+from tlx.step import Trainee, by_step, dress
+
+_ROUNDS = 3
+_KEPT = 4  # batches that are on the device already
+_KEPT_BYTES = 1 << 29
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Seconds of a step, medians over rounds.
+
+    Attributes:
+        shards: the training loop on shards.
+        resident: the same on batches that are on the device already.
+        bare: a bare PyTorch loop on those.
+        waited: of a step on shards, what this process waits for the loader. A GPU may be computing meanwhile.
+        spread: the largest difference between rounds of one loop, as a share of its median.
+        steps: of each loop that were measured.
+    """
+
+    shards: float
+    resident: float
+    bare: float
+    waited: float
+    spread: float
+    steps: int
+    batch: int
+    phase: str
+    device: str
+    precision: str
+    workers: int
+    notes: Sequence[str] = ()
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time that goes into waiting for pictures, or, on a CPU, into making them."""
+        return max(1 - self.resident / self.shards, 0.0)
+
+    @property
+    def overhead(self) -> float:
+        """What the loop costs more than the bare one, as a share of the bare one."""
+        return self.resident / self.bare - 1
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        said = asdict(self)
+        seconds = {f"{name}_ms": 1e3 * said.pop(name) for name in ("shards", "resident", "bare", "waited")}
+        rates = {f"{name}_images_per_s": self.batch / getattr(self, name) for name in ("shards", "resident", "bare")}
+        return {
+            **seconds, **rates, "waiting": self.waiting, "overhead": self.overhead, **said, "verdict": verdict(self)
+        }  # fmt: skip
+
+
+def measure(config: Config, *, steps: int = 30, phase: str | None = None) -> Report:
+    """
+    Args:
+        steps: of each loop.
+        phase: by name; None is the last one, in which everything trains that ever will.
+
+    Raises:
+        UserError: several processes, no such phase, and whatever a training would raise before its first step.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("tlx bench train measures one process", todo="start it without a launcher")
+    if steps < _ROUNDS:
+        raise UserError(f"--steps is at least {_ROUNDS}")
+    with tempfile.TemporaryDirectory(prefix="tlx-bench-") as folder:
+        alone, notes = _alone(config, Path(folder) / "run")
+        world = worlds.enter(alone)
+        alone.run.mkdir()
+        run = build.compose(alone, world, RunFolder(alone.run), silent=True)
+        run.stop.close()  # Ctrl-C ends a measurement at once
+        try:
+            run.journal.start(0, resumed=False)
+            return _measure(run, _phase(run, phase), steps, notes)
+        finally:
+            run.journal.finish({})
+
+
+def _alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
+    """One rank's part of the training, without weights and trackers, in another folder."""
+    sets, notes = open_sets(config), []
+    spec = config.input.over(build.backbone_of(config, len(sets.train.classes), empty=True).input)
+    seen = Input(
+        channels=config.input.channels,
+        size=spec.size,
+        mean=spec.mean,
+        std=spec.std,
+        crop_pct=spec.crop_pct,
+        interpolation=spec.interpolation,
+    )
+    data = config.data
+    if (ranks := config.world.size or 1) > 1:
+        data = data.model_copy(update={"batch": -(-data.batch // ranks)})
+        notes.append(f"the batch is one rank's part: {data.batch} of {config.data.batch}")
+    changes = {
+        "run": folder,
+        "data": data,
+        "input": seen,
+        "backbone": config.backbone.model_copy(update={"weights": "none"}),
+        "track": config.track.model_copy(update={"trackers": []}),
+        "world": config.world.model_copy(update={"size": None}),
+    }
+    return config.model_copy(update=changes), notes
+
+
+def _phase(run: Run, name: str | None) -> Phase:
+    if name is None:
+        return run.plan.phases[-1]
+    for phase in run.plan.phases:
+        if phase.name == name:
+            return phase
+    names = [phase.name for phase in run.plan.phases]
+    raise UserError(f'there is no phase "{name}"{did_you_mean(name, names)}', where="--phase")
+
+
+def _measure(run: Run, phase: Phase, steps: int, notes: list[str]) -> Report:
+    run.progress.step = phase.start
+    begin(run, phase)
+    trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
+    waits = [0.0]
+    batches = _endless(run, phase, waits)
+    kept = _kept(batches)
+    resident = itertools.cycle(kept)
+    autocast = _autocast(run)
+
+    def on_shards() -> None:
+        step, micros = next(batches)
+        take(run, phase, trainee, step, micros)
+
+    def on_resident() -> None:
+        step, micros = next(resident)
+        take(run, phase, trainee, step, micros)
+
+    def in_bare_loop() -> None:
+        _bare(run, trainee, next(resident)[1], autocast)
+
+    loops: dict[str, Callable[[], None]] = {"shards": on_shards, "resident": on_resident, "bare": in_bare_loop}
+    # batches that were made while the other loops ran are no measure of the loader
+    ready = 2 * run.config.data.workers + 3
+    warm = {"shards": ready, "resident": 2, "bare": 2}
+    each = -(-steps // _ROUNDS)
+    found: dict[str, list[float]] = {name: [] for name in loops}
+    waited: list[float] = []
+    for number in range(_ROUNDS):
+        for name, loop in loops.items():
+            for _ in range(warm[name] + (3 if number == 0 else 0)):
+                loop()
+            _settle(run)
+            waits[0], began = 0.0, time.perf_counter()
+            for _ in range(each):
+                loop()
+            _settle(run)
+            found[name].append((time.perf_counter() - began) / each)
+            if name == "shards":
+                waited.append(waits[0] / each)
+    if run.ema is not None or run.config.loop.clip is not None:
+        notes.append("the bare loop has no moving average and clips no gradients")
+    if not run.world.cuda and run.config.data.workers:
+        notes.append("on a CPU the workers take time from the training, which counts as waiting")
+    middle = {name: statistics.median(seconds) for name, seconds in found.items()}
+    return Report(
+        **middle,
+        waited=statistics.median(waited),
+        spread=max((max(seconds) - min(seconds)) / middle[name] for name, seconds in found.items()),
+        steps=each * _ROUNDS,
+        batch=run.stream.batch,
+        phase=phase.name,
+        device=torch.cuda.get_device_name(run.world.device) if run.world.cuda else "CPU",
+        precision=run.config.loop.precision,
+        workers=run.config.data.workers,
+        notes=tuple(notes),
+    )
+
+
+def _endless(run: Run, phase: Phase, waits: list[float]) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """Steps of the phase, from its start again at its end; adds the seconds spent in the loader to `waits`."""
+    while True:
+        batches = run.stream.batches(phase.start, phase.stop)
+        yield from by_step(on_device(_timed(batches, waits), run.world.device))
+
+
+def _timed(batches: Iterator[Batch], waits: list[float]) -> Iterator[Batch]:
+    while True:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        waits[0] += time.perf_counter() - began
+        if batch is None:
+            return
+        yield batch
+        del batch
+
+
+def _kept(steps: Iterator[tuple[int, Iterator[Batch]]]) -> list[tuple[int, list[Batch]]]:
+    """A few whole steps in memory of their own on the device."""
+    kept: list[tuple[int, list[Batch]]] = []
+    size = 0
+    while len(kept) < _KEPT and size < _KEPT_BYTES:
+        step, micros = next(steps)
+        kept.append((step, [batch.map(torch.Tensor.clone) for batch in micros]))
+        size += sum(batch.images.nbytes for batch in kept[-1][1])
+    return kept
+
+
+def _bare(
+    run: Run, trainee: Trainee, micros: Iterable[Batch], autocast: Callable[[], AbstractContextManager[Any]]
+) -> None:
+    """What a loop cannot do without."""
+    scaler = run.world.scaler
+    run.optimizer.zero_grad(set_to_none=True)
+    for batch in micros:
+        with autocast():
+            images = run.normalise(batch.images)
+            output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
+            loss = run.objective.loss(output, batch.labels, batch.mix) / batch.total
+        (loss if scaler is None else scaler.scale(loss)).backward()
+    if scaler is None:
+        run.optimizer.step()
+    else:
+        scaler.step(run.optimizer)
+        scaler.update()
+
+
+def _autocast(run: Run) -> Callable[[], AbstractContextManager[Any]]:
+    dtype = _DTYPES.get(run.config.loop.precision)
+    if dtype is None:
+        return nullcontext
+    return lambda: torch.autocast(run.world.device.type, dtype)
+
+
+def _settle(run: Run) -> None:
+    if run.world.cuda:
+        torch.cuda.synchronize(run.world.device)
+
+
+def verdict(report: Report) -> str:
+    """One sentence."""
+    if report.waiting > max(0.05, report.spread):
+        fed = (
+            f"the loop waits for pictures {report.waiting:.0%} of the time: raise data.workers (now {report.workers}), "
+            "and see tlx bench data"
+        )
+    else:
+        fed = f"pictures keep up with the training ({report.waiting:.0%} of the time is spent on them)"
+    if abs(report.overhead) <= report.spread:
+        return f"{fed}; the loop costs as much as a bare one, to within what rounds differ by ({report.spread:.0%})"
+    more = "more" if report.overhead > 0 else "less"
+    return f"{fed}; the loop costs {abs(report.overhead):.0%} {more} than a bare one"
