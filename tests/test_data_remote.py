@@ -783,3 +783,18 @@ def test_shards_are_shown_and_checked_where_they_are(server, folder, tmp_path, m
     report = check_shards(url, jobs=0)
     assert report.good
     assert report.samples == len(Manifest.open(folder))
+
+
+def test_a_window_that_the_cache_cannot_hold_is_refused_before_it_thrashes(server, folder, tmp_path):
+    from tlx import feed
+    from tlx.config import parse
+
+    sizes = sorted((s.bytes for s in Manifest.open(folder).shards), reverse=True)
+    assert len(sizes) >= 3
+    raw = {"run": "r", "backbone": {"name": "timm/resnet10t", "weights": "none"}}
+    cache = {"folder": str(tmp_path / "kept"), "limit": sum(sizes[:3])}
+    asked = {"train": f"{server.url}/train", "batch": 2, "cache": cache}
+    with pytest.raises(UserError, match=rf"{len(sizes)} shards mix[\s\S]*data\.window=3,"):
+        feed.open_sets(parse(raw | {"data": asked}))
+    for more in ({"window": 3}, {"parts": 2}):
+        assert feed.open_sets(parse(raw | {"data": asked | more})).train.remote

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +83,8 @@ def open_sets(config: Config) -> Sets:
             todo="build both with one `tlx shards build`, or index both with one list of classes",
         )
     _check_expected(config, train, val)
+    if cache is not None and train.remote:
+        _check_window(config, train, cache)
     from tlx.data.stream import epoch_length
 
     return Sets(train, val, epoch_length(train, sampling_of(config)))
@@ -100,6 +103,23 @@ def cache_of(config: Config) -> CacheSpec | None:
 
     said = config.data.cache
     return CacheSpec(said.folder.expanduser() if said.folder else default_folder(), said.limit)
+
+
+def _check_window(config: Config, train: Manifest, cache: CacheSpec) -> None:
+    """A window of shards is read at random: those that the cache cannot hold would be fetched for every few samples."""
+    from tlx.data.cache_room import limit_of
+
+    sizes = sorted((shard.bytes for shard in train.shards), reverse=True)
+    window, limit, parts = min(config.data.window or len(sizes), len(sizes)), limit_of(cache), config.data.parts
+    needed = sum(sizes[:window]) // parts
+    if needed > limit:
+        fits = sum(total <= limit * parts for total in itertools.accumulate(sizes))
+        raise UserError(
+            f"{window} shards mix, up to {needed / 1e9:.3g} GB of them on a node, and the cache holds {limit / 1e9:.3g}"
+            " GB: they would be fetched again and again",
+            where="data.window" if config.data.window else "data.window (all shards by default)",
+            todo=f"data.window={max(fits, 1)}, a larger data.cache.limit, or data.parts set to the number of nodes",
+        )
 
 
 def _check_expected(config: Config, train: Manifest, val: Manifest | None) -> None:
