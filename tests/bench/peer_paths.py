@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -391,7 +392,9 @@ def read_for_litdata(sample: tuple[str, int]) -> dict[str, Any]:
 
 def mosaic(cell: Cell) -> Iterable[Any]:
     from streaming import StreamingDataset
+    from streaming.base.util import clean_stale_shared_memory
 
+    clean_stale_shared_memory()  # what an ended process has left would be waited for
     transform = v1(cell)
 
     class Pictures(StreamingDataset):
@@ -421,6 +424,7 @@ class Peer:
     output: what a batch holds.
     module, package: what has to be importable, and its distribution.
     prepare: the set in the peer's own form.
+    needs: other modules that are imported before anything is timed.
     """
 
     label: str
@@ -429,25 +433,52 @@ class Peer:
     module: str
     package: str
     prepare: Callable[[Cell], None] | None = None
+    needs: tuple[str, ...] = ()
 
 
 PEERS: dict[str, Peer] = {
-    "floor-c": Peer("floor: `floor.c`, bytes in memory", "uint8", floor_c, "numpy", "numpy"),
-    "floor": Peer("floor: tlx's extension, bytes in memory", "uint8", floor_extension, "tlx.data._jpeg", "tlx"),
-    "tlx": Peer("**tlx**, C extension", "uint8", tlx, "tlx.data._jpeg", "tlx"),
-    "tlx-full": Peer("**tlx**, `scaled_decoding: false`", "uint8", tlx_full, "tlx.data._jpeg", "tlx"),
-    "tlx-wheels": Peer("**tlx** without the extension", "uint8", tlx_wheels, "tlx", "tlx"),
+    "floor-c": Peer("floor: `floor.c`, bytes in memory", "uint8", floor_c, "tlx.bench.data", "tlx"),
+    "floor": Peer(
+        "floor: tlx's extension, bytes in memory",
+        "uint8",
+        floor_extension,
+        "tlx.bench.data",
+        "tlx",
+        needs=("tlx.data._jpeg",),
+    ),
+    "tlx": Peer("**tlx**, C extension", "uint8", tlx, "tlx.bench.data", "tlx", needs=("tlx.data._jpeg",)),
+    "tlx-full": Peer(
+        "**tlx**, `scaled_decoding: false`", "uint8", tlx_full, "tlx.bench.data", "tlx", needs=("tlx.data._jpeg",)
+    ),
+    "tlx-wheels": Peer("**tlx** without the extension", "uint8", tlx_wheels, "tlx.bench.data", "tlx"),
     "torchvision-v2": Peer("torchvision v2, ImageFolder", "uint8", torchvision_v2, "torchvision", "torchvision"),
-    "webdataset-v2": Peer("webdataset + torchvision v2", "uint8", webdataset_v2, "webdataset", "webdataset"),
+    "webdataset-v2": Peer(
+        "webdataset + torchvision v2", "uint8", webdataset_v2, "webdataset", "webdataset", needs=("torchvision",)
+    ),
     "ffcv": Peer("FFCV, jpg mode", "uint8", ffcv, "ffcv.loader", "ffcv", ffcv_prepare),
     "dali": Peer("DALI on the CPU, webdataset reader", "uint8", dali, "nvidia.dali", "nvidia-dali-cuda120"),
-    "litdata": Peer("litdata + torchvision v2", "uint8", litdata, "litdata", "litdata", litdata_prepare),
+    "litdata": Peer(
+        "litdata + torchvision v2", "uint8", litdata, "litdata", "litdata", litdata_prepare, ("torchvision",)
+    ),
     "timm-folder": Peer("timm's loader, folder", "uint8, then float32", timm_folder, "timm.data", "timm"),
     "timm-tar": Peer("timm's loader, tar", "uint8, then float32", timm_tar, "timm.data", "timm", timm_tar_prepare),
     "torchvision-v1": Peer("torchvision v1, ImageFolder", "float32", torchvision_v1, "torchvision", "torchvision"),
-    "webdataset-pil": Peer("webdataset + PIL + torchvision v1", "float32", webdataset_pil, "webdataset", "webdataset"),
+    "webdataset-pil": Peer(
+        "webdataset + PIL + torchvision v1",
+        "float32",
+        webdataset_pil,
+        "webdataset",
+        "webdataset",
+        needs=("torchvision",),
+    ),
     "mosaic": Peer(
-        "mosaicml-streaming + torchvision v1", "float32", mosaic, "streaming", "mosaicml-streaming", mosaic_prepare
+        "mosaicml-streaming + torchvision v1",
+        "float32",
+        mosaic,
+        "streaming",
+        "mosaicml-streaming",
+        mosaic_prepare,
+        ("torchvision",),
     ),
 }
 
@@ -473,6 +504,37 @@ def measure(peer: Peer, cell: Cell, seconds: float) -> dict[str, Any]:
     return {"cpu_ms": 1e3 * spent.cpu, "images_per_s": 1 / spent.wall, "first_s": first}
 
 
+def quality(cell: Cell, peer: Peer, most: int = 48) -> dict[str, float]:
+    """How near tlx's pictures are to Pillow's: the whole picture decoded, the crop cut out, resized with antialiasing.
+
+    Returns:
+        PSNR in dB, mean and least.
+    """
+    from tlx.bench.data import Setup, looks_of
+    from tlx.bench.parts import readable
+    from tlx.data.framing import Draw
+    from tlx.data import regions
+    from tlx.data.manifest import Manifest
+
+    if peer.loader is tlx_wheels:
+        regions._jpeg = None
+    looks = looks_of(Manifest.open(cell.shards), Setup(scaled=peer.loader is not tlx_full))
+    look = next(look for look in looks if look.name == cell.view)
+    pictures, found = look.pictures(), []
+    out = np.empty((SIDE, SIDE, 3), np.uint8)
+    samples, stored = readable(look, np.arange(min(cell.count, most)))
+    for sample, (data, key) in zip(samples, stored, strict=True):
+        pictures.show(sample, key, lambda key: None, out)
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        (left, top, width, height), resized, window, mirrored = look.framing(*image.size, Draw(key))
+        image = image.crop((left, top, left + width, top + height)).resize(resized, Image.Resampling.BILINEAR)
+        image = image.crop((window[0], window[1], window[0] + window[2], window[1] + window[3]))
+        wanted = np.asarray(image)[:, ::-1] if mirrored else np.asarray(image)
+        error = float(np.mean((out.astype(float) - wanted.astype(float)) ** 2))
+        found.append(10 * np.log10(255**2 / error) if error else 99.0)
+    return {"psnr_mean": float(np.mean(found)), "psnr_least": float(np.min(found))}
+
+
 def endless(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
@@ -490,7 +552,8 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("cells", nargs="+")
     parser.add_argument("--seconds", type=float, default=0.6)
-    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--prepare", action="store_true", help="make what the peer needs, once")
+    parser.add_argument("--quality", action="store_true", help="compare tlx's pictures with Pillow's")
     asked = parser.parse_args()
     peer = PEERS[asked.peer]
     one_thread()
@@ -498,11 +561,13 @@ def main() -> None:
         name, view, workers = text.split(":")
         cell, found = Cell(asked.work, name, view, int(workers)), {}
         try:
-            importlib.import_module(peer.module)
-            if not asked.prepare:
-                found = measure(peer, cell, asked.seconds)
-            elif peer.prepare is not None:
-                peer.prepare(cell)
+            for module in (peer.module, *peer.needs):
+                importlib.import_module(module)
+            if asked.prepare:
+                if peer.prepare is not None:
+                    peer.prepare(cell)
+            else:
+                found = quality(cell, peer) if asked.quality else measure(peer, cell, asked.seconds)
         except Exception as error:  # whatever a peer raises belongs into the table
             found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
         print(json.dumps({"peer": asked.peer, "cell": text, **found}), flush=True)
