@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from images import make_shards
@@ -182,3 +183,16 @@ def test_check_notices_tars_that_were_made_anew(good, tmp_path):
     report = check_shards(folder, jobs=0)
     assert len(report.stale) == 2
     assert "tlx shards index" in report.stale[0]
+
+
+def test_one_readable_sample_stands_in_for_all_others_of_its_class(good, tmp_path):
+    manifest = Manifest.open(shutil.copytree(good, tmp_path / "shards"))
+    own = np.flatnonzero(manifest.labels == 0).tolist()
+    for sample in own[:-1]:
+        tar, offset, size = manifest.locate(sample)
+        with open(tar, "r+b") as file:
+            file.seek(offset)
+            file.write(bytes(size))
+    bad = [b for batch in epoch(manifest, skip_bad=True) for b in batch.bad]
+    assert sorted(b.id for b in bad) == own[:-1]
+    assert {b.replaced_by for b in bad} == {own[-1]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import resource
 import tarfile
 
 import numpy as np
@@ -11,6 +12,8 @@ from images import make_folder, picture
 from PIL import Image
 
 from tlx.data import decode, regions
+from tlx.data.framed import Framed, show
+from tlx.data.framing import Draw
 from tlx.data.index import index_shards
 from tlx.data.manifest import Manifest
 from tlx.data.stream import ShardStream, evaluation_batches
@@ -139,3 +142,22 @@ def test_cut_off_files_are_bad_whatever_decodes_them(tmp_path, path):
         for b in batch.bad
     ]
     assert sorted(bad) == sorted(name for name, (_, good) in cases.items() if not good), path
+
+
+@pytest.mark.parametrize("shape", [(1, 40_000), (60_000, 1), (2, 30_000)])
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_thin_pictures_take_no_memory(shape, format, path):
+    """Resized as a whole they would take gigabytes."""
+    pixels = np.repeat(np.linspace(0, 255, max(shape)).astype(np.uint8), 3).reshape(-1, 3)
+    pixels = pixels.reshape(*shape, 3) if 1 in shape else np.stack([pixels] * 2)
+    data = saved(Image.fromarray(pixels), format, **({"quality": 95, "subsampling": 0} if format == "JPEG" else {}))
+    view = eval_transform(InputSpec())
+    assert isinstance(view, Framed)
+    out, before = np.zeros((224, 224, 3), np.uint8), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if not regions.Regions(view.framing).show(data, 0, out):
+        assert path != "extension" or format == "PNG"
+        image = decode.decode(data)
+        frame = view.framing(image.shape[-1], image.shape[-2], Draw(0))
+        out = show(image, frame, bicubic=False).permute(1, 2, 0).numpy()
+    assert np.abs(out.astype(float) - 127).max() < 4  # the middle of a ramp
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000  # KiB

@@ -20,7 +20,7 @@ from images import make_folder, make_shards
 from tlx.data.manifest import Manifest
 from tlx.data.mix import MixSpec
 from tlx.data.reader import ShardReader
-from tlx.data.stream import ShardStream, evaluation_batches
+from tlx.data.stream import Batch, ShardStream, evaluation_batches
 from tlx.data.transforms import eval_transform, train_transform
 from tlx.errors import TlxError, UserError
 from tlx.inputs import InputSpec
@@ -358,3 +358,27 @@ def test_transforms_of_changing_size_are_refused(train):
 def test_sizes_that_do_not_fit(train, settings, message):
     with pytest.raises(UserError, match=message):
         stream(train, **settings)
+
+
+@pytest.mark.parametrize("broken", [torch.float32, torch.int16])
+def test_transforms_that_do_not_give_bytes_are_refused(train, broken):
+    for transform in (lambda i: i[:, :8, :8].to(broken), lambda i: i[:, :8, :8].to(broken) if i.sum() % 2 else i):
+        with pytest.raises(TlxError, match=f"give {broken}; they must give torch.uint8|different shapes"):
+            list(stream(train, transform=transform).batches(0, 8))
+
+
+def test_a_step_does_not_wait_for_the_next_ones_pictures():
+    from tlx.step import by_step
+
+    said = []
+
+    def batches():
+        for step in range(3):
+            for micro in range(2):
+                said.append(("made", step))
+                yield Batch(step, micro, 2, *[torch.zeros(1)] * 3, 1.0)
+
+    for step, own in by_step(batches()):
+        assert [b.step for b in own] == [step, step]
+        said.append(("taken", step))
+    assert said == [e for s in range(3) for e in (("made", s), ("made", s), ("taken", s))]

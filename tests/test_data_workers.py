@@ -182,3 +182,58 @@ def test_processes_that_are_not_forked():
     lines += "if __name__ == '__main__': test_data_workers.spawned()"
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, timeout=120)
     assert done.stdout == "spawned\n", done.stderr
+
+
+def test_a_bystander_does_not_hold_workers_up():
+    """A process that the program forks meanwhile keeps a copy of their pipes' ends."""
+    results = in_order(abs, range(100), workers=3)
+    next(results)
+    bystander = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    bystander.start()
+    children = [c for c in psutil.Process().children() if c.pid != bystander.pid]
+    results.close()
+    alive = psutil.wait_procs(children, timeout=0.1)[1]
+    bystander.kill()
+    bystander.join()
+    assert alive == []
+
+
+def test_a_worker_killed_while_it_waits_accuses_nobody():
+    results = in_order(at_work_on, range(100), workers=1)
+    next(results)
+    time.sleep(0.5)
+    psutil.Process().children()[-1].kill()
+    with pytest.raises(WorkerDied) as caught:
+        list(results)
+    assert caught.value.sample is None
+
+
+def test_slots_that_are_all_kept_are_an_error():
+    slots = Slots(4, 160)
+    with pytest.raises(IndexError):
+        list(in_slots(fill, range(20), slots, workers=2))
+
+
+def test_memory_stays_until_the_last_tensor_is_gone(monkeypatch):
+    """Not unlocked under a batch that somebody still copies."""
+    said = []
+
+    class Runtime:
+        def cudaHostRegister(self, *where):
+            said.append("locked")
+            return 0
+
+        def cudaHostUnregister(self, *where):
+            said.append("unlocked")
+
+    monkeypatch.setattr(torch.cuda, "cudart", Runtime)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: said.append("waited"))
+    slots = Slots(2, 16)
+    assert slots.pin()
+    tensor = slots.lend(slots.take(), (4, 4))[1:]
+    del slots
+    gc.collect()
+    assert said == ["locked"]
+    del tensor
+    gc.collect()
+    assert said == ["locked", "waited", "unlocked"]

@@ -218,6 +218,8 @@ def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(sha
     assert "1 unreadable samples, 0 allowed" in failed.stderr
     assert f"{tar.name}: " in failed.stderr
     assert "tlx shards check" in failed.stderr
+    [(where, reason)] = json.loads((tmp_path / "run" / "result.json").read_text())["unreadable"].items()
+    assert f"{where}: {reason}" in failed.stderr
     assert status(tmp_path / "run")["status"] == "user-error"
     allowed = tlx("train", config, "data.bad_samples=1", f"run={tmp_path / 'quota'}", ranks=2)
     assert allowed.returncode == 0, allowed.stderr

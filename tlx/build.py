@@ -143,6 +143,9 @@ def _train(config: Config, folder: RunFolder, *, fresh: bool) -> Mapping[str, An
         result = result_of(run, finished=finished)
         run.journal.finish(result)
         run.stop.close()
+        if world.main and result["unreadable"] and not finished:  # their names, however it ended
+            with contextlib.suppress(OSError):
+                folder.write_result(result)
     if world.main:
         run.stop.clear()
         if finished:

@@ -27,6 +27,7 @@ from pydantic import (
 
 from tlx import plug
 from tlx.data.location import place, without_credentials
+from tlx.data.sampling import Sampling
 from tlx.durations import Duration, Length
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
@@ -132,8 +133,19 @@ class SamplingConfig(Model):
     less than `threshold` of the samples)."""
 
     method: Literal["all", "balanced", "sqrt", "repeat_factors"] = "all"
-    threshold: Annotated[float, Field(gt=0, lt=1)] | None = None
-    limit: PositiveInt | None = None
+    threshold: float | None = None
+    limit: int | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> SamplingConfig:
+        try:
+            self.made()
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def made(self) -> Sampling:
+        return Sampling(self.method, self.threshold, self.limit)
 
 
 class Data(Model):
@@ -158,17 +170,24 @@ class Data(Model):
     exif_orientation: bool = True
     scaled_decoding: bool = True
     workers: Annotated[int, Field(ge=0)] = 2
-    bad_samples: Literal["error"] | Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")] = (
-        "error"
-    )
+    bad_samples: (
+        Literal["error"] | Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+    ) = "error"
     expected: Expected | None = None
 
     @field_serializer("train", "val")
     def _without_credentials(self, value: str | None) -> str | None:
         return value and without_credentials(value)
 
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> Data:
+        if self.parts > self.batch:
+            raise ValueError(f"parts: {self.parts} parts of a batch of {self.batch}; at most one per sample")
+        return self
+
     def quota(self, samples: int) -> int:
-        """How many unreadable samples may be skipped in a whole run of `samples` distinct ones."""
+        """How many different unreadable samples a run may meet, in training and validation; a share is of `samples`,
+        those of training."""
         if self.bad_samples == "error":
             return 0
         if isinstance(self.bad_samples, str):

@@ -12,7 +12,6 @@ from tlx.config import Config, Mixing, Part
 from tlx.data.location import is_remote, shown
 from tlx.data.manifest import Manifest
 from tlx.data.remote import IndexUnavailable
-from tlx.data.sampling import Sampling
 from tlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +53,8 @@ def count_samples(config: Config) -> Samples:
         if expected is None or not absent:
             raise
         note = f"note: no shards at {shown(where)} yet, planned with data.expected"
+        if config.data.sampling.method == "repeat_factors":
+            note += "; repeated samples are not counted, since that takes the sizes of classes"
         limit = config.data.sampling.limit
         most = expected.train if limit is None else min(expected.train, limit * expected.classes)
         return Samples(expected.classes, most, note)
@@ -87,12 +88,7 @@ def open_sets(config: Config) -> Sets:
         _check_window(config, train, cache)
     from tlx.data.stream import epoch_length
 
-    return Sets(train, val, epoch_length(train, sampling_of(config)))
-
-
-def sampling_of(config: Config) -> Sampling:
-    said = config.data.sampling
-    return Sampling(said.method, said.threshold, said.limit)
+    return Sets(train, val, epoch_length(train, config.data.sampling.made()))
 
 
 def cache_of(config: Config) -> CacheSpec | None:
@@ -151,7 +147,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class
         drop_last=config.data.drop_last,
         window=config.data.window,
         parts=config.data.parts,
-        sampling=sampling_of(config),
+        sampling=config.data.sampling.made(),
         rank=world.rank,
         world=world.size,
         micro_batch=config.loop.micro_batch,

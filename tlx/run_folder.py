@@ -50,7 +50,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_changes(config)
             result = self._read("result.json")
-            if result is None:
+            if result is None or not result["finished"]:
                 write_whole(self.path / "config.yaml", dump(config))
         except OSError as error:
             raise UserError(
@@ -58,7 +58,7 @@ class RunFolder:
                 where=str(self.path),
                 todo="set run to a writable folder",
             ) from error
-        return result
+        return result if result is not None and result["finished"] else None
 
     def say(self, status: Status, **about: Any) -> None:
         """Writes status.json, which batch scripts read."""

@@ -91,8 +91,14 @@ def dress(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: b
 
 
 def by_step(batches: Iterable[Batch]) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """Micro-batches grouped by the global step they belong to."""
-    return itertools.groupby(batches, key=lambda batch: batch.step)
+    """Micro-batches grouped by the global step they belong to; a step ends with its last one, not with the next step's
+    first, which may be long in coming."""
+    remaining = iter(batches)
+    for first in remaining:
+        own = itertools.chain([first], itertools.islice(remaining, first.micros - 1 - first.micro))
+        yield first.step, own
+        for _ in own:  # what nobody took
+            pass
 
 
 @dataclass(frozen=True)

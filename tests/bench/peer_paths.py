@@ -491,15 +491,17 @@ def measure(peer: Peer, cell: Cell, seconds: float) -> dict[str, Any]:
     """
     began = time.perf_counter()
     loader = peer.loader(cell)
-    batches = endless(loader)
-    size = take(batches)
+    batches = endless(loader, cell.count)
+    next(batches)
     first = time.perf_counter() - began
-    warm, warm_until = size, time.perf_counter() + min(0.3, seconds / 2)
-    while time.perf_counter() < warm_until or (cell.workers and warm < cell.count):
-        warm += take(batches)
-    watch, images, end = Watch(processes=True), 0, time.perf_counter() + seconds
-    while time.perf_counter() < end or (cell.workers and images % cell.count > BATCH / 2):
-        images += take(batches)
+    ended, until = False, time.perf_counter() + min(0.3, seconds / 2)
+    while time.perf_counter() < until or (cell.workers and not ended):
+        ended = not next(batches)
+    watch, images, until = Watch(processes=True), 0, time.perf_counter() + seconds
+    ended = False
+    while time.perf_counter() < until or (cell.workers and not ended):
+        some = next(batches)
+        images, ended = images + some, not some
     spent = watch.read().per(images)
     return {"cpu_ms": 1e3 * spent.cpu, "images_per_s": 1 / spent.wall, "first_s": first}
 
@@ -512,8 +514,8 @@ def quality(cell: Cell, peer: Peer, most: int = 48) -> dict[str, float]:
     """
     from tlx.bench.data import Setup, looks_of
     from tlx.bench.parts import readable
-    from tlx.data.framing import Draw
     from tlx.data import regions
+    from tlx.data.framing import Draw
     from tlx.data.manifest import Manifest
 
     if peer.loader is tlx_wheels:
@@ -535,15 +537,23 @@ def quality(cell: Cell, peer: Peer, most: int = 48) -> dict[str, float]:
     return {"psnr_mean": float(np.mean(found)), "psnr_least": float(np.min(found))}
 
 
-def endless(loader: Iterable[Any]) -> Iterator[Any]:
+def endless(loader: Iterable[Any], count: int) -> Iterator[int]:
+    """Sizes of batches, and a 0 after each epoch; of a loader that never ends, after `count` images."""
+    seen = 0
     while True:
-        yield from loader
-
-
-def take(batches: Iterator[Any]) -> int:
-    batch = next(batches)
-    images = batch[0] if isinstance(batch, (tuple, list)) else batch["image"]
-    return len(images)
+        began = seen
+        for batch in loader:
+            images = batch[0] if isinstance(batch, (tuple, list)) else batch["image"]
+            size = len(images)
+            del batch, images  # or the memory would be in use while the next one is made
+            yield size
+            seen += size
+            if isinstance(loader, Iterator) and seen - began >= count:
+                yield 0
+                began = seen
+        if seen == began:
+            raise RuntimeError("there is no whole batch in an epoch")
+        yield 0
 
 
 def main() -> None:

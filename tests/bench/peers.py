@@ -73,8 +73,10 @@ def measure(
         if number and began + longest > until:
             break
         for peer in peers if number % 2 == 0 else peers[::-1]:
+            started = time.monotonic()
             for line in run(peer, work, cells_of(peer, names), "--seconds", str(seconds)):
                 found.setdefault((peer, line["cell"]), []).append(line)
+            print(f"  {peer}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
         longest = max(longest, time.monotonic() - began)
         print(f"round {number + 1}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return found
@@ -91,7 +93,7 @@ def tables(
     for name in names:
         for about, said in (("train:0", "training's view"), ("eval:0", "evaluation's view")):
             yield f"\n## {name}, {said}, one process\n"
-            yield "| path | output | CPU ms | images/s/core | images/s | tlx is faster | × floor | first batch | PSNR |"
+            yield "| path | output | CPU ms | images/s/core | images/s | tlx is faster | x floor | first batch | PSNR |"
             yield "|---|---|--:|--:|--:|--:|--:|--:|--:|"
             yield from rows(found, peers, f"{name}:{about}", quality)
     several = sorted({cell for _, cell in found if not cell.endswith(":0")})
@@ -136,8 +138,8 @@ def about(work: Path, names: Sequence[str], rounds: int, seconds: float, minutes
     yield "# The data path beside others'\n"
     yield (
         f"{datetime.date.today():%d %B %Y}; {processor()}, {len(os.sched_getaffinity(0))} cores, {platform.system()} "
-        f"{platform.release()}, Python {platform.python_version()}; `{shlex.join(['python', *sys.argv])}`; {rounds} rounds "
-        f"of {seconds} s a measurement and process, medians, {minutes:.0f} minutes in all.\n"
+        f"{platform.release()}, Python {platform.python_version()}; `{shlex.join(['python', *sys.argv])}`; "
+        f"{rounds} rounds of {seconds} s a measurement and process, medians, {minutes:.0f} minutes in all.\n"
     )
     yield ", ".join(f"{name} {found}" for name, found in versions().items()) + "\n"
     for name in names:
@@ -146,8 +148,8 @@ def about(work: Path, names: Sequence[str], rounds: int, seconds: float, minutes
         made = "made, 4:2:0, quality 90" if name in sets.SIZES else "photographs"
         yield f"- {name}: {len(files):,} JPEGs ({made}), {size:.0f} KB on average"
     yield (
-        "\nCPU ms: of all processes of a path, per image, from the same bytes (FFCV and mosaicml-streaming hold them in a "
-        "file of their own, FFCV coded anew at quality 90) to a batch of 64 pictures of 224 x 224. images/s: by the "
+        "\nCPU ms: of all processes of a path, per image, from the same bytes (FFCV, litdata and mosaicml-streaming "
+        "hold them in files of their own, FFCV coded anew at quality 90) to a batch of 64. images/s: by the "
         "clock. Floor: `floor.c`, one thread over bytes in memory. DALI and FFCV work in one thread beside the process "
         "where it says one process. PSNR: tlx's pictures against Pillow's full decode and antialiased resize."
     )

@@ -40,7 +40,8 @@
 #define QUOTE(x) QUOTE_(x)
 
 enum {
-    LARGEST_SIDE = 65500, /* libjpeg's own limit */
+    LARGEST_SIDE = 65500,           /* libjpeg's own limit */
+    LARGEST_RESIZED = 1 << 28, /* of a thin picture, of which only a window is made */
     MOST_SCANS = 500,     /* a progressive picture has about 10; each costs a pass over all coefficients */
     READ_AHEAD = 4,       /* rows asked of libjpeg at a time; it gives one or two */
     SLACK = 64,           /* bytes after a row that the vector code may read or write */
@@ -923,8 +924,8 @@ static const char *impossible(const Decoder *self, struct view *v, Py_ssize_t si
     if (v->width < 1 || v->height < 1 || v->left < 0 || v->top < 0 || v->left > width - v->width ||
         v->top > height - v->height)
         return "the crop is not inside the picture";
-    if (v->resized_width < 1 || v->resized_height < 1 || v->resized_width > LARGEST_SIDE ||
-        v->resized_height > LARGEST_SIDE)
+    if (v->resized_width < 1 || v->resized_height < 1 || v->resized_width > LARGEST_RESIZED ||
+        v->resized_height > LARGEST_RESIZED)
         return "the resized crop must have 1 to 65500 pixels a side";
     if (v->window_width < 1 || v->window_height < 1 || v->window_left < 0 || v->window_top < 0 ||
         v->window_left > v->resized_width - v->window_width || v->window_top > v->resized_height - v->window_height)

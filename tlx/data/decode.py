@@ -77,7 +77,7 @@ def decode(data: bytes, channels: Channels = 3, *, upright: bool = True) -> Tens
         mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
         pixels: Tensor = decode_jpeg(encoded, mode=mode, apply_exif_orientation=upright)
         return _opaque(pixels) if channels == 4 else pixels
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Exception as error:  # Pillow and libjpeg raise many kinds for bytes that strangers made
         raise DecodeError(_reason(data, error)) from error

@@ -9,12 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from tlx.data.framing import Cover, Draw, Exactly, Frame, Framing, RandomResized, ResizedCrop, ShortSide
 
+_MANY = 1 << 26  # pixels of a resized picture of which only a window is shown
 _BICUBIC = {InterpolationMode.BILINEAR: False, InterpolationMode.BICUBIC: True}
 
 
@@ -44,12 +47,28 @@ def show(image: Tensor, frame: Frame, *, bicubic: bool) -> Tensor:
     left, top, width, height = frame.crop
     part = image[..., top : top + height, left : left + width]
     columns, rows = frame.resized
+    if columns * rows > _MANY:
+        return _window_alone(part, frame, bicubic=bicubic)
     if (columns, rows) != (width, height):
         mode = InterpolationMode.BICUBIC if bicubic else InterpolationMode.BILINEAR
         part = v2.functional.resize(part, [rows, columns], interpolation=mode, antialias=True)
     left, top, width, height = frame.window
     part = part[..., top : top + height, left : left + width]
     return part.flip(-1) if frame.mirrored else part
+
+
+def _window_alone(part: Tensor, frame: Frame, *, bicubic: bool) -> Tensor:
+    """The same without making the whole resized crop first, which takes gigabytes for one of 20,000 x 1 pixels.
+
+    By Pillow, which resizes to a part of the result, channel by channel.
+    """
+    left, top, width, height = frame.window
+    x, y = part.shape[-1] / frame.resized[0], part.shape[-2] / frame.resized[1]
+    box = (left * x, top * y, min((left + width) * x, part.shape[-1]), min((top + height) * y, part.shape[-2]))
+    mode = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
+    planes = [np.asarray(Image.fromarray(plane.numpy()).resize((width, height), mode, box)) for plane in part]
+    shown = torch.from_numpy(np.stack(planes))
+    return shown.flip(-1) if frame.mirrored else shown
 
 
 def framed(steps: Sequence[Any]) -> Framed | None:
@@ -67,6 +86,8 @@ def framed(steps: Sequence[Any]) -> Framed | None:
 def _crop(steps: Sequence[Any]) -> tuple[RandomResized | ResizedCrop | None, int]:
     first: Any = steps[0] if steps else None
     if type(first) not in (v2.RandomResizedCrop, v2.Resize, Covering):
+        return None, 0
+    if getattr(first, "antialias", True) is False:
         return None, 0
     bicubic = _BICUBIC.get(InterpolationMode(first.interpolation))
     if bicubic is None:

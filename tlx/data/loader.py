@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tlx.data.order import Ids, derive
+from tlx.data.order import Ids, derive, permuted
 from tlx.data.pictures import Pictures
 from tlx.data.randomness import own_randomness
 from tlx.data.reader import BadSample
@@ -17,8 +17,8 @@ from tlx.data.slots import Slots
 from tlx.data.workers import Made, WorkerDied, in_slots
 from tlx.errors import TlxError
 
-_TRIES = 10  # replacements that are tried for an unreadable sample
-_SPARE = 3  # batches that whoever asks may hold at a time before they are copied
+_TRIES = 100  # replacements that are tried for an unreadable sample
+_SPARE = 4  # batches that whoever asks may hold at a time before they are copied
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,8 @@ class Loader:
         if bad is None:
             return _Shown(wanted)
         others = self._of_class_of(wanted)
-        for attempt in range(_TRIES):
-            choice = derive(self.seed, "replacement", work.epoch, work.places[at], attempt)
-            other = int(others[choice % len(others)])
+        drawn = derive(self.seed, "replacement", work.epoch, work.places[at])
+        for other in others[permuted(drawn, len(others), np.arange(min(len(others), _TRIES)))].tolist():
             if other != wanted and self.pictures.show(other, key, seed, out) is None:
                 return _Shown(other, replace(bad, replaced_by=other))
         out[:] = 0

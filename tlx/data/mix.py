@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -93,6 +94,7 @@ class Draws:
         return slot ^ 1 if self.mixed[slot] else slot
 
 
+@lru_cache(maxsize=64)  # each micro-batch of a step asks, here and where it is assembled
 def draw(spec: MixSpec, *, seed: int, epoch: int, first: int, count: int, size: tuple[int, int]) -> Draws:
     """The draws of `count` slots, the first of which is at position `first` of the epoch; pictures of `size`."""
     # Philox counts blocks of four words: two blocks for each position, whatever batch it falls into

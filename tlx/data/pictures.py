@@ -63,9 +63,11 @@ class Pictures:
             seed(0)
             image = self._black() if self._framed else self._first_readable()
             try:
-                channels, height, width = self.transform(image).shape
+                view = self.transform(image)
+                channels, height, width = view.shape
             except Exception as error:
-                raise _failed(str(self.manifest.path), image, error) from error
+                raise _failed(self.manifest.location, image, error) from error
+            _check_dtype(view, self.manifest.location)
         return height, width, channels
 
     def _first_readable(self) -> Tensor:
@@ -100,6 +102,7 @@ class Pictures:
         if self._rest is not None:
             seed(key)
             image = self._transformed(sample, image)
+            _check_dtype(image, self.manifest.describe(sample))
         if image.shape[-2:] != out.shape[:2] or image.shape[0] != out.shape[2]:
             raise TlxError(
                 f"{self.manifest.describe(sample)}: the transforms give pictures of different shapes: "
@@ -137,6 +140,13 @@ class Pictures:
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_scratch"}
+
+
+def _check_dtype(view: Tensor, where: str) -> None:
+    if view.dtype != torch.uint8:
+        raise TlxError(
+            f"{where}: the transforms give {view.dtype}; they must give torch.uint8 (normalise on the device)"
+        )
 
 
 def _failed(where: str, image: Tensor, error: Exception) -> TlxError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from tlx.data.manifest import Manifest
 from tlx.data.remote import ShardUnavailable
 from tlx.errors import TlxError
 
+_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)  # this machine's trouble, not the tar's
 _OPEN = 64  # files kept open per process; the usual limit is 1024, and shared-memory tensors need some too
 _AGAIN = 10  # a remote shard may leave the cache, for others', between being fetched and being opened
 
@@ -62,6 +64,8 @@ class ShardReader:
             # pread takes its own position, so processes that inherited one open file do not disturb each other
             data = os.pread(self._file(shard), size, offset)
         except OSError as error:
+            if error.errno in _OURS:
+                raise
             raise ReadError(f"the tar cannot be read: {error}") from error
         if len(data) != size:
             raise ReadError(f"the tar is truncated: {len(data)} of {size} bytes are left of this picture")

@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import reduction
 from typing import Any
 
@@ -56,16 +57,19 @@ class Slots:
         self._memory = mmap.mmap(file, length)
         self.notes = np.frombuffer(self._memory, np.int64, self._head // 8)
         self._pinned = False
+        self._maker = os.getpid()
 
     def __reduce__(self) -> tuple[Callable[..., Slots], tuple[Any, ...]]:
         # for processes that are not forked; only multiprocessing can pickle a file that it hands over
         return _attach, (reduction.DupFd(self._file), self.count, self.size, self._head)
 
     def __del__(self) -> None:
-        if getattr(self, "_pinned", False):
+        if getattr(self, "_maker", None) != os.getpid():
+            return
+        if self._pinned:
+            torch.cuda.synchronize()  # copies may be under way
             torch.cuda.cudart().cudaHostUnregister(self.notes.ctypes.data)  # type: ignore[no-untyped-call]
-        if (file := getattr(self, "_file", None)) is not None:
-            os.close(file)
+        os.close(self._file)
 
     @property
     def free(self) -> int:
@@ -94,15 +98,22 @@ class Slots:
         """The beginning of a slot in use, to read; when the tensor is forgotten, the slot is free."""
         array = self.array(slot, shape)
         # from_numpy keeps this very array alive, in whatever views of the tensor there are
-        weakref.finalize(array, self._free.append, slot).atexit = False
+        # the finalizer holds these slots, so that their memory stays as it is until the last tensor is forgotten
+        weakref.finalize(array, self.give_back, slot).atexit = False
         return torch.from_numpy(array)
 
     def pin(self) -> bool:
-        """Locks the memory for fast copies to a GPU; whether that was possible."""
+        """Locks the memory for fast copies to a GPU; whether that was possible.
+
+        Memory that a copy still reads from must not be forgotten: `tlx.data.transfer.on_device` sees to that.
+        """
         if not self._pinned:
             length = self._head + self.count * self.size
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
             self._pinned = int(runtime.cudaHostRegister(self.notes.ctypes.data, length, 0)) == 0
+            if not self._pinned:  # the next kernel would find the error and call it its own
+                with suppress(RuntimeError):
+                    torch.ones(1, device="cuda")
         return self._pinned
 
 

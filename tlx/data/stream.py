@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -99,7 +100,8 @@ class ShardStream:
             to judge (over all ranks); without it the first one is an error here.
         upright: pictures are turned as the camera noted (EXIF).
         scaled: JPEGs may be decoded smaller where more than twice as many pixels are left as are shown.
-        pin: batches in page-locked memory, so that copies to a GPU do not wait.
+        pin: batches in page-locked memory, for `tlx.data.transfer.on_device`. It is used again as soon as a batch is
+            forgotten: who copies with non_blocking must keep the batch until the copy is done.
 
     Raises:
         UserError: sizes that do not fit together.
@@ -166,15 +168,16 @@ class ShardStream:
         """The same for these global steps in this order, which may come again: for measurements."""
         dealt: deque[tuple[_Deal, int]] = deque()
         largest = -(-self.batch // self.world)
-        largest = min(largest, self.micro_batch or largest) * (2 if self.mix else 1)
+        largest = min(largest, self.micro_batch or largest) + (2 if self.mix else 0)  # a guest at each end
         tasks = self._tasks(steps, dealt)
-        loader = Loader(self._pictures, self.seed, self._few())
+        loader = Loader(self._pictures, self.seed, self._few)
         for loaded, images in load(loader, tasks, largest=largest, workers=self.workers, pin=self.pin):
             if loaded.bad and not self.skip_bad:
                 raise _bad_samples(loaded.bad)
             yield self._assemble(*dealt.popleft(), loaded, images)
             del images
 
+    @cached_property
     def _few(self) -> Ids | None:
         """The samples that a limit per class leaves, the same in every epoch; what it leaves out replaces nothing."""
         manifest, only = self.manifest, Sampling(limit=self.sampling.limit)

@@ -10,7 +10,7 @@ import torch
 
 from tlx.data.stream import Batch
 
-_UNDER_WAY = 4  # batches whose memory is kept until the device has copied it
+_UNDER_WAY = 3  # batches whose memory is kept until the device has copied it
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -22,17 +22,21 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     kept: deque[tuple[Batch, Any]] = deque()
     coming: deque[tuple[Batch, Any]] = deque()
-    for batch in batches:
-        coming.append(_copy(batch, copies, device))
-        # what the copy reads from is memory that the loader recycles as soon as it is forgotten
-        kept.append((batch, coming[-1][1]))
-        del batch
-        while kept and (len(kept) > _UNDER_WAY or kept[0][1].query()):
-            kept.popleft()[1].synchronize()
-        if len(coming) > 1:
+    try:
+        for batch in batches:
+            coming.append(_copy(batch, copies, device))
+            # what the copy reads from is memory that the loader recycles as soon as it is forgotten
+            kept.append((batch, coming[-1][1]))
+            del batch
+            while kept and (len(kept) > _UNDER_WAY or kept[0][1].query()):
+                kept.popleft()[1].synchronize()
+            if len(coming) > 1:
+                yield _arrived(*coming.popleft(), device)
+        while coming:
             yield _arrived(*coming.popleft(), device)
-    while coming:
-        yield _arrived(*coming.popleft(), device)
+    finally:
+        for _, done in kept:
+            done.synchronize()
 
 
 def _copy(batch: Batch, copies: Any, device: torch.device) -> tuple[Batch, Any]:

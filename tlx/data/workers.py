@@ -13,6 +13,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 import weakref
 from collections import deque
@@ -135,7 +136,7 @@ class _Worker:
         """The next result; an error of the function is raised here."""
         try:
             result, error, where = self.pipe.recv()
-        except (EOFError, ConnectionResetError):
+        except (EOFError, OSError):  # also in the middle of an answer
             raise self._died() from None
         if error is not None:
             raise error from InWorker(f"\n{where}")
@@ -152,10 +153,11 @@ class _Worker:
         return WorkerDied(how, None if sample == _IDLE else sample)
 
     def end(self) -> None:
-        self.pipe.close()  # which ends it, whatever it is doing
+        self.pipe.close()  # which ends it, whatever it is doing, unless some other fork holds a copy of this end
+        self.process.terminate()
 
-    def wait(self) -> None:
-        self.process.join(5)
+    def wait(self, until: float) -> None:
+        self.process.join(max(until - time.monotonic(), 0.1))
         if self.process.is_alive():
             self.process.kill()
             self.process.join(5)
@@ -166,7 +168,7 @@ def _in_processes(
 ) -> Iterator[Made[Result]]:
     crew: list[_Worker] = []
     ahead: deque[tuple[_Worker, int]] = deque()
-    remaining, given = iter(tasks), 0
+    remaining, given, maker = iter(tasks), 0, os.getpid()
     try:
         while True:
             while len(ahead) < workers * prefetch and (slots.free or not slots.count):
@@ -180,14 +182,18 @@ def _in_processes(
                 ahead.append((worker, slot))
                 given += 1
             if not ahead:
+                if next(remaining, _END) is not _END:
+                    raise IndexError("all slots are in use")
                 return
             worker, slot = ahead.popleft()
             yield Made(worker.receive(), slot)
     finally:
-        for worker in crew:
-            worker.end()
-        for worker in crew:
-            worker.wait()
+        if os.getpid() == maker:  # not in a fork that collects this as garbage
+            for worker in crew:
+                worker.end()
+            until = time.monotonic() + 5
+            for worker in crew:
+                worker.wait(until)
 
 
 _END: Any = object()
@@ -213,6 +219,7 @@ def _work(pipe: Connection[Any, Any], number: int, function: Callable[..., Any],
         task, slot = tasks.get()
         slots.notes[number] = _IDLE
         answer = _answer(function, task, slots, slot)
+        slots.notes[number] = _IDLE
         try:
             pipe.send(answer)
         except OSError:  # nobody wants it any more
