@@ -661,8 +661,9 @@ def fuzz(tmp_path: Path, count: int, plain: str) -> None:
     assert answer.returncode == 0, (answer.stdout + answer.stderr)[-6000:]
 
 
-def test_damaged_bytes_under_address_sanitizer(tmp_path: Path) -> None:
-    fuzz(tmp_path, 3000, plain="0")
+@pytest.mark.parametrize("plain", ["0", "1"])
+def test_damaged_bytes_under_address_sanitizer(tmp_path: Path, plain: str) -> None:
+    fuzz(tmp_path, 1500, plain)
 
 
 @pytest.mark.slow
@@ -687,3 +688,18 @@ def test_installing_goes_on_without_a_compiler(tmp_path: Path) -> None:
     assert answer.returncode == 0, answer.stderr
     assert "libjpeg-dev" in answer.stdout + answer.stderr
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_everything_works_without_the_extension() -> None:
+    """The same tests, in a process to which it is not there."""
+    files = [str(ROOT / "tests" / f"test_data_{name}.py") for name in ("dealing", "bad", "decode")]
+    lines = f"""
+import sys
+sys.modules["tlx.data._jpeg"] = None
+import pytest
+from tlx.data.regions import decoder
+assert decoder().startswith("torchvision"), decoder()
+sys.exit(pytest.main(["-x", "-m", "not slow and not gpu", "-p", "no:cacheprovider", *{files!r}]))
+"""
+    done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -150,8 +150,9 @@ def test_no_process_is_left_when_the_work_is_left():
 def test_no_process_is_left_when_the_asking_one_ends(end):
     """Not even in the middle of a long task, with two crews of workers."""
     lines = """
-        import sys, time
+        import signal, time
         from tlx.data.workers import in_order
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         one, two = (in_order(time.sleep, [0] + [60] * 10, workers=2) for _ in range(2))
         next(one), next(two)
         print("ready", flush=True)

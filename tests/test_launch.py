@@ -38,7 +38,11 @@ def free_port():
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("cpu", 2), ("one_gpu", 1), pytest.param("one_node", 8, marks=pytest.mark.slow)],
+    [
+        ("cpu", 2),
+        pytest.param("one_gpu", 1, marks=pytest.mark.slow),
+        pytest.param("one_node", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_a_ready_config_gives_the_world_it_names(name, size):
     file = ROOT / "launch" / f"{name}.yaml"

@@ -289,7 +289,8 @@ def test_streams_read_as_many_channels_as_they_are_told(shards: Path) -> None:
     assert next(iter(val)).images.shape == (5, 1, 16, 16)
 
 
-@pytest.mark.parametrize("channels", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("channels", [1, 4])
 def test_a_training(shards: Path, tmp_path: Path, channels: int) -> None:
     """From an RGB file, through the command, to a checkpoint that says how its pictures were read."""
     _, file = rgb_file("toys:small", {}, tmp_path / "rgb.pth")

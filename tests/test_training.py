@@ -114,7 +114,7 @@ def test_training_again_from_the_written_configuration_gives_the_same_run(whole,
     same_bits(run, whole / "1")
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_kill_9_then_the_same_command_again_gives_the_same_bits(ranks, whole, config, tmp_path):
     run = tmp_path / "killed"
     for step in (70, 230):
