@@ -7,7 +7,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,6 +24,8 @@ class ShardServer:
         cut: so many answers to come promise the whole file and end after half of what is asked for.
         short: answers promise and send so many bytes less than there are (less than none: more).
         ranges: whether parts can be asked for.
+        if_range: whether a part is asked for in vain once the file is another one.
+        after_cut: called when a body was cut off.
         pause: seconds between the `pieces` in which a body is sent.
         password: asked for, where it is set, of any user.
         only: knobs but the password concern paths with this in them.
@@ -36,6 +38,8 @@ class ShardServer:
     cut: int = 0
     short: int = 0
     ranges: bool = True
+    if_range: bool = True
+    after_cut: Callable[[], object] | None = None
     pause: float = 0.0
     pieces: int = 10
     password: str | None = None
@@ -80,7 +84,8 @@ def serve(folder: Path) -> Iterator[ShardServer]:
             if concerned and files.short:
                 content = content[: -files.short] if files.short > 0 else content + b"\0" * -files.short
             start = 0
-            if files.ranges and wanted and self.headers.get("If-Range", tag) == tag:
+            same = self.headers.get("If-Range", tag) == tag or not files.if_range
+            if files.ranges and wanted and same:
                 start = int(wanted.removeprefix("bytes=").rstrip("-"))
             self.send_response(206 if start else 200)
             self.send_header("ETag", tag)
@@ -91,6 +96,8 @@ def serve(folder: Path) -> Iterator[ShardServer]:
             body = content[start:]
             if concerned and files.due("cut"):
                 body = body[: len(body) // 2]
+                if files.after_cut is not None:
+                    files.after_cut()
             step = -(-len(body) // (files.pieces if concerned and files.pause else 1)) or 1
             try:
                 for at in range(0, len(body), step):

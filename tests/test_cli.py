@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -16,10 +18,12 @@ from images import make_folder, make_shards
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from tlx import cli
 from tlx.cli import app
 from tlx.config import parse
 from tlx.data.manifest import Manifest
 from tlx.errors import UserError
+from tlx.result import result_of
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -87,6 +91,47 @@ def test_a_users_mistake_is_no_traceback(tmp_path):
     assert "Traceback" not in done.stderr
     with pytest.raises(UserError):
         app(["models", "show"], standalone_mode=False)
+
+
+def test_a_place_that_cannot_be_used_is_no_traceback(tmp_path):
+    pictures, said = make_folder(tmp_path / "pictures", classes=2, per_class=2, size=16), "/proc/nosuch"
+    words = ["shards", "build", str(pictures), f"{said}/out", "--val", "0", "--jobs", "0"]
+    done = subprocess.run([sys.executable, "-m", "tlx", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"error: {said}")
+    assert "\n  -> " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "error: No space left on device\n  -> free some room"),
+        (PermissionError(13, "Permission denied", "/a\x1b[2J"), r"error: '/a\x1b[2J': Permission denied"),
+        (OSError(104, "Connection reset by peer"), None),
+    ],
+)
+def test_faults_of_the_disk_are_said_and_others_are_raised(monkeypatch, capsys, error, said):
+    def fail(**_named):
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    monkeypatch.setattr(cli, "launched", lambda: False)
+    with pytest.raises(OSError if said is None else SystemExit) as caught:
+        cli.main()
+    if said is not None:
+        assert caught.value.code == 2
+        assert said in capsys.readouterr().err
+    monkeypatch.setattr(cli, "launched", lambda: True)  # where code 2 would become 0
+    with pytest.raises(OSError, match=str(error.strerror)):
+        cli.main()
+
+
+def test_no_credentials_in_the_command_that_is_kept(monkeypatch):
+    words = ["train", "c.yaml", "data.train=http://user:pw@host/train?token=abcdef", "data.val=pipe:get -H s3cret {}"]
+    monkeypatch.setattr(sys, "argv", words)
+    kept = result_of(MagicMock(config=SimpleNamespace(run="r")), finished=True)["command"]
+    assert kept == "train c.yaml data.train=http://host/train data.val=pipe:get ... {}"
 
 
 RAW = {

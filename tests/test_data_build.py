@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import multiprocessing
@@ -26,10 +27,12 @@ from tlx.data import content, write
 from tlx.data.check import check_shards, describe_shards
 from tlx.data.datasets import read_items
 from tlx.data.decode import decode
+from tlx.data.examine import examine
 from tlx.data.manifest import Manifest
 from tlx.data.reader import ShardReader
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import UserError
+from tlx.files import write_whole
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -385,7 +388,9 @@ def test_folders_that_are_not_ours_are_refused(src, tmp_path):
     assert not (src / "shards").exists()
 
 
-@pytest.mark.parametrize("settings", [{"shard_samples": 0}, {"resize": 0}, {"quality": 101}, {"val": 1.5}])
+@pytest.mark.parametrize(
+    "settings", [{"shard_samples": 0}, {"resize": 0}, {"quality": 101}, {"val": 1.5}, {"jobs": -4}]
+)
 def test_options_out_of_range(src, tmp_path, settings):
     with pytest.raises(UserError):
         build_shards(str(src), tmp_path / "out", options(**settings))
@@ -576,3 +581,129 @@ def test_names_never_become_paths(tmp_path):
     with tarfile.open(tmp_path / "out" / "train" / "000000.tar") as tar:
         assert {name.partition(".")[0] for name in tar.getnames()} == {"000000000", "000000001"}
     assert Manifest.open(tmp_path / "out" / "train").classes == ("../../up", "/etc")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_broken_note_of_the_camera_does_not_stop_a_picture_from_being_made_smaller(monkeypatch):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.Make], exif[ExifTags.Base.XResolution] = 6, "x" * 20, 72.0
+    whole = encoded(picture(0, size=(40, 30)), exif=exif)
+    start, length = whole.index(b"Exif"), len(exif.tobytes())
+    rng, wide = np.random.default_rng(0), 0
+    for _ in range(400):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 6)):
+            data[start + rng.integers(length)] = rng.integers(256)
+        small = content.stored(bytes(data), "jpg", resize=16, quality=90, rewrite=False, measured=False).seen
+        assert min(small.width, small.height) == 16
+        wide += small.width > small.height
+        seen = examine(bytes(data))
+        assert (small.width > small.height) == (seen.width > seen.height)
+    assert 0 < wide < 400  # some have lost their orientation, some have not
+
+
+def test_whatever_a_picture_does_it_is_named(src, tmp_path, monkeypatch):
+    def odd(data, *given):
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr(content, "_resized", odd)
+    (src / "class1" / "odd.png").write_bytes(encoded(picture(0, size=30), "PNG"))
+    with pytest.raises(UserError, match=r"1 unreadable picture:\n.*odd\.png: .*too deep"):
+        build_shards(str(src), tmp_path / "out", options(resize=8))
+    monkeypatch.setattr(write, "read", odd)
+    with pytest.raises(UserError, match=r"unreadable pictures:\n.*\.jpg: RecursionError: too deep"):
+        build_shards(str(src), tmp_path / "other", options())
+
+
+def test_another_spelling_of_the_source_is_the_same_source(src, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    build_shards("src", tmp_path / "out", options())
+    assert build_shards(str(src), tmp_path / "out", options()).already
+    assert build_shards("./src/../src", tmp_path / "out", options()).already
+    state = json.loads((tmp_path / "out" / "build.json").read_text())
+    (tmp_path / "out" / "build.json").write_text(json.dumps({**state, "pictures": "0", "state": "building"}))
+    build_shards("src", tmp_path / "out", options())
+    assert "removed: 5 shards" in capsys.readouterr().err
+
+
+def test_finished_shards_are_looked_at(src, tmp_path):
+    build_shards(str(src), tmp_path / "out", options())
+    os.truncate(tmp_path / "out" / "train" / "000002.tar", 0)
+    with pytest.raises(UserError, match=r"000002\.tar: this shard was written with \d+ bytes and now has 0"):
+        build_shards(str(src), tmp_path / "out", options())
+
+
+def test_a_build_that_waited_for_another_finds_its_work_done(src, tmp_path, monkeypatch):
+    out, meanwhile = tmp_path / "out", []
+    reading = write._read
+
+    def slow(source, settings):
+        found = reading(source, settings)
+        if not meanwhile:
+            meanwhile.append(True)
+            build_shards(source, out, settings)
+        return found
+
+    monkeypatch.setattr(write, "_read", slow)
+    assert build_shards(str(src), out, options()).already
+
+
+def test_a_full_disk_is_named_and_nothing_is_left_on_it(src, tmp_path, monkeypatch):
+    from webdataset.writer import TarWriter
+
+    def full(*given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TarWriter, "write", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            build_shards(str(src), tmp_path / "out", options(jobs=2))
+    assert caught.value.filename == str(tmp_path / "out" / "train" / "000000.tar")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_whole(tmp_path / "out" / "index.npy", b"x")
+    assert caught.value.filename == str(tmp_path / "out" / "index.npy")
+    assert names(tmp_path / "out") == ["build.json"]
+
+
+def test_no_picture_at_all_is_left(tmp_path):
+    src = make_folder(tmp_path / "src", 2, 2, 16)
+    for file in src.rglob("*.jpg"):
+        file.write_bytes(b"")
+    with pytest.raises(UserError, match="no readable picture is left"):
+        build_shards(str(src), tmp_path / "out", options(skip_bad=True))
+
+
+@pytest.mark.parametrize("text", ["[1]", "{}", '{"format": 1}', "\xff", "[" * 200_000, "half", "statistics"])
+def test_a_damaged_build_file(src, tmp_path, text):
+    build_shards(str(src), tmp_path / "out", options())
+    file = tmp_path / "out" / "build.json"
+    state = json.loads(file.read_text())
+    if text == "half":
+        del state["splits"]
+    state["statistics"] = {"train": {}}
+    file.write_text(json.dumps(state) if text in ("half", "statistics") else text, encoding="latin-1")
+    with pytest.raises(UserError, match=r"build\.json: not a build of tlx"):
+        build_shards(str(src), tmp_path / "out", options())
+
+
+def test_files_without_a_pictures_extension_are_known_by_their_content(tmp_path):
+    rows = ["path,label"]
+    for place, (name, format) in enumerate(
+        [("img001", "JPEG"), ("a.cls", "PNG"), ("b.v2/x", "GIF"), ("c.JSON", "PPM")]
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(picture(place % 2, size=16), format))
+        rows.append(f"{name},{place % 2}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    build_shards(str(tmp_path / "list.csv"), tmp_path / "out", options(val=0))
+    with tarfile.open(tmp_path / "out" / "train" / "000000.tar") as tar:
+        assert sorted({name.partition(".")[2] for name in tar.getnames()}) == ["cls", "gif", "jpg", "png", "ppm"]
+    (tmp_path / "img001").write_bytes(b"no picture")
+    with pytest.raises(UserError, match="img001: neither its name nor its content is that of a picture"):
+        build_shards(str(tmp_path / "list.csv"), tmp_path / "other", options(val=0))
+
+
+def test_a_source_without_a_name(tmp_path):
+    with pytest.raises(UserError, match="the source has no name"):
+        build_shards("", tmp_path / "out", options())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 
 import numpy as np
@@ -16,15 +17,17 @@ from typer.testing import CliRunner
 from tlx.cli_shards import shards as commands
 from tlx.data import examine as examining
 from tlx.data import statistics
-from tlx.data.check import check_shards
+from tlx.data.check import check_shards, describe_shards
 from tlx.data.decode import DecodeError, decode
 from tlx.data.duplicates import find_duplicates
 from tlx.data.examine import content_digest, examine
+from tlx.data.index import index_shards
 from tlx.data.manifest import Manifest
 from tlx.data.markers import coding, without_notes
 from tlx.data.reader import ShardReader
 from tlx.data.statistics import FACT, chosen_for_measuring
 from tlx.data.write import BuildOptions, build_shards
+from tlx.errors import UserError
 
 
 def run(*arguments):
@@ -298,3 +301,86 @@ def test_the_stored_bytes_are_what_is_examined(tmp_path):
     manifest = Manifest.open(folder / "train")
     sizes = [len(ShardReader(manifest).read(i)) for i in range(len(manifest))]
     assert report.statistics["train"].bytes == round(np.mean(sizes))
+
+
+def test_a_split_without_an_index_is_not_passed_over(tmp_path):
+    folder = make_shards(tmp_path / "s", per_class=2)
+    (folder / "val" / "index.json").unlink()
+    for command in (check_shards, describe_shards):
+        with pytest.raises(UserError, match="these shards have no index: val"):
+            command(folder)
+
+
+def test_a_split_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    folder = make_shards(tmp_path / "s", per_class=2)
+    listdir, scandir = os.listdir, os.scandir
+
+    def guarded(real):
+        def look(path="."):
+            if os.fspath(path) == str(folder / "train"):
+                raise PermissionError(13, "Permission denied", str(folder / "train"))
+            return real(path)
+
+        return look
+
+    monkeypatch.setattr(os, "listdir", guarded(listdir))  # root may read whatever its mode says
+    monkeypatch.setattr(os, "scandir", guarded(scandir))
+    for command in (describe_shards, index_shards):
+        with pytest.raises(UserError, match="train: this folder cannot be read: Permission denied"):
+            command(folder)
+
+
+def test_tars_joined_with_cat_are_noticed(tmp_path):
+    folder = make_shards(tmp_path / "s", per_class={"train": 2}) / "train"
+    tar = folder / "000000.tar"
+    tar.write_bytes(tar.read_bytes() * 2)
+    with pytest.raises(UserError, match=r"000000\.tar: .*there is more after its end mark.*tar -A"):
+        index_shards(folder, jobs=0)
+    os.truncate(tar, tar.stat().st_size // 2)
+    with tar.open("ab") as file:
+        file.write(b"\0" * 12345)  # more padding is no fault
+    index_shards(folder, jobs=0)
+    assert check_shards(folder, jobs=0).good
+
+
+@pytest.mark.parametrize("kind", ["dangling", "folder"])
+def test_tars_that_cannot_be_opened(tmp_path, kind):
+    folder = make_shards(tmp_path / "s", per_class={"train": 4}) / "train"
+    tar = folder / "000001.tar"
+    tar.unlink()
+    if kind == "dangling":
+        tar.symlink_to("/nowhere.tar")
+    else:
+        tar.mkdir()
+    with pytest.raises(UserError, match=r"1 problem:\n.*000001\.tar: it cannot be read: "):
+        index_shards(folder, jobs=0)
+    report = check_shards(folder, jobs=0)
+    assert len(report.stale) == 1
+    assert len(report.bad) == report.samples // 2
+
+
+def test_what_the_commands_say_of_odd_files_and_numbers(tmp_path):
+    src = make_folder(tmp_path / "src", per_class=2, size=16)
+    (src / "class0" / "\x1b[2Jnotes.txt").write_text("x")
+    (src / "class1" / "\x1b[2Jbad.jpg").write_text("x")
+    done = run("build", src, tmp_path / "s", "--val", 0, "--jobs", 0, "--skip-bad")
+    assert "left out, unreadable" in done.output
+    assert "left out, no picture" in done.output
+    assert "\x1b" not in done.output
+    assert "in 1 shard, " in done.output
+    assert "in 1 shard, " in run("index", tmp_path / "s", "--jobs", 0).output
+    assert "in 1 shard, " in run("show", tmp_path / "s").output
+    for command in (
+        ["build", src, tmp_path / "other", "--val", 0],
+        ["check", tmp_path / "s"],
+        ["index", tmp_path / "s"],
+    ):
+        assert run(*command, "--jobs", "-4").exit_code == 2
+    with pytest.raises(UserError) as caught:
+        build_shards(str(src), tmp_path / "other", BuildOptions(val=0, jobs=0))
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_report_that_cannot_be_written_is_said_first(tmp_path):
+    with pytest.raises(UserError, match="nosuch: there is no such folder"):
+        run("check", tmp_path / "neither", "--json", tmp_path / "nosuch" / "x.json")

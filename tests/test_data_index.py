@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -16,7 +17,7 @@ from tlx.cli_shards import shards
 from tlx.data.check import check_shards
 from tlx.data.index import index_shards, label_rule
 from tlx.data.labels import LabelRule
-from tlx.data.manifest import Manifest
+from tlx.data.manifest import Manifest, write_index
 from tlx.data.reader import ShardReader
 from tlx.errors import UserError
 
@@ -344,3 +345,50 @@ def test_the_index_is_mapped_not_loaded(train):
     assert isinstance(manifest.records, np.memmap)
     assert manifest.samples_per_shard.tolist() == [8, 7]
     assert [manifest.shard_of(i) for i in (0, 7, 8, 14)] == [0, 0, 1, 1]
+
+
+def test_a_label_far_above_the_others(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", samples([0, 2_000_000_000]))
+    with pytest.raises(UserError, match="labels go from 0 to 2000000000, but none is 1"):
+        index_shards(tmp_path / "d", jobs=0)
+
+
+def test_a_json_nested_too_deep(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", samples(["[" * 200_000], "json"))
+    with pytest.raises(UserError, match=r"a\.tar: 0000: the \.json is nested too deep"):
+        index_shards(tmp_path / "d", jobs=0)
+
+
+def test_class_names_in_another_encoding(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", samples([0, 1]))
+    (tmp_path / "names.txt").write_bytes("r\xf6schen\nb".encode("latin-1"))
+    with pytest.raises(UserError, match=r"names\.txt: the class names cannot be read"):
+        index_shards(tmp_path / "d", classes=tmp_path / "names.txt", jobs=0)
+
+
+@pytest.mark.parametrize("changes", [{"labels": {"from": "xx"}}, {"labels": {"from": [5]}}, {"classes": [1, 2]}])
+def test_an_index_with_nonsense_is_mended_by_indexing_again(train, changes):
+    whole = Manifest.open(train)
+    rewrite(train, **changes)
+    again = index_shards(train, jobs=0)["train"]
+    assert again.labels.tolist() == whole.labels.tolist()
+    assert all(isinstance(name, str) for name in again.classes)
+
+
+def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    tar_of(tmp_path / "d" / "a.tar", samples([0, 1, 0]))
+    before = index_shards(tmp_path / "d", jobs=0)["d"]
+    flushed, real = [], os.fsync
+
+    def full(file):
+        flushed.append(file)
+        if len(flushed) == 2:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_index(tmp_path / "d", classes=["x", "y"], shards=before.shards, records=before.records[::-1])
+    after = Manifest.open(tmp_path / "d")
+    assert (after.digest, after.classes) == (before.digest, before.classes)
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["a.tar", "index.json", "index.npy"]

@@ -267,3 +267,19 @@ def test_torchvision_errors_say_what_to_do(tmp_path):
         read_torchvision("__doc__", root=tmp_path)
     with pytest.raises(UserError, match="for torchvision data sets"):
         read_source(str(tmp_path), root=tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(folder, monkeypatch):
+    closed = folder / "class1" / "deeper"
+    closed.mkdir()
+    scandir = os.scandir
+
+    def guarded(path="."):
+        if os.fspath(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(closed))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)  # root may read whatever its mode says
+    with pytest.raises(UserError, match="this folder cannot be read: Permission denied") as caught:
+        read_source(str(folder), val=0)
+    assert caught.value.where == str(closed)

@@ -6,6 +6,7 @@ code into 1, a banner and perhaps a restart: under them a mistake and a requeste
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import sys
@@ -168,6 +169,12 @@ def main() -> None:
     except TlxError as error:
         print(f"fault: {error}", file=sys.stderr)
         code = 1
+    except OSError as error:
+        said = None if launched() else _said(error)  # a launcher is to see the fault of its rank
+        if said is None:
+            raise
+        print(f"error: {said}", file=sys.stderr)
+        code = 2
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # click's own mistakes carry their text and code
@@ -176,6 +183,33 @@ def main() -> None:
         print(f"error: {error.format_message()}\n  -> tlx --help", file=sys.stderr)
         code = 2
     _leave(code if isinstance(code, int) else 0)
+
+
+_FULL = "free some room, or use another disk"
+_DENIED = "make it accessible, or choose another place"
+_ABSENT = "is the path right?"
+_TODO = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: "this file system is read-only: choose another place",
+    errno.ENOENT: _ABSENT,
+    errno.ENOTDIR: _ABSENT,
+    errno.EISDIR: _ABSENT,
+    errno.ELOOP: _ABSENT,
+    errno.ENAMETOOLONG: _ABSENT,
+}
+
+
+def _said(error: OSError) -> str | None:
+    """Of a file that cannot be read or written, in words; None of other faults."""
+    todo = _TODO.get(error.errno or 0)
+    if todo is None or (error.filename is None and todo is not _FULL):
+        return None
+    where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
+    shown = where if where.isprintable() else ascii(where)
+    return f"{shown}: {error.strerror}\n  -> {todo}" if shown else f"{error.strerror}\n  -> {todo}"
 
 
 def _leave(code: int) -> None:

@@ -20,7 +20,7 @@ shards = typer.Typer(help="Build, index, check, show WebDataset shards.", no_arg
 
 Shards = Annotated[Path, typer.Argument(help="A folder of tars, or of folders of tars (train, val ...).")]
 Places = Annotated[str, typer.Argument(help="A folder of tars, or of folders of tars (train, val), or a URL.")]
-Jobs = Annotated[int | None, typer.Option(help="Processes; one per core by default.")]
+Jobs = Annotated[int | None, typer.Option(min=0, help="Processes; one per core by default.")]
 
 _NAMED = 10  # groups of duplicates that are printed
 
@@ -54,6 +54,7 @@ def build(
     Every picture is read to its end, and one that cannot be is named. Pictures are shuffled before they are dealt to
     shards, so each shard has about the mix of classes of the whole. After an interruption the same command goes on.
     """
+    from tlx.data.labels import shown
     from tlx.data.write import BuildOptions, build_shards
 
     options = BuildOptions(
@@ -72,13 +73,13 @@ def build(
     )
     done = build_shards(src, out, options, progress=True)
     for name in done.bad:
-        print(f"left out, unreadable: {name}", file=sys.stderr)
+        print(f"left out, unreadable: {shown(name)}", file=sys.stderr)
     for name in done.left_out:
-        print(f"left out, no picture: {name}", file=sys.stderr)
+        print(f"left out, no picture: {shown(name)}", file=sys.stderr)
     _print_statistics(done.statistics)
     for split, made in done.splits.items():
         size = made["bytes"] / 2**20
-        print(f"{out / split}: {made['samples']:,} samples in {made['shards']} shards, {size:.1f} MB")
+        print(f"{out / split}: {made['samples']:,} samples in {_count(made['shards'], 'shard')}, {size:.1f} MB")
     if done.rewrites:
         print(_rewritten(done.rewrites))
     _print_duplicates(done.duplicates, done.splits)
@@ -109,7 +110,8 @@ def index(
     rule = LabelRule.make(label_from, label_key) if label_from or label_key is not None else None
     made = index_shards(folder, classes=classes, labels=rule, jobs=jobs, progress=True)
     for name, manifest in made.items():
-        print(f"{name}: {len(manifest):,} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes")
+        tars = _count(len(manifest.shards), "shard")
+        print(f"{name}: {len(manifest):,} samples in {tars}, {len(manifest.classes)} classes")
 
 
 @shards.command(epilog="Example: tlx shards check shards --json report.json")
@@ -120,8 +122,11 @@ def check(
 ) -> None:
     """Read and decode everything; name every bad sample and duplicate. Exit code 1 if a sample or tar is bad."""
     from tlx.data.check import check_shards
+    from tlx.errors import UserError
     from tlx.files import write_whole
 
+    if report_file is not None and not report_file.parent.is_dir():  # said before the work, not after it
+        raise UserError("there is no such folder", where=str(report_file.parent), todo="name another file for --json")
     report = check_shards(shards, jobs=jobs, progress=True)
     if report_file is not None:
         write_whole(report_file, json.dumps(report.plain(), indent=1))
@@ -142,7 +147,7 @@ def show(shards: Places) -> None:
     _print_counts(splits)
     _print_statistics(built_statistics(splits))
     for name, split in splits.items():
-        print(f"{name}: {split.samples:,} samples in {split.shards} shards, {split.bytes / 2**20:.1f} MB")
+        print(f"{name}: {split.samples:,} samples in {_count(split.shards, 'shard')}, {split.bytes / 2**20:.1f} MB")
 
 
 def _print_counts(splits: Mapping[str, SplitCounts]) -> None:

@@ -103,18 +103,25 @@ def cache_of(config: Config) -> CacheSpec | None:
 
 def _check_window(config: Config, train: Manifest, cache: CacheSpec) -> None:
     """A window of shards is read at random: those that the cache cannot hold would be fetched for every few samples."""
-    from tlx.data.cache_room import limit_of
+    from tlx.data.cache_room import in_words, limit_of
 
     sizes = sorted((shard.bytes for shard in train.shards), reverse=True)
     window, limit, parts = min(config.data.window or len(sizes), len(sizes)), limit_of(cache), config.data.parts
+    if sizes[0] > limit:
+        said = cache.limit is not None
+        raise UserError(
+            f"the largest shard is {in_words(sizes[0])} long, and the cache holds {in_words(limit)}",
+            where="data.cache.limit" if said else str(cache.folder),
+            todo="a larger data.cache.limit" if said else "data.cache.folder on a disk with more room",
+        )
     needed = sum(sizes[:window]) // parts
     if needed > limit:
         fits = sum(total <= limit * parts for total in itertools.accumulate(sizes))
         raise UserError(
-            f"{window} shards mix, up to {needed / 1e9:.3g} GB of them on a node, and the cache holds {limit / 1e9:.3g}"
-            " GB: they would be fetched again and again",
+            f"{window} shards mix, up to {in_words(needed)} of them on a node, and the cache holds {in_words(limit)}:"
+            " they would be fetched again and again",
             where="data.window" if config.data.window else "data.window (all shards by default)",
-            todo=f"data.window={max(fits, 1)}, a larger data.cache.limit, or data.parts set to the number of nodes",
+            todo=f"data.window={fits}, a larger data.cache.limit, or data.parts set to the number of nodes",
         )
 
 

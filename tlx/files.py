@@ -6,19 +6,38 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes beside, flushes to the disk, renames: a reader, or a power cut, meets the old file or the new one."""
+    with scratch(path) as beside:
+        with beside.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """The name beside `path` for what will be renamed to it; nothing is left there after a failure.
+
+    Raises:
+        OSError: as the body raises it; a full disk's, which names no file, names `path`.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("wb") as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        yield beside
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sha256_of(file: IO[bytes]) -> str:

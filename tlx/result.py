@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlx.data.location import command_line
 from tlx.data.regions import decoder
 from tlx.run_folder import versions
 
@@ -36,7 +37,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "world": run.world.size,
         "versions": versions(),
         "decoder": decoder(),
-        "command": " ".join(sys.argv),
+        "command": command_line(sys.argv),
     }
 
 

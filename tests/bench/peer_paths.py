@@ -88,15 +88,16 @@ def tlx_wheels(cell: Cell) -> Iterable[Any]:
 def floor_c(cell: Cell) -> Iterable[Any]:
     """floor.c over bytes in memory: no tar, no labels, nothing random while it runs."""
     from tlx.bench.data import Setup, looks_of
-    from tlx.bench.parts import readable
     from tlx.data.framing import Draw
     from tlx.data.manifest import Manifest
+    from tlx.data.reader import ShardReader
 
     looks = looks_of(Manifest.open(cell.shards), Setup())
     look = next(look for look in looks if look.name == cell.view)
     library = floor_library(cell.work)
     floor, width, height = library.floor_new(), ctypes.c_int(), ctypes.c_int()
-    pictures = readable(look, np.arange(cell.count))[1]
+    reader = ShardReader(look.manifest)
+    pictures = [(reader.read(sample), look.key(sample)) for sample in range(cell.count)]
     boxes = np.empty((len(pictures), 4))
     for (data, key), box in zip(pictures, boxes, strict=True):
         library.floor_header(floor, data, len(data), ctypes.byref(width), ctypes.byref(height))
@@ -142,12 +143,13 @@ def floor_extension(cell: Cell) -> Iterable[Any]:
     """tlx's extension over bytes in memory, as `tlx bench data` measures its floor."""
     from tlx.bench.data import Setup, looks_of
     from tlx.bench.floor import prepare
-    from tlx.bench.parts import readable
     from tlx.data.manifest import Manifest
+    from tlx.data.reader import ShardReader
 
     looks = looks_of(Manifest.open(cell.shards), Setup())
     look = next(look for look in looks if look.name == cell.view)
-    pictures = readable(look, np.arange(cell.count))[1]
+    reader = ShardReader(look.manifest)
+    pictures = [(reader.read(sample), look.key(sample)) for sample in range(cell.count)]
     floors = [
         prepare(look.framing, pictures[at : at + BATCH], 3, upright=True, scaled=look.scaled)
         for at in range(0, len(pictures), BATCH)
@@ -494,7 +496,7 @@ def measure(peer: Peer, cell: Cell, seconds: float) -> dict[str, Any]:
     batches = endless(loader, cell.count)
     next(batches)
     first = time.perf_counter() - began
-    ended, until = False, time.perf_counter() + min(0.3, seconds / 2)
+    ended, until = False, time.perf_counter() + min(0.2, seconds / 2)
     while time.perf_counter() < until or (cell.workers and not ended):
         ended = not next(batches)
     watch, images, until = Watch(processes=True), 0, time.perf_counter() + seconds

@@ -28,23 +28,19 @@ from peer_paths import PEERS
 
 HERE = Path(__file__).parent
 RESULT = HERE / "PEERS.md"
-SLOW = ("timm-folder", "timm-tar", "torchvision-v1", "webdataset-pil", "mosaic")
 FLOORS = ("floor-c", "floor")
-MAIN = ("train:0", "eval:0")
+MANY = ("tlx", "tlx-wheels", "torchvision-v2", "webdataset-v2", "dali")
+FEW = ["small:train:0", "small:eval:0", "large:train:0", "photos:train:0", "small:train:2"]
+MORE = ["large:eval:0", "photos:eval:0", "small:train:1", "small:eval:2", "large:train:2", "photos:train:2"]
 Found = dict[tuple[str, str], list[dict[str, Any]]]
 
 
 def cells_of(peer: str, names: Sequence[str]) -> list[str]:
-    """What is measured of a peer; of the slow ones less with workers, to keep the whole short."""
-    cells = [f"{name}:{about}" for name in names for about in MAIN]
+    """What is measured of a peer; less of most, to keep the whole short (FFCV compiles for seconds, each time)."""
+    cells = [cell for cell in (FEW + MORE if peer in (*MANY, *FLOORS) else FEW) if cell.split(":")[0] in names]
     if peer in FLOORS:
-        return cells
-    if peer == "tlx-full":
-        return [c for c in cells if c.startswith("large:train")]
-    if peer in SLOW:
-        return [*(c for c in cells if not c.startswith("photos:eval")), "small:train:2"]
-    more = ["small:train:1", "small:train:2", "small:eval:2", "large:train:2", "photos:train:2"]
-    return [*cells, *(c for c in more if c.split(":")[0] in names)]
+        return [cell for cell in cells if cell.endswith(":0")]
+    return [cell for cell in cells if cell == "large:train:0"] if peer == "tlx-full" else cells
 
 
 def run(peer: str, work: Path, cells: Sequence[str], *words: str) -> list[dict[str, Any]]:
@@ -183,7 +179,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=1000)
     parser.add_argument("--large", type=int, default=120)
     parser.add_argument("--rounds", type=int, default=5, help="at most")
-    parser.add_argument("--seconds", type=float, default=0.6, help="of a measurement")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of a measurement")
     parser.add_argument("--minutes", type=float, default=11, help="for all rounds")
     parser.add_argument("--only", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--quick", action="store_true", help="a few pictures, one round, printed")

@@ -79,12 +79,20 @@ class Ahead:
                     self._threads -= 1
                     return None
                 shard = self._pending[0]
-                self._most = self._most or self._limit() // 2
-                self._fetched = {s: known for s, known in self._fetched.items() if _unused(known)}
-                if not self._fetched or sum(s.bytes for s in [*self._fetched, shard]) <= self._most:
+                try:
+                    room = self._room_for(shard)
+                except OSError:  # the cache's folder may be gone; whoever needs a shard makes it anew, or says so
+                    self._pending.clear()
+                    continue
+                if room:
                     self._fetched[shard] = None
                     return self._pending, self._pending.popleft()
             time.sleep(LOOK_S)
+
+    def _room_for(self, shard: Wanted) -> bool:
+        self._most = self._most or self._limit() // 2
+        self._fetched = {s: known for s, known in self._fetched.items() if _unused(known)}
+        return not self._fetched or sum(s.bytes for s in [*self._fetched, shard]) <= self._most
 
     def _bring(self, shard: Wanted) -> None:
         path = self._fetch(shard)

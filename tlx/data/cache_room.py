@@ -98,7 +98,7 @@ def reserve(spec: CacheSpec, file: IO[bytes], size: int, path: Path, what: str) 
         if free >= size:
             os.ftruncate(file.fileno(), size)
         elif not arriving:
-            no_room(spec, f"{what} needs {_said(size)}, and there are {_said(max(free, 0))}")
+            no_room(spec, f"{what} needs {in_words(size)}, and there are {in_words(max(free, 0))}")
         return free >= size
 
 
@@ -112,9 +112,9 @@ def no_room(spec: CacheSpec, why: str) -> NoReturn:
 
 def _too_small(spec: CacheSpec, size: int, limit: int, what: str) -> NoReturn:
     if spec.limit is None:
-        no_room(spec, f"{what} needs {_said(size)}, and shards may take {_said(limit)} of the disk")
+        no_room(spec, f"{what} needs {in_words(size)}, and shards may take {in_words(limit)} of the disk")
     raise UserError(
-        f"{what} is {_said(size)} long, more than data.cache.limit, {_said(limit)}",
+        f"{what} is {in_words(size)} long, more than data.cache.limit, {in_words(limit)}",
         where=str(spec.folder),
         todo="raise data.cache.limit; a whole window of shards should fit",
     )
@@ -157,5 +157,8 @@ def _remove_if_left(part: Path) -> bool:
         return False
 
 
-def _said(size: int) -> str:
+def in_words(size: int) -> str:
+    """A number of bytes, for people."""
+    if size < 1e4:
+        return f"{size} bytes"
     return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.2f} MB"

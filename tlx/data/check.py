@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
-from tlx.data.index import label_rule, scan_tar, split_folders
+from tlx.data.index import folders_in, has_tars, label_rule, scan_tar, split_folders
 from tlx.data.location import is_remote
 from tlx.data.manifest import Manifest
 from tlx.data.progress import in_processes
 from tlx.data.reader import BadSample, ReadError, ShardReader
+from tlx.data.remote import ShardUnavailable
 from tlx.errors import UserError
 
 if TYPE_CHECKING:
@@ -160,6 +161,10 @@ def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tupl
     first = int(manifest.samples_per_shard[:shard].sum())
     own = range(first, first + manifest.shards[shard].samples)
     labels = manifest.labels[own.start : own.stop].tolist()
+    try:
+        manifest.tar(shard)
+    except (ShardUnavailable, UserError) as error:  # a remote one; the others are checked all the same
+        return _Found([], [str(error).partition("\n")[0]], *facts.packed())
     for sample, label in zip(own, labels, strict=True):
         try:
             data = reader.read(sample)
@@ -209,8 +214,16 @@ def _open(location: str | os.PathLike[str]) -> list[Manifest]:
     folder = Path(location)
     if (folder / "index.json").exists() or any(folder.glob("*.tar")):
         return [Manifest.open(folder)]
-    found = sorted(p.parent for p in folder.glob("*/index.json"))
+    inside = folders_in(folder) if folder.is_dir() else []
+    bare = [f for f in inside if has_tars(f) and not (f / "index.json").exists()]
+    found = [f for f in inside if (f / "index.json").exists()]
     if not found:
         split_folders(folder)  # says what is there instead
         raise UserError("these shards have no index", where=str(folder), todo=f"tlx shards index {folder}")
+    if bare:
+        raise UserError(
+            f"these shards have no index: {', '.join(f.name for f in bare)}",
+            where=str(folder),
+            todo=f"tlx shards index {folder}",
+        )
     return [Manifest.open(f) for f in found]

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from PIL import ExifTags, Image, ImageOps, features
+from PIL import ExifTags, Image, features
 
 from tlx.data.decode import MAX_PIXELS, DecodeError, decode
 from tlx.data.examine import Examined, content_digest, examine, format_of
 from tlx.data.markers import coding
-from tlx.data.sources import Picture, Source
+from tlx.data.sources import EXTENSIONS, Picture, Source
 from tlx.errors import UserError
 
 _jpeg: Any
@@ -27,9 +27,23 @@ except ImportError:  # built where there is a compiler and libjpeg's header
     _jpeg = None
 
 _LOSSLESS = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # what a PNG can hold
-_SHORT = {"jpeg": "jpg", "jpe": "jpg", "jfif": "jpg"}  # readers of WebDataset know pictures by their extension
+_SHORT = {
+    "jpeg": "jpg",
+    "jpe": "jpg",
+    "jfif": "jpg",
+    "mpo": "jpg",
+}  # readers of WebDataset know pictures by their extension
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 _KEPT = 2  # a JPEG may be decoded at a half, a quarter or an eighth that is at least so many times what is wanted
+_TURN = {  # EXIF orientation -> what makes the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Rewrite = Literal["", "kept", "rewritten", "failed"]
 
@@ -66,14 +80,16 @@ def needs_extension(what: str) -> None:
 
 
 def read(source: Source, picture: Picture) -> tuple[bytes, str]:
-    """A picture's bytes and the extension of its name.
+    """A picture's bytes and the extension of its name; where that is no picture's, the one for its content.
 
     Raises:
         DecodeError, OSError: it cannot be read.
     """
     if picture.path is not None:
-        extension = picture.path.rpartition(".")[2].lower()
-        return Path(picture.path).read_bytes(), _SHORT.get(extension, extension)
+        data, extension = Path(picture.path).read_bytes(), picture.path.rpartition(".")[2].lower()
+        if extension not in EXTENSIONS:
+            extension = _by_content(data)
+        return data, _SHORT.get(extension, extension)
     assert picture.place is not None
     split, place = picture.place
     buffer = io.BytesIO()
@@ -83,6 +99,16 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
     except Exception as error:  # whatever the data set's own reading may raise
         raise DecodeError(f"the data set gives no picture: {error}") from error
     return buffer.getvalue(), "png"
+
+
+def _by_content(data: bytes) -> str:
+    """Any other extension in a shard would not be taken for a picture, or for the label."""
+    format = ""
+    with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        format = (image.format or "").lower()
+    if _SHORT.get(format, format) not in EXTENSIONS:
+        raise DecodeError("neither its name nor its content is that of a picture")
+    return format
 
 
 def stored(data: bytes, extension: str, *, resize: int | None, quality: int, rewrite: bool, measured: bool) -> Stored:
@@ -149,8 +175,10 @@ def _smaller(data: bytes, resize: int, quality: int) -> tuple[bytes, str]:
             profile = image.info.get("icc_profile")
             jpeg = data[:2] == b"\xff\xd8"
             simple = jpeg and image.mode in ("L", "RGB") and coding(data) in ("baseline", "progressive")
-            picture = _scaled(image, resize) if simple else _resized(data, image, resize)
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow's, for bytes that strangers made
+            picture = _scaled(data, image, resize) if simple else _resized(data, image, resize)
+    except DecodeError:
+        raise
+    except Exception as error:  # whatever Pillow raises for bytes that strangers made
         decode(data)  # says what is wrong
         raise DecodeError(f"it cannot be made smaller: {error}") from error
     picture.info.clear()
@@ -163,14 +191,22 @@ def _smaller(data: bytes, resize: int, quality: int) -> tuple[bytes, str]:
     return buffer.getvalue(), "jpg" if jpeg else "png"
 
 
-def _scaled(image: Image.Image, resize: int) -> Image.Image:
+def _scaled(data: bytes, image: Image.Image, resize: int) -> Image.Image:
     """A JPEG, decoded no larger than needed."""
     width, height = _sides(image.width, image.height, resize)
-    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    turn = _TURN.get(_orientation(data, image))
     image.draft(image.mode, (_KEPT * width, _KEPT * height))
     small = image.resize((width, height), Image.Resampling.BILINEAR)
-    small.getexif()[ExifTags.Base.Orientation] = orientation
-    return ImageOps.exif_transpose(small)
+    return small if turn is None else small.transpose(turn)  # not exif_transpose, which writes the broken note again
+
+
+def _orientation(data: bytes, image: Image.Image) -> int:
+    """A JPEG's, as `examine` finds it: of a broken note of the camera Pillow may make something else, or fail."""
+    with suppress(Exception):
+        if _jpeg is not None:
+            return int(_jpeg.Decoder().open(data)[3])
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
 
 
 def _resized(data: bytes, image: Image.Image, resize: int) -> Image.Image:

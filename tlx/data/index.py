@@ -13,6 +13,7 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from tlx.data.labels import AUTO, LabelRule, NoLabel, folder_of, label_of
 from tlx.data.labels import shown as _shown
 from tlx.data.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.progress import in_processes
-from tlx.data.sources import EXTENSIONS
+from tlx.data.sources import EXTENSIONS, listed
 from tlx.errors import UserError
 
 _LONGEST = 1 << 20  # bytes that are read of a label
@@ -96,11 +97,11 @@ def index_shards(
 
 
 def label_rule(folder: Path) -> LabelRule:
-    """What the index of a folder remembers about where its labels are; "auto" if nothing."""
+    """What the index of a folder remembers about where its labels are; "auto" if nothing, or nothing sensible."""
     try:
         told = json.loads((folder / "index.json").read_bytes()).get("labels", {})
         return LabelRule.make(told.get("from"), told.get("key"))
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError, UserError):
         return AUTO
 
 
@@ -135,11 +136,11 @@ def split_folders(folder: Path) -> list[Path]:
     """The folder itself where it holds tars, otherwise those of its folders that do.
 
     Raises:
-        UserError: there are none, or compressed ones.
+        UserError: there are none, or compressed ones, or a folder cannot be read.
     """
     if not folder.is_dir():
         raise UserError("there is no such folder", where=str(folder))
-    found = [folder] if any(folder.glob("*.tar")) else sorted({p.parent for p in folder.glob("*/*.tar")})
+    found = [folder] if has_tars(folder) else [f for f in folders_in(folder) if has_tars(f)]
     for place in found or [folder]:
         packed = sorted(p.name for p in place.iterdir() if p.name.endswith(_COMPRESSED))
         if packed:
@@ -154,10 +155,28 @@ def split_folders(folder: Path) -> list[Path]:
     return found
 
 
+def folders_in(folder: Path) -> list[Path]:
+    """Its folders, without hidden ones and what a file system keeps for itself.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return [p for p in listed(folder) if p.is_dir() and not p.name.startswith(".") and p.name != "lost+found"]
+
+
+def has_tars(folder: Path) -> bool:
+    """
+    Raises:
+        UserError: it cannot be read.
+    """
+    return any(p.name.endswith(".tar") for p in listed(folder))
+
+
 def scan_tar(path: Path, rule: LabelRule = AUTO) -> Scan:
     """Reads the headers and labels of a tar, not its pictures."""
-    size = path.stat().st_size
+    size = 0
     try:
+        size = path.stat().st_size
         with tarfile.open(path, "r:") as tar:
             members = [m for m in tar if m.isreg()]
             _verify_end(path, tar.offset)
@@ -196,17 +215,22 @@ def _verify_end(path: Path, offset: int) -> None:
     """tarfile stops silently at a header that is damaged or cut off, and so would lose what comes after.
 
     Raises:
-        tarfile.ReadError: what it stopped at is not a tar's end.
+        tarfile.ReadError: what it stopped at is not a tar's end, or more comes after it.
     """
     with open(path, "rb") as file:
         file.seek(offset)
         block = file.read(tarfile.BLOCKSIZE)
+        more = not block.strip(b"\0") and any(part.strip(b"\0") for part in iter(partial(file.read, 1 << 20), b""))
     if not block:
         raise tarfile.ReadError(
             f"it may be cut off: it has no end mark (if it is whole: truncate -s +1024 {path.name})"
         )
     if block.strip(b"\0") or len(block) < tarfile.BLOCKSIZE:
         raise tarfile.ReadError(f"it is damaged or cut off at byte {offset}")
+    if more:
+        raise tarfile.ReadError(
+            f"there is more after its end mark at byte {offset} (tars joined with cat? tar -A joins them)"
+        )
 
 
 def _group(members: Iterable[tarfile.TarInfo], where: str) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[str]]:
@@ -250,10 +274,10 @@ def _class_names(labels: Iterable[int | str], known: Sequence[str] | None, *, wh
                 todo="give a complete list: --classes FILE (a name per line)",
             )
         return tuple(known)
-    absent = sorted(set(range(max(numbers, default=-1) + 1)) - numbers)
-    if absent:
+    absent = next((i for i, number in enumerate(sorted(numbers)) if i != number), None)
+    if absent is not None:
         raise UserError(
-            f"labels go from {min(numbers)} to {max(numbers)}, but none is {absent[0]}",
+            f"labels go from {min(numbers)} to {max(numbers)}, but none is {absent}",
             where=where,
             todo="name the classes, also those without samples: --classes FILE (a name per line) or an indexed folder",
         )
@@ -264,9 +288,11 @@ def _names_before(folders: Sequence[Path]) -> tuple[str, ...] | None:
     """The class names that an earlier index or build of these tars knew."""
     for file in [f / "index.json" for f in folders] + [f.parent / "build.json" for f in folders]:
         try:
-            return tuple(json.loads(file.read_bytes())["classes"])
-        except (OSError, ValueError, KeyError, TypeError):
+            names = json.loads(file.read_bytes())["classes"]
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return tuple(names)
     return None
 
 
@@ -275,7 +301,7 @@ def _names_in(source: Path) -> tuple[str, ...]:
         return Manifest.open(source).classes
     try:
         names = tuple(line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"the class names cannot be read: {error}", where=str(source)) from error
     if len(set(names)) < len(names):
         raise UserError("a class is named twice", where=str(source))
@@ -283,7 +309,9 @@ def _names_in(source: Path) -> tuple[str, ...]:
 
 
 def _why(path: Path, error: Exception) -> str:
-    with open(path, "rb") as file:
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror or error}"
+    with suppress(OSError), open(path, "rb") as file:
         if file.read(2) == b"\x1f\x8b":
             return f"compressed although it is called .tar; {_unpack(path.name + '.gz')}"
     return f"not a whole tar: {error}"

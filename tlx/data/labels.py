@@ -108,7 +108,10 @@ def _valid(value: object, where: str, text: str = "") -> int | str:
 
 
 def _from_json(text: str, key: str | None) -> object:
-    value = json.loads(text)
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("the .json is nested too deep") from None
     if key is not None:
         try:
             return _at(value, key.split("."))

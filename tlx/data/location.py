@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -38,7 +39,8 @@ def address(location: str, name: str) -> str:
     a shell, so it has to be plain.
 
     Raises:
-        UserError: a command without ``{}``, or a name of other characters than letters, digits, ``.``, ``_``, ``-``.
+        UserError: a command without ``{}``, a URL that is none, or a name of other characters than letters, digits,
+            ``.``, ``_``, ``-``.
     """
     if not _PLAIN.fullmatch(name):
         raise UserError(
@@ -54,6 +56,8 @@ def address(location: str, name: str) -> str:
                 todo="for instance pipe:ssh host cat /data/train/{}",
             )
         return location.removeprefix(PIPE).replace("{}", name)
+    if not _is_url(location):
+        raise UserError("this is not a URL", where=shown(location), todo="write it as https://host/folder")
     head, mark, query = location.partition("?") if _is_http(location) else (location, "", "")
     return f"{head.rstrip('/')}/{name}{mark}{query}"
 
@@ -80,6 +84,16 @@ def shown(location: str, name: str | None = None) -> str:
     return f"{text.rstrip('/')}/{name}" if name else text
 
 
+def command_line(words: Sequence[str]) -> str:
+    """A command as it may be written down: of the locations in it only what people are shown."""
+    return " ".join(_word(word) for word in words)
+
+
+def _word(word: str) -> str:
+    before, pipe, command = word.partition(PIPE)
+    return without_credentials(before) + (shown(pipe + command) if pipe else "")
+
+
 def scrubbed(text: str, location: str) -> str:
     """Somebody else's message about a location, on one line, without the credentials in it."""
     line = " ".join(text.split())
@@ -101,6 +115,14 @@ def folder_name(location: str) -> str:
 
 def _is_http(location: str) -> bool:
     return location.lower().startswith(("http://", "https://"))
+
+
+def _is_url(location: str) -> bool:
+    try:
+        parts = urlsplit(location)
+        return bool(parts.hostname) if _is_http(location) else bool((parts.netloc + parts.path).strip("/"))
+    except ValueError:
+        return False
 
 
 def _secrets(location: str) -> list[str]:

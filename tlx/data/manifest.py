@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from tlx.data.ahead import Wanted
 from tlx.data.location import address, is_remote, shown
 from tlx.errors import TlxError, UserError
-from tlx.files import sha256_of, write_whole
+from tlx.files import scratch, sha256_of
 from tlx.launcher import rank
 
 if TYPE_CHECKING:
@@ -196,7 +196,9 @@ def write_index(
     records: NDArray[np.void],
     labels: Mapping[str, str] | None = None,
 ) -> Manifest:
-    """Writes both files, each beside and then renamed, the json last; and opens the result.
+    """Writes both files beside, and once both are on the disk renames them, the json last; and opens the result.
+
+    So a full disk leaves an earlier index as it was.
 
     Args:
         labels: where the labels were found (`tlx.data.labels.LabelRule.header`), kept for those who look again.
@@ -211,8 +213,15 @@ def write_index(
         "shards": [asdict(s) for s in shards],
         "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
     }
-    write_whole(folder / "index.npy", buffer.getvalue())
-    write_whole(folder / "index.json", json.dumps(header, indent=1, ensure_ascii=False).encode())
+    text = json.dumps(header, indent=1, ensure_ascii=False).encode()
+    with scratch(folder / "index.npy") as array, scratch(folder / "index.json") as said:
+        for path, content in ((array, buffer.getbuffer()), (said, text)):
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(array, folder / "index.npy")
+        os.replace(said, folder / "index.json")
     return Manifest.open(folder)
 
 
@@ -304,18 +313,38 @@ def _parse(where: str, text: bytes) -> dict[str, Any]:
     try:
         header = json.loads(text)
         version = header["format"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         _damaged(where, "index.json is not an index of tlx")
     if version != FORMAT:
         raise UserError(
             f"the index has format {version}; this tlx reads {FORMAT}",
             where=where,
-            todo=f"tlx shards index {where}",
+            todo=_make_again(where),
         )
+    if not _whole(header):
+        _damaged(where, "index.json lacks something, or holds something else in its place")
     names = [s["name"] for s in header["shards"]]
     if any(os.path.basename(name) != name or name in ("", ".", "..") for name in names):
         _damaged(where, "it names a tar outside its folder")
     return header  # type: ignore[no-any-return]
+
+
+def _whole(header: dict[str, Any]) -> bool:
+    """Whether it has all that is read of it, each of its type."""
+    classes, shards = header.get("classes"), header.get("shards")
+    return (
+        isinstance(classes, list)
+        and all(isinstance(c, str) for c in classes)
+        and isinstance(shards, list)
+        and all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in shards)
+        and all(_is_count(s.get("samples")) and _is_count(s.get("bytes")) for s in shards)
+        and _is_count(header.get("samples"))
+        and isinstance(header.get("sha256"), str)
+    )
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _all_there(folder: Path, header: dict[str, Any]) -> None:
@@ -339,9 +368,9 @@ def _map(path: Path, where: str, sha256: str | None) -> NDArray[np.void]:
         # numpy cannot map an array without elements
         empty = path.stat().st_size <= len(_npy(np.zeros(0, RECORD)))
         records: NDArray[np.void] = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         _damaged(where, f"index.npy cannot be read: {error}")
-    if records.dtype != RECORD or records.ndim != 1:
+    if not isinstance(records, np.ndarray) or records.dtype != RECORD or records.ndim != 1:
         _damaged(where, "index.npy holds something else")
     return records
 
@@ -365,9 +394,15 @@ def _verify(manifest: Manifest) -> None:
 
 
 def _add_up(manifest: Manifest) -> None:
-    if int(manifest.samples_per_shard.sum()) != len(manifest):
+    if sum(s.samples for s in manifest.shards) != len(manifest):
         _damaged(manifest.location, "its shards and its samples do not add up")
 
 
 def _damaged(where: str, why: str) -> NoReturn:
-    raise UserError(f"the index is damaged: {why}", where=where, todo=f"make it again: tlx shards index {where}")
+    raise UserError(f"the index is damaged: {why}", where=where, todo=_make_again(where))
+
+
+def _make_again(where: str) -> str:
+    if is_remote(where):
+        return "index the tars where they lie on a disk, with tlx shards index FOLDER, and bring both files here"
+    return f"make it again: tlx shards index {where}"

@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
@@ -35,7 +36,8 @@ LONGEST_S = 60.0
 CONNECT_S, SILENT_S = 10.0, 60.0
 """Seconds to wait for a connection, and for the next byte (of a command: for its first one, too)."""
 
-_PART = 4 << 20
+_HTTP = ("http://", "https://")
+_PART = 256 << 10  # what is lost of a connection that breaks
 _FOR_GOOD = {400, 401, 403, 404, 405, 410, 451}
 
 
@@ -61,17 +63,26 @@ class IndexUnavailable(UserError):
 
 
 class _Failed(Exception):
-    """One attempt. `refused`: no sense in another one; `pause`: seconds that the server asks for."""
+    """One attempt.
 
-    def __init__(self, reason: str, *, refused: bool = False, pause: float | None = None) -> None:
+    Attributes:
+        refused: no sense in another one.
+        definite: another one will hardly bring anything else.
+        pause: seconds that the server asks for.
+    """
+
+    def __init__(
+        self, reason: str, *, refused: bool = False, definite: bool = False, pause: float | None = None
+    ) -> None:
         super().__init__(reason)
-        self.refused, self.pause = refused, pause
+        self.refused, self.definite, self.pause = refused, definite, pause
 
 
 @dataclass
 class _Begun:
-    """How far a file is, and what the server called this version of it (empty: nothing to go on by)."""
+    """How far a file of `size` is, and what the server called this version of it (empty: nothing to go on by)."""
 
+    size: int | None
     bytes: int = 0
     version: str = ""
 
@@ -81,34 +92,45 @@ def download(
 ) -> int:
     """Writes a file of a remote folder into `file`, from its start; its length in bytes.
 
+    Attempts that bring the file further than any before them do not count.
+
     Args:
         size: what the length must be.
         sha256: what the hash must be, in hexadecimal digits.
 
     Raises:
-        TransferError: it did not come, or not as it must be, `tries` times.
+        TransferError: it did not come, or not as it must be, `tries` times; or twice the server said at once that it
+            has another length.
         UserError: a protocol that is unknown, or whose package is not installed; an unfit name.
         OSError: `file` cannot be written.
     """
     from urllib3.exceptions import MaxRetryError
     from urllib3.util import Retry
 
-    retry = Retry(tries - 1, backoff_factor=PAUSE_S, backoff_max=LONGEST_S, backoff_jitter=PAUSE_S)
-    begun = _Begun()
+    fresh = retry = Retry(tries - 1, backoff_factor=PAUSE_S, backoff_max=LONGEST_S, backoff_jitter=PAUSE_S)
+    begun, furthest, definite = _Begun(size), 0, 0
     while True:
         try:
             return _attempt(location, name, file, begun, size, sha256)
         except _Failed as failed:
             last = failed
+        definite += last.definite
+        if begun.version and begun.bytes > furthest:
+            retry, furthest = fresh, begun.bytes
         try:
             if last.refused:
                 raise TransferError(shown(location, name), str(last), refused=True)
+            if definite == 2:
+                raise TransferError(shown(location, name), f"{last} (asked twice)", refused=False)
             retry = retry.increment(error=last)
         except MaxRetryError:
             times = f" ({tries} attempts)" if tries > 1 else ""
             # from None: the errors of HTTP clients hold URLs with all that is in them
             raise TransferError(shown(location, name), f"{last}{times}", refused=False) from None
-        time.sleep(min(last.pause, LONGEST_S) if last.pause is not None else retry.get_backoff_time())
+        pause = min(last.pause, LONGEST_S) if last.pause is not None else retry.get_backoff_time()
+        if len(retry.history) == 2:  # once, so that nobody wonders about the silence
+            print(f"{shown(location, name)}: {last}; asking again in {pause:.0f} s", file=sys.stderr, flush=True)
+        time.sleep(pause)
 
 
 def read(location: str, name: str, *, tries: int = TRIES) -> bytes:
@@ -144,7 +166,7 @@ def _parts(location: str, name: str, begun: _Begun) -> Generator[tuple[int, byte
     try:
         if location.startswith(PIPE):
             yield from _of_command(where)
-        elif location.lower().startswith(("http://", "https://")):
+        elif location.lower().startswith(_HTTP):
             yield from _of_http(where, begun)
         else:
             yield from _of_fsspec(where, location)
@@ -152,6 +174,7 @@ def _parts(location: str, name: str, begun: _Begun) -> Generator[tuple[int, byte
         raise
     except Exception as error:  # clients of storages raise their own kinds, which change from release to release
         refused = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
+        refused |= isinstance(error, ValueError) and where.lower().startswith(_HTTP)  # it is no URL
         raise _Failed(_said(error, location), refused=refused) from None
 
 
@@ -175,7 +198,15 @@ def _of_http(url: str, begun: _Begun) -> Iterator[tuple[int, bytes]]:
         if start != 0 and start != begun.bytes:
             raise _Failed("the server sent another part than it was asked for")
         tag = answer.headers.get("ETag", "")
-        begun.version = tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")
+        version = tag if tag.startswith('"') else answer.headers.get("Last-Modified", "")
+        if start and version != begun.version:  # a server may know Range and not If-Range
+            begun.version = ""
+            raise _Failed("the file was changed there meanwhile")
+        begun.bytes, begun.version = start, version
+        length = answer.headers.get("Content-Length", "")
+        if answer.status_code == 200 and begun.size is not None and length.isdecimal() and int(length) != begun.size:
+            begun.version = ""
+            raise _Failed(f"it has {length} bytes there, and {begun.size} in the index", definite=True)
         for part in answer.raw.stream(_PART, decode_content=False):
             yield start, part
             start += len(part)
@@ -219,8 +250,10 @@ def _of_command(command: str) -> Iterator[tuple[int, bytes]]:
     )
     assert process.stdout is not None
     output, start, ended = process.stdout.fileno(), 0, False
+    ready = select.poll()  # select.select fails where more than 1,024 files are open
+    ready.register(output, select.POLLIN)
     try:
-        while select.select([output], [], [], SILENT_S)[0]:
+        while ready.poll(SILENT_S * 1000):
             part = os.read(output, _PART)
             if not part:
                 ended = True

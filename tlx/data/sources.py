@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -177,8 +177,26 @@ def size_of(path: str) -> int:
         return 0
 
 
+def listed(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        _unreadable(error)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise UserError(
+        f"this folder cannot be read: {error.strerror}", where=str(error.filename), todo="make it readable"
+    ) from error
+
+
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX")
+    return sorted(p for p in listed(folder) if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX")
 
 
 def _class_folders(folder: Path) -> dict[str, Path]:
@@ -196,7 +214,7 @@ def _no_classes(folder: Path) -> Any:
 
 def _pictures_in(folder: Path, label: int, left_out: list[str]) -> Iterable[Picture]:
     seen = set()
-    for at, inside, names in os.walk(folder, followlinks=True):
+    for at, inside, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         seen.add(os.path.realpath(at))  # a link may lead back up
         deeper = sorted(d for d in inside if not d.startswith("."))
         inside[:] = [d for d in deeper if os.path.realpath(os.path.join(at, d)) not in seen]

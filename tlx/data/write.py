@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +31,8 @@ from tlx.data.content import Stored, needs_extension, read, stored
 from tlx.data.decode import DecodeError
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.index import Scan, scan_tar, write_scans
+from tlx.data.labels import shown
+from tlx.data.manifest import Manifest
 from tlx.data.notes import Note, Rewrites, read_note
 from tlx.data.order import derive, permutation
 from tlx.data.progress import cores, in_processes
@@ -38,13 +41,15 @@ from tlx.data.specs import read_source
 from tlx.data.statistics import Facts, Statistics, chosen_for_measuring, summarise
 from tlx.data.threads import in_threads
 from tlx.errors import TlxError, UserError
-from tlx.files import write_whole
+from tlx.files import scratch, write_whole
 from tlx.locks import locked
 
 _FORMAT = 1
 _BLOCK, _RECORD = 512, 10240  # what tar rounds members and whole files up to
 _END = 2 * _BLOCK
 _NOTES = "*/.[0-9]*.json"
+_STATE = {"state": str, "request": dict, "pictures": str, "classes": list}  # what build.json always says
+_DONE = {"splits": dict, "bad": list, "left_out": list}  # and when it is done
 _BUILD_TMP = re.compile(r"\.build\.json\.\d+\.tmp")
 
 
@@ -143,6 +148,9 @@ def build_shards(
     plan = {"format": _FORMAT, "request": request, "pictures": _listing(found), "classes": list(found.classes)}
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "another build is writing shards here", todo="wait for it, or name another folder"):
+        state = _state(folder)
+        if state and state["state"] == "done":  # by another build, since we looked
+            return _already(folder, state, request, source)
         _claim(folder, plan)
         _write_all(found, folder, options, tasks, progress=progress)
         notes = [read_note(_note_of(folder, task)) for task in tasks]
@@ -153,6 +161,10 @@ def build_shards(
 
 
 def _check(source: str | Source, folder: Path, options: BuildOptions) -> None:
+    if source == "":
+        raise UserError("the source has no name", todo="give a folder, a .csv file, or torchvision:NAME")
+    if options.jobs is not None and options.jobs < 0:
+        raise UserError("--jobs takes a number of processes, 0 or more")
     if isinstance(source, str) and Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
         raise UserError("the shards would lie among their own source", where=str(folder), todo="name a folder outside")
     if options.shard_samples < 1 or options.shard_bytes < 1:
@@ -188,11 +200,13 @@ def _read(source: str | Source, options: BuildOptions) -> Source:
 
 
 def _listing(source: Source) -> str:
-    """A hash of which pictures there are: names, sizes, labels, splits."""
+    """A hash of which pictures there are: names, sizes, labels, splits. A file that was changed and kept its size
+    counts as unchanged; another spelling of the same path makes no difference."""
     seen = hashlib.sha256()
     for split in sorted(source.splits):
         for p in source.splits[split]:
-            seen.update(f"{split}\0{p.origin}\0{p.label}\0{p.bytes}\n".encode("utf-8", "surrogateescape"))
+            name = p.origin if p.path is None else os.path.abspath(p.path)
+            seen.update(f"{split}\0{name}\0{p.label}\0{p.bytes}\n".encode("utf-8", "surrogateescape"))
     return seen.hexdigest()
 
 
@@ -205,7 +219,7 @@ def _state(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         raise UserError("this is a file", where=str(folder), todo="name a new folder")
     try:
-        state: dict[str, Any] = json.loads((folder / "build.json").read_text())
+        state: Any = json.loads((folder / "build.json").read_bytes())
     except FileNotFoundError:
         # a build that was killed at its very beginning leaves only the file it was about to rename
         if any(not _BUILD_TMP.fullmatch(p.name) for p in folder.iterdir()):
@@ -213,13 +227,21 @@ def _state(folder: Path) -> dict[str, Any] | None:
                 "the folder is not empty and was not made by tlx shards build", where=str(folder), todo="name a new one"
             ) from None
         return None
-    except ValueError as error:
-        raise UserError(
-            f"not a build of tlx: {error}", where=str(folder / "build.json"), todo="name a new one"
-        ) from error
-    if state.get("format") != _FORMAT:
-        raise UserError(f"built by another version of tlx (format {state.get('format')})", where=str(folder))
+    except (ValueError, RecursionError) as error:
+        raise _damaged(folder, str(error)) from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise _damaged(folder, "it holds something else")
+    if state["format"] != _FORMAT:
+        raise UserError(f"built by another version of tlx (format {state['format']})", where=str(folder))
+    wanted = {**_STATE, **(_DONE if state.get("state") == "done" else {})}
+    lost = [name for name, kind in wanted.items() if not isinstance(state.get(name), kind)]
+    if lost:
+        raise _damaged(folder, f"it lacks {', '.join(lost)}")
     return state
+
+
+def _damaged(folder: Path, why: str) -> UserError:
+    return UserError(f"not a build of tlx: {why}", where=str(folder / "build.json"), todo="name a new folder")
 
 
 def _already(folder: Path, state: dict[str, Any], request: dict[str, Any], source: str | Source) -> BuildSummary:
@@ -232,9 +254,25 @@ def _already(folder: Path, state: dict[str, Any], request: dict[str, Any], sourc
                 where=str(folder),
                 todo="build into a new folder",
             )
+    _still_whole(folder, state)
     if os.access(folder, os.W_OK):
         _tidy(folder)  # a kill may have come between the last word of build.json and this
-    return _summary(folder, state, already=True)
+    try:
+        return _summary(folder, state, already=True)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+
+
+def _still_whole(folder: Path, state: dict[str, Any]) -> None:
+    for split in state["splits"]:
+        for shard in Manifest.open(folder / split).shards:
+            tar = folder / split / shard.name
+            if tar.stat().st_size != shard.bytes:
+                raise UserError(
+                    f"this shard was written with {shard.bytes} bytes and now has {tar.stat().st_size}",
+                    where=str(tar),
+                    todo=f"bring it back, or remove {folder} and build again",
+                )
 
 
 def _summary(folder: Path, state: dict[str, Any], *, already: bool = False, seconds: float = 0.0) -> BuildSummary:
@@ -268,7 +306,14 @@ def _claim(folder: Path, plan: dict[str, Any]) -> None:
     if state:
         _same(folder, state, plan["request"], "holds an interrupted build of another request")
     if state and state["pictures"] != plan["pictures"]:
-        for made in [*folder.glob("*/[0-9]*.tar"), *folder.glob(_NOTES)]:
+        tars = list(folder.glob("*/[0-9]*.tar"))
+        print(
+            f"warning: {folder}: an interrupted build of other pictures is begun anew; "
+            f"removed: {len(tars)} shard{'' if len(tars) == 1 else 's'} of it",
+            file=sys.stderr,
+            flush=True,
+        )
+        for made in [*tars, *folder.glob(_NOTES)]:
             made.unlink()
     for rest in [*folder.glob("*/.*.tmp"), *folder.glob(".build.json.*.tmp")]:
         rest.unlink()
@@ -339,34 +384,34 @@ def _write(
     if known and (options.skip_bad or not known.bad):
         return known.bad
     path.parent.mkdir(exist_ok=True)
-    beside, bad, facts, rewrites = path.with_name(f".{task.name}.{os.getpid()}.tmp"), [], Facts(), Rewrites()
+    bad, facts, rewrites = [], Facts(), Rewrites()
     made = in_threads(
         partial(_stored, source, options, measured[task.split]), enumerate(task.pictures, task.first), threads
     )
-    with open(beside, "wb") as file:
-        with TarWriter(file, encoder=False, mtime=0) as tar:
-            for (place, picture), content in zip(enumerate(task.pictures, task.first), made, strict=True):
-                if os.getppid() != parent:  # the build was killed, and perhaps another one has begun
-                    beside.unlink(missing_ok=True)
-                    raise TlxError("the build that asked for this shard is gone")
-                if isinstance(content, str):
-                    bad.append(f"{picture.origin}: {content}")
-                    continue
-                label = str(picture.label).encode()
-                tar.write({"__key__": f"{place:09d}", content.extension: content.data, "cls": label})
-                facts.add(place, picture.label, len(content.data), content.seen)
-                rewrites = rewrites.and_one(content.rewrite, content.before, len(content.data))
-        file.flush()
-        os.fsync(file.fileno())
-    if bad and not options.skip_bad:
-        beside.unlink()
-        return tuple(bad)
-    size = beside.stat().st_size if facts.rows else 0
-    write_whole(_note_of(folder, task), Note(size, tuple(bad), *facts.packed(), rewrites).text())
-    if facts.rows:
-        os.replace(beside, path)
-    else:
-        beside.unlink()
+    with scratch(path) as beside:
+        with open(beside, "wb") as file:
+            with TarWriter(file, encoder=False, mtime=0) as tar:
+                for (place, picture), content in zip(enumerate(task.pictures, task.first), made, strict=True):
+                    if os.getppid() != parent:  # the build was killed, and perhaps another one has begun
+                        raise TlxError("the build that asked for this shard is gone")
+                    if isinstance(content, str):
+                        bad.append(f"{picture.origin}: {content}")
+                        continue
+                    label = str(picture.label).encode()
+                    tar.write({"__key__": f"{place:09d}", content.extension: content.data, "cls": label})
+                    facts.add(place, picture.label, len(content.data), content.seen)
+                    rewrites = rewrites.and_one(content.rewrite, content.before, len(content.data))
+            file.flush()
+            os.fsync(file.fileno())
+        if bad and not options.skip_bad:
+            beside.unlink()
+            return tuple(bad)
+        size = beside.stat().st_size if facts.rows else 0
+        write_whole(_note_of(folder, task), Note(size, tuple(bad), *facts.packed(), rewrites).text())
+        if facts.rows:
+            os.replace(beside, path)
+        else:
+            beside.unlink()
     return tuple(bad)
 
 
@@ -394,6 +439,8 @@ def _stored(source: Source, options: BuildOptions, measured: frozenset[int], tas
         )
     except (DecodeError, OSError) as error:
         return str(error)
+    except Exception as error:  # one odd picture is named, and does not end the build
+        return f"{type(error).__name__}: {error}"
 
 
 # When all are written
@@ -435,7 +482,7 @@ def _index(
     source: Source, folder: Path, tasks: Sequence[_Task], notes: Sequence[Note], options: BuildOptions
 ) -> dict[str, dict[str, int]]:
     """An index for each split, from what lies on the disk."""
-    splits = {}
+    splits: dict[str, dict[str, int]] = {}
     kept = [(task, note) for task, note in zip(tasks, notes, strict=True) if note.size]
     for split in dict.fromkeys(task.split for task, _ in kept):
         tars = [folder / split / task.name for task, _ in kept if task.split == split]
@@ -452,11 +499,13 @@ def _index(
             raise UserError(f"no readable training picture is left of: {', '.join(lost)}", where=str(folder))
         size = sum(s.bytes for s in manifest.shards)
         splits[split] = {"samples": len(manifest), "shards": len(manifest.shards), "bytes": size}
+    if not splits:
+        raise UserError("no readable picture is left", where=str(folder), todo="tlx shards build without --skip-bad")
     return splits
 
 
 def _unreadable(bad: Sequence[str], where: str) -> UserError:
-    listed = "\n".join(f"  {b}" for b in bad[:20]) + ("\n  ..." if len(bad) > 20 else "")
+    listed = "\n".join(f"  {shown(b)}" for b in bad[:20]) + ("\n  ..." if len(bad) > 20 else "")
     return UserError(
         f"{len(bad)} unreadable picture{'s' if len(bad) > 1 else ''}:\n{listed}",
         where=where,
