@@ -120,6 +120,7 @@ def test_a_floor_shows_what_the_loader_shows(shards):
         assert (out == shown).all()
 
 
+@pytest.mark.slow
 def test_larger_pictures_are_worth_resizing(tmp_path):
     shards = make_shards(tmp_path / "large", 2, 2, size=(600, 800))
     look = bench.looks_of(Manifest.open(shards / "train"), bench.Setup())[0]
@@ -173,6 +174,7 @@ def test_a_mistake_ends_with_2():
     assert done.stderr.startswith("error: nowhere")
 
 
+@pytest.mark.slow
 def test_train_compares_three_loops_and_writes_nothing(shards, tmp_path):
     config = {"run": str(tmp_path / "run"), "data": {"train": str(shards / "train"), "batch": 8, "workers": 1}} | TOY
     file = write_config(tmp_path / "c.yaml", config, loop={"micro_batch": 4}, mix={"mixup": 0.2})

@@ -160,6 +160,7 @@ def config_of(shards, path, **over):
     return write_config(path, RAW, data=data, run=str(path.parent / "run"), **over)
 
 
+@pytest.mark.slow
 def test_training_from_the_written_schedule_is_the_same_training(shards, tmp_path):
     config = config_of(shards, tmp_path / "c.yaml")
     written = invoke("plan", config, f"run={tmp_path / 'again'}", "--write")

@@ -66,6 +66,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_a_resumed_process_holds_and_reads_little(large, small):
     shuffles = [(None, 1), (1000, 1), (None, 8)]
     command = [sys.executable, "-c", CHILD, str(large), str(small), json.dumps(shuffles)]

@@ -178,6 +178,7 @@ def spawned():
     print("spawned", flush=True)
 
 
+@pytest.mark.slow
 def test_processes_that_are_not_forked():
     lines = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nimport test_data_workers\n"
     lines += "if __name__ == '__main__': test_data_workers.spawned()"

@@ -185,6 +185,7 @@ def test_a_new_head_survives_copies(head: str) -> None:
         assert torch.equal(net(images), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "head", ["concat_pool", *(pytest.param(h, marks=pytest.mark.slow) for h in ("mlp", "attention_pool", "cosine"))]
 )

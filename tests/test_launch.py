@@ -53,6 +53,7 @@ def test_a_ready_config_gives_the_world_it_names(name, size):
     assert all(f"rank {rank} of {size}" in said for rank in range(size))
 
 
+@pytest.mark.slow
 def test_several_nodes_meet():
     file = ROOT / "launch" / "several_nodes.yaml"
     assert yaml.safe_load(file.read_text())["num_processes"] == 16
@@ -65,6 +66,7 @@ def test_several_nodes_meet():
     assert [f"rank {rank} of 2" in text for rank, text in enumerate(said)] == [True, True], said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("--cpu", "--num_processes", "2"), ("--cpu", "--num_machines", "2")], ids=str)
 def test_a_launcher_that_starts_fewer_processes_than_asked_is_caught(words):
     if "--num_machines" in words:
@@ -76,6 +78,7 @@ def test_a_launcher_that_starts_fewer_processes_than_asked_is_caught(words):
     assert "launch/README.md" in said
 
 
+@pytest.mark.slow
 def test_a_launch_config_that_starts_one_process_is_caught(tmp_path):
     raw = yaml.safe_load((ROOT / "launch" / "cpu.yaml").read_text()) | {"distributed_type": "MULTI_CPU"}
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))

@@ -32,6 +32,7 @@ def kept(net: nn.Module, images: Images) -> int:
     return ledger.kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_activations_are_those_of_a_pass_with_values(name: str, precision: str) -> None:

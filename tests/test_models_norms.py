@@ -391,6 +391,7 @@ def test_what_cannot_be_synchronised_is_said():
     assert type(converted[0]) is nn.SyncBatchNorm
 
 
+@pytest.mark.slow
 def test_synchronising_without_a_gpu_is_refused_before_the_first_step(tmp_path):
     shards = make_shards(tmp_path / "s", classes=2, per_class=6, size=16)
     raw = {

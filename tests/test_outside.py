@@ -54,6 +54,7 @@ def test_parts_from_an_installed_package_train(installed, config, tmp_path):
     assert weights["0.weight"].shape == (12, 3, 3, 3)
 
 
+@pytest.mark.slow
 def test_their_arguments_are_checked_like_ours(installed, config):
     wrong = tlx("plan", config, "head.hiden=3", "backbone.args={depth: 3}", "unfreeze.evry=1", path=installed)
     assert wrong.returncode == 2

@@ -49,6 +49,7 @@ def plain(config, tmp_path_factory):
     return train(config, tmp_path_factory.mktemp("plain") / "run")[0]
 
 
+@pytest.mark.slow
 def test_bf16_and_channels_last_come_near_fp32(config, plain, tmp_path):
     losses, _ = train(config, tmp_path / "run", "loop.precision=bf16", "loop.channels_last=true")
     assert losses == pytest.approx(plain, abs=0.05)

@@ -107,6 +107,7 @@ def test_the_same_command_again_shows_the_result_and_a_changed_one_is_refused(wh
     assert (aside / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_training_again_from_the_written_configuration_gives_the_same_run(whole, tmp_path):
     run = tmp_path / "again"
     done = tlx("train", whole / "1" / "config.yaml", f"run={run}", "data.workers=2")
@@ -147,6 +148,7 @@ def test_a_request_to_stop_leaves_a_resumable_run(whole, config, tmp_path):
     same_bits(run, whole / "1")
 
 
+@pytest.mark.slow
 def test_under_a_launcher_a_stop_ends_with_0_and_another_number_of_ranks_goes_on(config, shards, tmp_path):
     run, grouped = tmp_path / "elastic", {"args": {"norm": "group"}, "name": "toys:small", "weights": "none"}
     config = write_config(tmp_path / "g.yaml", raw_for(shards, run, backbone=grouped))
@@ -186,6 +188,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(whole, confi
     same_bits(run, whole / "1")
 
 
+@pytest.mark.slow
 def test_a_users_mistake_ends_every_rank_with_0_and_is_said_once(config, tmp_path):
     run = tmp_path / "mistake"
     run.mkdir()
@@ -230,6 +233,7 @@ def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(sha
     assert f"1 unreadable sample, replaced 2 times:\n    {where}: {reason}" in allowed.stdout
 
 
+@pytest.mark.slow
 def test_early_stopping_and_plateaus_end_phases(shards, tmp_path):
     plateau = {"max": 200, "metric": "val/loss", "patience": 2, "min_delta": 10.0}
     phases = {"each": {"lr": 0.01}, "feature_extraction": {"duration": plateau}, "fine_tuning": {"duration": 300}}

@@ -1,4 +1,4 @@
-/* The least that a picture can cost: JPEG bytes in memory to a small RGB picture through libjpeg's own API, in one
+/* What a picture costs at least, nearly: JPEG bytes in memory to a small RGB picture through libjpeg's own API, in one
  * thread, with nothing of tlx. For measurements only: it trusts its input. x86 with AVX2.
  *
  *   cc -O3 -mavx2 -shared -fPIC -o floor.so floor.c -ljpeg -lm
