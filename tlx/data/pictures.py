@@ -67,7 +67,8 @@ class Pictures:
                 channels, height, width = view.shape
             except Exception as error:
                 raise _failed(self.manifest.location, image, error) from error
-            _check_dtype(view, self.manifest.location)
+            if view.dtype != torch.uint8:
+                raise _no_bytes(self.manifest.location, view)
         return height, width, channels
 
     def _first_readable(self) -> Tensor:
@@ -102,7 +103,8 @@ class Pictures:
         if self._rest is not None:
             seed(key)
             image = self._transformed(sample, image)
-            _check_dtype(image, self.manifest.describe(sample))
+            if image.dtype != torch.uint8:
+                raise _no_bytes(self.manifest.describe(sample), image)
         if image.shape[-2:] != out.shape[:2] or image.shape[0] != out.shape[2]:
             raise TlxError(
                 f"{self.manifest.describe(sample)}: the transforms give pictures of different shapes: "
@@ -142,11 +144,8 @@ class Pictures:
         return {k: v for k, v in self.__dict__.items() if k != "_scratch"}
 
 
-def _check_dtype(view: Tensor, where: str) -> None:
-    if view.dtype != torch.uint8:
-        raise TlxError(
-            f"{where}: the transforms give {view.dtype}; they must give torch.uint8 (normalise on the device)"
-        )
+def _no_bytes(where: str, view: Tensor) -> TlxError:
+    return TlxError(f"{where}: the transforms give {view.dtype}; they must give torch.uint8 (normalise on the device)")
 
 
 def _failed(where: str, image: Tensor, error: Exception) -> TlxError:
