@@ -22,14 +22,16 @@ echo "types"
 $python -m mypy
 marks="not slow and not slurm"
 $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || marks="$marks and not gpu"
+# a file's tests share what is dear to make, so files, not tests, are dealt to the cores
+pytest="$python -m pytest -n logical --maxprocesses 8 --dist loadfile"
 if [ -z "$everything" ]; then
-    exec $python -m pytest -m "$marks" "$@"
+    exec $pytest -m "$marks" "$@"
 fi
 command -v sinfo >/dev/null && scope="" || scope="not slurm"
 [[ $marks == *"not gpu"* ]] && scope="${scope:+$scope and }not gpu"
 log="$(mktemp)"
 code=0
-$python -m pytest -m "$scope" --durations=10 "$@" 2>&1 | tee "$log" || code=$?
+$pytest -m "$scope" --durations=10 "$@" 2>&1 | tee "$log" || code=$?
 $python tests/full.py "$log" "$code" >tests/FULL.md
 rm -f "$log"
 echo "written: tests/FULL.md"

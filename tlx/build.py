@@ -216,7 +216,7 @@ def compose(config: Config, world: World, folder: RunFolder, *, silent: bool = F
         evaluation=evaluation_of(config, sets.val, spec, world),
         classes=len(sets.train.classes),
         identity=identity_of(config, sets, spec),
-        checkpoints=Checkpoints(folder.checkpoints, keep=config.checkpoint.keep),
+        checkpoints=Checkpoints(folder.checkpoints, keep=config.checkpoint.keep.last),
         journal=journal_of(config, world, folder, made.steps, silent=silent),
         stop=StopRequest(folder.path, launched=world.launched),
         ema=ema,

@@ -28,7 +28,7 @@ from pydantic import (
 from tlx import plug
 from tlx.data.location import place, without_credentials
 from tlx.data.sampling import Sampling
-from tlx.durations import Duration, Length
+from tlx.durations import Duration, Length, TimeSpan
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
 from tlx.layers import Granularity, Kind
@@ -258,10 +258,31 @@ class EMA(Model):
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
 
 
+class NonFinite(Model):
+    """What happens at a loss or gradient that is not finite, beside that nothing is updated: `stop`, or `skip` up to
+    `limit` such steps of a run. fp16's overflows are its scaler's matter until there are `overflows` in a row."""
+
+    policy: Literal["stop", "skip"] = "stop"
+    limit: PositiveInt = 10
+    overflows: PositiveInt = 20
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"policy": value} if isinstance(value, str) else value
+
+
 class Loop(Model):
-    """How a step is computed. `micro_batch` is the most samples a rank takes at once; gradients accumulate."""
+    """How a step is computed. `micro_batch` is the most samples a rank takes at once; gradients accumulate.
+
+    `fit_micro_batch`: the memory of every phase is tried before the first step, and a smaller micro-batch taken where
+    it does not fit. `auto` does so on a GPU, and refuses instead where moving BatchNorm makes the numbers depend on the
+    micro-batch; `always` takes it there too, and tries on a CPU as well.
+    """
 
     micro_batch: PositiveInt | None = None
+    fit_micro_batch: Literal["auto", "always", "never"] = "auto"
+    nonfinite: NonFinite = NonFinite()
     clip: Annotated[float, Field(gt=0)] | None = None
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     channels_last: bool = False
@@ -292,11 +313,27 @@ class Evaluate(Model):
     batch: PositiveInt | None = None
 
 
+class Keep(Model):
+    """Which checkpoints stay: the `last` ones, the `best` ones by `evaluate.metric`, and for good one at each interval
+    of `every`."""
+
+    last: PositiveInt = 2
+    best: PositiveInt = 1
+    every: Interval | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return {"last": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 class Checkpoint(Model):
-    """When to save; `keep` last ones stay beside the best."""
+    """When to save, and which ones `keep`. `background`: a thread writes them, from a copy in memory, while training
+    goes on."""
 
     every: Interval = Duration(1, "ep")
-    keep: PositiveInt = 2
+    keep: Keep = Keep()
+    background: bool = True
 
 
 class Track(Model):
@@ -307,20 +344,22 @@ class Track(Model):
 
 
 class WorldConfig(Model):
-    """`size`: the number of ranks this training expects; another number is an error."""
+    """`size`: the number of ranks this training expects; another number is an error. `timeout_minutes`: a rank that has
+    made no step, nor a batch of an evaluation, for so long is taken to hang."""
 
     size: PositiveInt | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["nccl", "gloo"] | None = None
-    timeout_minutes: PositiveInt = 30
+    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0
 
 
 class Config(Model):
-    """One training."""
+    """One training. `stop_after`: a stop is asked for after so much time since the command was started (``3h55m``)."""
 
     run: Path
     seed: Annotated[int, Field(ge=0)] = 0
     duration: Length | None = None
+    stop_after: TimeSpan | None = None
     data: Data
     input: Input = Input()
     transforms: list[_part_of("transform")] | None = None  # type: ignore[valid-type]

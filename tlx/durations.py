@@ -1,4 +1,4 @@
-"""Lengths of training in any unit: ``"16ep"`` epochs, ``4000`` steps, ``"5%"`` of the whole."""
+"""Lengths of training in any unit, ``"16ep"`` epochs, ``4000`` steps, ``"5%"`` of the whole, and of time: ``"3h55m"``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 from pydantic_core import PydanticSerializationUnexpectedValue
 
+_TIME = re.compile(r"^\s*(?=\d)(?:(\d+)\s*d)?\s*(?:(\d+)\s*h)?\s*(?:(\d+)\s*m)?\s*(?:(\d+)\s*s)?\s*$")
 _FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)?\s*$")
 
 
@@ -45,6 +46,21 @@ def duration(value: Any) -> Duration:
     return Duration(float(match[1]), unit)  # type: ignore[arg-type]
 
 
+def seconds(value: Any) -> int:
+    """Reads ``"3h55m"``, ``"2d"``, ``"90s"``, or a number of seconds; how many seconds it is.
+
+    Raises:
+        ValueError: anything else, or no time at all.
+    """
+    match = _TIME.match(value) if isinstance(value, str) else None
+    if match:
+        days, hours, minutes, rest = (int(part or 0) for part in match.groups())
+        value = ((days * 24 + hours) * 60 + minutes) * 60 + rest
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f'{value!r} is not a time; write "3h55m", "90s", or seconds')
+    return value
+
+
 def ratio(value: Any) -> float:
     """Reads a number or a fraction such as ``"1/3"``.
 
@@ -73,3 +89,6 @@ Steps = Annotated[int, PlainValidator(duration)]
 
 Ratio = Annotated[float, BeforeValidator(ratio)]
 """A number that may be written as a fraction."""
+
+TimeSpan = Annotated[int, BeforeValidator(seconds)]
+"""Seconds, that may be written ``3h55m``."""

@@ -20,7 +20,10 @@ from tlx.errors import UserError
 from tlx.files import json_text, write_whole
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
-MAY_CHANGE = ("world", "track", "data.workers", "data.cache", "loop.micro_batch", "checkpoint", "run", "data.expected")
+MAY_CHANGE = (
+    *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),
+    *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
+)
 """Keys that do not change what is trained, so that a run goes on when they do."""
 
 
