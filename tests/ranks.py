@@ -67,6 +67,7 @@ SCENARIOS: dict[str, dict] = {
     },
     "mixed": {"backbone": GROUPED, "phases": TWO_PHASES, "mix": {"mixup": 0.4, "cutmix": 1.0}},
     "average": {"backbone": SMALL, "phases": TWO_PHASES, "loop": {"ema": {"decay": 0.8}, "clip": 0.5}},
+    "skipping": {"backbone": SMALL, "phases": MOVING, "loop": {"nonfinite": "skip"}},
     "recomputed": {"backbone": SMALL, "phases": TWO_PHASES, "loop": {"gradient_checkpointing": True}},
 }
 
@@ -98,6 +99,15 @@ class Watcher:
         now = copied(run)
         self.report["frozen_equal"].append(all(torch.equal(now[n], self.before[n]) for n in frozen(run, phase)))
         self.before = now
+
+
+def spoil(run, step: int) -> None:
+    """What a layer gives in one step is infinite, on this rank alone."""
+
+    def infinite(module, args, output):
+        return output * float("inf") if module.training and run.progress.step == step else None
+
+    run.net.features[1][0].register_forward_hook(infinite)
 
 
 def copied(run) -> dict[str, torch.Tensor]:
@@ -139,10 +149,13 @@ def main(out: Path, shards: Path, names: list[str]) -> None:
             folder.prepare(config, fresh=False)
         ranks.barrier()
         run = build.compose(config, ranks, folder)
+        if name == "skipping" and ranks.rank == ranks.size - 1:
+            spoil(run, step=9)
         watcher = Watcher(run, log)
         initial = copied(run)
         tlx.engine.log = watcher
         tlx.engine.fit(run)
+        run.saver.close()
         run.stop.close()
         moved = [n for n, t in run.net.state_dict().items() if not torch.equal(t, initial[n])]
         if ranks.main:

@@ -99,6 +99,12 @@ def test_evaluating_saving_and_logging_at_other_intervals_changes_no_bit(trained
 
 
 @pytest.mark.parametrize("world", WORLDS)
+def test_a_step_that_one_rank_spoils_is_skipped_by_all(trained, world):
+    assert report(trained, world, "skipping")["result"]["unfinite"] == 1
+    assert all(t.isfinite().all() for t in weights(trained, world, "skipping").values())
+
+
+@pytest.mark.parametrize("world", WORLDS)
 def test_recomputing_blocks_changes_nothing(trained, world):
     one, other = weights(trained, world, "frozen"), weights(trained, world, "recomputed")
     assert one.keys() == other.keys()

@@ -45,6 +45,7 @@ def compose(shards, tmp_path, monkeypatch):
         folder = RunFolder(config.run)
         folder.prepare(config, fresh=False)
         run = build.compose(config, alone, folder)
+        folder.release()
         run.stop.close()
         return run
 
@@ -116,7 +117,8 @@ def test_what_is_random_in_frozen_layers_is_off_unless_asked_for(compose, tmp_pa
 
 
 def snapshot(best=None):
-    state = {"best": {"step": best} if best is not None else None}
+    leaders = [{"step": best, "value": 1.0}] if best is not None else []
+    state = {"best": {"step": best} if best is not None else None, "progress": {"leaders": leaders}}
     return Snapshot(model={"w": torch.zeros(3)}, optimizer={}, state=state)
 
 

@@ -1,7 +1,8 @@
 """Checkpoints: written beside, flushed, renamed; damaged ones noticed; nothing unpickled.
 
 ``checkpoints/step-00001234/{model.safetensors, ema.safetensors, optimizer.pt, state.json}``, and the links `latest` and
-`best`. Tensors are fp32 under the network's own names; the optimizer's state is by parameter name.
+`best`. Tensors are fp32 under the network's own names; the optimizer's state is by parameter name. `state.json` holds
+the hashes of the other files, and its own.
 """
 
 from __future__ import annotations
@@ -10,40 +11,55 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.optim import Optimizer
 
 from tlx.errors import TlxError, UserError
-from tlx.files import write_whole
+from tlx.files import sha256_of, write_whole
+from tlx.models.weights import verify_packing
 
-FORMAT = 1
+FORMAT = 2
 Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a run needs to go on. `state` is plain data."""
+    """All that a run needs to go on: copies, on the CPU. `state` is plain data."""
 
     model: Weights
     optimizer: dict[str, Any]
     state: dict[str, Any]
     ema: Weights | None = None
 
+    @property
+    def bytes(self) -> int:
+        """About what it takes on a disk."""
+        states = [t for of_one in self.optimizer.values() for t in of_one.values() if isinstance(t, torch.Tensor)]
+        return sum(t.nbytes for t in [*self.model.values(), *(self.ema or {}).values(), *states])
+
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoint folder of a run: the `keep` last ones, and the best of each of those."""
+    """The checkpoint folder of a run.
+
+    Attributes:
+        keep: so many of the newest stay, and with each the best ones that its state names (`leaders`).
+        every: those at multiples of so many steps stay for good; 0 for none.
+    """
 
     folder: Path
     keep: int = 2
+    every: int = 0
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
         """Writes a checkpoint, then moves `latest`, then removes what is no longer needed.
@@ -54,8 +70,8 @@ class Checkpoints:
         path = self.path(step)
         beside = self.folder / f".{path.name}.writing"
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
         try:
+            beside.mkdir(parents=True)
             _write(beside, snapshot)
         except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
             shutil.rmtree(beside, ignore_errors=True)
@@ -88,6 +104,14 @@ class Checkpoints:
             raise TlxError(f"every checkpoint in {self.folder} is damaged; --fresh starts anew and keeps them aside")
         return None
 
+    def sweep(self) -> None:
+        """Removes what a killed process was writing."""
+        for left in self.folder.glob(".*.writing"):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
     def best(self) -> Path | None:
         path = self.folder / "best"
         return path.resolve() if path.exists() else None
@@ -109,11 +133,14 @@ class Checkpoints:
         paths = self._paths()
         needed = set(paths[-self.keep :])
         for path in list(needed):
-            best = _best(path)
-            needed |= {self.path(best["step"])} if best else set()
+            needed |= {self.path(step) for step in _leaders(path)}
         for path in paths:
-            if path not in needed:
+            if path not in needed and not self._for_good(path):
                 shutil.rmtree(path)
+
+    def _for_good(self, path: Path) -> bool:
+        number = path.name.removeprefix("step-")
+        return self.every > 0 and number.isdigit() and int(number) % self.every == 0
 
 
 def read(path: Path) -> Snapshot:
@@ -121,51 +148,99 @@ def read(path: Path) -> Snapshot:
 
     Raises:
         UserError: another format version.
+        TlxError: it holds something else than a checkpoint does; no code in it was run.
     """
-    state = _state(path)
+    with understood(path):
+        state = _state(path)
     if state.get("format") != FORMAT:
         raise UserError(
             f"checkpoint format {state.get('format')}; this tlx reads format {FORMAT}",
             where=str(path),
-            todo="use the tlx version named in its state.json, or --fresh",
+            todo="use the tlx version that wrote it, or --fresh",
         )
     ema = path / "ema.safetensors"
-    return Snapshot(
-        model=load_file(path / "model.safetensors"),
-        optimizer=torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
-        state=state,
-        ema=load_file(ema) if ema.exists() else None,
-    )
+    with understood(path):
+        verify_packing(path / "optimizer.pt")
+        optimizer = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+        if not isinstance(optimizer, dict) or not all(isinstance(of_one, dict) for of_one in optimizer.values()):
+            raise ValueError("optimizer.pt does not hold states by name")
+        return Snapshot(
+            model=load_file(path / "model.safetensors"),
+            optimizer=optimizer,
+            state=state,
+            ema=load_file(ema) if ema.exists() else None,
+        )
+
+
+@contextlib.contextmanager
+def understood(path: Path) -> Iterator[None]:
+    """What a checkpoint holds is used inside; whatever does not fit is its fault.
+
+    Raises:
+        TlxError: naming it, and what to do.
+    """
+    wrong = (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError, EOFError, RecursionError)
+    try:
+        yield
+    except (*wrong, OSError, SafetensorError, pickle.UnpicklingError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # the disk's; torch has some without a file
+            raise
+        why = (str(error).strip().splitlines() or [""])[0][:300]
+        raise TlxError(
+            f"{path}: this is not a checkpoint of this training ({type(error).__name__}: {why})\n"
+            "  -> move it elsewhere, and the one before is used; or --fresh"
+        ) from error
 
 
 def weights_of(net: nn.Module) -> Weights:
-    """Parameters and buffers by the network's own names, on the CPU, floating ones in fp32; tied ones once each."""
-    return {
-        name: (t.detach().float() if t.is_floating_point() else t.detach()).cpu().contiguous().clone()
+    """Parameters and buffers by the network's own names, copied to the CPU, floating ones in fp32; tied ones once
+    each."""
+    copies = {
+        name: _on_host(t.float() if t.is_floating_point() else t, torch.contiguous_format)
         for name, t in net.state_dict().items()
     }
+    _arrived(net.state_dict().values())
+    return copies
 
 
 def optimizer_state(optimizer: Optimizer) -> dict[str, Any]:
-    """State by parameter name; frozen parameters have none."""
-    return {
-        name: dict(optimizer.state[tensor])
+    """State by parameter name, copied to the CPU; frozen parameters have none."""
+    states = {
+        name: {
+            key: _on_host(value, torch.preserve_format) if isinstance(value, torch.Tensor) else value
+            for key, value in optimizer.state[tensor].items()
+        }
         for group in optimizer.param_groups
         for name, tensor in zip(group["names"], group["params"], strict=True)
         if tensor in optimizer.state
     }
+    _arrived(tensor for group in optimizer.param_groups for tensor in group["params"])
+    return states
 
 
-def restore_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Puts named state back, on each parameter's device."""
+def restore_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Puts named state back, on each parameter's device.
+
+    Raises:
+        ValueError: states that are not of these parameters.
+    """
     optimizer.state.clear()
-    for group in optimizer.param_groups:
-        for name, tensor in zip(group["names"], group["params"], strict=True):
-            if name in state:
-                optimizer.state[tensor] = {
-                    key: _like(value, tensor, key) if isinstance(value, torch.Tensor) else value
-                    for key, value in state[name].items()
-                }
+    known = {
+        name: tensor
+        for group in optimizer.param_groups
+        for name, tensor in zip(group["names"], group["params"], strict=True)
+    }
+    for name, of_one in state.items():
+        if name not in known:
+            raise ValueError(f"there is no parameter {name}")
+        tensor = known[name]
+        for key, value in of_one.items():
+            if isinstance(value, torch.Tensor) and value.numel() > 1 and value.shape != tensor.shape:
+                raise ValueError(f"{key} of {name} is {tuple(value.shape)}, the parameter is {tuple(tensor.shape)}")
+        optimizer.state[tensor] = {
+            key: _like(value, tensor, key) if isinstance(value, torch.Tensor) else value
+            for key, value in of_one.items()
+        }
 
 
 def _like(value: torch.Tensor, tensor: torch.Tensor, key: str) -> torch.Tensor:
@@ -173,6 +248,17 @@ def _like(value: torch.Tensor, tensor: torch.Tensor, key: str) -> torch.Tensor:
     if key == "step" and not tensor.is_cuda:
         return value.clone()
     return value.to(tensor.device, copy=True)
+
+
+def _on_host(tensor: torch.Tensor, layout: torch.memory_format) -> torch.Tensor:
+    """A copy on the CPU; from a GPU it is under way until :func:`_arrived`."""
+    copy = torch.empty_like(tensor, device="cpu", memory_format=layout, pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor.detach(), non_blocking=True)
+
+
+def _arrived(tensors: Any) -> None:
+    for device in {t.device for t in tensors if t.is_cuda}:
+        torch.cuda.synchronize(device)
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
@@ -186,14 +272,19 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
         _flush(path)
         hashes[path.name] = _hash(path)
     state = {"format": FORMAT, **snapshot.state, "files": hashes}
-    write_whole(folder / "state.json", json.dumps(state, indent=1))
+    write_whole(folder / "state.json", json.dumps({**state, "sha256": _hash_of(state)}, indent=1))
     _flush(folder)
 
 
 def _damage(path: Path) -> str | None:
     try:
-        files = _state(path)["files"]
-    except (OSError, ValueError, KeyError) as error:
+        state = _state(path)
+        if state.get("format") != FORMAT:
+            return None  # not damaged, another tlx's: `read` says so
+        files = dict(state["files"])
+        if state.pop("sha256", None) != _hash_of(state):
+            return "state.json is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"state.json: {error}"
     for name, digest in files.items():
         file = path / Path(name).name
@@ -204,11 +295,10 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _best(path: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        best: dict[str, Any] | None = _state(path).get("best")
-        return best
-    return None
+def _leaders(path: Path) -> list[int]:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
+        return [int(leader["step"]) for leader in _state(path)["progress"]["leaders"]]
+    return []
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -219,11 +309,13 @@ def _state(path: Path) -> dict[str, Any]:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        return sha256_of(file)
+
+
+def _hash_of(state: Mapping[str, Any]) -> str:
+    # as it reads back: JSON makes lists of tuples and text of numbers that are keys
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(state)), sort_keys=True).encode()).hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -18,6 +18,7 @@ import typer
 
 from tlx.cli_bench import bench
 from tlx.cli_shards import shards
+from tlx.cli_track import track
 from tlx.cli_weights import weights
 from tlx.errors import TlxError, UserError
 from tlx.launcher import launched, rank
@@ -32,11 +33,13 @@ app = typer.Typer(
 app.add_typer(shards, name="shards")
 app.add_typer(weights, name="weights")
 app.add_typer(bench, name="bench")
+app.add_typer(track, name="track")
 
 RESUMABLE = 75
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file; see configs/.")]
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
+MEASURE = "Try each phase on the device here: the memory it takes beside the estimate, and the micro-batch that fits."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")]
 
 
@@ -72,6 +75,7 @@ def plan(
     overrides: Overrides = None,
     write: Annotated[bool, typer.Option("--write", help=WRITE)] = False,
     picture: Annotated[bool, typer.Option("--picture", help=PICTURE)] = False,
+    measure: Annotated[bool, typer.Option("--measure", help=MEASURE)] = False,
 ) -> None:
     """Show who trains when and at which rate, without a GPU or weights."""
     from tlx import build
@@ -79,7 +83,9 @@ def plan(
 
     changes, files = _without_files(overrides or [], wanted=picture)
     wanted = configs.load(config, changes)
-    made, text = build.plan(wanted, memory=not write)
+    if measure and write:
+        raise UserError("--measure shows the plan, --write prints a configuration: one of the two")
+    made, text = build.plan(wanted, memory=not write, measure=measure)
     if write:
         from tlx.plan_written import written_out
 

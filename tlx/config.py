@@ -33,6 +33,7 @@ from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
 from tlx.layers import Granularity, Kind
 from tlx.norms import POLICIES, NormPolicy
+from tlx.parsing import LONGEST, from_yaml
 
 
 class Model(BaseModel):
@@ -171,7 +172,9 @@ class Data(Model):
     scaled_decoding: bool = True
     workers: Annotated[int, Field(ge=0)] = 2
     bad_samples: (
-        Literal["error"] | Annotated[int, Field(ge=0, strict=True)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?%$")]
+        Literal["error"]
+        | Annotated[int, Field(ge=0, strict=True)]
+        | Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,9})?%$")]
     ) = "error"
     expected: Expected | None = None
 
@@ -383,6 +386,9 @@ class Config(Model):
         return self.phases[phase].over(base) if phase in self.phases and phase != "each" else base
 
 
+_DEPTH = 20  # of an override's key
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration file.
 
@@ -396,11 +402,14 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """
     path = Path(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(LONGEST + 1)
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that cannot be one
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise UserError(f"cannot be read: {error.__class__.__name__}{near}", where=str(path)) from error
-    except yaml.YAMLError as error:
+    try:
+        raw = from_yaml(text)
+    except ValueError as error:
         raise UserError(f"is not YAML: {error}", where=str(path)) from error
     if not isinstance(raw, dict):
         raise UserError("is not a mapping of keys to values", where=str(path), todo="see configs/ for examples")
@@ -434,12 +443,14 @@ def dump(config: Config) -> str:
 def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f'"{override}" is not an override', todo="write key=value, for instance data.batch=64")
+        raise UserError(f'"{_short(override)}" is not an override', todo="write key=value, for instance data.batch=64")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f'"{override}": the value is not YAML', todo="quote it") from error
+        value = from_yaml(text)
+    except ValueError as error:
+        raise UserError(f'"{_short(override)}": the value is not YAML', todo="quote it") from error
     *parents, last = key.split(".")
+    if len(parents) > _DEPTH:
+        raise UserError(f'"{_short(override)}" goes deeper than any key', todo="write key=value, such as data.batch=64")
     node: Any = raw
     for parent in parents:
         below = node.get(parent)
@@ -458,8 +469,12 @@ def _problem(error: Any) -> str:
     if error["type"] == "missing":
         return f"{where}: missing"
     given = error.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
-    return f"{where}: {message[0].lower()}{message[1:]}{shown}"
+    shown = f" (given: {_short(repr(given))})" if isinstance(given, str | int | float | bool) else ""
+    return f"{_short(where)}: {message[0].lower()}{_short(message[1:], 1000)}{shown}"
+
+
+def _short(text: str, length: int = 200) -> str:
+    return text if len(text) <= length else f"{text[:length]} ..."
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:

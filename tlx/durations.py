@@ -1,7 +1,8 @@
-"""Lengths of training in any unit, ``"16ep"`` epochs, ``4000`` steps, ``"5%"`` of the whole, and of time: ``"3h55m"``."""
+"""Lengths of training in any unit (``"16ep"`` epochs, ``4000`` steps, ``"5%"`` of the whole) and of time (``"3h55m"``)."""
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from decimal import Decimal
@@ -12,6 +13,7 @@ from pydantic import BeforeValidator, PlainSerializer, PlainValidator
 from pydantic_core import PydanticSerializationUnexpectedValue
 
 _TIME = re.compile(r"^\s*(?=\d)(?:(\d+)\s*d)?\s*(?:(\d+)\s*h)?\s*(?:(\d+)\s*m)?\s*(?:(\d+)\s*s)?\s*$")
+_MOST = 2.0**53  # steps, or seconds, that a float counts exactly
 _FORM = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ep|epochs?|steps?|%)?\s*$")
 
 
@@ -40,10 +42,11 @@ def duration(value: Any) -> Duration:
     if isinstance(value, Duration):
         return value
     match = _FORM.match(str(value)) if not isinstance(value, bool) else None
-    if not match or (match[2] in (None, "step", "steps") and float(match[1]) != int(float(match[1]))):
-        raise ValueError(f'{value!r} is not a length; write "16ep" (epochs), 4000 (steps) or "5%"')
+    number = float(match[1]) if match else math.inf
+    if not match or number > _MOST or (match[2] in (None, "step", "steps") and number != int(number)):
+        raise ValueError(f'{repr(value)[:100]} is not a length; write "16ep" (epochs), 4000 (steps) or "5%"')
     unit = {"e": "ep", "s": "steps", "%": "%"}[(match[2] or "s")[0]]
-    return Duration(float(match[1]), unit)  # type: ignore[arg-type]
+    return Duration(number, unit)  # type: ignore[arg-type]
 
 
 def seconds(value: Any) -> int:
@@ -56,8 +59,8 @@ def seconds(value: Any) -> int:
     if match:
         days, hours, minutes, rest = (int(part or 0) for part in match.groups())
         value = ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f'{value!r} is not a time; write "3h55m", "90s", or seconds')
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
+        raise ValueError(f'{repr(value)[:100]} is not a time; write "3h55m", "90s", or seconds')
     return value
 
 
@@ -71,8 +74,8 @@ def ratio(value: Any) -> float:
         raise ValueError(f"{value!r} is not a number")
     try:
         return float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
-    except (ValueError, TypeError, ZeroDivisionError) as error:
-        raise ValueError(f'{value!r} is not a number or a fraction such as "1/3"') from error
+    except (ValueError, TypeError, ArithmeticError) as error:
+        raise ValueError(f'{repr(value)[:100]} is not a number or a fraction such as "1/3"') from error
 
 
 def _text(value: Any) -> str:

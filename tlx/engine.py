@@ -13,8 +13,9 @@ from tlx.data.reader import BadSample
 from tlx.data.stream import Batch
 from tlx.data.transfer import on_device
 from tlx.evaluation import evaluate_when_due
+from tlx.nonfinite import meet_nonfinite
 from tlx.plan import Phase
-from tlx.quota import count_bad, refuse_unfinite
+from tlx.quota import count_bad
 from tlx.resume import load_weights, resume, save_when_due
 from tlx.run import Run
 from tlx.step import Trainee, by_step, dress, set_rates
@@ -27,18 +28,23 @@ def fit(run: Run) -> bool:
         UserError: unreadable samples beyond the quota.
         TlxError: the loss or gradient is not finite.
     """
+    run.world.watch.beat("resuming")
     resume(run)
     started = time.monotonic() - run.progress.wall_time_s
     while run.progress.step < run.plan.steps:
         phase = run.plan.phase(run.progress.step)
         begin(run, phase)
         trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
+        run.world.watch.beat("batch", run.progress.step + 1)
         for step, batches in by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device)):
+            run.world.watch.beat("step", step + 1)
             stopping = take(run, phase, trainee, step, batches)
             run.progress.wall_time_s = time.monotonic() - started
             log(run, phase)
             ended = evaluate_when_due(run, phase, trainee)
+            run.world.watch.beat("saving")
             save_when_due(run, phase, now=stopping or ended)
+            run.world.watch.beat("batch", run.progress.step + 1)
             if stopping:
                 return run.progress.step >= run.plan.steps
             if ended:
@@ -69,6 +75,8 @@ def begin(run: Run, phase: Phase) -> None:
 
 def start_from_best(run: Run, best: Mapping[str, Any]) -> None:
     """The best weights so far, raw or averaged, in place of the last ones."""
+    if run.world.main:
+        run.saver.settle()
     path = run.checkpoints.path(best["step"])
     if not run.world.from_main(path.exists()):
         run.journal.note(f"WARNING: the best checkpoint, {path}, could not be written; going on from the last weights")
@@ -101,8 +109,21 @@ def absorb(run: Run, readings: list[dict[str, float]]) -> bool:
         if reading["bad"]:
             count_bad(run)
         if reading["unfinite"]:
-            refuse_unfinite(run, int(reading["step"]))
+            meet_nonfinite(run, int(reading["step"]))
+        else:
+            watch_loss(run, reading)
     return any(reading["stop"] for reading in readings)
+
+
+def watch_loss(run: Run, reading: Mapping[str, float]) -> None:
+    """A loss that leaps up is told; what it means is for a person to say."""
+    step = int(reading["step"])
+    phase, loss = run.plan.phase(step - 1).name, reading["loss"] / reading["total"]
+    usual = run.progress.trend.mean
+    if run.progress.trend.spike(phase, step, loss):
+        run.journal.note(
+            f"WARNING: the training loss leaps to {loss:.4g} at step {step} of phase {phase}, from {usual:.4g} usually"
+        )
 
 
 def log(run: Run, phase: Phase) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,7 +54,10 @@ def evaluate(run: Run, net: nn.Module) -> dict[str, Any]:
     net.train()  # some networks compute from their weights once per evaluation mode, and forget it in training mode
     net.eval()
     bad: dict[str, str] = {}
+    span = Span()
+    run.world.watch.beat("evaluation")
     for batch in on_device(run.evaluation(), run.world.device):
+        run.world.watch.beat("evaluation")
         bad |= {b.where: b.reason for b in batch.bad}
         if not len(batch.labels):
             continue
@@ -62,13 +65,49 @@ def evaluate(run: Run, net: nn.Module) -> dict[str, Any]:
             output = net(run.normalise(batch.images))
         logits = output[0] if isinstance(output, tuple) else output
         meter.update(logits, batch.labels, run.objective.evaluation_loss(logits, batch.labels))
-    if any(run.world.gather(len(bad))):
+        span.take(logits)
+    of_ranks = run.world.gather((len(bad), span.ends()))
+    if any(count for count, _ in of_ranks):
         run.progress.bad |= bad
         count_bad(run)
     metrics = meter.result()
+    if metrics["samples"] > 1 and constant([ends for _, ends in of_ranks if ends is not None]):
+        run.journal.note(
+            f"WARNING: at step {run.progress.step} the network gives every validation sample the same answer: nothing "
+            "that tells them apart reaches the head. The learning rate may be too high, or input.mean and std, or the "
+            "norm policy, not what the weights were trained with"
+        )
     if not metrics["samples"]:
         raise UserError("there is no readable validation sample", where=shown(run.config.data.val or ""))
     return metrics
+
+
+class Span:
+    """The least and the greatest logit of every class."""
+
+    def __init__(self) -> None:
+        self._ends: torch.Tensor | None = None
+
+    def take(self, logits: torch.Tensor) -> None:
+        """Takes in a batch, float [N, classes]."""
+        ends = torch.stack([logits.amin(0), logits.amax(0)]).float()
+        if self._ends is not None:
+            low, high = self._ends
+            ends = torch.stack([torch.minimum(low, ends[0]), torch.maximum(high, ends[1])])
+        self._ends = ends
+
+    def ends(self) -> list[list[float]] | None:
+        """[2][classes]; None before the first batch."""
+        return None if self._ends is None else self._ends.tolist()
+
+
+def constant(spans: Sequence[list[list[float]]]) -> bool:
+    """Whether, over all of these spans, no class has logits that differ by more than rounding."""
+    ends = torch.tensor(spans, dtype=torch.float64)  # [ranks, 2, classes]
+    if not len(ends):
+        return False
+    low, high = ends[:, 0].amin(0), ends[:, 1].amax(0)
+    return bool(((high - low) <= 1e-6 * torch.maximum(low.abs(), high.abs())).all())
 
 
 def judge(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
@@ -85,10 +124,22 @@ def judge(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
         if "best" not in of_phase or better(value, of_phase["best"][wanted.metric], wanted.mode):
             own = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix + "val/")}
             of_phase["best"] = {"step": progress.step, "weights": weights, **own}
+    lead(run, row)
     values = {k: v for k, v in row.items() if "val/" in k}
     progress.last = {"step": progress.step, **values}
     progress.phases[phase.name]["last"] = progress.last
     return progress.step < phase.stop and end_of_patience(run, phase, row)
+
+
+def lead(run: Run, row: Mapping[str, Any]) -> None:
+    """Whether this evaluation is among the best ones, whose checkpoints stay."""
+    wanted, leaders = run.config.evaluate, run.progress.leaders
+    if wanted.metric not in row:
+        return
+    value = best_of(row, wanted.metric, wanted.mode)
+    place = next((i for i, other in enumerate(leaders) if better(value, other["value"], wanted.mode)), len(leaders))
+    leaders.insert(place, {"step": run.progress.step, "value": value})
+    del leaders[run.config.checkpoint.keep.best :]
 
 
 def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tlx.errors import UserError, did_you_mean
+from tlx.parsing import from_json, from_yaml
 from tlx.tracking.metrics import read_rows
 
 ACCURACY = "val/top1"
@@ -222,8 +220,8 @@ def _runs_in(folder: Path) -> list[str]:
 
 def _wanted(config: str) -> Wanted:
     try:
-        evaluate = _dict(_dict(yaml.safe_load(config)).get("evaluate"))
-    except yaml.YAMLError:
+        evaluate = _dict(_dict(from_yaml(config)).get("evaluate"))
+    except ValueError:
         evaluate = {}
     return Wanted(str(evaluate.get("metric", ACCURACY)), str(evaluate.get("mode", "max")))
 
@@ -372,7 +370,7 @@ def _list(value: Any) -> list[Any]:
 def _json(path: Path) -> dict[str, Any]:
     """An object; nothing where the file is missing, torn or something else."""
     try:
-        return _dict(json.loads(path.read_bytes()))
+        return _dict(from_json(path.read_bytes()))
     except (OSError, ValueError):
         return {}
 

@@ -10,6 +10,11 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
+def relaunched() -> bool:
+    """Whether the launcher above has started its ranks again, after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) or 0) > 0
+
+
 def rank() -> int:
     """Of all processes, before there is a process group."""
     return int(os.environ.get("RANK", 0))

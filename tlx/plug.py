@@ -71,9 +71,9 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
     """
     try:
         hints = typing.get_type_hints(part if inspect.isfunction(part) else part.__init__, include_extras=True)  # type: ignore[misc]
-    except (NameError, AttributeError):
+    except (NameError, AttributeError, TypeError, SyntaxError):
         hints = {}
-    settable = {p.name: p for p in inspect.signature(part).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    settable = _settable(part, label)
     problems, checked = [], {}
     for key, value in given.items():
         if key not in settable:
@@ -83,7 +83,7 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
             checked[key] = _adapter(hints.get(key, Any)).validate_python(value)
         except ValidationError as error:
             reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors()[:3])
-            problems.append(f"{label}: {key}={value!r} does not fit: {reasons}")
+            problems.append(f"{label}: {key}={repr(value)[:200]} does not fit: {reasons[:1000]}")
     for key, parameter in settable.items():
         if parameter.default is parameter.empty and key not in given:
             problems.append(f'{label} needs the argument "{key}"')
@@ -94,11 +94,15 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
 
 def defaults(part: Callable[..., Any]) -> dict[str, Any]:
     """The user's arguments that have a default value, for a configuration that says everything."""
-    return {
-        p.name: p.default
-        for p in inspect.signature(part).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
-    }
+    return {name: p.default for name, p in _settable(part, "the part").items() if p.default is not p.empty}
+
+
+def _settable(part: Callable[..., Any], label: str) -> dict[str, inspect.Parameter]:
+    try:
+        parameters = inspect.signature(part).parameters.values()
+    except (ValueError, TypeError) as error:  # some of Python's own functions do not say what they take
+        raise UserError(f"{label} cannot be used: {error}") from error
+    return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
@@ -128,8 +132,9 @@ def _load(group: str, name: str, path: str) -> Callable[..., Any]:
         part: Any = importlib.import_module(module)
         for step in attribute.split("."):
             part = getattr(part, step)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f'{group} "{name}" cannot be loaded: {error}', where=path, todo=_how_to_add(group)) from error
+    except Exception as error:  # whatever a module raises while it is imported, and names that cannot be one's
+        why = str(error) if isinstance(error, (ImportError, AttributeError)) else f"{type(error).__name__}: {error}"
+        raise UserError(f'{group} "{name}" cannot be loaded: {why}', where=path, todo=_how_to_add(group)) from error
     if not callable(part):
         raise UserError(f'{group} "{name}" is not a function', where=path)
     return part  # type: ignore[no-any-return]

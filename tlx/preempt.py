@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM, Ctrl-C, SIGUSR1 under plain python, or a file named `stop` in the run folder."""
+"""Requests to stop: SIGTERM, Ctrl-C, SIGUSR1 under plain python, a file `stop` in the run folder, a time limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ import time
 from pathlib import Path
 from types import FrameType
 
+import psutil
+
 PATIENCE_S = 5.0
+"""Under a launcher; alone, ALONE_S, since `timeout` and shells signal a process and its group in one moment."""
+ALONE_S = 1.0
 
 
 class StopRequest:
@@ -17,10 +21,15 @@ class StopRequest:
     The first signal asks; another one, from PATIENCE_S on, ends the process at once. (Not before: a terminal's Ctrl-C
     reaches the whole process group, and then torchrun sends it to the ranks again.) SIGUSR1 is for plain python and
     srun: launchers die of it.
+
+    Args:
+        after: seconds since the command was started, with its launcher and all restarts by it; None for no limit.
     """
 
-    def __init__(self, folder: Path, *, launched: bool) -> None:
+    def __init__(self, folder: Path, *, launched: bool, after: float | None = None) -> None:
         self.file = folder / "stop"
+        self._patience = PATIENCE_S if launched else ALONE_S
+        self._end = None if after is None else _began(launched) + after
         self.reason: str | None = None
         self._since: float | None = None
         signals = [signal.SIGTERM, signal.SIGINT] + ([] if launched else [signal.SIGUSR1])
@@ -30,6 +39,8 @@ class StopRequest:
         """Whether a stop was asked for; `look` also at the file (rank 0 does, for all)."""
         if self.reason is None and look and self.file.exists():
             self.reason = f"the file {self.file}"
+        if self.reason is None and look and self._end is not None and time.time() >= self._end:
+            self.reason = "stop_after, the time limit"
         return self.reason is not None
 
     def close(self) -> None:
@@ -45,6 +56,13 @@ class StopRequest:
         if self._since is None:
             self._since = time.monotonic()
             self.reason = signal.Signals(number).name
-        elif time.monotonic() - self._since > PATIENCE_S:
+        elif time.monotonic() - self._since > self._patience:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def _began(launched: bool) -> float:
+    """When the command was started, in seconds of the epoch."""
+    own = psutil.Process()
+    launcher = own.parent() if launched else None
+    return float((launcher or own).create_time())

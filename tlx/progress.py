@@ -17,6 +17,8 @@ FIELDS = ("loss", "correct", "seen", "bad", "stop", "unfinite")
 """Of one step, summed over ranks: weighted loss, right and all predictions, unreadable samples, ranks asked to stop,
 ranks whose gradient was not finite."""
 
+MEMORY = 50
+
 
 @dataclass
 class Mean:
@@ -58,6 +60,35 @@ class Patience:
 
 
 @dataclass
+class Trend:
+    """The usual training loss of a phase and its spread, as moving averages over about `MEMORY` steps."""
+
+    phase: str = ""
+    steps: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+    quiet_until: int = 0
+
+    def spike(self, phase: str, step: int, loss: float) -> bool:
+        """Takes in a step's loss; whether it stands out: six deviations and half of the mean above it. Said at most
+        once in `MEMORY` steps."""
+        if phase != self.phase:
+            self.phase, self.steps, self.mean, self.variance = phase, 0, 0.0, 0.0
+        usual = self.mean + max(6 * math.sqrt(self.variance), 0.5 * self.mean)
+        high = self.steps >= MEMORY // 2 and loss > usual
+        taken = min(loss, usual) if high else loss  # one spike must not hide the next
+        self.steps += 1
+        share = max(1 / self.steps, 2 / (MEMORY + 1))
+        ahead = taken - self.mean
+        self.mean += share * ahead
+        self.variance = (1 - share) * (self.variance + share * ahead * ahead)
+        if not high or step < self.quiet_until:
+            return False
+        self.quiet_until = step + MEMORY
+        return True
+
+
+@dataclass
 class Progress:
     """All that a run remembers beside tensors.
 
@@ -66,6 +97,8 @@ class Progress:
         ends: phases that ended before their time, by name: the step.
         best: {metric, value, step, phase, weights: raw | ema}.
         phases: by name: {start, stop, best, last}, metrics of evaluations.
+        leaders: the best evaluations whose checkpoints stay, best first: {step, value}.
+        trend: of the training loss, against which a step's is a spike.
         bad: unreadable samples of any rank, by place: the reason.
         unfinite: in all, and in a row.
     """
@@ -73,12 +106,14 @@ class Progress:
     step: int = 0
     ends: dict[str, int] = field(default_factory=dict)
     best: dict[str, Any] | None = None
+    leaders: list[dict[str, Any]] = field(default_factory=list)
     last: dict[str, Any] = field(default_factory=dict)
     phases: dict[str, dict[str, Any]] = field(default_factory=dict)
     patience: Patience = field(default_factory=Patience)
     plateau: Patience = field(default_factory=Patience)
     logged: Mean = field(default_factory=Mean)
     evaluated: Mean = field(default_factory=Mean)
+    trend: Trend = field(default_factory=Trend)
     bad: dict[str, str] = field(default_factory=dict)
     replaced: int = 0
     samples_seen: int = 0
@@ -92,7 +127,8 @@ class Progress:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Progress:
         fields = dict(data)
-        for name, kind in (("patience", Patience), ("plateau", Patience), ("logged", Mean), ("evaluated", Mean)):
+        kinds = {"patience": Patience, "plateau": Patience, "logged": Mean, "evaluated": Mean, "trend": Trend}
+        for name, kind in kinds.items():
             fields[name] = kind(**fields[name])
         return cls(**fields)
 

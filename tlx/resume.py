@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from tlx.checkpoint import Snapshot, optimizer_state, read, restore_optimizer, weights_of
+from tlx.checkpoint import Snapshot, optimizer_state, read, restore_optimizer, understood, weights_of
 from tlx.data.regions import decoder
+from tlx.differences import differences
 from tlx.errors import TlxError, UserError
 from tlx.plan import Phase
 from tlx.progress import Progress
@@ -20,29 +21,44 @@ def resume(run: Run) -> None:
     """Goes on from the newest whole checkpoint; then every rank has rank 0's weights."""
     path = newest(run)
     if path is not None:
-        snapshot = read(path)
-        check_identity(snapshot.state["identity"], run.identity, where=str(path))
-        load_weights(run, snapshot.model, snapshot.ema)
-        restore_optimizer(run.optimizer, snapshot.optimizer)
-        if run.world.scaler is not None and snapshot.state["scaler"]:
-            run.world.scaler.load_state_dict(snapshot.state["scaler"])
-        run.progress = Progress.of(snapshot.state["progress"])
-        run.plan = run.remake_plan(run.progress.ends)
-        run.journal.start(snapshot.state["metrics_bytes"], resumed=True)
-        run.saved = run.progress.step
-        if decoder() != snapshot.state.get("decoder", decoder()):
-            run.journal.note(
-                f"pictures were decoded by {snapshot.state['decoder']}, now by {decoder()}: pixels differ by rounding"
-            )
-        dealt = {"world": run.world.size, "micro_batch": run.config.loop.micro_batch}
-        if dealt != snapshot.state["dealt"]:
-            run.journal.note(
-                f"batches were dealt as {snapshot.state['dealt']}, now as {dealt}: the same samples in order"
-            )
+        take_up(run, path)
         run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
     else:
         run.journal.start(0, resumed=False)
     run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
+
+
+def take_up(run: Run, path: Path) -> None:
+    """A checkpoint becomes where the run stands.
+
+    Raises:
+        UserError: it is of another training.
+        TlxError: it does not hold what a checkpoint does.
+    """
+    snapshot = read(path)
+    state = snapshot.state
+    with understood(path):
+        check_identity(state["identity"], run.identity, where=str(path))
+        load_weights(run, snapshot.model, snapshot.ema)
+        restore_optimizer(run.optimizer, snapshot.optimizer)
+        if run.world.scaler is not None and state["scaler"]:
+            run.world.scaler.load_state_dict(state["scaler"])
+        run.progress = Progress.of(state["progress"])
+        run.plan = run.remake_plan(run.progress.ends)
+        if not 0 <= run.progress.step <= run.plan.steps:
+            raise ValueError(f"step {run.progress.step} of {run.plan.steps}")
+        run.journal.start(int(state["metrics_bytes"]), resumed=True)
+        run.saved = run.saver.written = run.progress.step
+        if decoder() != state["decoder"]:
+            run.journal.note(
+                f"pictures were decoded by {state['decoder']}, now by {decoder()}: pixels differ by rounding"
+            )
+        if dealt(run) != state["dealt"]:
+            run.journal.note(f"batches were dealt as {state['dealt']}, now as {dealt(run)}: the same samples in order")
+
+
+def dealt(run: Run) -> dict[str, Any]:
+    return {"world": run.world.size, "micro_batch": run.config.loop.micro_batch}
 
 
 def newest(run: Run) -> Path | None:
@@ -54,7 +70,9 @@ def newest(run: Run) -> Path | None:
     path: Path | None = None
     fault: str | None = None
     try:
-        path = run.checkpoints.newest(run.journal.note) if run.world.main else None
+        if run.world.main:
+            run.checkpoints.sweep()
+            path = run.checkpoints.newest(run.journal.note)
     except TlxError as error:
         fault = str(error)
     path, fault = run.world.from_main((path, fault))
@@ -64,21 +82,32 @@ def newest(run: Run) -> Path | None:
 
 
 def save_when_due(run: Run, phase: Phase, *, now: bool) -> None:
-    """Saves at its interval, at the end of a phase, at a new best, and when `now`."""
-    step, best = run.progress.step, run.progress.best
-    new_best = best is not None and best["step"] == step
-    due = now or new_best or step == phase.stop or run.due(run.config.checkpoint.every)
-    if not due or step == run.saved:
+    """Saves at its interval, at the end of a phase, at an evaluation that is among the best, and when `now`."""
+    step, wanted = run.progress.step, run.config.checkpoint
+    leads = any(leader["step"] == step for leader in run.progress.leaders)
+    intervals = [wanted.every, *([wanted.keep.every] if wanted.keep.every else [])]
+    if step == run.saved or not (now or leads or step == phase.stop or run.due(*intervals)):
         return
-    run.journal.sync()
-    if run.world.main:
-        try:
-            run.checkpoints.save(step, snapshot(run))
-        except OSError as error:
-            run.journal.note(f"WARNING: checkpoint at step {step} could not be written ({error}); training goes on, "
-                             "earlier checkpoints are untouched. Make room or mend permissions")  # fmt: skip
     run.saved = step
-    run.world.barrier()
+    if run.world.main:
+        run.saver.save(step, snapshot(run))
+
+
+def settle(run: Run) -> None:
+    """The last checkpoint is on the disk.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    if run.world.main:
+        run.saver.settle()
+    written = run.world.from_main(run.saver.written)
+    if written < run.saved:
+        raise UserError(
+            f"training has come to step {run.progress.step}, and the checkpoint of it could not be written",
+            where=str(run.checkpoints.folder),
+            todo=f"make room; the same command goes on from step {written}",
+        )
 
 
 def snapshot(run: Run) -> Snapshot:
@@ -95,7 +124,7 @@ def snapshot(run: Run) -> Snapshot:
             "scaler": scaler.state_dict() if scaler is not None else None,
             "metrics_bytes": run.journal.position(),
             "identity": dict(run.identity),
-            "dealt": {"world": run.world.size, "micro_batch": run.config.loop.micro_batch},
+            "dealt": dealt(run),
             "decoder": decoder(),
         },
     )
@@ -110,15 +139,15 @@ def load_weights(run: Run, weights: Mapping[str, torch.Tensor], ema: Mapping[str
 
 
 def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
-    """A checkpoint goes on only with the same classes, shards and preprocessing.
+    """A checkpoint goes on only with the same configuration, classes, shards and preprocessing.
 
     Raises:
         UserError: with the differences.
     """
-    differ = [f"{k}: {saved.get(k)!r} there, {now[k]!r} now" for k in now if saved.get(k) != now[k]]
+    differ = differences(saved, now)
     if differ:
         raise UserError(
-            "the checkpoint belongs to another training:\n    " + "\n    ".join(d[:300] for d in differ),
+            "the checkpoint belongs to another training:\n    " + "\n    ".join(differ),
             where=where,
             todo="use the same shards and settings, another run folder, or --fresh",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,6 +19,7 @@ from tlx.objectives import Objective
 from tlx.plan import Plan
 from tlx.preempt import StopRequest
 from tlx.progress import Exchange, Progress
+from tlx.saver import Saver
 from tlx.step import Normalise, Updater
 from tlx.tracking.journal import Journal
 from tlx.world import World
@@ -31,7 +33,7 @@ class Run:
         remake_plan: the plan, for phases that ended early (name -> step); pure.
         evaluation: starts a pass over this rank's share of the validation shards; None without validation.
         identity: what a checkpoint must agree with: classes, shards, order of samples, preprocessing.
-        saved: the step of the newest checkpoint.
+        saved: the step of the newest checkpoint that was handed to `saver`.
     """
 
     config: Config
@@ -45,7 +47,7 @@ class Run:
     evaluation: Callable[[], Iterable[Batch]] | None
     classes: int
     identity: Mapping[str, Any]
-    checkpoints: Checkpoints
+    saver: Saver
     journal: Journal
     stop: StopRequest
     ema: AveragedModel | None = None
@@ -57,8 +59,23 @@ class Run:
         self.exchange = Exchange(self.world)
         loop = self.config.loop
         self.updater = Updater(
-            self.optimizer, self.objective, self.normalise, self.world, self.config.seed, clip=loop.clip, ema=self.ema
+            self.optimizer,
+            self.objective,
+            self.normalise,
+            self.world,
+            self.config.seed,
+            clip=loop.clip,
+            ema=self.ema,
+            skips=loop.nonfinite.policy == "skip",
         )
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        return self.saver.checkpoints
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run
 
     def due(self, *intervals: Duration) -> bool:
         """Whether any of these intervals ends at this step."""

@@ -8,7 +8,7 @@ import platform
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,8 +16,11 @@ from typing import Any, Literal
 import yaml
 
 from tlx.config import Config, dump
+from tlx.differences import differences, flat
 from tlx.errors import UserError
 from tlx.files import json_text, write_whole
+from tlx.parsing import from_json, from_yaml
+from tlx.run_lock import RunLock
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
 MAY_CHANGE = (
@@ -27,11 +30,16 @@ MAY_CHANGE = (
 """Keys that do not change what is trained, so that a run goes on when they do."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """Holds everything needed to resume, to understand and to reproduce one training."""
+    """Holds everything needed to resume, to understand and to reproduce one training.
+
+    Attributes:
+        lock: while this process trains in it.
+    """
 
     path: Path
+    lock: RunLock | None = field(default=None, init=False)
 
     @property
     def checkpoints(self) -> Path:
@@ -42,18 +50,21 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def prepare(self, config: Config, *, fresh: bool) -> dict[str, Any] | None:
-        """Makes the folder, or goes on in it; the result, if the run is done.
+        """Makes the folder, or goes on in it, and holds it; the result, if the run is done.
 
         Raises:
-            UserError: the configuration is not the one of this run, or the folder cannot be written.
+            UserError: the configuration is not the one of this run, another training is in the folder, or it cannot be
+                written.
         """
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock = RunLock.take(self.path)
             if fresh:
                 self._move_aside()
-            self.path.mkdir(parents=True, exist_ok=True)
             self._refuse_changes(config)
             result = self._read("result.json")
-            if result is None or not result["finished"]:
+            finished = result is not None and result.get("finished") is True
+            if not finished:
                 write_whole(self.path / "config.yaml", dump(config))
         except OSError as error:
             raise UserError(
@@ -61,7 +72,7 @@ class RunFolder:
                 where=str(self.path),
                 todo="set run to a writable folder",
             ) from error
-        return result if result is not None and result["finished"] else None
+        return result if finished else None
 
     def say(self, status: Status, **about: Any) -> None:
         """Writes status.json, which batch scripts read."""
@@ -69,10 +80,23 @@ class RunFolder:
         write_whole(self.path / "status.json", json.dumps({"status": status, **about, "id": self.id, "time": now}))
 
     def say_if_there(self, status: Status, **about: Any) -> None:
-        """The same for a command that failed, which must not fail once more, nor make a folder for it."""
-        with contextlib.suppress(OSError):
-            if self.path.is_dir():
+        """The same for a command that failed: it must not fail once more, nor make a folder, nor speak for a training
+        that runs here."""
+        with contextlib.suppress(OSError, UserError):
+            if not self.path.is_dir():
+                return
+            passing = RunLock.take(self.path, patience=0) if self.lock is None else None
+            try:
                 self.say(status, **about)
+            finally:
+                if passing is not None:
+                    passing.release()
+
+    def release(self) -> None:
+        """Others may train here."""
+        if self.lock is not None:
+            self.lock.release()
+            self.lock = None
 
     @property
     def id(self) -> str:
@@ -87,22 +111,28 @@ class RunFolder:
         write_whole(self.path / "result.json", json_text(result))
 
     def _move_aside(self) -> None:
-        if not self.path.exists():
+        if {entry.name for entry in self.path.iterdir()} <= {".lock"}:
             return
         stamp = time.strftime("%Y%m%d-%H%M%S")
         taken = len(list(self.path.parent.glob(f"{self.path.name}.before-{stamp}*")))
         self.path.rename(self.path.with_name(f"{self.path.name}.before-{stamp}" + (f"-{taken}" if taken else "")))
+        self.release()
+        self.path.mkdir()
+        self.lock = RunLock.take(self.path)
 
     def _refuse_changes(self, config: Config) -> None:
         file = self.path / "config.yaml"
         if not file.exists():
             return
-        before, now = flat(yaml.safe_load(file.read_text())), flat(yaml.safe_load(dump(config)))
-        changed = [
-            f"{key}: {before.get(key)!r} -> {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and not key.startswith(MAY_CHANGE)
-        ]
+        try:
+            before = essential(from_yaml(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(
+                f"is not what tlx wrote: {str(error).splitlines()[0]}",
+                where=str(file),
+                todo="remove it, if the folder's checkpoints are of this configuration; or --fresh",
+            ) from error
+        changed = differences(before, essential(yaml.safe_load(dump(config))))
         if changed:
             raise UserError(
                 "this run was started with another configuration:\n    " + "\n    ".join(changed),
@@ -112,17 +142,15 @@ class RunFolder:
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
-            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+            content = from_json((self.path / name).read_bytes())
         except (OSError, ValueError):
             return None
         return content if isinstance(content, dict) else None
 
 
-def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    if isinstance(node, Mapping):
-        return {k: v for key, below in node.items() for k, v in flat(below, f"{prefix}.{key}".strip(".")).items()}
-    return {prefix: node}
+def essential(config: Any) -> dict[str, Any]:
+    """Of a configuration as plain data, what decides the training, keys joined by dots."""
+    return {key: value for key, value in flat(config).items() if not key.startswith(MAY_CHANGE)}
 
 
 def versions() -> dict[str, str]:

@@ -103,7 +103,11 @@ def by_step(batches: Iterable[Batch]) -> Iterator[tuple[int, Iterator[Batch]]]:
 
 @dataclass(frozen=True)
 class Updater:
-    """Takes steps: everything an update needs that does not change with the phase."""
+    """Takes steps: everything an update needs that does not change with the phase.
+
+    Attributes:
+        skips: training goes on after a step that is not finite, so that it may leave nothing behind.
+    """
 
     optimizer: Optimizer
     objective: Objective
@@ -112,6 +116,7 @@ class Updater:
     seed: int
     clip: float | None = None
     ema: AveragedModel | None = None
+    skips: bool = False
 
     def update(
         self, trainee: Trainee, step: int, batches: Iterable[Batch]
@@ -119,8 +124,8 @@ class Updater:
         """One step on this rank's micro-batches of a global batch.
 
         Returns:
-            float64 [4]: summed loss, right predictions, samples, 1 if the gradient was not finite (then nothing moved);
-            the samples that could not be read; what the global batch weighs.
+            float64 [4]: summed loss, right predictions, samples, 1 if a loss or the gradient was not finite (then
+            nothing moved, on any rank); the samples that could not be read; what the global batch weighs.
         """
         # dropout depends on (seed, step, rank), not on what happened before: evaluations, resuming
         torch.manual_seed(derive(self.seed, "dropout", step, self.world.rank) >> 1)
@@ -128,15 +133,15 @@ class Updater:
             parameter.grad = None
         bad: list[BadSample] = []
         counts, own, total = [], 0, 0.0
-        scaled = self.world.scaler is not None  # fp16: overflows happen, and must leave nothing behind
-        before = [b.clone() for b in statistics(trainee.norms)] if scaled else []
+        scaled = self.world.scaler is not None  # fp16: overflows happen
+        before = [b.clone() for b in statistics(trainee.norms)] if scaled or self.skips else []
         for batch in batches:
             bad += batch.bad
             own += 0 if batch.idle else len(batch.labels)
             total = batch.total
-            counts.append(self._backward(trainee, batch))
+            counts.append(self.backward(trainee, batch))
         norm = self._step(trainee)
-        if scaled:
+        if before:
             keep_finite(trainee.norms, before)
         average_statistics(trainee.norms, self.world, samples=own)
         if self.ema is not None and (not scaled or bool(torch.isfinite(norm))):
@@ -144,7 +149,8 @@ class Updater:
         finite = torch.isfinite(norm).logical_not().double().to(self.world.device)
         return torch.cat([torch.stack(counts).sum(0), finite[None]]), bad, total
 
-    def _backward(self, trainee: Trainee, batch: Batch) -> torch.Tensor:
+    def backward(self, trainee: Trainee, batch: Batch) -> torch.Tensor:
+        """One micro-batch: gradients are added to, the last of a step shares them; its loss, right ones, samples."""
         last = batch.micro == batch.micros - 1
         with trainee.no_sync(when=not last):
             with self.world.autocast():
@@ -153,7 +159,8 @@ class Updater:
                 loss = self.objective.loss(output, batch.labels, batch.mix)
             # DDP averages gradients over ranks; the mean wanted is over what the global batch weighs
             weight = 0.0 if batch.idle else self.world.size / batch.total
-            self.world.backward(loss * weight)
+            # 0 x inf is NaN: a loss that is not finite spoils the gradient, which all ranks share, whatever its own is
+            self.world.backward(loss * (weight + 0 * loss.detach()))
         if batch.idle:
             return torch.zeros(3, dtype=torch.float64, device=self.world.device)
         logits = output[0] if isinstance(output, tuple) else output

@@ -17,11 +17,18 @@ if TYPE_CHECKING:
     from tlx.memory import Memory
 
 
-def timetable(plan: Plan, *, memory: Mapping[str, Memory] | None = None, width: int = 150) -> str:
+def timetable(
+    plan: Plan,
+    *,
+    memory: Mapping[str, Memory] | None = None,
+    measured: Mapping[str, int | None] | None = None,
+    width: int = 150,
+) -> str:
     """Samples and steps, phases, layers with what trains at which rate, and warnings, as plain text.
 
     Args:
         memory: of each phase, where it was estimated.
+        measured: bytes that each phase took at most, where a device has told.
     """
     out = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_terminal=False)
     out.print(
@@ -31,7 +38,7 @@ def timetable(plan: Plan, *, memory: Mapping[str, Memory] | None = None, width: 
     )
     out.print(_phases(plan))
     if memory:
-        out.print(_memory(memory))
+        out.print(_memory(memory, {name: n for name, n in (measured or {}).items() if n is not None}))
     out.print(_layers(plan))
     for warning in plan.warnings:
         out.print(f"warning: {warning}", markup=False)
@@ -61,14 +68,15 @@ def _phases(plan: Plan) -> Table:
     return table
 
 
-def _memory(memory: Mapping[str, Memory]) -> Table:
+def _memory(memory: Mapping[str, Memory], measured: Mapping[str, int]) -> Table:
     table = Table(box=box.SIMPLE, title="memory of a rank in MiB, estimated (tlx/memory.py)", title_justify="left")
     table.add_column("phase", no_wrap=True)
-    for column in ("weights", "gradients", "optimizer", "activations", "total"):
+    for column in ("weights", "gradients", "optimizer", "activations", "total", *(["measured"] if measured else [])):
         table.add_column(column, justify="right")
     for name, needs in memory.items():
         parts = (needs.weights, needs.gradients, needs.optimizer, needs.activations, needs.total)
-        table.add_row(name, *("unknown" if n is None else f"{n / 2**20:,.0f}" for n in parts))
+        shown = (*parts, measured.get(name)) if measured else parts
+        table.add_row(name, *("unknown" if n is None else f"{n / 2**20:,.0f}" for n in shown))
     return table
 
 

@@ -7,21 +7,30 @@ configuration, and a conflict is an error instead of a silent override.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 import yaml
+from torch.distributed.rendezvous import rendezvous
 
+from tlx.agreement import check_start
 from tlx.config import Config
 from tlx.errors import ConfigError, TlxError, UserError
 from tlx.launcher import launched
+from tlx.signs import gather_by_store
+from tlx.watch import Watch, agent_serves
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 _REFUSED = {
     "ACCELERATE_USE_FSDP": "FSDP",
@@ -42,6 +51,7 @@ class World:
         rank, size: of all processes.
         device: of this rank.
         launched: a launcher (torchrun, accelerate launch) watches over this process.
+        watch: names ranks that die or hang; outside of `tlx train` it does nothing.
     """
 
     rank: int
@@ -49,6 +59,7 @@ class World:
     device: torch.device
     launched: bool
     accelerator: Any
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def distributed(self) -> bool:
@@ -118,24 +129,32 @@ class World:
             dist.destroy_process_group()
 
 
-def enter(config: Config) -> World:
+def enter(config: Config, watch: Watch | None = None) -> World:
     """Joins the world that the launcher has made.
+
+    Args:
+        watch: begins as soon as ranks can hear of each other.
 
     Raises:
         ConfigError: accelerate's environment or config file conflicts with the configuration.
-        UserError: the number of ranks is not what was asked for.
+        UserError: the number of ranks is not what was asked for; ranks with different configurations or code.
     """
     conflicts = accelerate_conflicts(config, os.environ)
     if conflicts:
         raise ConfigError(conflicts)
     size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    watch = watch or Watch()
+    # before anything depends on the configuration: ranks with different ones would wait for each other
+    store = meet(config, watch) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized() else None
+    if store is None and math.isfinite(watch.patience_s):
+        watch.start(None, 0, 1)
     _check_size(config, size)
     cpu = _on_cpu(config)
     if not cpu:
         # two ranks may share a GPU over gloo
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{local % torch.cuda.device_count()}"
         torch.cuda.set_device(local % torch.cuda.device_count())
-    if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized():
+    if store is not None:
         backend = config.world.backend or ("gloo" if cpu else "nccl")
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         if backend == "nccl" and (cpu or here > torch.cuda.device_count()):  # asked alike on every rank of a machine
@@ -144,11 +163,41 @@ def enter(config: Config) -> World:
                 where="world.backend",
                 todo=f"start at most {torch.cuda.device_count()} processes here, or set world.backend=gloo",
             )
-        dist.init_process_group(backend, timeout=timedelta(minutes=config.world.timeout_minutes))
-    return _world(config, cpu=cpu, size=size)
+        rank, limit = int(os.environ["RANK"]), _limit(config)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    return _world(config, watch, cpu=cpu, size=size)
 
 
-def _world(config: Config, *, cpu: bool, size: int) -> World:
+def meet(config: Config, watch: Watch) -> Store:
+    """Where ranks find each other before they can compute together; there they compare their configurations.
+
+    Raises:
+        UserError: they differ, or their code does.
+        TlxError: a rank has not come.
+    """
+    try:
+        found: tuple[Store, int, int] = next(rendezvous("env://", timeout=_limit(config)))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise TlxError(
+            f"not all {os.environ['WORLD_SIZE']} ranks have met at {where} within {_limit(config)}: "
+            f"{str(error).splitlines()[0]}\n  -> look at the output of the others"
+        ) from error
+    store, rank, size = found
+    store.set_timeout(_limit(config))
+    watch.start(store, rank, size, serves=rank == 0 and not agent_serves())
+    if size > 1:
+        ask = partial(gather_by_store, store, rank, size, timeout=_limit(config))
+        check_start(config, ask)
+    return store
+
+
+def _limit(config: Config) -> timedelta:
+    """Of collectives: longer than the watch's patience, which knows who is at fault."""
+    return timedelta(minutes=config.world.timeout_minutes) + timedelta(seconds=30)
+
+
+def _world(config: Config, watch: Watch, *, cpu: bool, size: int) -> World:
     from accelerate import Accelerator
 
     # fp16 on a CPU has no scaler in accelerate and computes in fp32 without a word
@@ -162,7 +211,7 @@ def _world(config: Config, *, cpu: bool, size: int) -> World:
             f"accelerate believes in rank {accelerator.process_index} of {accelerator.num_processes}, "
             f"the launcher set rank {rank} of {size}"
         )
-    return World(rank, size, accelerator.device, launched(), accelerator)
+    return World(rank, size, accelerator.device, launched(), accelerator, watch)
 
 
 def accelerate_conflicts(config: Config, env: Mapping[str, str]) -> list[str]:

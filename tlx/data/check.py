@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,6 +23,7 @@ from tlx.data.progress import in_processes
 from tlx.data.reader import BadSample, ReadError, ShardReader
 from tlx.data.remote import ShardUnavailable
 from tlx.errors import UserError
+from tlx.parsing import from_json
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,7 +102,7 @@ def built_statistics(splits: Mapping[str, SplitCounts]) -> dict[str, Statistics]
     found = {}
     for name, split in splits.items():
         try:
-            said = json.loads((split.path.parent / "build.json").read_bytes())["statistics"][name]
+            said = from_json((split.path.parent / "build.json").read_bytes())["statistics"][name]
             statistics = Statistics.read(said)
         except (OSError, ValueError, KeyError, TypeError):
             continue

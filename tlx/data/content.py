@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, Literal
 import torch
 from PIL import ExifTags, Image, features
 
-from tlx.data.decode import MAX_PIXELS, DecodeError, decode
+from tlx.data.decode import MAX_PIXELS, DecodeError, decode, open_picture
 from tlx.data.examine import Examined, content_digest, examine, format_of
 from tlx.data.markers import coding
 from tlx.data.sources import EXTENSIONS, Picture, Source
@@ -86,6 +87,8 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
         DecodeError, OSError: it cannot be read.
     """
     if picture.path is not None:
+        if not Path(picture.path).is_file():  # a named pipe would never end
+            raise DecodeError("this is no file" if os.path.exists(picture.path) else "there is no such file")
         data, extension = Path(picture.path).read_bytes(), picture.path.rpartition(".")[2].lower()
         if extension not in EXTENSIONS:
             extension = _by_content(data)
@@ -104,7 +107,7 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
 def _by_content(data: bytes) -> str:
     """Any other extension in a shard would not be taken for a picture, or for the label."""
     format = ""
-    with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+    with suppress(Exception), open_picture(data) as image:
         format = (image.format or "").lower()
     if _SHORT.get(format, format) not in EXTENSIONS:
         raise DecodeError("neither its name nor its content is that of a picture")
@@ -159,7 +162,7 @@ def _written_again(data: bytes) -> bytes | None:
 
 def _short_side(data: bytes) -> int:
     """0 for what is no picture."""
-    with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+    with suppress(Exception), open_picture(data) as image:
         return int(min(image.size))
     return 0
 
@@ -169,7 +172,7 @@ def _smaller(data: bytes, resize: int, quality: int) -> tuple[bytes, str]:
     camera wrote beside. With the triangle filter of the transforms, antialiased: as if they had resized the original.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_picture(data) as image:
             if image.width * image.height > MAX_PIXELS:
                 decode(data)  # says so
             profile = image.info.get("icc_profile")

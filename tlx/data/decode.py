@@ -1,7 +1,7 @@
 """Bytes to pixels.
 
-JPEGs go through torchvision's decoder, everything else that Pillow knows (PNG, WebP, GIF, BMP, TIFF, PPM ...) through
-Pillow. Not PNGs: torchvision 0.29's decoder ended the process with a segmentation fault on 288 of 300 PNGs in which six
+JPEGs go through torchvision's decoder; PNG, WebP, AVIF, GIF, BMP, TIFF and PPM through Pillow, which is asked for no other
+kind: for EPS, whatever a file is called, it would start Ghostscript, and so run what a stranger wrote. Not PNGs: torchvision 0.29's decoder ended the process with a segmentation fault on 288 of 300 PNGs in which six
 bytes had been changed, and is no faster; its JPEG decoder survived 12,000 damaged files.
 
 The camera's orientation (EXIF) is applied unless told otherwise; transparency is dropped, not blended, where it is not
@@ -14,6 +14,7 @@ from __future__ import annotations
 import io
 import warnings
 from contextlib import suppress
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -37,12 +38,26 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """A picture that claims more pixels (179 million) is refused before memory is taken for it: a decompression bomb."""
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+"""What Pillow calls the kinds of pictures that are read; MPO comes with JPEG."""
+
 Channels = Literal[1, 3, 4]
 _MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 class DecodeError(TlxError):
     """These bytes are no picture, or a damaged one."""
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """The picture, of which only the header was read; raises whatever Pillow raises."""
+    return Image.open(io.BytesIO(data), formats=_known())
+
+
+@cache
+def _known() -> tuple[str, ...]:
+    Image.init()
+    return tuple(format for format in FORMATS if format in Image.OPEN)  # Pillow has AVIF since 11.3
 
 
 def check_pixels(width: int, height: int) -> None:
@@ -67,7 +82,7 @@ def decode(data: bytes, channels: Channels = 3, *, upright: bool = True) -> Tens
     """
     try:
         # reads the header only: what it is and how large, before any memory is taken
-        image = Image.open(io.BytesIO(data))
+        image = open_picture(data)
         check_pixels(image.width, image.height)
         if image.format == "JPEG" and b"\xff\xd9" not in data:  # Pillow would not miss it if all pixels are there
             raise DecodeError("damaged: it ends too early")

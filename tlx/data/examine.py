@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags
 from torch import Tensor
 
-from tlx.data.decode import MAX_PIXELS, decode
+from tlx.data.decode import MAX_PIXELS, decode, open_picture
 from tlx.data.markers import coding, scans_are_plain, without_notes
 
 _jpeg: Any
@@ -68,7 +67,7 @@ def examine(data: bytes, *, measured: bool = False) -> Examined:
     pixels = decode(data)
     format = "jpeg"
     if coded is None:
-        with suppress(Exception), Image.open(io.BytesIO(data)) as image:
+        with suppress(Exception), open_picture(data) as image:
             format = (image.format or "").lower()
     moments = _moments(pixels) if measured else None
     return Examined(pixels.shape[2], pixels.shape[1], format_of(data, format), content_digest(data), moments)
@@ -87,7 +86,7 @@ def _coarse(data: bytes) -> tuple[int, int] | None:
             out = np.empty(small[0] * small[1], np.uint8)  # luma
             decoder.view(out, (0, 0, width, height), small, (0, 0, *small), least=1.0)
         else:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_picture(data) as image:
                 (width, height), orientation = image.size, 1
                 if image.mode not in ("L", "RGB") or width * height > MAX_PIXELS:
                     return None

@@ -8,7 +8,6 @@ a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under a key, or t
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 from collections import Counter
@@ -25,7 +24,9 @@ from tlx.data.labels import shown as _shown
 from tlx.data.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.progress import in_processes
 from tlx.data.sources import EXTENSIONS, listed
+from tlx.data.tars import Member, read_members
 from tlx.errors import UserError
+from tlx.parsing import from_json
 
 _LONGEST = 1 << 20  # bytes that are read of a label
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -99,9 +100,9 @@ def index_shards(
 def label_rule(folder: Path) -> LabelRule:
     """What the index of a folder remembers about where its labels are; "auto" if nothing, or nothing sensible."""
     try:
-        told = json.loads((folder / "index.json").read_bytes()).get("labels", {})
+        told = from_json((folder / "index.json").read_bytes()).get("labels", {})
         return LabelRule.make(told.get("from"), told.get("key"))
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError, UserError):
+    except (OSError, ValueError, AttributeError, TypeError, UserError):
         return AUTO
 
 
@@ -177,22 +178,21 @@ def scan_tar(path: Path, rule: LabelRule = AUTO) -> Scan:
     size = 0
     try:
         size = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
-            members = [m for m in tar if m.isreg()]
-            _verify_end(path, tar.offset)
+        members, end = read_members(path)
+        _verify_end(path, end)
         with open(path, "rb", buffering=0) as file:
             return _scan(path, size, file.fileno(), members, rule)
     except (tarfile.TarError, OSError, EOFError) as error:
         return Scan(path.name, size, problems=(f"{path}: {_why(path, error)}",))
 
 
-def _scan(path: Path, size: int, file: int, members: Sequence[tarfile.TarInfo], rule: LabelRule) -> Scan:
+def _scan(path: Path, size: int, file: int, members: Sequence[Member], rule: LabelRule) -> Scan:
     groups, problems = _group(members, str(path))
     labels: list[int | str] = []
     places, unlabelled, folders = [], [], []
     for key, group in groups.items():
 
-        def read(extension: str, group: Mapping[str, tarfile.TarInfo] = group) -> bytes:
+        def read(extension: str, group: Mapping[str, Member] = group) -> bytes:
             member = group[extension]
             return os.pread(file, min(member.size, _LONGEST), member.offset_data)
 
@@ -233,8 +233,8 @@ def _verify_end(path: Path, offset: int) -> None:
         )
 
 
-def _group(members: Iterable[tarfile.TarInfo], where: str) -> tuple[dict[str, dict[str, tarfile.TarInfo]], list[str]]:
-    groups: dict[str, dict[str, tarfile.TarInfo]] = {}
+def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, Member]], list[str]]:
+    groups: dict[str, dict[str, Member]] = {}
     problems, last = [], None
     for member in members:
         folder, slash, file = member.name.rpartition("/")
@@ -250,7 +250,7 @@ def _group(members: Iterable[tarfile.TarInfo], where: str) -> tuple[dict[str, di
     return groups, problems
 
 
-def _picture(group: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo:
+def _picture(group: Mapping[str, Member]) -> Member:
     pictures = [m for extension, m in group.items() if extension in EXTENSIONS]
     if len(pictures) != 1:
         raise ValueError(f"{len(pictures) or 'no'} pictures among {', '.join(map(_shown, group))}")
@@ -288,8 +288,8 @@ def _names_before(folders: Sequence[Path]) -> tuple[str, ...] | None:
     """The class names that an earlier index or build of these tars knew."""
     for file in [f / "index.json" for f in folders] + [f.parent / "build.json" for f in folders]:
         try:
-            names = json.loads(file.read_bytes())["classes"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            names = from_json(file.read_bytes())["classes"]
+        except (OSError, ValueError, KeyError, TypeError):
             continue
         if isinstance(names, list) and all(isinstance(name, str) for name in names):
             return tuple(names)

@@ -15,7 +15,7 @@ EXTENSIONS = ("cls", "json", "txt")
 """The members that may hold a label; the first that a sample has does."""
 
 _KEYS = ("label", "cls", "class")  # of a json, where none is asked for
-_DEPTH, _SHOWN = 6, 40
+_DEPTH, _SHOWN, _LONGEST = 6, 40, 1000
 
 
 class NoLabel(ValueError):
@@ -50,6 +50,8 @@ class LabelRule:
             raise UserError(f'the key "{key}" is for a .json, and the labels come from {place}', todo="use one of both")
         if key == "":
             raise UserError("the key of the label is empty")
+        if key is not None and len(key) > _LONGEST:
+            raise UserError(f"the key of the label has {len(key):,} characters")
         return LabelRule(place, key)  # type: ignore[arg-type]
 
     def header(self) -> dict[str, str]:
@@ -103,7 +105,7 @@ def _valid(value: object, where: str, text: str = "") -> int | str:
     if isinstance(value, str) and not value.isprintable():
         raise ValueError(f"the label {shown(value[:60])} holds characters that cannot be shown")
     if isinstance(value, int) and not 0 <= value < 1 << 31:
-        raise ValueError(f"the label {value} is out of range")
+        raise ValueError(f"the label {str(value)[:60]} is out of range")
     return value
 
 
@@ -142,7 +144,7 @@ def _at(value: Any, parts: Sequence[str]) -> object:
 
 def _hint(key: str, value: object) -> str:
     paths = [p for p, _ in zip(_paths(value), range(_SHOWN), strict=False)]
-    listed = "; its keys: " + ", ".join(map(shown, paths[:10])) + (" ..." if len(paths) > 10 else "") if paths else ""
+    listed = "; its keys: " + ", ".join(shown(p[:100]) for p in paths[:10]) + (" ..." if len(paths) > 10 else "") if paths else ""
     close = did_you_mean(key, paths)
     return close if close.startswith("; did you mean") else listed
 

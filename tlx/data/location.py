@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from tlx.errors import UserError
 
 PIPE = "pipe:"
+_LONGEST = 200  # characters of a file name; file systems have 255, and the cache puts some before it
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _URL = re.compile(r"(?P<scheme>://)(?P<user>[^\s'\"/?#]*@)?(?P<path>[^\s'\"?#]*)(?P<query>[?#][^\s'\"]*)?")
 
@@ -39,12 +40,13 @@ def address(location: str, name: str) -> str:
     a shell, so it has to be plain.
 
     Raises:
-        UserError: a command without ``{}``, a URL that is none, or a name of other characters than letters, digits,
-            ``.``, ``_``, ``-``.
+        UserError: a command without ``{}``, a URL that is none, or a name that is very long or has other characters than
+            letters, digits, ``.``, ``_``, ``-``.
     """
-    if not _PLAIN.fullmatch(name):
+    if not _PLAIN.fullmatch(name) or len(name) > _LONGEST:
+        why = "has characters that are not" if len(name) <= _LONGEST else "is longer than those that are"
         raise UserError(
-            f"the file name {name!r} has characters that are not taken from afar",
+            f"the file name {name[:_LONGEST]!r} {why} taken from afar",
             where=shown(location),
             todo="rename the tars with letters, digits, dots, dashes and underscores, and index them again",
         )

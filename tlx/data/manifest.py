@@ -29,9 +29,11 @@ from numpy.typing import NDArray
 
 from tlx.data.ahead import Wanted
 from tlx.data.location import address, is_remote, shown
+from tlx.data.tars import open_regular, read_members
 from tlx.errors import TlxError, UserError
 from tlx.files import scratch, sha256_of
 from tlx.launcher import rank
+from tlx.parsing import from_json
 
 if TYPE_CHECKING:
     from tlx.data.shard_cache import CacheSpec, ShardCache
@@ -228,15 +230,14 @@ def write_index(
 def _member_at(tar: Path, offset: int) -> str | None:
     """The name of the member whose data start at `offset`, if its header can be read."""
     try:
-        with open(tar, "rb") as file:
-            file.seek(offset - tarfile.BLOCKSIZE)
+        with open_regular(tar) as file:
+            file.seek(max(offset - tarfile.BLOCKSIZE, 0))
             block = file.read(tarfile.BLOCKSIZE)
             name = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").name
         if len(name.encode("utf-8", "surrogateescape")) < 100:  # longer names are kept elsewhere in the tar
             return name
-        with tarfile.open(tar, "r:") as members:
-            return next((m.name for m in members if m.offset_data == offset), name)
-    except (OSError, tarfile.TarError):
+        return next((m.name for m in read_members(tar)[0] if m.offset_data == offset), name)
+    except (OSError, ValueError, OverflowError, tarfile.TarError):  # a place that no file has
         return None
 
 
@@ -245,6 +246,8 @@ def _read_header(folder: Path) -> bytes:
         return (folder / "index.json").read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         pass
+    except ValueError as error:
+        raise UserError("no folder can have this name", where=ascii(str(folder))) from error
     if not folder.is_dir():
         raise UserError("there is no such folder", where=str(folder), todo="make shards with tlx shards build SRC OUT")
     inside = sorted(p.parent.name for p in folder.glob("*/index.json"))
@@ -265,7 +268,7 @@ def _open_remote(location: str, cache: CacheSpec | None) -> Manifest:
     header = _parse(shown(location), text)
     for shard in header["shards"]:
         address(location, shard["name"])
-    path = kept.records(header["sha256"])
+    path = kept.records(header["sha256"], len(_npy(np.zeros(0, RECORD))) + RECORD.itemsize * (header["samples"] + 1))
     kept.keep_header(text)
     manifest = _manifest(kept.folder, text, header, _map(path, shown(location), None), shown(location), kept)
     _verify(manifest)
@@ -311,13 +314,13 @@ def _manifest(
 
 def _parse(where: str, text: bytes) -> dict[str, Any]:
     try:
-        header = json.loads(text)
+        header = from_json(text)
         version = header["format"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         _damaged(where, "index.json is not an index of tlx")
     if version != FORMAT:
         raise UserError(
-            f"the index has format {version}; this tlx reads {FORMAT}",
+            f"the index has format {str(version)[:40]}; this tlx reads {FORMAT}",
             where=where,
             todo=_make_again(where),
         )
@@ -326,6 +329,8 @@ def _parse(where: str, text: bytes) -> dict[str, Any]:
     names = [s["name"] for s in header["shards"]]
     if any(os.path.basename(name) != name or name in ("", ".", "..") for name in names):
         _damaged(where, "it names a tar outside its folder")
+    if len(set(names)) < len(names):
+        _damaged(where, "it names a tar twice")
     return header  # type: ignore[no-any-return]
 
 
@@ -351,7 +356,7 @@ def _all_there(folder: Path, header: dict[str, Any]) -> None:
     names = [s["name"] for s in header["shards"]]
     missing = sorted(set(names) - set(os.listdir(folder)))
     if missing:
-        listed = ", ".join(missing[:3]) + (" ..." if len(missing) > 3 else "")
+        listed = ", ".join(name if name.isprintable() else ascii(name) for name in missing[:3]) + (" ..." if len(missing) > 3 else "")
         raise UserError(
             f"{len(missing)} of {len(names)} tars are missing: {listed}",
             where=str(folder),
@@ -361,14 +366,20 @@ def _all_there(folder: Path, header: dict[str, Any]) -> None:
 
 def _map(path: Path, where: str, sha256: str | None) -> NDArray[np.void]:
     """The records, mapped; of this hash, unless it is known already."""
+    nothing: NDArray[np.void] = np.zeros(0, RECORD)
     try:
         with path.open("rb") as file:
             if sha256 is not None and sha256_of(file) != sha256:
                 _damaged(where, "index.npy is not the one that index.json was written for")
-        # numpy cannot map an array without elements
-        empty = path.stat().st_size <= len(_npy(np.zeros(0, RECORD)))
-        records: NDArray[np.void] = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        # numpy cannot map an array without elements; of anything else that small it would take what its header claims
+        if path.stat().st_size <= len(_npy(nothing)):
+            if path.read_bytes() != _npy(nothing):
+                _damaged(where, "index.npy holds something else")
+            return nothing
+        records: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except UserError:
+        raise
+    except Exception as error:  # numpy reads the header as Python's literals, which fail in many ways
         _damaged(where, f"index.npy cannot be read: {error}")
     if not isinstance(records, np.ndarray) or records.dtype != RECORD or records.ndim != 1:
         _damaged(where, "index.npy holds something else")

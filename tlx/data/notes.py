@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from tlx.data.content import Rewrite
 from tlx.data.statistics import FACT
+from tlx.parsing import from_json
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,6 @@ def read_note(path: Path) -> Note:
     Raises:
         OSError, ValueError, KeyError, TypeError: it is missing, or not one of ours.
     """
-    said = json.loads(path.read_bytes())
+    said = from_json(path.read_bytes())
     records = np.frombuffer(bytes.fromhex(said["records"]), FACT)
     return Note(said["size"], tuple(said["bad"]), records, tuple(said["pixels"]), Rewrites(**said["rewrites"]))

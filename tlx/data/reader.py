@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from dataclasses import dataclass
 
 from tlx.data.manifest import Manifest
@@ -11,6 +12,7 @@ from tlx.data.remote import ShardUnavailable
 from tlx.errors import TlxError
 
 _OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)  # this machine's trouble, not the tar's
+_READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _OPEN = 64  # files kept open per process; the usual limit is 1024, and shared-memory tensors need some too
 _AGAIN = 10  # a remote shard may leave the cache, for others', between being fetched and being opened
 
@@ -38,7 +40,7 @@ class ShardReader:
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
-        self._files: dict[int, int] = {}
+        self._files: dict[int, tuple[int, int]] = {}  # shard -> descriptor, length
 
     def __getstate__(self) -> Manifest:
         return self.manifest
@@ -47,7 +49,7 @@ class ShardReader:
         self.__init__(manifest)  # type: ignore[misc]
 
     def __del__(self) -> None:
-        for file in getattr(self, "_files", {}).values():
+        for file, _ in getattr(self, "_files", {}).values():
             os.close(file)
 
     def read(self, sample: int) -> bytes:
@@ -62,7 +64,10 @@ class ShardReader:
         offset, size = int(record["offset"]), int(record["size"])
         try:
             # pread takes its own position, so processes that inherited one open file do not disturb each other
-            data = os.pread(self._file(shard), size, offset)
+            file, length = self._file(shard)
+            if offset + size > length:
+                raise ReadError(f"the tar is truncated: {max(length - offset, 0)} of {size} bytes are left of this picture")
+            data = os.pread(file, size, offset)
         except OSError as error:
             if error.errno in _OURS:
                 raise
@@ -71,30 +76,35 @@ class ShardReader:
             raise ReadError(f"the tar is truncated: {len(data)} of {size} bytes are left of this picture")
         return data
 
-    def _file(self, shard: int) -> int:
+    def _file(self, shard: int) -> tuple[int, int]:
         if shard not in self._files:
             self._files[shard] = self._open(shard)
             if len(self._files) > _OPEN:
                 oldest = next(iter(self._files))
-                os.close(self._files.pop(oldest))
+                os.close(self._files.pop(oldest)[0])
         return self._files[shard]
 
-    def _open(self, shard: int) -> int:
+    def _open(self, shard: int) -> tuple[int, int]:
         known = self.manifest.shards[shard]
         file = self._open_tar(shard)
-        length = os.fstat(file).st_size
+        about = os.fstat(file)
+        length = about.st_size
+        if not stat.S_ISREG(about.st_mode):
+            os.close(file)
+            raise ReadError("this is no file")
         if length > known.bytes:
             os.close(file)
             raise ReadError(
                 f"the tar has grown from {known.bytes} to {length} bytes since it was indexed; "
                 f"run tlx shards index {self.manifest.location}"
             )
-        return file
+        return file, length
 
     def _open_tar(self, shard: int) -> int:
         for _ in range(_AGAIN):
             try:
-                return os.open(self.manifest.tar(shard), os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+                # not blocking: a named pipe, which is refused later, would be waited for
+                return os.open(self.manifest.tar(shard), _READ)
             except FileNotFoundError:
                 if not self.manifest.remote:
                     raise

@@ -88,7 +88,14 @@ class _Begun:
 
 
 def download(
-    location: str, name: str, file: IO[bytes], *, size: int | None = None, sha256: str | None = None, tries: int = TRIES
+    location: str,
+    name: str,
+    file: IO[bytes],
+    *,
+    size: int | None = None,
+    limit: int | None = None,
+    sha256: str | None = None,
+    tries: int = TRIES,
 ) -> int:
     """Writes a file of a remote folder into `file`, from its start; its length in bytes.
 
@@ -96,6 +103,7 @@ def download(
 
     Args:
         size: what the length must be.
+        limit: what it must not exceed; a server may send without end.
         sha256: what the hash must be, in hexadecimal digits.
 
     Raises:
@@ -111,7 +119,7 @@ def download(
     begun, furthest, definite = _Begun(size), 0, 0
     while True:
         try:
-            return _attempt(location, name, file, begun, size, sha256)
+            return _attempt(location, name, file, begun, size, limit, sha256)
         except _Failed as failed:
             last = failed
         definite += last.definite
@@ -133,14 +141,22 @@ def download(
         time.sleep(pause)
 
 
-def read(location: str, name: str, *, tries: int = TRIES) -> bytes:
+def read(location: str, name: str, *, limit: int, tries: int = TRIES) -> bytes:
     """A small file of a remote folder; raises as :func:`download` does."""
     buffer = io.BytesIO()
-    download(location, name, buffer, tries=tries)
+    download(location, name, buffer, limit=limit, tries=tries)
     return buffer.getvalue()
 
 
-def _attempt(location: str, name: str, file: IO[bytes], begun: _Begun, size: int | None, sha256: str | None) -> int:
+def _attempt(
+    location: str,
+    name: str,
+    file: IO[bytes],
+    begun: _Begun,
+    size: int | None,
+    limit: int | None,
+    sha256: str | None,
+) -> int:
     with closing(_parts(location, name, begun)) as parts:
         if not begun.version:
             begun.bytes = 0
@@ -148,6 +164,8 @@ def _attempt(location: str, name: str, file: IO[bytes], begun: _Begun, size: int
             if size is not None and start + len(part) > size:
                 begun.version = ""
                 raise _Failed(f"more came than the {size} bytes that the index says")
+            if limit is not None and start + len(part) > limit:
+                raise _Failed(f"more than {limit:,} bytes came", refused=True)
             file.seek(start)
             file.write(part)
             begun.bytes = start + len(part)

@@ -28,6 +28,10 @@ from tlx.files import sha256_of, write_whole
 __all__ = ["CacheSpec", "ShardCache", "default_folder"]
 
 
+HEADER = 64 << 20
+"""Bytes of an ``index.json``: more than 500,000 shards, or a million classes, need."""
+
+
 class ShardCache:
     """Files of one remote folder on this machine; for threads, and for processes that were forked or spawned."""
 
@@ -51,7 +55,7 @@ class ShardCache:
         path = self.folder / "index.json"
         cached = path.read_bytes() if path.exists() else None
         try:
-            return remote.read(self.location, path.name, tries=4 if cached is None else 2), None
+            return remote.read(self.location, path.name, limit=HEADER, tries=4 if cached is None else 2), None
         except remote.TransferError as error:
             if cached is None or error.refused:
                 self._no_index(error.reason)
@@ -63,8 +67,8 @@ class ShardCache:
         if not path.exists() or path.read_bytes() != text:
             write_whole(path, text)
 
-    def records(self, sha256: str) -> Path:
-        """``index.npy`` of this hash, fetched if the cached one is another.
+    def records(self, sha256: str, limit: int) -> Path:
+        """``index.npy`` of this hash and at most `limit` bytes, fetched if the cached one is another.
 
         Raises:
             IndexUnavailable: it does not come, or it is not the one that ``index.json`` was written for.
@@ -77,7 +81,7 @@ class ShardCache:
 
         def fetch(file: IO[bytes]) -> None:
             try:
-                remote.download(self.location, path.name, file, sha256=sha256, tries=4)
+                remote.download(self.location, path.name, file, limit=limit, sha256=sha256, tries=4)
             except remote.TransferError as error:
                 self._no_index(f"index.npy: {error.reason}")
 

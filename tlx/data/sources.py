@@ -120,7 +120,7 @@ def read_csv(path: Path) -> Source:
     if not rows:
         raise UserError("there are no rows below the header", where=str(path))
     labels = {label for _, label, _, _ in rows}
-    numbers = all(label.isdecimal() for label in labels)
+    numbers = all(label.isdecimal() and len(label) < 20 for label in labels)
     classes = tuple(sorted(labels, key=int) if numbers else sorted(labels))
     place = {name: i for i, name in enumerate(classes)}
     splits: dict[str, list[Picture]] = {}
@@ -132,7 +132,7 @@ def read_csv(path: Path) -> Source:
         seen.add(name)
         try:
             size = file.stat().st_size
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no file can have
             missing.append(f"line {line}: {name}")
             continue
         splits.setdefault(split, []).append(Picture(str(file), place[label], str(file), bytes=size))

@@ -43,6 +43,7 @@ from tlx.data.threads import in_threads
 from tlx.errors import TlxError, UserError
 from tlx.files import scratch, write_whole
 from tlx.locks import locked
+from tlx.parsing import from_json
 
 _FORMAT = 1
 _BLOCK, _RECORD = 512, 10240  # what tar rounds members and whole files up to
@@ -219,7 +220,7 @@ def _state(folder: Path) -> dict[str, Any] | None:
     if not folder.is_dir():
         raise UserError("this is a file", where=str(folder), todo="name a new folder")
     try:
-        state: Any = json.loads((folder / "build.json").read_bytes())
+        state: Any = from_json((folder / "build.json").read_bytes())
     except FileNotFoundError:
         # a build that was killed at its very beginning leaves only the file it was about to rename
         if any(not _BUILD_TMP.fullmatch(p.name) for p in folder.iterdir()):
@@ -227,12 +228,12 @@ def _state(folder: Path) -> dict[str, Any] | None:
                 "the folder is not empty and was not made by tlx shards build", where=str(folder), todo="name a new one"
             ) from None
         return None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _damaged(folder, str(error)) from error
     if not isinstance(state, dict) or "format" not in state:
         raise _damaged(folder, "it holds something else")
     if state["format"] != _FORMAT:
-        raise UserError(f"built by another version of tlx (format {state['format']})", where=str(folder))
+        raise UserError(f"built by another version of tlx (format {str(state['format'])[:40]})", where=str(folder))
     wanted = {**_STATE, **(_DONE if state.get("state") == "done" else {})}
     lost = [name for name, kind in wanted.items() if not isinstance(state.get(name), kind)]
     if lost:

@@ -81,7 +81,7 @@ def choose(source: Source, weights: str, *, there: bool = True) -> Origin:
     tag = tags[0] if weights == "default" else tag_in(source, weights)
     if tag in tags:
         return Origin(shelf.full_name(source.name, tag), tag)
-    path = Path(weights).expanduser()
+    path = files.location(weights)
     if path.is_dir():
         return _in_folder(source, path, there=there)
     if files.is_file(weights):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
 """Where training scripts put the state dict in what they save, the better one first."""
 
 
+_REPEATED = 64 << 20  # bytes that a tensor may have of repeating a smaller storage
+
+
 @dataclass(frozen=True)
 class Filled:
     """What `fill` did.
@@ -40,7 +44,22 @@ class Filled:
 
 def is_file(weights: str) -> bool:
     """Whether `weights` means a file rather than a tag of a library."""
-    return weights.endswith(SUFFIXES) or "/" in weights or Path(weights).expanduser().is_file()
+    return weights.endswith(SUFFIXES) or "/" in weights or location(weights).is_file()
+
+
+def location(weights: str) -> Path:
+    """The path that a setting names.
+
+    Raises:
+        UserError: no file can have this name.
+    """
+    try:
+        path = Path(weights).expanduser()
+        path.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # too long; a null character; ~ and nobody's name
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"no file can have this name: {why}", where=ascii(weights)[:200]) from error
+    return path
 
 
 def read(path: str | Path) -> State:
@@ -51,7 +70,7 @@ def read(path: str | Path) -> State:
     Raises:
         UserError: no such file, not readable, or no state dict inside.
     """
-    path = Path(path).expanduser()
+    path = location(str(path))
     if not path.is_file():
         todo = "backbone.weights is default, a tag, a file, a folder, hf-hub:OWNER/REPO, or none"
         raise UserError("no such file", where=str(path), todo=todo)
@@ -61,19 +80,50 @@ def read(path: str | Path) -> State:
 
             content: Any = load_file(path)
         else:
+            verify_packing(path)
             with torch.serialization.safe_globals([argparse.Namespace]):  # plain data: the options of a training script
                 content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         todo = "it must be a state dict saved with torch.save or safetensors; nothing else is unpickled"
         raise UserError(f"cannot be read as weights ({reason})", where=str(path), todo=todo) from error
     for _ in range(4):  # a file may hold itself
         if isinstance(content, Mapping):
             content = next((content[key] for key in _INSIDE if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not all(isinstance(v, torch.Tensor) for v in content.values()):
-        found = f"; it has {_some([str(k) for k in content])}" if isinstance(content, Mapping) else ""
+    if not isinstance(content, Mapping) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()
+    ):
+        named = [k[:100] for k in content if isinstance(k, str)] if isinstance(content, Mapping) else []
+        found = f"; it has {_some(named)}" if named else ""
         raise UserError(f"holds no state dict (parameter names with tensors){found}", where=str(path))
+    odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
+    if odd:
+        raise UserError(f"holds tensors without values of their own ({_some(odd)})", where=str(path))
     return dict(content)
+
+
+def verify_packing(path: Path) -> None:
+    """
+    Raises:
+        ValueError: a damaged zip file, or one whose parts are compressed, as torch.save never writes them: a kilobyte
+            may become a gigabyte.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            unpacked = sum(part.file_size for part in file.infolist())
+    except Exception as error:  # zipfile's own, and whatever else its fields lead to
+        raise ValueError(f"not a whole file: {error}") from error
+    if unpacked > path.stat().st_size:
+        raise ValueError("it is compressed")
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is as large as it says, and not one small storage seen again and again, or none at all."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        return False
+    return tensor.numel() * tensor.element_size() <= max(tensor.untyped_storage().nbytes(), _REPEATED)
 
 
 @contextmanager

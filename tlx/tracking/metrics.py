@@ -5,45 +5,92 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tlx.files import plain
+from tlx.parsing import from_json
 
 
 class MetricsFile:
     """Appends rows to `path`, and takes back those that a checkpoint does not know.
 
-    A number that is not finite is written as ``null``: strict JSON has no NaN, and pandas makes one of it again.
+    A number that is not finite is written as ``null``: strict JSON has no NaN, and pandas makes one of it again. Rows
+    that the disk has no room for wait in memory, and are written before the next one.
+
+    Args:
+        warn: hears once that rows wait, and once that they are written.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None] = lambda _: None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
+        self.path, self._warn = path, warn
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._written = os.fstat(self._file).st_size
+        self._waiting = b""
+        self._warned = False
+        self._turn = threading.Lock()  # a thread that saves a checkpoint syncs while rows come
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes a row and hands it to the operating system, so that it survives the death of this process."""
-        self._file.write(json.dumps(plain(row), allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(plain(row), allow_nan=False).encode() + b"\n"
+        with self._turn:
+            self._waiting += line
+            try:
+                self._write()
+            except OSError as error:
+                if not self._warned:
+                    self._warned = True
+                    self._warn(
+                        f"WARNING: {self.path} cannot be written ({error}): its rows wait in memory. "
+                        "Make room, or mend that"
+                    )
 
     def sync(self) -> None:
-        """Puts everything written on the disk, so that it survives a power cut too."""
-        os.fsync(self._file.fileno())
+        """Puts everything on the disk, so that it survives a power cut too.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._turn:
+            self._write()
+            os.fsync(self._file)
 
     def position(self) -> int:
-        """Bytes so far; for a checkpoint, to be given to `cut` on resume."""
-        return os.fstat(self._file.fileno()).st_size
+        """Bytes so far, with rows that wait; for a checkpoint, to be given to `cut` on resume."""
+        with self._turn:
+            return self._written + len(self._waiting)
 
     def cut(self, offset: int) -> None:
         """Drops everything from `offset` on, and a torn last line. A file that is shorter keeps its whole lines."""
-        name = self._file.name
-        with open(name, "rb") as file:
-            kept = file.read(min(offset, self.position()))
-        self._file.truncate(kept.rfind(b"\n") + 1)
+        with self._turn:
+            kept = os.pread(self._file, min(offset, self._written), 0)
+            self._written = kept.rfind(b"\n") + 1
+            os.ftruncate(self._file, self._written)
+            self._waiting = b""
 
     def close(self) -> None:
-        self._file.close()
+        """Writes what waits.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with self._turn:
+            try:
+                self._write()
+            finally:
+                os.close(self._file)
+
+    def _write(self) -> None:
+        while self._waiting:  # a row of which only a part had room is finished later, from where it broke off
+            count = os.pwrite(self._file, self._waiting, self._written)
+            self._written += count
+            self._waiting = self._waiting[count:]
+        if self._warned:
+            self._warned = False
+            self._warn(f"{self.path}: the rows that waited are written")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -53,7 +100,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_bytes().splitlines():
         try:
-            row = json.loads(line)
+            row = from_json(line)
         except ValueError:  # the last line of a process that died while writing
             continue
         if isinstance(row, dict):

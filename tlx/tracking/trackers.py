@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from tlx.errors import UserError
+from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
-from tlx.tracking.tracker import RunInfo, Tracker
-
-Mode = Literal["online", "offline", "disabled"]
+from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
+from tlx.tracking.wandb_run import Mode
 
 
 def wandb(
@@ -22,51 +22,29 @@ def wandb(
     tags: Sequence[str] = (),
     mode: Mode | None = None,
 ) -> Tracker:
-    """Weights & Biases: one run per training, however often it was resumed.
+    """Weights & Biases: one run per training, however often it was resumed, and each step in it once.
 
-    Without `mode`, WANDB_MODE decides; without that, online where credentials are configured, offline otherwise and
-    where the server does not answer. ``wandb sync RUN/wandb/latest-run`` uploads an offline run later: the newest
-    offline folder always holds all rows, because W&B opens a new one at every start.
+    Without `mode`, WANDB_MODE decides; without that, online where credentials are configured, offline, with a warning,
+    where not and where the server does not answer. ``tlx track sync RUN`` sends later what W&B lacks.
+
+    Raises:
+        TrackingError: W&B cannot begin.
     """
-    # a batch script's `export WANDB_MODE=` is an error to wandb, and means "not set" to its author
-    for name in [n for n, value in os.environ.items() if n.startswith("WANDB_") and not value]:
-        del os.environ[name]
-    import wandb as library
-
-    chosen = (
-        mode or os.environ.get("WANDB_MODE") or ("online" if library.login(prompt=False, verify=False) else "offline")
-    )
-    settings: Any = library.Settings(console="off", silent=True, init_timeout=30)
-    about: dict[str, Any] = {
-        "mode": chosen, "project": project, "entity": entity, "tags": list(tags), "id": run.run_id, "name": run.name,
-        "config": dict(run.config), "dir": run.folder, "resume": "allow", "settings": settings,
-    }  # fmt: skip
-    try:
-        handle = library.init(**about)
-    except library.errors.CommError as error:
-        if chosen != "online" or mode == "online":
-            raise
-        print(f"Weights & Biases does not answer ({str(error).splitlines()[0][:80]}); this start is logged offline")
-        library.teardown()  # the service still holds the run's id
-        chosen, handle = "offline", library.init(**{**about, "mode": "offline"})
-    handle.define_metric("step")
-    handle.define_metric("*", step_metric="step")  # its own step may not go back, as ours does on resume
-    if run.resumed and chosen == "offline":
-        for row in read_rows(run.folder / "metrics.jsonl"):
-            handle.log(row)
-    return _WandbRun(handle)
-
-
-class _WandbRun:
-    def __init__(self, handle: Any) -> None:
-        self.handle = handle
-
-    def log(self, row: Mapping[str, Any]) -> None:
-        self.handle.log(dict(row))
-
-    def finish(self, result: Mapping[str, Any]) -> None:
-        self.handle.summary.update({key: value for key, value in result.items() if key not in ("classes", "versions")})
-        self.handle.finish()
+    wandb_run.forget_empty_variables()
+    target = wandb_run.Target(run.folder, run.run_id, run.name, run.config, project, entity, tags)
+    rows = read_rows(run.folder / "metrics.jsonl")
+    asked = mode or os.environ.get("WANDB_MODE")
+    if asked:
+        return wandb_run.begin(target, asked, rows)  # type: ignore[arg-type]
+    why = "there is no key for Weights & Biases"
+    if wandb_run.has_key():
+        try:
+            return wandb_run.begin(target, "online", rows)
+        except TrackingError as error:
+            why = str(error)
+    tracker = wandb_run.begin(target, "offline", rows)
+    warn(f"{why}; this start is logged offline\n  -> {target.later}")
+    return tracker
 
 
 def tensorboard(run: RunInfo, *, folder: str = "tensorboard") -> Tracker:

@@ -1,0 +1,197 @@
+"""What is not finite moves nothing; training stops and says where it was made, or skips; odd losses are told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from images import make_shards
+from safetensors.torch import load_file
+
+from tlx import build, world
+from tlx.config import parse
+from tlx.engine import fit
+from tlx.errors import TlxError
+from tlx.evaluation import constant
+from tlx.progress import MEMORY, Trend
+from tlx.resume import settle
+from tlx.run_folder import RunFolder
+from tlx.tracking.metrics import read_rows
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+
+
+@pytest.fixture
+def compose(shards, tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def make(**over):
+        raw = {
+            "run": str(tmp_path / "run"),
+            "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
+            "input": {"size": 16},
+            "backbone": {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}},
+            "unfreeze": "all",
+            "phases": {"each": {"lr": 0.02, "duration": "4ep", "norm": "statistics_move"}},
+            "world": {"device": "cpu"},
+            **over,
+        }
+        config = parse(raw)
+        alone = world.enter(config)
+        folder = RunFolder(config.run)
+        folder.prepare(config, fresh=False)
+        folder.release()
+        run = build.compose(config, alone, folder)
+        run.stop.close()
+        run.notes = []
+        monkeypatch.setattr(run.journal.console, "note", run.notes.append)
+        return run
+
+    return make
+
+
+def spoil(run, step, module, how):
+    """A module gives something else for the pictures of one step, whenever they are shown."""
+    (batch,) = run.stream.batches(step, step + 1)
+    pictures = run.normalise(batch.images)
+
+    def look(_module, args):
+        look.now = args[0].shape == pictures.shape and torch.equal(args[0], pictures)
+
+    look.now = False
+    run.net.register_forward_pre_hook(look)
+    dict(run.net.named_modules())[module].register_forward_hook(lambda m, a, out: how(out) if look.now else None)
+    return [run.stream.manifest.describe(int(i)) for i in batch.ids]
+
+
+def infinite(out):
+    return torch.cat([out[:1] * float("inf"), out[1:]])
+
+
+class Burst(torch.autograd.Function):
+    """Finite on the way up, infinite on the way down."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * float("inf")
+
+
+@pytest.mark.parametrize(
+    ("how", "place"),
+    [
+        (infinite, "the output of features.1.0 (Conv2d)"),
+        (Burst.apply, "the gradient of features.1.0.weight"),
+    ],
+    ids=["forward", "backward"],
+)
+def test_it_stops_and_names_the_module_and_the_samples(compose, how, place):
+    run = compose(checkpoint={"every": 2})
+    samples = spoil(run, 6, "features.1.0", how)
+    with pytest.raises(TlxError) as caught:
+        fit(run)
+    run.saver.close()
+    said = str(caught.value)
+    assert "not finite at step 7 of phase fine_tuning" in said
+    assert f"first on rank 0: {place}" in said
+    assert samples[0] in said
+    assert "the last checkpoint is of step 6" in said
+    report = json.loads((run.folder / "nonfinite" / "step-00000007.json").read_text())
+    (finding,) = report["findings"]
+    assert finding["samples"] == samples
+    saved = load_file(finding["file"])
+    assert saved["images"].shape == (8, 3, 16, 16)
+    assert saved["labels"].shape == saved["ids"].shape == (8,)
+    weights = load_file(run.checkpoints.folder / "latest" / "model.safetensors")
+    assert all(torch.isfinite(t).all() for t in weights.values())
+
+
+def test_a_loss_that_is_not_finite_though_its_gradient_is_moves_nothing(compose):
+    run = compose()
+    loss, before = run.objective.loss, None
+
+    def spoilt(output, labels, mix):
+        nonlocal before
+        if run.progress.step == 3 and before is None:
+            before = [p.detach().clone() for p in run.net.parameters()]
+            return loss(output, labels, mix) + float("inf")
+        return loss(output, labels, mix)
+
+    run.objective.__dict__["loss"] = spoilt
+    with pytest.raises(TlxError, match=r"step 4 of(.|\n)*computed once more, everything is finite"):
+        fit(run)
+    assert all(torch.equal(p, b) for p, b in zip(run.net.parameters(), before, strict=True))
+
+
+def test_skipped_steps_leave_nothing_behind(compose):
+    run = compose(loop={"nonfinite": "skip", "ema": {"decay": 0.5}}, track={"every": 1})
+    spoil(run, 4, "features.1.0", infinite)
+    assert fit(run)
+    settle(run)
+    assert run.progress.unfinite == 1
+    assert sum("the step is skipped; 1 of 10 allowed" in n for n in run.notes) == 1
+    for net in (run.net, run.ema.module):
+        assert all(torch.isfinite(t).all() for t in net.state_dict().values())
+    rows = read_rows(run.folder / "metrics.jsonl")
+    assert [r["step"] for r in rows if "train/lr_head" in r] == list(range(1, 13))
+
+
+def test_too_many_skipped_steps_end_the_training(compose):
+    run = compose(loop={"nonfinite": {"policy": "skip", "limit": 2}})
+    for step in (3, 5, 8):
+        spoil(run, step, "features.2.0", infinite)
+    with pytest.raises(TlxError, match=r"step 9 (.|\n)*features\.2\.0"):
+        fit(run)
+    assert run.progress.unfinite == 3
+
+
+# --- warnings
+
+
+def test_a_leap_of_the_loss_is_told_once_and_noise_is_not():
+    trend, draw = Trend(), torch.Generator().manual_seed(0)
+    losses = [2.0 * 0.99**i + 0.1 * float(torch.randn((), generator=draw)) for i in range(200)]
+    assert not any(trend.spike("a", i, loss) for i, loss in enumerate(losses))
+    assert trend.spike("a", 200, 5.0)
+    assert not trend.spike("a", 201, 5.0)
+    assert not any(trend.spike("a", i, 0.3) for i in range(202, 200 + MEMORY))
+    assert trend.spike("a", 200 + MEMORY, 50.0)
+    assert not trend.spike("b", 300, 50.0)  # another phase begins anew
+
+
+def test_a_leap_of_the_loss_is_told_in_training(compose):
+    run = compose(phases={"each": {"lr": 1e-3, "duration": "16ep"}}, optimizer={"name": "sgd"})
+    spoil(run, 40, "fc", lambda out: out * -1000)
+    fit(run)
+    (said,) = [n for n in run.notes if "leaps" in n]
+    assert "at step 41 of phase" in said
+
+
+def test_a_head_that_always_says_the_same_is_told(compose):
+    run = compose(phases={"each": {"lr": 1e-3, "duration": "1ep"}})
+    run.net.fc.register_forward_hook(lambda m, a, out: out * 0 + 1)
+    fit(run)
+    assert [n for n in run.notes if "the same answer" in n]
+
+
+def test_what_differs_by_more_than_rounding_is_not_constant():
+    one = [[1.0, -2.0], [1.0, -2.0]]
+    assert constant([one, one])
+    assert not constant([one, [[1.0, -2.1], [1.0, -2.1]]])  # constant on each rank, not over both
+    assert not constant([[[1.0, -2.0], [1.0, -1.9999]]])
+    assert not constant([])
+
+
+def test_a_healthy_training_warns_of_nothing(compose):
+    run = compose(phases={"each": {"lr": 0.01, "duration": "20ep"}})
+    assert fit(run)
+    assert not [n for n in run.notes if "WARNING" in n]
+    assert not (Path(run.folder) / "nonfinite").exists()

@@ -1,0 +1,398 @@
+"""Checkpoints beside training, full disks, folders that are held, checkpoints of other trainings."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from images import make_shards
+from safetensors.torch import load_file
+
+from tlx import build, run_lock, world
+from tlx.checkpoint import Checkpoints, Snapshot, read, weights_of
+from tlx.config import parse
+from tlx.differences import differences
+from tlx.engine import fit
+from tlx.errors import TlxError, UserError
+from tlx.preempt import StopRequest
+from tlx.resume import resume, settle
+from tlx.run_folder import RunFolder
+from tlx.run_lock import RunLock
+from tlx.saver import Saver
+from tlx.tracking.metrics import MetricsFile, read_rows
+
+
+def snapshot(step=0, leaders=(), size=3):
+    best = {"step": leaders[0]} if leaders else None
+    progress = {"leaders": [{"step": s, "value": 1.0} for s in leaders]}
+    return Snapshot(
+        model={"w": torch.full((size,), float(step))}, optimizer={}, state={"best": best, "progress": progress}
+    )
+
+
+def steps(folder):
+    return sorted(int(p.name[5:]) for p in folder.glob("step-*"))
+
+
+# --- which checkpoints stay
+
+
+def test_the_last_the_best_and_those_for_good_stay(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1, every=40)
+    for step, leaders in ((10, (10,)), (20, (20, 10)), (30, (20, 10)), (40, (20, 10)), (50, (50, 20)), (60, (50, 20))):
+        checkpoints.save(step, snapshot(step, leaders))
+    assert steps(tmp_path) == [20, 40, 50, 60]
+    assert (tmp_path / "best").resolve().name == "step-00000050"
+
+
+def test_what_a_killed_process_was_writing_is_swept_away(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, snapshot())
+    (tmp_path / ".step-00000002.writing").mkdir()
+    (tmp_path / ".step-00000002.writing" / "model.safetensors").write_bytes(b"half")
+    (tmp_path / ".latest.writing").symlink_to("step-00000001")
+    checkpoints.sweep()
+    assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "latest"}
+
+
+def test_a_changed_state_is_noticed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, snapshot())
+    checkpoints.save(2, snapshot())
+    file = tmp_path / "step-00000002" / "state.json"
+    file.write_text(file.read_text().replace('"best": null', '"best": 17'))
+    said = []
+    assert checkpoints.newest(said.append).name == "step-00000001"
+    assert "state.json is not what was written" in said[0]
+
+
+# --- beside training
+
+
+def saver(folder, said, **options):
+    return Saver(Checkpoints(folder), lambda: None, said.append, **options)
+
+
+def test_training_does_not_wait_for_the_disk_and_the_snapshot_is_of_its_step(tmp_path, monkeypatch):
+    go, real = threading.Event(), Checkpoints.save
+    monkeypatch.setattr(Checkpoints, "save", lambda self, *given: (go.wait(10), real(self, *given))[1])
+    net = torch.nn.Linear(2, 2)
+    saving = saver(tmp_path, [])
+    held, before = net.weight.detach().clone(), weights_of(net)
+    saving.save(5, Snapshot(before, {}, snapshot().state))  # returns though the disk does not answer
+    assert saving.written == 0
+    with torch.no_grad():
+        net.weight.add_(1.0)
+    go.set()
+    saving.save(6, snapshot())  # waits for the one before
+    assert saving.written == 5
+    saving.close()
+    assert saving.written == 6
+    assert torch.equal(load_file(tmp_path / "step-00000005" / "model.safetensors")["weight"], held)
+    assert not [t for t in threading.enumerate() if t.name.startswith("checkpoint")]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_disk_that_refuses_is_told_with_the_room_that_is_needed(tmp_path, monkeypatch, background):
+    said = []
+    saving = saver(tmp_path / "checkpoints", said, background=background)
+    saving.save(1, snapshot())
+    real = Checkpoints.save
+
+    def full(self, *given):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "save", full)
+    saving.save(2, snapshot(size=1 << 20))
+    saving.settle()
+    assert "checkpoint of step 2 could not be written" in said[0]
+    assert "No space left" in said[0]
+    assert "the one of step 1 is untouched" in said[0]
+    assert "it takes 4.0 MiB" in said[0]
+    assert saving.written == 1
+    monkeypatch.setattr(Checkpoints, "save", real)
+    saving.save(3, snapshot())
+    saving.close()
+    assert saving.written == 3
+
+
+def test_a_fault_of_the_thread_comes_out_at_the_next_checkpoint(tmp_path):
+    def taken():
+        raise TlxError("another training has begun in this folder")
+
+    saving = Saver(Checkpoints(tmp_path), taken, print)
+    saving.save(1, snapshot())
+    with pytest.raises(TlxError, match="another training"):
+        saving.save(2, snapshot())
+    assert not steps(tmp_path)
+
+
+# --- a whole training, in this process
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+
+
+def raw_for(shards, run, **over):
+    return {
+        "run": str(run),
+        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
+        "input": {"size": 16},
+        "backbone": {"name": "toys:small", "weights": "none", "args": {"norm": "group"}},
+        "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
+        "track": {"every": 1},
+        "checkpoint": {"every": 2},
+        "world": {"device": "cpu"},
+        **over,
+    }
+
+
+@pytest.fixture
+def compose(shards, tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def make(run=tmp_path / "run", **over):
+        config = parse(raw_for(shards, run, **over))
+        alone = world.enter(config)
+        folder = RunFolder(config.run)
+        folder.prepare(config, fresh=False)
+        folder.release()
+        made = build.compose(config, alone, folder)
+        made.stop.close()
+        made.notes = []
+        monkeypatch.setattr(made.journal.console, "note", made.notes.append)
+        made.saver.say = made.notes.append
+        return made
+
+    return make
+
+
+def bits(run):
+    return load_file(run.checkpoints.folder / "latest" / "model.safetensors")
+
+
+def test_saving_beside_training_or_in_it_changes_no_bit(compose, tmp_path):
+    runs = [
+        compose(tmp_path / str(b), checkpoint={"every": every, "background": b}) for b, every in ((True, 1), (False, 5))
+    ]
+    for run in runs:
+        assert fit(run)
+        settle(run)
+    one, other = map(bits, runs)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_the_best_ones_by_their_metric_stay(compose):
+    run = compose(checkpoint={"every": 2, "keep": {"last": 1, "best": 3, "every": 4}}, evaluate={"every": 1})
+    assert fit(run)
+    settle(run)
+    values = {row["step"]: row["val/top1"] for row in read_rows(run.folder / "metrics.jsonl") if "val/top1" in row}
+    best = sorted(values, key=lambda step: (-values[step], step))[:3]
+    assert [leader["step"] for leader in run.progress.leaders] == best
+    assert set(steps(run.checkpoints.folder)) == {*best, 4, 8, 12}
+    assert best[0] == run.progress.best["step"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"no file system of its own here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder):
+    subprocess.run(["dd", "if=/dev/zero", f"of={folder / 'filler'}", "bs=4k"], stderr=subprocess.DEVNULL, check=False)
+
+
+def test_a_full_disk_costs_nothing_once_there_is_room_again(compose, small_disk, monkeypatch):
+    whole = compose(small_disk.parent / "whole")
+    assert fit(whole)
+    run = compose(small_disk / "run")
+    row = run.journal.console.row
+
+    def disk(seen):
+        if seen["step"] == 5:
+            fill(small_disk)
+        if seen["step"] == 9:
+            (small_disk / "filler").unlink(missing_ok=True)
+        row(seen)
+
+    monkeypatch.setattr(run.journal.console, "row", disk)
+    assert fit(run)
+    settle(run)
+    loud = [n for n in run.notes if "WARNING" in n]
+    assert any("checkpoint of step 6 could not be written" in n and "MiB are free" in n for n in loud)
+    assert read_rows(run.folder / "metrics.jsonl") == read_rows(whole.folder / "metrics.jsonl")
+    one, other = bits(run), bits(whole)
+    assert all(torch.equal(one[k], other[k]) for k in one)
+
+
+def test_a_disk_that_stays_full_ends_in_an_error_that_says_from_where_it_goes_on(compose, small_disk, monkeypatch):
+    run = compose(small_disk / "run")
+    row = run.journal.console.row
+    monkeypatch.setattr(run.journal.console, "row", lambda seen: (seen["step"] == 5 and fill(small_disk), row(seen)))
+    assert fit(run)
+    with pytest.raises(UserError, match=r"could not be written(.|\n)*goes on from step 4"):
+        settle(run)
+    (small_disk / "filler").unlink()
+    again = compose(small_disk / "run")
+    resume(again)
+    assert again.progress.step == 4
+    assert [r["step"] for r in read_rows(run.folder / "metrics.jsonl")][-1] <= 4
+
+
+def test_rows_wait_in_memory_and_a_row_that_was_cut_off_is_finished(tmp_path, monkeypatch):
+    said = []
+    file = MetricsFile(tmp_path / "m.jsonl", said.append)
+    file.append({"step": 1})
+    real, room = os.pwrite, 5
+
+    def little(handle, data, offset):
+        nonlocal room
+        count, room = min(room, len(data)), max(room - len(data), 0)
+        if not count:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(handle, data[:count], offset)
+
+    monkeypatch.setattr(os, "pwrite", little)
+    file.append({"step": 2})
+    file.append({"step": 3})
+    assert len(said) == 1
+    assert [r["step"] for r in read_rows(tmp_path / "m.jsonl")] == [1]
+    with pytest.raises(OSError, match="No space"):
+        file.sync()
+    monkeypatch.setattr(os, "pwrite", real)
+    file.append({"step": 4})
+    assert [r["step"] for r in read_rows(tmp_path / "m.jsonl")] == [1, 2, 3, 4]
+    assert len(said) == 2
+
+
+# --- one training at a time
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from tlx.run_lock import RunLock
+lock = RunLock.take(Path(sys.argv[1]), patience=0)
+print("held", flush=True)
+time.sleep(100)
+"""
+
+
+def hold(folder):
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_folder_is_held_by_one_training_until_its_process_is_gone(tmp_path):
+    process = hold(tmp_path)
+    try:
+        with pytest.raises(UserError, match=rf"another training runs in this folder: process {process.pid} on "):
+            RunLock.take(tmp_path, patience=0.2)
+        before = '{"status": "running"}'
+        (tmp_path / "status.json").write_text(before)
+        RunFolder(tmp_path).say_if_there("user-error", message="not for the one that runs")
+        assert (tmp_path / "status.json").read_text() == before
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    RunLock.take(tmp_path, patience=0).release()
+    RunFolder(tmp_path).say_if_there("user-error", message="x")
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "user-error"
+
+
+def test_without_locks_the_first_training_notices_at_its_next_checkpoint(tmp_path, monkeypatch):
+    def none(*given):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(run_lock.fcntl, "flock", none)
+    first = RunLock.take(tmp_path)
+    assert not first.enforced
+    first.check()
+    second = RunLock.take(tmp_path)
+    second.check()
+    with pytest.raises(TlxError, match="another training has begun in this folder"):
+        first.check()
+
+
+def test_fresh_moves_the_folder_aside_and_holds_the_new_one(shards, tmp_path):
+    config = parse(raw_for(shards, tmp_path / "run"))
+    first = RunFolder(config.run)
+    first.prepare(config, fresh=True)  # nothing was there: nothing is moved
+    first.release()
+    second = RunFolder(config.run)
+    second.prepare(config, fresh=True)
+    (aside,) = tmp_path.glob("run.before-*")
+    assert (aside / "config.yaml").exists()
+    with pytest.raises(UserError, match="another training runs"):
+        RunLock.take(tmp_path / "run", patience=0)
+    second.release()
+
+
+# --- checkpoints of other trainings
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_with_what_differs(compose, tmp_path):
+    run = compose(tmp_path / "one")
+    assert fit(run)
+    settle(run)
+    other = compose(tmp_path / "other", phases={"each": {"lr": 0.5, "duration": "2ep"}}, track={"every": 3})
+    shutil.copytree(run.checkpoints.folder, other.checkpoints.folder, symlinks=True)
+    with pytest.raises(UserError) as caught:
+        resume(other)
+    assert "config.phases.each.lr: 0.02 -> 0.5" in str(caught.value)
+    assert "track" not in str(caught.value)
+    assert "each.duration" not in str(caught.value)
+
+
+def test_long_lists_are_compared_by_what_they_do_not_share():
+    classes = [f"class {n}" for n in range(100)]
+    assert differences({"c": classes}, {"c": [*classes[1:], "new"]}) == ["c: without 'class 0' and with 'new'"]
+    assert differences({"c": classes}, {"c": classes[::-1]}) == ["c: in another order"]
+    assert differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "d": 2}}) == ["a.c: 2 -> None", "a.d: None -> 2"]
+
+
+def test_what_does_not_fit_is_named_without_a_traceback(compose):
+    run = compose()
+    assert fit(run)
+    settle(run)
+    path = run.checkpoints.newest(print)
+    bad = read(path)
+    bad.optimizer["fc.weight"] = {"exp_avg": torch.zeros(7)}
+    bad.state.pop("sha256")
+    bad.state.pop("files")
+    run.checkpoints.save(run.progress.step, bad)
+    with pytest.raises(TlxError, match=r"step-00000012: this is not a checkpoint of this training(.|\n)*exp_avg of fc"):
+        resume(compose())
+
+
+# --- when to stop
+
+
+def test_a_time_limit_counts_from_the_start_of_the_command(tmp_path):
+    stop = StopRequest(tmp_path, launched=False, after=10**6)
+    assert not stop.asked(look=True)
+    stop.close()
+    stop = StopRequest(tmp_path, launched=False, after=0.01)  # this process has been there for longer
+    assert not stop.asked(look=False)  # rank 0 looks, for all
+    assert stop.asked(look=True)
+    assert "time limit" in stop.reason
+    stop.close()

@@ -1,0 +1,146 @@
+"""One training at a time in a run folder.
+
+The lock is the operating system's, on the file ``.lock`` in the folder: it goes with the process that holds it, however
+that ends, and where a shared file system passes locks on (NFS since version 4, Lustre mounted with ``flock``) it holds
+between nodes. Where it does not, or where there are no locks at all, the second training writes its name into the file
+and the first one notices at its next checkpoint, and ends without writing it; what both have appended to metrics.jsonl
+until then is mixed. `BeeGFS` and Lustre mounted with ``localflock`` are such.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tlx.errors import TlxError, UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+PATIENCE = 15.0
+"""Seconds. The workers of a training that was killed hold its lock until they notice."""
+
+
+@dataclass(frozen=True)
+class RunLock:
+    """A held lock.
+
+    Attributes:
+        token: what this training has written into the file.
+        enforced: whether the file system has locks.
+    """
+
+    file: Path
+    handle: int
+    token: str
+    enforced: bool
+
+    @classmethod
+    def take(cls, folder: Path, *, patience: float = PATIENCE) -> RunLock:
+        """Waits for the lock of a folder, which must exist.
+
+        Raises:
+            UserError: another training still has it after `patience` seconds.
+            OSError: the folder cannot be written.
+        """
+        file = folder / ".lock"
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # NFS locks only what is open for writing
+        try:
+            end = time.monotonic() + patience
+            while (taken := _try(handle)) is False:
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"another training runs in this folder: {_owner(file)}",
+                        where=str(folder),
+                        todo=f"wait for it, stop it (touch {folder / 'stop'}), or set run to another folder",
+                    )
+                time.sleep(0.1)
+            return cls(file, handle, _sign(handle), enforced=bool(taken))
+        except BaseException:
+            os.close(handle)
+            raise
+
+    def check(self) -> None:
+        """Whether the folder is still this training's.
+
+        Raises:
+            TlxError: another one has begun in it, on a file system whose locks do not reach so far.
+        """
+        owner = _read(self.file)
+        if owner.get("token", self.token) != self.token:
+            raise TlxError(
+                f"{self.file.parent}: another training has begun in this folder ({_said(owner)}); this one ends and "
+                "writes nothing more"
+            )
+
+    def release(self) -> None:
+        os.close(self.handle)
+
+
+def holder(folder: Path) -> str | None:
+    """Who trains in a folder now; None where nobody does, and where there are no locks to tell."""
+    file = folder / ".lock"
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return _owner(file) if _try(handle) is False else None
+    finally:
+        os.close(handle)
+
+
+def _try(handle: int) -> bool | None:
+    """Whether the lock is ours now; None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP: by file system
+        return None
+    return True
+
+
+def _sign(handle: int) -> str:
+    token = secrets.token_hex(8)
+    who = {
+        "token": token,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+    }
+    text = json.dumps(who).encode()
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, text, 0)
+    return token
+
+
+def _owner(file: Path) -> str:
+    return _said(_read(file))
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(content, dict):
+            return content
+    return {}
+
+
+def _said(owner: Mapping[str, Any]) -> str:
+    job = f", Slurm job {owner['slurm_job']}" if owner.get("slurm_job") else ""
+    known = all(name in owner for name in ("host", "pid", "since"))
+    return f"process {owner['pid']} on {owner['host']} since {owner['since']}{job}" if known else "unknown"

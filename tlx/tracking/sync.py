@@ -1,0 +1,183 @@
+"""``tlx track sync``: sends to W&B what it lacks of a run, from the run folder alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tlx import plug
+from tlx.config import Part
+from tlx.errors import UserError
+from tlx.history import read_history
+from tlx.run_lock import holder
+from tlx.tracking import wandb_run
+from tlx.tracking.metrics import read_rows
+from tlx.tracking.wandb_run import RECORD, Target
+
+SEND_S = 600.0
+"""How long the server may take for all of it."""
+
+PATIENCE = 10.0
+"""Seconds. The workers of a training that was killed hold its lock until they notice."""
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What was sent, or written.
+
+    Attributes:
+        steps: those that were sent, one row each; before: the first that the server lacked.
+        left_out: the last step of a training that was killed, which may yet get its evaluation when it goes on.
+        to: the run's page, or the offline folder.
+    """
+
+    folder: Path
+    steps: tuple[int, ...]
+    before: int
+    left_out: int | None
+    to: str
+    offline: bool
+
+    @property
+    def text(self) -> str:
+        rows = f"{len(self.steps)} step{'s' * (len(self.steps) != 1)}"
+        if self.offline:
+            said = f"{rows} written to {self.to}\n  upload it once, where there is a network: wandb sync {self.to}"
+        elif self.steps:
+            said = f"{rows} sent, {self.steps[0]} to {self.steps[-1]}: {self.to}"
+        else:
+            known = f"all up to step {self.before - 1}" if self.before else "nothing, and there is nothing yet"
+            said = f"W&B has {known}; nothing was sent: {self.to}"
+        if self.left_out is not None:
+            said += (
+                f"\n  left out: step {self.left_out}, the last of a training that was broken off; its evaluation may "
+            )
+            said += "come when that goes on"
+        return f"{self.folder}: {said}"
+
+
+def sync(folder: Path, *, project: str | None = None, entity: str | None = None, offline: bool = False) -> Synced:
+    """Sends what W&B lacks of one run.
+
+    Args:
+        project, entity: by default those that the run was logged to, or is configured with.
+        offline: write a fresh offline folder with the whole run in place of sending.
+
+    Raises:
+        UserError: not a run folder, nothing in it yet, a training is in it, no project, no key, no network.
+    """
+    rows, target = _rows(folder), _target(folder, project, entity)
+    end = time.monotonic() + PATIENCE
+    while (who := holder(folder)) is not None:
+        if time.monotonic() > end:
+            raise UserError(
+                f"a training runs in this folder: {who}",
+                where=str(folder),
+                todo="its tracker sends what it can; wait for its end, or stop it",
+            )
+        time.sleep(0.1)
+    result = _json(folder / "result.json")
+    finished = result.get("finished") is True
+    whole = finished or _json(folder / "status.json").get("status") == "resumable"
+    wandb_run.forget_empty_variables()
+    if offline:
+        _refuse_twice(folder, target)
+    elif not wandb_run.has_key():
+        raise UserError("there is no key for Weights & Biases", todo=f"wandb login, or set WANDB_API_KEY; {_elsewhere}")
+    try:
+        run = wandb_run.begin(target, "offline" if offline else "online", rows, send_s=SEND_S)
+        if whole:
+            run.flush()
+        if finished and not run.summarised:
+            run.summarise(result)
+        place = Path(run.handle.dir).parent if offline else run.handle.url
+        run.close(failed=not whole)
+    except Exception as error:  # the service may die here too
+        said = str(error) or type(error).__name__
+        raise UserError(said, where=str(folder), todo=f"the same command goes on; {_elsewhere}") from error
+    last = rows[-1]["step"]
+    return Synced(
+        folder=folder,
+        steps=tuple(run.sent),
+        before=run.first,
+        left_out=None if whole or last < run.first else last,
+        to=str(place),
+        offline=offline,
+    )
+
+
+_elsewhere = "or --offline writes a folder to upload elsewhere"
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    read_history(folder)  # refuses what is not a run folder, and names those that are near
+    found = [row for row in read_rows(folder / "metrics.jsonl") if isinstance(row.get("step"), int)]
+    if not found:
+        raise UserError("there are no metrics yet", where=str(folder / "metrics.jsonl"), todo="train first")
+    return found
+
+
+def _target(folder: Path, project: str | None, entity: str | None) -> Target:
+    run_id = _json(folder / "status.json").get("id")
+    if not run_id:
+        raise UserError("no status.json says the id of this run", where=str(folder), todo="is it complete?")
+    config = _config(folder / "config.yaml")
+    said = _arguments(config)
+    record = _json(folder / RECORD)
+    project = project or record.get("project") or said.get("project")
+    if not project:
+        raise UserError(
+            "this run was never logged to W&B",
+            where=str(folder),
+            todo=f"tlx track sync {folder} --project NAME makes a W&B run of it",
+        )
+    entity = entity or record.get("entity") or said.get("entity")
+    tags = [str(tag) for tag in said.get("tags") or ()]
+    return Target(folder, str(run_id), folder.resolve().name, config, str(project), entity, tags)
+
+
+def _refuse_twice(folder: Path, target: Target) -> None:
+    """``wandb sync`` sends a folder whole, also what the server has."""
+    record = _json(folder / RECORD)
+    if record.get("id") == target.run_id and record.get("project") == target.project:
+        raise UserError(
+            f"a part of this run is on the server already ({record.get('url')}); an offline folder would repeat it",
+            where=str(folder),
+            todo="without --offline, where there is a network; a copy of the folder without checkpoints will do",
+        )
+
+
+def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of the W&B tracker in a configuration; nothing where it has none."""
+    track = config.get("track")
+    trackers = track.get("trackers") if isinstance(track, Mapping) else None
+    for raw in trackers if isinstance(trackers, list) else ():
+        with contextlib.suppress(ValidationError):
+            part = Part.model_validate(raw)
+            if part.name == "wandb":
+                return plug.defaults(plug.find("tracker", "wandb")) | part.args
+    return {}
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=str(file)) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

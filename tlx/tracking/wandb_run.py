@@ -1,0 +1,226 @@
+"""One W&B run per training, however often it was started, each step in it once.
+
+The W&B step of a row is its training step, and rows of one step go as one. On resuming, W&B goes on after the last step
+that the server has; what the server lacks, because the training or the network died before it was sent, comes from
+``metrics.jsonl``, and what the training does again after it went back to a checkpoint is not sent again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from tlx.files import write_whole
+from tlx.tracking.tracker import TrackingError, warn
+
+Mode = Literal["online", "offline", "disabled"]
+
+INIT_S = 30.0
+"""How long W&B may take to begin."""
+
+SEND_S = 30.0
+"""How long it may take at the end to send what waits. Below the guard's own bound, so that it is W&B that gives up."""
+
+RECORD = "wandb.json"
+"""In the run folder: which run on which server it is. Written when the server has accepted it."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Which run it is to be, of a run folder."""
+
+    folder: Path
+    run_id: str
+    name: str
+    config: Mapping[str, Any]
+    project: str
+    entity: str | None = None
+    tags: Sequence[str] = ()
+
+    @property
+    def later(self) -> str:
+        return f"what W&B lacks is sent by: tlx track sync {shlex.quote(str(self.folder))}"
+
+
+@dataclass
+class Heard:
+    """What W&B would have put on the terminal; it knows some failures by nothing else."""
+
+    warnings: list[str] = field(default_factory=list)
+
+    def info(self, text: str) -> None:
+        pass
+
+    def warning(self, text: str) -> None:
+        plain = re.sub(r"\x1b\[[0-9;]*m|\b(wandb: |WARNING |ERROR )", "", text)
+        self.warnings.append(plain.partition(". ")[0])  # the rest advises `wandb sync`, which would send steps twice
+
+    error = warning
+
+
+def forget_empty_variables() -> None:
+    """A batch script's ``export WANDB_MODE=`` is an error to wandb, and means "not set" to its author."""
+    for name in [n for n, value in os.environ.items() if n.startswith("WANDB_") and not value]:
+        del os.environ[name]
+
+
+def has_key() -> bool:
+    """Whether there are credentials for the server; it is not asked."""
+    import wandb as library
+
+    _listen("online")  # WANDB_MODE=offline would answer for the key
+    return bool(library.login(prompt=False, verify=False))
+
+
+def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send_s: float | None = None) -> WandbRun:
+    """Starts or resumes the run, and sends what the server lacks of `rows`, those before this start.
+
+    Raises:
+        TrackingError: W&B does not answer, refuses, or cannot start its service.
+    """
+    import wandb as library
+
+    heard = _listen(mode)
+    settings: Any = library.Settings(
+        console="off", silent=True, init_timeout=INIT_S, finish_timeout=send_s or SEND_S, finish_timeout_raises=True
+    )
+    try:
+        handle = library.init(
+            mode=mode, project=target.project, entity=target.entity, tags=list(target.tags), id=target.run_id,
+            name=target.name, config=dict(target.config), dir=target.folder, resume="allow", settings=settings,
+        )  # fmt: skip
+        handle.define_metric("step")
+        handle.define_metric("*", step_metric="step")
+        run = WandbRun(target, handle, heard)
+        for row in rows:
+            run.log(row)
+    except Exception as error:
+        let_go()  # the service would hold the run's id
+        raise TrackingError(_said(error), todo=target.later) from error
+    if mode == "online":
+        about = {"id": target.run_id, "project": handle.project, "entity": handle.entity, "url": handle.url}
+        with contextlib.suppress(OSError):
+            write_whole(target.folder / RECORD, json.dumps(about) + "\n")
+    root = Path(handle.settings.root_dir)
+    if mode != "disabled" and root.resolve() != target.folder.resolve():
+        heard.warnings.clear()
+        warn(
+            f"{target.folder} cannot be written by W&B, which keeps its files in {root}; training goes on, and "
+            f"metrics.jsonl has everything\n  -> {target.later}"
+        )
+    return run
+
+
+class WandbRun:
+    """A run that W&B has begun.
+
+    Attributes:
+        first: the first step that the server lacks.
+        sent: steps that were handed to W&B.
+    """
+
+    def __init__(self, target: Target, handle: Any, heard: Heard) -> None:
+        self.target, self.handle, self._heard = target, handle, heard
+        self.todo = target.later
+        self.first = int(handle.starting_step or 0)
+        self.sent: list[int] = []
+        self._held: dict[str, Any] = {}
+        self._warned = False
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Takes a row; it goes when the next step begins, with all that belongs to its own."""
+        if self._held and row["step"] != self._held["step"]:
+            self._send()
+        self._held |= row
+        if self._heard.warnings and not self._warned:
+            self._warned = True
+            warn(f"W&B: {self._heard.warnings[0]}\n  -> {self.todo}")
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Ends the run, with the summary. The last step of a training that goes on later waits for that: it may yet get
+        its evaluation.
+
+        Raises:
+            TrackingError: not all of it was sent.
+        """
+        if result.get("finished", True):
+            self.flush()
+        self.summarise(result)
+        self.close()
+
+    def flush(self) -> None:
+        """Sends the last step: it is whole."""
+        if self._held:
+            self._send()
+
+    def summarise(self, result: Mapping[str, Any]) -> None:
+        """Shows on the run's page what result.json holds."""
+        self.handle.summary.update({k: v for k, v in result.items() if k not in ("classes", "versions", "step")})
+
+    def close(self, *, failed: bool = False) -> None:
+        """Sends what waits, and says how the run ended.
+
+        Raises:
+            TrackingError: not all of it was sent.
+        """
+        try:
+            self.handle.finish(exit_code=int(failed))
+        except TimeoutError as error:
+            let_go()
+            raise TrackingError("the network or the server is too slow: not all was sent", todo=self.todo) from error
+        if self._heard.warnings and not self._warned:
+            raise TrackingError(f"W&B: {self._heard.warnings[0]}", todo=self.todo)
+
+    @property
+    def summarised(self) -> bool:
+        """Whether the server has the summary of a finished run."""
+        return self.handle.summary.get("finished") is True
+
+    def abandon(self) -> None:
+        let_go()
+
+    def _send(self) -> None:
+        row, self._held = self._held, {}
+        if row["step"] >= self.first:
+            self.handle.log(row, step=row["step"], commit=True)
+            self.sent.append(row["step"])
+
+
+def let_go() -> None:
+    """Ends W&B's service in this process by force: one that hangs would hold up the interpreter's end."""
+    import psutil
+
+    import wandb as library
+
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if child.name() == "wandb-core":
+                child.kill()
+    with contextlib.suppress(Exception):  # a thread that would miss the service, with a traceback
+        library.run._run_status_checker.stop()  # type: ignore[union-attr]
+    with contextlib.suppress(Exception, SystemExit):  # it ends the process with the code of the service
+        library.teardown()
+    library.run = None  # what is left of the run would keep the next one in this process from its key
+
+
+def _listen(mode: Mode) -> Heard:
+    """Starts the service; W&B speaks to us from here on, not to the terminal."""
+    import wandb as library
+
+    heard = Heard()
+    settings = library.Settings(mode=mode, silent=True, show_warnings=False, show_errors=False)
+    library.setup(settings)
+    library.termsetup(settings, heard)
+    return heard
+
+
+def _said(error: Exception) -> str:
+    first = str(error).splitlines()[0][:200] if str(error) else ""
+    return f"W&B: {first or type(error).__name__}"

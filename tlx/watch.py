@@ -1,0 +1,437 @@
+"""Ranks that watch over each other and over themselves: one that dies or hangs is named, and ends all of them.
+
+The main thread beats wherever it gets on; a thread looks once a second whether it still does, and whether the others'
+signs of life still come. A collective that fails tells nobody's name, and over NCCL it waits for its own timeout: so
+whoever sees first what has happened tells all others, and a rank whose main thread does not leave by itself is ended.
+
+Time is counted in rounds of that thread, so that a job which was suspended as a whole is not taken for dead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any
+
+import psutil
+import torch.distributed as dist
+
+from tlx.errors import TlxError
+from tlx.launcher import rank as launched_rank
+from tlx.run_folder import RunFolder, Status
+from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+LOST_S = 45.0
+"""A rank on another machine without a sign for so long is taken for dead, unless steps go on."""
+_MISSED_S = 5.0  # without a sign for so long it is dead, where a collective has failed
+_STUCK_S = 5.0  # left to the main thread to notice what happened by itself
+_LEAVE_S = 30.0  # and to leave: trackers send what they have
+_BLIND_S = 15.0  # after our own patience; then the threads of this process cannot run any more
+_AGAIN = "the same command goes on from the last checkpoint"
+
+
+class Watch:
+    """Watches over one rank; does nothing before :meth:`start`.
+
+    Args:
+        folder: the run's; stacks of a rank that hangs go to FOLDER/stacks/rank-N.txt.
+        patience_s: the main thread hangs when it has not beaten for so long.
+    """
+
+    def __init__(self, folder: RunFolder | None = None, *, patience_s: float = math.inf) -> None:
+        self.folder, self.patience_s = folder, patience_s
+        self.rank, self.size, self.serves = launched_rank(), 1, False
+        self._beat: tuple[int, str, int] = (0, "start", 0)
+        self._wire: Wire | None = None
+        self._thread: threading.Thread | None = None
+        self._ended = threading.Event()
+        self._main = threading.get_ident()
+        self._verdict: Verdict | None = None
+        self._state: State = "alive"
+        self._why = ""
+        self._given_up = False
+        self._stacks: IO[bytes] | None = None
+        self._unused = 0
+        self._peers: dict[int, _Peer] = {}
+
+    def start(self, store: Store | None, rank: int, size: int, *, serves: bool = False) -> None:
+        """Begins to watch.
+
+        Args:
+            store: of the rendezvous; None for a lone rank without one.
+            serves: the store lives in this very process.
+        """
+        self.rank, self.size, self.serves = rank, size, serves
+        self._own = Sign(rank, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        self._main = threading.get_ident()
+        self._wire = Wire(store, self._own, size) if store is not None and size > 1 else None
+        self._thread = threading.Thread(target=self._watch, name="tlx-watch", daemon=True)
+        self._thread.start()
+
+    def beat(self, stage: str, step: int | None = None) -> None:
+        """The main thread gets on: it begins a stage, at the step that is being made."""
+        count, _, before = self._beat
+        self._beat = (count + 1, stage, before if step is None else step)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank writes status.json: rank 0 does, or the first one that still can."""
+        if self._verdict is None:
+            return self.rank == 0
+        if self._verdict.kind == "store":
+            return True
+        return self.rank == min(set(range(self.size)) - set(self._verdict.mute), default=0)
+
+    def say(self, status: Status, message: str) -> None:
+        """Writes into status.json how the run ended, if this is the rank to do so."""
+        if not self.speaks or self.folder is None:
+            return
+        if self._beat[1] == "start":  # another training may be in this folder
+            self.folder.say_if_there(status, message=message[:2000])
+            return
+        with contextlib.suppress(OSError):  # without its lock, which a stopped rank 0 still holds
+            if self.folder.path.is_dir():
+                self.folder.say(status, message=message[:2000])
+
+    def explained(self, error: BaseException) -> BaseException:
+        """What an error of the main thread comes from: a :class:`TlxError` that names the rank at fault, or itself.
+
+        Takes up to some 15 s where a collective has failed and it is not known whose fault that is.
+        """
+        if self._wire is None or self._thread is None:
+            return error
+        self.beat("leaving")
+        if not _from_others(error):
+            self._tell("failed", f"{type(error).__name__}: {error}"[:1000])
+            return error
+        self._tell("leaving")
+        until = time.monotonic() + 20
+        while self._verdict is None and not self._given_up and time.monotonic() < until and self._thread.is_alive():
+            time.sleep(0.05)
+        if self._verdict is None:
+            self._tell("failed", f"{type(error).__name__}: {error}"[:1000])
+            return error
+        self._tell("told")
+        return TlxError(self._verdict.message)
+
+    def close(self) -> None:
+        """Ends the watch; its threads must not live on into the interpreter's end."""
+        if self._thread is None:
+            return
+        self._ended.set()
+        self._thread.join(10)
+        self._thread = None
+        if self._wire is not None:
+            self._linger(self._wire)
+            self._tell("left" if self._state == "alive" else self._state)
+            self._wire.close(timeout_s=3)
+        faulthandler.cancel_dump_traceback_later()
+        if self._stacks is not None:
+            unused = self._stacks.tell() == self._unused
+            self._stacks.close()
+            if unused:
+                with contextlib.suppress(OSError):
+                    path = Path(self._stacks.name)
+                    path.unlink()
+                    path.parent.rmdir()
+
+    # In the thread
+
+    def _watch(self) -> None:
+        known, step, still, idle, armed = self._beat, self._beat[2], 0.0, 0.0, math.inf
+        last = time.monotonic()
+        try:
+            while not self._ended.wait(BEAT_S):
+                now = time.monotonic()
+                passed, last = min(now - last, 2 * BEAT_S), now
+                still = still + passed if self._beat == known else 0.0
+                idle = idle + passed if self._beat[2] == step else 0.0
+                known, step = self._beat, self._beat[2]
+                armed += passed
+                if armed >= min(10.0, self.patience_s / 4):
+                    self._arm()
+                    armed = 0.0
+                self._look(passed, still, idle)
+        except Exception as error:  # a fault of the watch is none of the training's
+            print(f"note: ranks are not watched any more: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def _look(self, passed: float, still: float, idle: float) -> None:
+        stuck = still >= self.patience_s
+        if self._state == "stuck" and not stuck:  # it was only slow
+            self._state, self._why = "alive", ""
+        if stuck and self._state == "alive":
+            self._state, self._why = "stuck", self._where()
+            self._dump(still)
+        wire = self._wire
+        if wire is None:
+            if stuck:
+                self._end(Verdict("hangs", self._hanging([self._sign()])))
+            return
+        wire.own = self._sign()
+        self._follow(wire, passed)
+        if self._verdict is None:
+            self._verdict = wire.verdict or self._judge(wire, passed, idle)
+            self._since = 0.0
+            if self._verdict is not None and self._verdict.kind == "hangs" and self._state == "alive":
+                self._dump(still)
+            return
+        self._since += passed
+        leaving = self._beat[1] in ("leaving", "finishing")
+        if self._since >= (_LEAVE_S if leaving else BEAT_S if stuck else _STUCK_S):
+            self._end(self._verdict)
+
+    def _follow(self, wire: Wire, passed: float) -> None:
+        """How long others have been silent, by what the store has answered."""
+        for rank, sign in list(wire.seen.items()):
+            peer = self._peers.setdefault(rank, _Peer(sign, self._own.host))
+            peer.follow(sign, passed if wire.answered != self._answered else 0.0)
+        self._unanswered = 0.0 if wire.answered != self._answered else self._unanswered + passed
+        self._answered = wire.answered
+
+    _answered, _unanswered, _doubt, _since = 0, 0.0, 0.0, 0.0
+
+    def _judge(self, wire: Wire, passed: float, idle: float) -> Verdict | None:
+        """The verdict of this rank, once it has looked at all others."""
+        asked, stuck = self._state == "leaving", self._state == "stuck"
+        away = [p for p in self._peers.values() if p.away]
+        failed = [p for p in self._peers.values() if p.sign.state == "failed"]
+        # steps that go on need everybody: then it is only the signs that do not come
+        patience = _MISSED_S if asked or away else LOST_S
+        lost = [p for p in self._peers.values() if p.lost(patience) and (asked or away or idle >= LOST_S)]
+        lonely = wire.gone is not None and (not agent_serves() or asked or idle >= LOST_S)
+        if not (asked or stuck or away or failed or lost or lonely):
+            self._doubt, wire.whole = 0.0, False
+            return None
+        self._doubt, wire.whole = self._doubt + passed, True
+        verdict = None
+        if failed and self._doubt >= BEAT_S:
+            # of several the first: the others may have failed because of it
+            first = failed[0].sign
+            verdict = Verdict("failed", f"{first} failed {first.place}: {first.why}")
+        elif (away and self._doubt >= 2 * BEAT_S) or (lost and self._doubt > _MISSED_S + BEAT_S):
+            verdict = self._died(sorted([*away, *lost], key=lambda p: p.sign.rank))
+        elif lonely and self._doubt >= _STUCK_S:  # an end in peace takes less
+            verdict = self._storeless(wire.gone or "")
+        elif stuck and self._doubt >= 4 * BEAT_S:
+            verdict = self._hang(wire)
+        elif asked and self._unanswered >= 10:
+            verdict = self._storeless("it does not answer")
+        elif asked and self._doubt >= 12:
+            self._given_up = True
+        if verdict is None or wire.gone is not None or self._unanswered >= 5:
+            return verdict  # nobody can be told
+        if wire.proposal is None:
+            wire.proposal = verdict
+            wire.hurry()
+        return None
+
+    def _died(self, peers: Iterable[_Peer]) -> Verdict:
+        signs = {p.sign.rank: p.sign for p in peers}
+        lines = [f"{sign} died {sign.place}" for sign in signs.values()]
+        hint = "its last output, or the system's log where memory ran out, says why"
+        return Verdict("died", "\n  ".join(lines) + f"\n  -> {hint}; {_AGAIN}", tuple(signs))
+
+    def _storeless(self, why: str) -> Verdict:
+        first = self._peers.get(0)
+        name = str(first.sign) if first else "rank 0"
+        where = f"{os.environ.get('MASTER_ADDR', 'the first machine')}:{os.environ.get('MASTER_PORT', '?')}"
+        if agent_serves():
+            what = f"the launcher's store at {where}, over which ranks find each other, is gone ({why}): "
+            what += "that machine or its launcher died"
+        else:
+            what = f"{name}, over which ranks find each other ({where}), is gone ({why})"
+            what += f"; its last sign was {first.sign.place}" if first else ""
+        return Verdict("store", f"{what}\n  -> {_AGAIN}", (0,))
+
+    def _hang(self, wire: Wire) -> Verdict:
+        """Who is behind: those that give no sign, else those that have begun the fewest collectives."""
+        never = [r for r in range(self.size) if r != self.rank and r not in wire.seen and not self._unanswered]
+        silent = [p for p in self._peers.values() if p.silent or (self._unanswered >= 5 and p.sign.rank == 0)]
+        if never:
+            ranks = ", ".join(map(str, never))
+            return Verdict("hangs", f"rank {ranks} has never come\n  -> look at how it was started", tuple(never))
+        if silent:
+            lines = [f"{p.sign} does not answer, since it was {p.sign.place}{p.condition}" for p in silent]
+            mute = tuple(p.sign.rank for p in silent)
+            return Verdict("hangs", "\n  ".join(lines) + self._todo(), mute)
+        signs = [self._sign(), *(p.sign for p in self._peers.values() if p.sign.state == "stuck")]
+        fewest = min((s.collectives, s.step) for s in signs)
+        return Verdict("hangs", self._hanging([s for s in signs if (s.collectives, s.step) == fewest]))
+
+    def _hanging(self, signs: list[Sign]) -> str:
+        signs.sort(key=lambda s: s.rank)
+        lines = [f"{s} hangs {s.place}" + (f" ({s.why})" if s.why else "") for s in signs[:8]]
+        if self.size > 1 and len(signs) == self.size:
+            lines.append("all ranks are at the same place; their stacks may tell which one the others wait for")
+        return "\n  ".join(lines) + self._todo()
+
+    def _todo(self) -> str:
+        stacks = f"stacks of all ranks are in {self.folder.path / 'stacks'}; " if self.folder else ""
+        waited = f"nothing has happened for {self.patience_s:g} s (world.timeout_minutes: more, where it is only slow)"
+        return f"\n  -> {stacks}{waited}; {_AGAIN}"
+
+    def _sign(self) -> Sign:
+        _, stage, step = self._beat
+        collectives = 0
+        if dist.is_initialized():
+            with contextlib.suppress(Exception):  # not of the public interface: without it, steps decide
+                group: Any = dist.distributed_c10d._get_default_group()
+                collectives = group._get_sequence_number_for_group()
+        self._own = replace(
+            self._own,
+            count=self._own.count + 1,
+            step=step,
+            stage=stage,
+            collectives=collectives,
+            state=self._state,
+            why=self._why,
+        )
+        return self._own
+
+    def _tell(self, state: State, why: str = "") -> None:
+        self._state, self._why = state, why or self._why
+        if self._wire is not None:
+            self._wire.own = replace(self._wire.own, state=state, why=self._why, count=self._wire.own.count + 1)
+            self._wire.hurry()
+
+    def _linger(self, wire: Wire) -> None:
+        """The process that serves the store goes last, when there is a fault to be told."""
+        wire.whole = True
+        until = time.monotonic() + 3
+        while self.serves and self._state != "alive" and wire.gone is None and time.monotonic() < until:
+            others = [wire.seen.get(r) for r in range(self.size) if r != self.rank]
+            if all(s is not None and s.state in ("left", "failed", "told") for s in others):
+                return
+            wire.hurry()
+            time.sleep(0.1)
+
+    def _where(self) -> str:
+        """The innermost line of the main thread."""
+        frame: FrameType | None = sys._current_frames().get(self._main)
+        if frame is None:
+            return ""
+        return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+    def _open(self) -> IO[bytes] | None:
+        if self._stacks is None and self.folder is not None and self.folder.path.is_dir():
+            with contextlib.suppress(OSError):
+                path = self.folder.path / "stacks" / f"rank-{self.rank}.txt"
+                path.parent.mkdir(exist_ok=True)
+                self._stacks = path.open("ab", buffering=0)
+                self._stacks.write(f"{self._own} of {self.size}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+                self._unused = self._stacks.tell()
+        return self._stacks
+
+    def _arm(self) -> None:
+        """In case no thread of this process gets to run, as when a C function keeps the interpreter's lock.
+
+        Alone it is not ended by that: it may have been suspended by its user for a while.
+        """
+        if math.isfinite(self.patience_s):
+            file = self._open() or sys.__stderr__
+            assert file is not None
+            alone = self._wire is None
+            faulthandler.dump_traceback_later(self.patience_s + _BLIND_S, exit=not alone, file=file)
+
+    def _dump(self, still: float) -> None:
+        """Stacks of all threads, after a line on what this rank is at."""
+        file = self._open()
+        children = psutil.Process().children()
+        lines = [f"\n{self._sign()} {self._own.place}, for {still:.0f} s; {time.strftime('%Y-%m-%d %H:%M:%S')}"]
+        for child in children:
+            with contextlib.suppress(psutil.Error):
+                lines.append(
+                    f"its process {child.pid}: {child.status()}, {sum(child.cpu_times()[:2]):.1f} s of CPU time"
+                )
+        with contextlib.suppress(OSError):
+            if file is not None:
+                file.write(("\n".join(lines) + "\n").encode())
+            faulthandler.dump_traceback(file=file or sys.__stderr__ or 2, all_threads=True)
+
+    def _end(self, verdict: Verdict) -> None:
+        """Ends the process, whatever its main thread is waiting for."""
+        self._verdict = verdict
+        # should the disk be what hangs
+        faulthandler.dump_traceback_later(20, exit=True, file=sys.__stderr__ or 2)
+        print(f"fault: {verdict.message}", file=sys.stderr, flush=True)
+        self.say("fault", verdict.message)
+        if self._wire is not None:
+            self._tell("told")
+            self._linger(self._wire)
+            time.sleep(0.2)
+        os._exit(1)
+
+
+class _Peer:
+    """Another rank, as seen from here."""
+
+    def __init__(self, sign: Sign, host: str) -> None:
+        self.sign, self.quiet_s = sign, 0.0
+        self._process: psutil.Process | None = None
+        if sign.host == host:
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(sign.pid)
+                # containers may share a host's name and number their processes anew
+                self._process = process if abs(process.create_time() - sign.born) < 1.5 else None
+
+    def follow(self, sign: Sign, passed: float) -> None:
+        self.quiet_s = 0.0 if sign.count != self.sign.count else self.quiet_s + passed
+        self.sign = sign
+
+    @property
+    def expected(self) -> bool:
+        return self.sign.state in ("alive", "stuck", "leaving")
+
+    @property
+    def away(self) -> bool:
+        """Its process, on this machine, is no more."""
+        if self._process is None or not self.expected:
+            return False
+        try:
+            return not self._process.is_running() or self._process.status() == psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return True
+
+    @property
+    def silent(self) -> bool:
+        return self.expected and self.quiet_s > 2 * BEAT_S
+
+    def lost(self, patience_s: float) -> bool:
+        """It may live on another machine, and is not heard of."""
+        return self._process is None and self.expected and self.quiet_s >= patience_s
+
+    @property
+    def condition(self) -> str:
+        if self._process is not None:
+            with contextlib.suppress(psutil.Error):
+                if self._process.status() == psutil.STATUS_STOPPED:
+                    return "; its process is stopped (SIGSTOP)"
+        return ""
+
+
+def agent_serves() -> bool:
+    """Whether the store lives in the launcher and not in rank 0."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+_OTHERS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "process group")
+
+
+def _from_others(error: BaseException) -> bool:
+    """Whether an error may come from another rank's end: that of a collective."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OTHERS)
