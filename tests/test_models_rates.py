@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from timm.optim import param_groups_layer_decay
 
-from tlx import build, layer_decay, models
+from tlx import layer_decay, models, parts
 from tlx.config import Config, load, parse
 from tlx.layers import Granularity, LayerMap
 from tlx.models import Backbone
@@ -484,9 +484,9 @@ class Fitted:
     """A plan and an optimizer over the parameters of a network, as a configuration makes them."""
 
     def __init__(self, config: Config, samples: int) -> None:
-        backbone = build.backbone_of(config, 10, empty=True)
+        backbone = parts.backbone_of(config, 10, empty=True)
         self.plan = Plan.make(config, backbone.layers, samples=samples)
-        self.optimizer = build.optimizer_of(config, backbone.module, backbone.layers)
+        self.optimizer = parts.optimizer_of(config, backbone.module, backbone.layers)
         self.names = parameters(backbone)
 
     def rates(self, phase: int, step: int) -> dict[str, float]:

@@ -135,7 +135,7 @@ def test_a_loss_that_explodes_is_a_fault_that_says_where(tmp_path):
     }
     done = tlx("train", write_config(tmp_path / "c.yaml", raw))
     assert done.returncode == 1
-    assert "the gradient is not finite at step" in done.stderr
+    assert "the loss or gradient is not finite at step" in done.stderr
     assert "nothing was updated" in done.stderr
     assert "Traceback" not in done.stderr
     assert status(tmp_path / "run")["status"] == "fault"

@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from tlx.console import Console
 from tlx.errors import UserError
 from tlx.tracking import RunInfo, guarded
 from tlx.tracking.metrics import MetricsFile, read_rows
+from tlx.tracking.tracker import WAITING_ROWS
 
 
 def row(step: int, **more: object) -> dict[str, object]:
@@ -128,6 +130,33 @@ def test_what_the_user_must_mend_is_not_swallowed() -> None:
         guarded("tensorboard", make)
 
 
+class Hangs:
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+
+    def log(self, row: object) -> None:
+        self.let_go.wait(60)
+
+    finish = log
+
+    def abandon(self) -> None:
+        self.let_go.set()
+
+
+@pytest.mark.parametrize("step", ["log", "finish"])
+def test_a_tracker_that_hangs_holds_nothing_up(capsys: pytest.CaptureFixture[str], step: str) -> None:
+    hanging = Hangs()
+    tracker = guarded("mine", lambda: hanging, finish_s=0.2)
+    if step == "log":
+        for at in range(WAITING_ROWS + 10):  # more than may wait
+            tracker.log(row(at))
+    tracker.finish({})
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1
+    assert (f"{WAITING_ROWS} rows wait" if step == "log" else "within 0.2 s") in said
+    assert hanging.let_go.is_set(), "it must be told to let go"
+
+
 # --- trackers that come with tlx
 
 
@@ -176,7 +205,7 @@ def test_wandb_without_an_account_goes_offline_and_a_resumed_run_is_whole(run: R
         for step in steps:
             metrics.append(row(step))
             tracker.log(row(step))
-        tracker.finish({"best": {"value": 0.5}})
+        tracker.finish({"best": {"value": 0.5}, "finished": steps.stop == 5})
 
     start(range(3), False)
     start(range(3, 5), True)
@@ -207,11 +236,12 @@ def test_training_goes_on_when_the_wandb_service_is_killed(run: RunInfo, capfd: 
 
 UNREACHABLE = """
 import sys
+import threading
 from pathlib import Path
 from tlx.tracking import RunInfo, wandb
 tracker = wandb(RunInfo(Path(sys.argv[1]), "a name", "fixed-id", {}))
 tracker.log({"step": 1})
-tracker.finish({})
+tracker.finish({"finished": True})
 """
 
 
@@ -226,7 +256,8 @@ def test_wandb_goes_offline_when_the_server_does_not_answer(run: RunInfo) -> Non
         text=True,
         check=True,
     )
-    assert "does not answer" in done.stdout
+    assert done.stderr.lower().count("warning") == 1, done.stderr
+    assert "this start is logged offline" in done.stderr
     assert [r["step"] for r in history(run.folder)[1]] == [1]
 
 

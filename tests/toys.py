@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import time
 from typing import Literal
 
+import torch
 from torch import nn
 
 
@@ -45,3 +50,73 @@ class Small(nn.Module):
 
     def forward(self, x):
         return self.fc(self.features(x).mean((2, 3)))
+
+
+def limited(
+    classes: int,
+    *,
+    samples: int,
+    where: Literal["training", "evaluation"] = "training",
+    rank: int | None = None,
+    norm: Literal["batch", "group"] = "group",
+    dropout: float = 0.0,
+    calls: str | None = None,
+) -> nn.Module:
+    """The small one, out of memory above so many samples: in training, where its body trains, or in evaluation.
+
+    Args:
+        rank: the only one whose memory is small; None: all.
+        calls: a file that gets a line for each time that memory ran out.
+    """
+    plain = small(classes, norm=norm, dropout=dropout)
+    return Limited(plain.features, plain.fc, samples, where, rank, calls)
+
+
+class Limited(Small):
+    def __init__(self, features, fc, samples, where, rank, calls) -> None:
+        super().__init__(features, fc)
+        self.samples, self.where, self.calls = samples, where, calls
+        self.here = rank is None or rank == int(os.environ.get("RANK", 0))
+
+    def forward(self, x):
+        learns = any(p.requires_grad for p in self.features.parameters())
+        trains = self.training and torch.is_grad_enabled() and learns
+        if self.here and len(x) > self.samples and (trains if self.where == "training" else not self.training):
+            if self.calls is not None:
+                with open(self.calls, "a") as file:
+                    file.write(f"{len(x)}\n")
+            raise torch.OutOfMemoryError("CUDA out of memory. (Not really: toys.limited)")
+        return super().forward(x)
+
+
+def faulty(
+    classes: int, *, how: Literal["sleep", "lock", "raise", "die", "weights"], rank: int = 1, at: int = 5
+) -> nn.Module:
+    """The small one, which on one rank fails in its `at`-th training pass, or has other weights from the start."""
+    plain = small(classes)
+    if how == "weights" and rank == int(os.environ.get("RANK", 0)):
+        nn.init.ones_(plain.features[0][0].weight)
+    return Faulty(plain.features, plain.fc, how, rank, at)
+
+
+class Faulty(Small):
+    def __init__(self, features, fc, how, rank, at) -> None:
+        super().__init__(features, fc)
+        self.how, self.here, self.left = how, rank == int(os.environ.get("RANK", 0)), at
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled() and self.here:
+            self.left -= 1
+            if self.left == 0:
+                self.fail()
+        return super().forward(x)
+
+    def fail(self) -> None:
+        if self.how == "sleep":
+            time.sleep(3600)  # the line that a test looks for
+        elif self.how == "lock":
+            ctypes.PyDLL(None).sleep(3600)  # keeps the interpreter's lock
+        elif self.how == "raise":
+            raise ValueError("a fault of the backbone")
+        elif self.how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tlx import build
+from tlx import parts
 from tlx.config import Config, parse
 from tlx.data.stream import Batch
 from tlx.models import Backbone
@@ -50,12 +50,12 @@ class Training:
             size: pixels, where it is not the backbone's own.
         """
         torch.manual_seed(config.seed)
-        backbone = build.backbone_of(config, CLASSES)
+        backbone = parts.backbone_of(config, CLASSES)
         pixels = (size, size) if size else backbone.input.size
-        build.try_input(backbone.module, pixels, CLASSES)
+        parts.try_input(backbone.module, pixels, CLASSES)
         plan = Plan.make(config, backbone.layers, samples=config.data.batch, world=world.size)
-        objective = build.make("objective", config.objective, [1] * CLASSES)
-        optimizer = build.optimizer_of(config, backbone.module, backbone.layers)
+        objective = parts.make("objective", config.objective, [1] * CLASSES)
+        optimizer = parts.optimizer_of(config, backbone.module, backbone.layers)
         normalise = Normalise(backbone.input, world.device, channels_last=False)
         updater = Updater(optimizer, objective, normalise, world, config.seed, clip=config.loop.clip)
         return cls(backbone, plan, updater, pixels)

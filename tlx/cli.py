@@ -50,15 +50,15 @@ def train(
     fresh: Annotated[bool, typer.Option(help="Move an earlier run folder aside and start anew.")] = False,
 ) -> None:
     """Train, or resume, or show the result of a run that is done."""
-    from tlx import build
     from tlx import config as configs
+    from tlx import training
 
     try:
         wanted = configs.load(config, overrides or ())
     except UserError as error:
-        build.tell_run(config, overrides or (), error)
+        training.tell_run(config, overrides or (), error)
         raise
-    result = build.train(wanted, fresh=fresh)
+    result = training.train(wanted, fresh=fresh)
     if result is not None and rank() == 0:
         from tlx.result import summary
 
@@ -222,8 +222,8 @@ def _leave(code: int) -> None:
     """Ends the process with the code that the exit contract promises."""
     if launched() and code in (2, RESUMABLE):
         code = 0
-    if launched():
-        # threads of gloo now and then abort a process that leaves through the interpreter's own end
+    if "WORLD_SIZE" in os.environ:
+        # threads of gloo now and then abort a process that leaves through the interpreter's own end, or keep it long
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

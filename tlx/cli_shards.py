@@ -155,9 +155,11 @@ def _print_counts(splits: Mapping[str, SplitCounts]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from tlx.data.labels import shown
+
     table = Table("class", *splits, box=box.SIMPLE)
     for name in dict.fromkeys(c for split in splits.values() for c in split.counts):
-        table.add_row(name, *(f"{split.counts.get(name, 0):,}" for split in splits.values()))
+        table.add_row(shown(name), *(f"{split.counts.get(name, 0):,}" for split in splits.values()))
     Console(markup=False, highlight=False).print(table)
 
 

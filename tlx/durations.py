@@ -1,4 +1,4 @@
-"""Lengths of training in any unit (``"16ep"`` epochs, ``4000`` steps, ``"5%"`` of the whole) and of time (``"3h55m"``)."""
+"""Lengths of training in any unit (``"16ep"`` epochs, ``4000`` steps, ``"5%"`` of the whole); of time: ``"3h55m"``."""
 
 from __future__ import annotations
 

@@ -16,6 +16,9 @@ ACCURACY = "val/top1"
 SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 """A folder with one of these is a run's."""
 
+_MOST = 1e100
+"""Numbers from here on are taken for none, as those that are not finite: their squares and axes are not either."""
+
 Row = Mapping[str, Any]
 
 
@@ -332,7 +335,8 @@ def _with_classes(best: Evaluation | None, details: Mapping[str, Any]) -> Evalua
 
 def _epoch_length(plan: Mapping[str, Any], rows: Sequence[Row]) -> int | None:
     ratios = [r["step"] / r["epoch"] for r in rows if isinstance(r.get("epoch"), float) and r["epoch"] > 0]
-    return whole(plan.get("steps_per_epoch")) or (round(ratios[-1]) if ratios else None) or None
+    found = ratios[-1] if ratios and math.isfinite(ratios[-1]) else 0
+    return whole(plan.get("steps_per_epoch")) or round(found) or None
 
 
 def within(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
@@ -347,10 +351,7 @@ def _row(row: Mapping[str, Any]) -> Row:
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return math.nan
-    try:
-        return float(value) if math.isfinite(value) else math.nan
-    except OverflowError:
-        return math.nan
+    return float(value) if abs(value) < _MOST else math.nan
 
 
 def whole(value: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""YAML and JSON that anybody may have written: a value of plain data, or ValueError, and never more memory than text."""
+"""YAML and JSON that anybody may have written: plain data or ValueError, in memory that the text accounts for."""
 
 from __future__ import annotations
 

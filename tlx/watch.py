@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import math
 import os
 import socket
@@ -78,6 +79,7 @@ class Watch:
         self._own = Sign(rank, socket.gethostname(), os.getpid(), psutil.Process().create_time())
         self._main = threading.get_ident()
         self._wire = Wire(store, self._own, size) if store is not None and size > 1 else None
+        self._arm()
         self._thread = threading.Thread(target=self._watch, name="tlx-watch", daemon=True)
         self._thread.start()
 
@@ -102,8 +104,9 @@ class Watch:
         if self._beat[1] == "start":  # another training may be in this folder
             self.folder.say_if_there(status, message=message[:2000])
             return
-        with contextlib.suppress(OSError):  # without its lock, which a stopped rank 0 still holds
-            if self.folder.path.is_dir():
+        # without the folder's lock, which a stopped rank 0 still holds; what a rank has said before counts
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            if json.loads((self.folder.path / "status.json").read_text(encoding="utf-8"))["status"] == "running":
                 self.folder.say(status, message=message[:2000])
 
     def explained(self, error: BaseException) -> BaseException:
@@ -151,7 +154,7 @@ class Watch:
     # In the thread
 
     def _watch(self) -> None:
-        known, step, still, idle, armed = self._beat, self._beat[2], 0.0, 0.0, math.inf
+        known, step, still, idle, armed = self._beat, self._beat[2], 0.0, 0.0, 0.0
         last = time.monotonic()
         try:
             while not self._ended.wait(BEAT_S):
@@ -161,7 +164,7 @@ class Watch:
                 idle = idle + passed if self._beat[2] == step else 0.0
                 known, step = self._beat, self._beat[2]
                 armed += passed
-                if armed >= min(10.0, self.patience_s / 4):
+                if armed >= min(10.0, self.patience_s / 4) or self._stacks is None:
                     self._arm()
                     armed = 0.0
                 self._look(passed, still, idle)
@@ -181,6 +184,7 @@ class Watch:
                 self._end(Verdict("hangs", self._hanging([self._sign()])))
             return
         wire.own = self._sign()
+        wire.hurry()
         self._follow(wire, passed)
         if self._verdict is None:
             self._verdict = wire.verdict or self._judge(wire, passed, idle)
@@ -220,7 +224,7 @@ class Watch:
         if failed and self._doubt >= BEAT_S:
             # of several the first: the others may have failed because of it
             first = failed[0].sign
-            verdict = Verdict("failed", f"{first} failed {first.place}: {first.why}")
+            verdict = Verdict("failed", f"{first} failed at step {first.step}: {first.why}")
         elif (away and self._doubt >= 2 * BEAT_S) or (lost and self._doubt > _MISSED_S + BEAT_S):
             verdict = self._died(sorted([*away, *lost], key=lambda p: p.sign.rank))
         elif lonely and self._doubt >= _STUCK_S:  # an end in peace takes less
@@ -304,7 +308,8 @@ class Watch:
     def _tell(self, state: State, why: str = "") -> None:
         self._state, self._why = state, why or self._why
         if self._wire is not None:
-            self._wire.own = replace(self._wire.own, state=state, why=self._why, count=self._wire.own.count + 1)
+            count, step = self._wire.own.count + 1, self._beat[2]
+            self._wire.own = replace(self._wire.own, state=state, why=self._why, count=count, step=step)
             self._wire.hurry()
 
     def _linger(self, wire: Wire) -> None:

@@ -133,7 +133,7 @@ def enter(config: Config, watch: Watch | None = None) -> World:
     """Joins the world that the launcher has made.
 
     Args:
-        watch: begins as soon as ranks can hear of each other.
+        watch: begins as soon as ranks can hear of each other; whoever gives one closes it.
 
     Raises:
         ConfigError: accelerate's environment or config file conflicts with the configuration.
@@ -185,7 +185,8 @@ def meet(config: Config, watch: Watch) -> Store:
         ) from error
     store, rank, size = found
     store.set_timeout(_limit(config))
-    watch.start(store, rank, size, serves=rank == 0 and not agent_serves())
+    if math.isfinite(watch.patience_s):
+        watch.start(store, rank, size, serves=rank == 0 and not agent_serves())
     if size > 1:
         ask = partial(gather_by_store, store, rank, size, timeout=_limit(config))
         check_start(config, ask)

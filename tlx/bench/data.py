@@ -252,7 +252,7 @@ def open_shards(location: str, cache: CacheSpec | None = None) -> Manifest:
 
 def setup_of(config: Config, classes: int) -> Setup:
     """What a configuration's training would show."""
-    from tlx.build import backbone_of
+    from tlx.parts import backbone_of
 
     backbone = backbone_of(config, classes, empty=True)
     wanted = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tlx import build
+from tlx import build, parts
 from tlx import world as worlds
 from tlx.config import Config, Input
 from tlx.data.stream import Batch
@@ -115,7 +115,7 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None) -> Rep
 def _alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
     """One rank's part of the training, without weights and trackers, in another folder."""
     sets, notes = open_sets(config), []
-    spec = config.input.over(build.backbone_of(config, len(sets.train.classes), empty=True).input)
+    spec = config.input.over(parts.backbone_of(config, len(sets.train.classes), empty=True).input)
     seen = Input(
         channels=config.input.channels,
         size=spec.size,

@@ -87,8 +87,8 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
         DecodeError, OSError: it cannot be read.
     """
     if picture.path is not None:
-        if not Path(picture.path).is_file():  # a named pipe would never end
-            raise DecodeError("this is no file" if os.path.exists(picture.path) else "there is no such file")
+        if os.path.exists(picture.path) and not os.path.isfile(picture.path):  # a named pipe would never end
+            raise DecodeError("this is no file")
         data, extension = Path(picture.path).read_bytes(), picture.path.rpartition(".")[2].lower()
         if extension not in EXTENSIONS:
             extension = _by_content(data)

@@ -1,8 +1,9 @@
 """Bytes to pixels.
 
-JPEGs go through torchvision's decoder; PNG, WebP, AVIF, GIF, BMP, TIFF and PPM through Pillow, which is asked for no other
-kind: for EPS, whatever a file is called, it would start Ghostscript, and so run what a stranger wrote. Not PNGs: torchvision 0.29's decoder ended the process with a segmentation fault on 288 of 300 PNGs in which six
-bytes had been changed, and is no faster; its JPEG decoder survived 12,000 damaged files.
+JPEGs go through torchvision's decoder; PNG, WebP, AVIF, GIF, BMP, TIFF and PPM through Pillow, which is asked for no
+other kind: for EPS, whatever a file is called, it would start Ghostscript, and so run what a stranger wrote. Not PNGs
+through torchvision: version 0.29's decoder ended the process with a segmentation fault on 288 of 300 in which six bytes
+had been changed, and is no faster; its JPEG decoder survived 12,000 damaged files.
 
 The camera's orientation (EXIF) is applied unless told otherwise; transparency is dropped, not blended, where it is not
 asked for as a fourth channel; of an animation the first frame counts; 16 bits become 8. A JPEG that ends too early is

@@ -144,7 +144,8 @@ def _at(value: Any, parts: Sequence[str]) -> object:
 
 def _hint(key: str, value: object) -> str:
     paths = [p for p, _ in zip(_paths(value), range(_SHOWN), strict=False)]
-    listed = "; its keys: " + ", ".join(shown(p[:100]) for p in paths[:10]) + (" ..." if len(paths) > 10 else "") if paths else ""
+    some = ", ".join(shown(p[:100]) for p in paths[:10]) + (" ..." if len(paths) > 10 else "")
+    listed = f"; its keys: {some}" if paths else ""
     close = did_you_mean(key, paths)
     return close if close.startswith("; did you mean") else listed
 

@@ -40,8 +40,8 @@ def address(location: str, name: str) -> str:
     a shell, so it has to be plain.
 
     Raises:
-        UserError: a command without ``{}``, a URL that is none, or a name that is very long or has other characters than
-            letters, digits, ``.``, ``_``, ``-``.
+        UserError: a command without ``{}``, a URL that is none, or a name that is very long or of other characters
+            than letters, digits, ``.``, ``_``, ``-``.
     """
     if not _PLAIN.fullmatch(name) or len(name) > _LONGEST:
         why = "has characters that are not" if len(name) <= _LONGEST else "is longer than those that are"

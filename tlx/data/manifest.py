@@ -356,7 +356,8 @@ def _all_there(folder: Path, header: dict[str, Any]) -> None:
     names = [s["name"] for s in header["shards"]]
     missing = sorted(set(names) - set(os.listdir(folder)))
     if missing:
-        listed = ", ".join(name if name.isprintable() else ascii(name) for name in missing[:3]) + (" ..." if len(missing) > 3 else "")
+        shortened = [(name if name.isprintable() else ascii(name))[:200] for name in missing[:3]]
+        listed = ", ".join(shortened) + (" ..." if len(missing) > 3 else "")
         raise UserError(
             f"{len(missing)} of {len(names)} tars are missing: {listed}",
             where=str(folder),

@@ -66,14 +66,15 @@ class ShardReader:
             # pread takes its own position, so processes that inherited one open file do not disturb each other
             file, length = self._file(shard)
             if offset + size > length:
-                raise ReadError(f"the tar is truncated: {max(length - offset, 0)} of {size} bytes are left of this picture")
+                left = max(length - offset, 0)
+                raise ReadError(f"the tar is truncated: {left} of {size} bytes are left of this picture")
             data = os.pread(file, size, offset)
         except OSError as error:
             if error.errno in _OURS:
                 raise
             raise ReadError(f"the tar cannot be read: {error}") from error
         if len(data) != size:
-            raise ReadError(f"the tar is truncated: {len(data)} of {size} bytes are left of this picture")
+            raise ReadError(f"the tar was cut while it was read: {len(data)} of {size} bytes came of this picture")
         return data
 
     def _file(self, shard: int) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from tlx.data.examine import Examined
 from tlx.data.order import derive, permutation
@@ -91,9 +92,12 @@ class Statistics:
 
     @staticmethod
     def read(said: Mapping[str, Any]) -> Statistics:
-        """From what `dataclasses.asdict` made, by way of JSON."""
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
-        return Statistics(**values)
+        """From what `dataclasses.asdict` made, by way of JSON.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        return TypeAdapter(Statistics).validate_python(said)
 
 
 def chosen_for_measuring(split: str, samples: int) -> frozenset[int]:

@@ -36,7 +36,7 @@ from tlx.data.manifest import Manifest
 from tlx.data.notes import Note, Rewrites, read_note
 from tlx.data.order import derive, permutation
 from tlx.data.progress import cores, in_processes
-from tlx.data.sources import Picture, Source, prepare
+from tlx.data.sources import SPLITS, Picture, Source, prepare
 from tlx.data.specs import read_source
 from tlx.data.statistics import Facts, Statistics, chosen_for_measuring, summarise
 from tlx.data.threads import in_threads
@@ -51,6 +51,7 @@ _END = 2 * _BLOCK
 _NOTES = "*/.[0-9]*.json"
 _STATE = {"state": str, "request": dict, "pictures": str, "classes": list}  # what build.json always says
 _DONE = {"splits": dict, "bad": list, "left_out": list}  # and when it is done
+_COUNTS = ("samples", "shards", "bytes")  # of a split
 _BUILD_TMP = re.compile(r"\.build\.json\.\d+\.tmp")
 
 
@@ -238,7 +239,19 @@ def _state(folder: Path) -> dict[str, Any] | None:
     lost = [name for name, kind in wanted.items() if not isinstance(state.get(name), kind)]
     if lost:
         raise _damaged(folder, f"it lacks {', '.join(lost)}")
+    done = state["state"] == "done"
+    texts = [*state["classes"], *((*state["bad"], *state["left_out"]) if done else ())]
+    if not all(isinstance(t, str) for t in texts) or (done and not all(map(_is_split, state["splits"].items()))):
+        raise _damaged(folder, "it holds something else")
     return state
+
+
+def _is_split(said: tuple[str, Any]) -> bool:
+    """Whether it is the name of a split, so that no other folder is looked into, and what is said of one."""
+    name, counts = said
+    if name not in SPLITS.values() or not isinstance(counts, dict):
+        return False
+    return all(type(counts.get(c)) is int and 0 <= counts[c] < 1 << 63 for c in _COUNTS)
 
 
 def _damaged(folder: Path, why: str) -> UserError:

@@ -1,0 +1,187 @@
+"""A small W&B server for tests: GraphQL and the file stream, as far as a run of numbers needs them.
+
+It speaks to the real client and its service; that the real server behaves the same is not proven by it. What a run
+sent is kept as it came, so that a row that came twice is seen.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+@dataclass
+class FakeRun:
+    """`sent`: every history row, as often as it came; `lines`: what the server holds, by line number."""
+
+    name: str
+    sent: list[dict] = field(default_factory=list)
+    lines: dict[int, dict] = field(default_factory=dict)
+    summary: dict = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+    about: dict = field(default_factory=dict)
+    starts: int = 0
+    complete: bool = False
+
+    @property
+    def steps(self) -> list[int]:
+        return [row["step"] for row in self.sent]
+
+
+class FakeServer(ThreadingHTTPServer):
+    """`mode`: up | hang (connections are taken and never answered) | 401 | 403 | 500; `runs`: by id."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.runs: dict[str, FakeRun] = {}
+        self.up()
+        self.lock = threading.Lock()
+        self.requests: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    @property
+    def account(self) -> dict[str, str]:
+        """The environment of who has an account here."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": "a" * 40, "WANDB_ERROR_REPORTING": "false"}
+
+    def hang(self) -> None:
+        self.mode = "hang"
+
+    def up(self) -> None:
+        self.mode = self.files_mode = "up"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that was killed in mid-request is no news."""
+
+
+@contextmanager
+def served():
+    server = FakeServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.up()
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: FakeServer
+
+    def log_message(self, *_: object) -> None:
+        """Requests are no news either."""
+
+    def do_GET(self) -> None:
+        self._answer({})
+
+    do_PUT = do_GET
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        streams = self.path.endswith("/file_stream")
+        mode = self.server.files_mode if streams and self.server.mode == "up" else self.server.mode
+        while mode == "hang":
+            time.sleep(0.05)
+            mode = self.server.files_mode if streams and self.server.mode == "up" else self.server.mode
+            if mode != "hang":
+                self.close_connection = True
+                return
+        if mode != "up":
+            self._answer({"errors": [{"message": "refused by the test"}]}, int(mode))
+            return
+        content = json.loads(body or b"{}")
+        with self.server.lock:
+            self._answer(self._stream(content) if streams else {"data": self._graphql(content)})
+
+    def _answer(self, content: dict, status: int = 200) -> None:
+        if self.command != "POST":
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        raw = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def _stream(self, content: dict) -> dict:
+        run = self.server.runs.setdefault((self.path.split("/"))[-2], FakeRun(self.path.split("/")[-2]))
+        for name, part in content.get("files", {}).items():
+            if name == "wandb-history.jsonl":
+                rows = [json.loads(line) for line in part["content"]]
+                run.sent += rows
+                run.lines.update({part["offset"] + at: row for at, row in enumerate(rows)})
+            elif name == "wandb-summary.json":
+                run.summary = json.loads(part["content"][-1])
+        run.complete = run.complete or bool(content.get("complete"))
+        return {"exitcode": None, "limits": {}}
+
+    def _graphql(self, content: dict) -> dict:
+        query, given = content.get("query", ""), content.get("variables") or {}
+        name = (re.search(r"(?:query|mutation)\s+(\w+)", query) or ["", ""])[1]
+        self.server.requests.append(name)
+        if name == "UpsertBucket":
+            return {"upsertBucket": self._upsert(given)}
+        if name == "RunResumeStatus":
+            return {"model": self._resume(given)}
+        if name == "CreateRunFiles":
+            files = [{"name": f, "uploadUrl": f"{self.server.url}/upload/{f}"} for f in given["files"]]
+            return {"createRunFiles": {"runID": given["run"], "uploadHeaders": [], "files": files}}
+        if name == "Viewer":
+            flags, teams = json.dumps({"code_saving_enabled": False}), {"edges": []}
+            return {
+                "viewer": {"id": "V", "entity": "me", "username": "me", "email": "", "flags": flags, "teams": teams}
+            }
+        if name == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        if "serverInfo" in query:
+            return {"serverInfo": {"cliVersionInfo": {"max_cli_version": "0.99.0"}, "latestLocalVersionInfo": None}}
+        return {}
+
+    def _upsert(self, given: dict) -> dict:
+        run = self.server.runs.get(given["name"])
+        inserted = run is None
+        run = self.server.runs.setdefault(given["name"], FakeRun(given["name"]))
+        run.starts += 1
+        run.about |= {k: v for k, v in given.items() if v is not None}
+        if given.get("config"):
+            run.config = json.loads(given["config"])
+        if given.get("summaryMetrics"):
+            run.summary |= json.loads(given["summaryMetrics"])
+        entity = given.get("entity") or "me"
+        project = {"id": "P", "name": given["project"], "entity": {"id": "E", "name": entity}}
+        bucket = {
+            "id": given["name"], "name": given["name"], "displayName": given.get("displayName") or given["name"],
+            "description": "", "config": json.dumps(run.config), "sweepName": "", "project": project,
+            "historyLineCount": len(run.lines),
+        }  # fmt: skip
+        return {"bucket": bucket, "inserted": inserted}
+
+    def _resume(self, given: dict) -> dict | None:
+        run = self.server.runs.get(given["name"])
+        about = {"id": "P", "name": given["project"], "entity": {"id": "E", "name": given.get("entity") or "me"}}
+        if run is None:
+            return {**about, "bucket": None}
+        tail = [json.dumps(run.lines[max(run.lines)])] if run.lines else []
+        bucket = {
+            "id": run.name, "name": run.name, "summaryMetrics": json.dumps(run.summary), "displayName": run.name,
+            "logLineCount": 0, "historyLineCount": len(run.lines), "eventsLineCount": 0,
+            "historyTail": json.dumps(tail), "eventsTail": "[]", "config": json.dumps(run.config), "tags": [],
+            "notes": "", "wandbConfig": json.dumps({"t": 1}),
+        }  # fmt: skip
+        return {**about, "bucket": bucket}

@@ -1,0 +1,111 @@
+"""One start of a training: to its end, to a stop that was asked for, or to a fault; status.json says which."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tlx.build import compose, together
+from tlx.config import Config
+from tlx.errors import UserError
+from tlx.launcher import rank, restarts
+from tlx.parts import backbone_of
+from tlx.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from tlx.watch import Watch
+
+
+def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
+    """Trains, resumes, or finds the run done; its result, or None after a stop request.
+
+    However it ends, status.json of the run folder says so.
+    """
+    from tlx.watch import Watch
+
+    folder = RunFolder(config.run)
+    watch = Watch(folder, patience_s=60 * config.world.timeout_minutes)
+    try:
+        return _train(config, folder, watch, fresh=fresh)
+    except BaseException as error:
+        told = watch.explained(error)
+        watch.say("user-error" if isinstance(told, UserError) else "fault", str(told))
+        if told is error:
+            raise
+        raise told from error
+    finally:
+        watch.close()
+        folder.release()
+
+
+def _train(config: Config, folder: RunFolder, watch: Watch, *, fresh: bool) -> Mapping[str, Any] | None:
+    from tlx import world as worlds
+    from tlx.engine import fit
+    from tlx.micro_batch import out_of_memory
+    from tlx.result import result_of
+    from tlx.resume import settle
+    from tlx.trial import ran_out
+
+    world = worlds.enter(config, watch)
+    done = together(world, lambda: folder.prepare(config, fresh=fresh and not restarts()) if world.main else None)
+    done = world.from_main(done)
+    if done is not None:
+        if world.main:
+            folder.say("done")
+        return done  # type: ignore[no-any-return]
+    watch.beat("loading")
+    if world.main:
+        folder.say("running")
+    together(world, lambda: fetch(config) if world.local_main else None)
+    run = compose(config, world, folder)
+    finished = False
+    try:
+        finished = fit(run)
+        settle(run)
+    except RuntimeError as error:
+        if ran_out(error):
+            fault = out_of_memory(run.config, run.plan, world, run.progress.step)
+            with contextlib.suppress(OSError):  # by whatever rank it is: the others do not know
+                folder.say("user-error" if isinstance(fault, UserError) else "fault", message=str(fault))
+            raise fault from error
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(str(error).splitlines()[0], where="loop.deterministic", todo="set it to false") from error
+    finally:
+        watch.beat("finishing")
+        try:
+            run.saver.close()
+        finally:
+            result = result_of(run, finished=finished)
+            run.journal.finish(result)
+            run.stop.close()
+        if world.main and result["unreadable"] and not finished:  # their names, however it ended
+            with contextlib.suppress(OSError):
+                folder.write_result(result)
+    if world.main:
+        run.stop.clear()
+        if finished:
+            folder.write_result(result)
+        folder.say("done" if finished else "resumable", step=run.progress.step, steps=run.plan.steps)
+    watch.close()  # others may now end before this rank does
+    world.barrier()
+    return result if finished else None
+
+
+def tell_run(file: Path, overrides: Sequence[str], error: UserError) -> None:
+    """Writes into status.json that a configuration is wrong, as far as it still says which run it is of."""
+    words = [word.partition("=")[2] for word in overrides if word.startswith("run=")]
+    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        run = words[-1] if words else yaml.safe_load(file.read_text(encoding="utf-8"))["run"]
+        if rank() == 0:
+            RunFolder(Path(run)).say_if_there("user-error", message=str(error)[:2000])
+
+
+def fetch(config: Config) -> None:
+    """Brings weights that are not a file into the cache, once per machine, before every rank looks there."""
+    if config.backbone.weights != "none" and not Path(config.backbone.weights).exists():
+        backbone_of(config, 2)
