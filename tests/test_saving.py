@@ -63,6 +63,33 @@ def test_what_a_killed_process_was_writing_is_swept_away(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"step-00000001", "latest"}
 
 
+def test_a_process_killed_before_it_moved_the_links_is_made_up_for(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, snapshot(1, (1,)))
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "kept")
+    checkpoints.save(2, snapshot(2, (2,)))
+    (tmp_path / "kept").rename(tmp_path / "step-00000001")
+    for name in ("latest", "best"):
+        (tmp_path / name).unlink()
+        (tmp_path / name).symlink_to("step-00000001")
+    checkpoints.settle(tmp_path / "step-00000002")
+    assert steps(tmp_path) == [2]
+    assert {(tmp_path / name).resolve().name for name in ("latest", "best")} == {"step-00000002"}
+
+
+def test_a_damaged_checkpoint_does_not_push_out_the_one_before(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, snapshot(1))
+    shutil.copytree(tmp_path / "step-00000001", tmp_path / "kept")
+    checkpoints.save(2, snapshot(2))
+    (tmp_path / "kept").rename(tmp_path / "step-00000001")
+    (tmp_path / "step-00000002" / "model.safetensors").write_bytes(b"")
+    newest = checkpoints.newest(print)
+    checkpoints.settle(newest)
+    assert newest.name == "step-00000001"
+    assert newest.exists()
+
+
 def test_a_changed_state_is_noticed(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, snapshot())

@@ -81,12 +81,24 @@ class Checkpoints:
                 shutil.rmtree(later)
         beside.rename(path)
         _flush(self.folder)
-        self._link("latest", path.name)
-        best = snapshot.state["best"]
-        if best and self.path(best["step"]).exists():
-            self._link("best", self.path(best["step"]).name)
-        self._prune()
+        self._point(path, snapshot.state)
         return path
+
+    def settle(self, path: Path) -> None:
+        """Does what a process that was killed after writing `path`, the newest whole one, had left to do.
+
+        Raises:
+            OSError: links cannot be written.
+        """
+        self._point(path, _state(path))
+
+    def sweep(self) -> None:
+        """Removes what a process that was killed was writing."""
+        for left in self.folder.glob(".*.writing"):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
 
     def newest(self, say: Callable[[str], None]) -> Path | None:
         """The newest checkpoint that is whole; `say` hears of damaged ones.
@@ -104,14 +116,6 @@ class Checkpoints:
             raise TlxError(f"every checkpoint in {self.folder} is damaged; --fresh starts anew and keeps them aside")
         return None
 
-    def sweep(self) -> None:
-        """Removes what a killed process was writing."""
-        for left in self.folder.glob(".*.writing"):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
-
     def best(self) -> Path | None:
         path = self.folder / "best"
         return path.resolve() if path.exists() else None
@@ -122,6 +126,13 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
 
+    def _point(self, path: Path, state: Mapping[str, Any]) -> None:
+        self._link("latest", path.name)
+        best = state["best"]
+        if best and self.path(best["step"]).exists():
+            self._link("best", self.path(best["step"]).name)
+        self._prune(path)
+
     def _link(self, name: str, target: str) -> None:
         beside = self.folder / f".{name}.writing"
         beside.unlink(missing_ok=True)
@@ -129,8 +140,8 @@ class Checkpoints:
         os.replace(beside, self.folder / name)
         _flush(self.folder)
 
-    def _prune(self) -> None:
-        paths = self._paths()
+    def _prune(self, newest: Path) -> None:
+        paths = [p for p in self._paths() if p.name <= newest.name]  # damaged ones behind it are no reason to stay
         needed = set(paths[-self.keep :])
         for path in list(needed):
             needed |= {self.path(step) for step in _leaders(path)}

@@ -22,6 +22,8 @@ def resume(run: Run) -> None:
     path = newest(run)
     if path is not None:
         take_up(run, path)
+        if run.world.main:
+            run.checkpoints.settle(path)
         run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
     else:
         run.journal.start(0, resumed=False)

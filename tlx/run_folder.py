@@ -29,6 +29,9 @@ MAY_CHANGE = (
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""
 
+PROMISED = {"name", "step", "samples_seen", "phases", "best", "unreadable", "replaced", "wall_time_s", "world"}
+"""Of result.json, what a person is shown."""
+
 
 @dataclass
 class RunFolder:
@@ -62,8 +65,14 @@ class RunFolder:
             if fresh:
                 self._move_aside()
             self._refuse_changes(config)
+            for left in self.path.glob(".*.tmp"):  # of a process that was killed
+                left.unlink(missing_ok=True)
             result = self._read("result.json")
             finished = result is not None and result.get("finished") is True
+            if finished and result is not None and not result.keys() >= PROMISED:
+                raise UserError(
+                    "is not what tlx wrote", where=str(self.path / "result.json"), todo="remove it, or --fresh"
+                )
             if not finished:
                 write_whole(self.path / "config.yaml", dump(config))
         except OSError as error:

@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
 
-from tlx.launcher import restarts
-
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
@@ -98,8 +96,7 @@ class Wire:
         self.answered = 0
         connection = store.clone()  # its own: the main thread may wait in the other one
         connection.set_timeout(timedelta(seconds=10))
-        # an attempt that torchrun has started again may meet the store of the one before
-        self._store = dist.PrefixStore(f"tlx-signs/{restarts()}", connection)  # type: ignore[attr-defined]
+        self._store = dist.PrefixStore("signs", connection)  # type: ignore[attr-defined]
         self._store.compare_set("verdict", "", _NOBODY)
         self._known = {own.rank}
         self._wake, self._ended = threading.Event(), threading.Event()
@@ -162,7 +159,7 @@ def gather_by_store(store: Store, rank: int, size: int, value: Any, *, topic: st
     Raises:
         torch.distributed.DistError: a rank has not come in time.
     """
-    own = dist.PrefixStore(f"tlx-{topic}/{restarts()}", store)  # type: ignore[attr-defined]
+    own = dist.PrefixStore(topic, store)  # type: ignore[attr-defined]
     own.set(str(rank), json.dumps(value))
     keys = [str(r) for r in range(size)]
     own.wait(keys, timeout)

@@ -23,6 +23,7 @@ import yaml
 from torch.distributed.rendezvous import rendezvous
 
 from tlx.agreement import check_start
+from tlx.attempt import of_this_attempt
 from tlx.config import Config
 from tlx.errors import ConfigError, TlxError, UserError
 from tlx.launcher import launched
@@ -185,6 +186,8 @@ def meet(config: Config, watch: Watch) -> Store:
         ) from error
     store, rank, size = found
     store.set_timeout(_limit(config))
+    if size > 1:
+        store = of_this_attempt(store, rank, size, timeout=_limit(config))
     if math.isfinite(watch.patience_s):
         watch.start(store, rank, size, serves=rank == 0 and not agent_serves())
     if size > 1:
