@@ -338,7 +338,7 @@ def test_a_silent_server(folder, server, cache, monkeypatch):
     manifest = opened(server, cache)
     monkeypatch.setattr(remote, "SILENT_S", 0.1)
     monkeypatch.setattr(remote, "TRIES", 2)
-    monkeypatch.setattr(remote.download, "__kwdefaults__", {"size": None, "sha256": None, "tries": 2})
+    monkeypatch.setattr(remote.download, "__kwdefaults__", {**remote.download.__kwdefaults__, "tries": 2})
     server.pause, server.pieces = 0.4, 2
     with pytest.raises(ShardUnavailable, match=r"[Rr]ead timed out"):
         manifest.tar(0)

@@ -250,6 +250,8 @@ def test_an_evaluation_sees_the_weights_of_now():
         world=updater.world,
         objective=updater.objective,
         normalise=updater.normalise,
+        journal=SimpleNamespace(note=print),
+        progress=SimpleNamespace(step=0),
     )
     net = Caching().eval()  # as the moving average of the weights always is
     before = evaluate(run, net)["loss"]
