@@ -28,23 +28,18 @@ def fit(run: Run) -> bool:
         UserError: unreadable samples beyond the quota.
         TlxError: the loss or gradient is not finite.
     """
-    run.world.watch.beat("resuming")
     resume(run)
     started = time.monotonic() - run.progress.wall_time_s
     while run.progress.step < run.plan.steps:
         phase = run.plan.phase(run.progress.step)
         begin(run, phase)
         trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-        run.world.watch.beat("batch", run.progress.step + 1)
         for step, batches in by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device)):
-            run.world.watch.beat("step", step + 1)
             stopping = take(run, phase, trainee, step, batches)
             run.progress.wall_time_s = time.monotonic() - started
             log(run, phase)
             ended = evaluate_when_due(run, phase, trainee)
-            run.world.watch.beat("saving")
             save_when_due(run, phase, now=stopping or ended)
-            run.world.watch.beat("batch", run.progress.step + 1)
             if stopping:
                 return run.progress.step >= run.plan.steps
             if ended:
@@ -54,14 +49,18 @@ def fit(run: Run) -> bool:
 
 def take(run: Run, phase: Phase, trainee: Trainee, step: int, batches: Iterable[Batch]) -> bool:
     """One step of the plan; whether all ranks agree to stop."""
+    run.world.watch.beat("step", step + 1)
     set_rates(run.optimizer, phase, step)
     tally, bad, total = run.updater.update(trainee, step, batches)
     run.progress.step = step + 1
-    return share(run, tally, bad, total)
+    stopping = share(run, tally, bad, total)
+    run.world.watch.beat("batch", step + 2)
+    return stopping
 
 
 def begin(run: Run, phase: Phase) -> None:
     """What happens once, at a phase's first step."""
+    run.world.watch.beat("batch", run.progress.step + 1)
     if run.progress.step != phase.start:
         return
     settings = phase.settings

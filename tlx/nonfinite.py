@@ -56,8 +56,7 @@ def meet_nonfinite(run: Run, step: int) -> None:
         )
         return
     findings = run.world.gather(examine(run, step - 1))
-    report = report_on(run, step, findings)
-    raise TlxError(report)
+    raise TlxError(run.world.from_main(report_on(run, step, findings) if run.world.main else None))
 
 
 def examine(run: Run, step: int) -> Finding:
@@ -147,7 +146,8 @@ def _keep(run: Run, step: int, batch: Batch) -> str | None:
 
 
 def report_on(run: Run, step: int, findings: list[Finding]) -> str:
-    """The fault in words; rank 0 also writes ``nonfinite/step-N.json`` with all samples."""
+    """The fault in words, for rank 0 to say; all samples are written to ``nonfinite/step-N.json``."""
+    run.saver.settle()
     phase = run.plan.phase(step - 1).name
     found = [f for f in findings if f.place is not None]
     lines = [f"the loss or gradient is not finite at step {step} of phase {phase}; nothing was updated"]
@@ -158,13 +158,12 @@ def report_on(run: Run, step: int, findings: list[Finding]) -> str:
         ]
     if not found:
         lines.append("  computed once more, everything is finite: see whether it comes at the same step again")
-    if run.world.main:
-        file = run.folder / "nonfinite" / f"step-{step:08d}.json"
-        content = {"step": step, "phase": phase, "findings": [asdict(f) for f in findings]}
-        with suppress(OSError):
-            file.parent.mkdir(exist_ok=True)
-            write_whole(file, json_text(content))
-            lines.append(f"  all samples, and where the pictures are: {file}")
+    file = run.folder / "nonfinite" / f"step-{step:08d}.json"
+    content = {"step": step, "phase": phase, "findings": [asdict(f) for f in findings]}
+    with suppress(OSError):
+        file.parent.mkdir(exist_ok=True)
+        write_whole(file, json_text(content))
+        lines.append(f"  all samples, and where the pictures are: {file}")
     lines.append(f"  the last checkpoint is of step {run.saver.written}")
     lines.append("  -> lower the learning rate, warm up, set loop.clip; or leave such steps out: loop.nonfinite=skip")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ from tlx.run import Run
 
 def resume(run: Run) -> None:
     """Goes on from the newest whole checkpoint; then every rank has rank 0's weights."""
+    run.world.watch.beat("resuming")
     path = newest(run)
     if path is not None:
         take_up(run, path)
@@ -92,7 +93,9 @@ def save_when_due(run: Run, phase: Phase, *, now: bool) -> None:
         return
     run.saved = step
     if run.world.main:
+        run.world.watch.beat("saving")
         run.saver.save(step, snapshot(run))
+        run.world.watch.beat("batch")
 
 
 def settle(run: Run) -> None:
