@@ -111,20 +111,19 @@ def test_a_place_that_cannot_be_used_is_no_traceback(tmp_path):
         (OSError(104, "Connection reset by peer"), None),
     ],
 )
-def test_faults_of_the_disk_are_said_and_others_are_raised(monkeypatch, capsys, error, said):
+@pytest.mark.parametrize("under", [False, True], ids=["alone", "under a launcher"])
+def test_faults_of_the_disk_are_said_and_others_show_their_trace(monkeypatch, capsys, error, said, under):
     def fail(**_named):
         raise error
 
     monkeypatch.setattr(cli, "app", fail)
-    monkeypatch.setattr(cli, "launched", lambda: False)
-    with pytest.raises(OSError if said is None else SystemExit) as caught:
+    monkeypatch.setattr(cli, "launched", lambda: under)
+    with pytest.raises(SystemExit) as caught:
         cli.main()
-    if said is not None:
-        assert caught.value.code == 2
-        assert said in capsys.readouterr().err
-    monkeypatch.setattr(cli, "launched", lambda: True)  # where code 2 would become 0
-    with pytest.raises(OSError, match=str(error.strerror)):
-        cli.main()
+    assert caught.value.code == (1 if under or said is None else 2)  # where a launcher stands, code 2 would become 0
+    shown = capsys.readouterr().err
+    assert (said or "Traceback") in shown
+    assert ("Traceback" in shown) is (said is None)
 
 
 def test_no_credentials_in_the_command_that_is_kept(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from tlx import build, world
 from tlx.config import parse
 from tlx.engine import fit
 from tlx.errors import TlxError
-from tlx.evaluation import constant
-from tlx.progress import MEMORY, Trend
+from tlx.evaluation import best_of, constant
+from tlx.nonfinite import meet_nonfinite
+from tlx.progress import MEMORY, Progress, Trend
 from tlx.resume import settle
 from tlx.run_folder import RunFolder
 from tlx.tracking.metrics import read_rows
@@ -131,11 +133,23 @@ def test_a_loss_that_is_not_finite_though_its_gradient_is_moves_nothing(compose)
     assert all(torch.equal(p, b) for p, b in zip(run.net.parameters(), before, strict=True))
 
 
-def test_skipped_steps_leave_nothing_behind(compose):
+def test_skipped_steps_leave_nothing_behind(compose, monkeypatch):
     run = compose(loop={"nonfinite": "skip", "ema": {"decay": 0.5}}, track={"every": 1})
     spoil(run, 4, "features.1.0", infinite)
+    update, kept = type(run.updater).update, {}
+
+    def watched(self, trainee, step, batches):
+        nets = {"raw": run.net, "ema": run.ema.module}
+        before = {f"{k}.{n}": t.clone() for k, net in nets.items() for n, t in net.state_dict().items()}
+        found = update(self, trainee, step, batches)
+        after = {f"{k}.{n}": t for k, net in nets.items() for n, t in net.state_dict().items()}
+        kept[step] = all(torch.equal(before[n], after[n]) for n in before)
+        return found
+
+    monkeypatch.setattr(type(run.updater), "update", watched)
     assert fit(run)
     settle(run)
+    assert [step for step, same in kept.items() if same] == [4]
     assert run.progress.unfinite == 1
     assert sum("the step is skipped; 1 of 10 allowed" in n for n in run.notes) == 1
     for net in (run.net, run.ema.module):
@@ -151,6 +165,41 @@ def test_too_many_skipped_steps_end_the_training(compose):
     with pytest.raises(TlxError, match=r"step 9 (.|\n)*features\.2\.0"):
         fit(run)
     assert run.progress.unfinite == 3
+
+
+def test_overflows_of_fp16_are_the_scalers_and_a_loss_that_is_not_finite_is_not():
+    reading = {"loss": 1.0, "total": 1.0, "correct": 0, "seen": 8, "bad": 0, "stop": 0, "unfinite": 1, "step": 1}
+    progress = Progress()
+    said = []
+    run = SimpleNamespace(
+        config=parse({"run": "x", "data": {"train": "x", "batch": 1}, "backbone": {"name": "toys:small"},
+                      "loop": {"nonfinite": {"policy": "skip", "limit": 1, "overflows": 3}}}),
+        progress=progress, world=SimpleNamespace(scaler=object()), journal=SimpleNamespace(note=said.append),
+    )  # fmt: skip
+
+    def meet(**over):
+        progress.absorb({**reading, **over}, scaled=True)
+        meet_nonfinite(run, {**reading, **over})
+
+    for _ in range(3):
+        meet()
+    assert not said
+    with pytest.raises(AttributeError):  # on to the report, for which there is no network here
+        meet()
+    progress.absorb({**reading, "unfinite": 0}, scaled=True)
+    assert (progress.overflows, progress.overflows_in_a_row, progress.unfinite) == (4, 0, 0)
+    meet()
+    assert not said
+    meet(loss=float("nan"))
+    assert "1 of 1 allowed" in said[0]
+    with pytest.raises(AttributeError):
+        meet(loss=float("nan"))
+
+
+def test_an_average_that_is_finite_is_better_than_weights_that_are_not():
+    assert best_of({"val/top1": float("nan"), "ema/val/top1": 0.5}, "val/top1", "max") == 0.5
+    assert best_of({"val/top1": 0.6, "ema/val/top1": 0.5}, "val/top1", "max") == 0.6
+    assert best_of({"val/loss": 0.6, "ema/val/loss": 0.5}, "val/loss", "min") == 0.5
 
 
 # --- warnings

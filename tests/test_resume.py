@@ -81,6 +81,28 @@ def test_a_phase_may_start_from_the_best_weights_and_with_a_fresh_optimizer(comp
     assert not run.optimizer.state
 
 
+def test_a_best_checkpoint_that_is_damaged_is_not_started_from(compose, monkeypatch):
+    phases = {"each": {"lr": 0.02, "duration": "2ep"}, "fine_tuning": {"start_from": "best"}}
+    run = compose(phases=phases)
+    resume(run)
+    run.progress.step = 3
+    run.progress.best = {"metric": "val/top1", "value": 1.0, "step": 3, "phase": "x", "weights": "raw"}
+    save_when_due(run, run.plan.phases[0], now=True)
+    run.saver.settle()
+    file = run.checkpoints.path(3) / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-3] ^= 1
+    file.write_bytes(data)
+    for parameter in run.net.parameters():
+        parameter.data.add_(1.0)
+    before, notes = tensors(run), []
+    monkeypatch.setattr(run.journal.console, "note", notes.append)
+    run.progress.step = run.plan.phases[1].start
+    begin(run, run.plan.phases[1])
+    assert same(tensors(run), before)
+    assert any("is not whole" in n for n in notes)
+
+
 def test_the_moving_average_is_taken_up_again(compose):
     run = compose(loop={"ema": {"decay": 0.9}})
     assert fit(run)
@@ -166,7 +188,7 @@ def test_training_goes_on_when_a_checkpoint_cannot_be_written(compose, monkeypat
     run = compose()
     notes = []
     monkeypatch.setattr(run.journal.console, "note", notes.append)
-    monkeypatch.setattr(Checkpoints, "save", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
+    monkeypatch.setattr(Checkpoints, "write", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
     assert fit(run)
     assert any("could not be written" in n and "No space left" in n for n in notes)
 

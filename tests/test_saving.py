@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from images import make_shards
 from safetensors.torch import load_file
 
 from tlx import build, run_lock, world
-from tlx.checkpoint import Checkpoints, Snapshot, read, weights_of
+from tlx.checkpoint import Checkpoints, Snapshot, optimizer_state, read, weights_of
 from tlx.config import parse
 from tlx.differences import differences
 from tlx.engine import fit
@@ -105,12 +106,12 @@ def test_a_changed_state_is_noticed(tmp_path):
 
 
 def saver(folder, said, **options):
-    return Saver(Checkpoints(folder), lambda: None, said.append, **options)
+    return Saver(Checkpoints(folder), lambda: None, lambda: None, said.append, **options)
 
 
 def test_training_does_not_wait_for_the_disk_and_the_snapshot_is_of_its_step(tmp_path, monkeypatch):
-    go, real = threading.Event(), Checkpoints.save
-    monkeypatch.setattr(Checkpoints, "save", lambda self, *given: (go.wait(10), real(self, *given))[1])
+    go, real = threading.Event(), Checkpoints.write
+    monkeypatch.setattr(Checkpoints, "write", lambda self, *given: (go.wait(10), real(self, *given))[1])
     net = torch.nn.Linear(2, 2)
     saving = saver(tmp_path, [])
     held, before = net.weight.detach().clone(), weights_of(net)
@@ -132,12 +133,12 @@ def test_a_disk_that_refuses_is_told_with_the_room_that_is_needed(tmp_path, monk
     said = []
     saving = saver(tmp_path / "checkpoints", said, background=background)
     saving.save(1, snapshot())
-    real = Checkpoints.save
+    real = Checkpoints.write
 
     def full(self, *given):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Checkpoints, "save", full)
+    monkeypatch.setattr(Checkpoints, "write", full)
     saving.save(2, snapshot(size=1 << 20))
     saving.settle()
     assert "checkpoint of step 2 could not be written" in said[0]
@@ -145,20 +146,73 @@ def test_a_disk_that_refuses_is_told_with_the_room_that_is_needed(tmp_path, monk
     assert "the one of step 1 is untouched" in said[0]
     assert "it takes 4.0 MiB" in said[0]
     assert saving.written == 1
-    monkeypatch.setattr(Checkpoints, "save", real)
+    monkeypatch.setattr(Checkpoints, "write", real)
     saving.save(3, snapshot())
     saving.close()
     assert saving.written == 3
 
 
-def test_a_fault_of_the_thread_comes_out_at_the_next_checkpoint(tmp_path):
+def test_what_is_written_counts_though_links_or_old_ones_give_trouble(tmp_path, monkeypatch):
+    said = []
+    saving = saver(tmp_path, said, background=False)
+    saving.save(1, snapshot())
+    monkeypatch.setattr(Checkpoints, "_link", lambda *_: (_ for _ in ()).throw(OSError(errno.EACCES, "denied")))
+    saving.save(2, snapshot())
+    assert saving.written == 2
+    assert "is written, but not the links to it" in said[0]
+    monkeypatch.undo()
+    Checkpoints(tmp_path).settle(tmp_path / "step-00000002")
+    assert (tmp_path / "latest").resolve().name == "step-00000002"
+
+
+def test_the_best_one_stays_where_a_better_one_could_not_be_written(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(10, snapshot(10, (10,)))
+    for step in (30, 40):  # 20 was better, and the disk full
+        checkpoints.save(step, snapshot(step, (20,)))
+    assert steps(tmp_path) == [10, 40]
+    assert (tmp_path / "best").resolve().name == "step-00000010"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
+    import tlx.checkpoint
+
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, snapshot())
+    checkpoints.save(2, snapshot())
+    real = tlx.checkpoint._hash
+
+    def broken(path):
+        if "00000002" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path)
+
+    monkeypatch.setattr(tlx.checkpoint, "_hash", broken)
+    said = []
+    assert checkpoints.newest(said.append).name == "step-00000001"
+    assert "Input/output error" in said[0]
+
+
+def test_a_snapshot_of_the_optimizer_is_a_copy():
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([{"params": [weight], "names": ["w"]}], lr=0.1, momentum=0.9)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    kept = optimizer_state(optimizer)["w"]["momentum_buffer"]
+    before = kept.clone()
+    optimizer.step()
+    assert torch.equal(kept, before)
+    assert not torch.equal(kept, optimizer.state[weight]["momentum_buffer"])
+
+
+def test_who_lost_the_folder_saves_no_more(tmp_path):
     def taken():
         raise TlxError("another training has begun in this folder")
 
-    saving = Saver(Checkpoints(tmp_path), taken, print)
-    saving.save(1, snapshot())
+    saving = Saver(Checkpoints(tmp_path), taken, lambda: None, print)
     with pytest.raises(TlxError, match="another training"):
-        saving.save(2, snapshot())
+        saving.save(1, snapshot())
+    saving.close()
     assert not steps(tmp_path)
 
 
@@ -311,6 +365,28 @@ def test_rows_wait_in_memory_and_a_row_that_was_cut_off_is_finished(tmp_path, mo
     assert len(said) == 2
 
 
+def test_rows_that_were_lost_are_told(tmp_path):
+    said = []
+    file = MetricsFile(tmp_path / "m.jsonl", said.append)
+    file.append({"step": 1})
+    file.cut(10**6)
+    assert "rows are missing" in said[0]
+
+
+def test_readings_that_come_late_are_in_every_checkpoint(compose, monkeypatch):
+    run = compose(checkpoint={"every": 5, "keep": {"every": 4}}, evaluate={"every": 100}, track={"every": 100})
+    monkeypatch.setattr(type(run.exchange.world), "cuda", True)
+    monkeypatch.setattr("tlx.engine.on_device", lambda batches, device: batches)
+    monkeypatch.setattr("tlx.evaluation.on_device", lambda batches, device: batches)
+    assert fit(run)
+    settle(run)
+    for step in (4, 8, 10):
+        path = run.checkpoints.path(step)
+        if path.exists():
+            assert read(path).state["progress"]["samples_seen"] == 8 * step
+    assert run.checkpoints.path(4).exists()
+
+
 # --- one training at a time
 
 HOLD = """
@@ -358,6 +434,30 @@ def test_without_locks_the_first_training_notices_at_its_next_checkpoint(tmp_pat
     second.check()
     with pytest.raises(TlxError, match="another training has begun in this folder"):
         first.check()
+    before = '{"status": "running"}'
+    (tmp_path / "status.json").write_text(before)
+    RunFolder(tmp_path).say_if_there("user-error", message="a command that was mistyped")
+    second.check()
+    assert (tmp_path / "status.json").read_text() == before
+    second.release()
+    RunFolder(tmp_path).say_if_there("user-error", message="now nobody trains here")
+    assert (tmp_path / "status.json").read_text() != before
+
+
+def test_who_waits_for_a_folder_that_is_moved_aside_gets_the_new_one(tmp_path):
+    folder, got = tmp_path / "run", []
+    folder.mkdir()
+    first = RunLock.take(folder)
+    waiting = threading.Thread(target=lambda: got.append(RunLock.take(folder, patience=20)))
+    waiting.start()
+    time.sleep(0.3)
+    folder.rename(tmp_path / "aside")
+    first.release()
+    folder.mkdir()
+    waiting.join()
+    assert got[0].file == folder / ".lock"
+    assert os.path.samestat(os.fstat(got[0].handle), os.stat(folder / ".lock"))
+    got[0].release()
 
 
 def test_fresh_moves_the_folder_aside_and_holds_the_new_one(shards, tmp_path):

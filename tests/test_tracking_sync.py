@@ -196,7 +196,7 @@ def test_a_server_that_refuses_or_hangs_at_the_start_costs_only_that_start(serve
 
 @pytest.mark.parametrize("end", ["kill", "suspend"])
 def test_the_service_dies_or_hangs(server, folder, capfd, monkeypatch, end) -> None:
-    monkeypatch.setattr(tracker.guarded, "__kwdefaults__", {"finish_s": 2.0})
+    monkeypatch.setattr(tracker.guarded, "__kwdefaults__", {"begin_s": 60.0, "finish_s": 2.0})
     train(folder, range(1, 40), middle=lambda: [getattr(p, end)() for p in service()], finished=True)
     said = capfd.readouterr().err
     assert said.lower().count("warning") == 1, said

@@ -11,7 +11,6 @@ import socket
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import yaml
 
 from tlx import plug
 from tlx.config import Config, Part, dump
+from tlx.data.location import without_credentials
 from tlx.differences import flat
 from tlx.errors import UserError
 from tlx.run_folder import versions
@@ -105,8 +105,7 @@ def compare(topics: Topics, exchange: Exchange, *, name: str) -> None:
 def package() -> dict[str, str]:
     """Digests of tlx's own files."""
     root = Path(__file__).parent
-    endings = (".py", *EXTENSION_SUFFIXES)
-    files = sorted(p for p in root.rglob("*") if p.name.endswith(endings))
+    files = sorted(root.rglob("*.py"))  # an extension that one machine could not build is told by its decoder
     return {p.relative_to(root).as_posix(): _of_file(p) for p in files}
 
 
@@ -191,7 +190,8 @@ def _by_value(values: list[str], hosts: list[str] | None = None) -> str:
     for value, own in ranks.items():
         where = sorted({hosts[r] for r in own}) if hosts else []
         place = f" ({_few(where)})" if where else ""
-        said.append(f"{value[:120]} on rank{'s' if len(own) > 1 else ''} {_few(list(map(str, own)))}{place}")
+        ranked = f"rank{'s' if len(own) > 1 else ''} {_few(list(map(str, own)))}"
+        said.append(f"{without_credentials(value)[:120]} on {ranked}{place}")
     return ", ".join(said)
 
 

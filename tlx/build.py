@@ -14,7 +14,6 @@ from tlx.config import Config, dump
 from tlx.data.order import ORDER_VERSION
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.feed import Sets, count_samples, evaluation_of, open_sets, stream_of
-from tlx.launcher import relaunched
 from tlx.layers import LayerMap
 from tlx.parts import Parts, backbone_of, make, parts_of, seed_all, trial_of
 from tlx.plan import Plan
@@ -24,6 +23,7 @@ from tlx.timetable import timetable
 if TYPE_CHECKING:
     from tlx.memory import Memory
     from tlx.models import Backbone
+    from tlx.preempt import StopRequest
     from tlx.run import Run
     from tlx.saver import Saver
     from tlx.tracking.journal import Journal
@@ -127,14 +127,21 @@ def together(world: World, act: Callable[[], Any]) -> Any:
     return value
 
 
-def compose(config: Config, world: World, folder: RunFolder, *, silent: bool = False) -> Run:
-    """Builds every part of a training, every rank at once; a `silent` one shows nothing on the console.
+def compose(
+    config: Config, world: World, folder: RunFolder, stop: StopRequest | None = None, *, silent: bool = False
+) -> Run:
+    """Builds every part of a training, every rank at once.
+
+    Args:
+        stop: requests to stop, listened to from an earlier time on; by default from now on.
+        silent: nothing is shown on the console.
 
     Raises:
         UserError: what any rank finds, on all of them.
     """
     from tlx.agreement import check_parts
     from tlx.micro_batch import Share, choose
+    from tlx.preempt import StopRequest
 
     def begin() -> tuple[Sets, Parts, Plan]:
         seed_all(config)
@@ -153,6 +160,7 @@ def compose(config: Config, world: World, folder: RunFolder, *, silent: bool = F
     run: Run = together(
         world, lambda: _compose(choice.over(config), world, folder, sets, parts, choice.said, silent=silent)
     )
+    run.stop = stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after)
     if warning is not None:
         run.journal.note(warning)
     return run
@@ -161,7 +169,6 @@ def compose(config: Config, world: World, folder: RunFolder, *, silent: bool = F
 def _compose(
     config: Config, world: World, folder: RunFolder, sets: Sets, parts: Parts, said: str | None, *, silent: bool
 ) -> Run:
-    from tlx.preempt import StopRequest
     from tlx.run import Run
 
     backbone, spec, objective = parts.backbone, parts.spec, parts.objective
@@ -188,14 +195,11 @@ def _compose(
         identity=identity_of(config, sets, spec),
         saver=saver_of(config, folder, made, journal),
         journal=journal,
-        stop=StopRequest(folder.path, launched=world.launched, after=config.stop_after),
         ema=parts.ema,
     )
     run.journal.console.plan(text)
     if world.main:
         folder.write_plan(made.data())
-        if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
-            run.stop.clear()
     return run
 
 
@@ -245,15 +249,14 @@ def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) ->
     from tlx.checkpoint import Checkpoints
     from tlx.saver import Saver
 
-    def before() -> None:
+    def check() -> None:
         if folder.lock is not None:
             folder.lock.check()
-        journal.sync()
 
     kept = config.checkpoint.keep
     every = kept.every.steps(epoch=plan.steps_per_epoch, whole=plan.steps) if kept.every else 0
     checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every)
-    return Saver(checkpoints, before, journal.note, background=config.checkpoint.background)
+    return Saver(checkpoints, check, journal.sync, journal.note, background=config.checkpoint.background)
 
 
 def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, silent: bool = False) -> Journal:

@@ -62,7 +62,13 @@ class Checkpoints:
     every: int = 0
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
-        """Writes a checkpoint, then moves `latest`, then removes what is no longer needed.
+        """Writes a checkpoint, then moves `latest`, then removes what is no longer needed."""
+        path = self.write(step, snapshot)
+        self.supersede(path)
+        return path
+
+    def write(self, step: int, snapshot: Snapshot) -> Path:
+        """Writes a checkpoint beside, then gives it its name.
 
         Raises:
             OSError: no room or no permission; what was there before is untouched.
@@ -73,24 +79,42 @@ class Checkpoints:
         try:
             beside.mkdir(parents=True)
             _write(beside, snapshot)
-        except Exception as error:  # safetensors and torch have exceptions of their own for a full disk
+        except (
+            OSError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:  # a full disk, by whoever writes
             shutil.rmtree(beside, ignore_errors=True)
             raise error if isinstance(error, OSError) else OSError(str(error)) from error
-        for later in self._paths():  # damaged ones, that this run has gone back behind
-            if later.name >= path.name:
-                shutil.rmtree(later)
+        if path.exists():  # damaged: this run has gone back behind it
+            shutil.rmtree(path)
         beside.rename(path)
         _flush(self.folder)
-        self._point(path, snapshot.state)
         return path
 
+    def supersede(self, path: Path) -> None:
+        """`path` is on the disk: later ones, damaged, go; see :meth:`settle`."""
+        for later in self._paths():
+            if later.name > path.name:
+                shutil.rmtree(later)
+        self.settle(path)
+
     def settle(self, path: Path) -> None:
-        """Does what a process that was killed after writing `path`, the newest whole one, had left to do.
+        """Points the links to `path`, the newest whole one, and removes what is no longer needed; also for a process
+        that was killed before it did.
 
         Raises:
-            OSError: links cannot be written.
+            OSError: links cannot be written, or old checkpoints not removed.
         """
-        self._point(path, _state(path))
+        best = _state(path)["best"]
+        self._link("latest", path.name)
+        if best and self.path(int(best["step"])).exists():
+            self._link("best", self.path(int(best["step"])).name)
+        self._prune(path)
+
+    def damage(self, path: Path) -> str | None:
+        """What is wrong with a checkpoint, in words."""
+        return _damage(path)
 
     def sweep(self) -> None:
         """Removes what a process that was killed was writing."""
@@ -126,13 +150,6 @@ class Checkpoints:
     def _paths(self) -> list[Path]:
         return sorted(p for p in self.folder.glob("step-*") if p.is_dir())
 
-    def _point(self, path: Path, state: Mapping[str, Any]) -> None:
-        self._link("latest", path.name)
-        best = state["best"]
-        if best and self.path(best["step"]).exists():
-            self._link("best", self.path(best["step"]).name)
-        self._prune(path)
-
     def _link(self, name: str, target: str) -> None:
         beside = self.folder / f".{name}.writing"
         beside.unlink(missing_ok=True)
@@ -145,6 +162,7 @@ class Checkpoints:
         needed = set(paths[-self.keep :])
         for path in list(needed):
             needed |= {self.path(step) for step in _leaders(path)}
+        needed.add(self.best() or newest)  # also where a better one could not be written
         for path in paths:
             if path not in needed and not self._for_good(path):
                 shutil.rmtree(path)
@@ -194,7 +212,8 @@ def understood(path: Path) -> Iterator[None]:
     try:
         yield
     except (*wrong, OSError, SafetensorError, pickle.UnpicklingError) as error:
-        if isinstance(error, OSError) and error.filename is not None:  # the disk's; torch has some without a file
+        of_the_disk = isinstance(error, OSError) and error.filename is not None  # torch has some without a file
+        if of_the_disk or isinstance(error, (torch.OutOfMemoryError, UserError)):
             raise
         why = (str(error).strip().splitlines() or [""])[0][:300]
         raise TlxError(
@@ -297,12 +316,15 @@ def _damage(path: Path) -> str | None:
             return "state.json is not what was written"
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         return f"state.json: {error}"
-    for name, digest in files.items():
-        file = path / Path(name).name
-        if not file.is_file():
-            return f"{name} is missing"
-        if _hash(file) != digest:
-            return f"{name} is not what was written"
+    try:
+        for name, digest in files.items():
+            file = path / Path(name).name
+            if not file.is_file():
+                return f"{name} is missing"
+            if _hash(file) != digest:
+                return f"{name} is not what was written"
+    except OSError as error:
+        return f"it cannot be read: {error}"
     return None
 
 

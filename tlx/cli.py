@@ -10,6 +10,7 @@ import errno
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -176,19 +177,27 @@ def main() -> None:
         print(f"fault: {error}", file=sys.stderr)
         code = 1
     except OSError as error:
-        said = None if launched() else _said(error)  # a launcher is to see the fault of its rank
+        said = _said(error)
         if said is None:
-            raise
-        print(f"error: {said}", file=sys.stderr)
-        code = 2
+            code = _fault()
+        else:
+            print(f"error: {said}", file=sys.stderr)
+            code = 1 if launched() else 2  # a launcher is to see the fault of its rank
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # click's own mistakes carry their text and code
-        if not hasattr(error, "format_message"):
-            raise
-        print(f"error: {error.format_message()}\n  -> tlx --help", file=sys.stderr)
-        code = 2
+        if hasattr(error, "format_message"):
+            print(f"error: {error.format_message()}\n  -> tlx --help", file=sys.stderr)
+            code = 2
+        else:
+            code = _fault()
     _leave(code if isinstance(code, int) else 0)
+
+
+def _fault() -> int:
+    """What nobody has thought of: its trace, for a report."""
+    traceback.print_exc()
+    return 1
 
 
 _FULL = "free some room, or use another disk"

@@ -353,7 +353,7 @@ class WorldConfig(Model):
     size: PositiveInt | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     backend: Literal["nccl", "gloo"] | None = None
-    timeout_minutes: Annotated[float, Field(gt=0)] = 30.0
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
 
 
 class Config(Model):

@@ -77,8 +77,11 @@ def start_from_best(run: Run, best: Mapping[str, Any]) -> None:
     if run.world.main:
         run.saver.settle()
     path = run.checkpoints.path(best["step"])
-    if not run.world.from_main(path.exists()):
-        run.journal.note(f"WARNING: the best checkpoint, {path}, could not be written; going on from the last weights")
+    damage = run.world.from_main(run.checkpoints.damage(path) if run.world.main else None)
+    if damage is not None:
+        run.journal.note(
+            f"WARNING: the best checkpoint, {path}, is not whole ({damage}); going on from the last weights"
+        )
         return
     snapshot = read(path)
     load_weights(run, snapshot.model if best["weights"] == "raw" else snapshot.ema or {}, None)
@@ -93,9 +96,8 @@ def share(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> 
     run.exchange.post(values, step=run.progress.step, total=total)
     run.progress.bad.update({b.where: b.reason for b in bad})
     config, step = run.config, run.progress.step
-    due = run.due(config.track.every, config.evaluate.every, config.checkpoint.every)
-    due = due or step == run.plan.phase(step - 1).stop
-    stopping = absorb(run, run.exchange.readings(settle=due))
+    due = run.due(config.track.every, config.evaluate.every) or run.due_to_save()
+    stopping = absorb(run, run.exchange.readings(settle=due or step == run.plan.phase(step - 1).stop))
     if stopping:  # what a GPU has not told yet belongs into the last checkpoint
         absorb(run, run.exchange.readings(settle=True))
     return stopping
@@ -104,11 +106,11 @@ def share(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> 
 def absorb(run: Run, readings: list[dict[str, float]]) -> bool:
     """Counts what has arrived, the same on every rank; whether any rank was asked to stop."""
     for reading in readings:
-        run.progress.absorb(reading)
+        run.progress.absorb(reading, scaled=run.world.scaler is not None)
         if reading["bad"]:
             count_bad(run)
         if reading["unfinite"]:
-            meet_nonfinite(run, int(reading["step"]))
+            meet_nonfinite(run, reading)
         else:
             watch_loss(run, reading)
     return any(reading["stop"] for reading in readings)

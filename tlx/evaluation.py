@@ -166,5 +166,5 @@ def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
 
 def best_of(row: Mapping[str, Any], metric: str, mode: str) -> float:
     """The better of the raw weights' metric and the moving average's."""
-    values = [float(row[name]) for name in (metric, f"ema/{metric}") if name in row]
-    return max(values) if mode == "max" else min(values)
+    raw, *averaged = [float(row[name]) for name in (metric, f"ema/{metric}") if name in row]
+    return averaged[0] if averaged and better(averaged[0], raw, mode) else raw

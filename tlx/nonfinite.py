@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from tlx.errors import TlxError
 from tlx.files import json_text, write_whole
 from tlx.phasing import moving_norms, statistics, unfreeze
 from tlx.run import Run
+from tlx.trial import lone_norms
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,20 @@ class Finding:
     file: str | None = None
 
 
-def meet_nonfinite(run: Run, step: int) -> None:
+def meet_nonfinite(run: Run, reading: Mapping[str, float]) -> None:
     """After a step whose loss or gradient was not finite, as all ranks know.
 
     Args:
-        step: the number of steps up to it.
+        reading: of the step, already absorbed.
 
     Raises:
         TlxError: the policy is to stop, or the limit is reached.
     """
-    wanted, progress = run.config.loop.nonfinite, run.progress
-    if run.world.scaler is not None and progress.unfinite_in_a_row <= wanted.overflows:
+    wanted, progress, step = run.config.loop.nonfinite, run.progress, int(reading["step"])
+    overflow = run.world.scaler is not None and math.isfinite(reading["loss"])
+    if overflow and progress.overflows_in_a_row <= wanted.overflows:
         return
-    if wanted.policy == "skip" and progress.unfinite <= wanted.limit:
+    if not overflow and wanted.policy == "skip" and progress.unfinite <= wanted.limit:
         run.journal.note(
             f"WARNING: the loss or gradient of step {step} is not finite: nothing was updated, the step is skipped; "
             f"{progress.unfinite} of {wanted.limit} allowed (loop.nonfinite)"
@@ -64,7 +67,7 @@ def examine(run: Run, step: int) -> Finding:
     phase = run.plan.phase(step)
     unfreeze(run.net, phase, run.plan)
     torch.manual_seed(derive(run.config.seed, "dropout", step, run.world.rank) >> 1)
-    with suppress(RuntimeError):  # of a network that does not run again, nothing is known
+    with suppress(RuntimeError), lone_norms():  # of a network that does not run again, nothing is known
         for batch in on_device(run.stream.batches(step, step + 1), run.world.device):
             place = first_nonfinite(run, batch)
             if place is not None:
@@ -165,5 +168,5 @@ def report_on(run: Run, step: int, findings: list[Finding]) -> str:
         write_whole(file, json_text(content))
         lines.append(f"  all samples, and where the pictures are: {file}")
     lines.append(f"  the last checkpoint is of step {run.saver.written}")
-    lines.append("  -> lower the learning rate, warm up, set loop.clip; or leave such steps out: loop.nonfinite=skip")
+    lines.append("  -> leave such steps out: loop.nonfinite=skip; or, in a new run, a lower rate, a warm-up, loop.clip")
     return "\n".join(lines)

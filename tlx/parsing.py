@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-LONGEST = 1 << 18
-"""Characters of a YAML text; a configuration has a few thousand, and reading takes seconds per million."""
+LONGEST = 1 << 22
+"""Characters of a YAML text; a configuration has a few thousand, a written-out plan up to a million."""
 
 _VALUES, _DEPTH = 100_000, 50  # that a YAML text may stand for, its aliases written out, and how deep they may lie
 _LONE = re.compile(r"\\u[dD][89a-fA-F]")

@@ -69,10 +69,17 @@ def average_statistics(norms: Sequence[nn.Module], world: World, *, samples: int
 
 
 @torch.no_grad()
-def keep_finite(norms: Sequence[nn.Module], before: Sequence[torch.Tensor]) -> None:
-    """Statistics that an overflow has made infinite become again what they were, without waiting for the device."""
-    for buffer, former in zip(statistics(norms), before, strict=True):
-        buffer.copy_(torch.where(torch.isfinite(buffer), buffer, former))
+def take_back(buffers: Sequence[torch.Tensor], before: Sequence[torch.Tensor], norm: torch.Tensor) -> None:
+    """What a step has moved becomes again what it was where its gradient's norm is not finite; the device is not waited
+    for."""
+    finite = torch.isfinite(norm)
+    for buffer, former in zip(buffers, before, strict=True):
+        buffer.copy_(torch.where(finite, buffer, former))
+
+
+def moved(norms: Sequence[nn.Module]) -> list[torch.Tensor]:
+    """What a step moves in these norms beside their weights: statistics and counters."""
+    return [b for norm in norms for b in norm.buffers(recurse=False)]
 
 
 def statistics(norms: Sequence[nn.Module]) -> list[torch.Tensor]:

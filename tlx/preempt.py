@@ -37,7 +37,7 @@ class StopRequest:
 
     def asked(self, *, look: bool) -> bool:
         """Whether a stop was asked for; `look` also at the file (rank 0 does, for all)."""
-        if self.reason is None and look and self.file.exists():
+        if self.reason is None and look and os.path.exists(self.file):  # pathlib raises where a file server hiccups
             self.reason = f"the file {self.file}"
         if self.reason is None and look and self._end is not None and time.time() >= self._end:
             self.reason = "stop_after, the time limit"

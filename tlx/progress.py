@@ -100,7 +100,7 @@ class Progress:
         leaders: the best evaluations whose checkpoints stay, best first: {step, value}.
         trend: of the training loss, against which a step's is a spike.
         bad: unreadable samples of any rank, by place: the reason.
-        unfinite: in all, and in a row.
+        unfinite: steps that updated nothing, but for fp16's overflows, which its scaler mends.
     """
 
     step: int = 0
@@ -118,7 +118,8 @@ class Progress:
     replaced: int = 0
     samples_seen: int = 0
     unfinite: int = 0
-    unfinite_in_a_row: int = 0
+    overflows: int = 0
+    overflows_in_a_row: int = 0
     wall_time_s: float = 0.0
 
     def data(self) -> dict[str, Any]:
@@ -132,15 +133,18 @@ class Progress:
             fields[name] = kind(**fields[name])
         return cls(**fields)
 
-    def absorb(self, reading: Mapping[str, float]) -> None:
-        """Counts one step's exchange."""
+    def absorb(self, reading: Mapping[str, float], *, scaled: bool = False) -> None:
+        """Counts one step's exchange; an overflow is a `scaled` gradient that is not finite, of a loss that is."""
         self.samples_seen += int(reading["seen"])
         self.replaced += int(reading["bad"])
+        if reading["unfinite"] and scaled and math.isfinite(reading["loss"]):
+            self.overflows += 1
+            self.overflows_in_a_row += 1
+            return
         if reading["unfinite"]:
             self.unfinite += 1
-            self.unfinite_in_a_row += 1
             return
-        self.unfinite_in_a_row = 0
+        self.overflows_in_a_row = 0
         self.logged.add(reading)
         self.evaluated.add(reading)
 

@@ -33,6 +33,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "replaced": progress.replaced,
         "unreadable": progress.bad,
         "unfinite": progress.unfinite,
+        "overflows": progress.overflows,
         "wall_time_s": progress.wall_time_s,
         "world": run.world.size,
         "versions": versions(),

@@ -23,11 +23,9 @@ def resume(run: Run) -> None:
     path = newest(run)
     if path is not None:
         take_up(run, path)
-        if run.world.main:
-            run.checkpoints.settle(path)
         run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
     else:
-        run.journal.start(0, resumed=False)
+        begin_journal(run, 0, resumed=False)
     run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
 
 
@@ -50,14 +48,35 @@ def take_up(run: Run, path: Path) -> None:
         run.plan = run.remake_plan(run.progress.ends)
         if not 0 <= run.progress.step <= run.plan.steps:
             raise ValueError(f"step {run.progress.step} of {run.plan.steps}")
-        run.journal.start(int(state["metrics_bytes"]), resumed=True)
-        run.saved = run.saver.written = run.progress.step
-        if decoder() != state["decoder"]:
-            run.journal.note(
-                f"pictures were decoded by {state['decoder']}, now by {decoder()}: pixels differ by rounding"
-            )
-        if dealt(run) != state["dealt"]:
-            run.journal.note(f"batches were dealt as {state['dealt']}, now as {dealt(run)}: the same samples in order")
+        metrics_bytes, then, decoded = int(state["metrics_bytes"]), state["dealt"], state["decoder"]
+        if run.world.main:
+            tidy(run, path)
+    run.saved = run.saver.written = run.progress.step
+    begin_journal(run, metrics_bytes, resumed=True)
+    if decoder() != decoded:
+        run.journal.note(f"pictures were decoded by {decoded}, now by {decoder()}: pixels differ by rounding")
+    if dealt(run) != then:
+        run.journal.note(f"batches were dealt as {then}, now as {dealt(run)}: the same samples in order")
+
+
+def begin_journal(run: Run, metrics_bytes: int, *, resumed: bool) -> None:
+    """Rank 0's; its mistake, such as a tracker that is not installed, is everybody's, so that none waits for it."""
+    mistake: UserError | None = None
+    try:
+        run.journal.start(metrics_bytes, resumed=resumed)
+    except UserError as error:
+        mistake = error
+    said = run.world.from_main(str(mistake) if mistake else None)
+    if said is not None:
+        raise mistake or UserError(said)
+
+
+def tidy(run: Run, path: Path) -> None:
+    """What a process that was killed had left to do after its newest checkpoint."""
+    try:
+        run.checkpoints.settle(path)
+    except OSError as error:
+        run.journal.note(f"WARNING: the links latest and best could not be set, or old checkpoints removed ({error})")
 
 
 def dealt(run: Run) -> dict[str, Any]:
@@ -76,7 +95,7 @@ def newest(run: Run) -> Path | None:
         if run.world.main:
             run.checkpoints.sweep()
             path = run.checkpoints.newest(run.journal.note)
-    except TlxError as error:
+    except (TlxError, OSError) as error:
         fault = str(error)
     path, fault = run.world.from_main((path, fault))
     if fault is not None:
@@ -86,14 +105,14 @@ def newest(run: Run) -> Path | None:
 
 def save_when_due(run: Run, phase: Phase, *, now: bool) -> None:
     """Saves at its interval, at the end of a phase, at an evaluation that is among the best, and when `now`."""
-    step, wanted = run.progress.step, run.config.checkpoint
+    step = run.progress.step
     leads = any(leader["step"] == step for leader in run.progress.leaders)
-    intervals = [wanted.every, *([wanted.keep.every] if wanted.keep.every else [])]
-    if step == run.saved or not (now or leads or step == phase.stop or run.due(*intervals)):
+    if step == run.saved or not (now or leads or step == phase.stop or run.due_to_save()):
         return
     run.saved = step
     if run.world.main:
         run.world.watch.beat("saving")
+        run.saver.settle()  # before there is a second copy in memory
         run.saver.save(step, snapshot(run))
         run.world.watch.beat("batch")
 

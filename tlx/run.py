@@ -33,6 +33,7 @@ class Run:
         remake_plan: the plan, for phases that ended early (name -> step); pure.
         evaluation: starts a pass over this rank's share of the validation shards; None without validation.
         identity: what a checkpoint must agree with: classes, shards, order of samples, preprocessing.
+        stop: set by who composes.
         saved: the step of the newest checkpoint that was handed to `saver`.
     """
 
@@ -49,7 +50,7 @@ class Run:
     identity: Mapping[str, Any]
     saver: Saver
     journal: Journal
-    stop: StopRequest
+    stop: StopRequest = field(init=False)
     ema: AveragedModel | None = None
     progress: Progress = field(default_factory=Progress)
     saved: int = -1
@@ -76,6 +77,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.config.run
+
+    def due_to_save(self) -> bool:
+        """Whether an interval of checkpoints ends at this step."""
+        wanted = self.config.checkpoint
+        return self.due(wanted.every, *([wanted.keep.every] if wanted.keep.every else []))
 
     def due(self, *intervals: Duration) -> bool:
         """Whether any of these intervals ends at this step."""

@@ -20,7 +20,7 @@ from tlx.differences import differences, flat
 from tlx.errors import UserError
 from tlx.files import json_text, write_whole
 from tlx.parsing import from_json, from_yaml
-from tlx.run_lock import RunLock
+from tlx.run_lock import RunLock, holder
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
 MAY_CHANGE = (
@@ -91,15 +91,9 @@ class RunFolder:
     def say_if_there(self, status: Status, **about: Any) -> None:
         """The same for a command that failed: it must not fail once more, nor make a folder, nor speak for a training
         that runs here."""
-        with contextlib.suppress(OSError, UserError):
-            if not self.path.is_dir():
-                return
-            passing = RunLock.take(self.path, patience=0) if self.lock is None else None
-            try:
+        with contextlib.suppress(OSError):
+            if self.path.is_dir() and (self.lock is not None or holder(self.path) is None):
                 self.say(status, **about)
-            finally:
-                if passing is not None:
-                    passing.release()
 
     def release(self) -> None:
         """Others may train here."""

@@ -53,22 +53,25 @@ class RunLock:
             UserError: another training still has it after `patience` seconds.
             OSError: the folder cannot be written.
         """
-        file = folder / ".lock"
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)  # NFS locks only what is open for writing
-        try:
-            end = time.monotonic() + patience
-            while (taken := _try(handle)) is False:
+        file, end = folder / ".lock", time.monotonic() + patience
+        while True:
+            # NFS locks only what is open for writing
+            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                taken = _try(handle)
+                if taken is not False and _same(handle, file):  # else the folder was moved aside meanwhile
+                    return cls(file, handle, _sign(handle), enforced=bool(taken))
                 if time.monotonic() > end:
                     raise UserError(
                         f"another training runs in this folder: {_owner(file)}",
                         where=str(folder),
                         todo=f"wait for it, stop it (touch {folder / 'stop'}), or set run to another folder",
                     )
-                time.sleep(0.1)
-            return cls(file, handle, _sign(handle), enforced=bool(taken))
-        except BaseException:
+            except BaseException:
+                os.close(handle)
+                raise
             os.close(handle)
-            raise
+            time.sleep(0.1)
 
     def check(self) -> None:
         """Whether the folder is still this training's.
@@ -84,18 +87,24 @@ class RunLock:
             )
 
     def release(self) -> None:
+        if not self.enforced:
+            with contextlib.suppress(OSError, TlxError):
+                self.check()
+                os.ftruncate(self.handle, 0)
         os.close(self.handle)
 
 
 def holder(folder: Path) -> str | None:
-    """Who trains in a folder now; None where nobody does, and where there are no locks to tell."""
+    """Who trains in a folder now; None where nobody does. Where there are no locks to tell, who was the last to begin
+    there and has not said that it ended."""
     file = folder / ".lock"
     try:
         handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return _owner(file) if _try(handle) is False else None
+        taken = _try(handle)
+        return None if taken or (taken is None and not _read(file)) else _owner(file)
     finally:
         os.close(handle)
 
@@ -111,6 +120,13 @@ def _try(handle: int) -> bool | None:
     except OSError:  # ENOSYS, ENOLCK, EOPNOTSUPP: by file system
         return None
     return True
+
+
+def _same(handle: int, file: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.stat(file))
+    except FileNotFoundError:
+        return False
 
 
 def _sign(handle: int) -> str:

@@ -15,13 +15,14 @@ class Saver:
     """Writes one checkpoint at a time, in a thread unless `background` is false.
 
     Attributes:
-        before: called before a checkpoint is written: metrics that it counts must be on the disk, and the folder still
-            this run's.
+        check: called by who saves: the folder must still be this run's.
+        before: called before a checkpoint is written: metrics that it counts must be on the disk.
         say: hears when one cannot be written; training goes on.
         written: the step of the newest on the disk.
     """
 
     checkpoints: Checkpoints
+    check: Callable[[], None]
     before: Callable[[], None]
     say: Callable[[str], None]
     background: bool = True
@@ -32,6 +33,7 @@ class Saver:
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Begins to write, once the one before is written; raises what that one raised, but for OSError."""
         self.settle()
+        self.check()
         if not self.background:
             self._write(step, snapshot)
             return
@@ -57,7 +59,7 @@ class Saver:
     def _write(self, step: int, snapshot: Snapshot) -> None:
         try:
             self.before()
-            self.checkpoints.save(step, snapshot)
+            path = self.checkpoints.write(step, snapshot)
         except OSError as error:
             self.say(
                 f"WARNING: the checkpoint of step {step} could not be written ({error}).\n"
@@ -65,6 +67,12 @@ class Saver:
             )
             return
         self.written = step
+        try:
+            self.checkpoints.supersede(path)
+        except OSError as error:
+            self.say(
+                f"WARNING: {path} is written, but not the links to it, or older ones could not be removed ({error})"
+            )
 
     def _left(self) -> str:
         return f"the one of step {self.written} is untouched." if self.written else "there is none before it."

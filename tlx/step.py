@@ -20,7 +20,7 @@ from tlx.data.order import derive
 from tlx.data.stream import BadSample, Batch
 from tlx.inputs import InputSpec
 from tlx.objectives import Objective
-from tlx.phasing import average_statistics, keep_finite, moving_norms, statistics, unfreeze
+from tlx.phasing import average_statistics, moved, moving_norms, take_back, unfreeze
 from tlx.plan import Phase, Plan
 from tlx.world import World
 
@@ -134,17 +134,18 @@ class Updater:
         bad: list[BadSample] = []
         counts, own, total = [], 0, 0.0
         scaled = self.world.scaler is not None  # fp16: overflows happen
-        before = [b.clone() for b in statistics(trainee.norms)] if scaled or self.skips else []
+        returns = scaled or self.skips
+        before = [b.clone() for b in moved(trainee.norms)] if returns else []
         for batch in batches:
             bad += batch.bad
             own += 0 if batch.idle else len(batch.labels)
             total = batch.total
             counts.append(self.backward(trainee, batch))
         norm = self._step(trainee)
-        if before:
-            keep_finite(trainee.norms, before)
+        if returns:
+            take_back(moved(trainee.norms), before, norm)
         average_statistics(trainee.norms, self.world, samples=own)
-        if self.ema is not None and (not scaled or bool(torch.isfinite(norm))):
+        if self.ema is not None and (not returns or bool(torch.isfinite(norm))):
             self.ema.update_parameters(trainee.net)
         finite = torch.isfinite(norm).logical_not().double().to(self.world.device)
         return torch.cat([torch.stack(counts).sum(0), finite[None]]), bad, total

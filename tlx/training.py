@@ -12,11 +12,12 @@ import yaml
 from tlx.build import compose, together
 from tlx.config import Config
 from tlx.errors import UserError
-from tlx.launcher import rank, restarts
+from tlx.launcher import rank, relaunched, restarts
 from tlx.parts import backbone_of
 from tlx.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from tlx.run import Run
     from tlx.watch import Watch
 
 
@@ -44,11 +45,7 @@ def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
 
 def _train(config: Config, folder: RunFolder, watch: Watch, *, fresh: bool) -> Mapping[str, Any] | None:
     from tlx import world as worlds
-    from tlx.engine import fit
-    from tlx.micro_batch import out_of_memory
-    from tlx.result import result_of
-    from tlx.resume import settle
-    from tlx.trial import ran_out
+    from tlx.preempt import StopRequest
 
     world = worlds.enter(config, watch)
     done = together(world, lambda: folder.prepare(config, fresh=fresh and not restarts()) if world.main else None)
@@ -58,14 +55,38 @@ def _train(config: Config, folder: RunFolder, watch: Watch, *, fresh: bool) -> M
             folder.say("done")
         return done  # type: ignore[no-any-return]
     watch.beat("loading")
-    if world.main:
-        folder.say("running")
-    together(world, lambda: fetch(config) if world.local_main else None)
-    run = compose(config, world, folder)
-    finished = False
+    stop = StopRequest(folder.path, launched=world.launched, after=config.stop_after)
     try:
-        finished = fit(run)
+        if world.main:
+            if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
+                stop.clear()
+            folder.say("running")
+        together(world, lambda: fetch(config) if world.local_main else None)
+        run = compose(config, world, folder, stop)
+        watch.last_wish = run.saver.settle
+        result = _to_an_end(run, folder)
+    finally:
+        stop.close()
+    world.barrier()  # until here a fault of one rank is named by the others
+    watch.close()
+    return result if result["finished"] else None
+
+
+def _to_an_end(run: Run, folder: RunFolder) -> Mapping[str, Any]:
+    """Trains, and writes how it ended before trackers are waited for: who asked for a stop may not wait long."""
+    from tlx.engine import fit
+    from tlx.micro_batch import out_of_memory
+    from tlx.result import result_of
+    from tlx.resume import settle
+    from tlx.trial import ran_out
+
+    world, finished = run.world, False
+    try:
+        ended = fit(run)
+        world.watch.beat("finishing")
         settle(run)
+        finished = ended
+        together(world, lambda: conclude(run, folder, result_of(run, finished=finished)) if world.main else None)
     except RuntimeError as error:
         if ran_out(error):
             fault = out_of_memory(run.config, run.plan, world, run.progress.step)
@@ -76,24 +97,35 @@ def _train(config: Config, folder: RunFolder, watch: Watch, *, fresh: bool) -> M
             raise
         raise UserError(str(error).splitlines()[0], where="loop.deterministic", todo="set it to false") from error
     finally:
-        watch.beat("finishing")
+        world.watch.beat("finishing")
+        result = result_of(run, finished=finished)
         try:
             run.saver.close()
         finally:
-            result = result_of(run, finished=finished)
+            if world.main and result["unreadable"] and not finished:  # their names, however it ended
+                with contextlib.suppress(OSError):
+                    folder.write_result(result)
             run.journal.finish(result)
-            run.stop.close()
-        if world.main and result["unreadable"] and not finished:  # their names, however it ended
-            with contextlib.suppress(OSError):
-                folder.write_result(result)
-    if world.main:
+    return result
+
+
+def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """The verdict, in the run's folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
         run.stop.clear()
-        if finished:
+        if result["finished"]:
             folder.write_result(result)
-        folder.say("done" if finished else "resumable", step=run.progress.step, steps=run.plan.steps)
-    watch.close()  # others may now end before this rank does
-    world.barrier()
-    return result if finished else None
+        folder.say("done" if result["finished"] else "resumable", step=run.progress.step, steps=run.plan.steps)
+    except OSError as error:
+        raise UserError(
+            f"training has come to step {run.progress.step} and is saved, but its result cannot be written: {error}",
+            where=str(folder.path),
+            todo="make room, or mend that; the same command writes it",
+        ) from error
 
 
 def tell_run(file: Path, overrides: Sequence[str], error: UserError) -> None:

@@ -87,7 +87,7 @@ class Trial:
         """Trains and evaluates once; afterwards everything is bit for bit what it was, and the memory is given back."""
         world = self.updater.world
         try:
-            with _unchanged(self.net, world.device), _lone_norms():
+            with _unchanged(self.net, world.device), lone_norms():
                 found = self._attempt(phase, load)
         except Exception as error:
             found = Attempt(failed="training")
@@ -238,7 +238,7 @@ def _gone_into_buckets(trainee: Trainee, *, when: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _lone_norms() -> Iterator[None]:
+def lone_norms() -> Iterator[None]:
     """A synchronised BatchNorm computes alone meanwhile: its forward pass is a collective, and keeps as much."""
     forward = nn.SyncBatchNorm.forward
     nn.SyncBatchNorm.forward = _BatchNorm.forward  # type: ignore[method-assign]

@@ -64,7 +64,12 @@ class MetricsFile:
             return self._written + len(self._waiting)
 
     def cut(self, offset: int) -> None:
-        """Drops everything from `offset` on, and a torn last line. A file that is shorter keeps its whole lines."""
+        """Drops everything from `offset` on, and a torn last line. A file that is shorter keeps its whole lines, and
+        that is told."""
+        if self._written < offset:
+            self._warn(
+                f"WARNING: {self.path} has lost {offset - self._written:,} bytes since the checkpoint: rows are missing"
+            )
         with self._turn:
             kept = os.pread(self._file, min(offset, self._written), 0)
             self._written = kept.rfind(b"\n") + 1

@@ -99,7 +99,7 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
         if finished and not run.summarised:
             run.summarise(result)
         place = Path(run.handle.dir).parent if offline else run.handle.url
-        run.close(failed=not whole)
+        run.close("finished" if finished else "stopped" if whole else "failed")
     except Exception as error:  # the service may die here too
         said = str(error) or type(error).__name__
         raise UserError(said, where=str(folder), todo=f"the same command goes on; {_elsewhere}") from error

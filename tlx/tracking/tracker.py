@@ -13,8 +13,14 @@ from typing import Any, Protocol
 
 from tlx.errors import TlxError, UserError
 
+BEGIN_S = 60.0
+"""How long the start of a training waits for one tracker to begin; then its rows wait."""
+
 FINISH_S = 45.0
 """How long the end of a training waits for one tracker."""
+
+ABANDON_S = 5.0
+"""How long anybody waits until a tracker that failed has let go."""
 
 WAITING_ROWS = 10_000
 """So many rows wait for a tracker that does not come back; then it is left alone."""
@@ -41,8 +47,10 @@ class RunInfo:
 class Tracker(Protocol):
     """Receives every row of ``metrics.jsonl`` after it was written, on rank 0 only.
 
-    Both are called from a thread of the tracker's own, one call at a time. A tracker may also have ``abandon()``, which
-    lets go of what it holds without waiting: it is called, from any thread, when the tracker failed or hangs.
+    It is made, and both are called, in a thread of the tracker's own, one call at a time. `result` is what result.json
+    holds; where ``finished`` is false, ``fault`` names the exception that ended the training, and a training that was
+    asked to stop has none. A tracker may also have ``abandon()``, which lets go of what it holds: it is called, from
+    any thread, when the tracker failed or hangs.
     """
 
     def log(self, row: Mapping[str, Any]) -> None: ...
@@ -62,72 +70,95 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def guarded(name: str, make: Callable[[], Tracker], *, finish_s: float = FINISH_S) -> Tracker:
+def guarded(
+    name: str, make: Callable[[], Tracker], *, begin_s: float = BEGIN_S, finish_s: float = FINISH_S
+) -> Tracker:
     """Makes a tracker that can neither stop training nor hold it up.
 
     Whatever it raises is said once on stderr, then it is left alone; the same when it takes no more rows, or has not
-    come to its end `finish_s` seconds after the training has.
+    come to its end `finish_s` seconds after the training has. A tracker that is not made within `begin_s` seconds is
+    said to be slow, and gets its rows when it is there.
 
     Raises:
         UserError: from `make`, for what the user must mend (a package that is not installed).
     """
     guard = _Guarded(name, finish_s)
-    try:
-        guard.begin(make())
-    except UserError:
-        raise
-    except Exception as error:  # trackers raise anything: an old key, a full disk
-        guard.give_up(error)
+    guard.begin(make, begin_s)
     return guard
 
 
 class _Guarded:
     def __init__(self, name: str, finish_s: float) -> None:
         self.name, self.finish_s = name, finish_s
-        self.tracker: Tracker | None = None
-        self._calls: queue.Queue[Callable[[Tracker], None] | None] = queue.Queue(WAITING_ROWS)
+        self._tracker: Tracker | None = None
+        self._calls: queue.Queue[_Call] = queue.Queue(WAITING_ROWS)
         self._thread: threading.Thread | None = None
+        self._made = threading.Event()
+        self._wrong: UserError | None = None
         self._turn = threading.Lock()
-        self._gave_up = False
+        self._over = False
 
-    def begin(self, tracker: Tracker) -> None:
-        self.tracker = tracker
-        self._thread = threading.Thread(target=self._work, args=(tracker,), name=f"tracker {self.name}", daemon=True)
-        self._thread.start()
+    def begin(self, make: Callable[[], Tracker], begin_s: float) -> None:
+        self._thread = _thread(f"tracker {self.name}", lambda: self._work(make))
+        if not self._made.wait(begin_s):
+            warn(f'the tracker "{self.name}" has not begun within {begin_s:g} s; training goes on, its rows wait')
+        elif self._wrong is not None:
+            raise self._wrong
 
     def log(self, row: Mapping[str, Any]) -> None:
-        if self.tracker is None:
+        if self._over:
             return
-        row = dict(row)
         try:
-            self._calls.put_nowait(lambda tracker: tracker.log(row))
+            self._calls.put_nowait(_Call(dict(row)))
         except queue.Full:
             self.give_up(TrackingError(f"{WAITING_ROWS} rows wait for it"))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        if self.tracker is None or self._thread is None:
+        if self._over or self._thread is None:
             return
+        fault = sys.exc_info()[0]
+        if fault is not None and not result.get("finished", True):  # called on its way out
+            result = {**result, "fault": fault.__name__}
         with contextlib.suppress(queue.Full):  # it hangs, so that nothing more would be done anyway
-            self._calls.put_nowait(lambda tracker: tracker.finish(result))
-            self._calls.put_nowait(None)
+            self._calls.put_nowait(_Call(result, last=True))
         self._thread.join(self.finish_s)
         if self._thread.is_alive():
             self.give_up(TrackingError(f"it has not come to its end within {self.finish_s:g} s"))
-        self.tracker = None
+        self._over = True
 
-    def _work(self, tracker: Tracker) -> None:
-        while (call := self._calls.get()) is not None and not self._gave_up:
+    def _work(self, make: Callable[[], Tracker]) -> None:
+        try:
+            tracker = make()
+        except (Exception, SystemExit) as error:  # trackers raise anything: an old key, a full disk
+            if isinstance(error, UserError) and not self._made.is_set():
+                self._wrong, self._over = error, True
+            else:
+                self.give_up(error)
+            return
+        finally:
+            self._made.set()
+        with self._turn:
+            self._tracker, late = tracker, self._over
+        if late:
+            _abandon(tracker)
+            return
+        while not self._over:
+            call = self._calls.get()
+            if self._over:
+                return
             try:
-                call(tracker)
+                (tracker.finish if call.last else tracker.log)(call.content)
             except (Exception, SystemExit) as error:  # a dead service gives ConnectionResetError
                 self.give_up(error)
+            if call.last:
+                return
 
     def give_up(self, error: BaseException) -> None:
         """Says it, once, and lets go."""
         with self._turn:
-            if self._gave_up:
+            if self._over:
                 return
-            self._gave_up, tracker, self.tracker = True, self.tracker, None
+            self._over, tracker = True, self._tracker
         why = str(error).splitlines()[0] if str(error) else ""
         kind = "" if isinstance(error, TrackingError) else f"{type(error).__name__}: "
         later = getattr(error, "todo", None) or getattr(tracker, "todo", None)
@@ -135,7 +166,26 @@ class _Guarded:
             f'the tracker "{self.name}" failed ({kind}{why}) and is left alone from here on; training goes on, and '
             "metrics.jsonl has everything" + (f"\n  -> {later}" if later else "")
         )
-        abandon = getattr(tracker, "abandon", None)
-        if abandon is not None:
-            with contextlib.suppress(Exception):
-                abandon()
+        if tracker is not None:
+            _thread(f"abandon {self.name}", lambda: _abandon(tracker)).join(ABANDON_S)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A row, or the result, which is the last."""
+
+    content: Mapping[str, Any]
+    last: bool = False
+
+
+def _abandon(tracker: Tracker) -> None:
+    abandon = getattr(tracker, "abandon", None)
+    if abandon is not None:
+        with contextlib.suppress(Exception, SystemExit):
+            abandon()
+
+
+def _thread(name: str, work: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=work, name=name, daemon=True)
+    thread.start()
+    return thread

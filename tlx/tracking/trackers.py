@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tlx.data.location import command_line
 from tlx.errors import UserError
 from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
@@ -30,9 +32,10 @@ def wandb(
     Raises:
         TrackingError: W&B cannot begin.
     """
-    wandb_run.forget_empty_variables()
-    target = wandb_run.Target(run.folder, run.run_id, run.name, run.config, project, entity, tags)
     rows = read_rows(run.folder / "metrics.jsonl")
+    wandb_run.forget_empty_variables()
+    command = command_line(sys.argv)
+    target = wandb_run.Target(run.folder, run.run_id, run.name, run.config, project, entity, tags, command)
     asked = mode or os.environ.get("WANDB_MODE")
     if asked:
         return wandb_run.begin(target, asked, rows)  # type: ignore[arg-type]
@@ -53,11 +56,11 @@ def tensorboard(run: RunInfo, *, folder: str = "tensorboard") -> Tracker:
     Raises:
         UserError: TensorBoard is not installed.
     """
+    rows = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("TensorBoard is not installed", todo="pip install 'tlx[tensorboard]'") from error
-    rows = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     first = max((row["step"] for row in rows), default=-1) + 1
     return _TensorBoard(SummaryWriter(run.folder / folder, purge_step=first))  # type: ignore[no-untyped-call]
 

@@ -22,6 +22,9 @@ from tlx.tracking.tracker import TrackingError, warn
 
 Mode = Literal["online", "offline", "disabled"]
 
+End = Literal["finished", "stopped", "failed"]
+"""How a run ended; one that was stopped goes on later, and W&B calls it preempted."""
+
 INIT_S = 30.0
 """How long W&B may take to begin."""
 
@@ -34,7 +37,7 @@ RECORD = "wandb.json"
 
 @dataclass(frozen=True)
 class Target:
-    """Which run it is to be, of a run folder."""
+    """Which run it is to be, of a run folder. `command`: what started it, without credentials."""
 
     folder: Path
     run_id: str
@@ -43,6 +46,7 @@ class Target:
     project: str
     entity: str | None = None
     tags: Sequence[str] = ()
+    command: str | None = None
 
     @property
     def later(self) -> str:
@@ -89,8 +93,10 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
 
     heard = _listen(mode)
     settings: Any = library.Settings(
-        console="off", silent=True, init_timeout=INIT_S, finish_timeout=send_s or SEND_S, finish_timeout_raises=True
-    )
+        console="off", silent=True, init_timeout=INIT_S, finish_timeout=send_s or SEND_S, finish_timeout_raises=True,
+        # W&B takes sys.argv as it is, and a difference from git: both may hold a password of the data's address.
+        x_disable_meta=True, disable_git=True, save_code=False,
+    )  # fmt: skip
     try:
         handle = library.init(
             mode=mode, project=target.project, entity=target.entity, tags=list(target.tags), id=target.run_id,
@@ -98,6 +104,8 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
         )  # fmt: skip
         handle.define_metric("step")
         handle.define_metric("*", step_metric="step")
+        if target.command is not None:
+            handle.summary["command"] = target.command
         run = WandbRun(target, handle, heard)
         for row in rows:
             run.log(row)
@@ -135,7 +143,12 @@ class WandbRun:
         self._warned = False
 
     def log(self, row: Mapping[str, Any]) -> None:
-        """Takes a row; it goes when the next step begins, with all that belongs to its own."""
+        """Takes a row; it goes when the next step begins, with all that belongs to its own.
+
+        A row of an earlier step is one that came from the file already.
+        """
+        if self._held and row["step"] < self._held["step"]:
+            return
         if self._held and row["step"] != self._held["step"]:
             self._send()
         self._held |= row
@@ -150,10 +163,11 @@ class WandbRun:
         Raises:
             TrackingError: not all of it was sent.
         """
-        if result.get("finished", True):
+        finished = result.get("finished", True)
+        if finished:
             self.flush()
         self.summarise(result)
-        self.close()
+        self.close("finished" if finished else "failed" if result.get("fault") else "stopped")
 
     def flush(self) -> None:
         """Sends the last step: it is whole."""
@@ -162,16 +176,18 @@ class WandbRun:
 
     def summarise(self, result: Mapping[str, Any]) -> None:
         """Shows on the run's page what result.json holds."""
-        self.handle.summary.update({k: v for k, v in result.items() if k not in ("classes", "versions", "step")})
+        self.handle.summary.update({k: v for k, v in result.items() if k not in ("classes", "versions", "step", "fault")})
 
-    def close(self, *, failed: bool = False) -> None:
+    def close(self, end: End) -> None:
         """Sends what waits, and says how the run ended.
 
         Raises:
             TrackingError: not all of it was sent.
         """
         try:
-            self.handle.finish(exit_code=int(failed))
+            if end == "stopped":
+                self.handle.mark_preempting()  # with an exit code other than 0, W&B has it wait for its next start
+            self.handle.finish(exit_code=int(end != "finished"))
         except TimeoutError as error:
             let_go()
             raise TrackingError("the network or the server is too slow: not all was sent", todo=self.todo) from error
