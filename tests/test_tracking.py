@@ -21,7 +21,7 @@ from tlx.console import Console
 from tlx.errors import UserError
 from tlx.tracking import RunInfo, guarded
 from tlx.tracking.metrics import MetricsFile, read_rows
-from tlx.tracking.tracker import WAITING_ROWS
+from tlx.tracking.tracker import WAITING_ROWS, Tracker
 
 
 def row(step: int, **more: object) -> dict[str, object]:
@@ -128,6 +128,104 @@ def test_what_the_user_must_mend_is_not_swallowed() -> None:
 
     with pytest.raises(UserError, match="not installed"):
         guarded("tensorboard", make)
+
+
+class Keeps:
+    """Has what it was told, and in which thread it was made."""
+
+    def __init__(self) -> None:
+        self.thread = threading.current_thread()
+        self.steps: list[object] = []
+        self.result: object = None
+        self.let_go = threading.Event()
+
+    def log(self, row: dict[str, object]) -> None:
+        assert threading.current_thread() is self.thread
+        self.steps.append(row["step"])
+
+    def finish(self, result: object) -> None:
+        self.result = result
+
+    def abandon(self) -> None:
+        self.let_go.set()
+
+
+def test_a_tracker_that_begins_slowly_holds_nothing_up_and_gets_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    go, made = threading.Event(), []
+
+    def make() -> Keeps:
+        go.wait(60)
+        made.append(Keeps())
+        return made[0]
+
+    tracker = guarded("mine", make, begin_s=0.1)
+    tracker.log(row(1))
+    assert 'the tracker "mine" has not begun within 0.1 s' in capsys.readouterr().err
+    go.set()
+    tracker.log(row(2))
+    tracker.finish({"finished": True})
+    assert made[0].steps == [1, 2]
+    assert made[0].result == {"finished": True}
+    assert made[0].thread is not threading.current_thread()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_tracker_that_begins_after_the_end_lets_go_and_its_error_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    go, late = threading.Event(), Keeps()
+
+    def make() -> Keeps:
+        go.wait(60)
+        return late
+
+    tracker = guarded("mine", make, begin_s=0.1, finish_s=0.1)
+    tracker.finish({})
+    go.set()
+    assert late.let_go.wait(60)
+    assert late.result is None
+    assert capsys.readouterr().err.count("warning") == 2, "slow to begin, and not at its end"
+
+    def fails() -> Keeps:
+        broken.wait(60)
+        raise UserError("TensorBoard is not installed")
+
+    broken = threading.Event()
+    tracker = guarded("mine", fails, begin_s=0.1)
+    broken.set()
+    tracker.finish({})
+    assert "UserError: TensorBoard is not installed" in capsys.readouterr().err
+
+
+def test_letting_go_that_hangs_holds_nothing_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tlx.tracking.tracker.ABANDON_S", 0.1)
+    over = threading.Event()
+
+    class Stuck(Hangs):
+        def abandon(self) -> None:
+            over.wait(60)
+            self.let_go.set()
+
+    stuck = Stuck()
+    guarded("mine", lambda: stuck, finish_s=0.1).finish({})
+    assert not stuck.let_go.is_set(), "the end came while it was still at it"
+    over.set()
+    assert stuck.let_go.wait(60)
+
+
+def test_a_tracker_is_told_of_a_fault_and_not_of_a_stop() -> None:
+    kept: list[Keeps] = []
+
+    def begun() -> Tracker:
+        kept.append(Keeps())
+        return kept[-1]
+
+    stopped, faulty = guarded("a", begun), guarded("b", begun)
+    stopped.finish({"finished": False})
+    with contextlib.suppress(ZeroDivisionError):
+        try:
+            _ = 1 / 0
+        finally:
+            faulty.finish({"finished": False})
+    assert [k.result for k in kept] == [{"finished": False}, {"finished": False, "fault": "ZeroDivisionError"}]
 
 
 class Hangs:

@@ -141,6 +141,61 @@ def test_no_step_is_lost_or_sent_twice_when_the_training_is_killed_and_goes_back
     assert sum("val/top1" in row for row in server.runs[ID].sent) == 10
 
 
+SECRETS = ("PASSW0RD", "SIGN4TURE")
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_no_password_of_the_command_reaches_the_disk_or_the_server(server, folder, monkeypatch, mode) -> None:
+    where = f"data.train=https://me:{SECRETS[0]}@host/train?sig={SECRETS[1]}"
+    monkeypatch.setattr(sys, "argv", ["/bin/tlx", "train", "flowers.yaml", where])
+    monkeypatch.setenv("WANDB_MODE", mode)
+    train(folder, range(1, 4))
+    files = [file for file in folder.rglob("*") if file.is_file() and not file.is_symlink()]
+    assert [file for file in files if file.suffix == ".wandb"], "there is nothing to search"
+    for secret in SECRETS:
+        assert not [file for file in files if secret.encode() in file.read_bytes()]
+        assert not [body for body in server.received if secret.encode() in body]
+    if mode == "online":
+        assert server.runs[ID].summary["command"] == "/bin/tlx train flowers.yaml data.train=https://host/train"
+        assert any(b"train/loss" in body for body in server.received)
+
+
+def test_a_run_that_goes_on_later_does_not_look_finished(server, folder) -> None:
+    train(folder, range(1, 4))
+    assert server.runs[ID].state == "preempted"
+    with contextlib.suppress(ZeroDivisionError):
+        logger = guarded("wandb", lambda: wandb(RunInfo(folder, "a name", ID, {"seed": 3}, True), project="p"))
+        try:
+            _ = 1 / 0
+        finally:
+            assert server.runs[ID].state == "running"
+            logger.finish({"finished": False})
+    assert server.runs[ID].state == "failed"
+    sync(folder)
+    assert server.runs[ID].state == "preempted", "status.json says that it is resumable"
+    train(folder, range(4, 6), finished=True)
+    assert server.runs[ID].state == "finished"
+    assert server.runs[ID].steps == [1, 2, 3, 4, 5]
+    assert "fault" not in server.runs[ID].summary
+
+
+def test_rows_that_came_from_the_file_are_not_sent_again_when_they_come_from_the_training(
+    server, folder, capfd
+) -> None:
+    """As when W&B begins so slowly that the training has gone on."""
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    every = [row for step in range(1, 7) for row in rows_of(step)]
+    for row in every[:3]:
+        metrics.append(row)  # the row of step 3 without its evaluation
+    logger = guarded("wandb", lambda: wandb(RunInfo(folder, "a name", ID, {}), project="p"))
+    for row in every:
+        logger.log(row)
+    logger.finish({"finished": True})
+    assert server.runs[ID].steps == [1, 2, 3, 4, 5, 6]
+    assert server.runs[ID].sent[2]["val/top1"] == 0.03
+    assert capfd.readouterr().err == ""
+
+
 # --- accidents
 
 

@@ -18,7 +18,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FakeRun:
-    """`sent`: every history row, as often as it came; `lines`: what the server holds, by line number."""
+    """`sent`: every history row, as often as it came; `lines`: what the server holds, by line number.
+
+    `state`: running | finished | failed | preempted, as W&B documents them.
+    """
 
     name: str
     sent: list[dict] = field(default_factory=list)
@@ -28,6 +31,8 @@ class FakeRun:
     about: dict = field(default_factory=dict)
     starts: int = 0
     complete: bool = False
+    state: str = ""
+    preempting: bool = False
 
     @property
     def steps(self) -> list[int]:
@@ -35,7 +40,10 @@ class FakeRun:
 
 
 class FakeServer(ThreadingHTTPServer):
-    """`mode`: up | hang (connections are taken and never answered) | 401 | 403 | 500; `runs`: by id."""
+    """`mode`: up | hang (connections are taken and never answered) | 401 | 403 | 500; `runs`: by id.
+
+    `received`: the body of every request, unpacked.
+    """
 
     daemon_threads = True
 
@@ -45,6 +53,7 @@ class FakeServer(ThreadingHTTPServer):
         self.up()
         self.lock = threading.Lock()
         self.requests: list[str] = []
+        self.received: list[bytes] = []
 
     @property
     def url(self) -> str:
@@ -94,6 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
+        self.server.received.append(body)
         streams = self.path.endswith("/file_stream")
         mode = self.server.files_mode if streams and self.server.mode == "up" else self.server.mode
         while mode == "hang":
@@ -111,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, content: dict, status: int = 200) -> None:
         if self.command != "POST":
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self.server.received.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         raw = json.dumps(content).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -128,7 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
                 run.lines.update({part["offset"] + at: row for at, row in enumerate(rows)})
             elif name == "wandb-summary.json":
                 run.summary = json.loads(part["content"][-1])
-        run.complete = run.complete or bool(content.get("complete"))
+        run.preempting = run.preempting or bool(content.get("preempting"))
+        if content.get("complete"):
+            run.complete = True
+            run.state = ("preempted" if run.preempting else "failed") if content.get("exitcode") else "finished"
         return {"exitcode": None, "limits": {}}
 
     def _graphql(self, content: dict) -> dict:
@@ -158,6 +171,8 @@ class _Handler(BaseHTTPRequestHandler):
         inserted = run is None
         run = self.server.runs.setdefault(given["name"], FakeRun(given["name"]))
         run.starts += 1
+        if run.state != "running":
+            run.state, run.preempting = "running", False
         run.about |= {k: v for k, v in given.items() if v is not None}
         if given.get("config"):
             run.config = json.loads(given["config"])

@@ -70,9 +70,7 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
-def guarded(
-    name: str, make: Callable[[], Tracker], *, begin_s: float = BEGIN_S, finish_s: float = FINISH_S
-) -> Tracker:
+def guarded(name: str, make: Callable[[], Tracker], *, begin_s: float = BEGIN_S, finish_s: float = FINISH_S) -> Tracker:
     """Makes a tracker that can neither stop training nor hold it up.
 
     Whatever it raises is said once on stderr, then it is left alone; the same when it takes no more rows, or has not
@@ -94,16 +92,20 @@ class _Guarded:
         self._calls: queue.Queue[_Call] = queue.Queue(WAITING_ROWS)
         self._thread: threading.Thread | None = None
         self._made = threading.Event()
+        self._awaited = True
         self._wrong: UserError | None = None
         self._turn = threading.Lock()
         self._over = False
 
     def begin(self, make: Callable[[], Tracker], begin_s: float) -> None:
         self._thread = _thread(f"tracker {self.name}", lambda: self._work(make))
-        if not self._made.wait(begin_s):
-            warn(f'the tracker "{self.name}" has not begun within {begin_s:g} s; training goes on, its rows wait')
-        elif self._wrong is not None:
+        self._made.wait(begin_s)
+        with self._turn:
+            self._awaited = False
+        if self._wrong is not None:
             raise self._wrong
+        if not self._made.is_set():
+            warn(f'the tracker "{self.name}" has not begun within {begin_s:g} s; training goes on, its rows wait')
 
     def log(self, row: Mapping[str, Any]) -> None:
         if self._over:
@@ -130,10 +132,10 @@ class _Guarded:
         try:
             tracker = make()
         except (Exception, SystemExit) as error:  # trackers raise anything: an old key, a full disk
-            if isinstance(error, UserError) and not self._made.is_set():
-                self._wrong, self._over = error, True
-            else:
-                self.give_up(error)
+            with self._turn:
+                if isinstance(error, UserError) and self._awaited:
+                    self._wrong, self._over = error, True
+            self.give_up(error)
             return
         finally:
             self._made.set()

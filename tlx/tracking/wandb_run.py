@@ -94,7 +94,7 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
     heard = _listen(mode)
     settings: Any = library.Settings(
         console="off", silent=True, init_timeout=INIT_S, finish_timeout=send_s or SEND_S, finish_timeout_raises=True,
-        # W&B takes sys.argv as it is, and a difference from git: both may hold a password of the data's address.
+        # W&B would take sys.argv, git's difference and the program as they are; addresses in them may hold passwords.
         x_disable_meta=True, disable_git=True, save_code=False,
     )  # fmt: skip
     try:
@@ -176,7 +176,9 @@ class WandbRun:
 
     def summarise(self, result: Mapping[str, Any]) -> None:
         """Shows on the run's page what result.json holds."""
-        self.handle.summary.update({k: v for k, v in result.items() if k not in ("classes", "versions", "step", "fault")})
+        self.handle.summary.update(
+            {k: v for k, v in result.items() if k not in ("classes", "versions", "step", "fault")}
+        )
 
     def close(self, end: End) -> None:
         """Sends what waits, and says how the run ended.
@@ -212,7 +214,6 @@ class WandbRun:
 def let_go() -> None:
     """Ends W&B's service in this process by force: one that hangs would hold up the interpreter's end."""
     import psutil
-
     import wandb as library
 
     for child in psutil.Process().children():
