@@ -72,9 +72,9 @@ def test_every_place_of_an_accident_is_come_to(whole):
 
 
 def test_killed_five_times_in_one_training(stage, whole, tmp_path):
-    saves = whole.counts[0]["os.fsync"] // 3
+    saves = whole.counts[0]["os.fsync"] // 6
     accidents = [
-        Accident(after_s=0.4 * whole.seconds),
+        Accident(after_s=0.2 * whole.seconds),
         Accident(kill=f"0:os.fsync:{saves}:group"),
         Accident(kill="0:torch.save:2:torn"),
         Accident(kill="1:tlx.evaluation.evaluate:3:rank"),

@@ -19,14 +19,15 @@ from tlx.errors import TlxError
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
-_PAUSE_S = 0.02
+_PAUSE_S, _LONGEST_S, _GROWTH = 0.02, 1.0, 1.5  # between questions: a large world that waits must not drown the store
+_LOOK = "look at how it was started, and its output"
 
 
 def of_this_attempt(store: Store, rank: int, size: int, *, timeout: timedelta) -> Store:
     """The store under a prefix that all ranks of this start agree on, and no other start has.
 
     Every rank says a word of its own; rank 0 says all of them back, under its own word. Who hears the word that it has
-    just made up hears a living rank 0, and answers; once all have, everybody has heard everybody.
+    just made up hears a living rank 0, and answers; once all have, everybody has heard everybody, and rank 0 says so.
 
     Raises:
         TlxError: not all ranks have come in time; on rank 0 with their numbers.
@@ -38,31 +39,49 @@ def of_this_attempt(store: Store, rank: int, size: int, *, timeout: timedelta) -
 
 def _lead(store: Store, own: str, size: int, end: float) -> str:
     others = [str(rank) for rank in range(1, size)]
+    here: list[str] = []
+    answered: set[str] = set()
     said: dict[str, str] = {}
-    while True:
-        here = [rank for rank in others if store.check([f"tlx-hello/{rank}"])]
-        heard = {rank: store.get(f"tlx-hello/{rank}").decode() for rank in here}
-        if heard != said or not others:
+    pause = _PAUSE_S
+    while len(answered) < len(others):
+        before = len(answered), said
+        here += [rank for rank in others if rank not in said and store.check([f"tlx-hello/{rank}"])]
+        words = store.multi_get([f"tlx-hello/{rank}" for rank in here]) if here else []
+        heard = {rank: word.decode() for rank, word in zip(here, words, strict=True)}
+        if heard != said:
             said = heard
             store.set("tlx-attempt", json.dumps({"token": own, "words": said}))
-        answered = [rank for rank in others if store.check([f"tlx-{own}/{rank}"])]
-        if len(answered) == len(others):
-            return own
+        answered |= {rank for rank in here if rank not in answered and store.check([f"tlx-{own}/{rank}"])}
         if time.monotonic() > end:
             missing = ", ".join(rank for rank in others if rank not in answered)
-            raise TlxError(f"rank {missing} of {size} has not come\n  -> look at how it was started, and its output")
-        time.sleep(_PAUSE_S)
+            raise TlxError(f"rank {missing} of {size} has not come\n  -> {_LOOK}")
+        pause = _PAUSE_S if (len(answered), said) != before else pause
+        pause = _rest(pause, end) if len(answered) < len(others) else pause
+    store.set(f"tlx-{own}/all", "here")
+    return own
 
 
 def _follow(store: Store, own: str, rank: int, end: float) -> str:
     store.set(f"tlx-hello/{rank}", own)
+    pause = _PAUSE_S
     while True:
         if store.check(["tlx-attempt"]):
             said = json.loads(store.get("tlx-attempt"))
             if said["words"].get(str(rank)) == own:
                 token = str(said["token"])
-                store.set(f"tlx-{token}/{rank}", "here")
-                return token
+                break
         if time.monotonic() > end:
-            raise TlxError("rank 0 has not come\n  -> look at how it was started, and its output")
-        time.sleep(_PAUSE_S)
+            raise TlxError(f"rank 0 has not come\n  -> {_LOOK}")
+        pause = _rest(pause, end)
+    store.set(f"tlx-{token}/{rank}", "here")
+    try:
+        store.wait([f"tlx-{token}/all"], timedelta(seconds=max(end - time.monotonic(), 1)))
+    except dist.DistError as error:  # rank 0 may have been the first to give up, and its store with it
+        raise TlxError("not all ranks have come; rank 0 is here and says which are not\n  -> see its output") from error
+    return token
+
+
+def _rest(pause: float, end: float) -> float:
+    """Waits; how long to wait the next time."""
+    time.sleep(max(min(pause, end - time.monotonic()), 0.001))
+    return min(pause * _GROWTH, _LONGEST_S)

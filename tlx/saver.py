@@ -43,9 +43,14 @@ class Saver:
 
     def settle(self) -> None:
         """Waits until what was handed over is on the disk, or has failed."""
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
+        under_way = self._under_way
+        if under_way is None:
+            return
+        try:
             under_way.result()
+        finally:
+            if self._under_way is under_way:  # the watch may wait for it beside the main thread
+                self._under_way = None
 
     def close(self) -> None:
         """The same, for the last time; safe after a fault."""

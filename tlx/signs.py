@@ -10,6 +10,7 @@ import atexit
 import dataclasses
 import json
 import os
+import socket
 import sys
 import threading
 from collections.abc import Sequence
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 BEAT_S = 1.0
 _NOBODY = "-"
+_AGAIN = 2  # new connections to a store that has cut one
 
-State = Literal["alive", "stuck", "failed", "leaving", "told", "left"]
+State = Literal["alive", "stuck", "failed", "refused", "stopped", "leaving", "told", "left"]
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Sign:
         count: signs so far.
         step, stage: what its main thread is at.
         collectives: that it has begun; whoever hangs has begun the fewest.
-        state: `stuck`: no beat for too long; `failed`: of itself; `leaving`: since another rank failed; `told`: it
-            knows which; `left`: it has no more to do.
+        state: `stuck`: no beat for too long; `failed`: of itself; `refused`: by the user's mistake, `stopped`: by a
+            fault that tlx noticed, mostly on all ranks alike; `leaving`: since another rank failed; `told`: it knows
+            which; `left`: it has no more to do.
         why: where in the code it is stuck, or how it failed.
     """
 
@@ -69,7 +72,7 @@ class Verdict:
         mute: ranks that cannot speak for the run any more.
     """
 
-    kind: Literal["died", "failed", "hangs", "store"]
+    kind: Literal["died", "failed", "refused", "hangs", "store"]
     message: str
     mute: Sequence[int] = ()
 
@@ -82,7 +85,8 @@ class Wire:
         seen: the newest signs of others.
         whole: whether all ranks are read.
         proposal: this rank's verdict; of several ranks' the first one counts.
-        gone: why the store cannot be asked any more.
+        gone: why the store cannot be asked any more, over a new connection neither.
+        refused: and nobody listens there.
         answered: how often it has answered.
     """
 
@@ -93,10 +97,9 @@ class Wire:
         self.proposal: Verdict | None = None
         self.verdict: Verdict | None = None
         self.gone: str | None = None
+        self.refused = False
         self.answered = 0
-        connection = store.clone()  # its own: the main thread may wait in the other one
-        connection.set_timeout(timedelta(seconds=10))
-        self._store = dist.PrefixStore("signs", connection)  # type: ignore[attr-defined]
+        self._connect(store)  # its own: the main thread may wait in the other one
         self._store.compare_set("verdict", "", _NOBODY)
         self._known = {own.rank}
         self._wake, self._ended = threading.Event(), threading.Event()
@@ -120,29 +123,56 @@ class Wire:
         if self._thread.is_alive():
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(1)
+            os._exit(0 if self.own.state == "left" else 1)
 
     def _serve(self) -> None:
+        broken = 0
         while True:
             ended = self._ended.is_set()
             try:
+                if broken:
+                    self._reconnect()
                 self._exchange()
                 self.answered += 1
+                broken = 0
             except dist.DistStoreError:  # no answer in time: it may be slow
                 pass
             except Exception as error:
-                self.gone = str(error).splitlines()[0] if str(error) else type(error).__name__
-                return
+                broken += 1
+                if broken > _AGAIN or ended or self.refused:
+                    self.gone = str(error).splitlines()[0] if str(error) else type(error).__name__
+                    return
             if ended:
                 return
             self._wake.wait(BEAT_S)
             self._wake.clear()
 
+    def _connect(self, store: Store) -> None:
+        self._connection = store.clone()
+        self._connection.set_timeout(timedelta(seconds=10))
+        self._store = dist.PrefixStore("signs", self._connection)  # type: ignore[attr-defined]
+
+    def _reconnect(self) -> None:
+        """A connection may be cut while the store lives on."""
+        server: Any = self._connection
+        while hasattr(server, "underlying_store"):
+            server = server.underlying_store
+        if hasattr(server, "host"):
+            try:  # a new client would try for long, and fill the output with traces
+                socket.create_connection((server.host, server.port), timeout=3).close()
+            except ConnectionRefusedError:
+                self.refused = True
+                raise
+        self._connect(self._connection)
+
     def _exchange(self) -> None:
         own = self.own
         self._store.set(_key(own.rank), json.dumps(dataclasses.asdict(own)))
         wanted = range(self.size) if self.whole else {0, (own.rank + 1) % self.size}
-        self._known |= {r for r in wanted if r not in self._known and self._store.check([_key(r)])}
+        new = [r for r in wanted if r not in self._known]
+        if new and not self._store.check([_key(r) for r in new]):  # one question, where all are there
+            new = [r for r in new if self._store.check([_key(r)])]
+        self._known |= set(new)
         ranks = [r for r in wanted if r in self._known and r != own.rank]
         if ranks:
             for rank, text in zip(ranks, self._store.multi_get([_key(r) for r in ranks]), strict=True):

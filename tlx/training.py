@@ -30,20 +30,24 @@ def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
 
     folder = RunFolder(config.run)
     watch = Watch(folder, patience_s=60 * config.world.timeout_minutes)
-    try:
-        return _train(config, folder, watch, fresh=fresh)
-    except BaseException as error:
-        told = watch.explained(error)
-        watch.say("user-error" if isinstance(told, UserError) else "fault", str(told))
-        if told is error:
-            raise
-        raise told from error
-    finally:
-        watch.close()
-        folder.release()
+    # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
+    with contextlib.ExitStack() as signals:
+        try:
+            return _train(config, folder, watch, signals, fresh=fresh)
+        except BaseException as error:
+            told = watch.explained(error)
+            watch.say("user-error" if isinstance(told, UserError) else "fault", str(told))
+            if told is error:
+                raise
+            raise told from error
+        finally:
+            watch.close()
+            folder.release()
 
 
-def _train(config: Config, folder: RunFolder, watch: Watch, *, fresh: bool) -> Mapping[str, Any] | None:
+def _train(
+    config: Config, folder: RunFolder, watch: Watch, signals: contextlib.ExitStack, *, fresh: bool
+) -> Mapping[str, Any] | None:
     from tlx import world as worlds
     from tlx.preempt import StopRequest
 
@@ -56,17 +60,15 @@ def _train(config: Config, folder: RunFolder, watch: Watch, *, fresh: bool) -> M
         return done  # type: ignore[no-any-return]
     watch.beat("loading")
     stop = StopRequest(folder.path, launched=world.launched, after=config.stop_after)
-    try:
-        if world.main:
-            if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
-                stop.clear()
-            folder.say("running")
-        together(world, lambda: fetch(config) if world.local_main else None)
-        run = compose(config, world, folder, stop)
-        watch.last_wish = run.saver.settle
-        result = _to_an_end(run, folder)
-    finally:
-        stop.close()
+    signals.callback(stop.close)
+    if world.main:
+        if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
+            stop.clear()
+        folder.say("running")
+    together(world, lambda: fetch(config) if world.local_main else None)
+    run = compose(config, world, folder, stop)
+    watch.last_wish = run.saver.settle
+    result = _to_an_end(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
     return result if result["finished"] else None
@@ -83,9 +85,10 @@ def _to_an_end(run: Run, folder: RunFolder) -> Mapping[str, Any]:
     world, finished = run.world, False
     try:
         ended = fit(run)
-        world.watch.beat("finishing")
+        world.watch.beat("saving")
         settle(run)
         finished = ended
+        world.watch.beat("result")
         together(world, lambda: conclude(run, folder, result_of(run, finished=finished)) if world.main else None)
     except RuntimeError as error:
         if ran_out(error):

@@ -4,7 +4,8 @@ The main thread beats wherever it gets on; a thread looks once a second whether 
 signs of life still come. A collective that fails tells nobody's name, and over NCCL it waits for its own timeout: so
 whoever sees first what has happened tells all others, and a rank whose main thread does not leave by itself is ended.
 
-Time is counted in rounds of that thread, so that a job which was suspended as a whole is not taken for dead.
+Time is counted in rounds of that thread, so that a job which was suspended as a whole is not taken for dead. Nothing
+ends a process by the clock on the wall alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -27,7 +28,8 @@ from typing import IO, TYPE_CHECKING, Any
 import psutil
 import torch.distributed as dist
 
-from tlx.errors import TlxError
+from tlx.errors import TlxError, UserError
+from tlx.launcher import launched
 from tlx.launcher import rank as launched_rank
 from tlx.run_folder import RunFolder, Status
 from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
@@ -36,11 +38,12 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 LOST_S = 45.0
-"""A rank on another machine without a sign for so long is taken for dead, unless steps go on."""
+"""A rank on another machine without a sign for so long is taken for dead, unless this one gets on."""
 _MISSED_S = 5.0  # without a sign for so long it is dead, where a collective has failed
 _STUCK_S = 5.0  # left to the main thread to notice what happened by itself
-_LEAVE_S = 30.0  # and to leave: trackers send what they have
 _BLIND_S = 15.0  # after our own patience; then the threads of this process cannot run any more
+_WISH_S = 120.0  # at most, for what must be on the disk before the process ends
+_CLOSING = ("leaving", "finishing")  # stages in which a rank ends by itself
 _AGAIN = "the same command goes on from the last checkpoint"
 
 
@@ -50,12 +53,18 @@ class Watch:
     Args:
         folder: the run's; stacks of a rank that hangs go to FOLDER/stacks/rank-N.txt.
         patience_s: the main thread hangs when it has not beaten for so long.
+
+    Attributes:
+        last_wish: called before the watch ends this process, in a thread of its own, and waited for as long as the
+            patience lasts, at most two minutes: a checkpoint that is being written comes to its end.
     """
 
     def __init__(self, folder: RunFolder | None = None, *, patience_s: float = math.inf) -> None:
         self.folder, self.patience_s = folder, patience_s
         self.rank, self.size, self.serves = launched_rank(), 1, False
+        self.last_wish: Callable[[], None] | None = None
         self._beat: tuple[int, str, int] = (0, "start", 0)
+        self._stepped = False
         self._wire: Wire | None = None
         self._thread: threading.Thread | None = None
         self._ended = threading.Event()
@@ -65,7 +74,7 @@ class Watch:
         self._why = ""
         self._given_up = False
         self._stacks: IO[bytes] | None = None
-        self._unused = 0
+        self._before = self._unused = self._written = 0
         self._peers: dict[int, _Peer] = {}
 
     def start(self, store: Store | None, rank: int, size: int, *, serves: bool = False) -> None:
@@ -85,7 +94,8 @@ class Watch:
 
     def beat(self, stage: str, step: int | None = None) -> None:
         """The main thread gets on: it begins a stage, at the step that is being made."""
-        count, _, before = self._beat
+        count, last, before = self._beat
+        self._stepped = self._stepped or last == "step"
         self._beat = (count + 1, stage, before if step is None else step)
 
     @property
@@ -113,12 +123,19 @@ class Watch:
         """What an error of the main thread comes from: a :class:`TlxError` that names the rank at fault, or itself.
 
         Takes up to some 15 s where a collective has failed and it is not known whose fault that is.
+
+        What tlx raises by itself it mostly raises on all ranks alike, which then end each in peace: the others are told
+        of it, but are at fault of nothing and wait for nobody, unless a collective shows that they wait for this rank.
         """
         if self._wire is None or self._thread is None:
+            self._tell("failed")  # after the watch: for the exit code alone
             return error
         self.beat("leaving")
         if not _from_others(error):
-            self._tell("failed", f"{type(error).__name__}: {error}"[:1000])
+            if isinstance(error, TlxError):
+                self._tell("refused" if isinstance(error, UserError) else "stopped", str(error)[:1000])
+            else:
+                self._tell("failed", f"{type(error).__name__}: {error}"[:1000])
             return error
         self._tell("leaving")
         until = time.monotonic() + 20
@@ -128,7 +145,8 @@ class Watch:
             self._tell("failed", f"{type(error).__name__}: {error}"[:1000])
             return error
         self._tell("told")
-        return TlxError(self._verdict.message)
+        refused = self._verdict.kind == "refused"
+        return UserError(self._verdict.message) if refused else TlxError(self._verdict.message)
 
     def close(self) -> None:
         """Ends the watch; its threads must not live on into the interpreter's end."""
@@ -143,35 +161,39 @@ class Watch:
             self._wire.close(timeout_s=3)
         faulthandler.cancel_dump_traceback_later()
         if self._stacks is not None:
-            unused = self._stacks.tell() == self._unused
-            self._stacks.close()
-            if unused:
-                with contextlib.suppress(OSError):
-                    path = Path(self._stacks.name)
-                    path.unlink()
-                    path.parent.rmdir()
+            with contextlib.suppress(OSError), self._stacks as file:
+                if file.tell() == self._unused:  # no stacks of this time; those of an earlier one stay
+                    file.truncate(self._before)
+                    if self._before == 0:
+                        path = Path(file.name)
+                        path.unlink()
+                        path.parent.rmdir()
 
     # In the thread
 
     def _watch(self) -> None:
-        known, step, still, idle, armed = self._beat, self._beat[2], 0.0, 0.0, 0.0
+        known, still, armed = self._beat, 0.0, 0.0
         last = time.monotonic()
         try:
             while not self._ended.wait(BEAT_S):
                 now = time.monotonic()
                 passed, last = min(now - last, 2 * BEAT_S), now
                 still = still + passed if self._beat == known else 0.0
-                idle = idle + passed if self._beat[2] == step else 0.0
-                known, step = self._beat, self._beat[2]
+                known = self._beat
                 armed += passed
                 if armed >= min(10.0, self.patience_s / 4) or self._stacks is None:
                     self._arm()
                     armed = 0.0
-                self._look(passed, still, idle)
+                self._look(passed, still)
         except Exception as error:  # a fault of the watch is none of the training's
+            faulthandler.cancel_dump_traceback_later()
+            wire, self._wire = self._wire, None
+            if wire is not None:  # a sign that stands still would look like a death
+                wire.own = replace(wire.own, state="left", count=wire.own.count + 1)
+                wire.close(timeout_s=3)
             print(f"note: ranks are not watched any more: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
-    def _look(self, passed: float, still: float, idle: float) -> None:
+    def _look(self, passed: float, still: float) -> None:
         stuck = still >= self.patience_s
         if self._state == "stuck" and not stuck:  # it was only slow
             self._state, self._why = "alive", ""
@@ -187,14 +209,17 @@ class Watch:
         wire.hurry()
         self._follow(wire, passed)
         if self._verdict is None:
-            self._verdict = wire.verdict or self._judge(wire, passed, idle)
+            self._verdict = wire.verdict or self._judge(wire, passed, still)
             self._since = 0.0
             if self._verdict is not None and self._verdict.kind == "hangs" and self._state == "alive":
                 self._dump(still)
             return
         self._since += passed
-        leaving = self._beat[1] in ("leaving", "finishing")
-        if self._since >= (_LEAVE_S if leaving else BEAT_S if stuck else _STUCK_S):
+        wire.whole = False
+        if self._since < (BEAT_S if stuck else _STUCK_S):
+            return
+        # a large checkpoint and trackers take their time
+        if stuck or self._beat[1] not in _CLOSING:
             self._end(self._verdict)
 
     def _follow(self, wire: Wire, passed: float) -> None:
@@ -205,31 +230,39 @@ class Watch:
         self._unanswered = 0.0 if wire.answered != self._answered else self._unanswered + passed
         self._answered = wire.answered
 
-    _answered, _unanswered, _doubt, _since = 0, 0.0, 0.0, 0.0
+    _answered, _unanswered, _doubt, _read, _since = 0, 0.0, 0.0, 0.0, 0.0
 
-    def _judge(self, wire: Wire, passed: float, idle: float) -> Verdict | None:
+    def _judge(self, wire: Wire, passed: float, still: float) -> Verdict | None:
         """The verdict of this rank, once it has looked at all others."""
         asked, stuck = self._state == "leaving", self._state == "stuck"
+        waits = still >= (LOST_S if self._stepped else max(LOST_S, self.patience_s))  # nothing gets on
         away = [p for p in self._peers.values() if p.away]
         failed = [p for p in self._peers.values() if p.sign.state == "failed"]
-        # steps that go on need everybody: then it is only the signs that do not come
+        # a fault of this rank only where this rank waits for the one that raised it
+        if asked or (still >= LOST_S and self._beat[1] not in _CLOSING):
+            failed += [p for p in self._peers.values() if p.sign.state in ("refused", "stopped")]
+        # a rank that gets on needs everybody: then it is only the signs that do not come
         patience = _MISSED_S if asked or away else LOST_S
-        lost = [p for p in self._peers.values() if p.lost(patience) and (asked or away or idle >= LOST_S)]
-        lonely = wire.gone is not None and (not agent_serves() or asked or idle >= LOST_S)
+        lost = [p for p in self._peers.values() if p.lost(patience) and (asked or away or waits)]
+        lonely = wire.gone is not None and (asked or waits or (wire.refused and not agent_serves()))
         if not (asked or stuck or away or failed or lost or lonely):
-            self._doubt, wire.whole = 0.0, False
+            self._doubt, self._read, wire.whole = 0.0, 0.0, False
             return None
-        self._doubt, wire.whole = self._doubt + passed, True
+        self._doubt += passed
+        wire.whole = wire.whole or self._doubt >= self._turn([*away, *failed, *lost])
+        self._read += passed if wire.whole else 0.0
         verdict = None
         if failed and self._doubt >= BEAT_S:
             # of several the first: the others may have failed because of it
             first = failed[0].sign
-            verdict = Verdict("failed", f"{first} failed at step {first.step}: {first.why}")
-        elif (away and self._doubt >= 2 * BEAT_S) or (lost and self._doubt > _MISSED_S + BEAT_S):
+            how = "failed" if first.state == "failed" else "stopped"
+            said = f"{first} {how} at step {first.step}: {first.why}"
+            verdict = Verdict("refused" if first.state == "refused" else "failed", said)
+        elif (away and self._read >= 2 * BEAT_S) or (lost and self._read > _MISSED_S + BEAT_S):
             verdict = self._died(sorted([*away, *lost], key=lambda p: p.sign.rank))
         elif lonely and self._doubt >= _STUCK_S:  # an end in peace takes less
             verdict = self._storeless(wire.gone or "")
-        elif stuck and self._doubt >= 4 * BEAT_S:
+        elif stuck and self._read >= 4 * BEAT_S:
             verdict = self._hang(wire)
         elif asked and self._unanswered >= 10:
             verdict = self._storeless("it does not answer")
@@ -241,6 +274,16 @@ class Watch:
             wire.proposal = verdict
             wire.hurry()
         return None
+
+    def _turn(self, evidence: Iterable[_Peer]) -> float:
+        """After how much doubt this rank reads all others.
+
+        At once where it knows more than the others do, else eight ranks after the other: in a large world the first
+        ones mostly have the verdict before the store has to answer everybody.
+        """
+        if any(p.sign.rank != 0 for p in evidence):  # rank 0 is read by all
+            return 0.0
+        return min(self.rank // 8, 8) * BEAT_S
 
     def _died(self, peers: Iterable[_Peer]) -> Verdict:
         signs = {p.sign.rank: p.sign for p in peers}
@@ -261,7 +304,10 @@ class Watch:
         return Verdict("store", f"{what}\n  -> {_AGAIN}", (0,))
 
     def _hang(self, wire: Wire) -> Verdict:
-        """Who is behind: those that give no sign, else those that have begun the fewest collectives."""
+        """Who is behind: those that give no sign, else those that have begun the fewest collectives.
+
+        One of the latter may still beat, as when it has come late to where the others wait.
+        """
         never = [r for r in range(self.size) if r != self.rank and r not in wire.seen and not self._unanswered]
         silent = [p for p in self._peers.values() if p.silent or (self._unanswered >= 5 and p.sign.rank == 0)]
         if never:
@@ -271,13 +317,19 @@ class Watch:
             lines = [f"{p.sign} does not answer, since it was {p.sign.place}{p.condition}" for p in silent]
             mute = tuple(p.sign.rank for p in silent)
             return Verdict("hangs", "\n  ".join(lines) + self._todo(), mute)
-        signs = [self._sign(), *(p.sign for p in self._peers.values() if p.sign.state == "stuck")]
+        signs = [self._sign(), *(p.sign for p in self._peers.values() if p.sign.state in ("stuck", "alive"))]
         fewest = min((s.collectives, s.step) for s in signs)
         return Verdict("hangs", self._hanging([s for s in signs if (s.collectives, s.step) == fewest]))
 
     def _hanging(self, signs: list[Sign]) -> str:
         signs.sort(key=lambda s: s.rank)
-        lines = [f"{s} hangs {s.place}" + (f" ({s.why})" if s.why else "") for s in signs[:8]]
+        late = ", and the others wait for it" if all(s.state == "alive" for s in signs) else ""
+        lines = [
+            f"{s} is {s.place}{late}"
+            if s.state == "alive"
+            else f"{s} hangs {s.place}" + (f" ({s.why})" if s.why else "")
+            for s in signs[:8]
+        ]
         if self.size > 1 and len(signs) == self.size:
             lines.append("all ranks are at the same place; their stacks may tell which one the others wait for")
         return "\n  ".join(lines) + self._todo()
@@ -307,18 +359,19 @@ class Watch:
 
     def _tell(self, state: State, why: str = "") -> None:
         self._state, self._why = state, why or self._why
-        if self._wire is not None:
-            count, step = self._wire.own.count + 1, self._beat[2]
-            self._wire.own = replace(self._wire.own, state=state, why=self._why, count=count, step=step)
-            self._wire.hurry()
+        wire = self._wire
+        if wire is not None:
+            count, step = wire.own.count + 1, self._beat[2]
+            wire.own = replace(wire.own, state=state, why=self._why, count=count, step=step)
+            wire.hurry()
 
     def _linger(self, wire: Wire) -> None:
         """The process that serves the store goes last, when there is a fault to be told."""
-        wire.whole = True
+        wire.whole = self.serves and self._state != "alive"
         until = time.monotonic() + 3
         while self.serves and self._state != "alive" and wire.gone is None and time.monotonic() < until:
             others = [wire.seen.get(r) for r in range(self.size) if r != self.rank]
-            if all(s is not None and s.state in ("left", "failed", "told") for s in others):
+            if all(s is not None and s.state in ("left", "failed", "refused", "stopped", "told") for s in others):
                 return
             wire.hurry()
             time.sleep(0.1)
@@ -331,53 +384,78 @@ class Watch:
         return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
     def _open(self) -> IO[bytes] | None:
-        if self._stacks is None and self.folder is not None and self.folder.path.is_dir():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self._stacks is None and self.folder is not None and self.folder.path.is_dir():
                 path = self.folder.path / "stacks" / f"rank-{self.rank}.txt"
                 path.parent.mkdir(exist_ok=True)
-                self._stacks = path.open("ab", buffering=0)
+                self._stacks = path.open("a+b", buffering=0)
+                self._stacks.seek(0)
+                if b'File "' not in self._stacks.read():  # what ranks that were killed have left, without a stack
+                    self._stacks.truncate(0)
+                self._before = self._unused = self._written = self._stacks.seek(0, os.SEEK_END)
                 self._stacks.write(f"{self._own} of {self.size}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
-                self._unused = self._stacks.tell()
+                self._unused = self._written = self._stacks.tell()
         return self._stacks
 
     def _arm(self) -> None:
         """In case no thread of this process gets to run, as when a C function keeps the interpreter's lock.
 
-        Alone it is not ended by that: it may have been suspended by its user for a while.
+        Then the stacks are written, and no more: by the clock on the wall it may as well have been suspended, with the
+        whole job. The other ranks, which get no sign from it, end; it ends once the lock is free, or by its launcher.
         """
-        if math.isfinite(self.patience_s):
-            file = self._open() or sys.__stderr__
-            assert file is not None
-            alone = self._wire is None
-            faulthandler.dump_traceback_later(self.patience_s + _BLIND_S, exit=not alone, file=file)
+        if not math.isfinite(self.patience_s):
+            return
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # of a stderr that is closed
+            faulthandler.cancel_dump_traceback_later()
+            file = self._open()
+            if file is not None and file.tell() != self._written:
+                file.write(b"It went on after that: it had been suspended, or the interpreter's lock was kept.\n")
+                self._written = file.tell()
+            if file is not None or sys.__stderr__ is not None:
+                limit = self.patience_s + _BLIND_S
+                faulthandler.dump_traceback_later(limit, exit=False, file=file or sys.__stderr__ or 2)
 
     def _dump(self, still: float) -> None:
         """Stacks of all threads, after a line on what this rank is at."""
         file = self._open()
-        children = psutil.Process().children()
         lines = [f"\n{self._sign()} {self._own.place}, for {still:.0f} s; {time.strftime('%Y-%m-%d %H:%M:%S')}"]
-        for child in children:
-            with contextlib.suppress(psutil.Error):
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process().children():
                 lines.append(
                     f"its process {child.pid}: {child.status()}, {sum(child.cpu_times()[:2]):.1f} s of CPU time"
                 )
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             if file is not None:
                 file.write(("\n".join(lines) + "\n").encode())
             faulthandler.dump_traceback(file=file or sys.__stderr__ or 2, all_threads=True)
+            if file is not None:
+                self._written = file.tell()
 
     def _end(self, verdict: Verdict) -> None:
         """Ends the process, whatever its main thread is waiting for."""
         self._verdict = verdict
+        refused = verdict.kind == "refused"
+        wish, wish_s = self.last_wish, min(self.patience_s, _WISH_S)
         # should the disk be what hangs
-        faulthandler.dump_traceback_later(20, exit=True, file=sys.__stderr__ or 2)
-        print(f"fault: {verdict.message}", file=sys.stderr, flush=True)
-        self.say("fault", verdict.message)
+        faulthandler.dump_traceback_later(20 + (wish_s if wish else 0), exit=True, file=sys.__stderr__ or 2)
+        print(f"{'error' if refused else 'fault'}: {verdict.message}", file=sys.stderr, flush=True)
+        self.say("user-error" if refused else "fault", verdict.message)
+        self._tell("told")
+        if wish is not None:
+            last = threading.Thread(target=_grant, args=(wish,), name="tlx-last-wish", daemon=True)
+            last.start()
+            last.join(wish_s)
         if self._wire is not None:
-            self._tell("told")
             self._linger(self._wire)
             time.sleep(0.2)
-        os._exit(1)
+        os._exit(1 if not refused else 0 if launched() else 2)
+
+
+def _grant(wish: Callable[[], None]) -> None:
+    try:
+        wish()
+    except Exception as error:  # the fault that is told already comes first
+        print(f"note: before the end: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
 
 
 class _Peer:
