@@ -259,7 +259,7 @@ def test_a_job_that_is_suspended_as_a_whole_goes_on(config, run):
 
 
 def test_stacks_of_an_earlier_hang_stay(tmp_path):
-    for left in ("  File \"yesterday.py\", line 1\n", None):
+    for left in ('  File "yesterday.py", line 1\n', None):
         file = tmp_path / str(left is None) / "stacks" / "rank-0.txt"
         file.parent.mkdir(parents=True)
         if left:
