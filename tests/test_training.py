@@ -139,6 +139,7 @@ def test_a_request_to_stop_leaves_a_resumable_run(whole, config, tmp_path):
     assert process.wait(timeout=60) == 75
     assert status(run)["status"] == "resumable"
     stopped_at = status(run)["step"]
+    assert f"stopped at step {stopped_at} of 400 (SIGTERM) and saved" in process.stdout.read()
     assert rows(run)[-1]["step"] == stopped_at < 400
     second = start("train", config, f"run={run}")
     wait_for_step(second, run, stopped_at + 20)

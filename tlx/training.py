@@ -118,14 +118,18 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    step, steps = run.progress.step, run.plan.steps
+    if not result["finished"]:
+        why = run.stop.reason or "asked of another rank"
+        run.journal.note(f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there")
     try:
         run.stop.clear()
         if result["finished"]:
             folder.write_result(result)
-        folder.say("done" if result["finished"] else "resumable", step=run.progress.step, steps=run.plan.steps)
+        folder.say("done" if result["finished"] else "resumable", step=step, steps=steps)
     except OSError as error:
         raise UserError(
-            f"training has come to step {run.progress.step} and is saved, but its result cannot be written: {error}",
+            f"training has come to step {step} and is saved, but its result cannot be written: {error}",
             where=str(folder.path),
             todo="make room, or mend that; the same command writes it",
         ) from error
