@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tlx.errors import UserError
 from tlx.history import ACCURACY, History, accuracies, shown
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ def png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes
         FigureCanvasAgg(figure)
         draw(figure)
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=130, facecolor="white")
+        try:
+            figure.savefig(file, format="png", dpi=130, facecolor="white")
+        except (TypeError, ValueError, OverflowError) as error:  # of numbers beyond what a picture can hold
+            raise UserError(f"the numbers of this run cannot be drawn ({type(error).__name__})") from error
     return file.getvalue()
 
 
