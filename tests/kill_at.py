@@ -13,6 +13,7 @@ happen is said in the environment:
 
 from __future__ import annotations
 
+import atexit
 import builtins
 import collections
 import contextlib
@@ -89,11 +90,16 @@ def watch(rank: int, place: str, number: int, how: str) -> None:
     if "COUNT_IN" in os.environ:
         leave = os._exit
 
+        def tell() -> None:
+            if os.getpid() == process:  # not a worker, which has forked from here
+                (Path(os.environ["COUNT_IN"]) / f"{rank}.json").write_text(json.dumps(made))
+
         def leaving(code: int) -> None:
-            (Path(os.environ["COUNT_IN"]) / f"{rank}.json").write_text(json.dumps(made))
+            tell()
             leave(code)
 
         os._exit = leaving  # type: ignore[assignment]
+        atexit.register(tell)
 
 
 def _owner(name: str) -> tuple[Any, str]:
