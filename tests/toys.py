@@ -11,6 +11,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+PACE = float(os.environ.get("TOYS_PACE", 0))
+"""Seconds that `small` takes for a step of training, so that something can happen to it meanwhile."""
+
 
 def small(
     classes: int,
@@ -49,6 +52,8 @@ class Small(nn.Module):
         self.features, self.fc = features, fc
 
     def forward(self, x):
+        if PACE and self.training:
+            time.sleep(PACE)
         return self.fc(self.features(x).mean((2, 3)))
 
 

@@ -153,6 +153,19 @@ def models(
         print((catalogue.json_lines if as_json else catalogue.listing)(pattern, only, sort))
 
 
+@app.command(epilog="Examples: tlx status runs/mine; tlx status mine.yaml run=runs/other --folder")
+def status(
+    which: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or its configuration.")],
+    overrides: Overrides = None,
+    folder: Annotated[bool, typer.Option("--folder", help="Print only the folder, for scripts.")] = False,
+) -> None:
+    """Tell where a run stands: running, done, resumable, killed; its step, checkpoints, and who trains it."""
+    from tlx.standing import folder_of, standing
+
+    run = folder_of(which, overrides or ())
+    print(run if folder else standing(run))
+
+
 @app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.")],

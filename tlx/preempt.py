@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -29,7 +30,8 @@ class StopRequest:
     def __init__(self, folder: Path, *, launched: bool, after: float | None = None) -> None:
         self.file = folder / "stop"
         self._patience = PATIENCE_S if launched else ALONE_S
-        self._end = None if after is None else _began(launched) + after
+        self._began = _began(launched)
+        self._end = None if after is None else self._began + after
         self.reason: str | None = None
         self._since: float | None = None
         signals = [signal.SIGTERM, signal.SIGINT] + ([] if launched else [signal.SIGUSR1])
@@ -49,8 +51,14 @@ class StopRequest:
             signal.signal(number, handler)
 
     def clear(self) -> None:
-        """Forgets a file left by an earlier request, so that the next start trains."""
+        """Forgets the file, so that the next start trains."""
         self.file.unlink(missing_ok=True)
+
+    def clear_older(self) -> None:
+        """Forgets a file from before this command; one that was made while it was starting is meant for it."""
+        with contextlib.suppress(FileNotFoundError):
+            if self.file.stat().st_mtime < self._began:
+                self.clear()
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if self._since is None:
@@ -62,7 +70,10 @@ class StopRequest:
 
 
 def _began(launched: bool) -> float:
-    """When the command was started, in seconds of the epoch."""
+    """When the command was started, in seconds of the epoch; a batch script may say it in TLX_BEGAN."""
+    said = os.environ.get("TLX_BEGAN", "")
+    if said.isdecimal():
+        return float(said)
     own = psutil.Process()
     launcher = own.parent() if launched else None
     return float((launcher or own).create_time())

@@ -63,7 +63,7 @@ def _train(
     signals.callback(stop.close)
     if world.main:
         if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
-            stop.clear()
+            stop.clear_older()
         folder.say("running")
     together(world, lambda: fetch(config) if world.local_main else None)
     run = compose(config, world, folder, stop)
@@ -119,14 +119,16 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
         UserError: it cannot be written.
     """
     step, steps = run.progress.step, run.plan.steps
+    why = run.stop.reason or "a signal to another rank"
     if not result["finished"]:
-        why = run.stop.reason or "asked of another rank"
         run.journal.note(f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there")
     try:
         run.stop.clear()
         if result["finished"]:
             folder.write_result(result)
-        folder.say("done" if result["finished"] else "resumable", step=step, steps=steps)
+            folder.say("done", step=step, steps=steps)
+        else:
+            folder.say("resumable", step=step, steps=steps, why=f"stopped by {why}")
     except OSError as error:
         raise UserError(
             f"training has come to step {step} and is saved, but its result cannot be written: {error}",

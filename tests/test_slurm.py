@@ -1,0 +1,258 @@
+"""slurm/train.sbatch on a real cluster of two nodes: what happens to a job, and that the training is none the worse."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import slurm_cluster
+from commands import environment, last_step, status, write_config
+from images import make_shards
+from test_training import raw_for, same_bits
+
+ROOT = Path(__file__).parents[1]
+TRAIN = ROOT / "slurm" / "train.sbatch"
+REASON = slurm_cluster.absent()
+pytestmark = [pytest.mark.slurm, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
+
+STEPS = {"feature_extraction": {"duration": 60}, "fine_tuning": {"duration": 140}}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    with slurm_cluster.running(tmp_path_factory.mktemp("slurm") / "c") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    shards = make_shards(folder / "shards", classes=3, per_class={"train": 10, "val": 7}, size=24)
+    raw = raw_for(shards, "unset", phases={"each": {"lr": 0.01, "curve": "cosine"}, **STEPS})
+    return write_config(folder / "c.yaml", raw)
+
+
+@pytest.fixture(scope="module")
+def submit(cluster):
+    """Submits slurm/train.sbatch as a user does, one rank on each of two nodes; the job's number."""
+
+    def call(config, run, *options, words=(), ranks=1, pace=0.0, **env):
+        env = environment(PYTHON=sys.executable, TOYS_PACE=str(pace), **env)
+        gpus, cpus = f"--gpus-per-node={ranks}", f"--cpus-per-task={2 * ranks}"
+        words = ["sbatch", "--parsable", gpus, cpus, *options, TRAIN, config, f"run={run}", *words]
+        return cluster.call(*words, env=env, cwd=run.parent).strip()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, submit, config, tmp_path_factory):
+    """A training that nothing happened to: its folder, and its job as Slurm shows it."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    began = time.monotonic()
+    job = cluster.ended(submit(config, run))
+    return run, job, time.monotonic() - began
+
+
+def said(run):
+    """By the batch script, of all jobs in the folder above a run."""
+    return "".join(path.read_text() for path in sorted(run.parent.glob("tlx-*.out")))
+
+
+def nodes_said(run):
+    return "".join(path.read_text() for path in sorted((run / "slurm").glob("*.log")))
+
+
+def reach(cluster, number, run, step, timeout=120):
+    """Until a job's training has come to a step."""
+    deadline = time.monotonic() + timeout
+    while last_step(run) < step:
+        assert time.monotonic() < deadline, f"step {step} has not come: {said(run)}{nodes_said(run)}"
+        assert cluster.job(number)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), said(run) + nodes_said(run)
+        time.sleep(0.05)
+
+
+def of_rank(rank, run):
+    """The process of a rank; nodes are only namespaces of this machine."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = process.cmdline()
+            if f"run={run}" in words and process.environ().get("RANK") == str(rank) and words[1:3] == ["-m", "tlx"]:
+                return process
+    raise AssertionError(f"there is no rank {rank}")
+
+
+def test_a_job_trains_on_both_nodes(undisturbed, cluster, record_property):
+    run, job, seconds = undisturbed
+    assert job["JobState"] == "COMPLETED", said(run) + nodes_said(run)
+    assert (job["Restarts"], status(run)["status"], status(run)["step"]) == ("0", "done", 200)
+    assert json.loads((run / "result.json").read_text())["world"] == 2
+    assert " ".join(cluster.names) in said(run)
+    assert [path.name for path in sorted((run / "slurm").glob("*.log"))] == [
+        f"{job['JobId']}-r0-node{i}.log" for i in (0, 1)
+    ]
+    assert "Traceback" not in nodes_said(run)
+    record_property("figures", f"slurm: two nodes, 200 steps, undisturbed: {seconds:.0f} s")
+
+
+def test_a_signal_saves_and_requeues_to_the_same_result(
+    cluster, submit, config, undisturbed, tmp_path, record_property
+):
+    run, began = tmp_path / "run", time.monotonic()
+    number = submit(config, run, pace=0.05)
+    reach(cluster, number, run, 20)
+    cluster.call("scancel", "--batch", "--signal=USR1", number)
+    job = cluster.ended(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    assert "USR1: the training is asked for a checkpoint" in said(run)
+    assert "resumed from" in (run / "slurm" / f"{number}-r1-node0.log").read_text()
+    assert not (run / "stop").exists()
+    same_bits(run, undisturbed[0])
+    record_property("figures", f"slurm: signal, checkpoint, requeue, the same bits: {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.slow
+def test_launchers_give_the_same_weights(cluster, submit, config, tmp_path, record_property):
+    """Two ranks on each node; by srun each rank is a task."""
+    runs, figures = {}, []
+    for launcher in ("torchrun", "accelerate", "srun"):
+        runs[launcher] = tmp_path / launcher / "run"
+        runs[launcher].parent.mkdir()
+        began = time.monotonic()
+        job = cluster.ended(submit(config, runs[launcher], ranks=2, words=["data.drop_last=true"], LAUNCHER=launcher))
+        assert job["JobState"] == "COMPLETED", said(runs[launcher]) + nodes_said(runs[launcher])
+        assert json.loads((runs[launcher] / "result.json").read_text())["world"] == 4
+        assert len(list((runs[launcher] / "slurm").glob("*.log"))) == (4 if launcher == "srun" else 2)
+        same_bits(runs[launcher], runs["torchrun"])
+        figures.append(f"{launcher} {time.monotonic() - began:.0f} s")
+    record_property("figures", f"slurm: launchers with four ranks, the same bits: {', '.join(figures)}")
+
+
+@pytest.mark.slow
+def test_srun_checkpoints_and_requeues_too(cluster, submit, config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    number = submit(config, run, pace=0.05, LAUNCHER="srun")
+    reach(cluster, number, run, 20)
+    cluster.call("scancel", "--batch", "--signal=USR1", number)
+    job = cluster.ended(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    same_bits(run, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_requeued(cluster, submit, config, undisturbed, tmp_path, record_property):
+    run, began = tmp_path / "run", time.monotonic()
+    number = submit(config, run, pace=0.05)
+    reach(cluster, number, run, 70)
+    of_rank(1, run).kill()
+    job = cluster.ended(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    assert "status fault" in said(run)
+    same_bits(run, undisturbed[0])
+    record_property("figures", f"slurm: kill -9 of a rank, requeue, the same bits: {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.slow
+def test_a_start_that_always_fails_is_not_requeued_for_ever(cluster, submit, config, tmp_path):
+    run = tmp_path / "run"
+    raw = "{name: 'toys:faulty', how: die, rank: 1, at: 3}"
+    number = submit(config, run, words=[f"backbone={raw}"], MAX_TRIES="2")
+    job = cluster.ended(number, timeout=240)
+    assert (job["JobState"], job["Restarts"]) == ("FAILED", "2"), said(run) + nodes_said(run)
+    assert "2 starts since checkpoint none have brought no newer one: not requeued" in said(run)
+
+
+@pytest.mark.slow
+def test_a_mistake_is_not_requeued(cluster, submit, config, tmp_path):
+    run = tmp_path / "run"
+    job = cluster.ended(submit(config, run, words=["data.bach=3"]))
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "2:0")
+    assert 'data.bach: unknown key; did you mean "batch"?' in said(run)
+    job = cluster.ended(submit(config, run, words=["data.train=/nowhere"]))  # found by the ranks
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "2:0"), said(run) + nodes_said(run)
+    assert "/nowhere" in nodes_said(run)
+
+
+@pytest.mark.slow
+def test_a_cancelled_job_leaves_a_checkpoint_and_stays_cancelled(
+    cluster, submit, config, undisturbed, tmp_path, record_property
+):
+    run, began = tmp_path / "run", time.monotonic()
+    number = submit(config, run, pace=0.05)
+    reach(cluster, number, run, 20)
+    cluster.call("scancel", number)
+    job = cluster.ended(number)
+    time.sleep(8)  # a requeue's delay
+    job = cluster.job(number)
+    assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), said(run) + nodes_said(run)
+    stopped = status(run)
+    assert stopped["status"] == "resumable"
+    assert (run / "checkpoints" / "latest").resolve().name == f"step-{stopped['step']:08d}"
+    assert stopped["step"] % 30  # not one that was due
+    record_property("figures", f"slurm: scancel, a checkpoint, no return: {time.monotonic() - began:.0f} s")
+    job = cluster.ended(submit(config, run))
+    assert job["JobState"] == "COMPLETED", said(run) + nodes_said(run)
+    same_bits(run, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_a_stop_by_file_is_not_requeued(cluster, submit, config, tmp_path):
+    run = tmp_path / "run"
+    number = submit(config, run, pace=0.05)
+    reach(cluster, number, run, 20)
+    (run / "stop").touch()
+    job = cluster.ended(number)
+    assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "75:0"), said(run)
+    assert status(run)["why"] == f"stopped by the file {run}/stop"
+
+
+@pytest.mark.slow
+def test_a_signal_while_the_training_is_starting_is_heard(cluster, submit, config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    number = submit(config, run, pace=0.05)
+    cluster.wait(number, lambda job: job["JobState"] == "RUNNING", timeout=60)
+    deadline = time.monotonic() + 60
+    while "meeting at" not in said(run):
+        assert time.monotonic() < deadline, said(run)
+        time.sleep(0.01)
+    cluster.call("scancel", "--batch", "--signal=USR1", number)
+    job = cluster.ended(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    same_bits(run, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_the_time_limit_itself(cluster, submit, config, undisturbed, tmp_path, record_property):
+    run, began = tmp_path / "run", time.monotonic()
+    number = submit(config, run, "--time=1", "--signal=B:USR1@15", pace=0.25)
+    job = cluster.ended(number, timeout=400)
+    assert job["JobState"] == "COMPLETED", said(run) + nodes_said(run)
+    assert int(job["Restarts"]) >= 1
+    assert said(run).count("USR1: the training is asked for a checkpoint") == int(job["Restarts"])
+    same_bits(run, undisturbed[0])
+    record_property(
+        "figures",
+        f"slurm: {job['Restarts']} real time limits of a minute, the same bits: {time.monotonic() - began:.0f} s",
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1], ids=["first", "second"])
+def test_a_power_cut_of_a_node(cluster, submit, config, undisturbed, tmp_path, which, record_property):
+    run, began = tmp_path / "run", time.monotonic()
+    number = submit(config, run, pace=0.05)
+    reach(cluster, number, run, 70)
+    cluster.power_off(cluster.names[which])
+    cluster.wait(number, lambda job: job["JobState"] == "PENDING", timeout=120)
+    cluster.power_on(cluster.names[which])
+    job = cluster.ended(number, timeout=240)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    same_bits(run, undisturbed[0])
+    record_property(
+        "figures", f"slurm: power cut of the {('first', 'second')[which]} node: {time.monotonic() - began:.0f} s"
+    )
