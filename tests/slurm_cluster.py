@@ -137,19 +137,28 @@ class Cluster:
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
-    def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` tells; of a job array its first line."""
+    def jobs(self, number: str) -> list[dict[str, str]]:
+        """What `scontrol show job` tells, of every job of an array."""
         lines = self.call("scontrol", "show", "job", "-o", number).splitlines()
-        return dict(word.split("=", 1) for word in lines[0].split() if "=" in word)
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
+
+    def job(self, number: str) -> dict[str, str]:
+        return self.jobs(number)[0]
+
+    def soon(self, number: str) -> None:
+        """A requeued job starts at once, instead of when Slurm's delay is over."""
+        for job in self.jobs(number):
+            if job["JobState"] == "PENDING" and job["Reason"] in ("BeginTime", "None") and job["Restarts"] != "0":
+                which = f"{number}_{job['ArrayTaskId']}" if "ArrayTaskId" in job else number
+                with contextlib.suppress(AssertionError):
+                    self.call("scontrol", "update", f"JobId={which}", "StartTime=now")
 
     def wait(self, number: str, done: Callable[[dict[str, str]], bool], *, timeout: float) -> dict[str, str]:
-        """Until something holds of a job. A requeued one starts at once, instead of when Slurm's delay is over."""
+        """Until something holds of a job; one that is requeued starts soon."""
         deadline = time.monotonic() + timeout
         while not done(job := self.job(number)):
             assert time.monotonic() < deadline, f"job {number} after {timeout} s: {job}\n{self.log()}"
-            if job["JobState"] == "PENDING" and job["Reason"] in ("BeginTime", "None") and job["Restarts"] != "0":
-                with contextlib.suppress(AssertionError):
-                    self.call("scontrol", "update", f"JobId={number}", "StartTime=now")
+            self.soon(number)
             time.sleep(0.1)
         return job
 

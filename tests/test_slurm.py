@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import slurm_cluster
+import yaml
 from commands import environment, last_step, status, write_config
 from images import make_shards
 from test_training import raw_for, same_bits
@@ -78,13 +81,13 @@ def reach(cluster, number, run, step, timeout=120):
 
 
 def of_rank(rank, run):
-    """The process of a rank; nodes are only namespaces of this machine."""
+    """The process of a rank, the eldest of those with its environment; nodes are only namespaces of this machine."""
+    found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            words = process.cmdline()
-            if f"run={run}" in words and process.environ().get("RANK") == str(rank) and words[1:3] == ["-m", "tlx"]:
-                return process
-    raise AssertionError(f"there is no rank {rank}")
+            if f"run={run}" in process.cmdline() and process.environ().get("RANK") == str(rank):
+                found.append(process)
+    return min(found, key=lambda process: process.create_time())
 
 
 def test_a_job_trains_on_both_nodes(undisturbed, cluster, record_property):
@@ -160,8 +163,8 @@ def test_a_killed_rank_is_requeued(cluster, submit, config, undisturbed, tmp_pat
 @pytest.mark.slow
 def test_a_start_that_always_fails_is_not_requeued_for_ever(cluster, submit, config, tmp_path):
     run = tmp_path / "run"
-    raw = "{name: 'toys:faulty', how: die, rank: 1, at: 3}"
-    number = submit(config, run, words=[f"backbone={raw}"], MAX_TRIES="2")
+    backbone = "backbone={name: 'toys:faulty', weights: none, args: {how: die, rank: 1, at: 3}}"
+    number = submit(config, run, words=[backbone], MAX_TRIES="2")
     job = cluster.ended(number, timeout=240)
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "2"), said(run) + nodes_said(run)
     assert "2 starts since checkpoint none have brought no newer one: not requeued" in said(run)
@@ -172,7 +175,7 @@ def test_a_mistake_is_not_requeued(cluster, submit, config, tmp_path):
     run = tmp_path / "run"
     job = cluster.ended(submit(config, run, words=["data.bach=3"]))
     assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "2:0")
-    assert 'data.bach: unknown key; did you mean "batch"?' in said(run)
+    assert 'data.bach: unknown key; did you mean "batch"' in said(run)
     job = cluster.ended(submit(config, run, words=["data.train=/nowhere"]))  # found by the ranks
     assert (job["JobState"], job["Restarts"], job["ExitCode"]) == ("FAILED", "0", "2:0"), said(run) + nodes_said(run)
     assert "/nowhere" in nodes_said(run)
@@ -255,4 +258,60 @@ def test_a_power_cut_of_a_node(cluster, submit, config, undisturbed, tmp_path, w
     same_bits(run, undisturbed[0])
     record_property(
         "figures", f"slurm: power cut of the {('first', 'second')[which]} node: {time.monotonic() - began:.0f} s"
+    )
+
+
+@pytest.mark.slow
+def test_an_array_and_the_report_after_it(cluster, config, undisturbed, tmp_path, record_property):
+    """Four trainings on two nodes; the last of the array, whose id is the array's, goes back into the queue once."""
+    began, run = time.monotonic(), tmp_path / "runs" / "x"
+    script, options = ROOT / "slurm" / "array.sbatch", ["--gpus-per-node=1", "--cpus-per-task=2", "--time=0:10:00"]
+    env = environment(PYTHON=sys.executable, TOYS_PACE="0.02") | cluster.environment
+    base = write_config(tmp_path / "c.yaml", yaml.safe_load(config.read_text()), run=str(run))
+
+    def call(*words):
+        words = ["bash", script, *options, base, *words]
+        return subprocess.run(list(map(str, words)), env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    for wrong, why in (
+        (["seed=1"], "nothing to sweep over"),
+        (["seed=1,x"], "seed: input should be a valid integer"),
+        (["sed=1,2"], 'sed: unknown key; did you mean "seed"?'),
+        (["seed=1,1"], "two trainings would have the same name"),
+        (["seed=1,2", "run=x"], "run: the runs' folders are named after what differs"),
+    ):
+        refused = call(*wrong)
+        assert refused.returncode == 2, refused
+        assert why in refused.stderr
+    assert not (tmp_path / "runs").exists()
+
+    done = call("seed=5,6", "phases.each.lr=0.01,0.02", "data.workers=0")
+    assert done.returncode == 0, done.stderr
+    array, _ = re.findall(r"^job (\d+):", done.stdout, re.MULTILINE)
+    sweep = tmp_path / "runs" / "x-sweep"
+    names = {f"seed={s},phases.each.lr={lr}" for s in (5, 6) for lr in ("0.01", "0.02")}
+    deadline = time.monotonic() + 200
+    while array not in {j["JobId"] for j in cluster.jobs(array) if j["JobState"] == "RUNNING"}:
+        assert time.monotonic() < deadline, cluster.jobs(array)
+        time.sleep(0.1)
+    (last,) = (j for j in cluster.jobs(array) if j["JobId"] == array)
+    reach(cluster, array, sweep / sorted(names)[int(last["ArrayTaskId"]) - 1], 20)
+    cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_{last['ArrayTaskId']}")
+    while any(j["JobState"] != "COMPLETED" for j in cluster.jobs(array)):
+        assert time.monotonic() < deadline, cluster.jobs(array)
+        cluster.soon(array)
+        time.sleep(0.2)
+    assert sorted(j["Restarts"] for j in cluster.jobs(array)) == ["0", "0", "0", "1"]
+    while cluster.call("squeue", "-h"):  # a first report may have queued a second one
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    reports = "".join(p.read_text() for p in (sweep / "slurm").glob("*-report.out"))
+    assert "comparison.html" in reports, reports
+    assert "not done" not in reports
+    assert {p.parent.name for p in sweep.glob("*/result.json")} == names
+    page = (sweep / "comparison.html").read_text()
+    assert all(name in page for name in names)
+    assert (sweep / "figures" / "comparison.png").stat().st_size > 10_000
+    record_property(
+        "figures", f"slurm: an array of four, one requeued, and its report: {time.monotonic() - began:.0f} s"
     )
