@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tlx.data.duplicates import Copy, Duplicates
     from tlx.data.notes import Rewrites
     from tlx.data.statistics import Statistics
+    from tlx.data.write import PartSummary
 
 shards = typer.Typer(help="Build, index, check, show WebDataset shards.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -48,14 +49,24 @@ def build(
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download it there.")] = False,
     variant: Annotated[str | None, typer.Option(help="Of the splits: article, for Flowers102.")] = None,
     jobs: Jobs = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="Write only this part of the shards, such as 3/8; other machines write others."
+        ),
+    ] = None,
 ) -> None:
     """Write shards from a folder per class, a CSV (path,label[,split]) or a torchvision data set.
 
     Every picture is read to its end, and one that cannot be is named. Pictures are shuffled before they are dealt to
     shards, so each shard has about the mix of classes of the whole. After an interruption the same command goes on.
+
+    On several machines that share OUT: --part 1/8 on one, --part 2/8 on another ... then once without --part, which
+    finishes, and writes what is still missing. slurm/shards.sbatch does that.
     """
+    from tlx.data.build_parts import Part
     from tlx.data.labels import shown
-    from tlx.data.write import BuildOptions, build_shards
+    from tlx.data.write import BuildOptions, build_part, build_shards
 
     options = BuildOptions(
         val=val,
@@ -71,6 +82,9 @@ def build(
         download=download,
         variant=variant,
     )
+    if part is not None:
+        _print_part(build_part(src, out, Part.read(part), options, progress=True), out)
+        return
     done = build_shards(src, out, options, progress=True)
     for name in done.bad:
         print(f"left out, unreadable: {shown(name)}", file=sys.stderr)
@@ -85,6 +99,22 @@ def build(
     _print_duplicates(done.duplicates, done.splits)
     how = "was there already, nothing done" if done.already else f"{done.seconds:.1f} s"
     print(f"{len(done.classes)} classes; {how}")
+
+
+def _print_part(done: PartSummary, out: Path) -> None:
+    from tlx.data.labels import shown
+
+    if done.already:
+        print(f"{out} is finished, nothing done")
+        return
+    for name in done.bad:
+        print(f"left out, unreadable: {shown(name)}", file=sys.stderr)
+    before = f", {done.before:,} of them there before" if done.before else ""
+    held = (
+        f"{done.samples:,} samples in {_count(done.shards, 'shard')}{before}" if done.shards else "no shard left for it"
+    )
+    print(f"part {done.part}: {held}; {done.seconds:.1f} s")
+    print("once all parts are written, the same command without --part finishes the build")
 
 
 @shards.command(epilog="Example: tlx shards index tars --label-key annotation.label --classes names.txt")

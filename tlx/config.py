@@ -122,10 +122,19 @@ class Expected(Model):
 
 class CacheConfig(Model):
     """Where shards that come from elsewhere are kept, by default in TLX_CACHE or ``~/.cache/tlx/shards``. `limit`: so
-    many bytes of them, such as 200GB, by default four fifths of what the disk has free without them."""
+    many bytes of them, such as 200GB, by default four fifths of what the disk has free without them. `stage`: shards
+    that lie in a folder here, on a slow shared disk, are copied to `folder` when they are first needed, once per node.
+    """
 
     folder: Path | None = None
     limit: Annotated[ByteSize, Field(gt=0)] | None = None
+    stage: bool = False
+
+    @model_validator(mode="after")
+    def _staged_somewhere(self) -> CacheConfig:
+        if self.stage and self.folder is None:
+            raise ValueError("stage needs `folder`, on a disk of the machine that trains")
+        return self
 
 
 class SamplingConfig(Model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,7 @@ class Sets:
 def count_samples(config: Config) -> Samples:
     """From the shards; where they are not built yet, from `data.expected`."""
     try:
-        sets = open_sets(config)
+        sets = open_sets(config, staged=False)
     except UserError as error:
         expected, where = config.data.expected, config.data.train
         absent = isinstance(error, IndexUnavailable) if is_remote(where) else not Path(where).exists()
@@ -61,13 +61,18 @@ def count_samples(config: Config) -> Samples:
     return Samples(len(sets.train.classes), sets.samples_per_epoch)
 
 
-def open_sets(config: Config) -> Sets:
+def open_sets(config: Config, *, staged: bool = True) -> Sets:
     """Opens the shards and compares them with each other and with what is expected.
+
+    Args:
+        staged: with `data.cache.stage`, folders are read through the cache; else where they lie, and nothing is copied.
 
     Raises:
         UserError: missing or empty shards, one class, other classes in validation, other counts than expected.
     """
     cache = cache_of(config)
+    if cache is not None and not staged:
+        cache = replace(cache, stage=False)
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
     if len(train.classes) < 2:
@@ -84,7 +89,8 @@ def open_sets(config: Config) -> Sets:
             todo="build both with one `tlx shards build`, or index both with one list of classes",
         )
     _check_expected(config, train, val)
-    if cache is not None and train.remote:
+    # what a node's own disk holds is not known elsewhere, only what may be taken of it
+    if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
         _check_window(config, train, cache)
     from tlx.data.stream import epoch_length
 
@@ -92,13 +98,13 @@ def open_sets(config: Config) -> Sets:
 
 
 def cache_of(config: Config) -> CacheSpec | None:
-    """Where remote shards are kept; None where there are none."""
-    if not any(is_remote(where) for where in (config.data.train, config.data.val) if where):
+    """Where shards from elsewhere are kept; None where there are none."""
+    said = config.data.cache
+    if not said.stage and not any(is_remote(where) for where in (config.data.train, config.data.val) if where):
         return None
     from tlx.data.shard_cache import CacheSpec, default_folder
 
-    said = config.data.cache
-    return CacheSpec(said.folder.expanduser() if said.folder else default_folder(), said.limit)
+    return CacheSpec(said.folder.expanduser() if said.folder else default_folder(), said.limit, said.stage)
 
 
 def _check_window(config: Config, train: Manifest, cache: CacheSpec) -> None:

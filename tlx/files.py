@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +30,8 @@ def scratch(path: Path) -> Iterator[Path]:
     Raises:
         OSError: as the body raises it; a full disk's, which names no file, names `path`.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # with the machine's name, since others may write to the same folder with the same number
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp")
     try:
         yield beside
     except BaseException as error:

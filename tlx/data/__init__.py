@@ -3,7 +3,7 @@
 ===============  ===========================================================================================
 `order`          the order of samples and the dealing of a batch, `sampling`: which make an epoch (numpy only)
 `manifest`       the index over a folder of tars (numpy only); `reader`: bytes of one sample
-`remote`         files of a folder elsewhere, its `location` a URL or a command; `shard_cache`: kept on this machine;
+`remote`         files of a folder elsewhere, its `location` a URL, command, path; `shard_cache`: kept on this machine;
                  `cache_room`: who leaves for whom; `ahead`: fetched before they are wanted; `file_lock`: once per node
 `framing`        which part of a picture is shown, before there are pixels; `framed`: a transform list that begins so
 `regions`        JPEGs decoded only there, by the extension `_jpeg`; `decode`: any picture, whole
@@ -11,7 +11,8 @@
 `stream`         batches for training and for evaluation; `loader`: what its `workers` do, writing to `slots`;
                  `transfer`: to the device
 `sources`        folders, CSV files and torchvision data sets (`specs`, `datasets`); `write`: shards from them
-                 (`content`, `markers`, `notes`, `threads`); `index`: an index for tars made elsewhere (`labels`);
-                 `check`: reads everything (`examine`, `statistics`, `duplicates`)
+                 (`content`, `markers`, `notes`, `threads`; `build_tasks`, `build_folder`, `build_parts`);
+                 `index`: an index for tars made elsewhere (`labels`); `check`: reads everything (`examine`,
+                 `statistics`, `duplicates`)
 ===============  ===========================================================================================
 """

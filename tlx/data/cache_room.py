@@ -1,4 +1,4 @@
-"""Room for remote shards: how much they may take together, and who leaves for whom.
+"""Room for shards from elsewhere: how much they may take together, and who leaves for whom.
 
 Of a tar in the cache, mtime is when it was used or fetched, which decides who leaves; atime is when it was used. A tar
 that is arriving has its whole length from the start, so that what it will need counts already.
@@ -23,7 +23,7 @@ SHARE = 0.8
 MARK = ".tlx-shards"
 """In every folder that is ours; nothing is ever removed from another one."""
 
-_OURS = re.compile(r"[0-9a-f]{12}-.+")
+_OURS = re.compile(r"[0-9a-f]{12}-.+", re.DOTALL)
 
 
 def default_folder() -> Path:
@@ -33,17 +33,19 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """Where remote shards are kept, and how much of them.
+    """Where shards from elsewhere are kept, and how much of them.
 
-    The limit is on the tars of all remote folders in the cache, those that are arriving included. A tar that was
+    The limit is on the tars of all such folders in the cache, those that are arriving included. A tar that was
     removed while a process still has it open keeps its room on the disk until it is closed. Indexes do not count.
 
     Attributes:
         limit: bytes; None is `SHARE` of what the disk would have free without the cache.
+        stage: shards that lie in a folder of this machine, which may be a slow shared one, are kept here, too.
     """
 
     folder: Path = field(default_factory=default_folder)
     limit: int | None = None
+    stage: bool = False
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 Two files beside the tars. ``index.npy`` is a structured array (`RECORD`), one record per sample in tar order,
 memory-mapped. ``index.json`` holds the format version, the class names, the shards and the hash of ``index.npy``; it is
-written last, so an index is whole or it is not there. Of a remote folder the index is fetched when it is opened, a tar
-when it is wanted; both are kept by :mod:`tlx.data.shard_cache`.
+written last, so an index is whole or it is not there. Of a remote folder, or a staged one, the index is fetched when it
+is opened, a tar when it is wanted; both are kept by :mod:`tlx.data.shard_cache`.
 
 ``index.npy`` is hashed at each opening, also where it is large: 100 million samples are 1.6 GB and cost about a second,
 beside the pass over all labels that follows in any case, and nothing has to be remembered or trusted. Processes that a
@@ -58,7 +58,7 @@ class Manifest:
     """An opened index. A sample's id is its place in tar order, over all shards.
 
     Attributes:
-        path: the folder that holds the tars; of a remote one, where its index and some of its tars are cached.
+        path: the folder that holds the tars; of a remote or staged one, where its index and some of its tars are kept.
         location: what people know the folder by: its path or URL, without credentials.
         classes: names; a label is a position in it.
         records: `RECORD` per sample, memory-mapped.
@@ -80,7 +80,7 @@ class Manifest:
         Args:
             location: its path; or a URL (see :mod:`tlx.data.remote`), or ``pipe:`` and a command that prints the file
                 that stands in place of ``{}``.
-            cache: where remote shards are kept.
+            cache: where remote shards are kept, and those of folders if it says `stage`.
 
         Raises:
             UserError: no such folder, no index, an index of another format or a damaged one, a tar that is missing;
@@ -89,9 +89,11 @@ class Manifest:
         if is_remote(location):
             return _open_remote(os.fspath(location), cache)
         folder = Path(location)
+        if cache is not None and cache.stage:
+            return _open_staged(folder, cache)
         text = _read_header(folder)
         header = _parse(str(folder), text)
-        _all_there(folder, header)
+        _refuse_missing(folder, _missing(folder, header), len(header["shards"]))
         records = _map(folder / "index.npy", str(folder), header["sha256"])
         manifest = _manifest(folder, text, header, records)
         _verify(manifest)
@@ -106,7 +108,7 @@ class Manifest:
 
     @property
     def remote(self) -> bool:
-        """Whether the tars are fetched from elsewhere."""
+        """Whether the tars are fetched from elsewhere, be it a folder that is staged."""
         return self._cache is not None
 
     @property
@@ -131,7 +133,7 @@ class Manifest:
         return _fixed(np.cumsum(self.samples_per_shard))
 
     def tar(self, shard: int) -> Path:
-        """The local file of a shard; of a remote one, once it is fetched.
+        """The local file of a shard; of one from elsewhere, once it is fetched.
 
         Raises:
             ShardUnavailable: it cannot be fetched.
@@ -142,7 +144,7 @@ class Manifest:
         return self._cache.shard(self._wanted(shard))
 
     def ahead(self, shards: Sequence[int]) -> None:
-        """Begins to fetch remote shards in the background, in this order, in place of what is left of an earlier call.
+        """Begins to fetch shards in the background, in this order, in place of what is left of an earlier call.
 
         Threads of this process fetch a few at a time, and only as far as the cache holds shards that nobody has used
         yet. What cannot be fetched is an error of :meth:`tar`, later.
@@ -268,13 +270,39 @@ def _open_remote(location: str, cache: CacheSpec | None) -> Manifest:
     header = _parse(shown(location), text)
     for shard in header["shards"]:
         address(location, shard["name"])
+    return _kept(kept, text, header, trouble)
+
+
+def _open_staged(folder: Path, cache: CacheSpec) -> Manifest:
+    from tlx.data.shard_cache import ShardCache
+
+    kept = ShardCache(str(folder), cache)
+    known = None if folder.is_dir() else kept.kept_header()
+    text = known or _read_header(folder)
+    header = _parse(str(folder), text)
+    manifest = _kept(kept, text, header, "the folder is not there any more" if known else None)
+    missing = [] if known else _missing(folder, header)
+    if missing:  # there, and perhaps not here
+        place = {shard.name: i for i, shard in enumerate(manifest.shards)}
+        missing = [name for name in missing if not manifest._here(place[name]).exists()]
+        _refuse_missing(folder, missing, len(place))
+    return manifest
+
+
+def _kept(kept: ShardCache, text: bytes, header: dict[str, Any], trouble: str | None) -> Manifest:
+    """A folder elsewhere, once its index is in the cache.
+
+    Args:
+        trouble: why the header comes from the cache; None where it was read anew.
+    """
+    location = shown(kept.location)
     path = kept.records(header["sha256"], len(_npy(np.zeros(0, RECORD))) + RECORD.itemsize * (header["samples"] + 1))
     kept.keep_header(text)
-    manifest = _manifest(kept.folder, text, header, _map(path, shown(location), None), shown(location), kept)
+    manifest = _manifest(kept.folder, text, header, _map(path, location, None), location, kept)
     _verify(manifest)
     if trouble is not None and rank() == 0:
         print(
-            f"warning: {shown(location)}: its index cannot be fetched ({trouble}), the one in the cache is used",
+            f"warning: {location}: its index cannot be fetched ({trouble}), the one in the cache is used",
             file=sys.stderr,
             flush=True,
         )
@@ -352,14 +380,16 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def _all_there(folder: Path, header: dict[str, Any]) -> None:
-    names = [s["name"] for s in header["shards"]]
-    missing = sorted(set(names) - set(os.listdir(folder)))
+def _missing(folder: Path, header: dict[str, Any]) -> list[str]:
+    return sorted({s["name"] for s in header["shards"]} - set(os.listdir(folder)))
+
+
+def _refuse_missing(folder: Path, missing: Sequence[str], of: int) -> None:
     if missing:
         shortened = [(name if name.isprintable() else ascii(name))[:200] for name in missing[:3]]
         listed = ", ".join(shortened) + (" ..." if len(missing) > 3 else "")
         raise UserError(
-            f"{len(missing)} of {len(names)} tars are missing: {listed}",
+            f"{len(missing)} of {of} tars are missing: {listed}",
             where=str(folder),
             todo=f"bring them back, or index what is there: tlx shards index {folder}",
         )

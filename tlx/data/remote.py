@@ -1,8 +1,9 @@
-"""Files of a remote folder: opened, copied, asked for again when they do not come whole.
+"""Files of a folder elsewhere: opened, copied, asked for again when they do not come whole.
 
 ==================  ============================================================================================
 ``http(s)://``      requests: proxies and ``~/.netrc`` as everywhere; goes on where a connection broke (Range)
 ``pipe:COMMAND``    the user's own command in a shell, as webdataset has it; only a checked file name is put into it
+a path              a folder here, on a disk that is shared; sendfile would be no faster than reading in parts
 any other ``x://``  fsspec: s3 needs the package s3fs, gs gcsfs (both in tlx's extra `remote`), hf none
 ==================  ============================================================================================
 
@@ -22,9 +23,11 @@ import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO
 
-from tlx.data.location import PIPE, address, scrubbed, shown
+from tlx.data.location import PIPE, address, is_remote, scrubbed, shown
+from tlx.data.tars import open_regular
 from tlx.errors import TlxError, UserError, did_you_mean
 from tlx.files import sha256_of
 
@@ -97,7 +100,7 @@ def download(
     sha256: str | None = None,
     tries: int = TRIES,
 ) -> int:
-    """Writes a file of a remote folder into `file`, from its start; its length in bytes.
+    """Writes a file of a folder elsewhere into `file`, from its start; its length in bytes.
 
     Attempts that bring the file further than any before them do not count.
 
@@ -180,9 +183,11 @@ def _attempt(
 
 def _parts(location: str, name: str, begun: _Begun) -> Generator[tuple[int, bytes], None, None]:
     """(place in the file, bytes) in order; whatever goes wrong afar is _Failed."""
-    where = address(location, name)
+    where = address(location, name) if is_remote(location) else os.path.join(location, name)
     try:
-        if location.startswith(PIPE):
+        if not is_remote(location):
+            yield from _of_folder(Path(where), begun)
+        elif location.startswith(PIPE):
             yield from _of_command(where)
         elif location.lower().startswith(_HTTP):
             yield from _of_http(where, begun)
@@ -194,6 +199,17 @@ def _parts(location: str, name: str, begun: _Begun) -> Generator[tuple[int, byte
         refused = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
         refused |= isinstance(error, ValueError) and where.lower().startswith(_HTTP)  # it is no URL
         raise _Failed(_said(error, location), refused=refused) from None
+
+
+def _of_folder(path: Path, begun: _Begun) -> Iterator[tuple[int, bytes]]:
+    with open_regular(path) as file:
+        length = os.fstat(file.fileno()).st_size
+        if begun.size is not None and length != begun.size:
+            raise _Failed(f"it has {length} bytes there, and {begun.size} in the index", definite=True)
+        start = 0
+        while part := file.read(_PART):
+            yield start, part
+            start += len(part)
 
 
 def _of_http(url: str, begun: _Begun) -> Iterator[tuple[int, bytes]]:

@@ -1,6 +1,7 @@
-"""Remote shards on this machine: fetched once per node, whole or not at all, the least recently used ones leave first.
+"""Shards from elsewhere on this machine: fetched once per node, whole or not at all, the least recently used ones leave
+first. Elsewhere is a remote folder, or one on a disk that nodes share.
 
-Under the cache's folder each remote folder has one of its own: ``index.json``, ``index.npy`` and its tars, under names
+Under the cache's folder each of these has one of its own: ``index.json``, ``index.npy`` and its tars, under names
 that begin with the hash of their layout, so that shards of an older index are not taken for those of a newer one.
 ``NAME.part`` is a file that is arriving. Whoever fetches it holds a lock on that very file, which goes with the process
 that holds it; everybody else waits for the lock.
@@ -20,7 +21,7 @@ from tlx.data import remote
 from tlx.data.ahead import LOOK_S, Ahead, Wanted
 from tlx.data.cache_room import MARK, CacheSpec, default_folder, limit_of, no_room, part_of, reserve
 from tlx.data.file_lock import locked
-from tlx.data.location import folder_name, shown
+from tlx.data.location import folder_name, is_remote, shown
 from tlx.data.remote import IndexUnavailable, ShardUnavailable
 from tlx.errors import UserError
 from tlx.files import sha256_of, write_whole
@@ -33,11 +34,12 @@ HEADER = 64 << 20
 
 
 class ShardCache:
-    """Files of one remote folder on this machine; for threads, and for processes that were forked or spawned."""
+    """Files of one folder elsewhere on this machine; for threads, and for processes that were forked or spawned."""
 
     def __init__(self, location: str, spec: CacheSpec) -> None:
         self.location, self.spec = location, spec
-        self.folder = spec.folder / folder_name(location)
+        named = location if is_remote(location) else f"file:{os.path.abspath(location)}"
+        self.folder = spec.folder / folder_name(named)
         self._ahead: tuple[int, Ahead] | None = None
 
     def __reduce__(self) -> tuple[Callable[..., ShardCache], tuple[str, CacheSpec]]:
@@ -52,20 +54,23 @@ class ShardCache:
             IndexUnavailable: neither is to be had, or the other side refuses to give it.
         """
         self._make()
-        path = self.folder / "index.json"
-        cached = path.read_bytes() if path.exists() else None
+        cached = self.kept_header()
         try:
-            return remote.read(self.location, path.name, limit=HEADER, tries=4 if cached is None else 2), None
+            return remote.read(self.location, "index.json", limit=HEADER, tries=4 if cached is None else 2), None
         except remote.TransferError as error:
             if cached is None or error.refused:
                 self._no_index(error.reason)
             return cached, error.reason
 
+    def kept_header(self) -> bytes | None:
+        """The ``index.json`` that was kept, if one was."""
+        path = self.folder / "index.json"
+        return path.read_bytes() if path.exists() else None
+
     def keep_header(self, text: bytes) -> None:
         """Keeps ``index.json``, once ``index.npy`` is there."""
-        path = self.folder / "index.json"
-        if not path.exists() or path.read_bytes() != text:
-            write_whole(path, text)
+        if self.kept_header() != text:
+            write_whole(self.folder / "index.json", text)
 
     def records(self, sha256: str, limit: int) -> Path:
         """``index.npy`` of this hash and at most `limit` bytes, fetched if the cached one is another.

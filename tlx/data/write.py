@@ -1,6 +1,7 @@
 """Shards from pictures.
 
 ``build_shards(source, out, options=BuildOptions(), progress=False) -> BuildSummary``
+``build_part(source, out, part, options=BuildOptions(), progress=False) -> PartSummary``, on several machines, before it
 
 ``OUT/train``, ``OUT/val`` and ``OUT/test`` are folders of plain WebDataset tars (``000000.tar`` with ``000000123.jpg``
 and ``000000123.cls``) and their index; ``OUT/build.json`` says what was asked for, whether it is done, and what the
@@ -16,10 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,18 @@ from typing import Any
 
 import numpy as np
 
+from tlx.data.build_folder import (
+    FORMAT,
+    claim,
+    claim_for_a_part,
+    damaged,
+    remove_what_was_left,
+    same_request,
+    state_of,
+    tidy,
+)
+from tlx.data.build_parts import Part, at_work_on, refuse_other_division, wait_for_parts
+from tlx.data.build_tasks import ShardTask, shard_tasks
 from tlx.data.content import Stored, needs_extension, read, stored
 from tlx.data.decode import DecodeError
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
@@ -34,25 +46,16 @@ from tlx.data.index import Scan, scan_tar, write_scans
 from tlx.data.labels import shown
 from tlx.data.manifest import Manifest
 from tlx.data.notes import Note, Rewrites, read_note
-from tlx.data.order import derive, permutation
 from tlx.data.progress import cores, in_processes
-from tlx.data.sources import SPLITS, Picture, Source, prepare
+from tlx.data.sources import Picture, Source, prepare
 from tlx.data.specs import read_source
 from tlx.data.statistics import Facts, Statistics, chosen_for_measuring, summarise
 from tlx.data.threads import in_threads
 from tlx.errors import TlxError, UserError
 from tlx.files import scratch, write_whole
 from tlx.locks import locked
-from tlx.parsing import from_json
 
-_FORMAT = 1
-_BLOCK, _RECORD = 512, 10240  # what tar rounds members and whole files up to
-_END = 2 * _BLOCK
-_NOTES = "*/.[0-9]*.json"
-_STATE = {"state": str, "request": dict, "pictures": str, "classes": list}  # what build.json always says
-_DONE = {"splits": dict, "bad": list, "left_out": list}  # and when it is done
-_COUNTS = ("samples", "shards", "bytes")  # of a split
-_BUILD_TMP = re.compile(r"\.build\.json\.\d+\.tmp")
+_WAIT = "wait for it, or name another folder"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +119,25 @@ class BuildSummary:
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One shard to write."""
+class PartSummary:
+    """What one part of a build made.
 
-    split: str
-    name: str
-    first: int
-    pictures: tuple[Picture, ...]
+    Attributes:
+        shards: how many are its own.
+        before: of these, how many were there before.
+        samples: pictures in its shards.
+        bad: unreadable pictures that were left out, each with its reason.
+        already: the whole build is finished, and nothing was done.
+        seconds: how long it took.
+    """
+
+    part: Part
+    shards: int = 0
+    before: int = 0
+    samples: int = 0
+    bad: tuple[str, ...] = ()
+    already: bool = False
+    seconds: float = 0.0
 
 
 def build_shards(
@@ -142,24 +157,72 @@ def build_shards(
     source = source if isinstance(source, Source) else os.fspath(source)
     _check(source, folder, options)
     request = _request(source, options)
-    state = _state(folder)
-    if state and state["state"] == "done":
-        return _already(folder, state, request, source)
-    found = _read(source, options)
-    tasks = list(_tasks(found, options))
-    plan = {"format": _FORMAT, "request": request, "pictures": _listing(found), "classes": list(found.classes)}
+    already = _already(folder, request, source)
+    if already is not None:
+        return already
+    found, tasks, plan = _planned(source, options, request)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "another build is writing shards here", todo="wait for it, or name another folder"):
-        state = _state(folder)
-        if state and state["state"] == "done":  # by another build, since we looked
-            return _already(folder, state, request, source)
-        _claim(folder, plan)
+    with locked(folder, "another build is writing shards here", todo=_WAIT):
+        already = _already(folder, request, source)
+        if already is not None:  # by another build, since we looked
+            return already
+        wait_for_parts(folder)
+        claim(folder, plan, asdict(BuildOptions()))
         _write_all(found, folder, options, tasks, progress=progress)
         notes = [read_note(_note_of(folder, task)) for task in tasks]
         result = _finish(found, folder, tasks, notes, options)
         write_whole(folder / "build.json", json.dumps({**plan, "state": "done", **result}, indent=1).encode())
-        _tidy(folder)
+        tidy(folder)
     return _summary(folder, {**plan, **result}, seconds=time.monotonic() - started)
+
+
+def build_part(
+    source: str | os.PathLike[str] | Source,
+    out: str | os.PathLike[str],
+    part: Part,
+    options: BuildOptions = BuildOptions(),
+    *,
+    progress: bool = False,
+) -> PartSummary:
+    """Writes one part of the shards of a source, while others write other parts into the same folder; `build_shards`
+    then writes the index. Run it again after an interruption.
+
+    Raises:
+        UserError: what `build_shards` raises; somebody else is at this part, or at parts of another number; the source
+            has changed since other parts were built; `download`, which several machines would do at once.
+    """
+    started, folder = time.monotonic(), Path(out)
+    source = source if isinstance(source, Source) else os.fspath(source)
+    _check(source, folder, options)
+    if options.download:
+        raise UserError(
+            "every part would download the data set into one folder", where="--download", todo="download it once before"
+        )
+    request = _request(source, options)
+    if _already(folder, request, source) is not None:
+        return PartSummary(part, already=True)
+    found, tasks, plan = _planned(source, options, request)
+    own = part.share(tasks)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        with locked(folder, "another build is writing shards here", todo=_WAIT):  # only until we have begun
+            if _already(folder, request, source) is not None:
+                return PartSummary(part, already=True)
+            claim_for_a_part(folder, plan, asdict(BuildOptions()))
+            refuse_other_division(folder, part)
+            held.enter_context(at_work_on(folder, part))
+        remove_what_was_left(folder, {(task.split, task.name.removesuffix(".tar")) for task in own})
+        before = sum(_known(folder, task, options) is not None for task in own)
+        _write_all(found, folder, options, own, progress=progress)
+        notes = [read_note(_note_of(folder, task)) for task in own]
+    return PartSummary(
+        part,
+        shards=len(own),
+        before=before,
+        samples=sum(len(note.records) for note in notes),
+        bad=tuple(b for note in notes for b in note.bad),
+        seconds=time.monotonic() - started,
+    )
 
 
 def _check(source: str | Source, folder: Path, options: BuildOptions) -> None:
@@ -201,6 +264,16 @@ def _read(source: str | Source, options: BuildOptions) -> Source:
     )
 
 
+def _planned(
+    source: str | Source, options: BuildOptions, request: dict[str, Any]
+) -> tuple[Source, list[ShardTask], dict[str, Any]]:
+    """What there is to store, the shards to write, and what build.json says from the beginning."""
+    found = _read(source, options)
+    plan = {"format": FORMAT, "request": request, "pictures": _listing(found), "classes": list(found.classes)}
+    tasks = shard_tasks(found, seed=options.seed, samples=options.shard_samples, size=options.shard_bytes)
+    return found, list(tasks), plan
+
+
 def _listing(source: Source) -> str:
     """A hash of which pictures there are: names, sizes, labels, splits. A file that was changed and kept its size
     counts as unchanged; another spelling of the same path makes no difference."""
@@ -215,51 +288,12 @@ def _listing(source: Source) -> str:
 # What is in the folder already
 
 
-def _state(folder: Path) -> dict[str, Any] | None:
-    if not folder.exists():
+def _already(folder: Path, request: dict[str, Any], source: str | Source) -> BuildSummary | None:
+    """A finished build of this request; None if it has to be made."""
+    state = state_of(folder)
+    if state is None or state["state"] != "done":
         return None
-    if not folder.is_dir():
-        raise UserError("this is a file", where=str(folder), todo="name a new folder")
-    try:
-        state: Any = from_json((folder / "build.json").read_bytes())
-    except FileNotFoundError:
-        # a build that was killed at its very beginning leaves only the file it was about to rename
-        if any(not _BUILD_TMP.fullmatch(p.name) for p in folder.iterdir()):
-            raise UserError(
-                "the folder is not empty and was not made by tlx shards build", where=str(folder), todo="name a new one"
-            ) from None
-        return None
-    except ValueError as error:
-        raise _damaged(folder, str(error)) from error
-    if not isinstance(state, dict) or "format" not in state:
-        raise _damaged(folder, "it holds something else")
-    if state["format"] != _FORMAT:
-        raise UserError(f"built by another version of tlx (format {str(state['format'])[:40]})", where=str(folder))
-    wanted = {**_STATE, **(_DONE if state.get("state") == "done" else {})}
-    lost = [name for name, kind in wanted.items() if not isinstance(state.get(name), kind)]
-    if lost:
-        raise _damaged(folder, f"it lacks {', '.join(lost)}")
-    done = state["state"] == "done"
-    texts = [*state["classes"], *((*state["bad"], *state["left_out"]) if done else ())]
-    if not all(isinstance(t, str) for t in texts) or (done and not all(map(_is_split, state["splits"].items()))):
-        raise _damaged(folder, "it holds something else")
-    return state
-
-
-def _is_split(said: tuple[str, Any]) -> bool:
-    """Whether it is the name of a split, so that no other folder is looked into, and what is said of one."""
-    name, counts = said
-    if name not in SPLITS.values() or not isinstance(counts, dict):
-        return False
-    return all(type(counts.get(c)) is int and 0 <= counts[c] < 1 << 63 for c in _COUNTS)
-
-
-def _damaged(folder: Path, why: str) -> UserError:
-    return UserError(f"not a build of tlx: {why}", where=str(folder / "build.json"), todo="name a new folder")
-
-
-def _already(folder: Path, state: dict[str, Any], request: dict[str, Any], source: str | Source) -> BuildSummary:
-    _same(folder, state, request, "holds finished shards of another request")
+    same_request(folder, state, request, asdict(BuildOptions()), "holds finished shards of another request")
     if isinstance(source, Source) or os.path.exists(request["source"]):
         now = _read(source, BuildOptions(val=request["val"], seed=request["seed"]))
         if _listing(now) != state["pictures"]:
@@ -270,11 +304,11 @@ def _already(folder: Path, state: dict[str, Any], request: dict[str, Any], sourc
             )
     _still_whole(folder, state)
     if os.access(folder, os.W_OK):
-        _tidy(folder)  # a kill may have come between the last word of build.json and this
+        tidy(folder)  # a kill may have come between the last word of build.json and this
     try:
         return _summary(folder, state, already=True)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _damaged(folder, f"{type(error).__name__}: {error}") from error
+        raise damaged(folder, f"{type(error).__name__}: {error}") from error
 
 
 def _still_whole(folder: Path, state: dict[str, Any]) -> None:
@@ -305,77 +339,16 @@ def _summary(folder: Path, state: dict[str, Any], *, already: bool = False, seco
     )
 
 
-def _same(folder: Path, state: dict[str, Any], request: dict[str, Any], what: str) -> None:
-    there = {**asdict(BuildOptions()), **state["request"]}  # options that did not exist then were what is usual now
-    differ = [f"{k}: {there.get(k)} there, {v} now" for k, v in request.items() if there.get(k) != v]
-    if differ:
-        raise UserError(
-            f"the folder {what} ({'; '.join(differ)})", where=str(folder), todo="name a new folder, or remove this one"
-        )
-
-
-def _claim(folder: Path, plan: dict[str, Any]) -> None:
-    """Makes the folder ours; what an interrupted build of other pictures left is removed."""
-    state = _state(folder)
-    if state:
-        _same(folder, state, plan["request"], "holds an interrupted build of another request")
-    if state and state["pictures"] != plan["pictures"]:
-        tars = list(folder.glob("*/[0-9]*.tar"))
-        print(
-            f"warning: {folder}: an interrupted build of other pictures is begun anew; "
-            f"removed: {len(tars)} shard{'' if len(tars) == 1 else 's'} of it",
-            file=sys.stderr,
-            flush=True,
-        )
-        for made in [*tars, *folder.glob(_NOTES)]:
-            made.unlink()
-    for rest in [*folder.glob("*/.*.tmp"), *folder.glob(".build.json.*.tmp")]:
-        rest.unlink()
-    write_whole(folder / "build.json", json.dumps({**plan, "state": "building"}, indent=1).encode())
-
-
-def _tidy(folder: Path) -> None:
-    for note in folder.glob(_NOTES):
-        note.unlink(missing_ok=True)
-
-
 # Writing
 
 
-def _tasks(source: Source, options: BuildOptions) -> Iterable[_Task]:
-    for split, pictures in source.splits.items():
-        order = permutation(derive(options.seed, f"shuffle {split}"), len(pictures))
-        first = 0
-        for number, part in enumerate(_cut([pictures[i] for i in order], options)):
-            yield _Task(split, f"{number:06d}.tar", first, tuple(part))
-            first += len(part)
-
-
-def _cut(pictures: Sequence[Picture], options: BuildOptions) -> Iterable[list[Picture]]:
-    shards = -(-len(pictures) // options.shard_samples)
-    most = -(-len(pictures) // max(shards, 1))  # as even as the limit allows, not a small one at the end
-    part: list[Picture] = []
-    size = _END
-    for picture in pictures:
-        more = 3 * _BLOCK + -(-picture.bytes // _BLOCK) * _BLOCK  # two headers, the label, the picture
-        if part and (len(part) == most or _padded(size + more) > options.shard_bytes):
-            yield part
-            part, size = [], _END
-        part.append(picture)
-        size += more
-    if part:
-        yield part
-
-
-def _padded(size: int) -> int:
-    return -(-size // _RECORD) * _RECORD
-
-
-def _note_of(folder: Path, task: _Task) -> Path:
+def _note_of(folder: Path, task: ShardTask) -> Path:
     return folder / task.split / f".{task.name.removesuffix('.tar')}.json"
 
 
-def _write_all(source: Source, folder: Path, options: BuildOptions, tasks: Sequence[_Task], *, progress: bool) -> None:
+def _write_all(
+    source: Source, folder: Path, options: BuildOptions, tasks: Sequence[ShardTask], *, progress: bool
+) -> None:
     jobs = cores() if options.jobs is None else options.jobs
     measured = {split: chosen_for_measuring(split, len(pictures)) for split, pictures in source.splits.items()}
     # fewer shards than processes: the rest of the cores help inside
@@ -388,14 +361,19 @@ def _write_all(source: Source, folder: Path, options: BuildOptions, tasks: Seque
 
 
 def _write(
-    source: Source, folder: Path, options: BuildOptions, measured: dict[str, frozenset[int]], threads: int, task: _Task
+    source: Source,
+    folder: Path,
+    options: BuildOptions,
+    measured: dict[str, frozenset[int]],
+    threads: int,
+    task: ShardTask,
 ) -> tuple[str, ...]:
     """One shard, under its name only when it is whole; one that is there already is kept. What was unreadable."""
     from webdataset.writer import TarWriter
 
     path, parent = folder / task.split / task.name, os.getppid()
-    known = _kept(path, _note_of(folder, task))
-    if known and (options.skip_bad or not known.bad):
+    known = _known(folder, task, options)
+    if known is not None:
         return known.bad
     path.parent.mkdir(exist_ok=True)
     bad, facts, rewrites = [], Facts(), Rewrites()
@@ -429,11 +407,13 @@ def _write(
     return tuple(bad)
 
 
-def _kept(tar: Path, note: Path) -> Note | None:
-    """The note of a shard that an earlier build has finished."""
+def _known(folder: Path, task: ShardTask, options: BuildOptions) -> Note | None:
+    """The note of a shard that an earlier build has finished, and that is as it is wanted now."""
+    tar = folder / task.split / task.name
     try:
-        known = read_note(note)
-        return known if (tar.stat().st_size if known.size else 0) == known.size else None
+        known = read_note(_note_of(folder, task))
+        whole = (tar.stat().st_size if known.size else 0) == known.size
+        return known if whole and (options.skip_bad or not known.bad) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -461,7 +441,7 @@ def _stored(source: Source, options: BuildOptions, measured: frozenset[int], tas
 
 
 def _finish(
-    source: Source, folder: Path, tasks: Sequence[_Task], notes: Sequence[Note], options: BuildOptions
+    source: Source, folder: Path, tasks: Sequence[ShardTask], notes: Sequence[Note], options: BuildOptions
 ) -> dict[str, Any]:
     """An index for each split, and what build.json says of the pictures."""
     splits = _index(source, folder, tasks, notes, options)
@@ -493,7 +473,7 @@ def _copy(source: Source, split: str, picture: Picture) -> Copy:
 
 
 def _index(
-    source: Source, folder: Path, tasks: Sequence[_Task], notes: Sequence[Note], options: BuildOptions
+    source: Source, folder: Path, tasks: Sequence[ShardTask], notes: Sequence[Note], options: BuildOptions
 ) -> dict[str, dict[str, int]]:
     """An index for each split, from what lies on the disk."""
     splits: dict[str, dict[str, int]] = {}
