@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from commands import kill_all, last_step, ranks_of, rows, start, status, tlx, wait_for_step, write_config
 from images import make_shards
 from safetensors.torch import load_file
+
+from tlx.errors import UserError
+from tlx.run_lock import RunLock
+from tlx.standing import folder_of, standing
 
 RAW = {
     "seed": 5,
@@ -248,3 +254,28 @@ def test_early_stopping_and_plateaus_end_phases(shards, tmp_path):
     assert result["phases"]["fine_tuning"]["start"] == 12
     assert result["step"] < 312
     assert result["finished"]
+
+
+def test_where_a_run_stands_is_told_from_its_folder(whole, config, tmp_path):
+    told = standing(whole / "1")
+    assert re.search(r"1: done since 20\d\d-", told)
+    assert "step 400 of 400 (100%), phase fine_tuning" in told
+    assert "latest checkpoint: step-00000400" in told
+    assert "->" not in told
+    killed = tmp_path / "killed"
+    (killed / "checkpoints" / "step-00000030").mkdir(parents=True)
+    (killed / "checkpoints" / "latest").symlink_to("step-00000030")
+    (killed / "status.json").write_text('{"status": "running", "time": "then"}')
+    (killed / "plan.json").write_text('{"steps": 60}')
+    (killed / "metrics.jsonl").write_text('{"step": 44, "phase": "a", "train/loss": 0.5}\n{"step": 45, "pha')
+    told = standing(killed)
+    assert "was killed" in told
+    assert "step 44 of 60 (73%), phase a, train/loss 0.5" in told
+    assert "the same command goes on" in told
+    lock = RunLock.take(killed)
+    assert f"running since then\n  trained by process {os.getpid()} on " in standing(killed)
+    lock.release()
+    assert standing(tmp_path / "nothing").endswith("nothing: not there yet")
+    assert folder_of(config, ["run=elsewhere"]) == Path("elsewhere")
+    with pytest.raises(UserError, match="takes no key=value"):
+        folder_of(killed, ["seed=1"])
