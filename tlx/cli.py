@@ -18,7 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from tlx.cli_bench import bench
+from tlx.cli_doctor import doctor
 from tlx.cli_shards import shards
+from tlx.cli_submit import EXAMPLES, submit
 from tlx.cli_track import track
 from tlx.cli_weights import weights
 from tlx.errors import TlxError, UserError
@@ -35,6 +37,8 @@ app.add_typer(shards, name="shards")
 app.add_typer(weights, name="weights")
 app.add_typer(bench, name="bench")
 app.add_typer(track, name="track")
+app.command(epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; srun ... tlx doctor mine.yaml")(doctor)
+app.command(epilog=EXAMPLES)(submit)
 
 RESUMABLE = 75
 ConfigFile = Annotated[Path, typer.Argument(help="A YAML file; see configs/.")]

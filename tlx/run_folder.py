@@ -29,6 +29,9 @@ MAY_CHANGE = (
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""
 
+JOBS = "slurm"
+"""The folder of scripts and logs of Slurm's jobs; it stays where it is when a run is moved aside."""
+
 PROMISED = {"name", "step", "samples_seen", "phases", "best", "unreadable", "replaced", "wall_time_s", "world"}
 """Of result.json, what a person is shown."""
 
@@ -64,7 +67,7 @@ class RunFolder:
             self.lock = RunLock.take(self.path)
             if fresh:
                 self._move_aside()
-            self._refuse_changes(config)
+            self.refuse_changes(config)
             for left in self.path.glob(".*.tmp"):  # of a process that was killed
                 left.unlink(missing_ok=True)
             result = self._read("result.json")
@@ -107,6 +110,11 @@ class RunFolder:
         found = (self._read("status.json") or {}).get("id")
         return str(found) if found else secrets.token_hex(4)
 
+    @property
+    def done(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self._read("result.json") or {}).get("finished") is True
+
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         write_whole(self.path / "plan.json", json_text(plan))
 
@@ -114,16 +122,24 @@ class RunFolder:
         write_whole(self.path / "result.json", json_text(result))
 
     def _move_aside(self) -> None:
-        if {entry.name for entry in self.path.iterdir()} <= {".lock"}:
+        if {entry.name for entry in self.path.iterdir()} <= {".lock", JOBS}:
             return
         stamp = time.strftime("%Y%m%d-%H%M%S")
         taken = len(list(self.path.parent.glob(f"{self.path.name}.before-{stamp}*")))
-        self.path.rename(self.path.with_name(f"{self.path.name}.before-{stamp}" + (f"-{taken}" if taken else "")))
+        aside = self.path.with_name(f"{self.path.name}.before-{stamp}" + (f"-{taken}" if taken else ""))
+        self.path.rename(aside)
         self.release()
         self.path.mkdir()
+        if (aside / JOBS).is_dir():  # the job that runs here logs there, and Slurm opens the log anew after a requeue
+            (aside / JOBS).rename(self.path / JOBS)
         self.lock = RunLock.take(self.path)
 
-    def _refuse_changes(self, config: Config) -> None:
+    def refuse_changes(self, config: Config) -> None:
+        """Looks, and changes nothing.
+
+        Raises:
+            UserError: the run was started with another configuration, which is more than MAY_CHANGE allows.
+        """
         file = self.path / "config.yaml"
         if not file.exists():
             return

@@ -9,10 +9,10 @@ import hashlib
 import os
 import re
 import socket
-import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
@@ -29,11 +29,13 @@ from huggingface_hub.errors import (
 )
 
 from tlx.errors import UserError
+from tlx.reachable import reachable
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """Files of a hub repository that may hold its weights, the better one first."""
 
-_KNOCK_S = 1.0
+_ALONE = "no server is asked: where they are wanted there may be no network"
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 _ANSWER_S = 5.0
 _STALLED_S = 60.0
 
@@ -63,6 +65,8 @@ def from_hub(repository: str, names: Sequence[str] = WEIGHTS, revision: str | No
         return found
     server, folder = hub.constants.ENDPOINT, f"models--{repository.replace('/', '--')}"
     looked = Path(hub.constants.HF_HUB_CACHE) / folder / "snapshots" / (revision or "*") / names[0]
+    if _alone.get():
+        raise NotHere(looked, _ALONE)
     if hub.constants.HF_HUB_OFFLINE:
         raise NotHere(looked, "HF_HUB_OFFLINE forbids to ask a server")
     if not reachable(server):
@@ -88,6 +92,8 @@ def from_url(url: str) -> Path:
         if not _as_named(path):
             raise UserError("damaged: its hash is not the one in its name", where=str(path), todo="delete it")
         return path
+    if _alone.get():
+        raise NotHere(path, _ALONE)
     if not reachable(url):
         raise NotHere(path, f"{urlparse(url).hostname} does not answer")
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -107,6 +113,16 @@ def from_url(url: str) -> Path:
         with suppress(OSError):
             beside.unlink()
     return path
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """In here only what is on this machine counts: no server is asked, and what is missing raises NotHere."""
+    before = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(before)
 
 
 def cached(repository: str, names: Sequence[str] = WEIGHTS, revision: str | None = None) -> Path | None:
@@ -130,28 +146,6 @@ def is_repository(name: str) -> bool:
 def torch_cache(url: str) -> Path:
     """Where torch.hub keeps what it downloads from `url`."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
-
-
-def reachable(url: str) -> bool:
-    """Whether something answers at the address of `url` (or of the proxy on the way to it) within a second."""
-    target = urlparse(url)
-    proxy = urllib.request.getproxies().get(target.scheme or "https")
-    if proxy and not urllib.request.proxy_bypass(target.hostname or ""):
-        target = urlparse(proxy if "://" in proxy else f"http://{proxy}")
-    address = (target.hostname or "", target.port or (80 if target.scheme == "http" else 443))
-    answered: list[bool] = []
-
-    def knock() -> None:
-        try:
-            socket.create_connection(address, timeout=_KNOCK_S).close()
-            answered.append(True)
-        except OSError:
-            pass
-
-    thread = threading.Thread(target=knock, daemon=True)  # looking up a name has no timeout of its own
-    thread.start()
-    thread.join(_KNOCK_S)
-    return bool(answered)
 
 
 def _download(repository: str, names: Sequence[str], revision: str | None, looked: Path) -> Path:

@@ -1,0 +1,602 @@
+"""`tlx submit`: the script it writes, what it looks at before, and what it says to Slurm, which here only notes it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import write_config
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from images import make_shards
+from typer.testing import CliRunner
+
+from tlx.cli import app
+from tlx.config import dump
+from tlx.config import load as load_config
+from tlx.errors import UserError
+from tlx.run_folder import RunFolder
+from tlx.run_lock import RunLock
+from tlx.submit import job as jobs
+from tlx.submit import site as sites
+from tlx.submit import slurm, template, times
+from tlx.submit.job import Wish
+from tlx.submit.script import script
+from tlx.submit.site import Site
+from tlx.submit.template import MARKER, Template
+
+ROOT = Path(__file__).parents[1]
+REAL = Template.read(ROOT / "slurm" / "train.sbatch")
+TOY = Template(
+    {"job-name": "tlx", "nodes": "2", "ntasks-per-node": "1", "gpus-per-node": "2", "cpus-per-task": "16"}
+    | {"time": "12:00:00", "signal": "B:USR1@180", "requeue": None, "output": "%x-%j.out"},
+    {"PYTHON": ': "${PYTHON:=python3}"', "MAX_TRIES": ': "${MAX_TRIES:=3}" # tries'},
+    f"{MARKER}\nsrun true\n",
+)
+
+
+def made(wish=None, site=None, run="/r/a", base=TOY):
+    return jobs.make(wish or Wish(), site or Site(python="python"), base, Path(run))
+
+
+# -- the script
+
+
+def test_a_script_reads_like_this():
+    site = Site(
+        partition="gpu",
+        account="my project",
+        memory="480G",
+        gpus_per_node=4,
+        gpu_type="a100",
+        modules=["cuda/12", "gcc"],
+        setup="export NCCL_SOCKET_IFNAME=ib0\nulimit -l unlimited",
+        container="apptainer exec --nv $SCRATCH/i.sif",
+        srun="--cpu-bind=cores --container-mounts=/data:/data",
+        options=["--exclusive", "--mail-type=END"],
+    )
+    wish = Wish(gpus=8, time="1d6h", stage="$TMPDIR/x", qos="long", warn=300, options=("--mail-type=FAIL",))
+    job = made(wish, site, "/r/o'neil")
+    assert script(job, TOY, ["tlx", "submit", "c.yaml", "data.train=http://u:p@h/t?k=v"]) == (
+        "#!/bin/bash\n"
+        "# Written by: tlx submit c.yaml 'data.train=http://h/t'\n"
+        "# 2 nodes x 4 GPUs = 8 ranks by torchrun, 8 CPUs to each, 1-06:00:00 at a time\n"
+        '#SBATCH --job-name="o\\\'neil"\n'
+        "#SBATCH --nodes=2\n"
+        "#SBATCH --ntasks-per-node=1\n"
+        "#SBATCH --gpus-per-node=a100:4\n"
+        "#SBATCH --cpus-per-task=32\n"
+        "#SBATCH --time=1-06:00:00\n"
+        "#SBATCH --signal=B:USR1@300\n"
+        "#SBATCH --requeue\n"
+        '#SBATCH --output="/r/o\\\'neil/slurm/%j.out"\n'
+        "#SBATCH --mem=480G\n"
+        "#SBATCH --partition=gpu\n"
+        '#SBATCH --account="my project"\n'
+        "#SBATCH --qos=long\n"
+        '#SBATCH --comment="tlx:/r/o\\\'neil"\n'
+        "#SBATCH --exclusive\n"
+        "#SBATCH --mail-type=FAIL\n"
+        "\n"
+        "module load cuda/12 gcc || exit 1\n"
+        "export NCCL_SOCKET_IFNAME=ib0\n"
+        "ulimit -l unlimited\n"
+        "LAUNCHER=torchrun\n"
+        'PYTHON="apptainer exec --nv $SCRATCH/i.sif python3"\n'
+        "RUN='/r/o'\"'\"'neil'\n"
+        "RANKS_PER_NODE=4\n"
+        'STAGE="$TMPDIR/x"\n'
+        "SRUN_OPTIONS='--cpu-bind=cores --container-mounts=/data:/data'\n"
+        ': "${MAX_TRIES:=3}" # tries\n'
+        "\n"
+        f"{MARKER}\nsrun true\n"
+    )
+
+
+def test_the_real_script_is_whole(tmp_path):
+    """What slurm/train.sbatch says itself stays, except for the values of this job; shells accept it."""
+    job = made(Wish(nodes=2, gpus=8, stage="$TMPDIR"), Site(), base=REAL)
+    text = script(job, REAL, ["tlx", "submit"])
+    given, kept = (ROOT / "slurm" / "train.sbatch").read_text(), {"--requeue", "--open-mode=append"}
+    assert text.endswith(given[given.index(MARKER) :])
+    assert kept <= {line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")}
+    for name in re.findall(r': "\$\{([A-Z_]+):=', given):  # every setting of the head is in it, once
+        assert len(re.findall(rf'^(?:{name}=|: "\${{{name}:=)', text, flags=re.MULTILINE)) == 1
+    file = tmp_path / "s.sbatch"
+    file.write_text(text)
+    assert subprocess.run(["bash", "-n", file], capture_output=True, check=False).returncode == 0
+    if shutil.which("shellcheck"):
+        found = subprocess.run(["shellcheck", "--severity=warning", file], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout
+
+
+TEXT = st.text(st.characters(exclude_categories=()), min_size=1, max_size=30) | st.text(
+    "ab $`'\"\\#;&|\n\r\x85\u2028!(){}<>*?%=~-", min_size=1, max_size=30
+)
+
+
+def read_by_sbatch(line):
+    """The value of a #SBATCH line, as sbatch 22.05 was seen to read it: quotes, in them a backslash, # elsewhere."""
+    found, quote, at = "", "", line.index("=") + 1
+    while at < len(line):
+        c = line[at]
+        if c == "\\":
+            at += 1
+            found += line[at]
+        elif quote and c == quote:
+            quote = ""
+        elif not quote and c in "\"'":
+            quote = c
+        else:
+            assert quote or not (c.isspace() or c == "#"), "it ends here"
+            found += c
+        at += 1
+    assert not quote
+    return found
+
+
+@settings(max_examples=80, deadline=None)
+@given(run=TEXT, name=TEXT, account=TEXT, stage=TEXT, option=TEXT, word=TEXT)
+def test_no_text_can_leave_its_line(run, name, account, stage, option, word):
+    """Each text is refused, or stands in the script as one value; sbatch and the shell read nothing else of it."""
+    wish = Wish(name=name, account=account, stage=stage, options=(f"--comment2={option}",))
+    try:
+        job = made(wish, run=f"/r/{run}")
+    except UserError:
+        return
+    lines = script(job, TOY, ["tlx", "submit", f"run={word}"]).split("\n")
+    assert len(lines) == 15 + len(job.options)
+    assert not any(c in line for line in lines for c in "\r\x0b\x0c\x85\u2028\u2029")
+    directives = dict(line[10:].split("=", 1) for line in lines if line.startswith("#SBATCH") and "=" in line)
+    assert [i for i, line in enumerate(lines) if line.startswith("#SBATCH")] == [*range(3, 3 + len(job.options))]
+    read = {key: read_by_sbatch(f"={value}") for key, value in directives.items()}
+    assert (read["job-name"], read["account"], read["comment2"]) == (name, account, option)
+    assert read["comment"] == f"tlx:{Path('/r') / run}"
+
+
+@settings(max_examples=20, deadline=None)
+@given(run=TEXT, stage=TEXT)
+def test_the_shell_reads_what_was_meant(run, stage):
+    try:
+        job = made(Wish(stage=stage), run=f"/r/{run}")
+    except UserError:
+        return
+    head = script(job, TOY, ["tlx"]).partition(MARKER)[0]
+    show = f'{head}\nprintf \'%s\\0\' "$RUN" "$STAGE"'
+    said = subprocess.run(["bash", "-u"], input=show, env={}, capture_output=True, text=True, check=False)
+    if re.search(r"\$(\w|\{\w)", stage):  # a variable; here there is none, and a job would say so
+        assert "unbound variable" in said.stderr or not said.stderr
+    else:
+        assert said.stdout.split("\0") == [str(job.run), stage, ""], said.stderr
+
+
+def test_variables_are_those_of_the_job_and_nothing_else_is_expanded():
+    stage = '$TMPDIR/${USER}/`id`/$(id)/"x"\\$HOME`id`'
+    head = script(made(Wish(stage=stage)), TOY, ["tlx"]).partition(MARKER)[0]
+    said = subprocess.run(
+        ["bash", "-u"], input=f'{head}\nprintf %s "$STAGE"', env={"TMPDIR": "/t", "USER": "u", "HOME": "/h"},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout == '/t/u/`id`/$(id)/"x"\\/h`id`'
+
+
+# -- what is asked for
+
+
+@pytest.mark.parametrize(
+    ("wish", "site", "shape"),  # nodes, GPUs of a node, ranks of a node, CPUs of a node
+    [
+        ({}, {}, (1, 2, 2, 16)),
+        ({"nodes": 2, "gpus": 8}, {}, (2, 4, 4, 32)),
+        ({"gpus": 8}, {"gpus_per_node": 4, "cpus_per_gpu": 3}, (2, 4, 4, 12)),
+        ({"gpus": 2}, {"gpus_per_node": 4}, (1, 2, 2, 16)),
+        ({"nodes": 3}, {"gpus_per_node": 4}, (3, 4, 4, 32)),
+        ({"nodes": 3, "gpus_per_node": 1}, {"gpus_per_node": 4}, (3, 1, 1, 8)),
+        ({"nodes": 2, "gpus": 0, "ranks_per_node": 3, "cpus_per_gpu": 5}, {"gpus_per_node": 4}, (2, 0, 3, 15)),
+    ],
+)
+def test_gpus_are_of_the_whole_job(wish, site, shape):
+    job = made(Wish(**wish), Site(**site, python="python"))
+    assert (job.nodes, job.gpus, job.ranks, job.cpus) == shape
+    assert job.options.get("gpus-per-node") == (str(shape[1]) if shape[1] else None)
+    assert (job.options["cpus-per-task"], job.settings["RANKS_PER_NODE"]) == (str(shape[3]), str(shape[2]))
+    assert f"= {shape[0] * shape[2]} rank" in str(job)
+
+
+@pytest.mark.parametrize(
+    ("wish", "site", "said"),
+    [
+        ({"nodes": 2, "gpus": 3}, {}, "3 GPUs do not divide by 2 nodes\n  -> .*--gpus 4"),
+        ({"nodes": 2, "gpus": 4, "gpus_per_node": 4}, {}, "are 8, not 4"),
+        ({"nodes": 1, "gpus": 8}, {"gpus_per_node": 4}, "a node has 4 GPUs .* not 8\n  -> --nodes 2"),
+        ({"gpus": 4, "ranks_per_node": 2}, {}, "--ranks-per-node"),
+        ({"time": "soon"}, {}, "--time: 'soon' is not a time limit"),
+        ({"time": "2m"}, {}, "a warning 180 s before a limit of 00:02:00"),
+        ({"options": ("--signal=USR1",)}, {}, "--signal is not for --option"),
+        ({"options": ("--gres=gpu:2",)}, {}, "gpu_type in the site file"),
+        ({"name": "a\nb"}, {}, r"--job-name: 'a\\nb' cannot stand in one line"),
+    ],
+)
+def test_what_cannot_be_asked_for(wish, site, said):
+    with pytest.raises(UserError, match=said):
+        made(Wish(**wish), Site(**site, python="python"))
+
+
+@pytest.mark.parametrize("run", ["/r/100%", "/r/a\\b", "/r/a\nb", "/r/\udce9"])
+def test_folders_that_slurm_cannot_write_logs_to(run):
+    with pytest.raises(UserError, match="Slurm cannot write logs"):
+        made(run=run)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        *[("12h", 43200), ("1d6h", 108000), ("90s", 90), ("90", 5400), ("90:30", 5430), ("12:00:00", 43200)],
+        *[("1-0", 86400), ("1-6", 108000), ("1-06:30", 109800), ("1-06:00:01", 108001)],
+    ],
+)
+def test_times(text, count):
+    assert times.read(text) == count
+    assert times.read(times.written(count)) == count
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1-", "1:2:3:4", "UNLIMITED", "\u0661", "1 2h"])
+def test_no_times(text):
+    with pytest.raises(ValueError, match="time"):
+        times.read(text)
+    assert times.limit("UNLIMITED") is None
+
+
+# -- the site file
+
+
+def test_the_example_is_valid_as_it_is_and_with_every_line():
+    file = ROOT / "slurm" / "site.yaml"
+    assert sites.load(file) == Site()
+    keys = re.sub(r"(?m)^# (?=(\w+:|  - ))", "", file.read_text())
+    assert set(yaml.safe_load(keys)) == set(Site.model_fields)
+    site = Site.model_validate(yaml.safe_load(keys))
+    assert site.setup[0] == "export NCCL_SOCKET_IFNAME=ib0"
+    assert site.container == ("apptainer", "exec", "--nv", "/shared/tlx.sif")
+
+
+def test_all_mistakes_of_a_site_file_together(tmp_path):
+    raw = {"partitoin": "gpu", "time": 43200, "gpus_per_node": 0, "options": ["-p gpu"], "container": "run 'a b'"}
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump({**raw, "account": "a\nb", "launcher": "mpirun"}))
+    with pytest.raises(UserError) as caught:
+        sites.load(tmp_path / "s.yaml")
+    for said in (
+        'partitoin: unknown key; did you mean "partition"', "time: a time is written in quotes", "gpus_per_node: ",
+        "options.0: '-p gpu' is not an option of sbatch", "container: 'a b': a word with spaces",
+        "account: has characters that cannot be printed", "launcher: ",
+    ):  # fmt: skip
+        assert said in str(caught.value)
+
+
+def test_where_a_site_file_is_looked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("TLX_SITE", raising=False)
+    assert sites.find(None) == (Site(), None)
+    for place, text in (
+        (".config/tlx/site.yaml", "qos: home"), ("slurm/site.yaml", "# as it comes"), ("e.yaml", "qos: variable"),
+        ("o.yaml", "qos: option"),
+    ):  # fmt: skip
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text)
+    assert sites.find(None)[0].qos == "home"
+    (tmp_path / "slurm/site.yaml").write_text("qos: here")
+    assert sites.find(None) == (Site(qos="here"), Path("slurm/site.yaml"))
+    monkeypatch.setenv("TLX_SITE", "~/e.yaml")
+    assert sites.find(None)[0].qos == "variable"
+    assert sites.find(Path("o.yaml"))[0].qos == "option"
+    with pytest.raises(UserError, match=r"nowhere.yaml: cannot be read"):
+        sites.find(Path("nowhere.yaml"))
+
+
+def test_the_command_line_before_the_site_before_the_template():
+    site = Site(partition="s", qos="s", time="2h", launcher="srun", cpus_per_gpu=2, stage="/s", python="p")
+    job = made(Wish(partition="w", time="3h", stage="/w", launcher="accelerate", cpus_per_gpu=1), site)
+    assert [job.options[k] for k in ("partition", "qos", "time", "cpus-per-task")] == ["w", "s", "03:00:00", "2"]
+    assert (job.settings["STAGE"], job.settings["LAUNCHER"], job.settings["PYTHON"]) == ("/w", "accelerate", "p")
+    job = made(Wish(), site)
+    assert (job.options["time"], job.settings["STAGE"], job.launcher) == ("02:00:00", "/s", "srun")
+    job = made(Wish(), Site())
+    assert (job.options["time"], job.settings["PYTHON"]) == ("12:00:00", sys.executable)
+    assert not {"partition", "mem"} & set(job.options)
+
+
+def test_the_template_is_found_where_a_wheel_puts_it(tmp_path, monkeypatch):
+    assert template.locate() == ROOT / "slurm" / "train.sbatch"
+    monkeypatch.setattr(template, "__file__", str(tmp_path / "lib" / "tlx" / "submit" / "template.py"))
+    monkeypatch.setattr(template.sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no train.sbatch in .*share/tlx/slurm"):
+        template.locate()
+    (tmp_path / "share/tlx/slurm").mkdir(parents=True)
+    (tmp_path / "share/tlx/slurm/train.sbatch").touch()
+    assert template.locate() == tmp_path / "share/tlx/slurm/train.sbatch"
+
+
+# -- with commands of Slurm that only note what they are told
+
+FAKE = r"""#!/bin/bash
+printf '%s\0' "${0##*/}" "$@" >>"$FAKE/calls"; echo >>"$FAKE/calls"
+case ${0##*/} in
+squeue) cat "$FAKE/queue" ;;
+scontrol) cat "$FAKE/partitions" ;;
+sbatch)
+    env >"$FAKE/env"
+    if [ "$1" = --test-only ]; then
+        cat >"$FAKE/tried"; cat "$FAKE/answer" >&2; [ ! -e "$FAKE/refuses" ]
+    else
+        [ -e "$FAKE/sleeps" ] && exec sleep 60
+        [ -e "$FAKE/refuses_it" ] && { echo "sbatch: error: Batch job submission failed: Invalid qos" >&2; exit 1; }
+        echo "a line of the site's plugin"; cat "$FAKE/id"
+    fi ;;
+esac
+"""
+PARTITIONS = """PartitionName=short Default=YES MaxTime=01:00:00 State=UP
+PartitionName=long Default=NO MaxTime=7-00:00:00 State=UP
+"""
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "bin").mkdir(parents=True)
+        for name in ("sbatch", "squeue", "scontrol"):
+            (folder / "bin" / name).write_text(FAKE)
+            (folder / "bin" / name).chmod(0o755)
+        self.say(queue="", partitions=PARTITIONS, id="4711;here\n", answer="sbatch: Job 7 to start at noon on n[1-2]\n")
+
+    def say(self, **texts: str) -> None:
+        for name, text in texts.items():
+            (self.folder / name).write_text(text)
+
+    def calls(self, name: str) -> list[list[str]]:
+        file = self.folder / "calls"
+        rows = file.read_text().split("\0\n")[:-1] if file.exists() else []
+        return [words[1:] for words in (row.split("\0") for row in rows) if words[0] == name]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 10, "val": 5}, size=24)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, shards):
+    """A working folder with c.yaml, without a site file."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("TLX_SITE", raising=False)
+    monkeypatch.setattr(sys, "argv", ["tlx", "submit", "c.yaml"])
+    raw = {
+        "run": "runs/a",
+        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 16, "workers": 1},
+        "input": {"size": 16},
+        "backbone": {"name": "toys:small", "weights": "none", "args": {"norm": "group"}},
+        "phases": {"each": {"lr": 0.01, "duration": "4ep"}},
+    }
+    write_config(tmp_path / "c.yaml", raw)
+    return tmp_path
+
+
+@pytest.fixture
+def cluster(here, monkeypatch):
+    made = Cluster(here / "cluster")
+    monkeypatch.setenv("FAKE", str(made.folder))
+    monkeypatch.setenv("PATH", f"{made.folder / 'bin'}:/usr/bin:/bin")
+    return made
+
+
+def submit(*words, gpus="4", time="1h"):
+    words = ("c.yaml", "--nodes", "2", "--gpus", gpus, "--time", time, *words)
+    return CliRunner().invoke(app, ["submit", *map(str, words)])
+
+
+def refused(*words, **more):
+    done = submit(*words, **more)
+    assert isinstance(done.exception, UserError), done.output
+    assert not (Path("runs/a") / "slurm").exists()
+    return str(done.exception)
+
+
+def test_a_job_is_checked_shown_kept_and_queued(cluster, here, monkeypatch):
+    monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    done = submit("seed=1", "data.sampling.limit=8", "--option", "--mail-type=END")
+    assert done.exit_code == 0, (done.output, done.exception)
+    kept = here / "runs/a/slurm/submitted-1.sbatch"
+    for said in (
+        "2 nodes x 2 GPUs = 4 ranks by torchrun, 8 CPUs to each, 01:00:00 at a time",
+        "24 training samples, global batch 16, 4 on a rank, 2 steps per epoch",
+        "feature_extraction 4 epochs (8 steps); fine_tuning 4 epochs (8 steps)",
+        "to start at noon on n[1-2]", "submitted: job 4711\n", str(kept), "squeue -j 4711 ",
+        f"tail -F {here}/runs/a/slurm/4711.out", f"tlx status {here}/runs/a", "scancel --batch -s USR1 4711",
+    ):  # fmt: skip
+        assert said in done.output, said
+    assert "warning" not in done.output
+    tried, sent = cluster.calls("sbatch")
+    assert tried == ["--test-only"]
+    assert sent == ["--parsable", str(kept), "c.yaml", "seed=1", "data.sampling.limit=8"]
+    text = kept.read_text()
+    assert (here / "cluster/tried").read_text() == text
+    assert f"#SBATCH --comment=tlx:{here}/runs/a\n" in text
+    assert "#SBATCH --mail-type=END\n" in text
+    said = (here / "cluster/env").read_text()
+    assert "SBATCH_TIMELIMIT" not in said  # else sbatch would take it in place of the script's
+    assert "SBATCH_ACCOUNT=mine" in said  # the script has none
+    assert "submitted-2.sbatch" in submit("seed=1").output
+    assert kept.read_text() == text
+
+
+def test_a_dry_run_needs_no_slurm_and_leaves_nothing(here, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = submit("--dry-run", "seed=1", "--fresh")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert "\n# sbatch SCRIPT c.yaml --fresh seed=1\n#!/bin/bash\n# Written by: tlx submit c.yaml\n" in done.output
+    assert done.output.endswith(REAL.body)
+    assert "there is no sbatch on this machine\n" in refused()
+    assert not (here / "runs").exists()
+    assert "data.batch=3 cannot be dealt to 4 ranks" in refused("--dry-run", "data.batch=3")
+    assert "Examples: " in CliRunner().invoke(app, ["submit", "--help"]).output
+
+
+def test_every_problem_at_once(cluster, here):
+    said = refused(
+        "data.train=nowhere", "world.size=8", "world.device=cuda", "backbone.weights=w.pth", "--partition", "lang",
+        "data.expected={classes: 3, train: 3}", gpus="0",
+    )  # fmt: skip
+    for problem in (
+        "not submitted, 5 problems:",
+        "  - nowhere: ", "w.pth: no such file", "expects 8 ranks, the job has 2\n      -> world.size=2",
+        "world.device: cuda is asked for, and the job has no GPUs",
+        '--partition: there is no partition "lang"; did you mean "long"?',
+    ):  # fmt: skip
+        assert problem in said
+    assert len(cluster.calls("sbatch")) == 0
+    both = refused("data.bach=3", "run=a%", "phases.each.lr=-1", "--site", "s.yaml", "--launcher", "torchrun")
+    assert "data.bach: unknown key" in both
+    assert "phases.each.lr" in both
+    assert "s.yaml: cannot be read" in both
+
+
+@pytest.mark.parametrize(
+    ("words", "gpus", "said"),
+    [
+        (["data.batch=3"], "4", "data.batch=3 cannot be dealt to 4 ranks"),
+        (["data.batch=2", "backbone.args.norm=batch"], "2", "micro-batches of one sample"),
+        (["evaluate.metric=val/top9"], "4", "no metric"),
+        (["phases.head.lr=1"], "4", 'there is no phase "head"'),
+        (["--time", "2h"], "4", "more than partition short allows .01:00:00.\n .*long"),
+        (["--time", "8d", "--partition", "short,long"], "4", "allows .7-00:00:00.\n"),
+    ],
+)
+def test_what_is_refused(cluster, words, gpus, said):
+    assert re.search(said, refused(*words, gpus=gpus))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.batch=18"], "some take 5 samples, others 4 and wait; 16 or 20 would be even"),
+        (["data.batch=20", "loop.micro_batch=2"], "5 samples become 3 micro-batches that are not alike"),
+        (["data.workers=9"], "want 10 CPUs, a rank has 8: --cpus-per-gpu 10, or data.workers=7"),
+        (["stop_after=1h"], "stop_after (01:00:00) is not shorter than the job (01:00:00)"),
+        (["backbone.args.norm=batch", "data.drop_last=true"], "BatchNorm statistics move"),
+        (["run=runs/http://u:p@h"], "run: everybody on the cluster can read"),
+    ],
+)
+def test_what_is_warned_about(cluster, words, said):
+    done = submit(*words, "--dry-run")
+    assert done.exit_code == 0, (done.output, done.exception)
+    assert said in done.output
+    assert done.output.count("warning: ") == 1
+
+
+def test_folders_that_a_run_cannot_go_on_in(cluster, here):
+    run = here / "runs/a"
+    run.mkdir(parents=True)
+    lock = RunLock.take(run)
+    assert f"a training runs in this folder: process {json.loads((run / '.lock').read_text())['pid']}" in refused()
+    lock.release()
+    (run / "config.yaml").write_text(dump(load_config(here / "c.yaml", ["seed=5"])))
+    assert "another configuration:\n        seed" in refused()
+    assert "this run was started" in refused("--dry-run")
+    assert submit("--fresh", "--dry-run").exit_code == 0
+    cluster.say(queue=f"12_[0-3]|PENDING|tlx:{run}\n13|RUNNING|tlx:{run}2\n14|RUNNING|(null)\n")
+    assert "job 12_[0-3] is for the same run, and pending\n      -> wait for it, scancel 12_[0-3]" in refused("--fresh")
+    assert "13" not in refused("--fresh")
+    shutil.rmtree(run)
+    (here / "runs").rmdir()
+    (here / "runs").touch()
+    assert f"{here}/runs: is not a folder" in refused()
+
+
+def test_a_run_that_is_done_is_not_submitted(cluster, here):
+    (here / "runs/a").mkdir(parents=True)
+    (here / "runs/a/result.json").write_text('{"finished": true}')
+    done = submit("data.train=nowhere")
+    assert (done.exit_code, cluster.calls("sbatch")) == (0, [])
+    assert "runs/a is done: nothing is submitted" in done.output
+    (here / "runs/a/config.yaml").write_text(dump(load_config(here / "c.yaml", ["seed=5"])))
+    assert "another configuration:\n        seed" in refused()
+    assert "submitted: job" in submit("--fresh").output
+    assert cluster.calls("sbatch")[-1][2:] == ["c.yaml", "--fresh"]
+
+
+def test_slurms_own_words(cluster, here, monkeypatch):
+    (here / "cluster/refuses").touch()
+    cluster.say(answer="sbatch: error: Batch job submission failed: Invalid account or account/partition combination\n")
+    said = refused()
+    assert "sbatch: error: Batch job submission failed: Invalid account" in said
+    assert "-> --account, or account in the site file" in said
+    cluster.say(answer="allocation failure: Requested nodes are busy\n")  # sbatch itself would let it wait
+    assert "it would wait: sbatch: allocation failure: Requested nodes are busy\nscript: " in submit().output
+    (here / "cluster/refuses").unlink()
+    shutil.rmtree(here / "runs")
+    (here / "cluster/refuses_it").touch()  # what --test-only had nothing against
+    done = submit()
+    assert "sbatch: error: Batch job submission failed: Invalid qos" in str(done.exception)
+    assert not list((here / "runs/a/slurm").iterdir())
+    (here / "cluster/refuses_it").unlink()
+    cluster.say(id="")
+    assert "sbatch has printed no job id: a line of the site's plugin" in str(submit().exception)
+    assert [file.name for file in (here / "runs/a/slurm").iterdir()] == ["submitted-1.sbatch"]  # it may be running
+    (here / "cluster/sleeps").touch()
+    monkeypatch.setattr(slurm, "PATIENCE_S", 0.2)
+    with pytest.raises(slurm.Unsure, match=r"sbatch has not answered for 0.2 s; the job may be queued all the same"):
+        slurm.queued(Path("x.sbatch"), [], {})
+
+
+def test_words_that_no_shell_or_script_may_read(cluster, here, monkeypatch):
+    """Names of a configuration and words of a command with quotes, $() and line breaks."""
+    bad = here / "bad"
+    words = [f"run=runs/\"x\"; touch {bad} $(touch {bad}) 'y'", f"seed=1\n#SBATCH --wrap='touch {bad}'"]
+    words += ["input.mean=[0.5,\n0.5,\n0.5]"]
+    monkeypatch.setattr(sys, "argv", ["tlx", "submit", "c.yaml", *words])
+    done = submit(*words)
+    assert "submitted: job 4711" in done.output, done.exception
+    assert cluster.calls("sbatch")[1][2:] == ["c.yaml", *words]
+    head = (here / "cluster/tried").read_text().partition(MARKER)[0]
+    assert len(re.findall("(?m)^#SBATCH", head)) == 11
+    assert "--wrap" not in "".join(line for line in head.splitlines() if line.startswith("#SBATCH"))
+    said = subprocess.run(["bash", "-u"], input=f'{head}\nprintf %s "$RUN"', capture_output=True, text=True, check=True)
+    assert (said.stdout, said.stderr) == (f"{here}/{words[0].removeprefix('run=')}", "")
+    assert not bad.exists()
+
+
+def test_weights_must_be_here_already(cluster, here, monkeypatch):
+    """Compute nodes may have no network: the one that this machine has is not used."""
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    monkeypatch.setenv("TLX_WEIGHTS", str(here / "w"))
+    asked = []
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: asked.append(a))
+    said = refused("backbone={name: torchvision/squeezenet1_1}", "input.size=64")
+    assert "these weights are not on this machine" in said
+    assert "tlx weights fetch torchvision/squeezenet1_1.IMAGENET1K_V1 --to DIR" in said
+    assert not asked
+
+
+def test_a_fresh_run_leaves_slurms_folder_where_it_is(here):
+    """Slurm opens a job's log by its name again after a requeue, and without the folder the job would fail."""
+    config = load_config(here / "c.yaml")
+    (here / "runs/a/slurm").mkdir(parents=True)
+    (here / "runs/a/slurm/1.out").touch()
+    folder = RunFolder(config.run)
+    folder.prepare(config, fresh=True)
+    assert [path.name for path in (here / "runs").iterdir()] == ["a"]  # there was nothing to move aside
+    folder.release()
+    folder.prepare(config, fresh=True)
+    folder.release()
+    assert (here / "runs/a/slurm/1.out").exists()
+    (aside,) = (here / "runs").glob("a.before-*")
+    assert (aside / "config.yaml").exists()

@@ -1,0 +1,95 @@
+"""`tlx submit`: a training as a Slurm job."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+EXAMPLES = (
+    "Examples: tlx submit configs/flowers102/resnet50.yaml --nodes 2 --gpus 8 --time 12h; "
+    'tlx submit c.yaml --gpus 4 --time 1d seed=1 --option "--mail-type=END"; '
+    "tlx submit c.yaml --nodes 2 --gpus 0 --ranks-per-node 4 --dry-run"
+)
+_TIME = "Limit of one start, such as 12h or 1-06:00:00; the job saves a checkpoint before it and goes on."
+
+
+def submit(
+    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option(min=1, help="1, or as many as --gpus needs.")] = None,
+    gpus: Annotated[int | None, typer.Option(min=0, help="Of the whole job; 0 for nodes without any.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(min=1, help="In place of --gpus.")] = None,
+    ranks_per_node: Annotated[int | None, typer.Option(min=1, help="With --gpus 0.")] = None,
+    cpus_per_gpu: Annotated[int | None, typer.Option(min=1, help="Or, with --gpus 0, per rank.")] = None,
+    time: Annotated[str | None, typer.Option(help=_TIME)] = None,
+    launcher: Annotated[str | None, typer.Option(help="torchrun, accelerate or srun.")] = None,
+    partition: Annotated[str | None, typer.Option(help="As sbatch has it.")] = None,
+    account: Annotated[str | None, typer.Option(help="As sbatch has it.")] = None,
+    qos: Annotated[str | None, typer.Option(help="As sbatch has it.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="As sbatch has it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job; by default that of the run's folder.")] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="Defaults of the cluster; else $TLX_SITE, slurm/site.yaml, ~/.config/tlx/site.yaml."),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="On the nodes' own disks, such as '$TMPDIR', for shards.")
+    ] = None,
+    warn: Annotated[int, typer.Option(min=1, help="Seconds before the limit, for the checkpoint.")] = 180,
+    option: Annotated[list[str] | None, typer.Option(help='Any of sbatch: "--mail-type=END". Repeatable.')] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and submit nothing.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run folder aside and start anew.")] = False,
+) -> None:
+    """Check a training on this machine, then queue it as a Slurm job that requeues itself until it is done."""
+    from tlx.errors import UserError, did_you_mean
+    from tlx.submit import site as sites
+    from tlx.submit.job import Wish
+    from tlx.submit.submission import follow, prepare, send
+
+    if launcher not in (None, "torchrun", "accelerate", "srun"):
+        near = did_you_mean(launcher, ("torchrun", "accelerate", "srun"))
+        raise UserError(f'there is no launcher "{launcher}"{near}', where="--launcher")
+    for said in option or ():
+        try:
+            sites.option(said)
+        except ValueError as error:
+            raise UserError(str(error), where="--option") from error
+    wish = Wish(
+        nodes=nodes,
+        gpus=gpus,
+        gpus_per_node=gpus_per_node,
+        ranks_per_node=ranks_per_node,
+        cpus_per_gpu=cpus_per_gpu,
+        time=time,
+        launcher=launcher,  # type: ignore[arg-type]  # looked at above
+        partition=partition,
+        account=account,
+        qos=qos,
+        constraint=constraint,
+        name=name,
+        stage=stage,
+        warn=warn,
+        options=tuple(option or ()),
+    )
+    made = prepare(config, overrides or (), wish, site=site, command=["tlx", *sys.argv[1:]], fresh=fresh)
+    for line in [*made.about, *(f"warning: {warning}" for warning in made.findings.warnings)]:
+        print(line)
+    if dry_run and made.text:
+        print(f"\n# sbatch SCRIPT {shlex.join(made.arguments)}\n{made.text}", end="")
+    if made.done and made.job is not None:
+        print(
+            f"{made.job.run} is done: nothing is submitted. tlx status {config} tells the result; --fresh begins anew"
+        )
+    elif dry_run:
+        made.findings.refuse()
+    elif made.job is not None:
+        number, file = send(made)
+        print(f"script: {file}\nsubmitted: job {number}\n{follow(number, made.job.run)}")
+    else:
+        made.findings.refuse()

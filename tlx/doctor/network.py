@@ -1,0 +1,170 @@
+"""Names, addresses and ports that ranks meet by."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from tlx.doctor.findings import Finding, fault, ok, warning
+from tlx.doctor.place import Place
+
+INTERFACES = (
+    "a firewall between the nodes, or the wrong network interface? `ip -br addr` lists them; set GLOO_SOCKET_IFNAME "
+    "and NCCL_SOCKET_IFNAME to the one that the nodes share"
+)
+_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
+
+
+def addresses(name: str) -> list[str]:
+    """What a name resolves to; nothing where it does not."""
+    try:
+        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return list(dict.fromkeys(str(one[4][0]) for one in found))
+
+
+def loopback(found: list[str]) -> bool:
+    return bool(found) and all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in found)
+
+
+def host_name(place: Place, env: Mapping[str, str]) -> Iterator[Finding]:
+    """gloo tells other ranks the address that this machine's own name resolves to."""
+    yield judge_host(place.host, addresses(place.host), many=place.nodes > 1, named=bool(env.get("GLOO_SOCKET_IFNAME")))
+
+
+def judge_host(name: str, found: list[str], *, many: bool, named: bool) -> Finding:
+    """
+    Args:
+        many: there are several nodes, which have to reach this one.
+        named: GLOO_SOCKET_IFNAME says which interface is meant.
+    """
+    todo = "correct /etc/hosts (Debian writes 127.0.1.1 there), or set GLOO_SOCKET_IFNAME to the interface to use"
+    if named:
+        return ok("host name", f"{name}; the interface is GLOO_SOCKET_IFNAME's")
+    if not found:
+        said = f"{name} does not resolve"
+        return warning("host name", said, todo) if many else ok("host name", f"{said}: fine on one node")
+    if not loopback(found):
+        return ok("host name", f"{name} is {', '.join(found[:3])}")
+    said = f"{name} resolves to {found[0]}, the loopback"
+    if many:
+        return warning("host name", f"{said}: gloo would tell other nodes to find this one there", todo)
+    return ok("host name", f"{said}: fine on one node; for several, {todo}")
+
+
+def ephemeral() -> tuple[int, int] | None:
+    """Ports that the system gives to outgoing connections, first and last."""
+    try:
+        first, last = _RANGE.read_text(encoding="utf-8").split()
+        return int(first), int(last)
+    except (OSError, ValueError):
+        return None
+
+
+def meeting_point(place: Place, env: Mapping[str, str], *, served: bool) -> Iterator[Finding]:
+    """MASTER_ADDR and MASTER_PORT.
+
+    Args:
+        served: the launcher's agent holds the port already.
+    """
+    name, port = env.get("MASTER_ADDR"), env.get("MASTER_PORT")
+    if name is None and port is None:
+        if not place.alone:
+            yield fault("MASTER_ADDR", "is not set, and RANK and WORLD_SIZE are", "set it to the first node's name")
+        return
+    found = addresses(name) if name else []
+    if name:
+        yield judge_address(name, found, nodes=place.nodes)
+    else:
+        yield fault("MASTER_ADDR", "is not set, and MASTER_PORT is", "set it to the first node's name")
+    if port is None or not port.isdigit() or not 0 < int(port) < 65536:
+        said = "is not set, and MASTER_ADDR is" if port is None else f"{port!r} is no port"
+        yield fault("MASTER_PORT", said, "set it to a free port, for instance 29500")
+        return
+    # whoever is to listen on it, before it does
+    mine = not served and (place.rank == 0 if not place.alone else any(map(_ours, found)))
+    yield judge_port(int(port), ephemeral(), served=served, taken=mine and taken(int(port)))
+
+
+def judge_address(name: str, found: list[str], *, nodes: int) -> Finding:
+    if not found:
+        return fault("MASTER_ADDR", f"{name} does not resolve here", "the first node's name or address as all know it")
+    shown = name if name in found else f"{name}, {found[0]}"
+    if nodes > 1 and loopback(found):
+        return fault(
+            "MASTER_ADDR",
+            f"{shown} is the loopback, and there are {nodes} nodes: each would wait for the others at itself",
+            "set it to the first node's name: scontrol show hostnames $SLURM_JOB_NODELIST | head -n 1",
+        )
+    return ok("MASTER_ADDR", shown)
+
+
+def judge_port(port: int, ephemeral: tuple[int, int] | None, *, served: bool, taken: bool) -> Finding:
+    if served:
+        return ok("MASTER_PORT", f"{port}, held by the launcher")
+    if taken:
+        return fault("MASTER_PORT", f"{port} is taken by another process on this node", "choose another one")
+    if ephemeral is not None and ephemeral[0] <= port <= ephemeral[1]:
+        return warning(
+            "MASTER_PORT",
+            f"{port} is in the range {ephemeral[0]}-{ephemeral[1]} that outgoing connections get: any may take it",
+            f"choose one below {ephemeral[0]}",
+        )
+    return ok("MASTER_PORT", str(port))
+
+
+def taken(port: int) -> bool:
+    """Whether somebody listens on a port of this machine."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("", port))
+            sock.listen(1)
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def _ours(address: str) -> bool:
+    """Whether an address is one of this machine's."""
+    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with closing(socket.socket(kind, socket.SOCK_STREAM)) as sock:
+        try:
+            sock.bind((address.partition("%")[0], 0))
+        except OSError:
+            return False
+    return True
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def interfaces(env: Mapping[str, str], there: Sequence[str], *, nodes: int) -> Iterator[Finding]:
+    """Whether NCCL's and gloo's variables name interfaces that reach other nodes.
+
+    Args:
+        there: the interfaces of this node.
+    """
+    for variable in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"):
+        said = env.get(variable)
+        if not said or said.startswith("^"):
+            continue
+        exact, names = said.startswith("="), said.lstrip("=").split(",")
+        prefixes = variable.startswith("NCCL") and not exact  # NCCL takes the beginning of a name
+        absent = [n for n in names if not any(t == n or (prefixes and t.startswith(n)) for t in there)]
+        if absent:
+            todo = f"choose from {', '.join(there[:12])}"
+            yield fault("interface", f"{variable}={said}, and this node has no {', '.join(absent)}", todo)
+        elif nodes > 1 and names == ["lo"]:
+            said = f"{variable}={said} is the loopback, and there are {nodes} nodes"
+            yield fault("interface", said, f"choose from {', '.join(t for t in there[:12] if t != 'lo')}")
+        else:
+            yield ok("interface", f"{variable}={said}")

@@ -1,0 +1,209 @@
+"""What is looked at on the login node before a job is queued."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from tlx.config import Config
+from tlx.data.location import without_credentials
+from tlx.data.order import micro_batches, share
+from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.run_folder import RunFolder
+from tlx.run_lock import holder
+from tlx.submit import slurm, times
+from tlx.submit.job import Job
+
+if TYPE_CHECKING:
+    from tlx.feed import Samples
+    from tlx.plan import Plan
+
+T = TypeVar("T")
+
+
+@dataclass
+class Findings:
+    """What was found: `problems` keep a job from being queued, `warnings` do not."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def of(self, act: Callable[[], T]) -> T | None:
+        """What `act` gives; a user's mistake in it becomes a problem."""
+        try:
+            return act()
+        except ConfigError as error:
+            self.problems += [f"{error.where}: {p}" if error.where else p for p in error.problems]
+        except UserError as error:
+            self.problems.append(str(error))
+        return None
+
+    def refuse(self) -> None:
+        """
+        Raises:
+            UserError: with every problem.
+        """
+        problems = list(dict.fromkeys(self.problems))  # the plan and the weights may meet the same one
+        if problems:
+            count = len(problems)
+            found = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in problems)
+            raise UserError(f"not submitted, {count} problem{'s' * (count > 1)}:\n{found}")
+
+
+def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
+    """Shards, plan, weights and dealing; the plan on so many ranks, where one can be made."""
+    from tlx import feed
+
+    findings.of(lambda: feed.open_sets(config))  # they themselves, and not what data.expected says of them
+    try:
+        samples = feed.count_samples(config)
+    except UserError:  # which open_sets has found too
+        samples = None
+    made = findings.of(lambda: _plan(config, samples, job.world)) if samples is not None else None
+    findings.of(lambda: check_weights(config, samples.classes if samples is not None else 2))
+    if config.world.size not in (None, job.world):
+        findings.problems.append(
+            f"world.size: the configuration expects {config.world.size} ranks, the job has {job.world}\n"
+            f"  -> world.size={job.world}, or other --nodes and --gpus"
+        )
+    if config.world.device == "cuda" and not job.gpus:
+        findings.problems.append("world.device: cuda is asked for, and the job has no GPUs\n  -> world.device=auto")
+    if made is not None:
+        findings.warnings += made.warnings
+    findings.warnings += dealing(config, job.world)
+    findings.warnings += _slow_or_late(config, job)
+    return made
+
+
+def _plan(config: Config, samples: Samples, world: int) -> Plan:
+    from tlx.build import check_metrics
+    from tlx.parts import backbone_of
+    from tlx.plan import Plan
+
+    backbone = backbone_of(config, samples.classes, empty=True)
+    made = Plan.make(config, backbone.layers, samples=samples.train, world=world)
+    check_metrics(config, made, samples.classes, validated=config.data.val is not None)
+    return made
+
+
+def check_weights(config: Config, classes: int) -> None:
+    """Loads them as the training will, without a network.
+
+    Raises:
+        UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
+    """
+    from tlx.models import download
+    from tlx.parts import backbone_of
+
+    if config.backbone.weights != "none":
+        with download.without_network():
+            backbone_of(config, classes)
+
+
+def dealing(config: Config, world: int) -> list[str]:
+    """What is uneven about how a global batch is dealt to the ranks."""
+    batch, most = config.data.batch, config.loop.micro_batch
+    if batch < world:  # the plan refuses it
+        return []
+    shares = [len(share(batch, world, rank)) for rank in (0, world - 1)]
+    if shares[0] != shares[1]:
+        even = f"{batch - batch % world} or {batch - batch % world + world}"
+        return [
+            f"data.batch={batch} on {world} ranks: some take {shares[0]} samples, others {shares[1]} and wait; {even} "
+            "would be even"
+        ]
+    parts = micro_batches(batch, world, most)
+    if shares[0] % parts:
+        return [
+            f"loop.micro_batch={most}: a rank's {shares[0]} samples become {parts} micro-batches that are not alike"
+        ]
+    return []
+
+
+def _slow_or_late(config: Config, job: Job) -> list[str]:
+    said = []
+    each, wanted = job.cpus // job.ranks, config.data.workers + 1
+    if each < wanted:
+        said.append(
+            f"data.workers={config.data.workers} and the training itself want {wanted} CPUs, a rank has {each}: "
+            f"--cpus-per-gpu {wanted}, or data.workers={max(each - 1, 0)}"
+        )
+    if config.stop_after is not None and config.stop_after >= job.time:
+        said.append(
+            f"stop_after ({times.written(config.stop_after)}) is not shorter than the job ({times.written(job.time)}): "
+            "it never comes to that"
+        )
+    return said
+
+
+def check_words(words: Sequence[str]) -> list[str]:
+    """Warnings about key=value words, which anybody may read while the job is queued."""
+    telling = [
+        word.partition("=")[0]
+        for word in words
+        if without_credentials(word.partition("=")[2]) != word.partition("=")[2]
+    ]
+    return [
+        f"{key}: everybody on the cluster can read this address, with its credentials (scontrol show job)"
+        for key in telling
+    ]
+
+
+def check_folder(config: Config, job: Job, findings: Findings, *, fresh: bool) -> None:
+    """Whether the run may go on in its folder, or begin there. Nothing is made."""
+    findings.of(lambda: _writable(job.run))
+    owner = holder(job.run)
+    if owner is not None:
+        findings.problems.append(
+            f"{job.run}: a training runs in this folder: {owner}\n"
+            f"  -> wait for it, stop it (touch {job.run / 'stop'}), or set run to another folder"
+        )
+    if not fresh:
+        findings.of(lambda: RunFolder(config.run).refuse_changes(config))
+
+
+def _writable(run: Path) -> None:
+    there = next(folder for folder in (run, *run.parents) if folder.exists() or folder.is_symlink())
+    if not there.is_dir():
+        raise UserError("is not a folder", where=str(there), todo="set run to another folder")
+    jobs = run / "slurm"
+    for folder in [there, *([jobs] if jobs.is_dir() else [])]:
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError("cannot be written", where=str(folder), todo="set run to a writable folder")
+
+
+def check_queue(job: Job, findings: Findings) -> None:
+    """Whether Slurm would take it, by its own words: the queue, the partition's limit. Nothing is queued."""
+    same = findings.of(lambda: slurm.jobs_of(job.run))
+    if same is None:  # Slurm does not answer: the rest would only say so again
+        return
+    for number, state in same:
+        findings.problems.append(
+            f"job {number} is for the same run, and {state.lower()}\n"
+            f"  -> wait for it, scancel {number}, or set run to another folder"
+        )
+    partitions = findings.of(slurm.partitions)
+    if partitions:
+        findings.of(lambda: _limit(job, partitions))
+
+
+def _limit(job: Job, partitions: Sequence[slurm.Partition]) -> None:
+    asked = job.options.get("partition")
+    names = asked.split(",") if asked else [p.name for p in partitions if p.default]
+    known = {p.name: p for p in partitions}
+    for name in names:
+        if name not in known:
+            raise UserError(f'there is no partition "{name}"{did_you_mean(name, known)}', where="--partition")
+    limits = [known[name].most for name in names]
+    if limits and all(most is not None and most < job.time for most in limits):
+        longest = max(most for most in limits if most is not None)
+        enough = [p.name for p in partitions if p.most is None or p.most >= job.time]
+        other = f", or --partition {' or '.join(enough)}" if enough else ""
+        raise UserError(
+            f"{times.written(job.time)} is more than partition {','.join(names)} allows ({times.written(longest)})",
+            where="--time",
+            todo=f"--time {times.written(longest)}: the job goes on after each requeue{other}",
+        )

@@ -1,0 +1,227 @@
+"""What is asked of Slurm for one training."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tlx.errors import UserError
+from tlx.submit import times
+from tlx.submit.site import Launcher, Site, words
+from tlx.submit.slurm import MARK
+from tlx.submit.template import Template
+
+WARN_S = 180
+_OURS = {
+    **dict.fromkeys(("nodes", "time", "partition", "account", "qos", "constraint"), "it is an option of tlx submit"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gres"), "set --gpus or --gpus-per-node, and gpu_type in the site file"),
+    **dict.fromkeys(("gpus-per-task", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "each node runs one launcher"),
+    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set --cpus-per-gpu of tlx submit"),
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "set memory in the site file"),
+    **dict.fromkeys(
+        ("signal", "requeue", "no-requeue", "open-mode"), "checkpoints and requeues rest on it; see --warn"
+    ),
+    **dict.fromkeys(("output", "error", "comment"), "tlx looks for the job by it"),
+    **dict.fromkeys(("array", "wrap", "parsable", "test-only", "wait", "job-name"), "tlx submit sets it where it must"),
+    "chdir": "start tlx submit in that folder",
+}
+"""Options of sbatch that --option may not set, with the reason."""
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What the command line says; None and empty where it says nothing. `gpus` is of the whole job."""
+
+    nodes: int | None = None
+    gpus: int | None = None
+    gpus_per_node: int | None = None
+    ranks_per_node: int | None = None
+    cpus_per_gpu: int | None = None
+    time: str | None = None
+    launcher: Launcher | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    name: str | None = None
+    stage: str | None = None
+    warn: int = WARN_S
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """
+    Attributes:
+        run: the run's folder, absolute.
+        gpus, ranks, cpus: of each node.
+        time: seconds.
+        options: of sbatch, all of them, without their dashes; None where one has no value.
+        settings: variables of slurm/train.sbatch.
+        setup: lines of the site's own, which come before the settings.
+    """
+
+    run: Path
+    nodes: int
+    gpus: int
+    ranks: int
+    cpus: int
+    time: int
+    launcher: Launcher
+    options: Mapping[str, str | None]
+    settings: Mapping[str, str]
+    modules: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.ranks
+
+    def __str__(self) -> str:
+        each = f"{self.gpus} GPU{'s' * (self.gpus != 1)}" if self.gpus else f"{self.ranks} ranks on CPUs"
+        total = f"{self.world} rank{'s' * (self.world != 1)}"
+        return (
+            f"{self.nodes} node{'s' * (self.nodes != 1)} x {each} = {total} by {self.launcher}, "
+            f"{self.cpus // self.ranks} CPUs to each, {times.written(self.time)} at a time"
+        )
+
+
+def make(wish: Wish, site: Site, template: Template, run: Path) -> Job:
+    """The job that a wish becomes: the command line before the site file before slurm/train.sbatch.
+
+    Args:
+        run: the run's folder.
+
+    Raises:
+        UserError: GPUs that do not divide by the nodes, a limit that is none, names that no script can hold.
+    """
+    run = run.absolute()
+    nodes, gpus = _shape(wish, site, template)
+    ranks = _ranks(wish, gpus)
+    cpus = (wish.cpus_per_gpu or site.cpus_per_gpu or _cpus_per_gpu(template)) * ranks
+    time = _time(wish.time or site.time or template.options["time"] or "")
+    if not 1 <= wish.warn < time:
+        raise UserError(
+            f"a warning {wish.warn} s before a limit of {times.written(time)}", where="--warn", todo="a longer --time"
+        )
+    gpu_type = f"{site.gpu_type}:" if site.gpu_type else ""
+    said: dict[str, str | None] = {
+        **template.options,
+        "job-name": wish.name or run.name,
+        "nodes": str(nodes),
+        "ntasks-per-node": "1",
+        "gpus-per-node": f"{gpu_type}{gpus}",
+        "cpus-per-task": str(cpus),
+        "mem": site.memory,
+        "time": times.written(time),
+        "partition": wish.partition or site.partition,
+        "account": wish.account or site.account,
+        "qos": wish.qos or site.qos,
+        "constraint": wish.constraint or site.constraint,
+        "signal": f"B:USR1@{wish.warn}",
+        "output": f"{run}/slurm/%j.out",
+        "comment": f"{MARK}{run}",
+    }
+    left = {key for key in ("mem", "partition", "account", "qos", "constraint") if said[key] is None}
+    left |= {"gpus-per-node"} if not gpus else set()
+    options = {key: value for key, value in said.items() if key not in left} | _further(site.options + wish.options)
+    launcher = wish.launcher or site.launcher or "torchrun"
+    stage = wish.stage or site.stage
+    python = site.python or (("python3",) if site.container else _own_python())
+    settings = {
+        "LAUNCHER": launcher,
+        "PYTHON": " ".join([*site.container, *python]),
+        "RUN": str(run),
+        "RANKS_PER_NODE": str(ranks),
+        "STAGE": stage or "",
+        "SRUN_OPTIONS": " ".join(site.srun),
+    }
+    _check_texts(run, options, settings)
+    return Job(run, nodes, gpus, ranks, cpus, time, launcher, options, settings, site.modules, site.setup)
+
+
+def _own_python() -> tuple[str, ...]:
+    try:
+        return tuple(words([sys.executable]))
+    except ValueError as error:
+        raise UserError(str(error), where="python", todo="name one in the site file") from error
+
+
+def _shape(wish: Wish, site: Site, template: Template) -> tuple[int, int]:
+    """Nodes, and GPUs of each."""
+    usual, total, each = site.gpus_per_node, wish.gpus, wish.gpus_per_node
+    nodes = wish.nodes
+    if total is None:
+        if each is None:
+            each = usual or int(template.options["gpus-per-node"] or 1)
+        nodes = nodes or 1
+    else:
+        if nodes is None and each:
+            nodes = -(-total // each)
+        elif nodes is None:
+            nodes = -(-total // usual) if usual and total else 1
+        if total % nodes:
+            raise UserError(
+                f"{total} GPUs do not divide by {nodes} nodes",
+                where="--gpus",
+                todo=f"it is the number of the whole job: --gpus {-(-total // nodes) * nodes}, or --gpus-per-node",
+            )
+        if each is not None and each * nodes != total:
+            raise UserError(
+                f"{nodes} nodes with {each} GPUs each are {nodes * each}, not {total}",
+                where="--gpus",
+                todo="it is the number of the whole job; leave it or --gpus-per-node out",
+            )
+        each = total // nodes
+    if usual is not None and each > usual:
+        fits = f"--nodes {-(-each * nodes // usual)}"
+        raise UserError(f"a node has {usual} GPUs here (site file), not {each}", where="--gpus", todo=fits)
+    return nodes, each
+
+
+def _ranks(wish: Wish, gpus: int) -> int:
+    """Of each node."""
+    if gpus and wish.ranks_per_node not in (None, gpus):
+        raise UserError(
+            f"each of the {gpus} GPUs of a node has one rank, so there are not {wish.ranks_per_node}",
+            where="--ranks-per-node",
+            todo="leave it out; it is for --gpus 0, nodes without GPUs",
+        )
+    return gpus or wish.ranks_per_node or 1
+
+
+def _cpus_per_gpu(template: Template) -> int:
+    cpus, gpus = (int(template.options.get(key) or 1) for key in ("cpus-per-task", "gpus-per-node"))
+    return max(cpus // gpus, 1)
+
+
+def _time(text: str) -> int:
+    try:
+        return times.read(text)
+    except ValueError as error:
+        raise UserError(str(error), where="--time") from error
+
+
+def _further(options: tuple[str, ...]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for option in options:
+        name, equals, value = option.removeprefix("--").partition("=")
+        if name in _OURS:
+            raise UserError(f"--{name} is not for --option ({_OURS[name]})", where=f"--option {option[:100]!r}")
+        found[name] = value if equals else None
+    return found
+
+
+def _check_texts(run: Path, options: Mapping[str, str | None], settings: Mapping[str, str]) -> None:
+    """Whether each is one line, and the folder's name one that Slurm reads as it is."""
+    if not str(run).isprintable() or any(c in str(run) for c in "%\\"):
+        raise UserError(
+            f"Slurm cannot write logs into a folder of this name: {str(run)!a}",
+            where="run",
+            todo="a name without % and \\ and characters that cannot be printed",
+        )
+    for name, value in [*((f"--{key}", value) for key, value in options.items()), *settings.items()]:
+        if value is not None and not value.isprintable():
+            raise UserError(f"{value[:200]!a} cannot stand in one line of a script", where=name)

@@ -1,0 +1,156 @@
+"""What holds for every job on a cluster: one small YAML file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, PositiveInt, ValidationError
+
+from tlx.config import Model
+from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.parsing import LONGEST, from_yaml
+from tlx.submit import times
+
+VARIABLE = "TLX_SITE"
+HERE = Path("slurm/site.yaml")
+HOME = Path("~/.config/tlx/site.yaml")
+
+Launcher = Literal["torchrun", "accelerate", "srun"]
+OPTION = re.compile(r"--[a-z][a-z0-9-]*(=.*)?", flags=re.ASCII)
+
+
+def plain(text: str) -> str:
+    """
+    Raises:
+        ValueError: control characters, line breaks and the like, which would end a line of the script.
+    """
+    if not text.isprintable():
+        raise ValueError("has characters that cannot be printed, line breaks perhaps")
+    return text
+
+
+def words(value: Any) -> Any:
+    """A list of words, from one text as a shell reads it.
+
+    Raises:
+        ValueError: a quote that does not end, or a word that slurm/train.sbatch would take apart.
+    """
+    given = shlex.split(plain(value)) if isinstance(value, str) else value
+    for word in given if isinstance(given, list) else ():
+        if isinstance(word, str) and re.search(r"[\s*?\[]", word):
+            raise ValueError(
+                f"{word!r}: a word with spaces or * ? [ in it does not come through; link to it by a plain name"
+            )
+    return given
+
+
+def option(text: str) -> str:
+    """
+    Raises:
+        ValueError: it is not ``--name`` or ``--name=value``.
+    """
+    if not OPTION.fullmatch(plain(text)):
+        raise ValueError(f'{text[:100]!r} is not an option of sbatch; write "--mail-type=END"')
+    return text
+
+
+def _time(text: str) -> str:
+    times.read(text)
+    return text
+
+
+def _text(value: Any) -> Any:
+    # YAML reads 12:00:00 as a number of seconds and 90 as a number: Slurm means minutes
+    if isinstance(value, int) and not isinstance(value, bool):
+        raise ValueError('a time is written in quotes, "12:00:00", or 12h')
+    return value
+
+
+def _amount(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _lines(value: Any) -> Any:
+    return value.splitlines() if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(plain)]
+Words = Annotated[tuple[Text, ...], BeforeValidator(words)]
+Option = Annotated[str, AfterValidator(option)]
+Limit = Annotated[str, BeforeValidator(_text), AfterValidator(_time)]
+Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
+
+
+class Site(Model):
+    """Defaults of one cluster; the command line goes before. What each key means is said in slurm/site.yaml."""
+
+    partition: Text | None = None
+    account: Text | None = None
+    qos: Text | None = None
+    constraint: Text | None = None
+    time: Limit | None = None
+    gpus_per_node: PositiveInt | None = None
+    gpu_type: Text | None = None
+    cpus_per_gpu: PositiveInt | None = None
+    memory: Annotated[Text, BeforeValidator(_amount)] | None = None
+    modules: tuple[Text, ...] = ()
+    setup: Lines = ()
+    container: Words = ()
+    python: Words = ()
+    launcher: Launcher | None = None
+    stage: Text | None = None
+    srun: Words = ()
+    options: tuple[Option, ...] = ()
+
+
+def find(named: Path | None) -> tuple[Site, Path | None]:
+    """The site and its file: `named`, else that of TLX_SITE, else slurm/site.yaml here where it says anything (the one
+    that comes with tlx does not), else ~/.config/tlx/site.yaml, else none.
+
+    Raises:
+        UserError: a file that was named cannot be read, or a mistake in it.
+    """
+    if named is None and os.environ.get(VARIABLE):
+        named = Path(os.environ[VARIABLE])
+    if named is not None:
+        return load(named.expanduser()), named
+    for file in (HERE, HOME.expanduser()):
+        if file.is_file() and (site := load(file)) != Site():
+            return site, file
+    return Site(), None
+
+
+def load(file: Path) -> Site:
+    """
+    Raises:
+        UserError: it cannot be read, or is not YAML.
+        ConfigError: everything that is wrong in it, together.
+    """
+    try:
+        with file.open(encoding="utf-8") as opened:
+            raw = from_yaml(opened.read(LONGEST + 1))
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=str(file), todo="see slurm/site.yaml") from error
+    except ValueError as error:  # not UTF-8 either
+        raise UserError(f"is not YAML: {error}", where=str(file)) from error
+    if raw is None:  # every line a comment
+        raw = {}
+    if not isinstance(raw, Mapping):
+        raise UserError("is not a mapping of keys to values", where=str(file), todo="see slurm/site.yaml")
+    try:
+        return Site.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(dict.fromkeys(_problem(e) for e in error.errors()), where=str(file)) from error
+
+
+def _problem(error: Any) -> str:
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: unknown key{did_you_mean(where, Site.model_fields)}"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {message[0].lower()}{message[1:]}"

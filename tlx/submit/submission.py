@@ -1,0 +1,165 @@
+"""From a request to a queued job."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tlx import config as configs
+from tlx.config import Config
+from tlx.errors import UserError
+from tlx.run_folder import JOBS, RunFolder
+from tlx.submit import checks, slurm
+from tlx.submit import job as jobs
+from tlx.submit import site as sites
+from tlx.submit.checks import Findings
+from tlx.submit.job import Job, Wish
+from tlx.submit.script import script
+from tlx.submit.template import Template, locate
+
+if TYPE_CHECKING:
+    from tlx.plan import Plan
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that nothing speaks against, or what does.
+
+    Attributes:
+        text: of the script; empty where it cannot be made.
+        arguments: of the script.
+        done: the run has come to its end already; there is nothing to submit.
+        about: lines for people.
+    """
+
+    job: Job | None
+    text: str
+    arguments: tuple[str, ...]
+    findings: Findings
+    done: bool = False
+    about: tuple[str, ...] = ()
+
+
+def prepare(
+    file: Path,
+    overrides: Sequence[str],
+    wish: Wish,
+    *,
+    site: Path | None,
+    command: Sequence[str],
+    fresh: bool = False,
+) -> Submission:
+    """Checks everything that can be known on this machine. Nothing is written.
+
+    Args:
+        file, overrides: the configuration, as for `tlx train`.
+        site: a site file; None to look for one.
+        command: what was typed.
+        fresh: an earlier run folder is moved aside when the job starts.
+    """
+    findings = Findings()
+    arguments = (_not_an_option(file), *(["--fresh"] if fresh else []), *overrides)
+    config = findings.of(lambda: configs.load(file, overrides))
+    found = findings.of(lambda: sites.find(site))
+    template = Template.read(locate())
+    job = None
+    if found is not None:
+        run = config.run if config is not None else Path("unknown")  # the job's own mistakes are wanted all the same
+        job = findings.of(lambda: jobs.make(wish, found[0], template, run))
+    if config is None or job is None or found is None:
+        return Submission(None, "", arguments, findings)
+    about = [f"site: {found[1]}"] if found[1] is not None else []
+    if RunFolder(config.run).done and not fresh:
+        ended = Findings()
+        ended.of(lambda: RunFolder(config.run).refuse_changes(config))
+        return Submission(job, script(job, template, command), arguments, ended, done=not ended.problems)
+    made = checks.check_training(config, job, findings)
+    findings.warnings += checks.check_words(overrides)
+    checks.check_folder(config, job, findings, fresh=fresh)
+    text = script(job, template, command)
+    about += _about(config, job, made)
+    if slurm.there():
+        checks.check_queue(job, findings)
+        if not findings.problems:
+            said = findings.of(lambda: slurm.tried(text, job.options))
+            about += [f"sbatch --test-only: {said}"] if said else []
+    return Submission(job, text, arguments, findings, about=tuple(about))
+
+
+def send(submission: Submission) -> tuple[str, Path]:
+    """Keeps the script in the run's folder and submits it; the job's id and the script's file.
+
+    Raises:
+        UserError: problems were found; there is no Slurm here; sbatch refuses; the folder cannot be written.
+    """
+    if not slurm.there():
+        submission.findings.problems.append(str(slurm.absent()))
+    submission.findings.refuse()
+    assert submission.job is not None
+    file = _kept(submission.job.run / JOBS, submission.text)
+    try:
+        return slurm.queued(file, submission.arguments, submission.job.options), file
+    except slurm.Unsure:
+        raise
+    except UserError:
+        with contextlib.suppress(OSError):
+            file.unlink()
+        raise
+
+
+def follow(job: str, run: Path) -> str:
+    """How to go on from here, one command a line."""
+    said = shlex.quote(str(run))
+    log = shlex.quote(f"{run}/{JOBS}/{job}.out")
+    lines = (
+        (f"squeue -j {job}", "where it stands in the queue"),
+        (f"tail -F {log}", "what the script says; the nodes' output is beside it"),
+        (f"tlx status {said}", "how far the training is"),
+        (f"scancel {job}", "end it; a checkpoint is left, and the same command goes on"),
+        (f"scancel --batch -s USR1 {job}", "a checkpoint, and back into the queue"),
+    )
+    width = max(len(command) for command, _ in lines)
+    return "\n".join(f"  {command:<{width}}  {what}" for command, what in lines)
+
+
+def _kept(folder: Path, text: str) -> Path:
+    """A new file ``submitted-N.sbatch``."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max(
+            (int(n) for f in folder.glob("submitted-*.sbatch") if (n := f.stem[10:]).isdecimal()), default=0
+        )
+        while True:
+            file = folder / f"submitted-{number}.sbatch"
+            with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as opened:
+                opened.write(text)
+                return file
+            number += 1
+    except OSError as error:
+        raise UserError(
+            f"cannot be written: {error.strerror or error}", where=str(folder), todo="set run to a writable folder"
+        ) from error
+
+
+def _about(config: Config, job: Job, made: Plan | None) -> list[str]:
+    if made is None:
+        return [str(job)]
+    phases = "; ".join(
+        f"{p.name} {'<= ' * (p.plateau is not None)}{(p.stop - p.start) / made.steps_per_epoch:g} epochs "
+        f"({p.stop - p.start:,} steps)"
+        for p in made.phases
+    )
+    return [
+        str(job),
+        f"{made.samples:,} training samples, global batch {made.batch}, {-(-made.batch // job.world)} on a rank, "
+        f"{made.steps_per_epoch:,} steps per epoch",
+        phases,
+    ]
+
+
+def _not_an_option(file: Path) -> str:
+    return f"./{file}" if str(file).startswith("-") else str(file)
