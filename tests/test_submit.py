@@ -426,7 +426,9 @@ def test_a_job_is_checked_shown_kept_and_queued(cluster, here, monkeypatch):
     assert "warning" not in done.output
     tried, sent = cluster.calls("sbatch")
     assert tried == ["--test-only"]
-    assert sent == ["--parsable", str(kept), "c.yaml", "seed=1", "data.sampling.limit=8"]
+    frozen = kept.with_suffix(".yaml")  # as it is now: an edit of c.yaml is not for a job that waits
+    assert sent == ["--parsable", str(kept), str(frozen)]
+    assert frozen.read_text() == dump(load_config("c.yaml", ["seed=1", "data.sampling.limit=8"]))
     text = kept.read_text()
     assert (here / "cluster/tried").read_text() == text
     assert f"#SBATCH --comment=tlx:{here}/runs/a\n" in text
@@ -530,7 +532,7 @@ def test_a_run_that_is_done_is_not_submitted(cluster, here):
     (here / "runs/a/config.yaml").write_text(dump(load_config(here / "c.yaml", ["seed=5"])))
     assert "another configuration:\n        seed" in refused()
     assert "submitted: job" in submit("--fresh").output
-    assert cluster.calls("sbatch")[-1][2:] == ["c.yaml", "--fresh"]
+    assert cluster.calls("sbatch")[-1][2:] == [str(here / "runs/a/slurm/submitted-1.yaml"), "--fresh"]
 
 
 def test_slurms_own_words(cluster, here, monkeypatch):
@@ -550,7 +552,7 @@ def test_slurms_own_words(cluster, here, monkeypatch):
     (here / "cluster/refuses_it").unlink()
     cluster.say(id="")
     assert "sbatch has printed no job id: a line of the site's plugin" in str(submit().exception)
-    assert [file.name for file in (here / "runs/a/slurm").iterdir()] == ["submitted-1.sbatch"]  # it may be running
+    assert [file.name for file in (here / "runs/a/slurm").glob("*.sbatch")] == ["submitted-1.sbatch"]  # it may be running
     (here / "cluster/sleeps").touch()
     monkeypatch.setattr(slurm, "PATIENCE_S", 0.2)
     with pytest.raises(slurm.Unsure, match=r"sbatch has not answered for 0.2 s; the job may be queued all the same"):
@@ -565,7 +567,8 @@ def test_words_that_no_shell_or_script_may_read(cluster, here, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["tlx", "submit", "c.yaml", *words])
     done = submit(*words)
     assert "submitted: job 4711" in done.output, done.exception
-    assert cluster.calls("sbatch")[1][2:] == ["c.yaml", *words]
+    (frozen,) = cluster.calls("sbatch")[1][2:]
+    assert str(load_config(frozen).run) == words[0].removeprefix("run=")
     head = (here / "cluster/tried").read_text().partition(MARKER)[0]
     assert len(re.findall("(?m)^#SBATCH", head)) == 11
     assert "--wrap" not in "".join(line for line in head.splitlines() if line.startswith("#SBATCH"))

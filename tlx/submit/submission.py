@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from tlx import config as configs
 from tlx.config import Config
+from tlx.data.location import without_credentials
 from tlx.errors import UserError
+from tlx.files import write_whole
 from tlx.run_folder import JOBS, RunFolder
 from tlx.submit import checks, slurm
 from tlx.submit import job as jobs
@@ -32,6 +34,8 @@ class Submission:
     Attributes:
         text: of the script; empty where it cannot be made.
         arguments: of the script.
+        config: the whole configuration as it is now, for the job to read whenever it starts; None where it cannot be
+            written down, since its URLs hold credentials.
         done: the run has come to its end already; there is nothing to submit.
         about: lines for people.
     """
@@ -40,6 +44,7 @@ class Submission:
     text: str
     arguments: tuple[str, ...]
     findings: Findings
+    config: str | None = None
     done: bool = False
     about: tuple[str, ...] = ()
 
@@ -87,7 +92,7 @@ def prepare(
         if not findings.problems:
             said = findings.of(lambda: slurm.tried(text, job.options))
             about += [f"sbatch --test-only: {said}"] if said else []
-    return Submission(job, text, arguments, findings, about=tuple(about))
+    return Submission(job, text, arguments, findings, config=_written(config), about=tuple(about))
 
 
 def send(submission: Submission) -> tuple[str, Path]:
@@ -101,13 +106,17 @@ def send(submission: Submission) -> tuple[str, Path]:
     submission.findings.refuse()
     assert submission.job is not None
     file = _kept(submission.job.run / JOBS, submission.text)
+    config, arguments = file.with_suffix(".yaml"), submission.arguments
+    if submission.config is not None:  # who edits the original meanwhile means the next training
+        write_whole(config, submission.config)
+        arguments = (str(config), *(word for word in arguments if word == "--fresh"))
     try:
-        return slurm.queued(file, submission.arguments, submission.job.options), file
+        return slurm.queued(file, arguments, submission.job.options), file
     except slurm.Unsure:
         raise
     except UserError:
-        with contextlib.suppress(OSError):
-            file.unlink()
+        for made in (file, config):
+            made.unlink(missing_ok=True)
         raise
 
 
@@ -124,6 +133,11 @@ def follow(job: str, run: Path) -> str:
     )
     width = max(len(command) for command, _ in lines)
     return "\n".join(f"  {command:<{width}}  {what}" for command, what in lines)
+
+
+def _written(config: Config) -> str | None:
+    places = [place for place in (config.data.train, config.data.val) if place]
+    return configs.dump(config) if all(without_credentials(place) == place for place in places) else None
 
 
 def _kept(folder: Path, text: str) -> Path:
