@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from composed import composer
 from images import make_shards
 from safetensors.torch import load_file
 
-from tlx import build, world
 from tlx.config import parse
 from tlx.engine import fit
 from tlx.errors import TlxError
@@ -19,7 +19,6 @@ from tlx.evaluation import best_of, constant
 from tlx.nonfinite import meet_nonfinite
 from tlx.progress import MEMORY, Progress, Trend
 from tlx.resume import settle
-from tlx.run_folder import RunFolder
 from tlx.tracking.metrics import read_rows
 
 
@@ -30,31 +29,9 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def compose(shards, tmp_path, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-
-    def make(**over):
-        raw = {
-            "run": str(tmp_path / "run"),
-            "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
-            "input": {"size": 16},
-            "backbone": {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}},
-            "unfreeze": "all",
-            "phases": {"each": {"lr": 0.02, "duration": "4ep", "norm": "statistics_move"}},
-            "world": {"device": "cpu"},
-            **over,
-        }
-        config = parse(raw)
-        alone = world.enter(config)
-        folder = RunFolder(config.run)
-        folder.prepare(config, fresh=False)
-        folder.release()
-        run = build.compose(config, alone, folder)
-        run.stop.close()
-        run.notes = []
-        monkeypatch.setattr(run.journal.console, "note", run.notes.append)
-        return run
-
-    return make
+    backbone = {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}}
+    phases = {"each": {"lr": 0.02, "duration": "4ep", "norm": "statistics_move"}}
+    return composer(shards, tmp_path / "run", monkeypatch, backbone=backbone, unfreeze="all", phases=phases)
 
 
 def spoil(run, step, module, how):

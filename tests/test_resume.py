@@ -7,17 +7,15 @@ import math
 
 import pytest
 import torch
+from composed import composer
 from images import make_shards
 
-from tlx import build, world
 from tlx.checkpoint import Checkpoints, Snapshot, read, weights_of
-from tlx.config import parse
 from tlx.engine import begin, fit
 from tlx.errors import ConfigError, UserError
 from tlx.phasing import train_mode
 from tlx.progress import Patience, better
 from tlx.resume import resume, save_when_due
-from tlx.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -28,28 +26,8 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def compose(shards, tmp_path, monkeypatch):
     """Makes a run of the same folder, as often as it is called."""
-    monkeypatch.delenv("RANK", raising=False)
-
-    def make(**over):
-        raw = {
-            "run": str(tmp_path / "run"),
-            "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
-            "input": {"size": 16},
-            "backbone": {"name": "toys:small", "weights": "none", "args": {"dropout": 0.2}},
-            "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
-            "world": {"device": "cpu"},
-            **over,
-        }
-        config = parse(raw)
-        alone = world.enter(config)
-        folder = RunFolder(config.run)
-        folder.prepare(config, fresh=False)
-        run = build.compose(config, alone, folder)
-        folder.release()
-        run.stop.close()
-        return run
-
-    return make
+    backbone = {"name": "toys:small", "weights": "none", "args": {"dropout": 0.2}}
+    return composer(shards, tmp_path / "run", monkeypatch, backbone=backbone)
 
 
 def tensors(run):
@@ -81,7 +59,7 @@ def test_a_phase_may_start_from_the_best_weights_and_with_a_fresh_optimizer(comp
     assert not run.optimizer.state
 
 
-def test_a_best_checkpoint_that_is_damaged_is_not_started_from(compose, monkeypatch):
+def test_a_best_checkpoint_that_is_damaged_is_not_started_from(compose):
     phases = {"each": {"lr": 0.02, "duration": "2ep"}, "fine_tuning": {"start_from": "best"}}
     run = compose(phases=phases)
     resume(run)
@@ -95,12 +73,11 @@ def test_a_best_checkpoint_that_is_damaged_is_not_started_from(compose, monkeypa
     file.write_bytes(data)
     for parameter in run.net.parameters():
         parameter.data.add_(1.0)
-    before, notes = tensors(run), []
-    monkeypatch.setattr(run.journal.console, "note", notes.append)
+    before = tensors(run)
     run.progress.step = run.plan.phases[1].start
     begin(run, run.plan.phases[1])
     assert same(tensors(run), before)
-    assert any("is not whole" in n for n in notes)
+    assert any("is not whole" in n for n in run.notes)
 
 
 def test_the_moving_average_is_taken_up_again(compose):
@@ -186,11 +163,9 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_training_goes_on_when_a_checkpoint_cannot_be_written(compose, monkeypatch):
     run = compose()
-    notes = []
-    monkeypatch.setattr(run.journal.console, "note", notes.append)
     monkeypatch.setattr(Checkpoints, "write", lambda *_: (_ for _ in ()).throw(OSError("No space left on device")))
     assert fit(run)
-    assert any("could not be written" in n and "No space left" in n for n in notes)
+    assert any("could not be written" in n and "No space left" in n for n in run.notes)
 
 
 def test_another_format_or_other_shards_are_refused(compose, tmp_path):

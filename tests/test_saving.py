@@ -14,10 +14,11 @@ import time
 
 import pytest
 import torch
+from composed import composer
 from images import make_shards
 from safetensors.torch import load_file
 
-from tlx import build, run_lock, world
+from tlx import run_lock
 from tlx.checkpoint import Checkpoints, Snapshot, optimizer_state, read, weights_of
 from tlx.config import parse
 from tlx.differences import differences
@@ -224,38 +225,11 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
 
 
-def raw_for(shards, run, **over):
-    return {
-        "run": str(run),
-        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
-        "input": {"size": 16},
-        "backbone": {"name": "toys:small", "weights": "none", "args": {"norm": "group"}},
-        "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
-        "track": {"every": 1},
-        "checkpoint": {"every": 2},
-        "world": {"device": "cpu"},
-        **over,
-    }
-
-
 @pytest.fixture
 def compose(shards, tmp_path, monkeypatch):
-    monkeypatch.delenv("RANK", raising=False)
-
-    def make(run=tmp_path / "run", **over):
-        config = parse(raw_for(shards, run, **over))
-        alone = world.enter(config)
-        folder = RunFolder(config.run)
-        folder.prepare(config, fresh=False)
-        folder.release()
-        made = build.compose(config, alone, folder)
-        made.stop.close()
-        made.notes = []
-        monkeypatch.setattr(made.journal.console, "note", made.notes.append)
-        made.saver.say = made.notes.append
-        return made
-
-    return make
+    backbone = {"name": "toys:small", "weights": "none", "args": {"norm": "group"}}
+    often = {"track": {"every": 1}, "checkpoint": {"every": 2}}
+    return composer(shards, tmp_path / "run", monkeypatch, backbone=backbone, **often)
 
 
 def bits(run):
@@ -460,8 +434,9 @@ def test_who_waits_for_a_folder_that_is_moved_aside_gets_the_new_one(tmp_path):
     got[0].release()
 
 
-def test_fresh_moves_the_folder_aside_and_holds_the_new_one(shards, tmp_path):
-    config = parse(raw_for(shards, tmp_path / "run"))
+def test_fresh_moves_the_folder_aside_and_holds_the_new_one(tmp_path):
+    raw = {"run": str(tmp_path / "run"), "data": {"train": "x", "batch": 8}, "backbone": {"name": "toys:small"}}
+    config = parse(raw)
     first = RunFolder(config.run)
     first.prepare(config, fresh=True)  # nothing was there: nothing is moved
     first.release()

@@ -7,8 +7,11 @@ configuration, and a conflict is an error instead of a silent override.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
+import socket
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -165,7 +168,15 @@ def enter(config: Config, watch: Watch | None = None) -> World:
                 todo=f"start at most {torch.cuda.device_count()} processes here, or set world.backend=gloo",
             )
         rank, limit = int(os.environ["RANK"]), _limit(config)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        try:
+            dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+        except RuntimeError as error:
+            why = _own_name(error, several=here < size)
+            if why is None:
+                raise
+            raise TlxError(
+                f"ranks cannot connect to each other: {str(error).splitlines()[0][:300]}\n  -> {why}"
+            ) from error
     return _world(config, watch, cpu=cpu, size=size)
 
 
@@ -173,16 +184,18 @@ def meet(config: Config, watch: Watch) -> Store:
     """Where ranks find each other before they can compute together; there they compare their configurations.
 
     Raises:
-        UserError: they differ, or their code does.
+        UserError: they differ, or their code does; nothing says where to meet.
         TlxError: a rank has not come.
     """
+    _find_first(_limit(config))
     try:
         found: tuple[Store, int, int] = next(rendezvous("env://", timeout=_limit(config)))
     except dist.DistError as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise TlxError(
             f"not all {os.environ['WORLD_SIZE']} ranks have met at {where} within {_limit(config)}: "
-            f"{str(error).splitlines()[0]}\n  -> look at the output of the others"
+            f"{str(error).splitlines()[0]}\n  -> look at the output of the others: "
+            f"MASTER_ADDR must lead them to this machine ({socket.gethostname()}), MASTER_PORT to this port"
         ) from error
     store, rank, size = found
     store.set_timeout(_limit(config))
@@ -194,6 +207,76 @@ def meet(config: Config, watch: Watch) -> Store:
         ask = partial(gather_by_store, store, rank, size, timeout=_limit(config))
         check_start(config, ask)
     return store
+
+
+def _find_first(limit: timedelta) -> None:
+    """Waits until rank 0 can be reached where this rank is told that it is.
+
+    torch would wait for three times as long, and then leave a trace of C++ functions.
+
+    Raises:
+        UserError: the environment does not say where.
+        TlxError: nobody is there in time.
+    """
+    address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+    if not address or not port.isdigit():
+        raise UserError(
+            f"this is rank {rank} of {os.environ['WORLD_SIZE']}, and nothing says where ranks meet",
+            where="MASTER_ADDR, MASTER_PORT",
+            todo="export the address of rank 0's machine and a free port there, the same for every rank",
+        )
+    if rank == "0" and not agent_serves():
+        return
+    end, pause = time.monotonic() + limit.total_seconds(), 0.05
+    while True:
+        left = end - time.monotonic()
+        try:
+            socket.create_connection((address, int(port)), timeout=max(min(left, 10.0), 1.0)).close()
+            return
+        except OSError as error:
+            if left <= 0:
+                raise TlxError(_nobody(address, port, rank, limit, error)) from error
+        time.sleep(max(min(pause, end - time.monotonic()), 0.0))
+        pause = min(1.5 * pause, 1.0)
+
+
+def _nobody(address: str, port: str, rank: str, limit: timedelta, error: OSError) -> str:
+    here = socket.gethostname()
+    if isinstance(error, socket.gaierror):
+        todo = f"{address} is no name that {here} knows: give rank 0's machine as an address, or see /etc/hosts"
+    elif _loopback(address):
+        todo = f"{address} is {here} itself: if rank 0 runs elsewhere, give its address as the other machines see it"
+    elif isinstance(error, TimeoutError):
+        todo = (
+            "no packet comes back: see that this is an address in a network that both machines are in, and the firewall"
+        )
+    else:
+        todo = "see that rank 0 was started, on that machine, with that port, and what it says"
+    return (
+        f"rank {rank} ({here}) has found nobody at MASTER_ADDR:MASTER_PORT = {address}:{port} within {limit}: "
+        f"{error.strerror or error}\n  -> {todo}; more in launch/README.md"
+    )
+
+
+def _own_name(error: RuntimeError, *, several: bool) -> str | None:
+    """Whether gloo has told the other machines an address of this one that leads them to themselves."""
+    host = socket.gethostname()
+    named = bool(os.environ.get("GLOO_SOCKET_IFNAME"))
+    if "connectFullMesh" not in str(error) or named or not several or not _loopback(host):
+        return None
+    return (
+        f"the name of this machine, {host}, resolves to a loopback address here, which gloo gives to the others: "
+        "on each machine export GLOO_SOCKET_IFNAME=NAME, the interface (`ip addr`) that leads to the others; "
+        "more in launch/README.md"
+    )
+
+
+def _loopback(address: str) -> bool:
+    try:
+        found = {info[4][0] for info in socket.getaddrinfo(address, None)}
+    except OSError:
+        return False
+    return all(ipaddress.ip_address(str(one).partition("%")[0]).is_loopback for one in found)
 
 
 def _limit(config: Config) -> timedelta:
@@ -263,6 +346,16 @@ def _check_size(config: Config, size: int) -> None:
             f"the configuration expects {config.world.size} ranks, the launcher has started {size}",
             where="world.size",
             todo="see launch/README.md for launch commands that give the number they name",
+        )
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "WORLD_SIZE" not in os.environ and tasks.isdigit() and int(tasks) > 1:
+        raise UserError(
+            f"srun has started {tasks} tasks, and nothing tells them that they are ranks of one training: each would "
+            "train alone, in the same folder",
+            where="WORLD_SIZE",
+            todo="use slurm/train.sbatch; or, in the task, export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS "
+            "LOCAL_RANK=$SLURM_LOCALID and the same MASTER_ADDR and MASTER_PORT everywhere; or, where each task is "
+            "a training with a folder of its own, export WORLD_SIZE=1",
         )
     promised = _promised(size)
     if promised and promised[0] != size:

@@ -27,7 +27,8 @@ def wandb(
     """Weights & Biases: one run per training, however often it was resumed, and each step in it once.
 
     Without `mode`, WANDB_MODE decides; without that, online where credentials are configured, offline, with a warning,
-    where not and where the server does not answer. ``tlx track sync RUN`` sends later what W&B lacks.
+    where not, where nothing answers at the server's address within two seconds, and where W&B has not begun within 30.
+    ``tlx track sync RUN`` sends later what W&B lacks.
 
     Raises:
         TrackingError: W&B cannot begin.
@@ -39,8 +40,8 @@ def wandb(
     asked = mode or os.environ.get("WANDB_MODE")
     if asked:
         return wandb_run.begin(target, asked, rows)  # type: ignore[arg-type]
-    why = "there is no key for Weights & Biases"
-    if wandb_run.has_key():
+    why: str | None = "there is no key for Weights & Biases"
+    if wandb_run.has_key() and (why := wandb_run.unreachable()) is None:
         try:
             return wandb_run.begin(target, "online", rows)
         except TrackingError as error:

@@ -17,13 +17,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tlx.data.location import without_credentials
 from tlx.files import write_whole
+from tlx.reachable import reachable
 from tlx.tracking.tracker import TrackingError, warn
 
 Mode = Literal["online", "offline", "disabled"]
 
 End = Literal["finished", "stopped", "failed"]
 """How a run ended; one that was stopped goes on later, and W&B calls it preempted."""
+
+KNOCK_S = 2.0
+"""How long its server may take to accept a connection, where nobody has said whether there is a network."""
 
 INIT_S = 30.0
 """How long W&B may take to begin."""
@@ -81,6 +86,21 @@ def has_key() -> bool:
 
     _listen("online")  # WANDB_MODE=offline would answer for the key
     return bool(library.login(prompt=False, verify=False))
+
+
+def unreachable() -> str | None:
+    """Why the server cannot be asked from here; None where something answers at its address.
+
+    W&B itself would look up its name, or knock, for all of its 30 s, and a start of the training would wait for that.
+    """
+    import wandb as library
+
+    settings: Any = library.setup().settings
+    url = str(settings.base_url)
+    proxy = settings.https_proxy if url.startswith("https") else settings.http_proxy
+    if reachable(str(proxy or url), within_s=KNOCK_S):
+        return None
+    return f"W&B: {without_credentials(str(proxy or url))} does not answer"
 
 
 def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send_s: float | None = None) -> WandbRun:

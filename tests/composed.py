@@ -1,0 +1,49 @@
+"""Runs composed as `tlx train` composes them, in this process: a test can look into one and break it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tlx import build, world
+from tlx.config import parse
+from tlx.run import Run
+from tlx.run_folder import RunFolder
+
+
+def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usual: Any) -> Callable[..., Run]:
+    """Makes a run of one rank on the small network, as often as it is called; the same folder resumes.
+
+    What a run would tell people is in its `notes`.
+
+    Args:
+        folder: the run's, where a call names no other one.
+        usual: settings of the configuration, before those of a call.
+    """
+    monkeypatch.delenv("RANK", raising=False)
+    raw = {
+        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
+        "input": {"size": 16},
+        "backbone": {"name": "toys:small", "weights": "none"},
+        "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
+        "world": {"device": "cpu"},
+        **usual,
+    }
+
+    def compose(run: Path | str = folder, **over: Any) -> Run:
+        config = parse({**raw, "run": str(run), **over})
+        alone = world.enter(config)
+        place = RunFolder(config.run)
+        place.prepare(config, fresh=False)
+        made = build.compose(config, alone, place)
+        place.release()
+        made.stop.close()
+        made.notes = []
+        monkeypatch.setattr(made.journal.console, "note", made.notes.append)
+        made.saver.say = made.notes.append
+        return made
+
+    return compose
