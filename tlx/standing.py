@@ -43,7 +43,8 @@ def standing(folder: Path) -> str:
     if owner is not None:
         lines.append(f"  trained by {owner}")
     lines += [f"  {said[key]}" for key in ("why", "message") if said.get(key)]
-    step, steps = (row or said).get("step"), _steps(folder, said)
+    known = [found["step"] for found in (row, said) if found is not None and isinstance(found.get("step"), int)]
+    step, steps = max(known, default=None), _steps(folder, said)
     if step is not None:
         lines.append(f"  step {step:,}" + (f" of {steps:,} ({step / steps:.0%})" if steps else "") + _about(row))
     lines += [f"  {name} checkpoint: {path}" for name in ("latest", "best") if (path := _checkpoint(folder, name))]
