@@ -552,7 +552,8 @@ def test_slurms_own_words(cluster, here, monkeypatch):
     (here / "cluster/refuses_it").unlink()
     cluster.say(id="")
     assert "sbatch has printed no job id: a line of the site's plugin" in str(submit().exception)
-    assert [file.name for file in (here / "runs/a/slurm").glob("*.sbatch")] == ["submitted-1.sbatch"]  # it may be running
+    kept = (here / "runs/a/slurm").glob("*.sbatch")
+    assert [file.name for file in kept] == ["submitted-1.sbatch"]  # it may be running
     (here / "cluster/sleeps").touch()
     monkeypatch.setattr(slurm, "PATIENCE_S", 0.2)
     with pytest.raises(slurm.Unsure, match=r"sbatch has not answered for 0.2 s; the job may be queued all the same"):
