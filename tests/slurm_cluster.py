@@ -75,7 +75,10 @@ PropagateResourceLimits=NONE
 GresTypes=gpu
 NodeName=DEFAULT CPUs={cpus} RealMemory=16000 Gres=gpu:{gpus} State=UNKNOWN Port={node_port}
 {nodes}
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=1 GraceTime={grace}
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP OverSubscribe=NO PriorityTier=2 PreemptMode=OFF
 """
 
 # the first process of a node; it waits for its network
@@ -109,6 +112,7 @@ class Cluster:
     cpus: int = 8
     gpus: int = 2
     kill_wait: int = 5
+    grace: int = 30
     net: str = ""
     daemons: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
@@ -276,7 +280,7 @@ class Cluster:
 
     def _idle(self) -> bool:
         with contextlib.suppress(AssertionError):
-            return len(self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == self.nodes
+            return set(self.call("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()) == set(self.names)
         return False
 
     def _daemon(self, name: str, *words: str) -> subprocess.Popen[bytes]:

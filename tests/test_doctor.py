@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import torch
 from commands import environment, tlx, write_config
 from images import make_shards
 from typer.testing import CliRunner
@@ -25,10 +26,11 @@ from tlx.config import parse
 from tlx.doctor import accelerates, findings, hardware, limits, meeting, network, place, services, slurm, software
 from tlx.doctor import storage as disks
 from tlx.doctor.findings import Finding, Section, fault, guarded, merged, ok, warning
+from tlx.doctor.look import Look
 from tlx.doctor.needs import Needs, needs_of
 from tlx.doctor.shown import Output
 from tlx.doctor.traffic import Traffic
-from tlx.errors import UserError
+from tlx.errors import TlxError, UserError
 
 HERE = Path(__file__).parent
 CONFIG = (HERE / "doctor_scontrol_config.txt").read_text()
@@ -134,6 +136,48 @@ def test_torch_against_the_driver(built, usable, devices, visible, verdict, word
     assert software.judge_cuda(built, usable, driver, visible, on_cpu=True).verdict == "ok"
 
 
+def test_a_gpu_that_is_asked_for_may_be_on_a_compute_node():
+    none = software.Driver(0)
+    (found, job) = (software.judge_cuda("13", 0, none, None, wanted=True, in_job=j) for j in (False, True))
+    assert (found.verdict, job.verdict) == ("warning", "fault")
+    assert "a compute node may have one" in found.said
+    assert software.judge_cuda("13", 1, software.Driver(1), None, wanted=True).verdict == "ok"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_what_a_training_elsewhere_has_is_no_fault_of_this_machine(config):
+    from tlx import config as configs
+
+    here = place.of_environment({})
+    said = configs.load(config, ["world.size=16", "world.device=cpu"])
+    assert [f.verdict for f in meeting.compute(said, here, None, 5.0)] == ["ok"]
+    said = configs.load(config, ["world.size=16", "world.device=cuda"])
+    assert list(meeting.compute(said, here, None, 5.0)) == []
+
+
+def test_a_gpu_that_has_failed_is_a_fault_and_not_a_traceback(monkeypatch):
+    def fails(*_):
+        raise RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", fails)
+    one = replace(place.of_environment({}), launcher="torchrun", rank=1, size=2, local=1)
+    found, (sick,) = hardware.look_at_gpus(one)
+    assert found == []
+    assert sick.said == "GPU 1 cannot be used: CUDA error: uncorrectable ECC error encountered"
+    assert "take another node" in sick.todo
+    assert meeting.blocks(sick)
+    assert meeting.facts(one, workers=1, on_cpu=False).gpu is None
+    assert meeting._remedy(RuntimeError("CUDA error: device-side")) == hardware.SICK
+    assert "NCCL_SOCKET_IFNAME" in meeting._remedy(RuntimeError("gloo/transport/tcp/pair.cc: Connection closed"))
+    monkeypatch.setattr(torch.cuda, "is_available", fails)
+    checks = dict(
+        Look(None, accelerates.stand_in({}), one, quick=True)._node()
+    )  # nothing is asked before it is guarded
+    assert guarded("GPU", checks["GPU"])[0].verdict == "warning"
+
+
 # Hardware
 
 
@@ -169,6 +213,9 @@ def test_ranks_against_gpus_cores_memory_and_limits():
     assert cores(8) == {"cores": "ok"}
     assert cores(4)["cores"] == "warning"
     assert cores(64, 4.0)["cores"] == "warning"
+    for step in (False, True):
+        (found, *_) = hardware.judge_cores(4, None, ranks=2, workers=3, threads=1, on_cpu=False, in_step=step)
+        assert ("srun" in found.todo) == step
     assert cores(8, threads=8)["threads"] == "warning"
     assert verdicts(hardware.limits(64, -1, size=8, workers=2, infiniband=False))["open files"] == "warning"
     assert verdicts(hardware.limits(-1, 65536, size=8, workers=2, infiniband=True))["locked memory"] == "warning"
@@ -293,6 +340,67 @@ def test_accelerates_settings(tmp_path):
         assert accelerates.judge_file(plain, content, file).verdict == verdict, content
 
 
+def test_accelerates_default_file_without_a_configuration(tmp_path, monkeypatch):
+    from accelerate.commands.config import config_args
+
+    file = tmp_path / "default_config.yaml"
+    file.write_text("{distributed_type: MULTI_GPU, num_processes: 8, mixed_precision: bf16}")
+    monkeypatch.setattr(config_args, "default_config_file", str(file))
+    assert verdicts(accelerates.default_file(None)) == {"accelerate's file": "ok"}  # nobody disagrees with bf16
+    assert verdicts(accelerates.default_file(accelerates.stand_in({}))) == {"accelerate's file": "warning"}
+
+
+def test_ranks_that_know_no_place_to_meet_do_not_wait(monkeypatch, capsys):
+    monkeypatch.setattr(meeting.Wire, "join", lambda _: pytest.fail("it has waited"))
+    own = [Section("launcher and network", (fault("MASTER_ADDR", "nowhere does not resolve", "another"),))]
+    for rank, many in ((0, 2), (1, 1)):
+        here = replace(place.of_environment({}), launcher="torchrun", rank=rank, size=2)
+        mine = meeting.Facts("a", [0], None, 1, 1, None)
+        found = list(
+            meeting.together(
+                accelerates.stand_in({}), here, own, mine, run=None, needs=None, wait_s=1, give_up=pytest.fail
+            )
+        )
+        assert len(found) == many
+        assert verdicts(found[-1].findings) == {"rendezvous": "fault"}
+    assert "rank 1 " in capsys.readouterr().err
+
+
+def test_nobody_where_ranks_meet_is_told_once_and_in_time(monkeypatch):
+    monkeypatch.setattr(os, "environ", {**os.environ, "RANK": "1", "WORLD_SIZE": "2"})
+    monkeypatch.setitem(os.environ, "MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setitem(os.environ, "MASTER_PORT", str(network.free_port()))
+    with pytest.raises(TlxError, match="has found nobody at") as caught:
+        meeting.Wire.join(0.2)
+    found = meeting._not_met(caught.value)
+    assert "\n" not in found.said
+    assert found.todo.count("NCCL_SOCKET_IFNAME") == 1
+
+
+def seen_by(nodes, hosts=("a", "b", "c")):
+    return list(meeting._seen([{"seen": one} for one in nodes], dict(enumerate(hosts))))
+
+
+def test_the_run_folder_of_all(tmp_path, monkeypatch):
+    assert seen_by(["", ""]) == []
+    assert verdicts(seen_by(["", "same", "same"])) == {"run folder of all": "ok"}
+    (found,) = seen_by(["", "unlocked", "absent"])
+    assert (found.verdict, found.said.endswith("not seen on c")) == ("fault", True)
+    (found,) = seen_by(["", "same", "unlocked"])
+    assert (found.verdict, found.said.endswith("does not hold on c")) == ("warning", True)
+    first, other = (replace(place.of_environment({}), host=host) for host in ("a", "b"))
+    probe = tmp_path / "probe"
+    probe.write_text("token")
+    assert meeting._look(other, str(probe), "token", "a") == "unlocked"
+    with probe.open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert meeting._look(other, str(probe), "token", "a") == "same"
+    assert meeting._look(other, str(probe), "other", "a") == "absent"  # a file of that name, and not that one
+    assert meeting._look(other, str(tmp_path / "x"), "token", "a") == "absent"
+    assert meeting._look(first, str(probe), "token", "a") == ""
+    assert meeting._look(replace(other, local=1), str(probe), "token", "a") == ""
+
+
 def test_cores_and_gpus_of_a_node_are_those_of_all_its_ranks():
     one = meeting.Facts("a", [0, 1], None, 1, 1, "gpu-0")
     bound = [one, replace(one, cores=[2, 3], gpu="gpu-1")]
@@ -342,6 +450,11 @@ def test_a_run_folder(tmp_path, monkeypatch):
     needs = Needs(checkpoint=GIB, checkpoints=4 * GIB, batches=0, gradients=0, memory=None)
     for free, verdict in ((8 * GIB, "ok"), (3 * GIB, "warning"), (GIB, "fault")):
         assert verdicts(disks.room(free, needs)) == {"room for checkpoints": verdict}
+    assert verdicts(disks.room(3 * GIB, needs, there=GIB)) == {"room for checkpoints": "ok"}  # the old ones go
+    (tmp_path / "b/checkpoints/1").mkdir(parents=True)
+    (tmp_path / "b/checkpoints/1/model").write_bytes(bytes(3 << 20))
+    said = {f.name: f.said for f in disks.run_folder(tmp_path / "b", needs=needs, measure=False)}
+    assert "of which 3.0 MiB are there already" in said["room for checkpoints"]
 
     def no_locks(*_):
         raise OSError(38, "Function not implemented")
@@ -361,10 +474,53 @@ def test_a_folder_that_cannot_be_written():
 
 def test_read_speed_tells_of_the_page_cache(tmp_path):
     tar = tmp_path / "a.tar"
-    tar.write_bytes(os.urandom(1 << 20))
+    tar.write_bytes(os.urandom(8 << 20))
     found = disks.read_speed(tar)
     assert found.verdict == "ok"
     assert "in the page cache" in found.said or "not known" in found.said
+    tar.write_bytes(b"x")
+    assert "too small" in disks.read_speed(tar).said
+
+
+@pytest.mark.parametrize(
+    ("got", "took", "kept", "verdict", "words"),
+    [
+        (64 << 20, 0.5, 0.0, "ok", "134 MB/s"),
+        (64 << 20, 0.5, 0.5, "ok", "50% of it was in the page cache"),
+        (64 << 20, 0.5, None, "ok", "not known"),
+        (16 << 20, 2.0, 0.0, "warning", "8 MB/s"),
+        (16 << 20, 2.0, None, "warning", "8 MB/s"),
+        (0, 2.0, 0.0, "warning", "0 MB/s"),  # a disk that gives nothing in all this time
+        (1 << 20, 0.2, 0.0, "ok", "too small to measure"),
+    ],
+)
+def test_a_disk_that_is_slow_to_read_is_a_warning(got, took, kept, verdict, words):
+    found = disks.judge_read("a.tar", got, took, kept)
+    assert (found.verdict, words in found.said) == (verdict, True)
+
+
+def test_the_share_of_a_file_in_the_page_cache(tmp_path, monkeypatch):
+    asked = []
+
+    def preadv(handle, buffers, at, flags):
+        asked.append(at)
+        if at >= 500:  # the first half is in the cache
+            raise BlockingIOError
+        return 1
+
+    monkeypatch.setattr(os, "RWF_NOWAIT", 8, raising=False)
+    monkeypatch.setattr(os, "preadv", preadv, raising=False)
+    assert disks.cached_share(0, 0, 1001) == 0.5
+    assert 0 <= min(asked) < max(asked) < 1001
+    assert disks.cached_share(0, 0, 0) is None
+    monkeypatch.setattr(os, "preadv", lambda *_: os.stat("/nowhere"), raising=False)
+    assert disks.cached_share(0, 0, 1001) is None
+
+
+def test_a_checkpoint_that_takes_long_to_write_is_a_warning(tmp_path):
+    needs = Needs(checkpoint=1, checkpoints=1, batches=0, gradients=0, memory=None)
+    assert disks.write_speed(tmp_path, needs).verdict == "ok"
+    assert disks.write_speed(tmp_path, replace(needs, checkpoint=1 << 60)).verdict == "warning"
 
 
 # Services
@@ -399,6 +555,27 @@ def test_how_wandb_would_be_used():
     (found,) = services.tracking(None, {"WANDB_MODE": "offline"})
     assert found.verdict == "ok"
     assert "tlx track sync" in found.said
+
+
+def test_no_credentials_of_the_hubs_address_are_shown(monkeypatch):
+    from huggingface_hub import constants
+
+    asked = []
+    monkeypatch.setattr(constants, "ENDPOINT", "https://joe:s3cret@hub.example")
+    monkeypatch.setattr("tlx.reachable.reachable", lambda url: asked.append(url) or True)
+    (found,) = services.weights(None)
+    assert found == ok("internet", "https://hub.example answers")
+    assert asked == ["https://joe:s3cret@hub.example"]  # its port and scheme are wanted
+
+
+def test_a_backbone_is_made_with_the_classes_that_there_are(config, monkeypatch):
+    from tlx import config as configs
+
+    asked = []
+    monkeypatch.setattr(services, "load", lambda config, classes: asked.append(classes) or "fine")
+    (found,) = services.weights(configs.load(config))
+    (other,) = services.weights(configs.load(config, ["data.train=nowhere"]))
+    assert (found.verdict, other.verdict, asked) == ("ok", "ok", [3, 2])
 
 
 def test_weights_that_are_not_here_name_the_command(tmp_path, monkeypatch):
@@ -561,6 +738,13 @@ def test_broken_things_get_their_verdicts_and_exit_code_1(config, tmp_path):
     assert {f.name for f in found if f.verdict == "warning"} >= {"requeue", "KillWait"}
     assert all(f.todo for f in found if f.verdict != "ok")
     assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_rank_that_is_no_number_is_told_without_a_traceback():
+    done = tlx("doctor", "--quick", RANK="x", WORLD_SIZE="2")
+    assert done.returncode == 2
+    assert "'x' is no number" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_mistake_in_the_configuration_is_2(config):

@@ -56,7 +56,7 @@ def submit(cluster):
 @pytest.fixture(scope="module")
 def undisturbed(cluster, submit, config, tmp_path_factory):
     """A training that nothing happened to: its folder, and its job as Slurm shows it."""
-    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    run = tmp_path_factory.mktemp("undisturbed") / "the run"
     began = time.monotonic()
     job = cluster.ended(submit(config, run))
     return run, job, time.monotonic() - began
@@ -167,7 +167,7 @@ def test_a_start_that_always_fails_is_not_requeued_for_ever(cluster, submit, con
     number = submit(config, run, words=[backbone], MAX_TRIES="2")
     job = cluster.ended(number, timeout=240)
     assert (job["JobState"], job["Restarts"]) == ("FAILED", "2"), said(run) + nodes_said(run)
-    assert "2 starts since checkpoint none have brought no newer one: not requeued" in said(run)
+    assert "3 starts in a row have brought no new checkpoint: not requeued" in said(run)
 
 
 @pytest.mark.slow
@@ -193,6 +193,7 @@ def test_a_cancelled_job_leaves_a_checkpoint_and_stays_cancelled(
     time.sleep(8)  # a requeue's delay
     job = cluster.job(number)
     assert (job["JobState"], job["Restarts"]) == ("CANCELLED", "0"), said(run) + nodes_said(run)
+    assert "requeue" not in said(run)
     stopped = status(run)
     assert stopped["status"] == "resumable"
     assert (run / "checkpoints" / "latest").resolve().name == f"step-{stopped['step']:08d}"
@@ -273,6 +274,12 @@ def test_an_array_and_the_report_after_it(cluster, config, undisturbed, tmp_path
         words = ["bash", script, *options, base, *words]
         return subprocess.run(list(map(str, words)), env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
 
+    def call_report(*words):
+        words = ["bash", script, "report", *words]
+        return subprocess.run(
+            list(map(str, words)), env=env | {"REPORT_OPTIONS": ""}, capture_output=True, text=True, check=False
+        )
+
     for wrong, why in (
         (["seed=1"], "nothing to sweep over"),
         (["seed=1,x"], "seed: input should be a valid integer"),
@@ -296,13 +303,20 @@ def test_an_array_and_the_report_after_it(cluster, config, undisturbed, tmp_path
         time.sleep(0.1)
     (last,) = (j for j in cluster.jobs(array) if j["JobId"] == array)
     reach(cluster, array, sweep / sorted(names)[int(last["ArrayTaskId"]) - 1], 20)
+    # as on a cluster where the report has started too early, or has forgotten the array
+    (listed,) = (sweep / "slurm").glob("list-*")
+    early = call_report(listed, sweep, array)
+    assert "still to come: " in early.stdout, early
     cluster.call("scancel", "--batch", "--signal=USR1", f"{array}_{last['ArrayTaskId']}")
     while any(j["JobState"] != "COMPLETED" for j in cluster.jobs(array)):
         assert time.monotonic() < deadline, cluster.jobs(array)
         cluster.soon(array)
         time.sleep(0.2)
     assert sorted(j["Restarts"] for j in cluster.jobs(array)) == ["0", "0", "0", "1"]
-    while cluster.call("squeue", "-h"):  # a first report may have queued a second one
+    forgotten = call_report(listed, sweep, "99999")
+    assert forgotten.returncode == 0, forgotten
+    assert "comparison.html" in forgotten.stdout
+    while cluster.call("squeue", "-h"):  # a report that is early has queued a second one
         assert time.monotonic() < deadline
         time.sleep(0.2)
     reports = "".join(p.read_text() for p in (sweep / "slurm").glob("*-report.out"))
@@ -315,3 +329,57 @@ def test_an_array_and_the_report_after_it(cluster, config, undisturbed, tmp_path
     record_property(
         "figures", f"slurm: an array of four, one requeued, and its report: {time.monotonic() - began:.0f} s"
     )
+
+
+@pytest.mark.slow
+def test_a_second_job_for_the_same_run_does_no_harm(cluster, submit, config, undisturbed, tmp_path):
+    run = tmp_path / "run"
+    number = submit(config, run, pace=0.15)
+    reach(cluster, number, run, 40)
+    second = cluster.ended(submit(config, run))
+    assert (second["JobState"], second["Restarts"], second["ExitCode"]) == ("FAILED", "0", "2:0"), said(run)
+    assert "another training runs in this folder" in nodes_said(run)
+    assert status(run)["status"] == "running"
+    of_rank(1, run).kill()
+    job = cluster.ended(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    same_bits(run, undisturbed[0])
+
+
+@pytest.mark.slow
+def test_two_jobs_on_one_node_and_accelerate_with_one_rank(cluster, submit, config, tmp_path):
+    runs = [tmp_path / str(i) / "run" for i in (1, 2)]
+    for run in runs:
+        run.parent.mkdir()
+    where = ["--nodes=1", f"--nodelist={cluster.names[0]}"]
+    jobs = [submit(config, run, *where, LAUNCHER="accelerate", words=["data.workers=0"]) for run in runs]
+    for number, run in zip(jobs, runs, strict=True):
+        assert cluster.ended(number)["JobState"] == "COMPLETED", said(run) + nodes_said(run)
+    same_bits(*runs)
+
+
+@pytest.mark.slow
+def test_a_preempted_job_comes_back(cluster, submit, config, undisturbed, tmp_path, record_property):
+    run, began = tmp_path / "run", time.monotonic()
+    number = submit(config, run, pace=0.05)
+    reach(cluster, number, run, 20)
+    urgent = "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", f"--output={tmp_path}/urgent"
+    other = cluster.call(*urgent, "--wrap=sleep 5").strip()
+    cluster.wait(number, lambda job: job["JobState"] == "PENDING", timeout=90)
+    assert cluster.ended(other)["JobState"] == "COMPLETED"
+    assert last_step(run) < 200
+    job = cluster.ended(number)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    assert "preempted" in said(run)
+    same_bits(run, undisturbed[0])
+    record_property("figures", f"slurm: preempted with a grace time, the same bits: {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.slow
+def test_a_time_limit_in_the_middle_of_a_step(cluster, submit, config, tmp_path):
+    """The limit itself ends it; it comes back, but not for ever."""
+    run = tmp_path / "run"
+    number = submit(config, run, "--time=1", "--signal=B:USR1@10", pace=300, MAX_TRIES="1")
+    job = cluster.wait(number, lambda job: job["Restarts"] == "1" and job["JobState"] == "TIMEOUT", timeout=400)
+    assert job["Restarts"] == "1"
+    assert "2 starts in a row have brought no new checkpoint: not requeued" in said(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -24,9 +25,9 @@ from tlx.config import load as load_config
 from tlx.errors import UserError
 from tlx.run_folder import RunFolder
 from tlx.run_lock import RunLock
+from tlx.submit import checks, slurm, template, times
 from tlx.submit import job as jobs
 from tlx.submit import site as sites
-from tlx.submit import slurm, template, times
 from tlx.submit.job import Wish
 from tlx.submit.script import script
 from tlx.submit.site import Site
@@ -90,7 +91,7 @@ def test_a_script_reads_like_this():
         "ulimit -l unlimited\n"
         "LAUNCHER=torchrun\n"
         'PYTHON="apptainer exec --nv $SCRATCH/i.sif python3"\n'
-        "RUN='/r/o'\"'\"'neil'\n"
+        "TLX_RUN='/r/o'\"'\"'neil'\n"
         "RANKS_PER_NODE=4\n"
         'STAGE="$TMPDIR/x"\n'
         "SRUN_OPTIONS='--cpu-bind=cores --container-mounts=/data:/data'\n"
@@ -107,6 +108,9 @@ def test_the_real_script_is_whole(tmp_path):
     given, kept = (ROOT / "slurm" / "train.sbatch").read_text(), {"--requeue", "--open-mode=append"}
     assert text.endswith(given[given.index(MARKER) :])
     assert kept <= {line.split()[1] for line in text.splitlines() if line.startswith("#SBATCH")}
+    body = given[given.index(MARKER) :]
+    for name in job.settings:  # the script must know what it is told
+        assert re.search(rf"\$(?:{name}\b|\{{{name}\b)", body), name
     for name in re.findall(r': "\$\{([A-Z_]+):=', given):  # every setting of the head is in it, once
         assert len(re.findall(rf'^(?:{name}=|: "\${{{name}:=)', text, flags=re.MULTILINE)) == 1
     file = tmp_path / "s.sbatch"
@@ -169,7 +173,7 @@ def test_the_shell_reads_what_was_meant(run, stage):
     except UserError:
         return
     head = script(job, TOY, ["tlx"]).partition(MARKER)[0]
-    show = f'{head}\nprintf \'%s\\0\' "$RUN" "$STAGE"'
+    show = f'{head}\nprintf \'%s\\0\' "$TLX_RUN" "$STAGE"'
     said = subprocess.run(["bash", "-u"], input=show, env={}, capture_output=True, text=True, check=False)
     if re.search(r"\$(\w|\{\w)", stage):  # a variable; here there is none, and a job would say so
         assert "unbound variable" in said.stderr or not said.stderr
@@ -221,12 +225,25 @@ def test_gpus_are_of_the_whole_job(wish, site, shape):
         ({"time": "2m"}, {}, "a warning 180 s before a limit of 00:02:00"),
         ({"options": ("--signal=USR1",)}, {}, "--signal is not for --option"),
         ({"options": ("--gres=gpu:2",)}, {}, "gpu_type in the site file"),
+        ({"options": ("--signa=USR1",)}, {}, "--signal is not for --option"),  # sbatch takes abbreviations
+        ({"options": ("--no-req",)}, {}, "--no-requeue is not for --option"),
+        ({"options": ("--clusters=b",)}, {}, "--clusters is not for --option"),
+        ({"stage": "~/x"}, {}, r"--stage: '~/x': ~ does nothing here; write \$HOME"),
         ({"name": "a\nb"}, {}, r"--job-name: 'a\\nb' cannot stand in one line"),
     ],
 )
 def test_what_cannot_be_asked_for(wish, site, said):
     with pytest.raises(UserError, match=said):
         made(Wish(**wish), Site(**site, python="python"))
+
+
+def test_options_whose_names_only_begin_alike_are_free():
+    options = ("--export=ALL", "--mem-bind=local", "--wait-all-nodes=1", "--nodelist=n1")
+    assert options == tuple(f"--{k}={v}" for k, v in list(made(Wish(options=options)).options.items())[-4:])
+
+
+def test_a_single_rank_is_one_rank():
+    assert str(made(Wish(gpus=0))).startswith("1 node x 1 rank on CPUs = 1 rank by")
 
 
 @pytest.mark.parametrize("run", ["/r/100%", "/r/a\\b", "/r/a\nb", "/r/\udce9"])
@@ -252,6 +269,8 @@ def test_no_times(text):
     with pytest.raises(ValueError, match="time"):
         times.read(text)
     assert times.limit("UNLIMITED") is None
+    for said in ("0", "N/A", "00:00:00"):  # partitions that nobody may use have such limits
+        assert times.limit(said) is None
 
 
 # -- the site file
@@ -277,6 +296,17 @@ def test_all_mistakes_of_a_site_file_together(tmp_path):
         "options.0: '-p gpu' is not an option of sbatch", "container: 'a b': a word with spaces",
         "account: has characters that cannot be printed", "launcher: ",
     ):  # fmt: skip
+        assert said in str(caught.value)
+
+
+def test_one_word_is_a_list_of_one_and_a_tilde_is_refused(tmp_path):
+    site = Site(modules="cuda/12", options="--exclusive")
+    assert (site.modules, site.options) == (("cuda/12",), ("--exclusive",))
+    assert Site(modules="cuda/12 gcc").modules == ("cuda/12", "gcc")
+    (tmp_path / "s.yaml").write_text("stage: ~/x\npython: ~/p\ncontainer: apptainer exec ~/i\nsrun: [--chdir=~/x]")
+    with pytest.raises(UserError) as caught:
+        sites.load(tmp_path / "s.yaml")
+    for said in ("stage: '~/x': ~", "python: '~/p': ~", "container: '~/i': ~", "srun: '--chdir=~/x': ~"):
         assert said in str(caught.value)
 
 
@@ -329,7 +359,10 @@ def test_the_template_is_found_where_a_wheel_puts_it(tmp_path, monkeypatch):
 FAKE = r"""#!/bin/bash
 printf '%s\0' "${0##*/}" "$@" >>"$FAKE/calls"; echo >>"$FAKE/calls"
 case ${0##*/} in
-squeue) cat "$FAKE/queue" ;;
+squeue)
+    [ ! -e "$FAKE/unset" ] || { echo "squeue: fatal: Could not establish a configuration source" >&2; exit 1; }
+    cat "$FAKE/queue" ;;
+sinfo) cat "$FAKE/nodes" ;;
 scontrol) cat "$FAKE/partitions" ;;
 sbatch)
     env >"$FAKE/env"
@@ -351,7 +384,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "bin").mkdir(parents=True)
-        for name in ("sbatch", "squeue", "scontrol"):
+        for name in ("sbatch", "squeue", "scontrol", "sinfo"):
             (folder / "bin" / name).write_text(FAKE)
             (folder / "bin" / name).chmod(0o755)
         self.say(queue="", partitions=PARTITIONS, id="4711;here\n", answer="sbatch: Job 7 to start at noon on n[1-2]\n")
@@ -430,7 +463,9 @@ def test_a_job_is_checked_shown_kept_and_queued(cluster, here, monkeypatch):
     assert sent == ["--parsable", str(kept), str(frozen)]
     assert frozen.read_text() == dump(load_config("c.yaml", ["seed=1", "data.sampling.limit=8"]))
     text = kept.read_text()
+    assert f"\n{text.partition(MARKER)[0]}\nscript: " in done.output
     assert (here / "cluster/tried").read_text() == text
+    assert cluster.calls("squeue") == [[f"--user={os.getuid()}", "--noheader", "--format=%i|%T|%k"]]
     assert f"#SBATCH --comment=tlx:{here}/runs/a\n" in text
     assert "#SBATCH --mail-type=END\n" in text
     said = (here / "cluster/env").read_text()
@@ -444,7 +479,8 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(here, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     done = submit("--dry-run", "seed=1", "--fresh")
     assert done.exit_code == 0, (done.output, done.exception)
-    assert "\n# sbatch SCRIPT c.yaml --fresh seed=1\n#!/bin/bash\n# Written by: tlx submit c.yaml\n" in done.output
+    sent = f"{here}/runs/a/slurm/submitted-N.sbatch {here}/runs/a/slurm/submitted-N.yaml --fresh"
+    assert f"\n# sbatch {sent}\n#!/bin/bash\n# Written by: tlx submit c.yaml\n" in done.output
     assert done.output.endswith(REAL.body)
     assert "there is no sbatch on this machine\n" in refused()
     assert not (here / "runs").exists()
@@ -520,7 +556,7 @@ def test_folders_that_a_run_cannot_go_on_in(cluster, here):
     shutil.rmtree(run)
     (here / "runs").rmdir()
     (here / "runs").touch()
-    assert f"{here}/runs: is not a folder" in refused()
+    assert f"{here}/runs is a file, not a folder" in refused()
 
 
 def test_a_run_that_is_done_is_not_submitted(cluster, here):
@@ -542,7 +578,7 @@ def test_slurms_own_words(cluster, here, monkeypatch):
     assert "sbatch: error: Batch job submission failed: Invalid account" in said
     assert "-> --account, or account in the site file" in said
     cluster.say(answer="allocation failure: Requested nodes are busy\n")  # sbatch itself would let it wait
-    assert "it would wait: sbatch: allocation failure: Requested nodes are busy\nscript: " in submit().output
+    assert "it would wait: sbatch: allocation failure: Requested nodes are busy\n\n#!/bin/bash\n" in submit().output
     (here / "cluster/refuses").unlink()
     shutil.rmtree(here / "runs")
     (here / "cluster/refuses_it").touch()  # what --test-only had nothing against
@@ -557,7 +593,65 @@ def test_slurms_own_words(cluster, here, monkeypatch):
     (here / "cluster/sleeps").touch()
     monkeypatch.setattr(slurm, "PATIENCE_S", 0.2)
     with pytest.raises(slurm.Unsure, match=r"sbatch has not answered for 0.2 s; the job may be queued all the same"):
-        slurm.queued(Path("x.sbatch"), [], {})
+        slurm.queued(["x.sbatch"], {})
+
+
+def test_partitions_of_the_environment_and_limits_that_a_qos_may_lift(cluster, monkeypatch):
+    monkeypatch.setenv("SBATCH_PARTITION", "long")  # which sbatch heeds
+    assert submit("--time", "2h", "--dry-run").exit_code == 0
+    monkeypatch.setenv("SBATCH_PARTITION", "lang")
+    assert 'SBATCH_PARTITION: there is no partition "lang"' in refused()
+    monkeypatch.delenv("SBATCH_PARTITION")
+    done = submit("--time", "2h", "--qos", "big", "--dry-run")
+    assert done.exit_code == 0
+    assert "short allows (01:00:00), unless the qos allows more" in done.output
+    cluster.say(partitions="PartitionName=p Default=YES MaxTime=0 State=UP\nPartitionName=q MaxTime=N/A State=UP\n")
+    assert submit("--dry-run").exit_code == 0
+
+
+def test_a_job_waits_for_nodes_that_are_down(cluster, here):
+    (here / "cluster/refuses").touch()
+    cluster.say(answer="allocation failure: Requested node configuration is not available\n", nodes="idle 1\ndrain 1\n")
+    done = submit("--dry-run", "--partition", "long")
+    assert done.exit_code == 0, done.exception
+    assert "it would wait: nodes are down or drained (sbatch: allocation failure" in done.output
+    assert cluster.calls("sinfo") == [["--noheader", "--partition=long", "--format=%t %D"]]
+    for nodes in ("mix 1\nalloc 1\ndown* 9\n", "idle 1\n"):  # enough work, and still none fits; there are not so many
+        cluster.say(nodes=nodes)
+        assert "fewer --gpus, --cpus-per-gpu" in refused()
+    cluster.say(nodes="idle 1\nidle* 1\n")  # the second does not answer
+    assert submit("--dry-run").exit_code == 0
+    cluster.say(answer="allocation failure: Required partition not available (inactive or drain)\n")
+    assert "it is closed: sinfo tells" in refused()
+
+
+def test_a_dry_run_where_only_slurms_client_is(cluster, here):
+    (here / "cluster/unset").touch()
+    done = submit("--dry-run")
+    assert done.exit_code == 0, done.exception
+    assert "warning: squeue: fatal: Could not establish a configuration source\n" in done.output
+    assert "is SLURM_CONF set?" in done.output
+    assert cluster.calls("sbatch") == []
+    assert "is SLURM_CONF set?" in refused()
+
+
+def test_shards_are_not_staged_on_the_login_node(cluster, here):
+    done = submit("--dry-run", f"data.cache.folder={here / 'cache'}", "data.cache.stage=true")
+    assert done.exit_code == 0, done.exception
+    assert not list((here / "cache").rglob("*.tar"))
+
+
+def test_words_that_anybody_may_read():
+    words = ["run=http://u:p@h", "data.train=http://u:p@h", "seed=1"]
+    assert [w.partition(":")[0] for w in checks.check_words(words, frozen=False)] == ["run", "data.train"]
+    assert [w.partition(":")[0] for w in checks.check_words(words, frozen=True)] == ["run"]
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/1"), reason="needs a folder that nobody may write")
+def test_a_run_folder_that_cannot_be_written(here):
+    found = checks.Findings()
+    checks.check_folder(load_config("c.yaml", ["run=/proc/1/x"]), made(run="/proc/1/x"), found, fresh=True)
+    assert "/proc/1 cannot be written" in found.problems[0]
 
 
 def test_words_that_no_shell_or_script_may_read(cluster, here, monkeypatch):
@@ -573,7 +667,9 @@ def test_words_that_no_shell_or_script_may_read(cluster, here, monkeypatch):
     head = (here / "cluster/tried").read_text().partition(MARKER)[0]
     assert len(re.findall("(?m)^#SBATCH", head)) == 11
     assert "--wrap" not in "".join(line for line in head.splitlines() if line.startswith("#SBATCH"))
-    said = subprocess.run(["bash", "-u"], input=f'{head}\nprintf %s "$RUN"', capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["bash", "-u"], input=f'{head}\nprintf %s "$TLX_RUN"', capture_output=True, text=True, check=True
+    )
     assert (said.stdout, said.stderr) == (f"{here}/{words[0].removeprefix('run=')}", "")
     assert not bad.exists()
 

@@ -48,6 +48,7 @@ def submit(
 ) -> None:
     """Check a training on this machine, then queue it as a Slurm job that requeues itself until it is done."""
     from tlx.errors import UserError, did_you_mean
+    from tlx.run_folder import JOBS
     from tlx.submit import site as sites
     from tlx.submit.job import Wish
     from tlx.submit.submission import follow, prepare, send
@@ -77,11 +78,15 @@ def submit(
         warn=warn,
         options=tuple(option or ()),
     )
-    made = prepare(config, overrides or (), wish, site=site, command=["tlx", *sys.argv[1:]], fresh=fresh)
+    made = prepare(config, overrides or (), wish, site=site, command=["tlx", *sys.argv[1:]], fresh=fresh, dry=dry_run)
     for line in [*made.about, *(f"warning: {warning}" for warning in made.findings.warnings)]:
         print(line)
-    if dry_run and made.text:
-        print(f"\n# sbatch SCRIPT {shlex.join(made.arguments)}\n{made.text}", end="")
+    if made.job is not None and made.text and not made.done:
+        if dry_run:
+            sent = shlex.join(made.words(made.job.run / JOBS / "submitted-N.sbatch"))
+            print(f"\n# sbatch {sent}\n{made.text}", end="")
+        else:
+            print(f"\n{made.head}")
     if made.done and made.job is not None:
         print(
             f"{made.job.run} is done: nothing is submitted. tlx status {config} tells the result; --fresh begins anew"

@@ -16,8 +16,9 @@ def relaunched() -> bool:
 
 
 def rank() -> int:
-    """Of all processes, before there is a process group."""
-    return int(os.environ.get("RANK", 0))
+    """Of all processes, before there is a process group; 0 where RANK is no number, so that mistakes can be told."""
+    said = os.environ.get("RANK", "")
+    return int(said) if said.isdecimal() else 0
 
 
 def restarts() -> int:

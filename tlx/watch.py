@@ -64,6 +64,7 @@ class Watch:
         self.rank, self.size, self.serves = launched_rank(), 1, False
         self.last_wish: Callable[[], None] | None = None
         self._beat: tuple[int, str, int] = (0, "start", 0)
+        self._begun = False
         self._stepped = False
         self._wire: Wire | None = None
         self._thread: threading.Thread | None = None
@@ -96,6 +97,7 @@ class Watch:
         """The main thread gets on: it begins a stage, at the step that is being made."""
         count, last, before = self._beat
         self._stepped = self._stepped or last == "step"
+        self._begun = self._begun or stage == "loading"
         self._beat = (count + 1, stage, before if step is None else step)
 
     @property
@@ -111,7 +113,7 @@ class Watch:
         """Writes into status.json how the run ended, if this is the rank to do so."""
         if not self.speaks or self.folder is None:
             return
-        if self._beat[1] == "start":  # another training may be in this folder
+        if not self._begun:  # another training may be in this folder
             self.folder.say_if_there(status, message=message[:2000])
             return
         # without the folder's lock, which a stopped rank 0 still holds; what a rank has said before counts

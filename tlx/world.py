@@ -187,26 +187,37 @@ def meet(config: Config, watch: Watch) -> Store:
         UserError: they differ, or their code does; nothing says where to meet.
         TlxError: a rank has not come.
     """
-    _find_first(_limit(config))
-    try:
-        found: tuple[Store, int, int] = next(rendezvous("env://", timeout=_limit(config)))
-    except dist.DistError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        raise TlxError(
-            f"not all {os.environ['WORLD_SIZE']} ranks have met at {where} within {_limit(config)}: "
-            f"{str(error).splitlines()[0]}\n  -> look at the output of the others: "
-            f"MASTER_ADDR must lead them to this machine ({socket.gethostname()}), MASTER_PORT to this port"
-        ) from error
-    store, rank, size = found
-    store.set_timeout(_limit(config))
-    if size > 1:
-        store = of_this_attempt(store, rank, size, timeout=_limit(config))
+    store, rank, size = rendezvous_store(_limit(config))
     if math.isfinite(watch.patience_s):
         watch.start(store, rank, size, serves=rank == 0 and not agent_serves())
     if size > 1:
         ask = partial(gather_by_store, store, rank, size, timeout=_limit(config))
         check_start(config, ask)
     return store
+
+
+def rendezvous_store(limit: timedelta) -> tuple[Store, int, int]:
+    """The store where ranks meet, this rank and their number.
+
+    Raises:
+        UserError: nothing says where to meet.
+        TlxError: a rank has not come in time.
+    """
+    _find_first(limit)
+    try:
+        found: tuple[Store, int, int] = next(rendezvous("env://", timeout=limit))
+    except dist.DistError as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise TlxError(
+            f"not all {os.environ['WORLD_SIZE']} ranks have met at {where} within {limit}: "
+            f"{str(error).splitlines()[0]}\n  -> look at the output of the others: "
+            f"MASTER_ADDR must lead them to this machine ({socket.gethostname()}), MASTER_PORT to this port"
+        ) from error
+    store, rank, size = found
+    store.set_timeout(limit)
+    if size > 1:
+        store = of_this_attempt(store, rank, size, timeout=limit)
+    return store, rank, size
 
 
 def _find_first(limit: timedelta) -> None:

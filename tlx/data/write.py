@@ -355,7 +355,11 @@ def _write_all(
     threads = max(1, jobs // max(len(tasks), 1))
     write = partial(_write, source, folder, options, measured, threads)
     titled = "writing shards" if progress else None
-    bad = [b for found in in_processes(write, tasks, jobs=options.jobs, title=titled) for b in found]
+    try:
+        bad = [b for found in in_processes(write, tasks, jobs=options.jobs, title=titled) for b in found]
+    except BaseException:  # what a process was at that was ended with the others: room that may be wanted
+        remove_what_was_left(folder, {(task.split, task.name.removesuffix(".tar")) for task in tasks})
+        raise
     if bad and not options.skip_bad:
         raise _unreadable(bad, str(folder))
 

@@ -49,8 +49,12 @@ _TOLD = (
 )  # fmt: skip
 
 
-def default_file(config: Config) -> Iterator[Finding]:
-    """What `accelerate config` has written, which `accelerate launch` takes when no file is named."""
+def default_file(config: Config | None) -> Iterator[Finding]:
+    """What `accelerate config` has written, which `accelerate launch` takes when no file is named.
+
+    Args:
+        config: of the user; without one nothing is expected of precision and compilation.
+    """
     import yaml
     from accelerate.commands.config.config_args import default_config_file
 
@@ -63,7 +67,8 @@ def default_file(config: Config) -> Iterator[Finding]:
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         yield warning("accelerate's file", f"{path} cannot be read: {type(error).__name__}", f"mend or remove {path}")
         return
-    yield judge_file(config, content if isinstance(content, dict) else {}, path)
+    content = content if isinstance(content, dict) else {}
+    yield judge_file(config or stand_in(exported(content)), content, path)
 
 
 def judge_file(config: Config, content: Mapping[str, Any], path: Path) -> Finding:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from tlx.errors import UserError
+
 Verdict = Literal["ok", "warning", "fault"]
 _ORDER: Sequence[Verdict] = ("ok", "warning", "fault")
 
@@ -72,6 +74,11 @@ def guarded(name: str, check: Callable[[], Iterable[Finding]], *, limit_s: float
     if broken:
         return [*found, unchecked(name, broken[0])]
     return found
+
+
+def of_error(name: str, error: UserError, todo: str) -> Finding:
+    """A user's mistake as a fault; `todo` where it names no remedy itself."""
+    return fault(name, f"{error.where}: {error.what}" if error.where else error.what, error.todo or todo)
 
 
 def unchecked(name: str, error: Exception) -> Finding:

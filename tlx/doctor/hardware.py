@@ -12,6 +12,7 @@ from tlx.doctor.findings import Finding, fault, ok, warning
 from tlx.doctor.needs import Needs
 from tlx.doctor.place import Place
 
+SICK = "nvidia-smi -q -d ECC,PAGE_RETIREMENT tells of its errors; take another node"
 _OWN = 1 << 30  # bytes that this process's own context may take on a GPU
 _SHM = 1 << 30  # NVIDIA's advice for NCCL in containers, whose default is 64 MiB
 
@@ -29,20 +30,26 @@ class Gpu:
     bf16: bool
 
 
-def look_at_gpus(place: Place) -> list[Gpu]:
-    """Those that torch sees; under a launcher only this rank's own, as training takes it."""
+def look_at_gpus(place: Place) -> tuple[list[Gpu], list[Finding]]:
+    """Those that torch sees, and faults of those that cannot be used; under a launcher only this rank's own, as
+    training takes it."""
     import torch
 
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     numbers = [place.local % count] if count and not place.alone else range(count)
-    found = []
+    found, sick = [], []
     for number in numbers:
-        about = torch.cuda.get_device_properties(number)
-        free, total = torch.cuda.mem_get_info(number)
+        try:
+            about = torch.cuda.get_device_properties(number)
+            free, total = torch.cuda.mem_get_info(number)
+        except RuntimeError as error:
+            said = next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+            sick.append(fault("GPU", f"GPU {number} cannot be used: {said}", SICK))
+            continue
         capability = (about.major, about.minor)
         runs = supported(capability, torch.cuda.get_arch_list())
         found.append(Gpu(number, about.name, total, free, capability, runs, bf16=capability >= (8, 0)))
-    return found
+    return found, sick
 
 
 def supported(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
@@ -129,13 +136,14 @@ def ranks_and_gpus(place: Place, count: int, *, on_cpu: bool, backend: str | Non
 
 
 def judge_cores(
-    cores: int, quota: float | None, *, ranks: int, workers: int, threads: int, on_cpu: bool
+    cores: int, quota: float | None, *, ranks: int, workers: int, threads: int, on_cpu: bool, in_step: bool = False
 ) -> Iterator[Finding]:
     """Cores that the ranks of a node may use, against the processes that want to run there.
 
     Args:
         quota: of the control group, in cores.
         threads: of torch, in each rank.
+        in_step: srun has started them.
     """
     usable = min(cores, quota) if quota else float(cores)
     of = f"{cores} {'core' if cores == 1 else 'cores'}" + (
@@ -148,7 +156,7 @@ def judge_cores(
         yield warning(
             "cores",
             f"{of} for {need}",
-            f"data.workers={fit}, or more cores: --cpus-per-task, given to srun once more",
+            f"data.workers={fit}, or more cores" + (": --cpus-per-task, given to srun once more" if in_step else ""),
         )
     else:
         yield ok("cores", f"{of} for {need}")

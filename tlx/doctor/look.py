@@ -11,7 +11,7 @@ import psutil
 
 from tlx.config import Config
 from tlx.doctor import accelerates, hardware, limits, network, place, services, slurm, software, storage
-from tlx.doctor.findings import PATIENCE_S, Finding, Section, fault, guarded, ok
+from tlx.doctor.findings import PATIENCE_S, Finding, Section, guarded, of_error, ok
 from tlx.doctor.needs import Needs, needs_of
 from tlx.doctor.place import Place
 from tlx.errors import UserError
@@ -61,10 +61,15 @@ class Look:
             yield section("Slurm", self._slurm())
 
     def _software(self) -> list[Check]:
-        on_cpu = is_on_cpu(self.config)
+        on_cpu, wanted = is_on_cpu(self.config), self.config.world.device == "cuda"
+        in_job = not self.place.alone or "SLURM_JOB_ID" in os.environ
+
+        def torch_and_driver() -> Iterator[Finding]:
+            yield from software.torch_and_driver(os.environ, on_cpu=on_cpu, wanted=wanted, in_job=in_job)
+
         return [
             ("versions", software.versions),
-            ("torch and driver", lambda: software.torch_and_driver(os.environ, on_cpu=on_cpu)),
+            ("torch and driver", torch_and_driver),
             ("decoder", software.decoder),
         ]
 
@@ -78,7 +83,7 @@ class Look:
             ("MASTER_ADDR", lambda: network.meeting_point(self.place, env, served=agent_serves())),
         ]
         if self.place.rank == 0:
-            checks.append(("accelerate's file", lambda: accelerates.default_file(self.config)))
+            checks.append(("accelerate's file", lambda: accelerates.default_file(self.given)))
         if self.place.local == 0:
             there = [name for _, name in socket.if_nameindex()]
             checks.append(("host name", lambda: network.host_name(self.place, env)))
@@ -98,8 +103,7 @@ class Look:
         try:
             self.needs = needs_of(config, config.world.size or self.place.size)
         except UserError as error:
-            said = f"{error.where}: {error.what}" if error.where else error.what
-            yield fault("plan", said, error.todo or "tlx plan CONFIG tells more")
+            yield of_error("plan", error, "tlx plan CONFIG tells more")
             return
         device = f", about {hardware.gib(self.needs.memory)} on the device of a rank" if self.needs.memory else ""
         yield ok("plan", f"a checkpoint takes {hardware.gib(self.needs.checkpoint)}{device}")
@@ -110,36 +114,41 @@ class Look:
             yield broken
 
     def _node(self) -> list[Check]:
-        import torch
-
-        config, on_cpu, workers = self.config, is_on_cpu(self.config), self.config.data.workers
-        gpus = 0 if on_cpu or not torch.cuda.is_available() else torch.cuda.device_count()
-        checks: list[Check] = []
-        if gpus:
-            precision = config.loop.precision if self.given is not None else None
-            needed = self.needs.memory if self.needs is not None else None
-            looked = hardware.look_at_gpus
-            checks.append(
-                ("GPU", lambda: hardware.gpus(looked(self.place), precision=precision, needed=needed))
-            )  # fmt: skip
-        backend = config.world.backend
-        checks.append(
-            ("ranks and GPUs", lambda: hardware.ranks_and_gpus(self.place, gpus, on_cpu=on_cpu, backend=backend))
-        )
+        workers = self.config.data.workers
+        checks: list[Check] = [("GPU", self._gpus), ("ranks and GPUs", self._ranks_and_gpus)]
         if self.place.alone:  # of several ranks, meeting.joint tells
-
-            def cores() -> Iterator[Finding]:
-                yield from hardware.judge_cores(
-                    len(limits.cores()), limits.cpu_quota(), ranks=1, workers=workers,
-                    threads=torch.get_num_threads(), on_cpu=on_cpu or not gpus,
-                )  # fmt: skip
-
-            checks.append(("cores", cores))
+            checks.append(("cores", self._cores))
         if self.place.local == 0:
             checks.append(("memory", self._memory))
-            checks.append(("/dev/shm", lambda: hardware.shm(self.place, gpus=bool(gpus))))
+            checks.append(("/dev/shm", lambda: hardware.shm(self.place, gpus=bool(self._gpu_count()))))
         checks.append(("limits", lambda: hardware.system_limits(self.place, workers=workers)))
         return checks
+
+    def _gpu_count(self) -> int:
+        """Those that the training may take."""
+        import torch
+
+        return 0 if is_on_cpu(self.config) or not torch.cuda.is_available() else torch.cuda.device_count()
+
+    def _gpus(self) -> Iterator[Finding]:
+        if self._gpu_count():
+            found, sick = hardware.look_at_gpus(self.place)
+            precision = self.config.loop.precision if self.given is not None else None
+            needed = self.needs.memory if self.needs is not None else None
+            yield from hardware.gpus(found, precision=precision, needed=needed)
+            yield from sick
+
+    def _ranks_and_gpus(self) -> Iterator[Finding]:
+        on_cpu, backend = is_on_cpu(self.config), self.config.world.backend
+        yield from hardware.ranks_and_gpus(self.place, self._gpu_count(), on_cpu=on_cpu, backend=backend)
+
+    def _cores(self) -> Iterator[Finding]:
+        import torch
+
+        yield from hardware.judge_cores(
+            len(limits.cores()), limits.cpu_quota(), ranks=1, workers=self.config.data.workers,
+            threads=torch.get_num_threads(), on_cpu=not self._gpu_count(), in_step=place.in_step(os.environ),
+        )  # fmt: skip
 
     def _memory(self) -> Iterator[Finding]:
         available = psutil.virtual_memory().available

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.doctor import hardware, slurm
-from tlx.doctor.findings import Finding, Section, fault, merged, numbers, ok, unchecked, warning, worst
+from tlx.doctor.findings import Finding, Section, fault, merged, numbers, of_error, ok, unchecked, warning, worst
 from tlx.doctor.limits import cores, cpu_quota
 from tlx.doctor.network import INTERFACES
-from tlx.doctor.place import Place
+from tlx.doctor.place import Place, in_step
 from tlx.doctor.storage import nearest
 from tlx.errors import ConfigError, TlxError, UserError
 
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 _TITLE = "between ranks"
 _GRACE_S = 5.0  # that other ranks leave rank 0 to speak
 _SLOW = 1.25e9  # bytes per second, 10 Gb/s
-_BLOCKING = ("accelerate", "interface", "GPU of each rank", "ranks and GPUs", "torch and driver", "versions")
+_BLOCKING = ("accelerate", "interface", "GPU", "GPU of each rank", "ranks and GPUs", "torch and driver", "versions")
+_NOWHERE = ("MASTER_ADDR", "MASTER_PORT")
 
 
 def blocks(finding: Finding) -> bool:
@@ -61,9 +62,10 @@ def facts(place: Place, *, workers: int, on_cpu: bool) -> Facts:
     import torch
 
     gpu = None
-    if not on_cpu and torch.cuda.is_available():
-        about = torch.cuda.get_device_properties(place.local % torch.cuda.device_count())
-        gpu = str(getattr(about, "uuid", "")) or None
+    with suppress(RuntimeError):  # of a GPU that has failed; the finding on it says so
+        if not on_cpu and torch.cuda.is_available():
+            about = torch.cuda.get_device_properties(place.local % torch.cuda.device_count())
+            gpu = str(getattr(about, "uuid", "")) or None
     return Facts(place.host, cores(), cpu_quota(), torch.get_num_threads(), workers, gpu)
 
 
@@ -83,23 +85,10 @@ class Wire:
         Raises:
             TlxError: not all ranks have come in time.
         """
-        import torch.distributed as dist
-        from torch.distributed.rendezvous import rendezvous
-
-        from tlx.attempt import of_this_attempt
+        from tlx.world import rendezvous_store
 
         limit = timedelta(seconds=wait_s)
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        try:
-            found: tuple[Store, int, int] = next(rendezvous("env://", timeout=limit))
-        except (dist.DistError, ValueError) as error:
-            said = str(error).splitlines()[0][:300]
-            raise TlxError(f"at {where}, within {wait_s:.0f} s: {said}") from error
-        store, rank, size = found
-        store.set_timeout(limit)
-        if size > 1:
-            store = of_this_attempt(store, rank, size, timeout=limit)
-        return cls(store, rank, size, limit)
+        return cls(*rendezvous_store(limit), limit)
 
     def to_main(self, topic: str, value: Any) -> list[Any] | None:
         """Every rank's value by rank, on rank 0; None elsewhere.
@@ -166,12 +155,20 @@ def together(
         run: the run folder, which all nodes must see.
         give_up: shows a last section and ends the process: of a collective that hangs there is no other way out.
     """
+    lost = [f for section in own for f in section.findings if f.verdict == "fault" and f.name in _NOWHERE]
+    if lost:
+        if place.rank == 0:
+            yield from own
+        else:  # nobody else can tell
+            print(f"tlx doctor: rank {place.rank} ({place.host}): {lost[0].name}: {lost[0].said}", file=sys.stderr)
+        yield Section(_TITLE, (fault("rendezvous", f"not tried, because of {lost[0].name}", lost[0].todo or ""),))
+        return
     try:
         wire = Wire.join(wait_s)
     except TlxError as error:
         if place.rank == 0:
             yield from own
-        met = _not_met(place, str(error))
+        met = _not_met(error)
         if place.rank:  # nobody else can tell
             print(f"tlx doctor: rank {place.rank} ({place.host}): {met.said}\n  -> {met.todo}", file=sys.stderr)
         yield Section(_TITLE, (met,))
@@ -184,16 +181,12 @@ def together(
     except Exception as error:  # a rank has gone, or does not come so far
         if place.rank == 0 and not begun:
             yield from own
-        said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        yield Section(_TITLE, (fault("ranks", said, "look at the output of the others"),))
+        yield Section(_TITLE, (fault("ranks", _first_line(error), "look at the output of the others"),))
 
 
-def _not_met(place: Place, said: str) -> Finding:
-    if place.rank == 0:
-        todo = f"did all {place.size} start? Look at their output; {INTERFACES}"
-    else:
-        todo = f"does rank 0 run where MASTER_ADDR says? Else {INTERFACES}"
-    return fault("rendezvous", f"not all {place.size} ranks have met {said}", todo)
+def _not_met(error: TlxError) -> Finding:
+    said, _, todo = str(error).partition("\n  -> ")
+    return fault("rendezvous", said[:500], f"{todo}; {INTERFACES}" if todo else INTERFACES)
 
 
 def _together(
@@ -297,7 +290,7 @@ def _of_node(of_node: Sequence[Facts], ranks: Sequence[int], *, backend: str | N
     usable = {core for one in of_node for core in one.cores}
     yield from hardware.judge_cores(
         len(usable), of_node[0].quota, ranks=len(of_node), workers=of_node[0].workers,
-        threads=max(one.threads for one in of_node), on_cpu=on_cpu,
+        threads=max(one.threads for one in of_node), on_cpu=on_cpu, in_step=in_step(os.environ),
     )  # fmt: skip
     gpus: dict[str, list[int]] = {}
     for rank, one in zip(ranks, of_node, strict=True):
@@ -385,22 +378,27 @@ def _seen(everybody: Sequence[Mapping[str, Any]], hosts: Mapping[int, str]) -> I
 
 def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) -> Iterator[Finding]:
     """Joins the world as training does, and adds up."""
+    import torch
+
     from tlx import world as worlds
     from tlx.doctor import traffic
 
-    limited = config.model_copy(update={"world": config.world.model_copy(update={"timeout_minutes": wait_s / 60})})
+    if place.alone and config.world.device == "cuda" and not torch.cuda.is_available():
+        return  # "torch and driver" has told
+    update: dict[str, Any] = {"timeout_minutes": wait_s / 60}
+    if place.alone:
+        update["size"] = None  # of the training, which is to be elsewhere
+    limited = config.model_copy(update={"world": config.world.model_copy(update=update)})
     try:
         world = worlds.enter(limited)
     except ConfigError as error:
         yield fault("start", "; ".join(error.problems), "make accelerate's settings and the configuration agree")
         return
     except UserError as error:
-        said = f"{error.where}: {error.what}" if error.where else error.what
-        yield fault("start", said, error.todo or "see launch/README.md")
+        yield of_error("start", error, "see launch/README.md")
         return
     except Exception as error:  # of gloo, of nccl, of the store
-        said = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        yield fault("start", f"the process group could not be made: {said}", INTERFACES)
+        yield fault("start", f"the process group could not be made: {_first_line(error)}", _remedy(error))
         return
     try:
         yield believes(world, place)
@@ -411,11 +409,24 @@ def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) ->
     except traffic.WrongSum as error:
         yield fault("all_reduce", f"gave a wrong sum: {error}", "a faulty GPU or link? NCCL_P2P_DISABLE=1 to compare")
     except RuntimeError as error:
-        said = str(error).splitlines()[0][:300]
-        yield fault("all_reduce", f"failed: {said}", f"NCCL_DEBUG=INFO tells more; {INTERFACES}")
+        yield fault("all_reduce", f"failed: {_first_line(error)}", _remedy(error))
     finally:
         with suppress(Exception):
             world.close()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
+
+
+def _remedy(error: Exception) -> str:
+    """Of errors of gloo, of nccl, of the store, and of a GPU that has failed, which are all RuntimeErrors."""
+    import torch.distributed as dist
+
+    text = str(error)
+    if isinstance(error, (dist.DistError, TlxError, OSError)) or "gloo" in text or "connect" in text:
+        return f"NCCL_DEBUG=INFO tells more; {INTERFACES}"
+    return hardware.SICK if "CUDA error" in text else "look at the output of all ranks, and at nvidia-smi"
 
 
 def believes(world: Any, place: Place) -> Finding:
@@ -469,7 +480,7 @@ def _alarm(
 
 
 def _hanging(wire: Wire, hosts: Mapping[int, str], wait_s: float) -> list[Finding]:
-    done: list[threading.Event] = [threading.Event()]
+    done = threading.Event()
     found: list[Finding] = []
 
     def ask() -> None:
@@ -477,9 +488,9 @@ def _hanging(wire: Wire, hosts: Mapping[int, str], wait_s: float) -> list[Findin
             found.extend(_computed(wire, hosts))
         except Exception as error:  # the store may hang as well
             found.append(unchecked("all_reduce", error))
-        done[0].set()
+        done.set()
 
     threading.Thread(target=ask, daemon=True).start()
-    done[0].wait(_GRACE_S / 2)
+    done.wait(_GRACE_S / 2)
     said = f"ranks have met, and could not add up numbers within {wait_s:.0f} s"
     return [*found, fault("all_reduce", said, f"NCCL_DEBUG=INFO tells more; {INTERFACES}")]

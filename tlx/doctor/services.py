@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import urllib.request
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.error import HTTPError
 
-from tlx.doctor.findings import Finding, fault, ok, warning
+from tlx.doctor.findings import Finding, of_error, ok, warning
 from tlx.doctor.storage import nearest
 
 if TYPE_CHECKING:
@@ -110,34 +111,46 @@ def weights(config: Config | None) -> Iterator[Finding]:
     be had."""
     from huggingface_hub import constants
 
+    from tlx.data.location import without_credentials
     from tlx.errors import UserError
     from tlx.reachable import reachable
 
     server = constants.ENDPOINT
+    shown = without_credentials(server)
     if config is None:
         there = reachable(server)
-        said = f"{server} answers" if there else f"{server} does not answer: weights must be on this machine"
+        said = f"{shown} answers" if there else f"{shown} does not answer: weights must be on this machine"
         yield ok("internet", said)
         return
     try:
-        yield ok("weights", _load(config))
+        yield ok("weights", load(config, _classes(config)))
     except UserError as error:
         from tlx.models.download import NotHere
 
-        said = f"{error.where}: {error.what}" if error.where else error.what
-        todo = error.todo or "see backbone.weights in configs/README.md"
+        broken = of_error("weights", error, "see backbone.weights in configs/README.md")
         if not isinstance(error.__cause__, NotHere) or constants.HF_HUB_OFFLINE or not reachable(server):
-            yield fault("weights", said, todo)
+            yield broken
         else:
-            said = f"{error.where} is not on this machine; {server} answers, so training would download it at its start"
-            yield warning("weights", f"{said}. Compute nodes may have no internet", todo)
+            said = f"{error.where} is not on this machine; {shown} answers, so training would download it at its start"
+            yield replace(broken, verdict="warning", said=f"{said}. Compute nodes may have no internet")
 
 
-def _load(config: Config) -> str:
-    """The backbone as training loads it, and where its weights were.
+def _classes(config: Config) -> int:
+    """For a backbone of the user's own, which may want the right number; any will do where there are no shards."""
+    from tlx.errors import UserError
+    from tlx.feed import count_samples
+
+    try:
+        return count_samples(config).classes
+    except UserError:  # the finding on the shards says why
+        return 2
+
+
+def load(config: Config, classes: int) -> str:
+    """Loads the backbone as training does, without a network; says where its weights were.
 
     Raises:
-        UserError: they are not on this machine, are damaged or do not fit.
+        UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
     """
     from tlx.models import download
     from tlx.parts import backbone_of
@@ -145,5 +158,5 @@ def _load(config: Config) -> str:
     if config.backbone.weights == "none":
         return f"{config.backbone.name} begins with random ones (backbone.weights=none)"
     with download.without_network():
-        backbone = backbone_of(config, 2)
+        backbone = backbone_of(config, classes)
     return str(backbone.loaded) if backbone.loaded else f"{config.backbone.name} needs none"

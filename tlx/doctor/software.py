@@ -89,11 +89,13 @@ def driver() -> Driver:
     return Driver(devices, found[1] if found else None)
 
 
-def torch_and_driver(env: Mapping[str, str], *, on_cpu: bool) -> Iterator[Finding]:
+def torch_and_driver(env: Mapping[str, str], *, on_cpu: bool, wanted: bool, in_job: bool) -> Iterator[Finding]:
     """Whether torch can use the GPUs that there are.
 
     Args:
         on_cpu: the configuration, or accelerate's environment, asks for the CPU.
+        wanted: the configuration asks for a GPU.
+        in_job: the training is to be here, and not on another machine.
     """
     import torch
 
@@ -102,19 +104,22 @@ def torch_and_driver(env: Mapping[str, str], *, on_cpu: bool) -> Iterator[Findin
         usable = torch.cuda.device_count() if torch.cuda.is_available() else 0
     why = next((str(w.message).splitlines()[0] for w in caught), "")
     yield judge_cuda(
-        torch.version.cuda, usable, driver(), env.get("CUDA_VISIBLE_DEVICES"), why=why, on_cpu=on_cpu
+        torch.version.cuda, usable, driver(), env.get("CUDA_VISIBLE_DEVICES"), why=why, on_cpu=on_cpu, wanted=wanted,
+        in_job=in_job,
     )  # fmt: skip
 
 
 def judge_cuda(
-    built: str | None, usable: int, driver: Driver, visible: str | None, *, why: str = "", on_cpu: bool = False
-) -> Finding:
+    built: str | None, usable: int, driver: Driver, visible: str | None, *, why: str = "", on_cpu: bool = False,
+    wanted: bool = False, in_job: bool = False,
+) -> Finding:  # fmt: skip
     """
     Args:
         built: the CUDA version that torch was built with.
         usable: GPUs that torch can use.
         visible: CUDA_VISIBLE_DEVICES.
         why: what torch has to say about it.
+        wanted, in_job: as for :func:`torch_and_driver`.
     """
     name = "torch and driver"
     of_torch = f"torch is built with CUDA {built}" if built else "torch is built without CUDA"
@@ -137,6 +142,12 @@ def judge_cuda(
             "a newer driver, or a torch built with an older CUDA; in a container: is it started with GPUs "
             "(--gpus all, apptainer exec --nv)? Does nvidia-smi work?",
         )
+    if wanted:
+        said = f"cuda is asked for (world.device), and there is no GPU that torch can use ({of_torch}"
+        said += f"; CUDA_VISIBLE_DEVICES={visible!r})" if visible is not None else ")"
+        if in_job:
+            return fault(name, said, "ask for GPUs (sbatch --gpus-per-node), or set world.device=auto")
+        return warning(name, f"{said}; a compute node may have one", "look there: tlx doctor in a job with GPUs")
     if visible is not None:
         return warning(
             name,

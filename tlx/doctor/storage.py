@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlx.doctor.findings import Finding, fault, ok, warning
+from tlx.doctor.findings import Finding, fault, of_error, ok, warning
 from tlx.doctor.hardware import gib
 from tlx.doctor.needs import Needs
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _BLOCK = 4 << 20
 _MOST = 64 << 20  # bytes that are written and read to measure
 _LONGEST_S = 2.0
+_SLOW = 20e6  # bytes per second of reading
 _PAGES = 16  # places of a file that are asked for in the page cache
 _IN_MEMORY = ("tmpfs", "ramfs")
 _NETWORK = re.compile(
@@ -126,22 +128,37 @@ def run_folder(folder: Path, *, needs: Needs | None, measure: bool) -> Iterator[
         yield warning(name, f"{said}: what is there is gone with the machine", "set run to a folder on a disk")
     else:
         yield ok(name, said)
-    yield from room(shutil.disk_usage(here).free, needs)
+    yield from room(shutil.disk_usage(here).free, needs, there=_size(folder / "checkpoints"))
     yield from locks(here)
     if measure:
         yield write_speed(here, needs)
 
 
-def room(free: int, needs: Needs | None) -> Iterator[Finding]:
-    """Free bytes of the disk against what checkpoints will take; quotas are not seen."""
+def _size(folder: Path) -> int:
+    """Bytes of all files in it; what goes meanwhile counts for nothing."""
+    size = 0
+    for file in folder.rglob("*"):
+        with suppress(OSError):
+            about = file.lstat()
+            size += about.st_size if stat.S_ISREG(about.st_mode) else 0
+    return size
+
+
+def room(free: int, needs: Needs | None, *, there: int = 0) -> Iterator[Finding]:
+    """Free bytes of the disk against what checkpoints will take; quotas are not seen.
+
+    Args:
+        there: bytes of the run's checkpoints so far, which new ones replace.
+    """
     if needs is None:
         yield ok("room for checkpoints", f"{gib(free)} free (a quota may be smaller)")
         return
     said = f"{gib(free)} free (a quota may be smaller); checkpoints take about {gib(needs.checkpoints)}"
+    said += f", of which {gib(there)} are there already" if there else ""
     todo = "free some room, keep fewer (checkpoint.keep), or set run to another disk"
     if free < 2 * needs.checkpoint:
         yield fault("room for checkpoints", f"{said}, a single one {gib(needs.checkpoint)}", todo)
-    elif free < needs.checkpoints:
+    elif free + there < needs.checkpoints:
         yield warning("room for checkpoints", said, todo)
     else:
         yield ok("room for checkpoints", said)
@@ -218,8 +235,7 @@ def shards(config: Config, *, measure: bool) -> Iterator[Finding]:
     try:
         sets = open_sets(config, staged=False)
     except UserError as error:
-        said = f"{error.where}: {error.what}" if error.where else error.what
-        yield fault("shards", said, error.todo or "tlx shards build, or tlx shards index")
+        yield of_error("shards", error, "tlx shards build, or tlx shards index")
         return
     for key, manifest in (("data.train", sets.train), ("data.val", sets.val)):
         if manifest is None:
@@ -250,8 +266,23 @@ def read_speed(tar: Path) -> Finding:
         took = max(time.monotonic() - began, 1e-6)
     finally:
         os.close(handle)
-    rate = got / took
-    said = f"{rate / 1e6:,.0f} MB/s ({gib(got)} of {tar.name})"
+    return judge_read(tar.name, got, took, kept)
+
+
+def judge_read(name: str, got: int, took: float, kept: float | None) -> Finding:
+    """
+    Args:
+        name: of the shard.
+        got: bytes that were read in `took` seconds.
+        kept: the share of them that was in the page cache; None where that is not known.
+    """
+    if got < _BLOCK and took < _LONGEST_S:
+        return ok("read speed", f"{gib(got)} of {name} are too small to measure")
+    said = f"{got / took / 1e6:,.0f} MB/s ({gib(got)} of {name})"
+    if got / took < _SLOW and (kept is None or kept < 0.5):
+        return warning(
+            "read speed", f"{said}: slow for a training", "data.cache.stage=true, or shards on a faster disk"
+        )
     if kept is None:
         return ok("read speed", f"{said}; whether from the page cache is not known here")
     if kept:

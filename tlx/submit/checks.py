@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 from tlx.config import Config
 from tlx.data.location import without_credentials
 from tlx.data.order import micro_batches, share
+from tlx.doctor import services, storage
 from tlx.errors import ConfigError, UserError, did_you_mean
-from tlx.run_folder import RunFolder
+from tlx.run_folder import JOBS, RunFolder
 from tlx.run_lock import holder
 from tlx.submit import slurm, times
 from tlx.submit.job import Job
@@ -57,13 +58,15 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     """Shards, plan, weights and dealing; the plan on so many ranks, where one can be made."""
     from tlx import feed
 
-    findings.of(lambda: feed.open_sets(config))  # they themselves, and not what data.expected says of them
+    findings.of(
+        lambda: feed.open_sets(config, staged=False)
+    )  # they themselves, and not what data.expected says of them
     try:
         samples = feed.count_samples(config)
     except UserError:  # which open_sets has found too
         samples = None
     made = findings.of(lambda: _plan(config, samples, job.world)) if samples is not None else None
-    findings.of(lambda: check_weights(config, samples.classes if samples is not None else 2))
+    findings.of(lambda: services.load(config, samples.classes if samples is not None else 2))
     if config.world.size not in (None, job.world):
         findings.problems.append(
             f"world.size: the configuration expects {config.world.size} ranks, the job has {job.world}\n"
@@ -87,20 +90,6 @@ def _plan(config: Config, samples: Samples, world: int) -> Plan:
     made = Plan.make(config, backbone.layers, samples=samples.train, world=world)
     check_metrics(config, made, samples.classes, validated=config.data.val is not None)
     return made
-
-
-def check_weights(config: Config, classes: int) -> None:
-    """Loads them as the training will, without a network.
-
-    Raises:
-        UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
-    """
-    from tlx.models import download
-    from tlx.parts import backbone_of
-
-    if config.backbone.weights != "none":
-        with download.without_network():
-            backbone_of(config, classes)
 
 
 def dealing(config: Config, world: int) -> list[str]:
@@ -139,12 +128,17 @@ def _slow_or_late(config: Config, job: Job) -> list[str]:
     return said
 
 
-def check_words(words: Sequence[str]) -> list[str]:
-    """Warnings about key=value words, which anybody may read while the job is queued."""
+def check_words(words: Sequence[str], *, frozen: bool) -> list[str]:
+    """Warnings about key=value words that anybody may read while the job is queued.
+
+    Args:
+        frozen: the job reads a file in place of the words; the run's folder is its comment all the same.
+    """
     telling = [
         word.partition("=")[0]
         for word in words
         if without_credentials(word.partition("=")[2]) != word.partition("=")[2]
+        and (not frozen or word.startswith("run="))
     ]
     return [
         f"{key}: everybody on the cluster can read this address, with its credentials (scontrol show job)"
@@ -153,7 +147,7 @@ def check_words(words: Sequence[str]) -> list[str]:
 
 
 def check_folder(config: Config, job: Job, findings: Findings, *, fresh: bool) -> None:
-    """Whether the run may go on in its folder, or begin there. Nothing is made."""
+    """Whether the run may go on in its folder, or begin there. Nothing stays of it."""
     findings.of(lambda: _writable(job.run))
     owner = holder(job.run)
     if owner is not None:
@@ -166,20 +160,26 @@ def check_folder(config: Config, job: Job, findings: Findings, *, fresh: bool) -
 
 
 def _writable(run: Path) -> None:
-    there = next(folder for folder in (run, *run.parents) if folder.exists() or folder.is_symlink())
-    if not there.is_dir():
-        raise UserError("is not a folder", where=str(there), todo="set run to another folder")
-    jobs = run / "slurm"
-    for folder in [there, *([jobs] if jobs.is_dir() else [])]:
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError("cannot be written", where=str(folder), todo="set run to a writable folder")
+    for folder in dict.fromkeys(map(storage.nearest, (run, run / JOBS))):
+        broken = storage.writable(folder, "run folder", "run")
+        if broken is not None:
+            raise UserError(broken.said, todo=broken.todo)
 
 
-def check_queue(job: Job, findings: Findings) -> None:
-    """Whether Slurm would take it, by its own words: the queue, the partition's limit. Nothing is queued."""
-    same = findings.of(lambda: slurm.jobs_of(job.run))
-    if same is None:  # Slurm does not answer: the rest would only say so again
-        return
+def check_queue(job: Job, findings: Findings, *, dry: bool) -> bool:
+    """Whether Slurm would take it, by its own words: the queue, the partition's limit. Nothing is queued.
+
+    Args:
+        dry: a Slurm that does not answer is no reason to refuse; only its client may be here.
+
+    Returns:
+        Whether Slurm answers.
+    """
+    try:
+        same = slurm.jobs_of(job.run)
+    except UserError as error:  # the rest would only say so again
+        (findings.warnings if dry else findings.problems).append(str(error))
+        return False
     for number, state in same:
         findings.problems.append(
             f"job {number} is for the same run, and {state.lower()}\n"
@@ -187,23 +187,29 @@ def check_queue(job: Job, findings: Findings) -> None:
         )
     partitions = findings.of(slurm.partitions)
     if partitions:
-        findings.of(lambda: _limit(job, partitions))
+        findings.of(lambda: _limit(job, partitions, findings.warnings))
+    return True
 
 
-def _limit(job: Job, partitions: Sequence[slurm.Partition]) -> None:
-    asked = job.options.get("partition")
+def _limit(job: Job, partitions: Sequence[slurm.Partition], warnings: list[str]) -> None:
+    asked, where = job.options.get("partition"), "--partition"
+    if not asked and os.environ.get("SBATCH_PARTITION"):  # which sbatch heeds, too
+        asked, where = os.environ["SBATCH_PARTITION"], "SBATCH_PARTITION"
     names = asked.split(",") if asked else [p.name for p in partitions if p.default]
     known = {p.name: p for p in partitions}
     for name in names:
         if name not in known:
-            raise UserError(f'there is no partition "{name}"{did_you_mean(name, known)}', where="--partition")
+            raise UserError(f'there is no partition "{name}"{did_you_mean(name, known)}', where=where)
     limits = [known[name].most for name in names]
     if limits and all(most is not None and most < job.time for most in limits):
         longest = max(most for most in limits if most is not None)
         enough = [p.name for p in partitions if p.most is None or p.most >= job.time]
         other = f", or --partition {' or '.join(enough)}" if enough else ""
-        raise UserError(
+        error = UserError(
             f"{times.written(job.time)} is more than partition {','.join(names)} allows ({times.written(longest)})",
             where="--time",
             todo=f"--time {times.written(longest)}: the job goes on after each requeue{other}",
         )
+        if not (job.options.get("qos") or os.environ.get("SBATCH_QOS")):
+            raise error
+        warnings.append(f"{error.where}: {error.what}, unless the qos allows more")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tlx.errors import UserError
 from tlx.submit import times
-from tlx.submit.site import Launcher, Site, words
+from tlx.submit.site import Launcher, Site, expanded, words
 from tlx.submit.slurm import MARK
 from tlx.submit.template import Template
 
@@ -26,6 +26,7 @@ _OURS = {
     **dict.fromkeys(("output", "error", "comment"), "tlx looks for the job by it"),
     **dict.fromkeys(("array", "wrap", "parsable", "test-only", "wait", "job-name"), "tlx submit sets it where it must"),
     "chdir": "start tlx submit in that folder",
+    "clusters": "tlx looks for the job where it is submitted: start tlx submit on a login node of that cluster",
 }
 """Options of sbatch that --option may not set, with the reason."""
 
@@ -80,7 +81,8 @@ class Job:
         return self.nodes * self.ranks
 
     def __str__(self) -> str:
-        each = f"{self.gpus} GPU{'s' * (self.gpus != 1)}" if self.gpus else f"{self.ranks} ranks on CPUs"
+        of_cpus = f"{self.ranks} rank{'s' * (self.ranks != 1)} on CPUs"
+        each = f"{self.gpus} GPU{'s' * (self.gpus != 1)}" if self.gpus else of_cpus
         total = f"{self.world} rank{'s' * (self.world != 1)}"
         return (
             f"{self.nodes} node{'s' * (self.nodes != 1)} x {each} = {total} by {self.launcher}, "
@@ -128,12 +130,12 @@ def make(wish: Wish, site: Site, template: Template, run: Path) -> Job:
     left |= {"gpus-per-node"} if not gpus else set()
     options = {key: value for key, value in said.items() if key not in left} | _further(site.options + wish.options)
     launcher = wish.launcher or site.launcher or "torchrun"
-    stage = wish.stage or site.stage
+    stage = _stage(wish.stage) or site.stage
     python = site.python or (("python3",) if site.container else _own_python())
     settings = {
         "LAUNCHER": launcher,
         "PYTHON": " ".join([*site.container, *python]),
-        "RUN": str(run),
+        "TLX_RUN": str(run),
         "RANKS_PER_NODE": str(ranks),
         "STAGE": stage or "",
         "SRUN_OPTIONS": " ".join(site.srun),
@@ -147,6 +149,13 @@ def _own_python() -> tuple[str, ...]:
         return tuple(words([sys.executable]))
     except ValueError as error:
         raise UserError(str(error), where="python", todo="name one in the site file") from error
+
+
+def _stage(folder: str | None) -> str | None:
+    try:
+        return folder if folder is None else expanded(folder)
+    except ValueError as error:
+        raise UserError(str(error), where="--stage") from error
 
 
 def _shape(wish: Wish, site: Site, template: Template) -> tuple[int, int]:
@@ -208,8 +217,9 @@ def _further(options: tuple[str, ...]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for option in options:
         name, equals, value = option.removeprefix("--").partition("=")
-        if name in _OURS:
-            raise UserError(f"--{name} is not for --option ({_OURS[name]})", where=f"--option {option[:100]!r}")
+        ours = name if name in _OURS else next((key for key in _OURS if key.startswith(name)), None)
+        if ours is not None:  # sbatch takes abbreviations
+            raise UserError(f"--{ours} is not for --option ({_OURS[ours]})", where=f"--option {option[:100]!r}")
         found[name] = value if equals else None
     return found
 

@@ -34,14 +34,35 @@ def plain(text: str) -> str:
     return text
 
 
-def words(value: Any) -> Any:
+def expanded(text: str) -> str:
+    """
+    Raises:
+        ValueError: ``~``, which stays as it is in a script: only variables are expanded there.
+    """
+    if re.match(r"(--[\w-]+=)?~", text):
+        raise ValueError(f"{text[:100]!r}: ~ does nothing here; write $HOME")
+    return text
+
+
+def split(value: Any) -> Any:
     """A list of words, from one text as a shell reads it.
 
     Raises:
-        ValueError: a quote that does not end, or a word that slurm/train.sbatch would take apart.
+        ValueError: a quote that does not end.
     """
-    given = shlex.split(plain(value)) if isinstance(value, str) else value
+    return shlex.split(plain(value)) if isinstance(value, str) else value
+
+
+def words(value: Any) -> Any:
+    """The same for slurm/train.sbatch.
+
+    Raises:
+        ValueError: a quote that does not end, ``~``, or a word that slurm/train.sbatch would take apart.
+    """
+    given = split(value)
     for word in given if isinstance(given, list) else ():
+        if isinstance(word, str):
+            expanded(word)
         if isinstance(word, str) and re.search(r"[\s*?\[]", word):
             raise ValueError(
                 f"{word!r}: a word with spaces or * ? [ in it does not come through; link to it by a plain name"
@@ -81,7 +102,9 @@ def _lines(value: Any) -> Any:
 
 Text = Annotated[str, AfterValidator(plain)]
 Words = Annotated[tuple[Text, ...], BeforeValidator(words)]
-Option = Annotated[str, AfterValidator(option)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(split)]
+Folder = Annotated[Text, AfterValidator(expanded)]
+Options = Annotated[tuple[Annotated[str, AfterValidator(option)], ...], BeforeValidator(split)]
 Limit = Annotated[str, BeforeValidator(_text), AfterValidator(_time)]
 Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
 
@@ -98,14 +121,14 @@ class Site(Model):
     gpu_type: Text | None = None
     cpus_per_gpu: PositiveInt | None = None
     memory: Annotated[Text, BeforeValidator(_amount)] | None = None
-    modules: tuple[Text, ...] = ()
+    modules: Names = ()
     setup: Lines = ()
     container: Words = ()
     python: Words = ()
     launcher: Launcher | None = None
-    stage: Text | None = None
+    stage: Folder | None = None
     srun: Words = ()
-    options: tuple[Option, ...] = ()
+    options: Options = ()
 
 
 def find(named: Path | None) -> tuple[Site, Path | None]:

@@ -103,19 +103,41 @@ def tried(script: str, options: Mapping[str, str | None]) -> str:
     except UserError as error:
         if any(sign in error.what.lower() for sign in _LATER):
             return f"it would wait: {error.what}"
+        if _NOT_AVAILABLE in error.what.lower() and _are_down(options):
+            return f"it would wait: nodes are down or drained ({error.what})"
         raise
     when = re.search(r"Job \S+ (to start at .*)", said)
     return when[1] if when else " ".join(said.split())
 
 
-def queued(script: Path, arguments: Sequence[str], options: Mapping[str, str | None]) -> str:
+def _are_down(options: Mapping[str, str | None]) -> bool:
+    """Whether too few of the partition's nodes work now, and all of them would be enough: sbatch queues such a job."""
+    partition = options.get("partition") or os.environ.get("SBATCH_PARTITION")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}
+    try:
+        said = _call(
+            "sinfo", "--noheader", *([f"--partition={partition}"] if partition else []), "--format=%t %D", env=env
+        )
+    except UserError:
+        return False
+    rows = [line.split() for line in said.splitlines()]
+    counts = [(state, int(count)) for state, count in (row for row in rows if len(row) == 2) if count.isdecimal()]
+    # a star: the node does not answer; other signs behind a state, of nodes that sleep or reboot, leave it of use
+    up = sum(count for state, count in counts if re.fullmatch(r"(idle|alloc|mix|comp)[^*]?", state))
+    return up < int(options.get("nodes") or 1) <= sum(count for _, count in counts)
+
+
+def queued(words: Sequence[str], options: Mapping[str, str | None]) -> str:
     """Submits; the job's id.
+
+    Args:
+        words: the script and its arguments.
 
     Raises:
         UserError: sbatch refuses, in its own words.
         Unsure: it does not answer, or names no job.
     """
-    said = _call("sbatch", "--parsable", str(script), *arguments, env=_environment(options))
+    said = _call("sbatch", "--parsable", *words, env=_environment(options))
     # plugins of a site may print lines of their own
     found = [line for line in said.splitlines() if re.fullmatch(r"\d+(;\S+)?", line.strip())]
     if not found:
@@ -153,6 +175,9 @@ def _call(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) ->
 _LATER = ("nodes are busy", "node not available")
 """Of what keeps a job waiting, and is no reason to refuse it."""
 
+_NOT_AVAILABLE = "node configuration is not available"
+"""Said of what no node has, and likewise of what only nodes have that are down."""
+
 _REMEDIES = (
     ("invalid account", "--account, or account in the site file: sacctmgr show associations user=$USER lists yours"),
     ("invalid partition", "--partition, or partition in the site file: sinfo lists them"),
@@ -167,6 +192,11 @@ _REMEDIES = (
     ("generic resource", "gpus_per_node and gpu_type in the site file: sinfo --format='%P %D %G' shows what there is"),
     ("policy", "less at once, or another --qos; sacctmgr show associations user=$USER shows your limits"),
     ("unrecognized option", "is --option, or options in the site file, written as sbatch --help has it?"),
+    ("partition not available", "it is closed: sinfo tells; --partition for another one"),
+    (
+        "configuration source",
+        "Slurm's commands find no slurm.conf here: is SLURM_CONF set? Or run this on a login node",
+    ),
     ("contact", "does slurmctld run? scontrol ping"),
 )
 

@@ -21,7 +21,7 @@ from tlx.submit import site as sites
 from tlx.submit.checks import Findings
 from tlx.submit.job import Job, Wish
 from tlx.submit.script import script
-from tlx.submit.template import Template, locate
+from tlx.submit.template import MARKER, Template, locate
 
 if TYPE_CHECKING:
     from tlx.plan import Plan
@@ -48,6 +48,17 @@ class Submission:
     done: bool = False
     about: tuple[str, ...] = ()
 
+    @property
+    def head(self) -> str:
+        """The script down to the line below which nothing is this job's own."""
+        return self.text.partition(MARKER)[0]
+
+    def words(self, file: Path) -> tuple[str, ...]:
+        """The script's file and its arguments, as sbatch is given them; the whole configuration is beside it."""
+        if self.config is None:
+            return (str(file), *self.arguments)
+        return (str(file), str(file.with_suffix(".yaml")), *(word for word in self.arguments if word == "--fresh"))
+
 
 def prepare(
     file: Path,
@@ -57,14 +68,16 @@ def prepare(
     site: Path | None,
     command: Sequence[str],
     fresh: bool = False,
+    dry: bool = False,
 ) -> Submission:
-    """Checks everything that can be known on this machine. Nothing is written.
+    """Checks everything that can be known on this machine. Nothing is left in the run's folder.
 
     Args:
         file, overrides: the configuration, as for `tlx train`.
         site: a site file; None to look for one.
         command: what was typed.
         fresh: an earlier run folder is moved aside when the job starts.
+        dry: nothing is to be sent, so Slurm need not answer.
     """
     findings = Findings()
     arguments = (_not_an_option(file), *(["--fresh"] if fresh else []), *overrides)
@@ -83,16 +96,15 @@ def prepare(
         ended.of(lambda: RunFolder(config.run).refuse_changes(config))
         return Submission(job, script(job, template, command), arguments, ended, done=not ended.problems)
     made = checks.check_training(config, job, findings)
-    findings.warnings += checks.check_words(overrides)
+    frozen = _written(config)
+    findings.warnings += checks.check_words(overrides, frozen=frozen is not None)
     checks.check_folder(config, job, findings, fresh=fresh)
     text = script(job, template, command)
     about += _about(config, job, made)
-    if slurm.there():
-        checks.check_queue(job, findings)
-        if not findings.problems:
-            said = findings.of(lambda: slurm.tried(text, job.options))
-            about += [f"sbatch --test-only: {said}"] if said else []
-    return Submission(job, text, arguments, findings, config=_written(config), about=tuple(about))
+    if slurm.there() and checks.check_queue(job, findings, dry=dry) and not findings.problems:
+        said = findings.of(lambda: slurm.tried(text, job.options))
+        about += [f"sbatch --test-only: {said}"] if said else []
+    return Submission(job, text, arguments, findings, config=frozen, about=tuple(about))
 
 
 def send(submission: Submission) -> tuple[str, Path]:
@@ -106,12 +118,11 @@ def send(submission: Submission) -> tuple[str, Path]:
     submission.findings.refuse()
     assert submission.job is not None
     file = _kept(submission.job.run / JOBS, submission.text)
-    config, arguments = file.with_suffix(".yaml"), submission.arguments
+    config = file.with_suffix(".yaml")
     if submission.config is not None:  # who edits the original meanwhile means the next training
         write_whole(config, submission.config)
-        arguments = (str(config), *(word for word in arguments if word == "--fresh"))
     try:
-        return slurm.queued(file, arguments, submission.job.options), file
+        return slurm.queued(submission.words(file), submission.job.options), file
     except slurm.Unsure:
         raise
     except UserError:

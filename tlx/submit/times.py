@@ -41,8 +41,11 @@ def read(text: str) -> int:
 
 
 def limit(text: str) -> int | None:
-    """Seconds of a limit that Slurm prints; None for no limit."""
-    return None if text.upper() in ("UNLIMITED", "INFINITE", "NONE", "") else read(text)
+    """Seconds of a limit that Slurm prints; None for no limit, and for ``0`` and ``N/A``, which say nothing of one."""
+    try:
+        return read(text)
+    except ValueError:
+        return None
 
 
 def written(count: int) -> str:
