@@ -121,17 +121,21 @@ def test_a_signal_saves_and_requeues_to_the_same_result(
 
 @pytest.mark.slow
 def test_launchers_give_the_same_weights(cluster, submit, config, tmp_path, record_property):
-    """Two ranks on each node; by srun each rank is a task."""
+    """Two ranks on each node; by srun each rank is a task, and shards are staged on the nodes' own /dev/shm."""
     runs, figures = {}, []
     for launcher in ("torchrun", "accelerate", "srun"):
         runs[launcher] = tmp_path / launcher / "run"
         runs[launcher].parent.mkdir()
         began = time.monotonic()
-        job = cluster.ended(submit(config, runs[launcher], ranks=2, words=["data.drop_last=true"], LAUNCHER=launcher))
+        stage = "/dev/shm/shards" if launcher == "srun" else ""
+        words = ["data.drop_last=true"]
+        job = cluster.ended(submit(config, runs[launcher], ranks=2, words=words, LAUNCHER=launcher, STAGE=stage))
         assert job["JobState"] == "COMPLETED", said(runs[launcher]) + nodes_said(runs[launcher])
         assert json.loads((runs[launcher] / "result.json").read_text())["world"] == 4
         assert len(list((runs[launcher] / "slurm").glob("*.log"))) == (4 if launcher == "srun" else 2)
         same_bits(runs[launcher], runs["torchrun"])
+        cache = yaml.safe_load((runs[launcher] / "config.yaml").read_text())["data"]["cache"]
+        assert (cache["stage"], cache["folder"]) == ((True, stage) if stage else (False, None))
         figures.append(f"{launcher} {time.monotonic() - began:.0f} s")
     record_property("figures", f"slurm: launchers with four ranks, the same bits: {', '.join(figures)}")
 
