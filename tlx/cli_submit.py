@@ -43,7 +43,7 @@ def submit(
     ] = None,
     warn: Annotated[int, typer.Option(min=1, help="Seconds before the limit, for the checkpoint.")] = 180,
     option: Annotated[list[str] | None, typer.Option(help='Any of sbatch: "--mail-type=END". Repeatable.')] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the script and submit nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole script and submit nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run folder aside and start anew.")] = False,
 ) -> None:
     """Check a training on this machine, then queue it as a Slurm job that requeues itself until it is done."""

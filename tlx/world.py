@@ -7,7 +7,6 @@ configuration, and a conflict is an error instead of a silent override.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import socket
@@ -25,6 +24,7 @@ import torch.distributed as dist
 import yaml
 from torch.distributed.rendezvous import rendezvous
 
+from tlx.addresses import addresses, loopback
 from tlx.agreement import check_start
 from tlx.attempt import of_this_attempt
 from tlx.config import Config
@@ -255,7 +255,7 @@ def _nobody(address: str, port: str, rank: str, limit: timedelta, error: OSError
     here = socket.gethostname()
     if isinstance(error, socket.gaierror):
         todo = f"{address} is no name that {here} knows: give rank 0's machine as an address, or see /etc/hosts"
-    elif _loopback(address):
+    elif loopback(addresses(address)):
         todo = f"{address} is {here} itself: if rank 0 runs elsewhere, give its address as the other machines see it"
     elif isinstance(error, TimeoutError):
         todo = (
@@ -273,21 +273,13 @@ def _own_name(error: RuntimeError, *, several: bool) -> str | None:
     """Whether gloo has told the other machines an address of this one that leads them to themselves."""
     host = socket.gethostname()
     named = bool(os.environ.get("GLOO_SOCKET_IFNAME"))
-    if "connectFullMesh" not in str(error) or named or not several or not _loopback(host):
+    if "connectFullMesh" not in str(error) or named or not several or not loopback(addresses(host)):
         return None
     return (
         f"the name of this machine, {host}, resolves to a loopback address here, which gloo gives to the others: "
         "on each machine export GLOO_SOCKET_IFNAME=NAME, the interface (`ip addr`) that leads to the others; "
         "more in launch/README.md"
     )
-
-
-def _loopback(address: str) -> bool:
-    try:
-        found = {info[4][0] for info in socket.getaddrinfo(address, None)}
-    except OSError:
-        return False
-    return all(ipaddress.ip_address(str(one).partition("%")[0]).is_loopback for one in found)
 
 
 def _limit(config: Config) -> timedelta:

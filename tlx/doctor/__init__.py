@@ -42,10 +42,10 @@ def examine(
         from tlx.doctor.look import Look, is_on_cpu, section
 
         look = Look(config, config or stand_in(os.environ), place, quick)
-        from tlx.doctor import meeting
+        from tlx.doctor import computing, facts, meeting
 
         if place.alone:
-            checks = [("start", lambda: meeting.compute(look.config, place, look.needs, wait_s))]
+            checks = [("start", lambda: computing.compute(look.config, place, look.needs, wait_s))]
             for one in look.sections():
                 if any(map(meeting.blocks, one.findings)):
                     checks = []
@@ -55,8 +55,5 @@ def examine(
             yield section("ranks", checks, limit_s=wait_s)
             return
         own = list(look.sections())
-        mine = meeting.facts(place, workers=look.config.data.workers, on_cpu=is_on_cpu(look.config))
-        yield from meeting.together(
-            look.config, place, own, mine, run=config.run if config is not None else None,
-            needs=look.needs, wait_s=wait_s, give_up=give_up,
-        )  # fmt: skip
+        mine = facts.of_rank(place, workers=look.config.data.workers, on_cpu=is_on_cpu(look.config))
+        yield from meeting.together(look, own, mine, wait_s=wait_s, give_up=give_up)

@@ -11,6 +11,7 @@ from pathlib import Path
 from tlx.doctor.findings import Finding, fault, ok, warning
 from tlx.doctor.needs import Needs
 from tlx.doctor.place import Place
+from tlx.doctor.shown import gib
 
 SICK = "nvidia-smi -q -d ECC,PAGE_RETIREMENT tells of its errors; take another node"
 _OWN = 1 << 30  # bytes that this process's own context may take on a GPU
@@ -250,9 +251,3 @@ def system_limits(place: Place, *, workers: int) -> Iterator[Finding]:
     fabric = os.path.isdir("/sys/class/infiniband") and bool(os.listdir("/sys/class/infiniband"))
     locked = read(resource.RLIMIT_MEMLOCK)[0]
     yield from limits(files, locked, size=place.size, workers=workers, infiniband=fabric, raised=raised)
-
-
-def gib(size: float) -> str:
-    if size < 100 << 20:
-        return f"{size / 2**20:.1f} MiB"
-    return f"{size / 2**30:.1f} GiB"

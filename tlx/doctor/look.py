@@ -14,7 +14,9 @@ from tlx.doctor import accelerates, hardware, limits, network, place, services, 
 from tlx.doctor.findings import PATIENCE_S, Finding, Section, guarded, of_error, ok
 from tlx.doctor.needs import Needs, needs_of
 from tlx.doctor.place import Place
+from tlx.doctor.shown import gib
 from tlx.errors import UserError
+from tlx.slurm import present
 
 Check = tuple[str, Callable[[], Iterable[Finding]]]
 
@@ -105,8 +107,8 @@ class Look:
         except UserError as error:
             yield of_error("plan", error, "tlx plan CONFIG tells more")
             return
-        device = f", about {hardware.gib(self.needs.memory)} on the device of a rank" if self.needs.memory else ""
-        yield ok("plan", f"a checkpoint takes {hardware.gib(self.needs.checkpoint)}{device}")
+        device = f", about {gib(self.needs.memory)} on the device of a rank" if self.needs.memory else ""
+        yield ok("plan", f"a checkpoint takes {gib(self.needs.checkpoint)}{device}")
 
     def _writable(self, config: Config) -> Iterator[Finding]:
         broken = storage.writable(config.run, "run folder", "run")
@@ -116,7 +118,7 @@ class Look:
     def _node(self) -> list[Check]:
         workers = self.config.data.workers
         checks: list[Check] = [("GPU", self._gpus), ("ranks and GPUs", self._ranks_and_gpus)]
-        if self.place.alone:  # of several ranks, meeting.joint tells
+        if self.place.alone:  # of several ranks, facts.joint tells
             checks.append(("cores", self._cores))
         if self.place.local == 0:
             checks.append(("memory", self._memory))
@@ -169,7 +171,7 @@ class Look:
 
     def _slurm(self) -> list[Check]:
         checks: list[Check] = [("Slurm", lambda: slurm.outside(os.environ))]
-        if slurm.present():
+        if present("scontrol"):
             checks.append(("Slurm", slurm.cluster))
             if os.environ.get("SLURM_JOB_ID"):
                 checks.append(("job", lambda: slurm.job(os.environ, self.place)))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from tlx.addresses import addresses, loopback
 from tlx.doctor.findings import Finding, fault, ok, warning
 from tlx.doctor.place import Place
 
@@ -17,19 +17,6 @@ INTERFACES = (
     "and NCCL_SOCKET_IFNAME to the one that the nodes share"
 )
 _RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
-
-
-def addresses(name: str) -> list[str]:
-    """What a name resolves to; nothing where it does not."""
-    try:
-        found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return []
-    return list(dict.fromkeys(str(one[4][0]) for one in found))
-
-
-def loopback(found: list[str]) -> bool:
-    return bool(found) and all(ipaddress.ip_address(a.partition("%")[0]).is_loopback for a in found)
 
 
 def host_name(place: Place, env: Mapping[str, str]) -> Iterator[Finding]:

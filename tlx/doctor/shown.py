@@ -13,6 +13,13 @@ _COLOURS: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "fault": "bo
 _INDENT = 10
 
 
+def gib(size: float) -> str:
+    """Bytes in words."""
+    if size < 100 << 20:
+        return f"{size / 2**20:.1f} MiB"
+    return f"{size / 2**30:.1f} GiB"
+
+
 class Output:
     """Shows sections as they come; JSON at the end.
 

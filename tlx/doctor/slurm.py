@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from tlx.doctor import limits
 from tlx.doctor.findings import Finding, fault, ok, warning
 from tlx.doctor.place import Place, in_step
+from tlx.slurm import present, records, run
 
 _SCONTROL_S = 8.0
 _SHORT_S = 300  # of a job's time: too little to begin with
 _STOP = "end jobs by touch RUN/stop or scancel --batch --signal=USR1 JOB, and save often (checkpoint.every)"
-
-
-def present() -> bool:
-    return shutil.which("scontrol") is not None
 
 
 class NoAnswer(Exception):
@@ -34,10 +30,7 @@ def scontrol(*words: str) -> str:
     """
     said = ["scontrol", *words]
     try:
-        done = subprocess.run(
-            said, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_SCONTROL_S,
-            check=False,
-        )  # fmt: skip
+        done = run(*said, patience_s=_SCONTROL_S)
     except subprocess.TimeoutExpired:
         raise NoAnswer(f"`{' '.join(said)}` has not answered within {_SCONTROL_S:.0f} s") from None
     except OSError as error:
@@ -54,26 +47,10 @@ def settings(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs if re.fullmatch(r"\s*\w+\s*", key)}
 
 
-def records(text: str) -> list[dict[str, str]]:
-    """Records of `scontrol show job -o` or `show partition -o`, one a line of ``Key=value`` words; values hold no
-    blanks where we read them."""
-    lines = (line for line in text.splitlines() if "=" in line)
-    # of two values the first: words of a job's command, which comes later, may look like keys
-    return [dict(reversed(re.findall(r"([\w:/]+)=(\S*)", line))) for line in lines]
-
-
 def seconds(text: str) -> float | None:
-    """Of ``30 sec``, ``2-03:04:05``, ``03:04:05``, ``04:05`` or ``UNLIMITED`` (infinite); None of other words."""
-    if text.upper() in ("UNLIMITED", "INFINITE"):
-        return float("inf")
+    """Of a setting of the cluster, ``30 sec`` or ``5 min``; None of other words."""
     said = re.fullmatch(r"(\d+)\s*(sec|min)?", text)
-    if said:
-        return float(said[1]) * (60 if said[2] == "min" else 1)
-    said = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
-    if not said:
-        return None
-    days, hours, minutes, rest = (int(part or 0) for part in said.groups())
-    return float(days * 86_400 + hours * 3600 + minutes * 60 + rest)
+    return float(said[1]) * (60 if said[2] == "min" else 1) if said else None
 
 
 def cluster() -> Iterator[Finding]:
@@ -270,7 +247,7 @@ def judge_nodes(listed: Sequence[str], reached: Sequence[str]) -> Iterator[Findi
 def nodes_of(env: Mapping[str, str]) -> list[str]:
     """Of this job; Slurm writes lists as ``node[1-2]``. Empty where that is not known."""
     names = env.get("SLURM_JOB_NODELIST")
-    if not names or not present():
+    if not names or not present("scontrol"):
         return []
     try:
         return scontrol("show", "hostnames", names).split()
@@ -280,7 +257,12 @@ def nodes_of(env: Mapping[str, str]) -> list[str]:
 
 def outside(env: Mapping[str, str]) -> Iterator[Finding]:
     """Slurm's own variables outside of scontrol's reach: a container, say, that has no Slurm inside."""
-    if env.get("SLURM_JOB_ID") and not present():
+    if env.get("SLURM_JOB_ID") and not present("scontrol"):
         yield ok("Slurm", f"in job {env['SLURM_JOB_ID']}, and there is no scontrol here (a container?)")
-    if env.get("SLURM_JOB_ID") and env.get("SLURM_CONF") and not os.path.exists(env["SLURM_CONF"]) and present():
+    if (
+        env.get("SLURM_JOB_ID")
+        and env.get("SLURM_CONF")
+        and not os.path.exists(env["SLURM_CONF"])
+        and present("scontrol")
+    ):
         yield fault("Slurm", f"SLURM_CONF={env['SLURM_CONF']} is not there", "unset it, or mount the file")

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tlx.doctor.findings import Finding, fault, of_error, ok, warning
-from tlx.doctor.hardware import gib
 from tlx.doctor.needs import Needs
+from tlx.doctor.shown import gib
 
 if TYPE_CHECKING:
     from tlx.config import Config

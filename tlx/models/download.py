@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from tlx.data.location import scrubbed, without_credentials
 from tlx.errors import UserError
 from tlx.reachable import reachable
 
@@ -158,7 +159,9 @@ def _download(repository: str, names: Sequence[str], revision: str | None, looke
         except HfHubHTTPError:
             raise
         except Exception as error:  # a proxy that refuses, a firewall that answers in place of the server
-            raise NotHere(looked, f"{hub.constants.ENDPOINT} cannot be asked ({_line(error)})") from error
+            server = hub.constants.ENDPOINT
+            why = f"{without_credentials(server)} cannot be asked ({scrubbed(_line(error), server)})"
+            raise NotHere(looked, why) from error
         path = Path(hub.hf_hub_download(repository, name, revision=revision))
         _check_blob(path)
         return path

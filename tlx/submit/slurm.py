@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tlx.errors import UserError
+from tlx.slurm import present, records, run
 from tlx.submit import times
 
 PATIENCE_S = 60.0
@@ -57,7 +57,7 @@ class Partition:
 
 def there() -> bool:
     """Whether this machine has Slurm's commands."""
-    return shutil.which("sbatch") is not None
+    return present("sbatch")
 
 
 def absent() -> UserError:
@@ -71,13 +71,11 @@ def partitions() -> list[Partition]:
     Raises:
         UserError: with scontrol's own words.
     """
-    found = []
-    for line in _call("scontrol", "show", "partition", "--oneliner").splitlines():
-        about = dict(word.split("=", 1) for word in line.split() if "=" in word)
-        if "PartitionName" in about:
-            most = times.limit(about.get("MaxTime", ""))
-            found.append(Partition(about["PartitionName"], about.get("Default") == "YES", most))
-    return found
+    return [
+        Partition(about["PartitionName"], about.get("Default") == "YES", times.limit(about.get("MaxTime", "")))
+        for about in records(_call("scontrol", "show", "partition", "--oneliner"))
+        if "PartitionName" in about
+    ]
 
 
 def jobs_of(run: Path) -> list[tuple[str, str]]:
@@ -155,9 +153,7 @@ def _environment(options: Mapping[str, str | None]) -> dict[str, str]:
 def _call(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
     """What a command prints, on both channels; sbatch --test-only answers on the second."""
     try:
-        done = subprocess.run(
-            words, input=stdin, env=env, capture_output=True, encoding="utf-8", errors="replace", timeout=PATIENCE_S
-        )
+        done = run(*words, stdin=stdin, env=env, patience_s=PATIENCE_S)
     except FileNotFoundError as error:
         raise UserError(f"there is no {words[0]} on this machine", todo="run this on a login node") from error
     except subprocess.TimeoutExpired as error:
@@ -197,6 +193,7 @@ _REMEDIES = (
         "configuration source",
         "Slurm's commands find no slurm.conf here: is SLURM_CONF set? Or run this on a login node",
     ),
+    ("configuration file", "is SLURM_CONF right? It must name a slurm.conf that is there"),
     ("contact", "does slurmctld run? scontrol ping"),
 )
 
