@@ -71,13 +71,13 @@ def from_hub(repository: str, names: Sequence[str] = WEIGHTS, revision: str | No
     if hub.constants.HF_HUB_OFFLINE:
         raise NotHere(looked, "HF_HUB_OFFLINE forbids to ask a server")
     if not reachable(server):
-        raise NotHere(looked, f"{server} does not answer")
+        raise NotHere(looked, f"{without_credentials(server)} does not answer")
     try:
         return _download(repository, names, revision, looked)
     except NotHere:
         raise
     except Exception as error:  # of the hub's own HTTP client too, which changes from release to release
-        where = f"{server}/{repository}" + (f" at {revision}" if revision else "")
+        where = f"{without_credentials(server)}/{repository}" + (f" at {revision}" if revision else "")
         raise _said(error, where) from error
 
 
