@@ -90,6 +90,13 @@ def of_rank(rank, run):
     return min(found, key=lambda process: process.create_time())
 
 
+def came_back(cluster, number, run, undisturbed):
+    """A job that was started once more, and whose training is that of one that nothing has happened to."""
+    job = cluster.ended(number, timeout=240)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    same_bits(run, undisturbed[0])
+
+
 def test_a_job_trains_on_both_nodes(undisturbed, cluster, record_property):
     run, job, seconds = undisturbed
     assert job["JobState"] == "COMPLETED", said(run) + nodes_said(run)
@@ -110,12 +117,10 @@ def test_a_signal_saves_and_requeues_to_the_same_result(
     number = submit(config, run, pace=0.05)
     reach(cluster, number, run, 20)
     cluster.call("scancel", "--batch", "--signal=USR1", number)
-    job = cluster.ended(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    came_back(cluster, number, run, undisturbed)
     assert "USR1: the training is asked for a checkpoint" in said(run)
     assert "resumed from" in (run / "slurm" / f"{number}-r1-node0.log").read_text()
     assert not (run / "stop").exists()
-    same_bits(run, undisturbed[0])
     record_property("figures", f"slurm: signal, checkpoint, requeue, the same bits: {time.monotonic() - began:.0f} s")
 
 
@@ -146,9 +151,7 @@ def test_srun_checkpoints_and_requeues_too(cluster, submit, config, undisturbed,
     number = submit(config, run, pace=0.05, LAUNCHER="srun")
     reach(cluster, number, run, 20)
     cluster.call("scancel", "--batch", "--signal=USR1", number)
-    job = cluster.ended(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
-    same_bits(run, undisturbed[0])
+    came_back(cluster, number, run, undisturbed)
 
 
 @pytest.mark.slow
@@ -157,10 +160,8 @@ def test_a_killed_rank_is_requeued(cluster, submit, config, undisturbed, tmp_pat
     number = submit(config, run, pace=0.05)
     reach(cluster, number, run, 70)
     of_rank(1, run).kill()
-    job = cluster.ended(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    came_back(cluster, number, run, undisturbed)
     assert "status fault" in said(run)
-    same_bits(run, undisturbed[0])
     record_property("figures", f"slurm: kill -9 of a rank, requeue, the same bits: {time.monotonic() - began:.0f} s")
 
 
@@ -229,9 +230,7 @@ def test_a_signal_while_the_training_is_starting_is_heard(cluster, submit, confi
         assert time.monotonic() < deadline, said(run)
         time.sleep(0.01)
     cluster.call("scancel", "--batch", "--signal=USR1", number)
-    job = cluster.ended(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
-    same_bits(run, undisturbed[0])
+    came_back(cluster, number, run, undisturbed)
 
 
 @pytest.mark.slow
@@ -345,9 +344,7 @@ def test_a_second_job_for_the_same_run_does_no_harm(cluster, submit, config, und
     assert "another training runs in this folder" in nodes_said(run)
     assert status(run)["status"] == "running"
     of_rank(1, run).kill()
-    job = cluster.ended(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
-    same_bits(run, undisturbed[0])
+    came_back(cluster, number, run, undisturbed)
 
 
 @pytest.mark.slow
@@ -372,10 +369,8 @@ def test_a_preempted_job_comes_back(cluster, submit, config, undisturbed, tmp_pa
     cluster.wait(number, lambda job: job["JobState"] == "PENDING", timeout=90)
     assert cluster.ended(other)["JobState"] == "COMPLETED"
     assert last_step(run) < 200
-    job = cluster.ended(number)
-    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), said(run) + nodes_said(run)
+    came_back(cluster, number, run, undisturbed)
     assert "preempted" in said(run)
-    same_bits(run, undisturbed[0])
     record_property("figures", f"slurm: preempted with a grace time, the same bits: {time.monotonic() - began:.0f} s")
 
 
