@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import start, status, tlx, wait_for_step, write_config
-from images import make_shards
+from images import encoded, make_shards, picture
 from test_training import raw_for, same_bits
 
 from tlx import feed
@@ -25,6 +25,7 @@ from tlx.data.remote import ShardUnavailable
 from tlx.data.shard_cache import CacheSpec
 from tlx.data.stream import ShardStream, evaluation_batches
 from tlx.data.transforms import eval_transform
+from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import ConfigError, UserError
 from tlx.inputs import InputSpec
 
@@ -88,6 +89,26 @@ def test_the_same_data_under_the_same_names(folder, stage, copied):
     assert set(copied.values()) == {1}
     assert len(copied) == 1 + len(here.shards)  # index.npy and the tars
     assert not Manifest.open(folder, CacheSpec(stage.folder)).remote
+
+
+def test_shards_that_were_built_anew_are_copied_anew(tmp_path, stage):
+    """Pictures of one size, without compression: the former tars, of the same names, lengths and layout, would do."""
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    for place in range(24):
+        file = pictures / f"c{place % 3}" / f"{place}.bmp"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(picture(place % 3, size=16, seed=place), "BMP"))
+    seen = []
+    for seed in (0, 1):
+        shutil.rmtree(out, ignore_errors=True)
+        build_shards(str(pictures), out, BuildOptions(val=0.0, seed=seed, shard_samples=9, jobs=1))
+        here, staged = Manifest.open(out / "train"), Manifest.open(out / "train", stage)
+        assert all_bytes(staged) == all_bytes(here)
+        seen.append((here.shards, here.records["offset"].tolist(), all_bytes(here)))
+    assert seen[0][:2] == seen[1][:2]
+    assert seen[0][2] != seen[1][2]
+    shutil.rmtree(out)
+    assert all_bytes(pickle.loads(pickle.dumps(Manifest.open(out / "train", stage)))) == seen[1][2]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -15,7 +15,9 @@ from commands import kill_all, last_step, ranks_of, rows, start, status, tlx, wa
 from images import make_shards
 from safetensors.torch import load_file
 
+from tlx.config import parse
 from tlx.errors import UserError
+from tlx.run_folder import RunFolder
 from tlx.run_lock import RunLock
 from tlx.standing import folder_of, standing
 
@@ -275,7 +277,39 @@ def test_where_a_run_stands_is_told_from_its_folder(whole, config, tmp_path):
     lock = RunLock.take(killed)
     assert f"running since then\n  trained by process {os.getpid()} on " in standing(killed)
     lock.release()
+    assert standing(killed).endswith("-> the same command goes on from the latest checkpoint")
+    (killed / "status.json").write_text('{"status": "user-error", "message": "no such \\u001b[2Jkey\\n  -> see"}')
+    assert "  no such \\x1b[2Jkey\n    -> see\n" in standing(killed)
+    assert standing(killed).endswith("-> mend that; the same command goes on from the latest checkpoint")
+    shutil.rmtree(killed / "checkpoints")
+    assert standing(killed).endswith("-> mend that; the same command begins anew")
+    (killed / "status.json").write_text('{"status": "fault"}')
+    assert standing(killed).endswith("-> the same command begins anew")
     assert standing(tmp_path / "nothing").endswith("nothing: not there yet")
     assert folder_of(config, ["run=elsewhere"]) == Path("elsewhere")
     with pytest.raises(UserError, match="takes no key=value"):
         folder_of(killed, ["seed=1"])
+
+
+def test_a_requeued_job_begins_anew_only_once(tmp_path, monkeypatch):
+    """Slurm may requeue a job before, or after, its first start has moved the former run aside."""
+    config = parse(raw_for(tmp_path / "s", tmp_path / "run"))
+
+    def begin():
+        folder = RunFolder(tmp_path / "run")
+        folder.prepare(config, fresh=True)
+        folder.release()
+
+    begin()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    begin()  # the first start has come to nothing
+    assert len(list(tmp_path.glob("run.before-*"))) == 1
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    begin()
+    assert (tmp_path / "run" / "metrics.jsonl").exists()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    begin()
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()

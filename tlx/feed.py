@@ -91,6 +91,9 @@ def open_sets(config: Config, *, staged: bool = True) -> Sets:
     _check_expected(config, train, val)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
+        for manifest in (train, val):
+            if manifest is not None:
+                _check_largest(manifest, cache)
         _check_window(config, train, cache)
     from tlx.data.stream import epoch_length
 
@@ -107,19 +110,26 @@ def cache_of(config: Config) -> CacheSpec | None:
     return CacheSpec(said.folder.expanduser() if said.folder else default_folder(), said.limit, said.stage)
 
 
+def _check_largest(manifest: Manifest, cache: CacheSpec) -> None:
+    from tlx.data.cache_room import in_words, limit_of
+
+    largest, limit = max(shard.bytes for shard in manifest.shards), limit_of(cache)
+    if largest > limit:
+        said = cache.limit is not None
+        raise UserError(
+            f"the largest shard of {shown(manifest.location)} is {in_words(largest)} long, "
+            f"and the cache holds {in_words(limit)}",
+            where="data.cache.limit" if said else str(cache.folder),
+            todo="a larger data.cache.limit" if said else "data.cache.folder on a disk with more room",
+        )
+
+
 def _check_window(config: Config, train: Manifest, cache: CacheSpec) -> None:
     """A window of shards is read at random: those that the cache cannot hold would be fetched for every few samples."""
     from tlx.data.cache_room import in_words, limit_of
 
     sizes = sorted((shard.bytes for shard in train.shards), reverse=True)
     window, limit, parts = min(config.data.window or len(sizes), len(sizes)), limit_of(cache), config.data.parts
-    if sizes[0] > limit:
-        said = cache.limit is not None
-        raise UserError(
-            f"the largest shard is {in_words(sizes[0])} long, and the cache holds {in_words(limit)}",
-            where="data.cache.limit" if said else str(cache.folder),
-            todo="a larger data.cache.limit" if said else "data.cache.folder on a disk with more room",
-        )
     needed = sum(sizes[:window]) // parts
     if needed > limit:
         fits = sum(total <= limit * parts for total in itertools.accumulate(sizes))

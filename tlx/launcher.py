@@ -12,7 +12,12 @@ def launched() -> bool:
 
 def relaunched() -> bool:
     """Whether the launcher above has started its ranks again, after one of them failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0) or 0) > 0
+    return _count("TORCHELASTIC_RESTART_COUNT") > 0
+
+
+def requeued_job() -> str | None:
+    """The number of the Slurm job that this is another start of; None of a first start, or without Slurm."""
+    return os.environ.get("SLURM_JOB_ID") if _count("SLURM_RESTART_COUNT") > 0 else None
 
 
 def rank() -> int:
@@ -21,6 +26,6 @@ def rank() -> int:
     return int(said) if said.isdecimal() else 0
 
 
-def restarts() -> int:
-    """How often this very command was started again, by torchrun or by Slurm."""
-    return max(int(os.environ.get(name, 0) or 0) for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+def _count(name: str) -> int:
+    said = os.environ.get(name, "")
+    return int(said) if said.isdecimal() else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import secrets
 import time
@@ -19,6 +20,7 @@ from tlx.config import Config, dump
 from tlx.differences import differences, flat
 from tlx.errors import UserError
 from tlx.files import json_text, write_whole
+from tlx.launcher import requeued_job
 from tlx.parsing import from_json, from_yaml
 from tlx.run_lock import RunLock, holder
 
@@ -65,8 +67,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = RunLock.take(self.path)
-            if fresh:
+            if fresh and not self._is_fresh():
                 self._move_aside()
+                self._note_fresh()
             self.refuse_changes(config)
             for left in self.path.glob(".*.tmp"):  # of a process that was killed
                 left.unlink(missing_ok=True)
@@ -120,6 +123,16 @@ class RunFolder:
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_whole(self.path / "result.json", json_text(result))
+
+    def _is_fresh(self) -> bool:
+        """Whether an earlier start of this Slurm job has begun anew here already."""
+        job = requeued_job()
+        return job is not None and (self.path / JOBS / f"{job}.fresh").exists()
+
+    def _note_fresh(self) -> None:
+        if job := os.environ.get("SLURM_JOB_ID"):
+            (self.path / JOBS).mkdir(exist_ok=True)
+            (self.path / JOBS / f"{job}.fresh").touch()
 
     def _move_aside(self) -> None:
         if {entry.name for entry in self.path.iterdir()} <= {".lock", JOBS}:

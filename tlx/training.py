@@ -12,7 +12,7 @@ import yaml
 from tlx.build import compose, together
 from tlx.config import Config
 from tlx.errors import UserError
-from tlx.launcher import rank, relaunched, restarts
+from tlx.launcher import rank, relaunched
 from tlx.parts import backbone_of
 from tlx.run_folder import RunFolder
 
@@ -52,7 +52,7 @@ def _train(
     from tlx.preempt import StopRequest
 
     world = worlds.enter(config, watch)
-    done = together(world, lambda: folder.prepare(config, fresh=fresh and not restarts()) if world.main else None)
+    done = together(world, lambda: folder.prepare(config, fresh=fresh and not relaunched()) if world.main else None)
     done = world.from_main(done)
     if done is not None:
         if world.main:

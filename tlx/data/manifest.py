@@ -158,6 +158,7 @@ class Manifest:
         layout = hashlib.blake2b(digest_size=6)
         layout.update(np.ascontiguousarray(own["offset"]).data)
         layout.update(np.ascontiguousarray(own["size"]).data)
+        layout.update(np.ascontiguousarray(own["label"]).data)
         return Wanted(known.name, known.bytes, layout.hexdigest())
 
     def counts(self) -> NDArray[np.int64]:

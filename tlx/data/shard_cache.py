@@ -10,6 +10,7 @@ that holds it; everybody else waits for the lock.
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -36,14 +37,27 @@ HEADER = 64 << 20
 class ShardCache:
     """Files of one folder elsewhere on this machine; for threads, and for processes that were forked or spawned."""
 
-    def __init__(self, location: str, spec: CacheSpec) -> None:
+    def __init__(self, location: str, spec: CacheSpec, version: int | None = None) -> None:
+        """
+        Args:
+            version: of a folder's shards; by default what the folder is at now.
+        """
         self.location, self.spec = location, spec
         named = location if is_remote(location) else f"file:{os.path.abspath(location)}"
         self.folder = spec.folder / folder_name(named)
+        self._version = self._found() if version is None and not is_remote(location) else version
         self._ahead: tuple[int, Ahead] | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., ShardCache], tuple[str, CacheSpec]]:
-        return ShardCache, (self.location, self.spec)
+    def __reduce__(self) -> tuple[Callable[..., ShardCache], tuple[str, CacheSpec, int | None]]:
+        return ShardCache, (self.location, self.spec, self._version)
+
+    def _found(self) -> int | None:
+        """When the index of a folder was written, or of a folder that is gone, the index that was kept: shards that
+        were built anew may have the layout of the former ones, and other pictures."""
+        for folder in (Path(self.location), self.folder):
+            with suppress(OSError):
+                return (folder / "index.json").stat().st_mtime_ns
+        return None
 
     # The index
 
@@ -69,8 +83,14 @@ class ShardCache:
 
     def keep_header(self, text: bytes) -> None:
         """Keeps ``index.json``, once ``index.npy`` is there."""
-        if self.kept_header() != text:
-            write_whole(self.folder / "index.json", text)
+        path = self.folder / "index.json"
+        try:
+            if self.kept_header() != text:
+                write_whole(path, text)
+            if self._version is not None:
+                os.utime(path, ns=(self._version, self._version))
+        except OSError as error:
+            self._cannot_write(error)
 
     def records(self, sha256: str, limit: int) -> Path:
         """``index.npy`` of this hash and at most `limit` bytes, fetched if the cached one is another.
@@ -96,7 +116,10 @@ class ShardCache:
 
     def path(self, shard: Wanted) -> Path:
         """Where a shard is or would be."""
-        return self.folder / f"{shard.layout}-{shard.name}"
+        layout = shard.layout
+        if self._version is not None:
+            layout = hashlib.blake2b(f"{layout} {self._version}".encode(), digest_size=6).hexdigest()
+        return self.folder / f"{layout}-{shard.name}"
 
     def shard(self, shard: Wanted) -> Path:
         """A shard as a local file, fetched if need be.
@@ -141,10 +164,10 @@ class ShardCache:
         """The file, fetched by one process while the others wait."""
         part = part_of(path)
         while True:
-            if _holds(there):
-                return path
-            self._make()
             try:
+                if _holds(there):
+                    return path
+                self._make()
                 with locked(part) as file:
                     if file is None:
                         continue
