@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
+import socket
+import stat
+import subprocess
+import sys
 import time
 
 import pytest
@@ -91,7 +97,7 @@ def test_parts_at_the_same_time(src, whole, tmp_path):
     assert_same_files(out, whole)
 
 
-def slowly(src, out, part):
+def slowly(src, out, part, jobs=0):
     plain = write._stored
 
     def slow(*given):
@@ -99,7 +105,7 @@ def slowly(src, out, part):
         return plain(*given)
 
     write._stored = slow
-    build_part(str(src), out, part, options(shard_samples=3))
+    build_part(str(src), out, part, options(shard_samples=3, jobs=jobs))
 
 
 def test_a_part_killed_and_started_again(src, tmp_path):
@@ -213,20 +219,93 @@ def test_parts_that_are_none(text):
         Part.read(text)
 
 
-def test_a_folder_without_locks(src, whole, tmp_path, monkeypatch):
-    import errno
-
-    from tlx.data import file_lock
-
+@pytest.fixture
+def no_locks(monkeypatch):
     def none(*given):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(file_lock.fcntl, "flock", none)
-    out = tmp_path / "out"
-    for number in (1, 2):
-        build_part(str(src), out, Part(number, 2), options())
-    build_shards(str(src), out, options())
+    monkeypatch.setattr(fcntl, "flock", none)
+
+
+@pytest.mark.parametrize("jobs", [0, 2])
+def test_a_part_twice_at_the_same_time_without_locks(src, tmp_path, no_locks, jobs):
+    """The second begins while the first is in the middle of a shard, and leaves its file alone."""
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    build_shards(str(src), whole, options(shard_samples=3))
+    first, second = (FORK.Process(target=slowly, args=(src, out, Part(1, 2), jobs)) for _ in range(2))
+    first.start()
+    while not list(out.glob("*/.0*.tar.*.tmp")):
+        time.sleep(0.001)
+    second.start()
+    build_part(str(src), out, Part(2, 2), options(shard_samples=3))
+    first.join()
+    second.join()
+    assert [first.exitcode, second.exitcode] == [0, 0]
+    build_shards(str(src), out, options(shard_samples=3))
     assert_same_files(out, whole)
+
+
+def test_a_build_finished_beside_a_part_without_locks(src, whole, tmp_path, no_locks, monkeypatch):
+    """The notes that the part has written are gone when it looks."""
+    out, plain = tmp_path / "out", write._write_all
+
+    def finished(*given, **named):
+        plain(*given, **named)
+        monkeypatch.setattr(write, "_write_all", plain)
+        build_shards(str(src), out, options())
+
+    monkeypatch.setattr(write, "_write_all", finished)
+    assert build_part(str(src), out, Part(1, 2), options()).already
+    assert_same_files(out, whole)
+
+
+def test_what_is_removed_of_files_that_others_were_writing(src, whole, tmp_path):
+    out = tmp_path / "out"
+    build_part(str(src), out, Part(1, 2), options())
+    gone = FORK.Process(target=time.sleep, args=(0,))
+    gone.start()
+    gone.join()
+    zombie = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    here, parent = socket.gethostname(), os.getppid()
+
+    def left(host, process, hours=0.0):
+        path = out / "train" / f".000001.tar.{host}-{process}.tmp"
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - 3600 * hours,) * 2)
+        return path
+
+    kept = [left(here, parent), left("other.node-7", gone.pid), left("other", gone.pid, hours=0.9)]
+    removed = [left(here, gone.pid), left(here, os.getpid()), left(here, zombie.pid), left(here, "9" * 9)]
+    removed += [left("old.node-7", 1, hours=1.1)]
+    build_part(str(src), out, Part(2, 2), options())
+    assert [p.exists() for p in (*kept, *removed)] == [True] * 3 + [False] * 5
+    build_shards(str(src), out, options())
+    assert [p.exists() for p in kept] == [True] * 3
+    zombie.wait()
+    for path in kept:
+        os.utime(path, (0, 0))
+    assert build_shards(str(src), out, options()).already
+    assert_same_files(out, whole)
+
+
+def test_the_lock_is_of_a_file_that_is_there_and_open_for_writing(tmp_path, impatient, monkeypatch):
+    """NFS has no other locks that reach other nodes; and who waited must not have that of a file that is gone."""
+    opened, plain = [], locks._taken
+
+    def taken(handle):
+        if not opened:
+            (tmp_path / ".lock").unlink()  # as by who held it until now
+        opened.append((stat.S_ISREG(os.fstat(handle).st_mode), fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE))
+        return plain(handle)
+
+    monkeypatch.setattr(locks, "_taken", taken)
+    with locks.locked(tmp_path, "mine", todo=""):
+        assert opened == [(True, os.O_RDWR)] * 2
+        with pytest.raises(UserError, match="taken"), locks.locked(tmp_path, "taken", todo=""):
+            pass
+        assert names(tmp_path) == [".lock"]
+    assert names(tmp_path) == []
 
 
 def test_a_build_that_begins_while_one_looks(src, tmp_path, monkeypatch):

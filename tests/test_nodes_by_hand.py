@@ -229,11 +229,9 @@ def test_names_on_loopback_are_told(plan, tmp_path):
 def test_a_wrong_address_is_told_where_it_is_used(plan, tmp_path):
     """Each machine's localhost is itself: rank 0 waits, rank 1 finds nobody, and both end in time."""
     with two_machines(tmp_path) as machines:
-        ranks = []
+        ranks, port = [], str(free_port())
         for rank, machine in enumerate(machines):
-            env = environment(
-                RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT=str(free_port())
-            )
+            env = environment(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT=port)
             words = machine.words(sys.executable, "-m", "tlx", "train", plan[0], "world.timeout_minutes=0.05")
             ranks.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         first, second = (process.communicate(timeout=120)[0] for process in ranks)
@@ -275,3 +273,19 @@ def test_tasks_of_srun_that_nobody_has_made_ranks_of(monkeypatch):
         world.enter(config(world={"device": "cpu"}))
     monkeypatch.setenv("WORLD_SIZE", "1")  # a training per task
     assert world.enter(config(world={"device": "cpu"})).size == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "said"),
+    [
+        ("127.0.0.1", "70000", r"MASTER_PORT: '70000' is no port\n  -> .* 1 to 65535"),
+        ("127.0.0.1", "0", "MASTER_PORT: '0' is no port"),
+        ("127.0.0.1", "\N{SUPERSCRIPT TWO}", "MASTER_PORT: .*xb2' is no port"),
+        ("a..b", "9", r"MASTER_ADDR: no machine can have this name\n  -> a\.\.b is no name that .* knows"),
+    ],
+)
+def test_what_cannot_be_an_address_is_told_at_once(monkeypatch, address, port, said):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=said):
+        world.enter(config())

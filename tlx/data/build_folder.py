@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socket
 import sys
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from tlx import locks
 from tlx.data.build_parts import FILES as PARTS
 from tlx.data.sources import SPLITS
 from tlx.errors import UserError
@@ -20,8 +26,10 @@ _NOTES = "*/.[0-9]*.json"
 _STATE = {"state": str, "request": dict, "pictures": str, "classes": list}  # what build.json always says
 _DONE = {"splits": dict, "bad": list, "left_out": list}  # and when it is done
 _COUNTS = ("samples", "shards", "bytes")  # of a split
-_BUILD_TMP = re.compile(r"\.build\.json\..+\.tmp")
-_LEFT = re.compile(r"\.+(?P<shard>[0-9]+)\.(tar|json)\..+\.tmp")
+_OURS = re.compile(rf"\.build\.json\..+\.tmp|{re.escape(locks.FILE)}|\.nfs[0-9a-f]+")  # NFS: removed, and still open
+_SHARD = re.compile(r"\.+(?P<shard>[0-9]+)\.(tar|json)\..+\.tmp")
+_SCRATCH = re.compile(r"\.+[^.]+\.[a-z]+\.(?P<host>.+)-(?P<process>[0-9]{1,9})\.tmp")  # see tlx.files.scratch
+_OLD_S = 3600.0  # whoever is at a file writes to it more often than this
 
 
 def state_of(folder: Path) -> dict[str, Any] | None:
@@ -40,8 +48,8 @@ def state_of(folder: Path) -> dict[str, Any] | None:
         inside = {p.name for p in folder.iterdir()}
         if (folder / "build.json").exists():  # since a moment
             return state_of(folder)
-        # a build that was killed at its very beginning leaves only the file it was about to rename
-        if any(not _BUILD_TMP.fullmatch(name) for name in inside):
+        # a build at its very beginning, or killed there, has only its lock and the file that it is about to rename
+        if any(not _OURS.fullmatch(name) for name in inside):
             raise UserError(
                 "the folder is not empty and was not made by tlx shards build", where=str(folder), todo="name a new one"
             ) from None
@@ -113,9 +121,8 @@ def claim(folder: Path, plan: Mapping[str, Any], usual: Mapping[str, Any]) -> No
             flush=True,
         )
         for made in [*tars, *folder.glob(_NOTES)]:
-            made.unlink()
-    for rest in [*folder.glob("*/.*.tmp"), *folder.glob(".build.json.*.tmp")]:
-        rest.unlink()
+            made.unlink(missing_ok=True)
+    _remove_scratch(folder)
     write_whole(folder / "build.json", json.dumps({**plan, "state": "building"}, indent=1).encode())
 
 
@@ -139,14 +146,46 @@ def claim_for_a_part(folder: Path, plan: Mapping[str, Any], usual: Mapping[str, 
 
 
 def remove_what_was_left(folder: Path, shards: Collection[tuple[str, str]]) -> None:
-    """Removes what a killed process was at writing of these shards: (split, name without ``.tar``)."""
+    """Removes what processes that are gone were at writing of these shards: (split, name without ``.tar``)."""
     for path in folder.glob("*/.*.tmp"):
-        left = _LEFT.fullmatch(path.name)
-        if left and (path.parent.name, left["shard"]) in shards:
+        named = _SHARD.fullmatch(path.name)
+        if named and (path.parent.name, named["shard"]) in shards and _left(path):
             path.unlink(missing_ok=True)
 
 
+def _remove_scratch(folder: Path) -> None:
+    for path in [*folder.glob("*/.*.tmp"), *folder.glob(".build.json.*.tmp")]:
+        if _left(path):
+            path.unlink(missing_ok=True)
+
+
+def _left(path: Path) -> bool:
+    """Whether nobody is at writing this file; of other machines' processes, whether it is old."""
+    named = _SCRATCH.fullmatch(path.name)
+    if named is None:  # no process of this version of tlx writes so
+        return True
+    if named["host"] == socket.gethostname() and not _others_at_work(int(named["process"])):
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > _OLD_S
+    except FileNotFoundError:  # renamed meanwhile
+        return False
+
+
+def _others_at_work(number: int) -> bool:
+    """Whether another process than this one has this number, and runs."""
+    if number == os.getpid() or not psutil.pid_exists(number):
+        return False
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
+
+
 def tidy(folder: Path) -> None:
-    """Removes the notes on shards and the locks of parts, which a finished build does not need."""
-    for left in [*folder.glob(_NOTES), *folder.glob(PARTS)]:
+    """Removes what a finished build does not need: notes on shards, locks, what processes that are gone left."""
+    _remove_scratch(folder)
+    for left in [*folder.glob(_NOTES), *folder.glob(PARTS), folder / locks.FILE]:
         left.unlink(missing_ok=True)

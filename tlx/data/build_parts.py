@@ -2,7 +2,8 @@
 
 Which shards are written, and what is in them, does not depend on the parts; they only say who does what. A part that is
 at work holds the lock of a file in the folder, ``.part-3-of-8``, which goes with its process. Where the file system has
-no locks there are none, and two who do the same part do it twice.
+no locks there are none, and two who do the same part do it twice: each writes into files of its own and renames them,
+the same bytes to the same names.
 """
 
 from __future__ import annotations

@@ -214,6 +214,8 @@ def build_part(
         remove_what_was_left(folder, {(task.split, task.name.removesuffix(".tar")) for task in own})
         before = sum(_known(folder, task, options) is not None for task in own)
         _write_all(found, folder, options, own, progress=progress)
+        if _already(folder, request, source) is not None:  # finished by others meanwhile, where there are no locks
+            return PartSummary(part, already=True)
         notes = [read_note(_note_of(folder, task)) for task in own]
     return PartSummary(
         part,
