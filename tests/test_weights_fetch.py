@@ -8,9 +8,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,9 @@ from typer.testing import CliRunner
 from tlx import models
 from tlx.cli import app
 from tlx.errors import UserError
-from tlx.models import shelf
+from tlx.models import download, shelf
 from tlx.models.fetch import fetch
+from tlx.reachable import reachable
 
 TINY = "timm/test_resnet.r160_in1k"
 FILE = "timm--test_resnet.r160_in1k.safetensors"
@@ -335,8 +338,6 @@ def test_without_internet(caches: Path, monkeypatch: pytest.MonkeyPatch, silent:
 
 def test_a_server_that_never_finishes_its_answer(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Something accepts the connection and says nothing: asked once, not for minutes."""
-    from tlx.models import download
-
     monkeypatch.setattr(download, "_ANSWER_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
@@ -367,6 +368,84 @@ def test_a_proxy_that_refuses(caches: Path, monkeypatch: pytest.MonkeyPatch, nam
     huggingface_hub.close_session()
     assert "cannot be asked" in str(caught.value)
     assert f"tlx weights fetch {name}." in str(caught.value)
+
+
+@pytest.fixture
+def failing() -> Iterator[str]:
+    """The address of a server that is out of order."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(500)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_words: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_no_credentials_are_shown_of_a_server_that_fails(
+    caches: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    url = f"http://joe:s3cret@{failing}"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
+    template = url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with pytest.raises(UserError, match="cannot be downloaded") as of_hub:
+        download.from_hub("me/trained")
+    with pytest.raises(UserError, match="cannot be downloaded: HTTP Error 500") as of_url:
+        download.from_url(f"http://{failing}/weights.pth?token=abcdef")
+    for text in (str(of_hub.value), str(of_url.value)):
+        assert failing in text
+        assert not any(secret in text for secret in ("joe", "s3cret", "abcdef"))
+    assert names_below(caches / "torch") == []
+
+
+def test_a_dead_address_does_not_hide_one_that_answers(monkeypatch: pytest.MonkeyPatch, silent: str) -> None:
+    """As where IPv6 leads nowhere: its addresses come first."""
+    with socket.create_server(("127.0.0.1", 0)) as living:
+        dead = ("127.0.0.1", int(silent.rpartition(":")[2]))
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", one) for one in (dead, dead, living.getsockname())]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_address, **_more: found)
+        monkeypatch.setenv("no_proxy", "*")
+        assert reachable("http://two.example", within_s=2.0)
+        found.pop()
+        assert not reachable("http://two.example", within_s=0.2)
+
+
+@pytest.mark.parametrize("url", ["http://host:abc/", "https://..bad/", "http://[::1/", "http://", "host"])
+def test_nothing_answers_at_what_is_no_url(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    traces: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", traces.append)
+    monkeypatch.setenv("no_proxy", "*")
+    assert not reachable(url)
+    assert not traces
+
+
+def test_a_download_is_written_under_this_machines_name(plain: Hub, caches: Path) -> None:
+    """In a folder that machines share, numbers of processes meet."""
+    written: list[str] = []
+    wanted = torch.hub.download_url_to_file
+
+    def watched(url: str, to: str, *words: Any, **more: Any) -> None:
+        written.append(Path(to).name)
+        wanted(url, to, *words, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "download_url_to_file", watched)
+        path = download.from_url(plain.url + next(iter(plain.files)))
+    assert written == [f".{path.name}.{socket.gethostname()}-{os.getpid()}.tmp"]
+    assert names_below(path.parent) == [path.name]
 
 
 def test_the_command_with_the_hubs_own_variables(caches: Path) -> None:

@@ -42,15 +42,26 @@ def standing(folder: Path) -> str:
         lines = [f"{folder}: was killed; it said that it runs at {said.get('time')}, and no process does"]
     if owner is not None:
         lines.append(f"  trained by {owner}")
-    lines += [f"  {said[key]}" for key in ("why", "message") if said.get(key)]
+    lines += [f"  {line}" for key in ("why", "message") if said.get(key) for line in str(said[key]).splitlines()]
     known = [found["step"] for found in (row, said) if found is not None and isinstance(found.get("step"), int)]
     step, steps = max(known, default=None), _steps(folder, said)
     if step is not None:
         lines.append(f"  step {step:,}" + (f" of {steps:,} ({step / steps:.0%})" if steps else "") + _about(row))
     lines += [f"  {name} checkpoint: {path}" for name in ("latest", "best") if (path := _checkpoint(folder, name))]
     if said.get("status") != "done" and owner is None:
-        lines.append("  -> the same command goes on from the latest checkpoint")
-    return "\n".join(lines)
+        lines.append("  -> " + _what_next(folder, mend=said.get("status") == "user-error"))
+    return "\n".join(map(_escaped, lines))
+
+
+def _what_next(folder: Path, *, mend: bool) -> str:
+    kept = any((folder / "checkpoints").glob("step-*"))
+    command = "the same command " + ("goes on from the latest checkpoint" if kept else "begins anew")
+    return f"mend that; {command}" if mend else command
+
+
+def _escaped(line: str) -> str:
+    """A message may quote what somebody else wrote, and a terminal obeys some characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _about(row: Mapping[str, Any] | None) -> str:

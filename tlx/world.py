@@ -226,16 +226,19 @@ def _find_first(limit: timedelta) -> None:
     torch would wait for three times as long, and then leave a trace of C++ functions.
 
     Raises:
-        UserError: the environment does not say where.
+        UserError: the environment does not say where, or what cannot be an address.
         TlxError: nobody is there in time.
     """
     address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
-    if not address or not port.isdigit():
+    if not address or not port:
         raise UserError(
             f"this is rank {rank} of {os.environ['WORLD_SIZE']}, and nothing says where ranks meet",
             where="MASTER_ADDR, MASTER_PORT",
             todo="export the address of rank 0's machine and a free port there, the same for every rank",
         )
+    if not _is_port(port):
+        todo = "export a free port of rank 0's machine, 1 to 65535, the same for every rank"
+        raise UserError(f"{port!a} is no port", where="MASTER_PORT", todo=todo)
     if rank == "0" and not agent_serves():
         return
     end, pause = time.monotonic() + limit.total_seconds(), 0.05
@@ -247,14 +250,28 @@ def _find_first(limit: timedelta) -> None:
         except OSError as error:
             if left <= 0:
                 raise TlxError(_nobody(address, port, rank, limit, error)) from error
+        except UnicodeError as error:
+            raise UserError("no machine can have this name", where="MASTER_ADDR", todo=_no_name(address)) from error
         time.sleep(max(min(pause, end - time.monotonic()), 0.0))
         pause = min(1.5 * pause, 1.0)
+
+
+def _is_port(text: str) -> bool:
+    """One rank alone may have 0, any that is free; several would not find each other."""
+    least = 1 if os.environ["WORLD_SIZE"] != "1" else 0
+    return text.isascii() and text.isdigit() and len(text) < 6 and least <= int(text) < 65536
+
+
+def _no_name(address: str) -> str:
+    shown = address if address.isprintable() else ascii(address)
+    here = socket.gethostname()
+    return f"{shown} is no name that {here} knows: give rank 0's machine as an address, or see /etc/hosts"
 
 
 def _nobody(address: str, port: str, rank: str, limit: timedelta, error: OSError) -> str:
     here = socket.gethostname()
     if isinstance(error, socket.gaierror):
-        todo = f"{address} is no name that {here} knows: give rank 0's machine as an address, or see /etc/hosts"
+        todo = _no_name(address)
     elif loopback(addresses(address)):
         todo = f"{address} is {here} itself: if rank 0 runs elsewhere, give its address as the other machines see it"
     elif isinstance(error, TimeoutError):

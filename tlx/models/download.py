@@ -11,7 +11,7 @@ import re
 import socket
 import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -30,6 +30,7 @@ from huggingface_hub.errors import (
 
 from tlx.data.location import scrubbed, without_credentials
 from tlx.errors import UserError
+from tlx.files import scratch
 from tlx.reachable import reachable
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -97,22 +98,20 @@ def from_url(url: str) -> Path:
         raise NotHere(path, _ALONE)
     if not reachable(url):
         raise NotHere(path, f"{urlparse(url).hostname} does not answer")
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _stalled_sockets_fail():
-            torch.hub.download_url_to_file(url, str(beside), _named_hash(path), progress=True)
-            whole = _named_hash(path) or beside.stat().st_size == _length(url)
-        if not whole:
-            raise OSError("the connection ended before the file did")
-        os.replace(beside, path)
+        with scratch(path) as beside:
+            with _stalled_sockets_fail():
+                torch.hub.download_url_to_file(url, str(beside), _named_hash(path), progress=True)
+                whole = _named_hash(path) or beside.stat().st_size == _length(url)
+            if not whole:
+                raise OSError("the connection ended before the file did")
+            os.replace(beside, path)
     except (OSError, RuntimeError) as error:
         if isinstance(error, URLError) and not isinstance(error, HTTPError):
             raise NotHere(path, f"{urlparse(url).hostname} cannot be asked ({error.reason})") from error
-        raise UserError(f"cannot be downloaded: {_line(error)}", where=url, todo="try again later") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
+        why = f"cannot be downloaded: {scrubbed(_line(error), url)}"
+        raise UserError(why, where=without_credentials(url), todo="try again later") from error
     return path
 
 
@@ -169,7 +168,7 @@ def _download(repository: str, names: Sequence[str], revision: str | None, looke
 
 
 def _said(error: Exception, where: str) -> UserError:
-    log_in = "hf auth login, or set HF_TOKEN"
+    log_in, line = "hf auth login, or set HF_TOKEN", scrubbed(_line(error), hub.constants.ENDPOINT)
     if isinstance(error, GatedRepoError):
         return UserError("its owner wants terms accepted first, on that page", where=where, todo=f"then {log_in}")
     if isinstance(error, RepositoryNotFoundError):
@@ -177,8 +176,8 @@ def _said(error: Exception, where: str) -> UserError:
     if isinstance(error, RevisionNotFoundError):
         return UserError("no such revision", where=where, todo="a branch, a tag or a commit of the repository")
     if isinstance(error, EntryNotFoundError):
-        return UserError(_line(error), where=where)
-    return UserError(f"cannot be downloaded: {_line(error)}", where=where, todo="try again later")
+        return UserError(line, where=where)
+    return UserError(f"cannot be downloaded: {line}", where=where, todo="try again later")
 
 
 def _check_blob(path: Path) -> None:
