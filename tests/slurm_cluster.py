@@ -157,19 +157,22 @@ class Cluster:
                 with contextlib.suppress(AssertionError):
                     self.call("scontrol", "update", f"JobId={which}", "StartTime=now")
 
-    def wait(self, number: str, done: Callable[[dict[str, str]], bool], *, timeout: float) -> dict[str, str]:
-        """Until something holds of a job; one that is requeued starts soon."""
+    def wait(
+        self, number: str, done: Callable[[dict[str, str]], bool], *, timeout: float, soon: bool = True
+    ) -> dict[str, str]:
+        """Until something holds of a job; one that is requeued starts soon, or when Slurm's delay is over."""
         deadline = time.monotonic() + timeout
         while not done(job := self.job(number)):
             assert time.monotonic() < deadline, f"job {number} after {timeout} s: {job}\n{self.log()}"
-            self.soon(number)
+            if soon:
+                self.soon(number)
             time.sleep(0.1)
         return job
 
-    def ended(self, number: str, *, timeout: float = 180) -> dict[str, str]:
+    def ended(self, number: str, *, timeout: float = 180, soon: bool = True) -> dict[str, str]:
         """A job that has ended and does not come again."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-        return self.wait(number, lambda job: job["JobState"] in final, timeout=timeout)
+        return self.wait(number, lambda job: job["JobState"] in final, timeout=timeout, soon=soon)
 
     def log(self) -> str:
         return (self.folder / "log" / "slurmctld").read_text()[-2000:]
