@@ -149,30 +149,18 @@ class Cluster:
     def job(self, number: str) -> dict[str, str]:
         return self.jobs(number)[0]
 
-    def soon(self, number: str) -> None:
-        """A requeued job starts at once, instead of when Slurm's delay is over."""
-        for job in self.jobs(number):
-            if job["JobState"] == "PENDING" and job["Reason"] in ("BeginTime", "None") and job["Restarts"] != "0":
-                which = f"{number}_{job['ArrayTaskId']}" if "ArrayTaskId" in job else number
-                with contextlib.suppress(AssertionError):
-                    self.call("scontrol", "update", f"JobId={which}", "StartTime=now")
-
-    def wait(
-        self, number: str, done: Callable[[dict[str, str]], bool], *, timeout: float, soon: bool = True
-    ) -> dict[str, str]:
-        """Until something holds of a job; one that is requeued starts soon, or when Slurm's delay is over."""
+    def wait(self, number: str, done: Callable[[dict[str, str]], bool], *, timeout: float) -> dict[str, str]:
+        """Until something holds of a job. A requeued one is not hurried on: its nodes may still refuse it."""
         deadline = time.monotonic() + timeout
         while not done(job := self.job(number)):
             assert time.monotonic() < deadline, f"job {number} after {timeout} s: {job}\n{self.log()}"
-            if soon:
-                self.soon(number)
             time.sleep(0.1)
         return job
 
-    def ended(self, number: str, *, timeout: float = 180, soon: bool = True) -> dict[str, str]:
+    def ended(self, number: str, *, timeout: float = 180) -> dict[str, str]:
         """A job that has ended and does not come again."""
         final = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
-        return self.wait(number, lambda job: job["JobState"] in final, timeout=timeout, soon=soon)
+        return self.wait(number, lambda job: job["JobState"] in final, timeout=timeout)
 
     def log(self) -> str:
         return (self.folder / "log" / "slurmctld").read_text()[-2000:]
