@@ -1,0 +1,75 @@
+"""What earlier versions wrote (`earlier/`) is read, or refused in words: configurations, shards, run folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from commands import rows, status
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from tlx import config as configs
+from tlx.cli import app
+from tlx.data.manifest import Manifest
+from tlx.history import read_history
+from tlx.report import report
+from tlx.training import train
+
+EARLIER = Path(__file__).parent / "earlier"
+
+
+@pytest.fixture
+def v0_1(tmp_path, monkeypatch):
+    """A copy of the folder, in it."""
+    folder = shutil.copytree(EARLIER / "v0_1", tmp_path / "v0_1", symlinks=True)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_shards(v0_1):
+    assert [len(Manifest.open(v0_1 / "shards" / part)) for part in ("train", "val")] == [24, 6]
+    checked = CliRunner().invoke(app, ["shards", "check", "shards", "--jobs", "0"])
+    assert checked.exit_code == 0, checked.output
+
+
+@pytest.mark.parametrize("name", ["finished", "stopped", "changed"])
+def test_a_run_is_reported_on(v0_1, name):
+    run = v0_1 / "runs" / name
+    history = read_history(run)
+    best = json.loads((run / "checkpoints" / "latest" / "state.json").read_text())["best"]
+    assert (history.best.step, history.best.weights) == (best["step"], best["weights"])
+    assert (run / "report.html") in report([run])
+    shown = CliRunner().invoke(app, ["status", str(run)])
+    assert f"step {history.step} of" in shown.output
+
+
+def test_a_finished_run_shows_its_result(v0_1):
+    before = (v0_1 / "runs/finished/result.json").read_bytes()
+    result = train(configs.load("finished.yaml"), fresh=False)
+    assert result["best"]["step"] == 3
+    assert (v0_1 / "runs/finished/result.json").read_bytes() == before
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(v0_1):
+    result = train(configs.load("stopped.yaml"), fresh=False)
+    assert result["step"] == 18
+    assert [row["step"] for row in rows(v0_1 / "runs/stopped") if "train/loss" in row and "val/loss" not in row] == [
+        *range(1, 19)
+    ]
+    assert status(v0_1 / "runs/stopped")["status"] == "done"
+    weights, whole = load_file("runs/stopped/checkpoints/latest/model.safetensors"), load_file("whole.safetensors")
+    for name, tensor in whole.items():  # rounding of another CPU, over eleven steps
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("name", ["finished", "stopped", "changed"])
+def test_the_configuration_that_a_run_has_written_is_read(v0_1, name):
+    """From config.yaml the same training can be begun again."""
+    written = configs.load(f"runs/{name}/config.yaml")
+    asked = configs.load(f"{name}.yaml")
+    assert written.settings("fine_tuning") == asked.settings("fine_tuning")
+    assert written.data == asked.data
