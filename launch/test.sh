@@ -34,8 +34,8 @@ echo "types"
 $python -m mypy
 marks="not slow"
 $python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || marks="$marks and not gpu"
-# a file's tests share what is dear to make, so files, not tests, are dealt to the cores
-pytest="$python -m pytest -n logical --maxprocesses 8 --dist loadfile"
+# a file's tests share what is dear to make, so files, not tests, are dealt to the cores, the dearest first (conftest.py)
+pytest="$python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder"
 if [ -z "$everything" ]; then
     exec $pytest -m "$marks" "$@"
 fi
@@ -43,7 +43,7 @@ scope=""
 [[ $marks == *"not gpu"* ]] && scope="not gpu"
 log="$(mktemp)"
 code=0
-$pytest -m "$scope" --durations=10 "$@" 2>&1 | tee "$log" || code=$?
+$pytest -m "$scope" --durations=25 --write-costs "$@" 2>&1 | tee "$log" || code=$?
 $python tests/full.py "$log" "$code" >tests/FULL.md
 rm -f "$log"
 echo "written: tests/FULL.md"

@@ -62,10 +62,10 @@ def row(name: str) -> dict[str, str]:
     }
 
 
-def rows(wanted: Iterable[str]) -> Iterator[dict[str, str]]:
-    """Rows in order, on all cores."""
+def rows(wanted: Iterable[str], *, processes: int | None = None) -> Iterator[dict[str, str]]:
+    """Rows in order; on all cores, unless `processes` says otherwise."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes or os.cpu_count(), mp_context=get_context("spawn")) as pool:
         yield from pool.map(row, wanted, chunksize=4)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import forked
 import psutil
 import yaml
 
@@ -30,9 +31,13 @@ def command(*words: object, ranks: int = 1) -> list[str]:
     return [sys.executable, *torchrun, "-m", "tlx", *map(str, words)]
 
 
-def tlx(*words: object, ranks: int = 1, path: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs a command to its end."""
+def tlx(
+    *words: object, ranks: int = 1, path: str = "", is_forked: bool = False, **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs a command to its end; `is_forked`: in processes that have imported everything (see `forked`)."""
     env = environment(path=path, **env)
+    if is_forked:
+        return forked.run([str(word) for word in words], env, ranks=ranks)
     words = command(*words, ranks=ranks)
     return subprocess.run(words, env=env, capture_output=True, text=True, timeout=240, check=False)
 

@@ -37,7 +37,6 @@ CASES: dict[str, dict[str, Any]] = {
 }
 """Auxiliary classifiers, dropout, statistics other than BatchNorm's, parameters that no gradient reaches ..."""
 
-QUICK = ("torchvision/resnet18", "timm/levit_128s", "trainings:forked")
 STEPS = 2
 
 

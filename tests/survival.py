@@ -10,14 +10,12 @@ import collections
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,21 +25,9 @@ import kill_at
 import psutil
 import torch
 from commands import HERE, environment
+from forked import agent, context
 from safetensors.torch import load_file
 
-IMPORTED = [
-    *(
-        "torch.distributed.run",
-        "torch.nn.parallel",
-        "accelerate",
-        "timm",
-        "torchvision",
-        "torchmetrics",
-        "rich.progress",
-    ),
-    *("tlx.cli", "tlx.build", "tlx.engine", "tlx.models", "tlx.world", "tlx.evaluation", "tlx.tracking.journal"),
-    *("torch._dynamo", "torch.optim.swa_utils", "torchvision.transforms.v2", "toys", "kill_at", "survival"),
-]
 SPOILT = ("terminate called", "SIGABRT", "Signal 6", "exitcode: -6", "Traceback", "Fatal Python error")
 
 
@@ -119,84 +105,6 @@ def _session(pid: int) -> int:
         return 0
 
 
-def agent(words: Sequence[str], torchrun: Sequence[str], ranks: int, env: Mapping[str, str], log: str) -> None:
-    """torchrun, in this process; its ranks are forked from here before it starts threads, and wait for their turn."""
-    os.setsid()
-    target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    os.dup2(target, 1)
-    os.dup2(target, 2)
-    os.environ.clear()
-    os.environ.update(env)
-    waiting: list[tuple[int, int]] = []
-    for _ in range(ranks):
-        inlet, outlet = os.pipe()
-        if (pid := os.fork()) == 0:
-            os.close(outlet)
-            for _, other in waiting:
-                os.close(other)
-            _rank(inlet, words)
-        os.close(inlet)
-        waiting.append((pid, outlet))
-
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import SubprocessHandler
-
-    def handed(handler: Any, command: Any, wanted: Mapping[str, str]) -> Forked:
-        pid, outlet = waiting.pop(0)
-        with open(outlet, "w") as file:
-            json.dump(dict(wanted), file)
-        return Forked(pid)
-
-    SubprocessHandler._popen = handed  # type: ignore[method-assign, assignment]
-    run.main([*torchrun, str(HERE / "kill_at.py")])
-
-
-def _rank(inlet: int, words: Sequence[str]) -> None:
-    """A rank: waits for its environment, then is what `python kill_at.py WORDS` would be."""
-    os.setsid()
-    with open(inlet) as file:
-        env = file.read()
-    if not env:  # the agent is gone, or has not needed it
-        os._exit(0)
-    os.environ.clear()
-    os.environ.update(json.loads(env))
-    multiprocessing.set_start_method(None, force=True)  # as in a process that nobody has forked
-    code = 1
-    try:
-        kill_at.main(words)
-        code = 0
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
-
-@dataclass
-class Forked:
-    """As much of subprocess.Popen as torchrun's agent asks for."""
-
-    pid: int
-    returncode: int | None = None
-
-    def poll(self) -> int | None:
-        if self.returncode is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
-        return self.returncode
-
-    def wait(self, timeout: float = math.inf) -> int:
-        end = time.monotonic() + timeout
-        while self.poll() is None:
-            if time.monotonic() > end:
-                raise subprocess.TimeoutExpired("rank", timeout)
-            time.sleep(0.01)
-        assert self.returncode is not None
-        return self.returncode
-
-
 @dataclass
 class Stage:
     """Where trainings of one configuration are started.
@@ -225,9 +133,8 @@ class Stage:
         torchrun = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
         words = ("train", str(self.config), f"run={run}", *words)
         if forked:
-            context = _context()
-            given = (words, torchrun, ranks * (1 + restarts), env, str(log))
-            process = context.Process(target=agent, args=given)
+            given = ("kill_at:main", words, torchrun, ranks * (1 + restarts), env, (str(log), str(log)))
+            process = context().Process(target=agent, args=given)
             process.start()
             return Launch(process, log, pids)
         self.by_command += 1
@@ -279,22 +186,6 @@ def wait_until_gone(launch: Launch, timeout: float = 20) -> list[int]:
     return left
 
 
-def _context() -> Any:
-    """Forks from a process that has everything imported, on one thread as under torchrun."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
-    before = dict(os.environ)
-    os.environ.update(environment())
-    try:
-        from multiprocessing import forkserver
-
-        forkserver.ensure_running()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-    return context
-
-
 def kind_of(death: Mapping[str, Any]) -> str:
     """In words, from the call stack at the end."""
     stack = death.get("stack") or []
@@ -334,7 +225,7 @@ class Whole:
     def of(cls, stage: Stage, run: Path) -> Whole:
         folder = stage.folder / "counts"
         folder.mkdir(parents=True)
-        ready = _context().Process(target=int)  # imports take longer than a training
+        ready = context().Process(target=int)  # imports take longer than a training
         ready.start()
         ready.join()
         started = time.monotonic()

@@ -64,6 +64,7 @@ def trained(words: Sequence[str], env: dict[str, str]) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_offline_nothing_is_sent(tmp_path: Path) -> None:
     config, log = configure(tmp_path, 8), tmp_path / "packets"
     shelf.put(tmp_path / "w", WEIGHTS, dict(timm.create_model("test_resnet").state_dict()), {"tag": "r160_in1k"})

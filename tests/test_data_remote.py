@@ -817,7 +817,7 @@ def test_two_ranks_train_from_a_server(made, tmp_path):
             if run == "there":
                 raw["data"] |= {key: f"{server.url}/{key}" for key in ("train", "val")}
             config = write_config(tmp_path / f"{run}.yaml", {"run": str(tmp_path / run), **raw})
-            done = tlx("train", config, ranks=2, TLX_CACHE=str(tmp_path / "cache"))
+            done = tlx("train", config, ranks=2, TLX_CACHE=str(tmp_path / "cache"), is_forked=True)
             assert done.returncode == 0, done.stderr[-3000:]
             results.append(json.loads((tmp_path / run / "result.json").read_text()))
         assert results[0]["best"] == results[1]["best"]

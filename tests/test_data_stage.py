@@ -257,7 +257,7 @@ def test_a_training_staged_or_not_or_first_one_and_then_the_other(made, tmp_path
         return write_config(tmp_path / f"{name}.yaml", raw_for(made, tmp_path / name, data={"drop_last": True}))
 
     def train(name, *words):
-        done = tlx("train", config(name), *words, ranks=2)
+        done = tlx("train", config(name), *words, ranks=2, is_forked=True)
         assert status(tmp_path / name)["status"] == "done", done.stdout + done.stderr
 
     train("plain")

@@ -292,11 +292,11 @@ def test_a_killed_worker_is_an_error_in_words(train):
         next(stream(train, workers=1, transform=die).batches(0, 1))
 
 
-def test_workers_outlive_a_request_to_stop(train):
+def test_workers_outlive_a_request_to_stop(train, born):
     """A scheduler signals the whole process group; the training process still wants to finish its step."""
     batches = stream(train, workers=2).batches(0, 8)
     next(batches)
-    workers = psutil.Process().children()
+    workers = born()
     assert len(workers) >= 2
     for name in ("TERM", "USR1", "INT"):
         subprocess.run(["kill", f"-{name}", *(str(w.pid) for w in workers)], check=True)
@@ -331,11 +331,11 @@ def test_failing_transforms_name_the_picture(train):
             next(stream(train, transform=broken, workers=workers).batches(0, 1))
 
 
-def test_workers_end_with_an_error_and_do_not_wait_for_it_to_be_forgotten(train):
+def test_workers_end_with_an_error_and_do_not_wait_for_it_to_be_forgotten(train, born):
     with pytest.raises(TlxError) as caught:
         next(stream(train, transform=broken, workers=2).batches(0, 1))
     assert caught.tb  # which holds on to the iterator over the workers
-    assert psutil.wait_procs(psutil.Process().children(), timeout=2)[1] == []
+    assert psutil.wait_procs(born(), timeout=20)[1] == []
 
 
 def test_transforms_of_changing_size_are_refused(train):

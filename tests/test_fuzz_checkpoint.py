@@ -88,7 +88,7 @@ def use(path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".legacy.pt"])
-@many(120, 2500)
+@many(120, 833)
 def test_damaged_weights(tmp_path, suffix, count):
     path = tmp_path / f"w{suffix}"
     if suffix == ".safetensors":
@@ -261,7 +261,7 @@ def told(run, *, drawn):
             print(*cells(history, history.name), file=output)
 
 
-@many(60, 1500)
+@many(60, 500)
 def test_damaged_files_of_a_run_in_a_report(run, count):
     good = {name: (run / name).read_bytes() for name in FILES}
     kinds = {name: json.loads(data) for name, data in good.items() if name.endswith(".json")}
@@ -341,7 +341,7 @@ def config(run):
     )
 
 
-@many(60, 1000)
+@many(60, 333)
 def test_damaged_files_of_a_run_that_is_gone_on_with(tmp_path, count):
     wanted = config(tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
@@ -440,7 +440,7 @@ def take_up(folder):
 
 
 @pytest.mark.parametrize("signed", [False, True])
-@many(60, 1200)
+@many(60, 400)
 def test_damaged_checkpoints(saved, signed, count):
     newest = saved / "step-00000002"
     good = {p.name: p.read_bytes() for p in newest.iterdir()}

@@ -38,7 +38,7 @@ track: {every: 10, trackers: []}
 world: {size: 2, timeout_minutes: 5}
 """
 RAW = yaml.safe_load(GOOD)
-MANY = [80, pytest.param(2500, marks=pytest.mark.slow)]
+MANY = [80, pytest.param(800, marks=pytest.mark.slow)]
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates(),

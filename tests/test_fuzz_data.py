@@ -98,7 +98,7 @@ def npy(records):
 # The index
 
 
-@many(150, 3000)
+@many(150, 1000)
 def test_damaged_headers_of_an_index(train, count):
     header, records = parts(train)
 
@@ -115,7 +115,7 @@ def test_damaged_headers_of_an_index(train, count):
     kept(apart(try_all, seconds=600))
 
 
-@many(150, 3000)
+@many(150, 1000)
 def test_damaged_records_of_an_index(train, count):
     header, records = parts(train)
 
@@ -307,7 +307,7 @@ def test_a_server_that_sends_without_end(train, tmp_path, which):
     assert sum(sent) < GIB
 
 
-@many(25, 400)
+@many(25, 133)
 def test_damaged_indexes_from_a_server(train, tmp_path, monkeypatch, count):
     monkeypatch.setattr("tlx.data.remote.PAUSE_S", 0.0)
     header, records = parts(train)
@@ -399,7 +399,7 @@ JPEG = encoded(picture(1, size=16))
 LONG = "ß" * 90 + "/" + "x" * 120
 
 
-@many(250, 6000)
+@many(250, 2000)
 def test_damaged_tars(built, tmp_path, count):
     folder = tmp_path / "d"
     folder.mkdir()
@@ -648,7 +648,7 @@ def look(data):
     return good
 
 
-@many(25, 500)
+@many(25, 166)
 def test_damaged_pictures(built, count):
     """`count` of each of nineteen kinds."""
 
@@ -802,7 +802,7 @@ def test_what_is_no_file_among_pictures(built, tmp_path):
     assert len(made.bad) == 3
 
 
-@many(150, 3000)
+@many(150, 1000)
 def test_damaged_csv_files(built, tmp_path, count):
     (tmp_path / "a.jpg").write_bytes(JPEG)
     (tmp_path / "b.jpg").write_bytes(JPEG)
@@ -825,7 +825,7 @@ def test_odd_rows_of_a_csv_file(tmp_path, row):
     outcomes([row], lambda _: read_csv(tmp_path / "x.csv"))
 
 
-@many(100, 2000)
+@many(100, 666)
 def test_damaged_notes_of_a_build(tmp_path, count):
     source = make_folder(tmp_path / "p", 2, 3, size=16)
     folder = tmp_path / "s"

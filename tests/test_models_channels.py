@@ -308,7 +308,7 @@ def test_a_training(shards: Path, tmp_path: Path, channels: int) -> None:
     path = write_config(tmp_path / "c.yaml", raw)
     planned = tlx("plan", path)
     assert planned.returncode == 0, planned.stderr
-    done = tlx("train", path)
+    done = tlx("train", path, is_forked=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert status(tmp_path / "run")["status"] == "done"
     first = load_file(tmp_path / "run" / "checkpoints" / "latest" / "model.safetensors")["features.0.0.weight"]

@@ -402,7 +402,7 @@ def test_synchronising_without_a_gpu_is_refused_before_the_first_step(tmp_path):
         "phases": {"each": {"lr": 0.1, "duration": 2}},
         "loop": {"sync_batchnorm": True},
     }
-    done = tlx("train", write_config(tmp_path / "c.yaml", raw))
+    done = tlx("train", write_config(tmp_path / "c.yaml", raw), is_forked=True)
     assert done.returncode == 2
     assert "loop.sync_batchnorm: SyncBatchNorm needs GPUs: torch has none for CPUs" in done.stderr
     assert status(tmp_path / "run")["status"] == "user-error"
@@ -452,7 +452,9 @@ def test_two_ranks_that_synchronise_train_as_one(tmp_path):
     }
     config, losses = write_config(tmp_path / "c.yaml", raw), {}
     for name, ranks, words in [("one", 1, []), ("two", 2, ["loop.sync_batchnorm=true"]), ("apart", 2, [])]:
-        done = tlx("train", config, f"run={tmp_path / name}", *words, ranks=ranks, ACCELERATE_USE_CPU="false")
+        done = tlx(
+            "train", config, f"run={tmp_path / name}", *words, ranks=ranks, ACCELERATE_USE_CPU="false", is_forked=True
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         losses[name] = [row["train/loss"] for row in rows(tmp_path / name) if "train/lr_head" in row]
     assert losses["two"] == pytest.approx(losses["one"], rel=1e-2)

@@ -10,6 +10,7 @@ from torch import nn
 from tlx import models
 from tlx.layers import LayerMap
 
+AUXILIARY = ["torchvision/googlenet", "torchvision/inception_v3"]
 REFUSED = "nothing in this network is a classifier"
 
 
@@ -32,7 +33,7 @@ def test_every_network_has_layers_but_encoders_without_a_classifier() -> None:
 def different(names: list[str]) -> list[str]:
     """What is not as the table has it, as lines for a person."""
     table, found = backbones.stored(), []
-    for row in backbones.rows(names):
+    for row in backbones.rows(names, processes=1):  # the other cores have tests of their own
         was = table[row["name"]]
         found += [f"{row['name']} {key}: {was[key]} -> {value}" for key, value in row.items() if was[key] != value]
     return found
@@ -44,8 +45,9 @@ def test_a_sample_is_as_in_the_table() -> None:
 
 
 @pytest.mark.slow
-def test_every_network_is_as_in_the_table() -> None:
-    assert different(backbones.names()) == []
+def test_a_fourth_of_all_networks_is_as_in_the_table() -> None:
+    """Neighbours by name are of one family; all of them: python tests/backbones.py, then git diff."""
+    assert different([*backbones.names()[::4], *AUXILIARY]) == []
 
 
 def first_changes(net: nn.Module, layers: LayerMap, images: torch.Tensor) -> list[int]:

@@ -236,20 +236,21 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_server_that_does_not_answer_takes_a_second() -> None:
+    """And not the minutes of TCP's own patience; the bounds here are far above what a busy machine adds."""
     start = time.monotonic()
     assert not download.reachable("https://192.0.2.1/weights.pth")  # reserved for documentation: packets vanish
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 def test_a_name_server_that_does_not_answer_takes_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
     def hangs(*_address: Any, **_more: Any) -> None:
-        time.sleep(3)
+        time.sleep(60)
         raise socket.gaierror("timed out")
 
     monkeypatch.setattr(socket, "getaddrinfo", hangs)
     start = time.monotonic()
     assert not download.reachable("https://download.pytorch.org/models/w.pth")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
 
 
 def test_tags(offline: Path) -> None:

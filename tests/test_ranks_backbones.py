@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commands import environment
-from ranks_backbones import CASES, QUICK, STEPS
+from ranks_backbones import CASES, STEPS
 
 HERE = Path(__file__).parent
 
@@ -26,13 +26,8 @@ def launched(names: list[str], folder: Path) -> dict[str, list[dict]]:
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory):
-    return launched(list(QUICK), tmp_path_factory.mktemp("quick"))
-
-
-@pytest.fixture(scope="module")
-def others(tmp_path_factory):
-    return launched([name for name in CASES if name not in QUICK], tmp_path_factory.mktemp("others"))
+def reports(tmp_path_factory):
+    return launched(list(CASES), tmp_path_factory.mktemp("reports"))
 
 
 def check(steps: list[dict]) -> None:
@@ -42,12 +37,7 @@ def check(steps: list[dict]) -> None:
     assert all(step["moved"] for step in steps)
 
 
-@pytest.mark.parametrize("name", QUICK)
-def test_ranks_are_bit_equal_after_every_step(quick, name):
-    check(quick[name])
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [n for n in CASES if n not in QUICK])
-def test_ranks_are_bit_equal_after_every_step_of_others(others, name):
-    check(others[name])
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_are_bit_equal_after_every_step(reports, name):
+    check(reports[name])

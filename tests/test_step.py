@@ -133,7 +133,7 @@ def test_a_loss_that_explodes_is_a_fault_that_says_where(tmp_path):
         "phases": {"each": {"lr": 1e30, "duration": "2ep"}},
         "optimizer": {"name": "sgd", "momentum": 0.9},
     }
-    done = tlx("train", write_config(tmp_path / "c.yaml", raw))
+    done = tlx("train", write_config(tmp_path / "c.yaml", raw), is_forked=True)
     assert done.returncode == 1
     assert "the loss or gradient is not finite at step" in done.stderr
     assert "nothing was updated" in done.stderr

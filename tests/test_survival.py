@@ -22,9 +22,9 @@ from commands import environment, last_step, rows, status, write_config
 from images import make_folder, make_shards
 from survival import Accident, Stage, Whole, befall, chain, differences
 
-KILLS = 104
+KILLS = 36
 """At least, in all chains of the slow tier."""
-BUILDS = 12
+BUILDS = 6
 RAW = {
     "seed": 5,
     "data": {"batch": 8, "workers": 1},
@@ -248,7 +248,7 @@ def content(folder):
 
 
 @pytest.mark.slow
-def test_a_hundred_kills(stage, whole, tmp_path, record_property):
+def test_random_kills(stage, whole, tmp_path, record_property):
     found, seed, started = [], 0, time.monotonic()
     stage.deaths.clear()
     while stage.deaths.total() < KILLS:
@@ -260,4 +260,4 @@ def test_a_hundred_kills(stage, whole, tmp_path, record_property):
     (tmp_path / "figures").write_text(figures)
     assert not found, "\n".join(found)
     assert not bad, "\n".join(bad)
-    assert len(stage.endings) >= 60, figures
+    assert len(stage.endings) >= KILLS // 2, figures

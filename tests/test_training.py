@@ -54,12 +54,11 @@ def config(shards, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(config, tmp_path_factory):
-    """Uninterrupted trainings on one and on two ranks."""
-    out = tmp_path_factory.mktemp("whole")
-    for ranks in (1, 2):
-        done = tlx("train", config, f"run={out / str(ranks)}", ranks=ranks)
-        assert done.returncode == 0, done.stderr[-3000:]
-    return out
+    """An uninterrupted training."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    done = tlx("train", config, f"run={run}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return run
 
 
 def same_bits(a, b):
@@ -79,7 +78,7 @@ def same_bits(a, b):
 
 
 def test_the_run_folder_holds_all_that_is_promised(whole):
-    run = whole / "1"
+    run = whole
     for name in ("config.yaml", "plan.json", "status.json", "metrics.jsonl", "result.json"):
         assert (run / name).exists(), name
     latest, best = run / "checkpoints" / "latest", run / "checkpoints" / "best"
@@ -97,18 +96,20 @@ def test_the_run_folder_holds_all_that_is_promised(whole):
 
 def test_the_same_command_again_shows_the_result_and_a_changed_one_is_refused(whole, config, tmp_path):
     run = tmp_path / "copy"
-    shutil.copytree(whole / "1", run, symlinks=True)
+    shutil.copytree(whole, run, symlinks=True)
     before = (run / "metrics.jsonl").read_bytes()
-    again = tlx("train", config, f"run={run}")
+    again = tlx("train", config, f"run={run}", is_forked=True)
     assert again.returncode == 0
     assert "best" in again.stdout
-    changed = tlx("train", config, f"run={run}", "phases.each.lr=0.5", "data.workers=0")
+    changed = tlx("train", config, f"run={run}", "phases.each.lr=0.5", "data.workers=0", is_forked=True)
     assert changed.returncode == 2
     assert "phases.each.lr: 0.01 -> 0.5" in changed.stderr
     assert "workers" not in changed.stderr
     assert status(run)["status"] == "user-error"
     assert "Traceback" not in changed.stderr
-    fresh = tlx("train", config, f"run={run}", "phases.each.lr=0.5", "phases.fine_tuning.duration=5", "--fresh")
+    fresh = tlx(
+        "train", config, f"run={run}", "phases.each.lr=0.5", "phases.fine_tuning.duration=5", "--fresh", is_forked=True
+    )
     assert fresh.returncode == 0, fresh.stderr
     assert last_step(run) == 105
     (aside,) = tmp_path.glob("copy.before-*")
@@ -118,25 +119,23 @@ def test_the_same_command_again_shows_the_result_and_a_changed_one_is_refused(wh
 @pytest.mark.slow
 def test_training_again_from_the_written_configuration_gives_the_same_run(whole, tmp_path):
     run = tmp_path / "again"
-    done = tlx("train", whole / "1" / "config.yaml", f"run={run}", "data.workers=2")
+    done = tlx("train", whole / "config.yaml", f"run={run}", "data.workers=2", is_forked=True)
     assert done.returncode == 0, done.stderr
-    same_bits(run, whole / "1")
+    same_bits(run, whole)
 
 
-@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
-def test_kill_9_then_the_same_command_again_gives_the_same_bits(ranks, whole, config, tmp_path):
+@pytest.mark.slow
+def test_kill_9_without_a_launcher_then_the_same_command_again_gives_the_same_bits(whole, config, tmp_path):
+    """Two ranks are killed in `test_survival`."""
     run = tmp_path / "killed"
     for step in (70, 230):
-        process = start("train", config, f"run={run}", ranks=ranks)
+        process = start("train", config, f"run={run}")
         wait_for_step(process, run, step)
-        if ranks == 2:
-            ranks_of(process)[1].kill()
-            assert process.wait(timeout=60) != 0
         kill_all(process)
-    done = tlx("train", config, f"run={run}", ranks=ranks)
+    done = tlx("train", config, f"run={run}", is_forked=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed from" in done.stdout
-    same_bits(run, whole / str(ranks))
+    same_bits(run, whole)
 
 
 def test_a_request_to_stop_leaves_a_resumable_run(whole, config, tmp_path):
@@ -153,8 +152,8 @@ def test_a_request_to_stop_leaves_a_resumable_run(whole, config, tmp_path):
     wait_for_step(second, run, stopped_at + 20)
     (run / "stop").touch()
     assert second.wait(timeout=60) == 75
-    assert tlx("train", config, f"run={run}").returncode == 0
-    same_bits(run, whole / "1")
+    assert tlx("train", config, f"run={run}", is_forked=True).returncode == 0
+    same_bits(run, whole)
 
 
 @pytest.mark.slow
@@ -167,8 +166,8 @@ def test_under_a_launcher_a_stop_ends_with_0_and_another_number_of_ranks_goes_on
         rank.send_signal(signal.SIGTERM)  # one rank is asked, all agree
     assert process.wait(timeout=60) == 0
     assert status(run)["status"] == "resumable"
-    assert tlx("train", config).returncode == 0
-    assert tlx("train", config, f"run={tmp_path / 'one'}").returncode == 0
+    assert tlx("train", config, is_forked=True).returncode == 0
+    assert tlx("train", config, f"run={tmp_path / 'one'}", is_forked=True).returncode == 0
     one, other = (load_file(r / "checkpoints" / "latest" / "model.safetensors") for r in (run, tmp_path / "one"))
     assert all((one[k] - other[k]).abs().max() < 1e-3 for k in one)
 
@@ -185,30 +184,30 @@ def test_ctrl_c_on_a_terminal_reaches_launcher_and_ranks_and_leaves_a_resumable_
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(whole, config, tmp_path):
     run = tmp_path / "damaged"
-    shutil.copytree(whole / "1", run, symlinks=True)
+    shutil.copytree(whole, run, symlinks=True)
     (run / "result.json").unlink()
     newest = (run / "checkpoints" / "latest").resolve() / "model.safetensors"
     data = bytearray(newest.read_bytes())
     data[-5] ^= 1
     newest.write_bytes(data)
-    done = tlx("train", config, f"run={run}")
+    done = tlx("train", config, f"run={run}", is_forked=True)
     assert done.returncode == 0, done.stderr
     assert "is damaged (model.safetensors is not what was written); going back" in done.stdout
-    same_bits(run, whole / "1")
+    same_bits(run, whole)
 
 
 @pytest.mark.slow
 def test_a_users_mistake_ends_every_rank_with_0_and_is_said_once(config, tmp_path):
     run = tmp_path / "mistake"
     run.mkdir()
-    done = tlx("train", config, f"run={run}", "data.train=nowhere", ranks=2)
+    done = tlx("train", config, f"run={run}", "data.train=nowhere", ranks=2, is_forked=True)
     assert done.returncode == 0
     assert done.stderr.count("error:") == 1
     assert "nowhere" in done.stderr
     assert "Traceback" not in done.stderr
     assert status(run)["status"] == "user-error"
-    assert tlx("train", config, f"run={run}", "data.train=nowhere").returncode == 2
-    wrong = tlx("train", config, f"run={run}", "data.bach=3")
+    assert tlx("train", config, f"run={run}", "data.train=nowhere", is_forked=True).returncode == 2
+    wrong = tlx("train", config, f"run={run}", "data.bach=3", is_forked=True)
     assert wrong.returncode == 2
     assert 'did you mean "batch"' in status(run)["message"]
 
@@ -226,14 +225,14 @@ def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(sha
     assert index["samples"] == 30
     short = {"each": {"lr": 0.01}, "feature_extraction": {"duration": 4}, "fine_tuning": {"duration": 4}}
     config = write_config(tmp_path / "c.yaml", raw_for(broken, tmp_path / "run", phases=short))
-    failed = tlx("train", config, ranks=2)
+    failed = tlx("train", config, ranks=2, is_forked=True)
     assert "1 unreadable samples, 0 allowed" in failed.stderr
     assert f"{tar.name}: " in failed.stderr
     assert "tlx shards check" in failed.stderr
     [(where, reason)] = json.loads((tmp_path / "run" / "result.json").read_text())["unreadable"].items()
     assert f"{where}: {reason}" in failed.stderr
     assert status(tmp_path / "run")["status"] == "user-error"
-    allowed = tlx("train", config, "data.bad_samples=1", f"run={tmp_path / 'quota'}", ranks=2)
+    allowed = tlx("train", config, "data.bad_samples=1", f"run={tmp_path / 'quota'}", ranks=2, is_forked=True)
     assert allowed.returncode == 0, allowed.stderr
     result = json.loads((tmp_path / "quota" / "result.json").read_text())
     assert len(result["unreadable"]) == 1
@@ -250,7 +249,7 @@ def test_early_stopping_and_plateaus_end_phases(shards, tmp_path):
         tmp_path / "c.yaml",
         raw_for(shards, tmp_path / "run", phases=phases, evaluate={"every": 4, "patience": 30}),
     )
-    assert tlx("train", config).returncode == 0
+    assert tlx("train", config, is_forked=True).returncode == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["phases"]["feature_extraction"]["stop"] == 12  # the first is the best, two bring nothing
     assert result["phases"]["fine_tuning"]["start"] == 12
@@ -259,8 +258,8 @@ def test_early_stopping_and_plateaus_end_phases(shards, tmp_path):
 
 
 def test_where_a_run_stands_is_told_from_its_folder(whole, config, tmp_path):
-    told = standing(whole / "1")
-    assert re.search(r"1: done since 20\d\d-", told)
+    told = standing(whole)
+    assert re.search(r"run: done since 20\d\d-", told)
     assert "step 400 of 400 (100%), phase fine_tuning" in told
     assert "latest checkpoint: step-00000400" in told
     assert "->" not in told

@@ -452,7 +452,7 @@ def test_out_of_memory_in_training_names_phase_and_micro_batch_and_the_run_goes_
 
 def test_two_ranks_of_which_one_has_little_memory(shards, tmp_path):
     said = raw(shards, tmp_path / "run", args={"samples": 1, "rank": 1})
-    done = tlx("train", write_config(tmp_path / "c.yaml", said), ranks=2)
+    done = tlx("train", write_config(tmp_path / "c.yaml", said), ranks=2, is_forked=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "no room for 4 (training in fine_tuning), 2 (training in fine_tuning) samples at once" in done.stdout
     assert done.stdout.count("micro-batches of 1 fit") == 1
@@ -469,13 +469,13 @@ def test_on_two_ranks_it_is_the_training_that_was_set_by_hand_and_running_out_na
         args = {"samples": 3, "rank": 1, "dropout": 0.2, "norm": "batch"}
         said = raw(shards, tmp_path / run, args=args, **extra)
         said["data"]["drop_last"] = True  # BatchNorm bears no micro-batch of one
-        done = tlx("train", write_config(tmp_path / f"{run}.yaml", said), ranks=2)
+        done = tlx("train", write_config(tmp_path / f"{run}.yaml", said), ranks=2, is_forked=True)
         assert done.returncode == 0, done.stderr[-3000:]
     one, other = (load_file(tmp_path / r / "checkpoints/latest/model.safetensors") for r in ("shrunk", "by_hand"))
     assert all(torch.equal(one[k], other[k]) for k in one)
     assert rows(tmp_path / "shrunk") == rows(tmp_path / "by_hand")
     said = raw(shards, tmp_path / "out", args={"samples": 3, "rank": 1}, fit="never")
-    done = tlx("train", write_config(tmp_path / "out.yaml", said), ranks=2)
+    done = tlx("train", write_config(tmp_path / "out.yaml", said), ranks=2, is_forked=True)
     assert done.returncode != 0
     assert "Traceback" not in done.stderr.partition("rank 1 is")[0]
     assert "rank 1 is out of memory at step 4, in phase fine_tuning" in done.stderr

@@ -93,8 +93,8 @@ def no_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hanging(*_address: Any, **_more: Any) -> Any:
-    """A name server that does not answer."""
-    time.sleep(3)
+    """A name server that does not answer for a minute; what is asked gives up far earlier, on a busy machine too."""
+    time.sleep(60)
     raise socket.gaierror("timed out")
 
 
@@ -318,7 +318,7 @@ def test_without_internet(caches: Path, monkeypatch: pytest.MonkeyPatch, silent:
     start = time.monotonic()
     with pytest.raises(UserError) as caught:
         models.load(backbone, classes=3, weights=weights)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20
     text = str(caught.value)
     full = {"timm/test_resnet": TINY, "torchvision/squeezenet1_1": f"{name}.IMAGENET1K_V1"}.get(name, name)
     assert f"tlx weights fetch {full} --to DIR" in text
@@ -346,7 +346,7 @@ def test_a_server_that_never_finishes_its_answer(caches: Path, monkeypatch: pyte
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         start = time.monotonic()
         assert "cannot be asked" in error("hf-hub:me/trained", to=caches / "w")
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 20
 
 
 @pytest.mark.parametrize("name", ["timm/test_resnet", "torchvision/squeezenet1_1"])
@@ -363,7 +363,7 @@ def test_a_proxy_that_refuses(caches: Path, monkeypatch: pytest.MonkeyPatch, nam
         start = time.monotonic()
         with pytest.raises(UserError) as caught:
             models.load(name, classes=3)
-        assert time.monotonic() - start < 3
+        assert time.monotonic() - start < 20
         assert any(asked.startswith("CONNECT") for asked in proxy.asked)
     huggingface_hub.close_session()
     assert "cannot be asked" in str(caught.value)

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shlex
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,9 @@ INIT_S = 30.0
 
 SEND_S = 30.0
 """How long it may take at the end to send what waits. Below the guard's own bound, so that it is W&B that gives up."""
+
+LEAVE_S = 20.0
+"""How long a run that was abandoned in this process may take until it is gone."""
 
 RECORD = "wandb.json"
 """In the run folder: which run on which server it is. Written when the server has accepted it."""
@@ -84,6 +88,9 @@ def has_key() -> bool:
     """Whether there are credentials for the server; it is not asked."""
     import wandb as library
 
+    end = time.monotonic() + LEAVE_S
+    while library.run is not None and time.monotonic() < end:  # W&B answers "no" while a run is active here
+        time.sleep(0.05)  # a run that was abandoned is still being torn down
     _listen("online")  # WANDB_MODE=offline would answer for the key
     return bool(library.login(prompt=False, verify=False))
 
