@@ -22,6 +22,7 @@ CASES: dict[str, dict[str, Any]] = {
     "torchvision/resnet18": {"size": 64},
     "timm/levit_128s": {},
     "trainings:forked": {"size": 64},
+    "toys:assisted": {"size": 16},
     "torchvision/googlenet": {"size": 96},
     "torchvision/efficientnet_b0": {"size": 64},
     "torchvision/inception_v3": {},
@@ -37,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 """Auxiliary classifiers, dropout, statistics other than BatchNorm's, parameters that no gradient reaches ..."""
 
-QUICK = ("torchvision/resnet18", "timm/levit_128s", "trainings:forked")
+QUICK = ("torchvision/resnet18", "timm/levit_128s", "trainings:forked", "toys:assisted")
 STEPS = 2
 
 

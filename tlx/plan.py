@@ -86,9 +86,9 @@ class Phase:
         return {layer.name: tuple(p for p in layer.parameters if self._learns(p, layer)) for layer in self.layers}
 
     def _learns(self, p: Parameter, layer: Layer) -> bool:
-        if p.idle:
-            return False
         mode = self.trains[layer.name]
+        if p.idle or (p.auxiliary and mode != "all"):  # no gradient reaches it
+            return False
         if p.kind == "norm":
             by_mode = mode in ("all", "norms", "frozen") or (mode == "biases" and p.is_bias)
             return by_mode and self.norm_state(layer).affine == "trained"
