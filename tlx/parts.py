@@ -171,7 +171,11 @@ def trial_of(config: Config, world: World, parts: Parts, made: Plan, *, ranks: i
 
 
 def seed_all(config: Config) -> None:
-    """Seeds, and determinism where it is asked for."""
+    """Seeds, and determinism where it is asked for.
+
+    Compiled code draws dropout from a generator of its own, so that its losses are not those of eager code; where
+    determinism is asked for it draws from torch's, which takes a kernel of its own for each dropout.
+    """
     import numpy
     import torch
 
@@ -179,6 +183,10 @@ def seed_all(config: Config) -> None:
     numpy.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = not config.loop.deterministic
+    if config.loop.compile:
+        import torch._inductor.config
+
+        torch._inductor.config.fallback_random = config.loop.deterministic
     if config.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
