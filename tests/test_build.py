@@ -9,7 +9,7 @@ import pytest
 import torch
 from images import make_folder, make_shards
 
-from tlx import build, feed, parts
+from tlx import build, feed
 from tlx.config import load, parse
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import UserError
@@ -103,17 +103,6 @@ def test_one_class_is_refused(tmp_path):
     index.write_text(json.dumps({**header, "classes": ["only"]}))
     with pytest.raises(UserError, match="class"):
         feed.open_sets(config(tmp_path, shards / "train"))
-
-
-def test_an_input_that_the_backbone_does_not_take_is_known_at_once():
-    from torch import nn
-
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5))
-    parts.try_input(net, (8, 8), 5)
-    with pytest.raises(UserError, match="does not take images of 16 x 16"):
-        parts.try_input(net, (16, 16), 5)
-    with pytest.raises(UserError, match=r"gives \(1, 5\) where \(1, 6\)"):
-        parts.try_input(net, (8, 8), 6)
 
 
 def test_optimizer_groups_cover_every_parameter_once_and_spare_the_excluded_from_decay():

@@ -11,6 +11,7 @@ from torch import nn
 
 from tlx import models, optim
 from tlx.config import parse
+from tlx.errors import UserError
 from tlx.layers import LayerMap
 from tlx.memory import Images, _autocast, _Ledger, activation_bytes, memory_by_phase, optimizer_bytes
 from tlx.plan import Plan
@@ -139,6 +140,13 @@ class Curious(nn.Module):
 
 def test_a_network_that_looks_at_values_is_unknown_not_wrong() -> None:
     assert activation_bytes(Curious(), Images(2, (3, 8, 8), "fp32")) is None
+
+
+def test_a_network_that_does_not_take_the_images_is_no_unknown() -> None:
+    backbone = models.load("timm/vit_tiny_patch16_224", classes=3, weights="none", args=VIT, empty=True)
+    plan = plan_of(backbone.layers)
+    with pytest.raises(UserError, match=r"does not train on 2 images of 72 x 72: Input height \(72\) doesn't match"):
+        memory_by_phase(plan, backbone.module, Images(2, (3, 72, 72), "fp32"), optim.adamw, averaged=False)
 
 
 @pytest.mark.gpu

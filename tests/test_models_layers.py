@@ -331,12 +331,10 @@ def test_a_downsampling_belongs_to_the_block_after_it() -> None:
 
 def test_heads_and_auxiliary_branches() -> None:
     head = described("torchvision/inception_v3").layers["block"].head
-    assert {p.name.partition(".")[0] for p in head.parameters} == {"AuxLogits", "fc"}
-    assert {p.name.partition(".")[0] for p in described("torchvision/googlenet").layers["block"].head.parameters} == {
-        "aux1",
-        "aux2",
-        "fc",
-    }
+    assert {p.name.partition(".")[0] for p in head.parameters} == {"fc"}
+    assert layer_of("torchvision/inception_v3", "AuxLogits.conv0.conv.weight") == "Mixed_6e"
+    assert layer_of("torchvision/googlenet", "aux1.fc2.weight") == "inception4a"
+    assert layer_of("torchvision/googlenet", "aux2.conv.bn.weight") == "inception4d"
     distilled = described("timm/deit_tiny_distilled_patch16_224").layers["block"].head
     assert [p.name for p in distilled.parameters] == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
     assert described("torchvision/inception_v3").row.auxiliary == ("AuxLogits.fc",)

@@ -195,9 +195,9 @@ BLOCKS = {
     """,
     "torchvision/inception_v3": """
         12 Conv2d_1a_3x3. Conv2d_2a_3x3. Conv2d_2b_3x3. Conv2d_3b_1x1. Conv2d_4a_3x3.
-        11 Mixed_5b. 10 Mixed_5c. 9 Mixed_5d. 8 Mixed_6a. 7 Mixed_6b. 6 Mixed_6c. 5 Mixed_6d. 4 Mixed_6e.
+        11 Mixed_5b. 10 Mixed_5c. 9 Mixed_5d. 8 Mixed_6a. 7 Mixed_6b. 6 Mixed_6c. 5 Mixed_6d. 4 Mixed_6e. AuxLogits.
         3 Mixed_7a. 2 Mixed_7b. 1 Mixed_7c.
-        0 AuxLogits. fc.
+        0 fc.
     """,
     "torchvision/vit_b_16": """
         13 class_token encoder.pos_embedding conv_proj.
@@ -462,7 +462,7 @@ PLACES = {
     """,
     "torchvision/densenet121": "3.1855593e-07 features.transition1.conv.weight 1.0 features.norm5.weight",
     "torchvision/inception_v3": """
-        0.75 Mixed_7c.branch1x1.bn.bias 1.0 AuxLogits.fc.weight AuxLogits.conv0.conv.weight fc.weight
+        0.75 Mixed_7c.branch1x1.bn.bias 0.31640625 AuxLogits.fc.weight AuxLogits.conv0.conv.weight 1.0 fc.weight
     """,
     "torchvision/maxvit_t": """
         0.75 blocks.3.layers.1.layers.MBconv.layers.pre_norm.weight

@@ -6,9 +6,14 @@ import json
 import math
 
 import pytest
+import torch
 from commands import rows, tlx, write_config
 from images import make_shards
 from safetensors.torch import load_file
+from trainings import Training, alone, config_of
+
+from tlx import parts
+from tlx.step import dress
 
 PHASES = {
     "each": {"lr": 0.01, "norm": "norms_fixed"},
@@ -60,6 +65,30 @@ def test_bf16_and_channels_last_come_near_fp32(config, plain, tmp_path):
 def test_compiled_training_crosses_a_phase_change(config, plain, tmp_path):
     losses, _ = train(config, tmp_path / "run", "loop.compile=true")
     assert losses == pytest.approx(plain, abs=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_compiled_losses_are_those_of_eager_code(dropout, monkeypatch):
+    """With dropout where it draws from torch's generator, as under `deterministic`: the numbers drawn alone differ."""
+    import torch._inductor.config as inductor
+
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda _: None)
+    found = []
+    for compiled in (False, True):
+        loop = {"compile": compiled, "deterministic": True}
+        config = config_of("toys:small", batch=8, steps=2, args={"dropout": dropout}, loop=loop)
+        with inductor.patch(fallback_random=False):
+            parts.seed_all(config)
+            training, losses = Training.of(config, alone(), size=16), []
+            net, plan, world = training.backbone.module, training.plan, training.updater.world
+            for phase in plan.phases:
+                trainee = dress(net, phase, plan, world=world, compiled=compiled)
+                losses += [training.step(trainee, phase, s)[0].item() for s in range(phase.start, phase.stop)]
+        found.append(losses)
+    eager, compiled_losses = found
+    assert compiled_losses == pytest.approx(eager, rel=1e-6)
+    assert len(set(eager)) == 4
 
 
 def test_fp16_needs_a_gpu(config, tmp_path):

@@ -45,6 +45,41 @@ def test_gradual_thaws_from_the_head_down():
     assert [p.name for p in two] == ["head", "from_layer1", "from_conv1"]
 
 
+def attention_pooled():
+    """A vision transformer whose last norm and pooling share the head's depth."""
+    tops = [layer("norm", 2, norm=True), layer("pool", 2, role="classifier"), layer("head", 2, role="head")]
+    return LayerMap((layer("embed", 0), layer("blocks.0", 1), *tops))
+
+
+def test_the_head_thaws_before_the_rest_of_its_block():
+    every = duration("1ep")
+    phases = unfreeze.gradual(vgg_like(4), every=every)
+    assert [(p.name, trained(p)) for p in phases] == [
+        ("head", ["classifier.6"]),
+        ("classifier", ["classifier", "classifier.6"]),
+        ("from_features.2", ["features.2", "features.3", "classifier", "classifier.6"]),
+        ("from_features.0", [*(f"features.{i}" for i in range(4)), "classifier", "classifier.6"]),
+    ]
+    together = unfreeze.gradual(vgg_like(4), every=every, first="classifier")
+    assert [p.name for p in together] == ["head", "from_features.2", "from_features.0"]
+    assert trained(together[0]) == ["classifier", "classifier.6"]
+    two = unfreeze.gradual(vgg_like(4), every=every, step=2)
+    assert [p.name for p in two] == ["head", "from_features.2", "from_features.0"]
+    assert [trained(p) for p in unfreeze.gradual(attention_pooled(), every=every)][:2] == [
+        ["head"], ["norm", "pool", "head"],
+    ]  # fmt: skip
+    assert trained(unfreeze.last_n(vgg_like(4), n=0)[0]) == ["classifier.6"]
+    assert trained(unfreeze.last_n(vgg_like(4), n=1)[0]) == ["features.2", "features.3", "classifier", "classifier.6"]
+
+
+def test_a_last_norm_thaws_with_the_head_where_nothing_is_between_them():
+    vit = LayerMap((layer("embed", 0), layer("blocks.0", 1), layer("norm", 2), layer("head", 2, role="head")))
+    phases = unfreeze.gradual(vit, every=duration("1ep"))
+    assert [(p.name, trained(p)[0]) for p in phases] == [
+        ("head", "norm"), ("from_blocks.0", "blocks.0"), ("from_embed", "embed"),
+    ]  # fmt: skip
+
+
 def test_norms_and_biases_only():
     assert unfreeze.norms_only(resnet_like())[0].trains == dict.fromkeys(
         ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"], "norms"

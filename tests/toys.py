@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from tlx.inputs import InputSpec
+
 PACE = float(os.environ.get("TOYS_PACE", 0))
 """Seconds that `small` takes for a step of training, so that something can happen to it meanwhile."""
 
@@ -34,6 +36,19 @@ def small(
     return Small(features, nn.Linear(4 * width, classes))
 
 
+def assisted(classes: int, *, functional: bool = False, size: int = 16) -> nn.Module:
+    """The small one, with an auxiliary classifier in training mode that reads its second unit.
+
+    Args:
+        functional: its branch is no module of its own.
+        size: of the only images that the branch takes.
+    """
+    plain = small(classes)
+    net = Assisted(plain.features, plain.fc, classes, size // 4, functional)
+    net.input = InputSpec(size=(size, size))  # type: ignore[assignment]
+    return net
+
+
 def sequential(classes: int) -> nn.Module:
     """A network whose root is a Sequential, which runs every child that it is given."""
     return nn.Sequential(
@@ -55,6 +70,24 @@ class Small(nn.Module):
         if PACE and self.training:
             time.sleep(PACE)
         return self.fc(self.features(x).mean((2, 3)))
+
+
+class Assisted(Small):
+    def __init__(self, features, fc, classes, side, functional) -> None:
+        super().__init__(features, fc)
+        self.aux = nn.Sequential(nn.Conv2d(16, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * side**2, classes))
+        self.functional = functional
+
+    def forward(self, x):
+        if not self.training:
+            return super().forward(x)
+        read = self.features[1](self.features[0](x))
+        return self.fc(self.features[2](read).mean((2, 3))), self.beside(read)
+
+    def beside(self, read):
+        if self.functional:
+            return self.aux[3](self.aux[1](self.aux[0](read)).relu().flatten(1)) * 1.0
+        return self.aux(read)
 
 
 def limited(

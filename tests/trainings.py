@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from tlx import parts
 from tlx.config import Config, parse
 from tlx.data.stream import Batch
+from tlx.dry_run import DryRun
 from tlx.models import Backbone
 from tlx.plan import Phase, Plan
 from tlx.step import Normalise, Trainee, Updater, dress, set_rates
@@ -52,8 +53,8 @@ class Training:
         torch.manual_seed(config.seed)
         backbone = parts.backbone_of(config, CLASSES)
         pixels = (size, size) if size else backbone.input.size
-        parts.try_input(backbone.module, pixels, CLASSES)
         plan = Plan.make(config, backbone.layers, samples=config.data.batch, world=world.size)
+        DryRun(backbone, plan, replace(backbone.input, size=pixels), CLASSES).on_shapes()
         objective = parts.make("objective", config.objective, [1] * CLASSES)
         optimizer = parts.optimizer_of(config, backbone.module, backbone.layers)
         normalise = Normalise(backbone.input, world.device, channels_last=False)

@@ -15,7 +15,7 @@ from tlx.data.order import ORDER_VERSION
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.feed import Sets, count_samples, evaluation_of, open_sets, stream_of
 from tlx.layers import LayerMap
-from tlx.parts import Parts, backbone_of, make, parts_of, seed_all, trial_of
+from tlx.parts import Parts, backbone_of, make, parts_of, seed_all, trial_of, try_network
 from tlx.plan import Plan
 from tlx.run_folder import RunFolder, essential
 from tlx.timetable import timetable
@@ -43,6 +43,7 @@ def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tupl
     made = Plan.make(config, backbone.layers, samples=samples.train, world=world)
     check_metrics(config, made, samples.classes, validated=config.data.val is not None)
     notes = [samples.note] if samples.note else []
+    notes += try_on_shapes(config, made, backbone, samples.classes)
     peaks: Mapping[str, int | None] = {}
     fitting = config
     if measure:
@@ -91,6 +92,22 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     except UserError as error:
         said.append(f"training would be refused: {error}")
     return found.peaks, Choice(found.fits).over(config), said
+
+
+def try_on_shapes(config: Config, made: Plan, backbone: Backbone, classes: int) -> list[str]:
+    """A forward pass of the network in each mode, which needs no weights; a line for people where that did not tell.
+
+    Raises:
+        UserError: the network does not take the images, or returns something else than logits.
+    """
+    from tlx.dry_run import DryRun
+
+    untried = DryRun(backbone, made, config.input.over(backbone.input), classes).on_shapes()
+    if untried is None:
+        return []
+    return [
+        f"whether the network takes the images could not be tried without weights: {untried}; training tries it first"
+    ]
 
 
 def memory_of(config: Config, made: Plan, backbone: Backbone, world: int) -> Mapping[str, Memory]:
@@ -148,6 +165,7 @@ def compose(
         sets = open_sets(config)
         parts = parts_of(config, world, [int(n) for n in sets.train.counts()])
         made = _plan(config, parts.backbone.layers, sets.samples_per_epoch, world.size, {})
+        try_network(parts, made, world.device)
         check_metrics(config, made, len(sets.train.classes), validated=sets.val is not None)
         return sets, parts, made
 

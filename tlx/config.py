@@ -290,6 +290,9 @@ class Loop(Model):
     `fit_micro_batch`: the memory of every phase is tried before the first step, and a smaller micro-batch taken where
     it does not fit. `auto` does so on a GPU, and refuses instead where moving BatchNorm makes the numbers depend on the
     micro-batch; `always` takes it there too, and tries on a CPU as well.
+
+    `compile` gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and drop-path draw
+    other numbers than eager ones, unless `deterministic` is on.
     """
 
     micro_batch: PositiveInt | None = None

@@ -17,8 +17,8 @@ or, where the network has a `head` of its own, under ``head.new.`` (``new_head.`
 **Several classifiers.** Some networks put together what several classifiers say: distilled DeiT and LeViT average two,
 VOLO adds half of a second one's. `linear` renews each of them, and the network goes on putting them together, in
 training as in evaluation. Any other head takes the place of them all: it sees their inputs, put together in the same
-way. Where those differ in width (CrossViT, EfficientViM) that is an error. Auxiliary classifiers, which run in training
-only (GoogLeNet, Inception), stay linear, new ones, under every head.
+way. Where those differ in width (CrossViT, EfficientViM) that is an error. Auxiliary classifiers (GoogLeNet,
+Inception) are not the head: they stay linear, new ones, under every head, and train with the layer they hang on.
 
 **Values.** Heads draw from torch's global generator, so ``torch.manual_seed`` fixes them. Unless said otherwise a
 linear layer starts as PyTorch starts it: weights and biases uniform within 1 / sqrt(inputs).

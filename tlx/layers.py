@@ -28,12 +28,15 @@ class Parameter:
     """One parameter, by the network's own name.
 
     An `idle` one never trains: no gradient reaches it, or the network itself fixes it (``requires_grad`` is False).
+    An `auxiliary` one, of a classifier beside the head or of the branch that leads to it, trains where its layer does
+    as a whole.
     """
 
     name: str
     shape: tuple[int, ...]
     kind: Kind
     idle: bool = False
+    auxiliary: bool = False
 
     @property
     def size(self) -> int:

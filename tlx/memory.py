@@ -19,6 +19,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
+from tlx.errors import UserError
+from tlx.models.trace import needs_values
 from tlx.phasing import unfreeze
 from tlx.plan import Plan
 
@@ -70,6 +72,9 @@ def memory_by_phase(
         optimizer: makes it from parameter groups.
         averaged: whether a moving average of the weights is kept.
         recomputed: blocks whose activations are computed again in the backward pass.
+
+    Raises:
+        UserError: the network does not run on these images.
     """
     held = sum(t.numel() * t.element_size() for t in [*net.parameters(), *net.buffers()])
     per_weight = optimizer_bytes(optimizer)
@@ -83,7 +88,14 @@ def memory_by_phase(
         stateful = set(trained) if phase.settings.optimizer_state == "reset" else stateful | trained
         key = trained | {f"{phase.settings.norm} {phase.settings.stochastic}"}
         if key not in known:
-            known[key] = activation_bytes(net, images, recomputed=recomputed)
+            try:
+                known[key] = activation_bytes(net, images, recomputed=recomputed)
+            except Exception as error:
+                of = f"{images.count} images of {' x '.join(map(str, images.shape[1:]))}"
+                what = f"the network does not train on {of}: {(str(error).splitlines() or [''])[0]}"
+                raise UserError(
+                    what, where=f"phase {phase.name}", todo="see input.size and loop.micro_batch"
+                ) from error
         found[phase.name] = Memory(
             weights=held * (2 if averaged else 1),
             gradients=4 * sum(sizes[name] for name in trained),
@@ -110,6 +122,9 @@ def activation_bytes(net: nn.Module, images: Images, *, recomputed: Sequence[str
 
     Returns:
         None where the network does not run without values.
+
+    Raises:
+        Exception: of other people's code: it does not run with values either.
     """
     with FakeTensorMode(allow_non_fake_inputs=True):
         own = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in _tensors(net)}
@@ -120,8 +135,11 @@ def activation_bytes(net: nn.Module, images: Images, *, recomputed: Sequence[str
         try:
             with ledger.watching(net, recomputed), _autocast(images.precision):
                 torch.func.functional_call(net, own, (batch,))
-        except Exception:  # it looks at values, or uses what fakes do not know
-            return None
+        except Exception as error:
+            # a CPU's autocast casts fewer operations than a GPU's
+            if needs_values(error) or images.precision != "fp32":
+                return None
+            raise
         return ledger.kept + ledger.working + batch.numel()  # and the bytes that came from the loader
 
 

@@ -28,7 +28,8 @@ class Objective(Protocol):
         """The training loss of a micro-batch: a scalar tensor, the sum over samples.
 
         Args:
-            output: of the network in training mode: logits [N, classes], or a tuple of them and auxiliary logits.
+            output: of the network in training mode: logits [N, classes], or a tuple of them and auxiliary logits, None
+                for those of a frozen classifier.
             labels: int64 [N].
             mix: None, or an object with `partner_labels` int64 [N] and `lam` float32 [N], the share of the own label.
         """

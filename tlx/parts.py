@@ -48,7 +48,7 @@ def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:
         counts: training samples of each class.
 
     Raises:
-        UserError: the network does not take the input, or does not fit the memory.
+        UserError: the network does not fit the memory.
     """
     import torch
 
@@ -63,13 +63,11 @@ def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:
         net = backbone.module.to(world.device)
         if config.loop.sync_batchnorm:
             synchronise(net, world)
-        try_input(net, spec.size, len(counts), spec.channels)
         ema = average_of(net, config)
     except RuntimeError as error:
         if not ran_out(error):
             raise
-        what = f"the network alone does not fit the memory of {world.device}"
-        raise UserError(what, where=config.backbone.name, todo="is the device free? Or a smaller backbone") from error
+        raise _too_large(config.backbone.name, world.device) from error
     if config.loop.gradient_checkpointing:
         recompute_blocks(net, backbone.blocks)
     if config.loop.channels_last:
@@ -109,34 +107,33 @@ def make(group: str, part: Part, *given: Any) -> Any:
     return function(*given, **plug.arguments(function, part.args, label=f"{group} {part.name}"))
 
 
-def try_input(net: torch.nn.Module, size: tuple[int, int], classes: int, channels: int = 3) -> None:
-    """One image through the network, so that a size that it does not take is known before training.
+def try_network(parts: Parts, plan: Plan, device: torch.device) -> None:
+    """A forward pass in each mode; on shapes alone, and on the device where those do not tell or say no.
 
     Raises:
-        UserError: with what the network said.
+        UserError: the network does not take the images, or returns something else than logits.
     """
-    import torch
-
+    from tlx.dry_run import DryRun
     from tlx.trial import ran_out
 
-    device = next(net.parameters()).device
-    net.eval()
+    run = DryRun(parts.backbone, plan, parts.spec, parts.classes)
     try:
-        with torch.no_grad():
-            output = net(torch.zeros(1, channels, *size, device=device))
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if ran_out(error):
+        untried = run.on_shapes()
+    except UserError as error:
+        untried = str(error)
+    if untried is None:
+        return
+    try:
+        run.on_device(device)
+    except RuntimeError as error:
+        if not ran_out(error):
             raise
-        raise UserError(
-            f"the backbone does not take images of {size[0]} x {size[1]}: {str(error).splitlines()[0]}",
-            where="input.size",
-            todo="set input.size, or the backbone's own argument (img_size for most vision transformers)",
-        ) from error
-    logits = output[0] if isinstance(output, tuple) else output
-    if logits.shape != (1, classes):
-        raise UserError(
-            f"the network gives {tuple(logits.shape)} where (1, {classes}) is needed", where="backbone, head"
-        )
+        raise _too_large(parts.backbone.name, device) from error
+
+
+def _too_large(name: str, device: torch.device) -> UserError:
+    what = f"the network alone does not fit the memory of {device}"
+    return UserError(what, where=name, todo="is the device free? Or a smaller backbone")
 
 
 def average_of(net: torch.nn.Module, config: Config) -> Any:
@@ -174,7 +171,11 @@ def trial_of(config: Config, world: World, parts: Parts, made: Plan, *, ranks: i
 
 
 def seed_all(config: Config) -> None:
-    """Seeds, and determinism where it is asked for."""
+    """Seeds, and determinism where it is asked for.
+
+    Compiled code draws dropout from a generator of its own, so that its losses are not those of eager code; where
+    determinism is asked for it draws from torch's, which takes a kernel of its own for each dropout.
+    """
     import numpy
     import torch
 
@@ -182,6 +183,10 @@ def seed_all(config: Config) -> None:
     numpy.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
     torch.backends.cudnn.benchmark = not config.loop.deterministic
+    if config.loop.compile:
+        import torch._inductor.config
+
+        torch._inductor.config.fallback_random = config.loop.deterministic
     if config.loop.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

@@ -86,9 +86,9 @@ class Phase:
         return {layer.name: tuple(p for p in layer.parameters if self._learns(p, layer)) for layer in self.layers}
 
     def _learns(self, p: Parameter, layer: Layer) -> bool:
-        if p.idle:
-            return False
         mode = self.trains[layer.name]
+        if p.idle or (p.auxiliary and mode != "all"):  # no gradient reaches it
+            return False
         if p.kind == "norm":
             by_mode = mode in ("all", "norms", "frozen") or (mode == "biases" and p.is_bias)
             return by_mode and self.norm_state(layer).affine == "trained"
@@ -275,7 +275,28 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     )
     if not any(phase.trained(y) for y in layers):
         raise UserError("nothing trains in this phase", where=where)
+    _refuse_without_effect(phase, config.unfreeze.name, where)
     return phase
+
+
+def _refuse_without_effect(phase: Phase, schedule: str, where: str) -> None:
+    """A schedule that asks for more than the head must get more."""
+    asked = [y for y in phase.layers if phase.trains[y.name] != "frozen" and y.role != "head"]
+    if not asked or any(phase.trained(y) for y in asked):
+        return
+    modes = dict.fromkeys(phase.trains[y.name] for y in asked)
+    wanted = " and ".join({"norms": "their norms", "biases": "their biases", "all": "all of them"}[m] for m in modes)
+    kept = any(p.kind == "norm" for y in asked for p in y.parameters) and phase.norm.trained.affine == "frozen"
+    policy = phase.settings.norm if isinstance(phase.settings.norm, str) else "its trained.affine"
+    layers = f"{len(asked)} layers" if len(asked) > 1 else asked[0].name
+    raise UserError(
+        f"{schedule} asks to train {layers} ({wanted}), but nothing of that is there to train"
+        + (f" under the norm policy ({policy})" if kept else "")
+        + "; only the head would train",
+        where=where,
+        todo=("set norm: frozen_is_frozen or statistics_fixed; or " if kept else "")
+        + "unfreeze: head_only says that the head trains alone, unfreeze: all trains the backbone",
+    )
 
 
 def _length(config: Config, settings: PhaseSettings, assignment: Assignment, *, epoch: int) -> int:

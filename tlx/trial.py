@@ -87,7 +87,7 @@ class Trial:
         """Trains and evaluates once; afterwards everything is bit for bit what it was, and the memory is given back."""
         world = self.updater.world
         try:
-            with _unchanged(self.net, world.device), lone_norms():
+            with unchanged(self.net, world.device), lone_norms():
                 found = self._attempt(phase, load)
         except Exception as error:
             found = Attempt(failed="training")
@@ -249,7 +249,7 @@ def lone_norms() -> Iterator[None]:
 
 
 @contextmanager
-def _unchanged(net: nn.Module, device: torch.device) -> Iterator[None]:
+def unchanged(net: nn.Module, device: torch.device) -> Iterator[None]:
     """Afterwards modes, gradients, buffers and random states are what they were; weights nobody moves."""
     modes = [(module, module.training) for module in net.modules()]
     gradients = [(p, p.requires_grad, p.grad) for p in net.parameters()]

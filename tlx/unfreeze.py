@@ -59,32 +59,42 @@ def two_phase(layers: LayerMap, *, first: Literal["head", "classifier"] = "head"
 
 
 def last_n(layers: LayerMap, *, n: Annotated[int, Field(ge=0)]) -> list[Assignment]:
-    """The head and the `n` depths of the backbone next to it train."""
-    depths = _unfreezing_order(layers)
-    if n >= len(depths):
-        raise UserError(f"last_n: n={n}, but the backbone has {len(depths) - 1} depths; use all")
-    return [Assignment(f"last_{n}", _modes(_from_depth(layers, depths[n])))]
+    """The head and the `n` depths of the backbone next to it train.
+
+    With n = 0 the head alone, as in `two_phase`; from 1 on also the rest of the classifier block.
+    """
+    bodies = _backbone_order(layers)
+    if n > len(bodies):
+        raise UserError(f"last_n: n={n}, but the backbone has {len(bodies)} depths; use all")
+    return [Assignment(f"last_{n}", _modes(bodies[n - 1] if n else _head(layers)))]
 
 
 def gradual(
-    layers: LayerMap, *, every: Length, last: Length | None = None, step: Annotated[int, Field(ge=1)] = 1
+    layers: LayerMap,
+    *,
+    every: Length,
+    last: Length | None = None,
+    step: Annotated[int, Field(ge=1)] = 1,
+    first: Literal["head", "classifier"] = "head",
 ) -> list[Assignment]:
     """One layer more every so often, from the head down to the input (Howard and Ruder 2018, ULMFiT).
+
+    The order is that of thawing, not of rates: the head; the rest of the classifier block, where there is one (VGG's
+    two linear layers); then the backbone's depths from the top. The phases are called ``head``, ``classifier``, and
+    ``from_NAME`` after the lowest layer that trains.
 
     Args:
         every: how long each phase lasts.
         last: how long the last one, with everything trained, lasts; `every` when left out.
-        step: how many depths thaw at a time.
+        step: how many thaw at a time.
+        first: what the first phase trains, as in `two_phase`; it is called ``head`` in both cases.
     """
-    depths = _unfreezing_order(layers)
-    stops = sorted({*range(0, len(depths), step), len(depths) - 1})
-    assignments = []
-    for stop in stops:
-        trained = _from_depth(layers, depths[stop])
-        duration = last or every if stop == stops[-1] else every
-        name = "head" if stop == 0 else f"from_{next(y.name for y in trained if y.parameters)}"
-        assignments.append(Assignment(name, _modes(trained), duration))
-    return assignments
+    order = _thawing_order(layers, first)
+    stops = sorted({*range(0, len(order), step), len(order) - 1})
+    return [
+        Assignment(order[stop][0], _modes(order[stop][1]), last or every if stop == stops[-1] else every)
+        for stop in stops
+    ]
 
 
 def norms_only(layers: LayerMap) -> list[Assignment]:
@@ -127,10 +137,30 @@ def _classifier_block(layers: LayerMap) -> list[Layer]:
     return [layer for layer in layers if layer.role in ("classifier", "head")]
 
 
-def _unfreezing_order(layers: LayerMap) -> list[int]:
-    """Depths that hold parameters, the head's first."""
-    return sorted({layer.depth for layer in layers if layer.parameters}, reverse=True)
+def _top(layers: LayerMap) -> list[Layer]:
+    """What shares the head's depth: the rest of the classifier block, a vision transformer's last norm."""
+    return [y for y in layers if y.role != "backbone" or y.depth >= layers.head.depth]
 
 
-def _from_depth(layers: LayerMap, depth: int) -> list[Layer]:
-    return [layer for layer in layers if layer.depth >= depth]
+def _head(layers: LayerMap) -> list[Layer]:
+    """The head alone where there is a classifier block below it, else with all that shares its depth."""
+    block = any(y.role == "classifier" and y.parameters for y in layers)
+    return [layers.head] if block else _top(layers)
+
+
+def _backbone_order(layers: LayerMap) -> list[list[Layer]]:
+    """All that trains when the backbone has thawed down to each of its depths that hold parameters, from the top."""
+    own = {y.depth for y in layers if y.role == "backbone" and y.parameters and y.depth < layers.head.depth}
+    return [[y for y in layers if y.role != "backbone" or y.depth >= depth] for depth in sorted(own, reverse=True)]
+
+
+def _thawing_order(layers: LayerMap, first: Literal["head", "classifier"]) -> list[tuple[str, list[Layer]]]:
+    """Stage by stage, all that has thawed by then, under a name that no other stage has."""
+    head, top = _head(layers), _top(layers)
+    stages = [("head", head if first == "head" else top)]
+    if first == "head" and len(head) < len(top):
+        stages.append(("classifier", top))
+    for body in _backbone_order(layers):
+        lowest = next(y.name for y in body if y.role == "backbone" and y.parameters)
+        stages.append((f"from_{lowest}", body))
+    return stages

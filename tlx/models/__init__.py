@@ -48,7 +48,7 @@ class Backbone:
         input: what the network wants to see.
         features: how many numbers per image (or channels of the map) reach the head.
         blocks: paths of the repeated blocks, for gradient checkpointing.
-        auxiliary: paths of classifiers that run in training mode only; part of the head layer.
+        auxiliary: paths of classifiers that the logits are not made of; part of the layer that their branch reads.
         loaded: what became of the weights; None where there were none to load.
     """
 

@@ -15,6 +15,7 @@ from tlx.inputs import InputSpec
 from tlx.layers import Granularity
 from tlx.models import Backbone, Loaded, pretrained, surgery
 from tlx.models import weights as files
+from tlx.models.auxiliary import Auxiliary, auxiliary, branch_units, is_auxiliary, leave_out_frozen
 from tlx.models.channels import RGB, adapted, adapting, image_weights
 from tlx.models.gradients import idle_parameters
 from tlx.models.sources import Source
@@ -41,8 +42,8 @@ class Plain:
     """A network as its library builds it for these classes, traced.
 
     Attributes:
-        running: paths of the modules that make the classes, in the order in which they run.
-        auxiliary: those that run in training mode only.
+        running: paths of the modules that make the logits, in the order in which they run.
+        auxiliary: classifiers that the logits are not made of.
     """
 
     net: nn.Module
@@ -50,16 +51,16 @@ class Plain:
     seen: Trace
     labels: Labels | None
     running: tuple[str, ...]
-    auxiliary: tuple[str, ...]
+    auxiliary: Auxiliary
 
     @property
     def heads(self) -> tuple[str, ...]:
-        return self.running + self.auxiliary
+        return self.running + self.auxiliary.heads
 
     def anatomy(self, *, measured: bool = True) -> Anatomy:
         """The network divided; where it is `measured`, with the parameters that no gradient reaches marked."""
         idle = idle_parameters(self.net, self.spec.size, self.spec.channels) if measured else ()
-        return Anatomy(self.net, self.seen, self.heads, self.labels, idle)
+        return Anatomy(self.net, self.seen, self.running, self.labels, idle, self.auxiliary.branches)
 
 
 def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
@@ -81,6 +82,7 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     filled = files.fill(net, given.state, heads=skipped, where=given.where, convert=convert) if given else None
     finished, features = _with_head(source, plain, wish)
     anatomy = finished.anatomy()
+    leave_out_frozen(net, plain.auxiliary)
     return Backbone(
         name=source.name,
         module=net,
@@ -88,7 +90,7 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
         input=plain.spec,
         features=features,
         blocks=anatomy.blocks,
-        auxiliary=plain.auxiliary,
+        auxiliary=plain.auxiliary.heads,
         loaded=_loaded(net, given.where, filled) if given and filled else None,
     )
 
@@ -102,16 +104,22 @@ def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec,
     if missing or not heads:
         raise UserError(f"there is no module with parameters {missing or 'named as the head'}", where=name)
     seen = _trace(net, spec, name)
-    auxiliary = tuple(path for path in heads if not _starts(path, net, seen))
-    anatomy = Anatomy(net, seen, heads, None, idle_parameters(net, spec.size, spec.channels))
+    beside = tuple(path for path in heads if not _starts(path, net, seen) or is_auxiliary(path, seen))
+    running = tuple(path for path in heads if path not in beside)
+    if not running:
+        raise UserError(f"what the network returns is not made by {', '.join(heads)}", where=name)
+    found = _auxiliary(net, beside, spec, name)
+    idle = idle_parameters(net, spec.size, spec.channels)
+    anatomy = Anatomy(net, seen, running, None, idle, found.branches)
+    leave_out_frozen(net, found)
     return Backbone(
         name=name,
         module=net,
         layers=anatomy.layers(granularity),
         input=spec,
-        features=surgery.features(net, heads[0], seen),
+        features=surgery.features(net, running[0], seen),
         blocks=anatomy.blocks,
-        auxiliary=auxiliary,
+        auxiliary=beside,
     )
 
 
@@ -132,9 +140,12 @@ def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plai
     spec = _spec(source, source.input(net, wish.args, tag), wish.channels)
     seen = _trace(net, spec, source.name)
     first = {path: min(_starts(path, net, seen), default=None) for path in paths}
-    running = tuple(sorted((p for p in paths if first[p] is not None), key=lambda p: first[p] or 0))
-    auxiliary = tuple(p for p in paths if first[p] is None)
-    return Plain(net, spec, seen, source.labels(net), running, auxiliary)
+    beside = tuple(p for p in paths if first[p] is None or is_auxiliary(p, seen))
+    running = tuple(sorted((p for p in paths if p not in beside), key=lambda p: first[p] or 0))
+    if not running:
+        raise UserError(f"no logits are made by {', '.join(paths)} in evaluation mode", where=source.name)
+    found = _auxiliary(net, beside, spec, source.name)
+    return Plain(net, spec, seen, source.labels(net), running, found)
 
 
 def _owner(parameter: str) -> str:
@@ -204,17 +215,18 @@ def _other_channels(source: Source, found: InputSpec) -> UserError:
     return UserError(f"takes images of {found.channels} channels", where=source.name, todo=todo)
 
 
+def _auxiliary(net: nn.Module, heads: tuple[str, ...], spec: InputSpec, name: str) -> Auxiliary:
+    try:
+        return auxiliary(net, heads, spec.size, spec.channels)
+    except Exception as error:
+        raise _does_not_run(error, spec, name, "in training mode ") from error
+
+
 def _trace(net: nn.Module, spec: InputSpec, name: str) -> Trace:
     try:
         seen = trace(net, spec.size, spec.channels)
     except Exception as error:
-        size = "x".join(str(n) for n in spec.size)
-        size += " pixels" if spec.channels == RGB else f" pixels in {spec.channels} channels"
-        raise UserError(
-            f"a forward pass on images of {size} fails: {str(error).splitlines()[0] if str(error) else error!r}",
-            where=name,
-            todo="check backbone.args; a network of your own says its input size in an attribute `input` (InputSpec)",
-        ) from error
+        raise _does_not_run(error, spec, name) from error
     if not seen.output:
         raise UserError(
             "the network returns no tensor",
@@ -222,6 +234,16 @@ def _trace(net: nn.Module, spec: InputSpec, name: str) -> Trace:
             todo="it must return logits [N, classes]; in training mode also a tuple that begins with them",
         )
     return seen
+
+
+def _does_not_run(error: Exception, spec: InputSpec, name: str, mode: str = "") -> UserError:
+    size = "x".join(str(n) for n in spec.size)
+    size += " pixels" if spec.channels == RGB else f" pixels in {spec.channels} channels"
+    return UserError(
+        f"a forward pass {mode}on images of {size} fails: {str(error).splitlines()[0] if str(error) else error!r}",
+        where=name,
+        todo="check backbone.args; a network of your own says its input size in an attribute `input` (InputSpec)",
+    )
 
 
 def _dropped_units(plain: Plain, head: str) -> tuple[str, ...]:
@@ -244,7 +266,9 @@ def _takes(head: str) -> Takes:
 def _tap(plain: Plain, takes: Takes) -> surgery.Tap | None:
     if takes == "pooled":
         return None
-    return surgery.find_tap(cut(plain.net, plain.seen, plain.heads, None).units, plain.seen, plain.heads, takes)
+    units = cut(plain.net, plain.seen, plain.running, None).units
+    beside = branch_units(units, plain.auxiliary.branches, plain.seen)
+    return surgery.find_tap([u for u in units if u.path not in beside], plain.seen, plain.running, takes)
 
 
 def _with_head(source: Source, plain: Plain, wish: Wish) -> tuple[Plain, int]:

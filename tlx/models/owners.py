@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from tlx.layers import Kind
+from tlx.models.auxiliary import Branches
 from tlx.models.groups import Group, within
 from tlx.models.units import Cut, Loose, Unit, ancestors
 
@@ -21,19 +22,34 @@ class Owner:
 
 
 def assign(
-    net: nn.Module, pieces: Cut, groups: Sequence[Group], heads: Sequence[str], kinds: Mapping[str, Kind]
+    net: nn.Module,
+    pieces: Cut,
+    groups: Sequence[Group],
+    heads: Sequence[str],
+    kinds: Mapping[str, Kind],
+    hung: Branches,
 ) -> Owner:
-    """The owner of every parameter and of every module that lies in one group. The last group is the head."""
-    return _Assigner(net, pieces, groups, heads, kinds).assign()
+    """The owner of every parameter and of every module that lies in one group. The last group is the head.
+
+    Args:
+        hung: units of auxiliary branches, with the modules that they hang on, the last one first.
+    """
+    return _Assigner(net, pieces, groups, heads, kinds, hung).assign()
 
 
 class _Assigner:
     """Puts everything that is not a unit with parameters beside one that is."""
 
     def __init__(
-        self, net: nn.Module, pieces: Cut, groups: Sequence[Group], heads: Sequence[str], kinds: Mapping[str, Kind]
+        self,
+        net: nn.Module,
+        pieces: Cut,
+        groups: Sequence[Group],
+        heads: Sequence[str],
+        kinds: Mapping[str, Kind],
+        hung: Branches,
     ) -> None:
-        self._net, self._cut, self._heads, self._kinds = net, pieces, heads, kinds
+        self._net, self._cut, self._heads, self._kinds, self._hung = net, pieces, heads, kinds, hung
         self._head = len(groups) - 1
         self._of = {u.path: i for i, group in enumerate(groups) for u in group.units}
         self._bare = {group.name: i for i, group in enumerate(groups) if not group.units}
@@ -64,9 +80,20 @@ class _Assigner:
         found: dict[str, int] = {}
         before = self._clock[0][1] if self._clock else self._head
         for unit in units:
+            if unit.path in self._hung:
+                found[unit.path] = self._of_branch(self._hung[unit.path])
+                continue
             beside = self._head if unit.start is None and self._beside_head(unit.path) else before
             found[unit.path] = before = self._of.get(unit.path, beside)
         return found
+
+    def _of_branch(self, hangs_on: Sequence[str]) -> int:
+        """The group of the first of these modules that lies in one; without any the last one below the head."""
+        units = (u for path in hangs_on for u in self._cut.units if within(path, u.path))
+        unit = next((u for u in units if u.path in self._of or not u.parameters), None)
+        if unit is None:
+            return max(self._head - 1, 0)
+        return self._of[unit.path] if unit.path in self._of else self._of_empty(unit)
 
     def _of_empty(self, unit: Unit) -> int:
         """A module without parameters: just before the head it goes with it, otherwise with the layer before it."""
@@ -93,7 +120,7 @@ class _Assigner:
         return inside if inside is not None else _single(i for p, i in of_unit.items() if within(p, path))
 
     def _beside_head(self, path: str) -> bool:
-        """Whether an ancestor other than the root holds a head: an auxiliary branch, a dropout that is not used."""
+        """Whether an ancestor other than the root holds a head: a dropout that is not used."""
         return any(head.startswith(f"{a}.") for a in ancestors(path) for head in self._heads)
 
 

@@ -2,8 +2,8 @@
 
 The rules, for every network alike:
 
-- **order** is execution order; **head** is what depends on the number of classes; branches that run only in training
-  (inception's auxiliary classifiers) belong to it;
+- **order** is execution order; **head** is what depends on the number of classes and makes the logits; an auxiliary
+  classifier, with the branch it ends, belongs to the layer whose output the branch reads (``auxiliary.py``);
 - **stem** is what runs before the first block, tokens and position embeddings included, and up to three blocks where
   the library itself counts them to its stem (FastViT, EfficientViT);
 - a unit between two blocks (a downsampling) belongs to the block after it, one that joins the branches of a stage to
@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from torch import nn
 
 from tlx.layers import ROLES, Granularity, Layer, LayerMap, Parameter
+from tlx.models.auxiliary import Branches, branch_units
 from tlx.models.groups import (
     Group,
     ends_stage,
@@ -65,9 +67,10 @@ class Anatomy:
     Args:
         net: as it will train, the new head in place; its parameters may be on the meta device.
         seen: what one forward pass of it showed.
-        heads: paths of the modules that make the classes, auxiliary ones included, the main one first.
+        heads: paths of the modules that make the logits, the main one first.
         labels: groups of parameters that the library itself defines; used where they follow execution order.
         idle: parameters that no gradient reaches.
+        branches: modules that only auxiliary logits are made of.
     """
 
     def __init__(
@@ -77,12 +80,15 @@ class Anatomy:
         heads: Sequence[str],
         labels: Labels | None = None,
         idle: Collection[str] = (),
+        branches: Branches = MappingProxyType({}),
     ) -> None:
         self._net, self._seen, self._heads = net, seen, tuple(heads)
         self._cut, self._labels = _fitting(net, seen, heads, labels)
+        self._hung = branch_units(self._cut.units, branches, seen)
         self._given = labels or {}
         self._modules_by_path = dict(net.named_modules())
-        self._parameters = _described(net, idle)
+        auxiliary = {name for u in self._cut.units if u.path in self._hung for name in u.parameters}
+        self._parameters = _described(net, idle, auxiliary)
         self._parts = self._sort()
 
     @property
@@ -106,14 +112,16 @@ class Anatomy:
             taken = group.name in others and all(u.path != group.name for u in group.units)  # a child called "stem"
             if group.units and (role or taken):
                 group.name = group.units[0].path
-        owner = assign(self._net, self._cut, groups, self._heads, {p.name: p.kind for p in self._parameters})
+        kinds = {p.name: p.kind for p in self._parameters}
+        owner = assign(self._net, self._cut, groups, self._heads, kinds, self._hung)
         layers = LayerMap(tuple(self._layer(i, groups, owner) for i in range(len(groups))))
         layers.verify(name for name, _ in self._net.named_parameters())
         return layers
 
     def _running(self) -> list[Unit]:
-        """Units with parameters that run in evaluation mode, the heads left out."""
-        units = [u for u in self._cut.units if u.parameters and u.path not in self._heads and u.start is not None]
+        """Units with parameters that run in evaluation mode, heads and auxiliary branches left out."""
+        out = {*self._heads, *self._hung}
+        units = [u for u in self._cut.units if u.parameters and u.path not in out and u.start is not None]
         return sorted(units, key=lambda u: u.start or 0)
 
     def _sort(self) -> _Parts:
@@ -316,7 +324,7 @@ def _fitting(net: nn.Module, seen: Trace, heads: Sequence[str], labels: Labels |
     return plain, None
 
 
-def _described(net: nn.Module, idle: Collection[str]) -> tuple[Parameter, ...]:
+def _described(net: nn.Module, idle: Collection[str], auxiliary: Collection[str]) -> tuple[Parameter, ...]:
     listed = getattr(net, "no_weight_decay", None)
     exempt = frozenset(listed()) if callable(listed) else frozenset()
     return tuple(
@@ -325,6 +333,7 @@ def _described(net: nn.Module, idle: Collection[str]) -> tuple[Parameter, ...]:
             tuple(p.shape),
             kind(net.get_submodule(name.rpartition(".")[0]), name, exempt),
             idle=name in idle or not p.requires_grad,  # a fixed position embedding stays fixed
+            auxiliary=name in auxiliary,
         )
         for name, p in net.named_parameters()
     )

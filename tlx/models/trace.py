@@ -1,10 +1,12 @@
-"""One forward pass on shapes alone: which modules run, in which order, and where the data fork and join.
+"""One forward pass on shapes alone: which modules run, in which order, where the data fork and join, what outputs are
+made of.
 
 Runs on torch's meta device, so that it costs neither memory nor arithmetic, whatever the size of the network.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from tlx.data.randomness import own_randomness
+
 Shape = tuple[int, ...]
 
 SEQUENCES = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -29,7 +33,7 @@ BATCH = 2
 
 @dataclass
 class Trace:
-    """What one forward pass in evaluation mode showed.
+    """What one forward pass showed.
 
     Attributes:
         order: module path -> when it was first called (a counter that parameters share).
@@ -39,6 +43,9 @@ class Trace:
             multiplied or concatenated -> when that was last.
         inputs, outputs: module path -> shape of the first tensor in or out, of the first call.
         output: shape of what the network returned first.
+        made_of: for everything that the network returned, in order, the paths of the modules that computed it; nothing
+            for what is no tensor.
+        returned_by: likewise, the outermost module that returned that very tensor; "" where none did.
         image: height and width that went in.
         flops: module path -> floating-point operations of one image at its own level (a multiply-add counts two),
             where they were counted.
@@ -51,6 +58,8 @@ class Trace:
     inputs: dict[str, Shape] = field(default_factory=dict)
     outputs: dict[str, Shape] = field(default_factory=dict)
     output: Shape = ()
+    made_of: tuple[frozenset[str], ...] = ()
+    returned_by: tuple[str, ...] = ()
     image: tuple[int, int] = (0, 0)
     flops: dict[str, int] = field(default_factory=dict)
 
@@ -95,11 +104,14 @@ def _parameters_on_meta() -> Iterator[None]:
         handle.remove()
 
 
-def trace(net: nn.Module, size: tuple[int, int], channels: int = 3, *, count: bool = False) -> Trace:
-    """Runs `net` once on images [BATCH, channels, *size] in evaluation mode; `net` itself stays untouched.
+def trace(
+    net: nn.Module, size: tuple[int, int], channels: int = 3, *, count: bool = False, training: bool = False
+) -> Trace:
+    """Runs `net` once on images [BATCH, channels, *size]; `net` itself stays untouched.
 
     Args:
         count: whether to count operations.
+        training: in training mode; as a rule in evaluation mode.
     """
     state = without_storage(net)
     names = {id(state[name]): name for name, _ in net.named_parameters()}
@@ -111,15 +123,34 @@ def trace(net: nn.Module, size: tuple[int, int], channels: int = 3, *, count: bo
                 undo.callback(module.register_forward_pre_hook(recorder.enter(path, module), with_kwargs=True).remove)
                 undo.callback(module.register_forward_hook(recorder.leave(path)).remove)
         undo.enter_context(restoring_modes(net))
-        net.eval()
+        undo.enter_context(own_randomness())
+        net.train(training)
         if count:
             undo.enter_context(_Counter(recorder))
         with recorder, torch.no_grad():
             output = torch.func.functional_call(net, state, (recorder.data(images),), tie_weights=False)
     recorder.trace.image = size
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    recorder.trace.output = tuple(first.shape) if isinstance(first, torch.Tensor) else ()
+    returned = output if isinstance(output, tuple | list) and output else (output,)
+    recorder.trace.output = tuple(returned[0].shape) if isinstance(returned[0], torch.Tensor) else ()
+    recorder.trace.made_of = tuple(recorder.made_of(value) for value in returned)
+    recorder.trace.returned_by = tuple(recorder.returned_by(value) for value in returned)
     return recorder.trace
+
+
+_NO_VALUES = re.compile(
+    r"\bmeta\b|only integer tensors of a single element|not supported for tensor subclasses", re.IGNORECASE
+)
+
+
+def needs_values(error: BaseException | None) -> bool:
+    """Whether a pass on tensors without storage fails for that reason alone: the network looks at values, or uses what
+    has no rule for shapes. With values it may run."""
+    while error is not None:
+        of_shapes_alone = type(error).__module__.startswith(("torch._subclasses", "torch.fx"))
+        if isinstance(error, NotImplementedError) or of_shapes_alone or _NO_VALUES.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def without_storage(net: nn.Module) -> dict[str, torch.Tensor]:
@@ -158,10 +189,21 @@ class _Recorder(TorchFunctionMode):
         self._path = [""]  # of the modules that are running, and below without the sequences
         self._joining = [""]
         self._activations: dict[int, torch.Tensor] = {}  # kept alive, so that no id is used twice
+        self._bits: dict[str, int] = {}
+        self._made_of: dict[int, int] = {}  # activation -> a bit for each module that had a part in it
+        self._returned_by: dict[int, str] = {}
 
-    def data(self, tensor: torch.Tensor) -> torch.Tensor:
+    def data(self, tensor: torch.Tensor, made_of: int = 0) -> torch.Tensor:
         self._activations[id(tensor)] = tensor
+        self._made_of[id(tensor)] = made_of
         return tensor
+
+    def made_of(self, value: object) -> frozenset[str]:
+        bits = self._made_of.get(id(value), 0)
+        return frozenset(path for path, bit in self._bits.items() if bits & bit)
+
+    def returned_by(self, value: object) -> str:
+        return self._returned_by.get(id(value), "")
 
     def enter(self, path: str, module: nn.Module) -> Callable[..., None]:
         sequence = isinstance(module, SEQUENCES)
@@ -182,6 +224,8 @@ class _Recorder(TorchFunctionMode):
             self._path.pop()
             self._joining.pop()
             self.trace.ended.setdefault(path, self._tick())
+            if isinstance(output, torch.Tensor):
+                self._returned_by[id(output)] = path
             shape = _first_shape(output)
             if shape:
                 self.trace.outputs.setdefault(path, shape)
@@ -197,9 +241,14 @@ class _Recorder(TorchFunctionMode):
                 self.trace.used.setdefault(self._parameters[id(t)], self._tick())
         active = {id(t): t for t in tensors if id(t) in self._activations}
         if active:
+            made_of = self._bits.setdefault(self.running, 1 << len(self._bits))
+            for key in active:
+                made_of |= self._made_of[key]
             for t in tree_leaves(result):
                 if isinstance(t, torch.Tensor):
-                    self.data(t)
+                    self.data(t, made_of)
+            if getattr(function, "__name__", "") == "__setitem__" and id(args[0]) in active:
+                self._made_of[id(args[0])] = made_of
         if len(active) > 1 and not reads_attribute and _joins(function, list(active.values())):
             self.trace.joins[self._joining[-1]] = self._tick()
         return result
