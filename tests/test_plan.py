@@ -6,7 +6,7 @@ import json
 
 import pytest
 import yaml
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from nets import layer, resnet_like, vgg_like
 
@@ -163,7 +163,7 @@ def test_steps_of_an_epoch_with_and_without_a_short_batch():
     ],
 )
 def test_moving_batchnorm_on_one_sample_is_refused_and_names_drop_last(samples, batch, world, micro, refused):
-    over = {"data": {"train": "x", "batch": batch}, "loop": {"micro_batch": micro}}
+    over = {"data": {"train": "x", "val": "y", "batch": batch}, "loop": {"micro_batch": micro}}
     if refused:
         with pytest.raises(UserError, match=r"data\.drop_last=true"):
             make(samples=samples, world=world, **over)
@@ -231,8 +231,9 @@ CURVES = [
     {"name": "cosine", "final": 0.01},
     "linear",
     {"name": "step", "every": "0.7ep"},
-    {"name": "step", "every": "10%", "gamma": "1/3"},
+    {"name": "step", "every": "45%", "gamma": "1/3"},
     {"name": "multi_step", "at": ["0.5ep", 9, "70%"]},
+    {"name": "multi_step", "at": ["61.2345%", "90%"], "gamma": 0.3},
     "one_cycle",
 ]
 DURATIONS = ["3ep", "2.123456789ep", 41, "12.3456789%", {"max": "4.5ep", "patience": 2, "min_delta": 0.1 + 0.2}]
@@ -260,7 +261,8 @@ def written(asked, plan):
 
 
 def same(a, b):
-    assert a.data() == b.data()
+    """But for warnings, some of which are about how a number is written."""
+    assert {**a.data(), "warnings": None} == {**b.data(), "warnings": None}
     assert a.explicit() == b.explicit()
     for one, other in zip(a.phases, b.phases, strict=True):
         assert (one.norm, one.plateau is None, one.length) == (other.norm, other.plateau is None, other.length)
@@ -269,14 +271,24 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.filter_too_much],
+)
 @given(each=PHASES, own=PHASES, layers=st.sampled_from([resnet_like(), vgg_like(8)]))
 def test_the_schedule_written_out_is_the_same_plan(schedule, each, own, layers):
     last = unfreeze_names(schedule, layers)[-1]
     if "gradual" in str(schedule):  # which says itself how long its phases last
         del each["duration"]
     asked = config(unfreeze=schedule, duration="11ep", phases={"each": each, last: own})
-    plan = Plan.make(asked, layers, samples=333)
+    try:
+        plan = Plan.make(asked, layers, samples=333)
+    except UserError as error:
+        assume("never reached" not in str(error) and "not risen" not in str(error))  # a short phase with this curve
+        raise
     again = written(asked, plan)
     same(Plan.make(again, layers, samples=333), plan)
     assert written(again, plan) == again

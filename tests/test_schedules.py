@@ -110,7 +110,7 @@ def test_curves_equal_torchs_schedulers():
 
     for make, curve in (
         (lambda o: torchs.CosineAnnealingLR(o, 50), lambda t: curves.cosine(t, 50)),
-        (lambda o: torchs.StepLR(o, 7, 0.1), lambda t: curves.step(t, 50, every=7)),
+        (lambda o: torchs.StepLR(o, 7, 0.1), lambda t: curves.step(t, 50, every=range(7, 50, 7))),
         (lambda o: torchs.MultiStepLR(o, [20, 30]), lambda t: curves.multi_step(t, 50, at=[20, 30])),
         (lambda o: torchs.LinearLR(o, 1.0, 0.1, 50), lambda t: curves.linear(t, 50, final=0.1)),
         (lambda o: torchs.OneCycleLR(o, 1.0, total_steps=50), lambda t: curves.one_cycle(t, 50)),

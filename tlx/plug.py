@@ -14,15 +14,17 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from tlx.errors import UserError, did_you_mean
+from tlx.errors import TlxError, UserError, did_you_mean
 
 GROUPS: dict[str, str] = {
     "unfreeze": "tlx.unfreeze",
@@ -92,6 +94,31 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
     return checked
 
 
+def call(label: str, part: Callable[..., Any], *given: Any, **arguments: Any) -> Any:
+    """What a part returns.
+
+    Raises:
+        UserError: with the part's name and the line, for whatever the part raises: it is the mistake of who wrote or
+            named it. Errors of tlx and a lack of memory stay what they are.
+    """
+    try:
+        return part(*given, **arguments)
+    except TlxError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise
+        raise UserError(f"{label} fails: {raised(error)}") from error
+
+
+def raised(error: BaseException) -> str:
+    """An exception in one line: its type, what it says, and where it was raised."""
+    words = (str(error).strip().splitlines() or [""])[0][:300]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{f': {words}' if words else ''}{where}"
+
+
 def defaults(part: Callable[..., Any]) -> dict[str, Any]:
     """The user's arguments that have a default value, for a configuration that says everything."""
     return {name: p.default for name, p in _settable(part, "the part").items() if p.default is not p.empty}
@@ -107,7 +134,7 @@ def _settable(part: Callable[..., Any], label: str) -> dict[str, inspect.Paramet
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
     except PydanticUserError:  # dataclasses and models carry their own configuration
         return TypeAdapter(hint)
 
