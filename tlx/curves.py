@@ -2,9 +2,9 @@
 
 ``curve(step, steps, *, ...) -> float`` with 0 <= step < steps, counted from the phase's first step after its warm-up.
 An own curve comes by ``package.module:function`` or an entry point of the group ``tlx.curve``. Arguments
-annotated as one of :mod:`tlx.durations`' types are written as durations and arrive counted: a length (``Steps``), a place
-in the phase (``Point``) or all multiples of a length (``Period``). A phase counts from its own first step, the warm-up's;
-places arrive in the curve's count. The plan refuses values that are negative or not finite.
+annotated as one of :mod:`tlx.durations`' types are written as durations and arrive counted: a length (``Steps``), a
+place in the phase (``Point``) or all multiples of a length (``Period``). The user counts places from the phase's own
+first step, the warm-up's; they arrive in the curve's count. The plan refuses values that are negative or not finite.
 """
 
 from __future__ import annotations

@@ -128,9 +128,9 @@ Steps = Annotated[int, PlainValidator(duration)]
 steps."""
 
 Point = Annotated[int, PlainValidator(_point)]
-"""A curve's argument that is a place in the phase: the user writes it as a duration since the phase's first step, percent
-being of the phase. The curve receives it in its own count, which begins after the warm-up. The plan refuses a place
-within the warm-up, at the phase's first step, or beyond its last."""
+"""A curve's argument that is a place in the phase: the user writes it as a duration since the phase's first step,
+percent being of the phase. The curve receives it in its own count, which begins after the warm-up. The plan refuses a
+place within the warm-up, at the phase's first step, or beyond its last."""
 
 Period = Annotated[Sequence[int], PlainValidator(_period)]
 """A curve's argument that says how often: the user writes a duration, percent being of the phase. The curve receives a

@@ -168,9 +168,7 @@ class Plan:
     def moving(self) -> tuple[str, ...]:
         """Names of the phases in which running statistics of the batches move."""
         norms = [y for y in self.layers if y.moving]
-        return tuple(
-            p.name for p in self.phases if any(p.norm_state(y).statistics == "moving" for y in norms)
-        )
+        return tuple(p.name for p in self.phases if any(p.norm_state(y).statistics == "moving" for y in norms))
 
     def interval(self, every: Duration) -> int:
         """In steps, at least 1; percent is of the plan as it was planned, so that an interval never changes."""
@@ -239,9 +237,7 @@ class Plan:
         said = phase.settings.model_copy(
             update={
                 "duration": plateau.model_copy(update={"max": length}) if plateau else length,
-                "curve": _curve_in_steps(
-                    phase.settings.curve, Clock(self.steps_per_epoch, phase.length, phase.warmup)
-                ),
+                "curve": _curve_in_steps(phase.settings.curve, Clock(self.steps_per_epoch, phase.length, phase.warmup)),
                 "warmup": _steps(phase.warmup),
                 "layer_decay": Part(name="table", args={"rates": rates, "rest": 1.0}),
             }
@@ -308,7 +304,8 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
         raise UserError("nothing trains in this phase", where=where)
     if not any(phase.factors[y.name] for y in learning):
         raise UserError(
-            "nothing trains in this phase: the layer decay gives every layer that is not frozen a rate of 0", where=where
+            "nothing trains in this phase: the layer decay gives every layer that is not frozen a rate of 0",
+            where=where,
         )
     return phase
 

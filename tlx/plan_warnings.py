@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from tlx.plan import Phase, Plan
 
 HIGHEST = {"adam": 0.1, "adamw": 0.1, "rmsprop": 0.1, "sgd": 10.0}
-"""Rates above this are hardly meant. Adam and its kin move every weight by about the rate, whatever the gradient: 0.1 a
-step is more than most weights are. SGD's rates go to about 10 for very large batches (LARS); of optimizers from elsewhere
-nothing more is known."""
+"""Rates above this are hardly meant. Adam and its kin move every weight by about the rate, whatever the gradient: 0.1
+a step is more than most weights are. SGD's rates go up to about 10, for very large batches (You et al. 2017, LARS); of
+optimizers from elsewhere nothing more is known."""
 
 LOWEST = 1e-8
 """A rate below this moves no fp32 weight of ordinary size within thousands of steps."""
@@ -115,8 +115,8 @@ def rates_out_of_bounds(config: Config, plan: Plan, world: int) -> list[str]:
             )
         elif rate < LOWEST:
             sentences.append(
-                f"phases.{phase.name}: the learning rate is {rate:.4g} at most, below {LOWEST:g}: nothing will move; is "
-                f"lr={phase.lr:g} meant?"
+                f"phases.{phase.name}: the learning rate is {rate:.4g} at most, below {LOWEST:g}: nothing will move; "
+                f"is lr={phase.lr:g} meant?"
             )
     return sentences
 
@@ -131,9 +131,9 @@ def layers_left_behind(config: Config, plan: Plan, world: int) -> list[str]:
         if behind:
             lowest = min(behind, key=lambda name: behind[name])
             sentences.append(
-                f"phases.{phase.name}: the layer decay ({phase.settings.layer_decay.name}) leaves {lowest} {behind[lowest]:.1g} "
-                f"of the rate, and {len(behind)} of {len(factors)} layers less than {HARDLY:g}: they hardly train; a "
-                "milder decay, or freeze them, which is faster"
+                f"phases.{phase.name}: the layer decay ({phase.settings.layer_decay.name}) leaves {lowest} "
+                f"{behind[lowest]:.1g} of the rate, and {len(behind)} of {len(factors)} layers less than {HARDLY:g}: "
+                "they hardly train; take a milder decay, or freeze them, which is faster"
             )
     return sentences
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
 import traceback
 import typing
@@ -81,6 +82,9 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
         if key not in settable:
             problems.append(f'{label} has no argument "{key}"{did_you_mean(key, settable) or "; it takes none"}')
             continue
+        if (odd := not_finite(value)) is not None:
+            problems.append(f"{label}: {key} holds {odd}, which is not a finite number")
+            continue
         try:
             checked[key] = _adapter(hints.get(key, Any)).validate_python(value)
         except ValidationError as error:
@@ -117,6 +121,15 @@ def raised(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{type(error).__name__}{f': {words}' if words else ''}{where}"
+
+
+def not_finite(value: Any) -> float | None:
+    """A number in plain data that is infinite or NaN, or None."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return next((odd for odd in map(not_finite, value) if odd is not None), None)
+    return value if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def defaults(part: Callable[..., Any]) -> dict[str, Any]:

@@ -71,7 +71,8 @@ def factors(value: Any, layers: LayerMap, *, label: str) -> dict[str, float]:
     """
     if not isinstance(value, Mapping):
         raise UserError(
-            f"{label} returned {type(value).__name__}", todo="it must return a dictionary: a factor for each layer's name"
+            f"{label} returned {type(value).__name__}",
+            todo="it must return a dictionary: a factor for each layer's name",
         )
     missing = [name for name in layers.names if name not in value]
     if missing:

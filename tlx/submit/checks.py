@@ -81,15 +81,11 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     return made
 
 
-def _plan(config: Config, samples: Samples, world: int) -> Plan:
-    from tlx.build import check_metrics
+def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
+    from tlx.build import checked_plan
     from tlx.parts import backbone_of
-    from tlx.plan import Plan
 
-    backbone = backbone_of(config, samples.classes, empty=True)
-    made = Plan.make(config, backbone.layers, samples=samples.train, world=world)
-    check_metrics(config, made, samples.classes, validated=config.data.val is not None)
-    return made
+    return checked_plan(config, backbone_of(config, samples.classes, empty=True), samples, world)
 
 
 def dealing(config: Config, world: int) -> list[str]:
