@@ -121,6 +121,21 @@ def test_curves_equal_torchs_schedulers():
     assert curves.constant(3, 50) == 1.0
 
 
+@pytest.mark.parametrize("steps", range(1, 60))
+def test_a_cycle_of_any_length_has_a_top(steps):
+    values = [curves.one_cycle(t, steps) for t in range(steps)]
+    assert max(values) == 1.0 if steps <= 3 else max(values) > 0.8  # torch's top falls between two steps
+    for rise in (0.0, 1.0):
+        assert max(curves.one_cycle(t, steps, rise=rise) for t in range(steps)) == 1.0
+    assert curves.cosine(0, steps) == curves.linear(0, steps) == 1.0
+
+
+def test_short_cycles_by_hand():
+    assert [curves.one_cycle(t, 1) for t in range(1)] == [1.0]
+    assert [curves.one_cycle(t, 2) for t in range(2)] == pytest.approx([1.0, 4e-6])
+    assert [curves.one_cycle(t, 3) for t in range(3)] == pytest.approx([1.0, (1 + 4e-6) / 2, 4e-6])
+
+
 def test_a_layer_map_that_is_not_one_is_refused():
     with pytest.raises(TlxError, match="parameter in two places"):
         LayerMap((layer("a", 0), dataclasses.replace(layer("a", 1, role="head"), name="b")))
