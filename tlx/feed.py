@@ -83,13 +83,17 @@ def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | Non
 
 
 def _same_data(train: Manifest, val: Manifest | None) -> str | None:
-    """A sentence, where validation has shards that are trained on."""
-    from tlx.data.overlap import shared_shards
+    """A sentence, where validation has pictures that are trained on."""
+    from tlx.data.overlap import shared_pictures, shared_shards
 
-    count = shared_shards(train, val) if val is not None else 0
-    if val is None or not count:
+    if val is None:
         return None
-    return f"{count} of the {len(val.shards)} shards of data.val are shards of data.train, too: {TOO_GOOD}"
+    if count := shared_shards(train, val):
+        return f"{count} of the {len(val.shards)} shards of data.val are shards of data.train, too: {TOO_GOOD}"
+    count, looked = shared_pictures(train, val)
+    if not count:
+        return None
+    return f"{count} of {looked} pictures of data.val that were looked at are in data.train, too: {TOO_GOOD}"
 
 
 def count_samples(config: Config) -> Samples:

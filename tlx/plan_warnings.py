@@ -71,7 +71,7 @@ def no_validation(config: Config, plan: Plan, world: int) -> list[str]:
         return []
     return [
         "there is no validation data (data.val): nothing measures the training while it runs, and nothing chooses the "
-        "best checkpoint; only the last one is kept"
+        "best checkpoint; the last weights are the result"
     ]
 
 
@@ -81,7 +81,7 @@ def steps_meant_as_epochs(config: Config, plan: Plan, world: int) -> list[str]:
         f"phases.{p.name}.duration": _duration(p.settings.duration) for p in plan.phases
     }
     return [
-        f"{where}: {length.value:g} is {length.value:g} steps, less than an epoch ({plan.steps_per_epoch} steps); "
+        f"{where}: {length.value:g} is {_steps(length)}, less than an epoch ({plan.steps_per_epoch} steps); "
         f'did you mean "{length.value:g}ep"?'
         for where, length in said.items()
         if length is not None and length.bare and length.value < min(plan.steps_per_epoch, FEW + 1)
@@ -159,6 +159,10 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     layers_left_behind,
     curves_gone_out,
 )
+
+
+def _steps(length: Duration) -> str:
+    return f"{length.value:g} step{'' if length.value == 1 else 's'}"
 
 
 def _duration(said: object) -> Duration | None:
