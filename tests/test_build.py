@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from images import make_folder, make_shards
 from tlx import build, feed
 from tlx.config import load, parse
 from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import UserError
+from tlx.errors import ConfigError, UserError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
@@ -93,6 +94,83 @@ def test_shards_that_do_not_fit_are_refused(tmp_path):
         feed.open_sets(config(tmp_path, tmp_path / "nowhere"))
 
 
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """8 pictures of a class and 42 of another."""
+    folder = tmp_path_factory.mktemp("uneven")
+    for split in ("train", "val"):
+        make_folder(folder / "p" / split, 1, 8, 16, names=["few"])
+        make_folder(folder / "p" / split, 1, 42, 16, names=["many"], seed=1)
+    build_shards(str(folder / "p"), folder / "shards", BuildOptions(jobs=0))
+    return folder / "shards"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "counts", "weights", "quota"),
+    [
+        ({}, (8, 42), [3.125, 50 / 84], 5),
+        ({"limit": 4}, (4, 4), [1.0, 1.0], 0),
+        ({"limit": 10}, (8, 10), [18 / 16, 18 / 20], 1),
+        ({"method": "balanced"}, (25, 25), [1.0, 1.0], 5),
+        ({"method": "sqrt"}, (15, 35), [50 / 30, 50 / 70], 5),
+        ({"method": "repeat_factors"}, (14, 42), [2.0, 56 / 84], 5),
+    ],
+    ids=str,
+)
+def test_statistics_are_of_the_epoch_that_is_trained_on(
+    uneven, tmp_path, monkeypatch, sampling, counts, weights, quota
+):
+    from composed import composer
+
+    where = {"train": str(uneven / "train"), "val": str(uneven / "val")}
+    data = {**where, "batch": 8, "workers": 0, "sampling": sampling, "bad_samples": "10%"}
+    objective = {"name": "cross_entropy", "class_weights": "balanced"}
+    run = composer(uneven, tmp_path / "run", monkeypatch, data=data, objective=objective)()
+    assert run.objective.class_weights == pytest.approx(weights)
+    assert sum(weights[c] * counts[c] for c in (0, 1)) == pytest.approx(sum(counts))
+    shown = [int(label) for batch in run.stream.batches(0, run.plan.steps_per_epoch) for label in batch.labels]
+    assert (shown.count(0), shown.count(1)) == counts
+    assert run.plan.samples == sum(counts)
+    assert run.config.data.quota(run.stream.distinct_samples) == quota
+    made, text = build.plan(run.config)
+    assert made.samples == sum(counts)
+    said = f"data.sampling makes an epoch of {sum(counts)} samples out of 50, "
+    assert (said in text) == bool(sampling)
+
+
+def test_a_plan_without_shards_counts_what_is_expected(tmp_path):
+    expected = {"classes": 4, "train": 42}
+    asked = config(tmp_path, tmp_path / "later", data={"expected": expected, "sampling": {"limit": 10}})
+    assert feed.count_samples(asked).counts == (10, 10, 10, 10)
+    asked = config(tmp_path, tmp_path / "later", data={"expected": expected})
+    assert feed.count_samples(asked).counts == (11, 11, 10, 10)
+
+
+def test_validation_on_what_is_trained_on_is_warned_of(uneven, tmp_path):
+    def said(train, val):
+        return [w for w in build.plan(config(tmp_path, train, val))[0].warnings if "look too good" in w]
+
+    assert said(uneven / "train", uneven / "train") == [
+        f"1 of the 1 shards of data.val are shards of data.train, too: {TOO}"
+    ]
+    assert said(uneven / "train", uneven / "val") == [  # the same pictures in another order
+        f"32 of 32 pictures of data.val that were looked at are in data.train, too: {TOO}"
+    ]
+    three = make_shards(tmp_path / "three", classes=3, per_class={"train": 8, "val": 8}, size=16, shard_samples=6)
+    assert said(three / "train", three / "val") == []
+    copied = tmp_path / "renamed"
+    shutil.copytree(three / "train", copied)
+    assert said(three / "train", copied) == [f"4 of the 4 shards of data.val are shards of data.train, too: {TOO}"]
+    for file in copied.glob("*.tar"):  # other pictures of the same lengths, as those without compression have
+        file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+    assert said(three / "train", copied) == []
+    later = config(tmp_path, "later", "later", data={"expected": {"classes": 3, "train": 24}})
+    assert f"data.val is data.train: {TOO}" in build.plan(later)[0].warnings
+
+
+TOO = feed.TOO_GOOD
+
+
 def test_one_class_is_refused(tmp_path):
     folder = make_folder(tmp_path / "pictures" / "train", classes=1, per_class=3, size=16).parent
     with pytest.raises(UserError, match="needs two classes or more; here: class0"):
@@ -147,6 +225,196 @@ def test_metrics_that_no_evaluation_gives_are_refused(tmp_path, over, message):
     patient = config(tmp_path, "x", evaluate={"patience": 3})
     with pytest.raises(UserError, match="needs validation data"):
         build.check_metrics(patient, Plan.make(patient, resnet_like(), samples=40), 3, validated=False)
+
+
+def test_a_plan_refuses_all_that_training_would_at_once(tmp_path):
+    asked = config(
+        tmp_path,
+        tmp_path / "later",
+        data={"expected": {"classes": 3, "train": 24}},
+        input={"size": 16},
+        transforms=[{"name": "random_resized_crop", "size": 20}],
+        objective={"name": "cross_entropy", "class_weights": [1, 2]},
+        optimizer={"name": "sgd", "momentum": 0, "nesterov": True},
+        phases={"each": {"lr": 0.1}},
+        evaluate={"metric": "val/top9"},
+    )
+    with pytest.raises(ConfigError) as caught:
+        build.plan(asked)
+    text = str(caught.value)
+    for expected in (
+        "phases.feature_extraction: the phase has no duration",
+        "make 3 x 20 x 20 torch.uint8 of a picture of 32 x 48; the backbone wants 3 x 16 x 16",
+        "objective.class_weights: 2 class weights for 3 classes",
+        "Nesterov momentum requires a momentum",
+    ):
+        assert expected in text, text
+    assert "5 mistakes" in text  # a duration for each of two phases
+    gone = asked.model_copy(update={"data": asked.data.model_copy(update={"expected": None})})
+    with pytest.raises(ConfigError, match=r"later: there is no such folder[\s\S]*wants 3 x 16 x 16[\s\S]*Nesterov"):
+        build.plan(gone)
+    one = asked.model_copy(update={"objective": asked.objective.model_copy(update={"args": {}})})
+    with pytest.raises(ConfigError, match="4 mistakes"):
+        build.plan(one)
+
+
+def test_training_refuses_what_the_plan_does(uneven, tmp_path, monkeypatch):
+    from composed import composer
+
+    compose = composer(uneven, tmp_path / "run", monkeypatch)
+    wrong = {"transforms": [{"name": "random_resized_crop", "size": 20}], "evaluate": {"metric": "val/top9"}}
+    with pytest.raises(ConfigError, match=r'no metric "val/top9"[\s\S]*wants 3 x 16 x 16'):
+        compose(**wrong)
+
+
+def test_an_input_other_than_the_weights_is_warned_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / "flowers17" / "deit_tiny.yaml"  # 0.485, 0.456, 0.406
+    half = ["input.mean=[0.5, 0.5, 0.5]"]
+    made, text = build.plan(load(path, half))
+    assert (
+        "input.mean is (0.5, 0.5, 0.5), and the weights of timm/deit_tiny_patch16_224 were trained with (0.485, 0.456, "
+        "0.406)" in made.warnings[0]
+    )
+    assert "warning: input.mean is" in text
+    assert made.data()["warnings"] == list(made.warnings)
+    assert build.plan(load(path, ["input.std=[0.229, 0.224, 0.225]"]))[0].warnings == ()
+    assert build.plan(load(path, [*half, "backbone.weights=none"]))[0].warnings == ()
+
+
+def test_recipes_are_not_warned_of(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for path in CONFIGS:
+        if "quickstart" not in path.parts:
+            warnings = build.plan(load(path))[0].warnings
+            assert [w for w in warnings if not w.startswith("BatchNorm statistics move")] == [], path
+
+
+class Loss:
+    """An objective from elsewhere, with faults."""
+
+    def __init__(self, fault, weights=None):
+        self.fault, self.class_weights = fault, weights
+
+    def loss(self, output, labels, mix):
+        loss = torch.nn.functional.cross_entropy(output, labels, reduction="mean" if self.fault == "mean" else "sum")
+        if self.fault == "raises":
+            raise IndexError("no such class")
+        return {"float": loss.item(), "each": output.sum(1), "nan": loss * float("nan"), "cut": loss.detach()}.get(
+            self.fault, loss
+        )
+
+    def evaluation_loss(self, logits, labels):
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="none" if self.fault == "each_of" else "sum")
+
+
+def lossy(counts, *, fault: str = "", weights: list[float] | None = None):
+    return Loss(fault, weights) if fault != "nothing" else None
+
+
+def no_optimizer(groups):
+    return None
+
+
+def half_optimizer(groups):
+    return torch.optim.SGD(groups[:1], lr=0.0)
+
+
+def nameless_optimizer(groups):
+    return torch.optim.SGD([{"params": g["params"]} for g in groups], lr=0.0)
+
+
+def no_transform(input):
+    return 3
+
+
+def float_transform(input):
+    return lambda image: image.float()
+
+
+def no_head(features: int, classes: int):
+    return None
+
+
+def wide_head(features: int, classes: int):
+    return torch.nn.Linear(features, classes + 1)
+
+
+def broken_part(*given):
+    raise KeyError("oh")
+
+
+def no_backbone(classes: int):
+    return "net"
+
+
+def wide_backbone(classes: int):
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("over", "message"),
+    [
+        ({"objective": {"name": "test_build:lossy"}}, None),
+        (
+            {"objective": {"name": "test_build:lossy", "fault": "nothing"}},
+            "objective test_build:lossy returned NoneType, wh",
+        ),
+        (
+            {"objective": {"name": "test_build:lossy", "fault": "mean"}},
+            "test_build:lossy: loss is the same for .* a mean",
+        ),
+        ({"objective": {"name": "test_build:lossy", "fault": "float"}}, "lossy: loss returned float.*a scalar tensor"),
+        ({"objective": {"name": "test_build:lossy", "fault": "each"}}, r"lossy: loss returned Tensor of shape \(4,\)"),
+        ({"objective": {"name": "test_build:lossy", "fault": "nan"}}, "lossy: loss is nan for logits"),
+        ({"objective": {"name": "test_build:lossy", "fault": "cut"}}, "lossy: loss does not depend on the network"),
+        ({"objective": {"name": "test_build:lossy", "fault": "each_of"}}, r"evaluation_loss returned Tensor of shape"),
+        ({"objective": {"name": "test_build:lossy", "fault": "raises"}}, r"IndexError: no such class \(test_build.py"),
+        ({"objective": {"name": "test_build:lossy", "weights": [1, 1]}}, "lossy has 2 class weights for 3 classes"),
+        ({"objective": {"name": "test_build:lossy", "weights": [1, -1, 1]}}, "lossy has a class weight of -1.0"),
+        ({"objective": {"name": "test_build:lossy", "weights": [0, 0, 0]}}, "lossy has only class weights of 0"),
+        ({"optimizer": "test_build:no_optimizer"}, "optimizer test_build:no_optimizer returned NoneType"),
+        ({"optimizer": "test_build:half_optimizer"}, "half_optimizer has 1 parameters in its groups, and was given 11"),
+        (
+            {"optimizer": "test_build:nameless_optimizer"},
+            "nameless_optimizer has parameter groups without names and layer",
+        ),
+        (
+            {"optimizer": "test_build:broken_part"},
+            r"optimizer test_build:broken_part fails: KeyError: 'oh' \(test_build",
+        ),
+        ({"transforms": ["test_build:no_transform"]}, "test_build:no_transform returned int"),
+        ({"transforms": ["random_resized_crop", "test_build:float_transform"]}, "3 x 16 x 16 torch.float32"),
+        ({"transforms": ["test_build:broken_part"]}, r"transforms\[0\]: test_build:broken_part fails: KeyError: 'oh'"),
+        ({"head": "test_build:no_head"}, "head test_build:no_head returned NoneType"),
+        ({"head": "test_build:wide_head"}, "head test_build:wide_head gives .* instead of 3 classes"),
+        ({"head": "test_build:broken_part"}, "head test_build:broken_part fails: KeyError: 'oh'"),
+        ({"backbone": {"name": "test_build:no_backbone"}}, "the function returned str"),
+        ({"backbone": {"name": "test_build:broken_part"}}, "backbone test_build:broken_part fails: KeyError: 'oh'"),
+        ({"backbone": {"name": "test_build:wide_backbone"}}, "test_build:wide_backbone"),
+    ],
+    ids=str,
+)
+def test_a_part_from_elsewhere_that_gives_the_wrong_thing_is_named(tmp_path, over, message):
+    expected = {"expected": {"classes": 3, "train": 24}}
+    asked = config(tmp_path, tmp_path / "later", data=expected, input={"size": 16}, **over)
+    if message is None:
+        build.plan(asked)
+        return
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        build.plan(asked)
+
+
+def test_a_tracker_without_its_methods_is_named(tmp_path):
+    from tlx.config import Part
+    from tlx.parts import tracker_of
+
+    with pytest.raises(
+        UserError, match="tracker test_build:no_transform returned int, which has no method log and no fin"
+    ):
+        tracker_of(Part(name="test_build:no_transform"), None)
+    with pytest.raises(KeyError):  # courtesy: the guard around a tracker says it, and training goes on
+        tracker_of(Part(name="test_build:broken_part"), None)
 
 
 def test_the_catalogue_is_readable():

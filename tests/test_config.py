@@ -96,6 +96,107 @@ def test_the_quota_of_bad_samples(good):
     assert load(good, ["data.bad_samples=7"]).data.quota(1000) == 7
 
 
+BEYOND = """
+phases.each.lr: .inf
+phases.each.lr: 0
+phases.each.duration: {max: 3ep, min_delta: .nan}
+phases.each.curve: {name: cosine, final: -0.1}
+phases.each.curve: {name: cosine, final: inf}
+phases.each.curve: {name: linear, final: .nan}
+phases.each.curve: {name: step, every: 1ep, gamma: 0}
+phases.each.curve: {name: multi_step, at: [50%], gamma: -1}
+phases.each.curve: {name: multi_step, at: []}
+phases.each.curve: {name: one_cycle, rise: 1.5}
+phases.each.curve: {name: one_cycle, start: -1}
+phases.each.curve: {name: one_cycle, final: 2}
+phases.each.layer_decay: {name: table, rates: {head: -0.1}}
+phases.each.layer_decay: {name: table, rates: {head: .nan}}
+phases.each.layer_decay: {name: table, rates: {}, rest: -1}
+phases.each.layer_decay: {name: groups, body: -1/3}
+phases.each.layer_decay: {name: groups, body: inf}
+phases.each.layer_decay: {name: exponential, factor: 1.5}
+phases.each.layer_decay: {name: linear, ratio: 2}
+loop.clip: .inf
+loop.clip: 0
+loop.ema: {decay: 1}
+loop.ema: {decay: .nan}
+mix: {mixup: .inf}
+mix: {cutmix: -1}
+mix: {mixup: 1, prob: 1.5}
+input.mean: [123.7, 116.3, 103.5]
+input.std: [0, 0.2, 0.2]
+input.std: [.nan, 0.2, 0.2]
+input.crop_pct: .nan
+input.size: 100000
+data.bad_samples: 200%
+data.sampling: {method: repeat_factors, threshold: .nan}
+world.timeout_minutes: .inf
+optimizer: {name: adamw, betas: [2, 3]}
+optimizer: {name: adam, betas: [0.9, 1]}
+optimizer: {name: adamw, eps: 0}
+optimizer: {name: adamw, eps: -1e-8}
+optimizer: {name: adamw, weight_decay: .inf}
+optimizer: {name: sgd, momentum: 1.5}
+optimizer: {name: sgd, momentum: -0.9}
+optimizer: {name: rmsprop, alpha: 2}
+optimizer: {name: rmsprop, eps: .nan}
+objective: {name: cross_entropy, label_smoothing: 1}
+objective: {name: cross_entropy, aux_weight: -1}
+objective: {name: cross_entropy, aux_weight: .inf}
+objective: {name: cross_entropy, class_weights: [1, -1]}
+objective: {name: cross_entropy, class_weights: [1, .inf]}
+head: {name: mlp, dropout: 1}
+head: {name: mlp, hidden: [0]}
+head: {name: cosine, scale: .inf}
+head: {name: attention_pool, mlp_ratio: 0}
+backbone.args: {zero_init_residual: .nan}
+transforms: [{name: random_resized_crop, scale: [0.9, 0.1]}]
+transforms: [{name: random_resized_crop, scale: [0.5, 1.5]}]
+transforms: [{name: random_resized_crop, ratio: [0, 1]}]
+transforms: [{name: random_resized_crop, size: 0}]
+transforms: [{name: horizontal_flip, p: 2}]
+transforms: [{name: random_erasing, p: -1}]
+transforms: [{name: random_erasing, fill: 300}]
+transforms: [{name: random_crop, padding: -1}]
+transforms: [{name: rotation, degrees: .inf}]
+transforms: [{name: affine, translate: [2, 0]}]
+transforms: [{name: affine, scale: [2, 1]}]
+transforms: [{name: perspective, distortion_scale: 3}]
+transforms: [{name: color_jitter, brightness: -1}]
+transforms: [{name: color_jitter, hue: 0.7}]
+transforms: [{name: rand_augment, num_magnitude_bins: 1}]
+transforms: [{name: rand_augment, num_ops: 0}]
+transforms: [{name: augmix, severity: 11}]
+transforms: [{name: augmix, alpha: 0}]
+transforms: [{name: gaussian_blur, sigma: [2, 1]}]
+transforms: [{name: gaussian_blur, sigma: [0, 1]}]
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("line", BEYOND)
+def test_numbers_are_finite_and_in_range(good, line):
+    key, _, value = line.partition(": ")
+    with pytest.raises(ConfigError) as caught:
+        load(good, [f"{key}={value}"])
+    assert len(caught.value.problems) <= 3, caught.value.problems  # one for each form that a value may have
+    assert all(problem.startswith(key.split(".")[0]) for problem in caught.value.problems)
+
+
+def test_numbers_at_the_ends_of_their_ranges_are_fine(good):
+    for line in (
+        "phases.each.curve={name: one_cycle, rise: 0, start: 0, final: 1}",
+        "phases.each.curve={name: linear, final: 10}",
+        "phases.each.layer_decay={name: table, rates: {head: 0, layer4: 3}}",
+        "optimizer={name: adam, betas: [0, 0.5], eps: 1}",
+        "optimizer={name: sgd, momentum: 0}",
+        "objective={name: cross_entropy, class_weights: [0, 1/3], aux_weight: 0}",
+        "transforms=[{name: random_erasing, scale: [0, 1], p: 1, fill: 255}]",
+        "data.bad_samples=100%",
+        "input.std=[1, 1, 1]",
+    ):
+        load(good, [line])
+
+
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/**/*.yaml")), ids=str)
 def test_every_config_loads(path):
     load(path)

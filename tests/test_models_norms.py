@@ -411,7 +411,8 @@ def test_synchronising_without_a_gpu_is_refused_before_the_first_step(tmp_path):
 def warnings(world: int, *, batch: int = 8, samples: int = 32, **loop: Any) -> str:
     config = config_of("toys:small", batch=batch, loop=loop)
     layers = LayerMap((layer("features", 0, norm=True), layer("fc", 1, role="head")))
-    return "; ".join(Plan.make(config, layers, samples=samples, world=world).warnings)
+    said = Plan.make(config, layers, samples=samples, world=world).warnings
+    return "; ".join(warning for warning in said if "BatchNorm" in warning)
 
 
 def test_the_plan_says_what_synchronised_statistics_are_of():

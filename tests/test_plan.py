@@ -6,17 +6,19 @@ import json
 
 import pytest
 import yaml
-from hypothesis import Phase, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from nets import layer, resnet_like, vgg_like
 
 from tlx import plug
 from tlx.config import Config, PhaseSettings, dump, parse
+from tlx.durations import Duration, Period, Point, Steps
 from tlx.errors import UserError
 from tlx.layers import Layer, LayerMap, Parameter
 from tlx.plan import Plan
 from tlx.plan_written import written_out
 from tlx.timetable import timetable
+from tlx.unfreeze import Assignment
 
 
 def config(**over):
@@ -163,6 +165,92 @@ def test_curve_arguments_are_durations():
     assert [round(phase.rates(t)["fc"], 6) for t in (0, 69, 70, 140, 249)] == [1.0, 1.0, 0.1, 0.01, 0.001]
 
 
+def falls(curve, *, warmup=5, length=20, epoch=10):
+    """Steps of a phase at which a falling curve falls, after its warm-up."""
+    each = {"lr": 1.0, "duration": length, "warmup": warmup, "curve": curve}
+    phase = make(samples=32 * epoch, unfreeze="all", phases={"each": each}).phases[0]
+    rates = [phase.rates(t)["fc"] for t in range(length)]
+    assert rates[:warmup] == [(t + 1) / warmup for t in range(warmup)]
+    return [t for t in range(1, length) if rates[t] < rates[t - 1]]
+
+
+@pytest.mark.parametrize(
+    ("at", "steps"),
+    [(["90%"], [18]), (["50%"], [10]), ([10], [10]), (["1ep"], [10]), (["50%", "1.9ep", 12], [10, 12, 19]), ([5], [5])],
+)
+def test_places_of_a_curve_are_counted_from_the_start_of_the_phase_in_every_unit(at, steps):
+    assert falls({"name": "multi_step", "at": at}) == steps
+
+
+@pytest.mark.parametrize(
+    ("every", "steps"), [(6, [6, 12, 18]), ("30%", [6, 12, 18]), ("0.6ep", [6, 12, 18]), (5, [5, 10, 15])]
+)
+def test_a_step_curve_falls_at_multiples_of_the_phase(every, steps):
+    assert falls({"name": "step", "every": every}) == steps
+
+
+@pytest.mark.parametrize(
+    ("curve", "message"),
+    [
+        (
+            {"name": "multi_step", "at": ["50%", "100%"]},
+            r"100% is step 20 of the phase, whose last is step 19: never reached",
+        ),
+        ({"name": "multi_step", "at": [25]}, "25 steps is step 25 of the phase, whose last is step 19: never reached"),
+        ({"name": "multi_step", "at": ["20%"]}, "20% is step 4 of the phase, within its warm-up of 5 steps"),
+        ({"name": "step", "every": "2ep"}, "2ep is step 20 of the phase, whose last is step 19: never reached"),
+        ({"name": "step", "every": 4}, "4 steps is step 4 of the phase, within its warm-up of 5 steps"),
+        ({"name": "multi_step", "at": []}, "at least 1 item"),
+        ({"name": "step", "every": 0}, "a period of nothing"),
+    ],
+)
+def test_places_that_are_never_reached_or_within_the_warm_up_are_refused(curve, message):
+    with pytest.raises(UserError, match=message):
+        falls(curve)
+
+
+def test_without_a_warm_up_the_first_step_is_no_place_to_fall():
+    with pytest.raises(UserError, match="0 steps is step 0 of the phase, its first: the rate has not risen yet"):
+        falls({"name": "multi_step", "at": [0]}, warmup=0)
+
+
+def test_lengths_and_places_of_an_own_curve_arrive_counted():
+    over = {"each": {"lr": 1.0, "duration": 20, "warmup": 5, "curve": {"name": "test_plan:recorded", "hold": "25%"}}}
+    over["each"]["curve"] |= {"place": "50%", "places": {"a": "80%"}, "every": "35%"}
+    make(samples=320, unfreeze="all", phases=over)
+    assert RECORDED == {"steps": 15, "hold": 5, "place": 5, "places": {"a": 11}, "every": [2, 9]}
+
+
+RECORDED: dict = {}
+
+
+def recorded(step, steps, *, hold: Steps, place: Point, places: dict[str, Point], every: Period):
+    RECORDED.update(steps=steps, hold=hold, place=place, places=places, every=list(every))
+    return 1.0
+
+
+def test_a_warm_up_of_all_steps_but_one_leaves_the_curve_its_first_value():
+    for curve in ("cosine", "linear", "one_cycle"):
+        each = {"lr": 1.0, "duration": 4, "warmup": 3, "curve": curve}
+        phase = make(samples=320, unfreeze="all", phases={"each": each}).phases[0]
+        assert [phase.rates(t)["fc"] for t in range(4)] == [1 / 3, 2 / 3, 1.0, 1.0]
+
+
+def test_intervals_are_of_the_plan_as_it_was_planned():
+    over = {"each": {"lr": 1.0}, "fine_tuning": {"duration": "2ep"}}
+    over["feature_extraction"] = {"duration": {"max": "10ep", "patience": 2}}
+    whole = make(samples=320, phases=over)
+    cut = make(samples=320, phases=over, ends={"feature_extraction": 30})
+    assert (whole.steps, cut.steps, whole.planned, cut.planned) == (120, 50, 120, 120)
+    for every, steps in (
+        (Duration(10, "%"), 12),
+        (Duration(0.5, "ep"), 5),
+        (Duration(7, "steps"), 7),
+        (Duration(0.1, "%"), 1),
+    ):
+        assert whole.interval(every) == cut.interval(every) == steps
+
+
 def test_percent_is_of_the_whole():
     over = {"duration": "20ep", "phases": {"feature_extraction": {"duration": "25%"}, "fine_tuning": {"duration": 77}}}
     over["phases"]["each"] = {"lr": 0.1}
@@ -202,7 +290,7 @@ def test_steps_of_an_epoch_with_and_without_a_short_batch():
     ],
 )
 def test_moving_batchnorm_on_one_sample_is_refused_and_names_drop_last(samples, batch, world, micro, refused):
-    over = {"data": {"train": "x", "batch": batch}, "loop": {"micro_batch": micro}}
+    over = {"data": {"train": "x", "val": "y", "batch": batch}, "loop": {"micro_batch": micro}}
     if refused:
         with pytest.raises(UserError, match=r"data\.drop_last=true"):
             make(samples=samples, world=world, **over)
@@ -227,6 +315,188 @@ def test_what_a_plan_refuses(over, message):
     world = over.pop("ranks", 1)
     with pytest.raises(UserError, match=message):
         make(world=world, **over)
+
+
+def fails(step, steps):
+    return 1 / (5 - step)
+
+
+def falls_below(step, steps):
+    return 1.0 - step
+
+
+def nan(step, steps):
+    return float("nan") if step == 3 else 1.0
+
+
+def word(step, steps):
+    return "0.5"
+
+
+def nought(step, steps):
+    return 0.0
+
+
+def list_of_names(layers):
+    return ["head"]
+
+
+def unknown_layer(layers):
+    return [Assignment("one", {"layer9": "all"})]
+
+
+def unknown_mode(layers):
+    return [Assignment("one", {"fc": "al"})]
+
+
+def worded_duration(layers):
+    return [Assignment("one", {"fc": "all"}, "2ep")]
+
+
+def one_name_twice(layers):
+    return [Assignment("one", {"fc": "all"}), Assignment("one", {"fc": "all"})]
+
+
+def broken(layers):
+    raise KeyError("stage9")
+
+
+def negative(layers):
+    return dict.fromkeys(layers.names, -0.1)
+
+
+def infinite(layers):
+    return dict.fromkeys(layers.names, float("inf"))
+
+
+def unknown_factor(layers):
+    return dict.fromkeys(layers.names, 1.0) | {"layer9": 1.0}
+
+
+def zeros(layers):
+    return dict.fromkeys(layers.names, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("group", "part", "message"),
+    [
+        (
+            "curve",
+            "fails",
+            r"curve test_plan:fails fails at step 5 of 20 of the phase: ZeroDivisionError.*test_plan\.py",
+        ),
+        ("curve", "falls_below", "curve test_plan:falls_below gives -1.0 at step 2 of 20"),
+        ("curve", "nan", "curve test_plan:nan gives nan at step 3 of 20"),
+        ("curve", "word", "curve test_plan:word gives 0.5 at step 0 of 20.*a finite factor"),
+        ("curve", "nought", "curve test_plan:nought gives 0 at every step: nothing would train"),
+        ("unfreeze", "list_of_names", r"returned \['str'\][\s\S]*list of tlx.unfreeze.Assignment"),
+        ("unfreeze", "unknown_layer", r"names layers that are not there: \['layer9'\]; did you mean \"layer4\""),
+        ("unfreeze", "unknown_mode", 'gives layer fc the mode al; did you mean "all"'),
+        ("unfreeze", "worded_duration", "the duration 2ep is not a tlx.durations.Duration"),
+        ("unfreeze", "one_name_twice", "each with a name of its own"),
+        ("unfreeze", "broken", r"unfreeze test_plan:broken fails: KeyError: 'stage9' \(test_plan\.py"),
+        ("layer_decay", "broken", r"layer_decay test_plan:broken fails: KeyError: 'stage9' \(test_plan\.py"),
+        ("layer_decay", "negative", "layer_decay test_plan:negative gives layer conv1 the factor -0.1"),
+        ("layer_decay", "infinite", "gives layer conv1 the factor inf"),
+        (
+            "layer_decay",
+            "unknown_factor",
+            r"factors for layers that are not there: \['layer9'\]; did you mean \"layer4\"",
+        ),
+        ("layer_decay", "list_of_names", "returned list; it must return a dictionary"),
+        ("layer_decay", "zeros", "nothing trains in this phase: the layer decay gives every layer"),
+    ],
+)
+def test_an_own_part_that_returns_the_wrong_thing_is_named(group, part, message):
+    named = f"test_plan:{part}"
+    each = {"lr": 0.1, "duration": 20, **({group: named} if group != "unfreeze" else {})}
+    with pytest.raises(UserError, match=message):
+        make(samples=320, unfreeze=named if group == "unfreeze" else "all", phases={"each": each})
+
+
+def test_a_curve_that_outgrows_floats_is_refused_with_the_step():
+    each = {"lr": 0.1, "duration": 400, "curve": {"name": "step", "every": 1, "gamma": 1e10}}
+    with pytest.raises(UserError, match="curve step fails at step 31 of 400 of the phase: OverflowError"):
+        make(samples=320, unfreeze="all", phases={"each": each})
+
+
+def warned(**over):
+    data = {"train": "x", "val": "y", "batch": 32}
+    each = {"lr": 0.01, "duration": "2ep", "norm": "norms_fixed"}
+    raw = {"unfreeze": "all", "data": data, **over, "phases": {"each": {**each, **over.get("each", {})}}}
+    raw.pop("each", None)
+    return "\n".join(make(samples=3200, **raw).warnings)
+
+
+def test_what_is_hardly_meant_is_warned_of():
+    assert warned() == ""
+    assert "no validation data (data.val)" in warned(data={"train": "x", "batch": 32})
+    assert 'phases.fine_tuning.duration: 8 is 8 steps, less than an epoch (100 steps); did you mean "8ep"?' in warned(
+        each={"duration": 8}
+    )
+    assert 'duration: 24 is 24 steps, less than an epoch (100 steps); did you mean "24ep"?' in warned(
+        duration=24, each={"duration": "100%"}
+    )
+    for meant in ("8 steps", 100, "0.5ep"):
+        assert warned(each={"duration": meant}) == ""
+    assert "8 is 8 steps" in warned(each={"duration": {"max": 8}})
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr", "said"),
+    [
+        ("adamw", 30, True),
+        ("adamw", 0.1, False),
+        ("adam", 0.2, True),
+        ("rmsprop", 0.2, True),
+        ("sgd", 10, False),
+        ("sgd", 30, True),
+    ],
+)
+def test_a_rate_that_cannot_be_meant(optimizer, lr, said):
+    text = warned(optimizer=optimizer, each={"lr": lr})
+    assert (f"the learning rate reaches {lr}, and {optimizer} hardly ever trains above" in text) == said
+    assert (text == "") == (not said)
+    assert "is 1e-09 at most" in warned(each={"lr": 1e-9})
+
+
+def test_the_rate_that_counts_is_the_one_that_is_reached():
+    table = {"name": "table", "rates": {"head": 20}}
+    assert "reaches 0.2, and adamw" in warned(each={"lr": 0.01, "layer_decay": table})
+    assert warned(each={"lr": 0.01, "layer_decay": {"name": "table", "rates": {"head": 5}}}) == ""
+
+
+def test_percentages_that_are_not_the_whole():
+    phases = {"feature_extraction": {"duration": "25%"}, "fine_tuning": {"duration": "50%"}, "each": {"lr": 0.01}}
+    data = {"train": "x", "val": "y", "batch": 32}
+    said = make(samples=320, duration="20ep", phases=phases, data=data).warnings
+    assert (
+        "the phases add up to 150 steps, 75% of duration: 20ep (200 steps): feature_extraction 25%, fine_tuning 50%; "
+        "training ends after 150 steps" in said
+    )
+    phases["fine_tuning"] = {"duration": "75%"}
+    assert not any("add up" in w for w in make(samples=320, duration="20ep", phases=phases, data=data).warnings)
+    thirds = {"each": {"lr": 0.01, "duration": "33.3333%"}}
+    schedule = {"name": "explicit", "phases": [{"name": n, "layers": {"head": "all"}} for n in "abc"]}
+    plan = make(samples=320, duration="20ep", phases=thirds, unfreeze=schedule, data=data)
+    assert (plan.steps, plan.warnings) == (201, ())
+
+
+def test_layers_that_are_left_behind():
+    decay = {"name": "exponential", "factor": 0.1}  # over 6 depths: 1e-6 at conv1, 1e-5 at bn1
+    assert (
+        "phases.fine_tuning: the layer decay (exponential) leaves conv1 1e-06 of the rate, and 2 of 7 layers less than "
+        "0.0001" in warned(each={"layer_decay": decay, "norm": "frozen_is_frozen"})
+    )
+    assert warned(each={"layer_decay": {"name": "exponential", "factor": "1/3"}}) == ""
+    assert "leaves conv1 0 of the rate" in warned(each={"layer_decay": {"name": "linear", "ratio": 0}})
+
+
+def test_curves_that_are_out_for_most_of_the_phase():
+    assert "the curve (step) is below 0.0001 of the rate for 75% of the phase" in warned(
+        each={"curve": {"name": "step", "every": "5%"}}
+    )
+    assert warned(each={"curve": "cosine"}) == warned(each={"curve": "one_cycle"}) == ""
 
 
 def test_the_plan_is_printable_and_plain_data():
@@ -270,8 +540,9 @@ CURVES = [
     {"name": "cosine", "final": 0.01},
     "linear",
     {"name": "step", "every": "0.7ep"},
-    {"name": "step", "every": "10%", "gamma": "1/3"},
+    {"name": "step", "every": "45%", "gamma": "1/3"},
     {"name": "multi_step", "at": ["0.5ep", 9, "70%"]},
+    {"name": "multi_step", "at": ["61.2345%", "90%"], "gamma": 0.3},
     "one_cycle",
 ]
 DURATIONS = ["3ep", "2.123456789ep", 41, "12.3456789%", {"max": "4.5ep", "patience": 2, "min_delta": 0.1 + 0.2}]
@@ -299,7 +570,8 @@ def written(asked, plan):
 
 
 def same(a, b):
-    assert a.data() == b.data()
+    """But for warnings, some of which are about how a number is written."""
+    assert {**a.data(), "warnings": None} == {**b.data(), "warnings": None}
     assert a.explicit() == b.explicit()
     for one, other in zip(a.phases, b.phases, strict=True):
         assert (one.norm, one.plateau is None, one.length) == (other.norm, other.plateau is None, other.length)
@@ -308,7 +580,13 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@settings(max_examples=5, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(
+    max_examples=5,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.filter_too_much],
+)
 @given(each=PHASES, own=PHASES, layers=st.sampled_from([resnet_like(), vgg_like(8)]))
 def test_the_schedule_written_out_is_the_same_plan(schedule, each, own, layers):
     norms_learn = OWN_POLICY not in (each["norm"], own["norm"]) and any(y.norms for y in layers)
@@ -317,7 +595,11 @@ def test_the_schedule_written_out_is_the_same_plan(schedule, each, own, layers):
     if "gradual" in str(schedule):  # which says itself how long its phases last
         del each["duration"]
     asked = config(unfreeze=schedule, duration="11ep", phases={"each": each, last: own})
-    plan = Plan.make(asked, layers, samples=333)
+    try:
+        plan = Plan.make(asked, layers, samples=333)
+    except UserError as error:
+        assume("never reached" not in str(error) and "not risen" not in str(error))  # a short phase with this curve
+        raise
     again = written(asked, plan)
     same(Plan.make(again, layers, samples=333), plan)
     assert written(again, plan) == again

@@ -258,6 +258,23 @@ def test_the_best_ones_by_their_metric_stay(compose):
     assert best[0] == run.progress.best["step"]
 
 
+def test_checkpoints_for_good_come_at_shares_of_the_plan_although_a_phase_ends_early(compose):
+    ends_at_6 = {"max": 20, "metric": "val/loss", "patience": 1, "min_delta": 100.0}
+    run = compose(
+        phases={
+            "each": {"lr": 0.02, "duration": 20},
+            "feature_extraction": {"duration": ends_at_6},
+        },
+        checkpoint={"every": 1000, "keep": {"last": 1, "best": 1, "every": "10%"}},
+        evaluate={"every": 3},
+    )
+    assert fit(run)
+    settle(run)
+    assert run.plan.steps == 26
+    best = run.progress.best["step"]
+    assert set(steps(run.checkpoints.folder)) == {4, 8, 12, 16, 20, 24, 26, best}  # 10 % of the 40 that were planned
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 1 MiB."""

@@ -145,7 +145,7 @@ def test_curves_equal_torchs_schedulers():
 
     for make, curve in (
         (lambda o: torchs.CosineAnnealingLR(o, 50), lambda t: curves.cosine(t, 50)),
-        (lambda o: torchs.StepLR(o, 7, 0.1), lambda t: curves.step(t, 50, every=7)),
+        (lambda o: torchs.StepLR(o, 7, 0.1), lambda t: curves.step(t, 50, every=range(7, 50, 7))),
         (lambda o: torchs.MultiStepLR(o, [20, 30]), lambda t: curves.multi_step(t, 50, at=[20, 30])),
         (lambda o: torchs.LinearLR(o, 1.0, 0.1, 50), lambda t: curves.linear(t, 50, final=0.1)),
         (lambda o: torchs.OneCycleLR(o, 1.0, total_steps=50), lambda t: curves.one_cycle(t, 50)),
@@ -154,6 +154,21 @@ def test_curves_equal_torchs_schedulers():
         expected = rates_of(make(optimizer), optimizer, 50)
         assert [curve(t) for t in range(50)] == pytest.approx(expected, abs=1e-9)
     assert curves.constant(3, 50) == 1.0
+
+
+@pytest.mark.parametrize("steps", range(1, 60))
+def test_a_cycle_of_any_length_has_a_top(steps):
+    values = [curves.one_cycle(t, steps) for t in range(steps)]
+    assert max(values) == 1.0 if steps <= 3 else max(values) > 0.8  # torch's top falls between two steps
+    for rise in (0.0, 1.0):
+        assert max(curves.one_cycle(t, steps, rise=rise) for t in range(steps)) == 1.0
+    assert curves.cosine(0, steps) == curves.linear(0, steps) == 1.0
+
+
+def test_short_cycles_by_hand():
+    assert [curves.one_cycle(t, 1) for t in range(1)] == [1.0]
+    assert [curves.one_cycle(t, 2) for t in range(2)] == pytest.approx([1.0, 4e-6])
+    assert [curves.one_cycle(t, 3) for t in range(3)] == pytest.approx([1.0, (1 + 4e-6) / 2, 4e-6])
 
 
 def test_a_layer_map_that_is_not_one_is_refused():

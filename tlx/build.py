@@ -5,17 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from tlx.config import Config, dump
 from tlx.data.order import ORDER_VERSION
-from tlx.errors import ConfigError, UserError, did_you_mean
-from tlx.feed import Sets, count_samples, evaluation_of, open_sets, stream_of
-from tlx.layers import LayerMap
-from tlx.parts import Parts, backbone_of, make, parts_of, seed_all, trial_of, try_network
+from tlx.errors import ConfigError, Problems, UserError, did_you_mean
+from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
+from tlx.parts import (
+    Parts,
+    backbone_of,
+    make,
+    objective_of,
+    optimizer_of,
+    parts_of,
+    seed_all,
+    tracker_of,
+    trial_of,
+    try_network,
+)
 from tlx.plan import Plan
 from tlx.run_folder import RunFolder, essential
 from tlx.timetable import timetable
@@ -37,13 +47,9 @@ def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tupl
         memory: whether to estimate what each phase needs; takes a second or so per phase.
         measure: whether to try it on the device here.
     """
-    samples = count_samples(config)
-    backbone = backbone_of(config, samples.classes, empty=True)
+    samples, backbone, made, untried = prepared(config)
     world = config.world.size or 1
-    made = Plan.make(config, backbone.layers, samples=samples.train, world=world)
-    check_metrics(config, made, samples.classes, validated=config.data.val is not None)
-    notes = [samples.note] if samples.note else []
-    notes += try_on_shapes(config, made, backbone, samples.classes)
+    notes = ([samples.note] if samples.note else []) + untried
     peaks: Mapping[str, int | None] = {}
     fitting = config
     if measure:
@@ -51,6 +57,79 @@ def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tupl
         notes += said
     needs = memory_of(fitting, made, backbone, world) if memory else None
     return made, "\n".join([header(config, samples.classes), timetable(made, memory=needs, measured=peaks), *notes])
+
+
+def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
+    """What a plan is made of, whether training would refuse it, and lines about what could not be tried here.
+
+    Raises:
+        UserError: every mistake that can be found without weights and devices, together.
+    """
+    found = Problems()
+    samples = found.of(lambda: count_samples(config))
+    expected = config.data.expected.classes if config.data.expected else 2
+    classes = samples.classes if samples is not None else expected
+    backbone = found.of(lambda: backbone_of(config, classes, empty=True))
+    made = None
+    if backbone is not None:
+        made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1))
+    untried = None
+    if backbone is not None and made is not None:
+        untried = found.of(lambda: try_on_shapes(config, made, backbone, classes))
+    found.refuse()
+    assert samples is not None
+    assert backbone is not None
+    assert made is not None
+    return samples, backbone, made, untried or []
+
+
+def checked_plan(config: Config, backbone: Backbone, samples: Samples | None, world: int) -> Plan | None:
+    """The plan of a configuration whose every part can be made: what is looked at before weights, device and pictures.
+
+    Args:
+        samples: None where the data are at fault: the rest is looked at all the same, and there is no plan.
+        world: ranks.
+
+    Raises:
+        UserError: every mistake, together.
+    """
+    found, made = Problems(), None
+    if samples is not None:
+        made = found.of(lambda: plan_of(config, backbone, samples, world))
+        found.of(lambda: objective_of(config, samples.counts))
+    if samples is not None and made is not None:
+        found.of(lambda: check_metrics(config, made, samples.classes, validated=config.data.val is not None))
+    found.of(lambda: view_of(config, config.input.over(backbone.input)))
+    found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
+    found.refuse()
+    return made
+
+
+def plan_of(
+    config: Config, backbone: Backbone, samples: Samples, world: int, ends: Mapping[str, int] | None = None
+) -> Plan:
+    """The plan, warnings about the data and the input included; see :meth:`tlx.plan.Plan.make`."""
+    noticed = [*samples.warnings, *other_input(config, backbone)]
+    return Plan.make(config, backbone.layers, samples=samples.train, world=world, ends=ends, noticed=noticed)
+
+
+def other_input(config: Config, backbone: Backbone) -> list[str]:
+    """Where pretrained weights get to see other colours than they were trained on."""
+    if config.backbone.weights == "none":
+        return []
+    return [
+        f"input.{name} is {_row(said)}, and the weights of {config.backbone.name} were trained with {_row(own)}: "
+        "pretrained features fit pictures that are normalised like theirs; leave it out"
+        for name, said, own in (
+            ("mean", config.input.mean, backbone.input.mean),
+            ("std", config.input.std, backbone.input.std),
+        )
+        if said is not None and any(abs(a - b) > 0.01 for a, b in zip(said, own, strict=True))
+    ]
+
+
+def _row(values: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
 def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int | None], Config, list[str]]:
@@ -163,10 +242,10 @@ def compose(
     def begin() -> tuple[Sets, Parts, Plan]:
         seed_all(config)
         sets = open_sets(config)
-        parts = parts_of(config, world, [int(n) for n in sets.train.counts()])
-        made = _plan(config, parts.backbone.layers, sets.samples_per_epoch, world.size, {})
+        parts = parts_of(config, world, sets.samples.counts)
+        made = checked_plan(config, parts.backbone, sets.samples, world.size)
+        assert made is not None
         try_network(parts, made, world.device)
-        check_metrics(config, made, len(sets.train.classes), validated=sets.val is not None)
         return sets, parts, made
 
     sets, parts, made = together(world, begin)
@@ -190,12 +269,13 @@ def _compose(
     from tlx.run import Run
 
     backbone, spec, objective = parts.backbone, parts.spec, parts.objective
-    remake = functools.partial(_plan, config, backbone.layers, sets.samples_per_epoch, world.size)
+    remake = functools.partial(plan_of, config, backbone, sets.samples, world.size)
     try:
         made = remake({})
     except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
         raise UserError(f"{said}; {error.what}" if said else error.what, where=error.where, todo=error.todo) from error
     notes = [str(backbone.loaded)] if backbone.loaded else []
+    notes += [sets.samples.note] if sets.samples.note else []
     notes += [said] if said else []
     text = "\n".join([header(config, len(sets.train.classes)), timetable(made), *notes])
     journal = journal_of(config, world, folder, made.steps, silent=silent)
@@ -245,10 +325,6 @@ def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) 
         raise ConfigError(problems)
 
 
-def _plan(config: Config, layers: LayerMap, samples: int, world: int, ends: Mapping[str, int]) -> Plan:
-    return Plan.make(config, layers, samples=samples, world=world, ends=ends)
-
-
 def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:
     """What a checkpoint must agree with, and what a reader of its weights must know."""
     return {
@@ -272,7 +348,7 @@ def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) ->
             folder.lock.check()
 
     kept = config.checkpoint.keep
-    every = kept.every.steps(epoch=plan.steps_per_epoch, whole=plan.steps) if kept.every else 0
+    every = plan.interval(kept.every) if kept.every else 0
     checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every)
     return Saver(checkpoints, check, journal.sync, journal.note, background=config.checkpoint.background)
 
@@ -286,7 +362,7 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, s
     def trackers(resumed: bool) -> list[Any]:
         said = config.model_dump(mode="json")
         about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
-        return [guarded(t.name, functools.partial(make, "tracker", t, about)) for t in config.track.trackers]
+        return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
 
     console = Console(steps, world.main and not silent)
     return Journal(MetricsFile(folder.metrics, console.note) if world.main else None, console, trackers)

@@ -28,7 +28,7 @@ from pydantic import (
 from tlx import plug
 from tlx.data.location import place, without_credentials
 from tlx.data.sampling import Sampling
-from tlx.durations import Duration, Length, TimeSpan
+from tlx.durations import Duration, Length, Mark, TimeSpan
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
 from tlx.layers import Granularity, Kind
@@ -37,9 +37,9 @@ from tlx.parsing import LONGEST, from_yaml
 
 
 class Model(BaseModel):
-    """Closed and frozen: an unknown key is an error."""
+    """Closed and frozen: an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Part(Model):
@@ -69,7 +69,7 @@ def _part_of(group: str) -> Any:
             plug.arguments(function, part.args, label=f"{group} {part.name}")
         except UserError as error:
             raise ValueError(error.what) from error
-        said = {k: str(v) if isinstance(v, Duration) else v for k, v in plug.defaults(function).items()}
+        said = {k: str(v) if isinstance(v, Duration | Mark) else v for k, v in plug.defaults(function).items()}
         return Part(name=part.name, args={**said, **part.args})
 
     return Annotated[Part, AfterValidator(check)]
@@ -183,7 +183,7 @@ class Data(Model):
     bad_samples: (
         Literal["error"]
         | Annotated[int, Field(ge=0, strict=True)]
-        | Annotated[str, Field(pattern=r"^\d{1,3}(\.\d{1,9})?%$")]
+        | Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d{1,9})?)%$")]
     ) = "error"
     expected: Expected | None = None
 
@@ -199,7 +199,7 @@ class Data(Model):
 
     def quota(self, samples: int) -> int:
         """How many different unreadable samples a run may meet, in training and validation; a share is of `samples`,
-        those of training."""
+        those that training shows: of the shards, and at most `sampling.limit` of each class."""
         if self.bad_samples == "error":
             return 0
         if isinstance(self.bad_samples, str):
@@ -207,13 +207,17 @@ class Data(Model):
         return self.bad_samples
 
 
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+
+
 class Input(Model):
-    """How pictures are read: `channels` 1 is grey, 3 RGB, 4 RGBA. The rest overrides the backbone's own input spec."""
+    """How pictures are read: `channels` 1 is grey, 3 RGB, 4 RGBA. The rest overrides the backbone's own input spec;
+    `mean` and `std` are of pixels scaled to [0, 1]."""
 
     channels: Literal[1, 3, 4] = 3
-    size: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    size: Pixels | tuple[Pixels, Pixels] | None = None
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     interpolation: Interpolation | None = None
 
@@ -257,6 +261,8 @@ class BackboneConfig(Model):
     def _known(self) -> BackboneConfig:
         from tlx import models
 
+        if (odd := plug.not_finite(self.args)) is not None:
+            raise ValueError(f"args: {odd} is not a finite number")
         try:
             models.check_args(self.name, self.args)
         except UserError as error:

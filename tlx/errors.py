@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 class TlxError(Exception):
@@ -31,6 +35,38 @@ class ConfigError(UserError):
         self.problems = tuple(problems)
         count = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
         super().__init__(f"{count} in the configuration\n" + "\n".join(f"  - {p}" for p in self.problems), where=where)
+
+
+@dataclass
+class Problems:
+    """Mistakes gathered, so that all of them are told together."""
+
+    errors: list[UserError] = field(default_factory=list)
+
+    def of(self, act: Callable[[], T]) -> T | None:
+        """What `act` gives; None where it raised a user's mistake, which is kept."""
+        try:
+            return act()
+        except UserError as error:
+            self.errors.append(error)
+            return None
+
+    def refuse(self) -> None:
+        """
+        Raises:
+            UserError: the only one, as it was; a ConfigError with every one of several.
+        """
+        if len(self.errors) == 1:
+            raise self.errors[0]
+        if self.errors:
+            raise ConfigError(dict.fromkeys(line for error in self.errors for line in lines(error)))
+
+
+def lines(error: UserError) -> list[str]:
+    """Each mistake in it on a line of its own."""
+    if isinstance(error, ConfigError):
+        return [f"{error.where}: {p}" if error.where else p for p in error.problems]
+    return [str(error).replace("\n  ->", ";")]
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

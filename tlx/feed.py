@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx.config import Config, Mixing, Part
+import numpy as np
+
+from tlx.config import Config, Expected, Mixing, Part
 from tlx.data.location import is_remote, shown
 from tlx.data.manifest import Manifest
+from tlx.data.order import share
 from tlx.data.remote import IndexUnavailable
+from tlx.data.sampling import Sampling, targets
 from tlx.errors import UserError
 
 if TYPE_CHECKING:
     from tlx.data.shard_cache import CacheSpec
     from tlx.world import World
 
+TOO_GOOD = "pictures that are trained on do not measure the training; its metrics will look too good"
 DEFAULT_TRANSFORMS = [Part(name="random_resized_crop"), Part(name="horizontal_flip")]
 
 
@@ -26,39 +32,96 @@ class Samples:
     """What is known about the data before a pixel is read.
 
     Attributes:
-        train: samples of a training epoch.
+        train: samples of a training epoch, repeated ones counted again.
+        counts: the same by class; of shards that are not built yet, as if their classes were of one size.
+        note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
+        warnings: what about the data was hardly meant.
     """
 
     classes: int
     train: int
+    counts: tuple[int, ...]
     note: str | None = None
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sets:
-    """Opened shards."""
+    """Opened shards, and which of their samples make an epoch."""
 
     train: Manifest
     val: Manifest | None
-    samples_per_epoch: int
+    sampling: Sampling
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return self.samples.train
+
+    @functools.cached_property
+    def samples(self) -> Samples:
+        """Of an epoch that is trained on."""
+        from tlx.data.stream import epoch_counts
+
+        counts = epoch_counts(self.train, self.sampling)
+        same = _same_data(self.train, self.val)
+        return Samples(
+            classes=len(self.train.classes),
+            train=int(counts.sum()),
+            counts=tuple(counts.tolist()),
+            note=_of_epoch(self.sampling, counts.tolist(), len(self.train)),
+            warnings=(same,) if same else (),
+        )
+
+
+def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | None:
+    """What an epoch shows, where it is not every sample once."""
+    if sampling == Sampling():
+        return None
+    present = [n for n in counts if n]
+    each = f"{min(present)}" if min(present) == max(present) else f"{min(present)} to {max(present)}"
+    return f"note: data.sampling makes an epoch of {sum(counts)} samples out of {held}, {each} of each class"
+
+
+def _same_data(train: Manifest, val: Manifest | None) -> str | None:
+    """A sentence, where validation has pictures that are trained on."""
+    from tlx.data.overlap import shared_pictures, shared_shards
+
+    if val is None:
+        return None
+    if count := shared_shards(train, val):
+        return f"{count} of the {len(val.shards)} shards of data.val are shards of data.train, too: {TOO_GOOD}"
+    count, looked = shared_pictures(train, val)
+    if not count:
+        return None
+    return f"{count} of {looked} pictures of data.val that were looked at are in data.train, too: {TOO_GOOD}"
 
 
 def count_samples(config: Config) -> Samples:
     """From the shards; where they are not built yet, from `data.expected`."""
     try:
-        sets = open_sets(config, staged=False)
+        return open_sets(config, staged=False).samples
     except UserError as error:
         expected, where = config.data.expected, config.data.train
         absent = isinstance(error, IndexUnavailable) if is_remote(where) else not Path(where).exists()
         if expected is None or not absent:
             raise
-        note = f"note: no shards at {shown(where)} yet, planned with data.expected"
-        if config.data.sampling.method == "repeat_factors":
-            note += "; repeated samples are not counted, since that takes the sizes of classes"
-        limit = config.data.sampling.limit
-        most = expected.train if limit is None else min(expected.train, limit * expected.classes)
-        return Samples(expected.classes, most, note)
-    return Samples(len(sets.train.classes), sets.samples_per_epoch)
+        return _expected(config, expected)
+
+
+def _expected(config: Config, expected: Expected) -> Samples:
+    note = f"note: no shards at {shown(config.data.train)} yet, planned with data.expected"
+    if config.data.sampling.method == "repeat_factors":
+        note += "; repeated samples are not counted, since that takes the sizes of classes"
+    even = np.array([len(share(expected.train, expected.classes, c)) for c in range(expected.classes)])
+    counts = tuple(targets(Sampling(limit=config.data.sampling.limit), even).tolist())
+    same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []
+    return Samples(
+        expected.classes,
+        sum(counts),
+        counts,
+        note,
+        tuple(same),
+    )
 
 
 def open_sets(config: Config, *, staged: bool = True) -> Sets:
@@ -95,9 +158,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Sets:
             if manifest is not None:
                 _check_largest(manifest, cache)
         _check_window(config, train, cache)
-    from tlx.data.stream import epoch_length
-
-    return Sets(train, val, epoch_length(train, config.data.sampling.made()))
+    return Sets(train, val, config.data.sampling.made())
 
 
 def cache_of(config: Config) -> CacheSpec | None:
@@ -156,16 +217,26 @@ def _check_expected(config: Config, train: Manifest, val: Manifest | None) -> No
             )
 
 
-def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any) -> Any:
-    from tlx.data.stream import ShardStream
+def view_of(config: Config, spec: Any) -> Any:
+    """The training view of a picture.
+
+    Raises:
+        UserError: transforms that fail, or do not give the input's size.
+    """
     from tlx.data.transforms import train_transform
 
     parts = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
+    return train_transform([(p.name, p.args) for p in parts], spec)
+
+
+def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any) -> Any:
+    from tlx.data.stream import ShardStream
+
     return ShardStream(
         manifest,
         batch=config.data.batch,
         seed=config.seed,
-        transform=train_transform([(p.name, p.args) for p in parts], spec),
+        transform=view_of(config, spec),
         channels=spec.channels,
         drop_last=config.data.drop_last,
         window=config.data.window,

@@ -15,6 +15,8 @@ from tlx.layers import LayerMap
 
 __all__ = ["exponential", "groups", "linear", "none", "table"]
 
+NotNegative = Annotated[Ratio, Field(ge=0)]
+
 
 def none(layers: LayerMap) -> dict[str, float]:
     """Every layer at the full rate."""
@@ -39,13 +41,13 @@ def linear(layers: LayerMap, *, ratio: Annotated[Ratio, Field(ge=0, le=1)] = 0.0
     return {layer.name: float(1 + (ratio - 1) * (top - layer.depth) / top) for layer in layers}
 
 
-def groups(layers: LayerMap, *, body: Annotated[Ratio, Field(ge=0)] = 0.01) -> dict[str, float]:
+def groups(layers: LayerMap, *, body: NotNegative = 0.01) -> dict[str, float]:
     """Two groups: the head (and what shares its depth) at the full rate, the body at `body` times it."""
     return {layer.name: 1.0 if layer.depth == layers.head.depth else float(body) for layer in layers}
 
 
-def table(layers: LayerMap, *, rates: dict[str, Ratio], rest: Ratio = 1.0) -> dict[str, float]:
-    """Factors written out by layer name, shell pattern or role; later patterns win; `rest` for the others."""
+def table(layers: LayerMap, *, rates: dict[str, NotNegative], rest: NotNegative = 1.0) -> dict[str, float]:
+    """Factors, 0 or more, by layer name, shell pattern or role; later patterns win; `rest` for the others."""
     factors = dict.fromkeys(layers.names, float(rest))
     for pattern, factor in rates.items():
         factors.update({layer.name: float(factor) for layer in layers.match(pattern)})

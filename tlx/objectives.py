@@ -1,7 +1,8 @@
 """Objectives: what is minimised. A part ``objective(counts, *, ...)`` gives an :class:`Objective`.
 
-`counts` are the training samples per class, int64. Losses are SUMS over samples: the loop divides by what the global
-batch weighs, which is known from the index, so that the mean is right however the batch is dealt.
+`counts` are the samples of a training epoch by class: after `data.sampling`, repeated ones counted again. Losses are
+SUMS over samples: the loop divides by what the global batch weighs, which is known from the index, so that the mean is
+right however the batch is dealt.
 """
 
 from __future__ import annotations
@@ -89,14 +90,15 @@ def cross_entropy(
     counts: Sequence[int],
     *,
     label_smoothing: Annotated[Ratio, Field(ge=0, lt=1)] = 0.0,
-    class_weights: Literal["balanced"] | list[float] | None = None,
+    class_weights: Literal["balanced"] | list[Annotated[Ratio, Field(ge=0)]] | None = None,
     aux_weight: Annotated[Ratio, Field(ge=0)] = 0.4,
 ) -> CrossEntropy:
     """Softmax cross-entropy for one label per image.
 
     Args:
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016).
-        class_weights: one per class; or "balanced": samples / (classes * samples of the class), as scikit-learn does.
+        class_weights: one per class; or "balanced": samples / (classes * samples of the class), as scikit-learn does,
+            of an epoch as it is trained on (`data.sampling: balanced` leaves nothing to weigh).
         aux_weight: of auxiliary logits (0.4 for Inception, Szegedy et al. 2016).
 
     Raises:
@@ -110,6 +112,8 @@ def cross_entropy(
         )
     if class_weights == "balanced":
         if min(counts) == 0:
-            raise UserError("a class has no training sample, so it has no balanced weight", where="objective")
+            raise UserError(
+                "a class has no training sample, so it has no balanced weight", where="objective.class_weights"
+            )
         weights = [sum(counts) / (len(counts) * count) for count in counts]
     return CrossEntropy(weights, float(label_smoothing), float(aux_weight))

@@ -19,6 +19,10 @@ from tlx.layers import Kind, LayerMap
 __all__ = ["adam", "adamw", "rmsprop", "sgd"]
 
 Decay = Annotated[Ratio, Field(ge=0)]
+Beta = Annotated[Ratio, Field(ge=0, lt=1)]
+"""The share of the past in a moving average; a momentum."""
+Epsilon = Annotated[Ratio, Field(gt=0, le=1)]
+"""Added to a denominator; 0 would divide by zero where no gradient was yet."""
 
 
 def parameter_groups(net: nn.Module, layers: LayerMap, *, no_decay: Collection[Kind]) -> list[dict[str, Any]]:
@@ -40,8 +44,8 @@ def adamw(
     groups: list[dict[str, Any]],
     *,
     weight_decay: Decay = 0.01,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    betas: tuple[Beta, Beta] = (0.9, 0.999),
+    eps: Epsilon = 1e-8,
 ) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019)."""
     return AdamW(groups, lr=0.0, weight_decay=weight_decay, betas=betas, eps=eps, fused=_fused(groups))
@@ -51,15 +55,15 @@ def adam(
     groups: list[dict[str, Any]],
     *,
     weight_decay: Decay = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-8,
+    betas: tuple[Beta, Beta] = (0.9, 0.999),
+    eps: Epsilon = 1e-8,
 ) -> Optimizer:
     """Adam (Kingma and Ba 2015); its weight decay is an L2 term in the gradient."""
     return Adam(groups, lr=0.0, weight_decay=weight_decay, betas=betas, eps=eps, fused=_fused(groups))
 
 
 def sgd(
-    groups: list[dict[str, Any]], *, momentum: Ratio = 0.9, nesterov: bool = False, weight_decay: Decay = 0.0
+    groups: list[dict[str, Any]], *, momentum: Beta = 0.9, nesterov: bool = False, weight_decay: Decay = 0.0
 ) -> Optimizer:
     """Stochastic gradient descent with momentum."""
     # not fused: after an overflow the fused kernel leaves a new momentum buffer as it was allocated
@@ -69,9 +73,9 @@ def sgd(
 def rmsprop(
     groups: list[dict[str, Any]],
     *,
-    alpha: Ratio = 0.9,
-    momentum: Ratio = 0.9,
-    eps: float = 1e-8,
+    alpha: Beta = 0.9,
+    momentum: Beta = 0.9,
+    eps: Epsilon = 1e-8,
     weight_decay: Decay = 0.0,
 ) -> Optimizer:
     """RMSprop (Tieleman and Hinton 2012)."""

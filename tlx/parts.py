@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tlx.models import Backbone
     from tlx.objectives import Objective
     from tlx.step import Normalise
+    from tlx.tracking import RunInfo, Tracker
     from tlx.trial import Trial
     from tlx.world import World
 
@@ -45,7 +46,7 @@ def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:
     """The network on its device, and what works on it.
 
     Args:
-        counts: training samples of each class.
+        counts: samples of a training epoch by class.
 
     Raises:
         UserError: the network does not fit the memory.
@@ -78,7 +79,7 @@ def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:
         spec=spec,
         net=net,
         ema=ema,
-        objective=make("objective", config.objective, list(counts)),
+        objective=objective_of(config, counts),
         optimizer=optimizer_of(config, net, backbone.layers),
         normalise=Normalise(spec, world.device, channels_last=config.loop.channels_last),
     )
@@ -102,9 +103,13 @@ def backbone_of(config: Config, classes: int, *, empty: bool = False) -> Backbon
 
 
 def make(group: str, part: Part, *given: Any) -> Any:
-    """A pluggable part, called with what tlx gives and the user's checked arguments."""
-    function = plug.find(group, part.name)
-    return function(*given, **plug.arguments(function, part.args, label=f"{group} {part.name}"))
+    """A pluggable part, called with what tlx gives and the user's checked arguments.
+
+    Raises:
+        UserError: with its name, for whatever it raises.
+    """
+    function, label = plug.find(group, part.name), f"{group} {part.name}"
+    return plug.call(label, function, *given, **plug.arguments(function, part.args, label=label))
 
 
 def try_network(parts: Parts, plan: Plan, device: torch.device) -> None:
@@ -145,10 +150,50 @@ def average_of(net: torch.nn.Module, config: Config) -> Any:
     return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema.decay))  # type: ignore[no-untyped-call]
 
 
-def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
-    from tlx.optim import parameter_groups
+def objective_of(config: Config, counts: Sequence[int]) -> Objective:
+    """What is minimised.
 
-    return make("optimizer", config.optimizer, parameter_groups(net, layers, no_decay=config.no_decay))
+    Args:
+        counts: samples of a training epoch by class.
+
+    Raises:
+        UserError: it cannot be made, or does not give what the loop needs.
+    """
+    from tlx.part_checks import check_objective
+
+    made: Objective = make("objective", config.objective, list(counts))
+    mixed = mixing_of(config.mix) is not None
+    check_objective(made, len(counts), mixed=mixed, label=f"objective {config.objective.name}")
+    return made
+
+
+def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
+    """An optimizer over the parameters of all layers.
+
+    Raises:
+        UserError: it cannot be made, or is not one over all of them.
+    """
+    from tlx.optim import parameter_groups
+    from tlx.part_checks import check_optimizer
+
+    groups = parameter_groups(net, layers, no_decay=config.no_decay)
+    made = make("optimizer", config.optimizer, [dict(group) for group in groups])
+    check_optimizer(made, groups, label=f"optimizer {config.optimizer.name}")
+    return made
+
+
+def tracker_of(part: Part, about: RunInfo) -> Tracker:
+    """A tracker; what its making raises is its own matter, which the guard around it meets.
+
+    Raises:
+        UserError: it lacks a method.
+    """
+    from tlx.part_checks import check_methods
+
+    function, label = plug.find("tracker", part.name), f"tracker {part.name}"
+    made: Tracker = function(about, **plug.arguments(function, part.args, label=label))
+    check_methods(made, ("log", "finish"), label=label)
+    return made
 
 
 def trial_of(config: Config, world: World, parts: Parts, made: Plan, *, ranks: int) -> Trial:

@@ -5,17 +5,18 @@ Pure: made from the configuration, the layers and the number of samples; the loo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlx import plug
+from tlx import plan_warnings, plug, returned
 from tlx.config import Config, Part, PhaseSettings, Plateau
 from tlx.data.location import shown
-from tlx.data.order import micro_batches, share
-from tlx.durations import Duration
+from tlx.data.order import micro_batch_sizes
+from tlx.durations import Duration, Mark
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.layers import Layer, LayerMap, Parameter
 from tlx.norms import POLICIES, NormPolicy, NormState
@@ -108,14 +109,22 @@ class Plan:
 
     @classmethod
     def make(
-        cls, config: Config, layers: LayerMap, *, samples: int, world: int = 1, ends: Mapping[str, int] | None = None
+        cls,
+        config: Config,
+        layers: LayerMap,
+        *,
+        samples: int,
+        world: int = 1,
+        ends: Mapping[str, int] | None = None,
+        noticed: Sequence[str] = (),
     ) -> Plan:
         """Compiles a configuration.
 
         Args:
-            samples: in the training shards.
+            samples: of a training epoch, repeated ones counted again.
             world: ranks, for what depends on the size of a micro-batch.
             ends: phases that a plateau or early stopping has ended, by name: the global step they ended at.
+            noticed: warnings about what a plan does not see, the data for one; they come before the plan's own.
 
         Raises:
             UserError: settings for phases that do not exist, a phase without length or rate, nothing that trains, ...
@@ -123,6 +132,10 @@ class Plan:
         epoch = _steps_per_epoch(config, samples)
         phases: list[Phase] = []
         problems: list[str] = []
+        if config.data.batch < world:
+            problems.append(
+                f"data.batch={config.data.batch} cannot be dealt to {world} ranks; set it to at least {world}"
+            )
         for assignment in _assignments(config, layers, problems):
             start = phases[-1].stop if phases else 0
             try:
@@ -134,15 +147,32 @@ class Plan:
         if problems:
             raise ConfigError(problems)
         plan = cls(layers, tuple(phases), samples, config.data.batch, epoch)
-        return dataclasses.replace(plan, warnings=tuple(_warnings(config, plan, world)))
+        if plan.moving:
+            _refuse_lone_samples(config, plan, world)
+        return dataclasses.replace(plan, warnings=(*noticed, *plan_warnings.of(config, plan, world)))
 
     @property
     def steps(self) -> int:
         return self.phases[-1].stop
 
     @property
+    def planned(self) -> int:
+        """Steps as they were planned, whatever phases have ended early since: what a percentage of the plan is of."""
+        return sum(phase.length for phase in self.phases)
+
+    @property
     def epochs(self) -> float:
         return self.steps / self.steps_per_epoch
+
+    @property
+    def moving(self) -> tuple[str, ...]:
+        """Names of the phases in which running statistics of the batches move."""
+        norms = [y for y in self.layers if y.moving]
+        return tuple(p.name for p in self.phases if any(p.norm_state(y).statistics == "moving" for y in norms))
+
+    def interval(self, every: Duration) -> int:
+        """In steps, at least 1; percent is of the plan as it was planned, so that an interval never changes."""
+        return max(every.steps(epoch=self.steps_per_epoch, whole=self.planned), 1)
 
     def phase(self, step: int) -> Phase:
         """The phase of a global step; the last one for the step after the end."""
@@ -207,7 +237,7 @@ class Plan:
         said = phase.settings.model_copy(
             update={
                 "duration": plateau.model_copy(update={"max": length}) if plateau else length,
-                "curve": _curve_in_steps(phase.settings.curve, epoch=self.steps_per_epoch, length=phase.length),
+                "curve": _curve_in_steps(phase.settings.curve, Clock(self.steps_per_epoch, phase.length, phase.warmup)),
                 "warmup": _steps(phase.warmup),
                 "layer_decay": Part(name="table", args={"rates": rates, "rest": 1.0}),
             }
@@ -236,15 +266,14 @@ def _steps_per_epoch(config: Config, samples: int) -> int:
 def _assignments(config: Config, layers: LayerMap, problems: list[str]) -> list[Assignment]:
     schedule = plug.find("unfreeze", config.unfreeze.name)
     arguments = plug.arguments(schedule, config.unfreeze.args, label=f"unfreeze {config.unfreeze.name}")
-    assignments: list[Assignment] = schedule(layers, **arguments)
+    label = f"unfreeze {config.unfreeze.name}"
+    assignments = returned.assignments(plug.call(label, schedule, layers, **arguments), layers, label=label)
     names = [a.name for a in assignments]
     for name in config.phases:
         if name not in names and name != "each":
             made = f"{config.unfreeze.name} makes the phases {', '.join(names)}"
             near = did_you_mean(name, [*names, "each"])
             problems.append(f'phases.{name}: there is no phase "{name}"{near}; {made}')
-    if len(set(names)) < len(names) or not names:
-        raise UserError(f"{config.unfreeze.name} must make at least one phase, each with a name of its own: {names}")
     return assignments
 
 
@@ -257,9 +286,6 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     warmup = settings.warmup.steps(epoch=epoch, whole=length)
     if warmup >= length:
         raise UserError(f"the warm-up of {warmup} steps fills the phase of {length}", where=where)
-    unknown = [name for name in assignment.trains if name not in layers.names]
-    if unknown:
-        raise UserError(f"{config.unfreeze.name} names layers that are not there: {unknown[:5]}", where=where)
     phase = Phase(
         name=assignment.name,
         start=start,
@@ -268,14 +294,20 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
         layers=layers,
         trains={y.name: assignment.trains.get(y.name, "frozen") for y in layers},
         lr=settings.lr,
-        factors=_factors(settings, layers),
+        factors=_factors(settings, layers, where=f"{where}.layer_decay"),
         settings=settings,
         warmup=warmup,
-        curve=_curve(settings.curve, epoch=epoch, length=length),
+        curve=_curve(settings.curve, Clock(epoch, length, warmup), where=f"{where}.curve"),
     )
-    if not any(phase.trained(y) for y in layers):
+    learning = [y for y in layers if phase.trained(y)]
+    if not learning:
         raise UserError("nothing trains in this phase", where=where)
     _refuse_without_effect(phase, config.unfreeze.name, where)
+    if not any(phase.factors[y.name] for y in learning):
+        raise UserError(
+            "nothing trains in this phase: the layer decay gives every layer that is not frozen a rate of 0",
+            where=where,
+        )
     return phase
 
 
@@ -316,75 +348,99 @@ def _length(config: Config, settings: PhaseSettings, assignment: Assignment, *, 
     return steps
 
 
-def _factors(settings: PhaseSettings, layers: LayerMap) -> dict[str, float]:
+def _factors(settings: PhaseSettings, layers: LayerMap, *, where: str) -> dict[str, float]:
     rule = plug.find("layer_decay", settings.layer_decay.name)
     label = f"layer_decay {settings.layer_decay.name}"
-    factors: dict[str, float] = rule(layers, **plug.arguments(rule, settings.layer_decay.args, label=label))
-    missing = [name for name in layers.names if name not in factors]
-    if missing:
-        raise UserError(f"{label} gives no factor for {', '.join(missing[:5])}")
-    return {name: float(factors[name]) for name in layers.names}
+    with _at(where):
+        arguments = plug.arguments(rule, settings.layer_decay.args, label=label)
+        return returned.factors(plug.call(label, rule, layers, **arguments), layers, label=label)
 
 
-def _curve(curve: Part, *, epoch: int, length: int) -> Callable[[int, int], float]:
-    shape = plug.find("curve", curve.name)
-    arguments = plug.arguments(shape, curve.args, label=f"curve {curve.name}")
-    return functools.partial(shape, **{k: _counted(v, epoch=epoch, whole=length) for k, v in arguments.items()})
+@contextlib.contextmanager
+def _at(where: str) -> Iterator[None]:
+    """Adds the key to a mistake that does not say it."""
+    try:
+        yield
+    except UserError as error:
+        if error.where is not None:
+            raise
+        raise UserError(error.what, where=where, todo=error.todo) from error
 
 
-def _curve_in_steps(curve: Part, *, epoch: int, length: int) -> Part:
-    """The curve as a configuration says it, its lengths counted."""
+@dataclass(frozen=True)
+class Clock:
+    """What a phase counts its curve by: steps of an epoch, of the phase, of the warm-up it begins with."""
+
+    epoch: int
+    length: int
+    warmup: int
+
+    def steps(self, length: Duration | Mark) -> int:
+        """On the phase's own axis, which begins with its warm-up; percent is of the phase."""
+        return length.steps(epoch=self.epoch, whole=self.length)
+
+    def places(self, mark: Mark, *, label: str) -> range:
+        """The steps that are meant, ascending, in the curve's count: its 0 is the first step after the warm-up.
+
+        Raises:
+            UserError: the first is not after the warm-up, or there is none before the end of the phase.
+        """
+        first = self.steps(mark)
+        if first >= self.length:
+            raise UserError(
+                f"{label}: {mark} is step {first} of the phase, whose last is step {self.length - 1}: never reached",
+                todo="write an earlier one, or make the phase longer",
+            )
+        if first < max(self.warmup, 1):
+            part = f"within its warm-up of {self.warmup} steps" if self.warmup else "its first"
+            raise UserError(
+                f"{label}: {mark} is step {first} of the phase, {part}: the rate has not risen yet",
+                todo="write a later one, or make the warm-up shorter",
+            )
+        end = self.length if mark.repeated else first + 1
+        return range(first - self.warmup, end - self.warmup, first)
+
+
+def _curve(curve: Part, clock: Clock, *, where: str) -> Callable[[int, int], float]:
+    shape, label = plug.find("curve", curve.name), f"curve {curve.name}"
+
+    def received(value: Any) -> Any:
+        if not isinstance(value, Mark):
+            return clock.steps(value)
+        places = clock.places(value, label=label)
+        return places if value.repeated else places[0]
+
+    with _at(where):
+        arguments = plug.arguments(shape, curve.args, label=label)
+        made = functools.partial(shape, **{k: _each_length(v, received) for k, v in arguments.items()})
+        returned.check_curve(made, warmup=clock.warmup, length=clock.length, label=label)
+    return made
+
+
+def _curve_in_steps(curve: Part, clock: Clock) -> Part:
+    """The curve as a configuration says it, its lengths and places counted in steps of the phase."""
     checked = plug.arguments(plug.find("curve", curve.name), curve.args, label=f"curve {curve.name}")
-    counted = {k: _counted(v, epoch=epoch, whole=length) for k, v in checked.items() if _holds_lengths(v)}
+    counted = {k: _each_length(v, clock.steps) for k, v in checked.items() if _holds_lengths(v)}
     return Part(name=curve.name, args={**curve.args, **counted})
 
 
-def _counted(value: Any, *, epoch: int, whole: int) -> Any:
-    if isinstance(value, list):
-        return [_counted(v, epoch=epoch, whole=whole) for v in value]
-    return value.steps(epoch=epoch, whole=whole) if isinstance(value, Duration) else value
+def _each_length(value: Any, count: Callable[[Any], Any]) -> Any:
+    """The value with `count` of every length and place in it."""
+    if isinstance(value, (list, tuple)):
+        return [_each_length(v, count) for v in value]
+    if isinstance(value, dict):
+        return {k: _each_length(v, count) for k, v in value.items()}
+    return count(value) if isinstance(value, (Duration, Mark)) else value
 
 
 def _holds_lengths(value: Any) -> bool:
-    return any(_holds_lengths(v) for v in value) if isinstance(value, list) else isinstance(value, Duration)
+    if isinstance(value, dict):
+        return any(map(_holds_lengths, value.values()))
+    return any(map(_holds_lengths, value)) if isinstance(value, (list, tuple)) else isinstance(value, (Duration, Mark))
 
 
 def _steps(count: int) -> Duration:
     return Duration(count, "steps")
-
-
-def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
-    said = []
-    if config.data.batch < world:
-        raise UserError(
-            f"data.batch={config.data.batch} cannot be dealt to {world} ranks", todo=f"set it to at least {world}"
-        )
-    moving = [(p, y) for p in plan.phases for y in plan.layers if y.moving and p.norm_state(y).statistics == "moving"]
-    if moving:
-        _refuse_lone_samples(config, plan, world)
-        said.append(_of_moving(config, list(dict.fromkeys(p.name for p, _ in moving)), world))
-    idle = [p.name for layer in plan.layers for p in layer.parameters if p.idle]
-    if idle:
-        names = ", ".join(idle[:4]) + (" ..." if len(idle) > 4 else "")
-        said.append(
-            f"{len(idle)} tensors never train, since no gradient reaches them or the network fixes them: {names}"
-        )
-    if plan.samples < config.data.batch:
-        said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")
-    return said
-
-
-def _of_moving(config: Config, phases: list[str], world: int) -> str:
-    """What results depend on where statistics move."""
-    batch, most = config.data.batch, config.loop.micro_batch
-    moving, parts = f"BatchNorm statistics move in {', '.join(phases)}", micro_batches(batch, world, most)
-    if not config.loop.sync_batchnorm:
-        of = f"the micro-batch size ({_micro_batch(batch, world, most)[1]} at {world} ranks)"
-        return f"{moving}: results depend on {of}"
-    if parts == 1:
-        return f"{moving}: they are of the global batch of {batch}, whatever the number of ranks"
-    of = f"they are of all ranks' micro-batches together, so results depend on the {parts} parts of a global batch"
-    return f"{moving}: {of} ({-(-batch // parts)} samples at a time)"
 
 
 def _refuse_lone_samples(config: Config, plan: Plan, world: int) -> None:
@@ -396,18 +452,10 @@ def _refuse_lone_samples(config: Config, plan: Plan, world: int) -> None:
     short = rest if rest and not config.data.drop_last else config.data.batch
     synchronised = config.loop.sync_batchnorm and world > 1
     for size in {short, min(config.data.batch, plan.samples)}:
-        if _micro_batch(size, world, config.loop.micro_batch)[0] <= (0 if synchronised else 1):
+        if micro_batch_sizes(size, world, config.loop.micro_batch)[0] <= (0 if synchronised else 1):
             made = "leaves a rank without a sample" if synchronised else "makes micro-batches of one sample"
             raise UserError(
                 f"a batch of {size} on {world} ranks {made}, and BatchNorm statistics move",
                 todo="set data.drop_last=true, another data.batch or loop.micro_batch, or norm: frozen_is_frozen"
                 " / statistics_fixed in that phase",
             )
-
-
-def _micro_batch(batch: int, world: int, most: int | None) -> tuple[int, int]:
-    """The smallest and the largest micro-batch that a global batch is dealt in; 0 where a rank goes without."""
-    parts = micro_batches(batch, world, most)
-    shares = [len(share(batch, world, rank)) for rank in (0, world - 1)]
-    sizes = {len(share(size, parts, part)) for size in shares for part in (0, parts - 1)}
-    return min(sizes), max(sizes)

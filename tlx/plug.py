@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import sys
+import traceback
 import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from tlx.errors import UserError, did_you_mean
+from tlx.errors import TlxError, UserError, did_you_mean
 
 GROUPS: dict[str, str] = {
     "unfreeze": "tlx.unfreeze",
@@ -79,6 +82,9 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
         if key not in settable:
             problems.append(f'{label} has no argument "{key}"{did_you_mean(key, settable) or "; it takes none"}')
             continue
+        if (odd := not_finite(value)) is not None:
+            problems.append(f"{label}: {key} holds {odd}, which is not a finite number")
+            continue
         try:
             checked[key] = _adapter(hints.get(key, Any)).validate_python(value)
         except ValidationError as error:
@@ -90,6 +96,40 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
     if problems:
         raise UserError("; ".join(problems))
     return checked
+
+
+def call(label: str, part: Callable[..., Any], *given: Any, **arguments: Any) -> Any:
+    """What a part returns.
+
+    Raises:
+        UserError: with the part's name and the line, for whatever the part raises: it is the mistake of who wrote or
+            named it. Errors of tlx and a lack of memory stay what they are.
+    """
+    try:
+        return part(*given, **arguments)
+    except TlxError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise
+        raise UserError(f"{label} fails: {raised(error)}") from error
+
+
+def raised(error: BaseException) -> str:
+    """An exception in one line: its type, what it says, and where it was raised."""
+    words = (str(error).strip().splitlines() or [""])[0][:300]
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}{f': {words}' if words else ''}{where}"
+
+
+def not_finite(value: Any) -> float | None:
+    """A number in plain data that is infinite or NaN, or None."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return next((odd for odd in map(not_finite, value) if odd is not None), None)
+    return value if isinstance(value, float) and not math.isfinite(value) else None
 
 
 def defaults(part: Callable[..., Any]) -> dict[str, Any]:
@@ -107,7 +147,7 @@ def _settable(part: Callable[..., Any], label: str) -> dict[str, inspect.Paramet
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
     try:
-        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+        return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, allow_inf_nan=False))
     except PydanticUserError:  # dataclasses and models carry their own configuration
         return TypeAdapter(hint)
 

@@ -13,7 +13,7 @@ def count_bad(run: Run) -> None:
         UserError: there are more than the configuration allows.
     """
     run.progress.bad = {where: why for part in run.world.gather(run.progress.bad) for where, why in part.items()}
-    quota = run.config.data.quota(len(run.stream.manifest))
+    quota = run.config.data.quota(run.stream.distinct_samples)
     if len(run.progress.bad) > quota:
         names = [f"{where}: {why}" for where, why in sorted(run.progress.bad.items())]
         raise UserError(

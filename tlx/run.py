@@ -85,5 +85,4 @@ class Run:
 
     def due(self, *intervals: Duration) -> bool:
         """Whether any of these intervals ends at this step."""
-        epoch, whole = self.plan.steps_per_epoch, self.plan.steps
-        return any(self.progress.step % max(every.steps(epoch=epoch, whole=whole), 1) == 0 for every in intervals)
+        return any(self.progress.step % self.plan.interval(every) == 0 for every in intervals)

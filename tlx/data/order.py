@@ -80,6 +80,14 @@ def micro_batches(count: int, world: int, micro_batch: int | None) -> int:
     return -(-largest // micro_batch) if micro_batch else 1
 
 
+def micro_batch_sizes(batch: int, world: int, most: int | None) -> tuple[int, int]:
+    """The smallest and the largest micro-batch that a global batch is dealt in; 0 where a rank goes without."""
+    parts = micro_batches(batch, world, most)
+    shares = [len(share(batch, world, rank)) for rank in (0, world - 1)]
+    sizes = {len(share(size, parts, part)) for size in shares for part in (0, parts - 1)}
+    return min(sizes), max(sizes)
+
+
 @dataclass(frozen=True)
 class Shuffle:
     """How samples are shuffled, in every epoch.

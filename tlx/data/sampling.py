@@ -66,7 +66,9 @@ class Sampling:
 def targets(sampling: Sampling, counts: Ids) -> Ids:
     """How often each class comes in an epoch, int64 [classes], from how many samples it has, [classes].
 
-    The same in every epoch; 0 for classes without samples. Where a sum is to be kept, the largest remainders are
+    What every statistic of the training data is of. The same in every epoch, whichever samples are drawn, but for what
+    `drop_last` drops: the last batch, of samples of all classes alike, so that proportions hold on average. 0 for
+    classes without samples. Where a sum is to be kept, the largest remainders are
     rounded up, those of lower classes first.
     """
     held = _limited(counts, sampling.limit)
@@ -86,6 +88,11 @@ def targets(sampling: Sampling, counts: Ids) -> Ids:
 def samples_per_epoch(sampling: Sampling, counts: Ids) -> int:
     """How many samples an epoch shows, repeated ones counted again; `counts` is samples per class, [classes]."""
     return int(targets(sampling, counts).sum())
+
+
+def distinct(sampling: Sampling, counts: Ids) -> int:
+    """How many different samples training shows, over all epochs; `counts` is samples per class, [classes]."""
+    return int(_limited(counts, sampling.limit).sum())
 
 
 def entries(sampling: Sampling, labels: NDArray[np.int32] | Ids, classes: int, seed: int, epoch: int) -> Ids | None:

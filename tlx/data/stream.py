@@ -22,7 +22,7 @@ from tlx.data.mix import Draws, Mix, MixSpec, draw, guests, mix_of, plain, weigh
 from tlx.data.order import EpochOrder, Ids, Shuffle, micro_batches, share
 from tlx.data.pictures import Pictures
 from tlx.data.reader import BadSample
-from tlx.data.sampling import Sampling, entries, samples_per_epoch
+from tlx.data.sampling import Sampling, distinct, entries, samples_per_epoch, targets
 from tlx.errors import UserError
 
 __all__ = ["BadSample", "Batch", "ShardStream", "evaluation_batches"]
@@ -146,6 +146,11 @@ class ShardStream:
         """Global batches in an epoch."""
         whole, rest = divmod(self.samples_per_epoch, self.batch)
         return whole + (rest > 0 and not self.drop_last)
+
+    @property
+    def distinct_samples(self) -> int:
+        """Different samples that training shows, over all epochs."""
+        return distinct(self.sampling, self.manifest.counts())
 
     def samples_before(self, step: int) -> int:
         """How many samples the steps before `step` hold, over all ranks and epochs."""
@@ -301,6 +306,11 @@ class ShardStream:
         if draws:
             return weight_of(draws, labels, self.class_weights)
         return float(np.sum(np.asarray(self.class_weights, dtype=np.float64)[labels]))
+
+
+def epoch_counts(manifest: Manifest, sampling: Sampling) -> Ids:
+    """How often each class comes in an epoch, repeated samples counted again, int64 [classes]."""
+    return targets(sampling, manifest.counts())
 
 
 def epoch_length(manifest: Manifest, sampling: Sampling) -> int:

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
@@ -48,9 +49,30 @@ __all__ = [
     "vertical_flip",
 ]
 
-Size = int | tuple[int, int] | None
-Fill = int | tuple[int, ...] | Literal["mean"]
-Strength = float | tuple[float, float] | None
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+Size = Pixels | tuple[Pixels, Pixels] | None
+Border = Annotated[int, Field(ge=0, le=8192)]
+Level = Annotated[int, Field(ge=0, le=255)]
+Fill = Level | tuple[Level, ...] | Literal["mean"]
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A probability, too."""
+Count = Annotated[int, Field(ge=1)]
+Bins = Annotated[int, Field(ge=2)]
+Strength = NotNegative | tuple[NotNegative, NotNegative] | None
+Hue = Annotated[float, Field(ge=-0.5, le=0.5)]
+Shift = Annotated[float, Field(ge=0, le=0.5)]
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first of a pair is the smaller one")
+    return pair
+
+
+Areas = Annotated[tuple[Share, Annotated[float, Field(gt=0, le=1)]], AfterValidator(_ascending)]
+Range = Annotated[tuple[Positive, Positive], AfterValidator(_ascending)]
 View = Callable[[Tensor], Tensor]
 """uint8 [channels, any height, any width] to uint8 [channels, size]."""
 
@@ -59,8 +81,8 @@ def random_resized_crop(
     input: InputSpec,
     *,
     size: Size = None,
-    scale: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    scale: Areas = (0.08, 1.0),
+    ratio: Range = (3 / 4, 4 / 3),
     interpolation: Interpolation | None = None,
 ) -> View:
     """A random part of the picture (`scale` of its area, `ratio` width to height), resized."""
@@ -80,17 +102,17 @@ def center_crop(input: InputSpec, *, size: Size = None) -> View:
     return v2.CenterCrop(_size(size, input))
 
 
-def random_crop(input: InputSpec, *, size: Size = None, padding: int = 0, fill: Fill = 0) -> View:
+def random_crop(input: InputSpec, *, size: Size = None, padding: Border = 0, fill: Fill = 0) -> View:
     """A random part at the picture's own scale, after `padding` pixels of border; smaller pictures are padded."""
     return v2.RandomCrop(_size(size, input), padding=padding or None, pad_if_needed=True, fill=_fill(fill, input))
 
 
-def horizontal_flip(input: InputSpec, *, p: float = 0.5) -> View:
+def horizontal_flip(input: InputSpec, *, p: Share = 0.5) -> View:
     """Left to right, with probability `p`."""
     return v2.RandomHorizontalFlip(p)
 
 
-def vertical_flip(input: InputSpec, *, p: float = 0.5) -> View:
+def vertical_flip(input: InputSpec, *, p: Share = 0.5) -> View:
     """Top to bottom, with probability `p`."""
     return v2.RandomVerticalFlip(p)
 
@@ -101,8 +123,8 @@ def color_jitter(
     brightness: Strength = None,
     contrast: Strength = None,
     saturation: Strength = None,
-    hue: Strength = None,
-    p: float = 1.0,
+    hue: Shift | tuple[Hue, Hue] | None = None,
+    p: Share = 1.0,
 ) -> View:
     """Each strength x draws a factor from 1-x to 1+x (hue: a shift from -x to x, at most 0.5)."""
     _grey_or_rgb(input, "color_jitter")
@@ -136,8 +158,8 @@ def affine(
     input: InputSpec,
     *,
     degrees: float | tuple[float, float] = 0,
-    translate: tuple[float, float] | None = None,
-    scale: tuple[float, float] | None = None,
+    translate: tuple[Share, Share] | None = None,
+    scale: Range | None = None,
     shear: float | tuple[float, float] | tuple[float, float, float, float] | None = None,
     interpolation: Interpolation = "nearest",
     fill: Fill = 0,
@@ -156,8 +178,8 @@ def affine(
 def perspective(
     input: InputSpec,
     *,
-    distortion_scale: float = 0.5,
-    p: float = 0.5,
+    distortion_scale: Share = 0.5,
+    p: Share = 0.5,
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0,
 ) -> View:
@@ -168,21 +190,23 @@ def perspective(
 def rand_augment(
     input: InputSpec,
     *,
-    num_ops: int = 2,
-    magnitude: int = 9,
-    num_magnitude_bins: int = 31,
+    num_ops: Count = 2,
+    magnitude: Annotated[int, Field(ge=0)] = 9,
+    num_magnitude_bins: Bins = 31,
     interpolation: Interpolation = "nearest",
     fill: Fill = 0,
 ) -> View:
     """RandAugment (Cubuk et al. 2020, arXiv:1909.13719)."""
     _grey_or_rgb(input, "rand_augment")
+    if magnitude >= num_magnitude_bins:
+        raise UserError(f"rand_augment: magnitude={magnitude}, of num_magnitude_bins={num_magnitude_bins} from 0 on")
     return v2.RandAugment(
         num_ops, magnitude, num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input)
     )
 
 
 def trivial_augment(
-    input: InputSpec, *, num_magnitude_bins: int = 31, interpolation: Interpolation = "nearest", fill: Fill = 0
+    input: InputSpec, *, num_magnitude_bins: Bins = 31, interpolation: Interpolation = "nearest", fill: Fill = 0
 ) -> View:
     """TrivialAugment, wide (Müller and Hutter 2021, arXiv:2103.10158)."""
     _grey_or_rgb(input, "trivial_augment")
@@ -206,10 +230,10 @@ def auto_augment(
 def augmix(
     input: InputSpec,
     *,
-    severity: int = 3,
-    mixture_width: int = 3,
-    chain_depth: int = -1,
-    alpha: float = 1.0,
+    severity: Annotated[int, Field(ge=1, le=10)] = 3,
+    mixture_width: Count = 3,
+    chain_depth: Annotated[int, Field(ge=-1)] = -1,
+    alpha: Positive = 1.0,
     all_ops: bool = True,
     interpolation: Interpolation = "bilinear",
     fill: Fill = 0,
@@ -220,14 +244,12 @@ def augmix(
     return v2.AugMix(severity, mixture_width, chain_depth, alpha, all_ops, interpolation=mode, fill=colour)
 
 
-def gaussian_blur(
-    input: InputSpec, *, kernel_size: int = 23, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5
-) -> View:
+def gaussian_blur(input: InputSpec, *, kernel_size: Count = 23, sigma: Range = (0.1, 2.0), p: Share = 0.5) -> View:
     """A blur of random strength, with probability `p`; `kernel_size` is odd, in pixels."""
     return _with_probability(v2.GaussianBlur(kernel_size, sigma), p)
 
 
-def grayscale(input: InputSpec, *, p: float = 0.1) -> View:
+def grayscale(input: InputSpec, *, p: Share = 0.1) -> View:
     """All colour gone, with probability `p`; still three channels. A grey picture stays as it is."""
     _grey_or_rgb(input, "grayscale")
     return v2.RandomGrayscale(p)
@@ -236,9 +258,9 @@ def grayscale(input: InputSpec, *, p: float = 0.1) -> View:
 def random_erasing(
     input: InputSpec,
     *,
-    p: float = 0.5,
-    scale: tuple[float, float] = (0.02, 0.33),
-    ratio: tuple[float, float] = (0.3, 3.3),
+    p: Share = 0.5,
+    scale: Areas = (0.02, 0.33),
+    ratio: Range = (0.3, 3.3),
     fill: Fill = "mean",
 ) -> View:
     """A random rectangle is painted over (Zhong et al. 2020, arXiv:1708.04896), by default in the mean colour.
@@ -261,11 +283,12 @@ def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: Input
         try:
             part = plug.find("transform", name)
             arguments = plug.arguments(part, given, label=name)
-            steps.append(part(input, **arguments))
+            view = plug.call(name, part, input, **arguments)  # torchvision checks too, an even kernel for one
+            if not callable(view):
+                raise UserError(f"{name} returned {type(view).__name__}, not a transform of pictures")
+            steps.append(view)
         except UserError as error:
             problems.append(f"transforms[{place}]: {error}")
-        except (ValueError, TypeError) as error:  # torchvision's own checks, such as an even kernel
-            problems.append(f"transforms[{place}]: {name}: {error}")
     if problems:
         raise UserError("\n".join(problems))
     _try_out(steps, [name for name, _ in parts], input)
@@ -292,11 +315,13 @@ def _try_out(steps: Sequence[View], names: Sequence[str], input: InputSpec) -> N
         with own_randomness() as seed:
             seed(0)
             for name, step in zip(names, steps, strict=True):
+                picture = f"a picture of {shape[0]} x {shape[1]} pixels in {input.channels} channels"
                 try:
                     out = step(out)
                 except Exception as error:
-                    picture = f"picture of {shape[0]} x {shape[1]} pixels in {input.channels} channels"
-                    raise UserError(f"{name} fails on a {picture}: {error}", where="transforms") from error
+                    raise UserError(f"{name} fails on {picture}: {error}", where="transforms") from error
+                if not isinstance(out, Tensor):
+                    raise UserError(f"{name} makes {type(out).__name__} of {picture}, not a tensor", where="transforms")
         if tuple(out.shape) != (input.channels, height, width) or out.dtype != torch.uint8:
             raise UserError(
                 f"the transforms ({', '.join(names) or 'none'}) make {' x '.join(map(str, out.shape))} {out.dtype} of "

@@ -324,7 +324,7 @@ def _new_head(wish: Wish, features: int) -> nn.Module:
     part = plug.find("head", wish.head)
 
     def build() -> nn.Module:
-        made = part(features, wish.classes, **wish.head_args)
+        made = plug.call(f"head {wish.head}", part, features, wish.classes, **wish.head_args)
         if not isinstance(made, nn.Module):
             raise UserError(f"head {wish.head} returned {type(made).__name__}, not a torch.nn.Module")
         return made

@@ -39,7 +39,8 @@ class Outside:
 
     def build(self, classes: int, args: Mapping[str, Any], tag: str | None, channels: int = 3) -> nn.Module:
         told = IN_CHANS in self._named()
-        net = self.function(classes, **({IN_CHANS: channels} if told else {}), **args)
+        more = {IN_CHANS: channels} if told else {}
+        net = plug.call(f"backbone {self.name}", self.function, classes, **more, **args)
         if not isinstance(net, nn.Module | Backbone):
             raise UserError(
                 f"the function returned {type(net).__name__}",

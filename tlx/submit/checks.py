@@ -81,15 +81,14 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     return made
 
 
-def _plan(config: Config, samples: Samples, world: int) -> Plan:
-    from tlx.build import check_metrics, try_on_shapes
+def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
+    from tlx.build import checked_plan, try_on_shapes
     from tlx.parts import backbone_of
-    from tlx.plan import Plan
 
     backbone = backbone_of(config, samples.classes, empty=True)
-    made = Plan.make(config, backbone.layers, samples=samples.train, world=world)
-    check_metrics(config, made, samples.classes, validated=config.data.val is not None)
-    try_on_shapes(config, made, backbone, samples.classes)
+    made = checked_plan(config, backbone, samples, world)
+    if made is not None:
+        try_on_shapes(config, made, backbone, samples.classes)
     return made
 
 

@@ -1,0 +1,178 @@
+"""What a plan says aloud: settings that can be trained with and were hardly meant, and what results depend on.
+
+Each function of `CHECKS` looks at one thing and returns sentences, none where all is well. They know what a plan knows;
+what only data or a backbone tells is handed to :meth:`tlx.plan.Plan.make` as `noticed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tlx.config import Config
+from tlx.data.order import micro_batch_sizes, micro_batches
+from tlx.durations import Duration
+from tlx.returned import sampled
+
+if TYPE_CHECKING:
+    from tlx.plan import Phase, Plan
+
+HIGHEST = {"adam": 0.1, "adamw": 0.1, "rmsprop": 0.1, "sgd": 10.0}
+"""Rates above this are hardly meant. Adam and its kin move every weight by about the rate, whatever the gradient: 0.1
+a step is more than most weights are. SGD's rates go up to about 10, for very large batches (You et al. 2017, LARS); of
+optimizers from elsewhere nothing more is known."""
+
+LOWEST = 1e-8
+"""A rate below this moves no fp32 weight of ordinary size within thousands of steps."""
+
+HARDLY = 1e-4
+"""A layer, or a stretch of a curve, at less than this share of the rate hardly trains."""
+
+FEW = 1000
+"""A number without a unit up to this may have been meant as epochs."""
+
+
+def of(config: Config, plan: Plan, world: int) -> list[str]:
+    """Everything there is to say about a plan on `world` ranks."""
+    return [sentence for check in CHECKS for sentence in check(config, plan, world)]
+
+
+def moving_statistics(config: Config, plan: Plan, world: int) -> list[str]:
+    """What results depend on where statistics move."""
+    if not plan.moving:
+        return []
+    batch, most = config.data.batch, config.loop.micro_batch
+    moving, parts = f"BatchNorm statistics move in {', '.join(plan.moving)}", micro_batches(batch, world, most)
+    if not config.loop.sync_batchnorm:
+        of = f"the micro-batch size ({micro_batch_sizes(batch, world, most)[1]} at {world} ranks)"
+        return [f"{moving}: results depend on {of}"]
+    if parts == 1:
+        return [f"{moving}: they are of the global batch of {batch}, whatever the number of ranks"]
+    of = f"they are of all ranks' micro-batches together, so results depend on the {parts} parts of a global batch"
+    return [f"{moving}: {of} ({-(-batch // parts)} samples at a time)"]
+
+
+def idle_parameters(config: Config, plan: Plan, world: int) -> list[str]:
+    idle = [p.name for layer in plan.layers for p in layer.parameters if p.idle]
+    if not idle:
+        return []
+    names = ", ".join(idle[:4]) + (" ..." if len(idle) > 4 else "")
+    return [f"{len(idle)} tensors never train, since no gradient reaches them or the network fixes them: {names}"]
+
+
+def short_epoch(config: Config, plan: Plan, world: int) -> list[str]:
+    if plan.samples >= config.data.batch:
+        return []
+    return [f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}"]
+
+
+def no_validation(config: Config, plan: Plan, world: int) -> list[str]:
+    if config.data.val is not None:
+        return []
+    return [
+        "there is no validation data (data.val): nothing measures the training while it runs, and nothing chooses the "
+        "best checkpoint; the last weights are the result"
+    ]
+
+
+def steps_meant_as_epochs(config: Config, plan: Plan, world: int) -> list[str]:
+    """A duration of 8 is 8 steps."""
+    said = {"duration": config.duration} | {
+        f"phases.{p.name}.duration": _duration(p.settings.duration) for p in plan.phases
+    }
+    return [
+        f"{where}: {length.value:g} is {_steps(length)}, less than an epoch ({plan.steps_per_epoch} steps); "
+        f'did you mean "{length.value:g}ep"?'
+        for where, length in said.items()
+        if length is not None and length.bare and length.value < min(plan.steps_per_epoch, FEW + 1)
+    ]
+
+
+def parts_of_the_whole(config: Config, plan: Plan, world: int) -> list[str]:
+    """Phases that do not add up to `duration`."""
+    if config.duration is None:
+        return []
+    whole = config.duration.steps(epoch=plan.steps_per_epoch, whole=0)
+    if abs(plan.planned - whole) <= len(plan.phases):  # each is rounded
+        return []
+    shares = ", ".join(f"{p.name} {100 * p.length / whole:.4g}%" for p in plan.phases) if whole else ""
+    return [
+        f"the phases add up to {plan.planned} steps, {100 * plan.planned / max(whole, 1):.4g}% of duration: "
+        f"{config.duration} ({whole} steps){f': {shares}' if shares else ''}; training ends after {plan.planned} steps"
+    ]
+
+
+def rates_out_of_bounds(config: Config, plan: Plan, world: int) -> list[str]:
+    """Rates that no training needs."""
+    name, sentences = config.optimizer.name, []
+    most = HIGHEST.get(name, max(HIGHEST.values()))
+    for phase in plan.phases:
+        rate = phase.lr * _shape(phase)[0] * max(phase.factors[y.name] for y in plan.layers if phase.trained(y))
+        if rate > most:
+            sentences.append(
+                f"phases.{phase.name}: the learning rate reaches {rate:.4g}, and {name} hardly ever trains above "
+                f"{most:g}: is lr={phase.lr:g} meant?"
+            )
+        elif rate < LOWEST:
+            sentences.append(
+                f"phases.{phase.name}: the learning rate is {rate:.4g} at most, below {LOWEST:g}: nothing will move; "
+                f"is lr={phase.lr:g} meant?"
+            )
+    return sentences
+
+
+def layers_left_behind(config: Config, plan: Plan, world: int) -> list[str]:
+    """Layers that train, at next to nothing of the rate."""
+    sentences = []
+    for phase in plan.phases:
+        factors = {y.name: phase.factors[y.name] for y in plan.layers if phase.trained(y)}
+        top = max(factors.values())
+        behind = {name: factor / top for name, factor in factors.items() if factor < HARDLY * top}
+        if behind:
+            lowest = min(behind, key=lambda name: behind[name])
+            sentences.append(
+                f"phases.{phase.name}: the layer decay ({phase.settings.layer_decay.name}) leaves {lowest} "
+                f"{behind[lowest]:.1g} of the rate, and {len(behind)} of {len(factors)} layers less than {HARDLY:g}: "
+                "they hardly train; take a milder decay, or freeze them, which is faster"
+            )
+    return sentences
+
+
+def curves_gone_out(config: Config, plan: Plan, world: int) -> list[str]:
+    """Curves that spend most of the phase near zero."""
+    return [
+        f"phases.{phase.name}: the curve ({phase.settings.curve.name}) is below {HARDLY:g} of the rate for "
+        f"{100 * share:.0f}% of the phase: hardly anything trains then; a milder curve, or a shorter phase"
+        for phase in plan.phases
+        if (share := _shape(phase)[1]) > 0.5
+    ]
+
+
+CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
+    moving_statistics,
+    idle_parameters,
+    short_epoch,
+    no_validation,
+    steps_meant_as_epochs,
+    parts_of_the_whole,
+    rates_out_of_bounds,
+    layers_left_behind,
+    curves_gone_out,
+)
+
+
+def _steps(length: Duration) -> str:
+    return f"{length.value:g} step{'' if length.value == 1 else 's'}"
+
+
+def _duration(said: object) -> Duration | None:
+    said = getattr(said, "max", said)  # of a plateau
+    return said if isinstance(said, Duration) else None
+
+
+def _shape(phase: Phase) -> tuple[float, float]:
+    """The curve's highest value, and the share of its steps that are below `HARDLY` of that."""
+    steps = phase.length - phase.warmup
+    values = [float(phase.curve(step, steps)) for step in sampled(steps)]
+    top = max(values)
+    return top, sum(value < HARDLY * top for value in values) / len(values)
