@@ -15,6 +15,7 @@ from tlx.data.order import ORDER_VERSION
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.feed import Sets, count_samples, evaluation_of, open_sets, stream_of
 from tlx.layers import LayerMap
+from tlx.metrics import metric_names
 from tlx.parts import Parts, backbone_of, make, parts_of, seed_all, trial_of
 from tlx.plan import Plan
 from tlx.run_folder import RunFolder, essential
@@ -209,8 +210,6 @@ def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) 
     Raises:
         ConfigError: unknown metrics, or no validation data where they decide something.
     """
-    from tlx.meters import metric_names
-
     names = metric_names(classes, top_k=config.evaluate.top_k)
     wanted = {"evaluate.metric": config.evaluate.metric}
     waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}

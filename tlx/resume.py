@@ -40,11 +40,12 @@ def take_up(run: Run, path: Path) -> None:
     state = snapshot.state
     with understood(path):
         check_identity(state["identity"], run.identity, where=str(path))
-        load_weights(run, snapshot.model, snapshot.ema)
+        load_weights(run, snapshot.model)
         restore_optimizer(run.optimizer, snapshot.optimizer)
         if run.world.scaler is not None and state["scaler"]:
             run.world.scaler.load_state_dict(state["scaler"])
         run.progress = Progress.of(state["progress"])
+        restore_average(run, snapshot)
         run.plan = run.remake_plan(run.progress.ends)
         if not 0 <= run.progress.step <= run.plan.steps:
             raise ValueError(f"step {run.progress.step} of {run.plan.steps}")
@@ -146,6 +147,7 @@ def snapshot(run: Run) -> Snapshot:
             "best": run.progress.best,
             "progress": run.progress.data(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "ema_updates": run.ema.updates if run.ema else None,
             "metrics_bytes": run.journal.position(),
             "identity": dict(run.identity),
             "dealt": dealt(run),
@@ -154,12 +156,25 @@ def snapshot(run: Run) -> Snapshot:
     )
 
 
-def load_weights(run: Run, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor] | None) -> None:
-    """Into the network, and into the moving average: its own, or anew from the network."""
+def load_weights(run: Run, weights: Mapping[str, torch.Tensor]) -> None:
+    """Into the network; a moving average begins anew, with these weights as its first."""
     run.net.load_state_dict(weights, strict=True)
     if run.ema is not None:
-        run.ema.module.load_state_dict(ema if ema is not None else weights, strict=True)
-        run.ema.n_averaged.fill_(1)
+        run.ema.module.load_state_dict(weights, strict=True)
+        run.ema.updates = 1
+
+
+def restore_average(run: Run, snapshot: Snapshot) -> None:
+    """The moving average of a checkpoint, after its progress. Those of before do not say how many updates it holds:
+    they were as many as steps that updated something."""
+    if run.ema is None or snapshot.ema is None:
+        return
+    run.ema.module.load_state_dict(snapshot.ema, strict=True)
+    progress = run.progress
+    steps = progress.step - progress.unfinite - progress.overflows
+    run.ema.updates = int(snapshot.state.get("ema_updates", steps))
+    if not 0 <= run.ema.updates <= progress.step + 1:
+        raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")
 
 
 def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
