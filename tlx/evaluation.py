@@ -65,8 +65,9 @@ def nonfinite_logits(net: nn.Module, result: Mapping[str, Any], weights: Weights
     if not count:
         return None
     which = "the moving average" if weights == "ema" else "the network"
-    spoilt = broken_tensor(net) or "none of its weights and statistics"
-    return f"{which}: {count} of {result['samples']} samples; {spoilt} is not finite itself"
+    spoilt = broken_tensor(net)
+    why = f"{spoilt} is not finite itself" if spoilt else "all its weights and statistics are finite"
+    return f"{which}: {count} of {result['samples']} samples; {why}"
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -350,7 +351,39 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
         )
     if plan.samples < config.data.batch:
         said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")
-    return said
+    return said + _of_average(config, plan)
+
+
+def _of_average(config: Config, plan: Plan) -> list[str]:
+    """Where the moving average's decay and the number of steps do not fit."""
+    ema = config.loop.ema
+    if ema is None:
+        return []
+    begins = [p.start for p in plan.phases if p.settings.start_from == "best"]  # there the average begins anew
+    steps, span = plan.steps - max(begins, default=0), round(1 / (1 - ema.decay))
+    last = ema.at(max(steps - 1, 1))
+    if ema.ramp and last < ema.decay:
+        needed = math.ceil((10 * ema.decay - 1) / (1 - ema.decay) - 1e-6) + 1
+        return [
+            f"loop.ema: its decay rises step by step and ends at {last:.3g}, not at {ema.decay:g}, which takes "
+            f"{needed:,} steps (there are {steps:,}): the averaged weights are a mean over about the last "
+            f"{max(round(1 / (1 - last)), 1):,} steps, not {span:,}. Set decay={_below(last):g}, or train longer"
+        ]
+    if not ema.ramp and span > steps:
+        fit = f"decay={_below(1 - 10 / steps):g} (a mean over the last tenth) or " if steps > 20 else ""
+        return [
+            f"loop.ema: a decay of {ema.decay:g} without ramp is a mean over about {span:,} steps, and there are "
+            f"{steps:,}: at the end the averaged weights are still {ema.decay ** (steps - 1):.0%} those of the first "
+            f"step. Set {fit}ramp=true"
+        ]
+    return []
+
+
+def _below(decay: float) -> float:
+    """The decay rounded towards 0 to two digits of what is left to 1, so that it is reached."""
+    left = 1 - decay
+    digits = 1 - math.floor(math.log10(left))
+    return round(1 - math.ceil(left * 10.0**digits - 1e-6) / 10.0**digits, digits)
 
 
 def _of_moving(config: Config, phases: list[str], world: int) -> str:

@@ -15,6 +15,7 @@ from tlx.errors import TlxError, UserError
 from tlx.plan import Phase
 from tlx.progress import Progress
 from tlx.run import Run
+from tlx.run_folder import changes
 
 
 def resume(run: Run) -> None:
@@ -39,7 +40,7 @@ def take_up(run: Run, path: Path) -> None:
     snapshot = read(path)
     state = snapshot.state
     with understood(path):
-        check_identity(state["identity"], run.identity, where=str(path))
+        check_identity(state["identity"], run, where=str(path))
         load_weights(run, snapshot.model)
         restore_optimizer(run.optimizer, snapshot.optimizer)
         if run.world.scaler is not None and state["scaler"]:
@@ -177,13 +178,14 @@ def restore_average(run: Run, snapshot: Snapshot) -> None:
         raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+def check_identity(saved: Mapping[str, Any], run: Run, *, where: str) -> None:
     """A checkpoint goes on only with the same configuration, classes, shards and preprocessing.
 
     Raises:
         UserError: with the differences.
     """
-    differ = differences(saved, now)
+    others = ({k: v for k, v in identity.items() if k != "config"} for identity in (saved, run.identity))
+    differ = differences(*others) + changes(saved["config"], run.config)
     if differ:
         raise UserError(
             "the checkpoint belongs to another training:\n    " + "\n    ".join(differ),
