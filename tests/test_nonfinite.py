@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tlx.config import parse
 from tlx.engine import fit
 from tlx.errors import TlxError
-from tlx.evaluation import best_of, constant
+from tlx.evaluation import constant
 from tlx.nonfinite import meet_nonfinite
 from tlx.progress import MEMORY, Progress, Trend
 from tlx.resume import settle
@@ -171,12 +171,6 @@ def test_overflows_of_fp16_are_the_scalers_and_a_loss_that_is_not_finite_is_not(
     assert "1 of 1 allowed" in said[0]
     with pytest.raises(AttributeError):
         meet(loss=float("nan"))
-
-
-def test_an_average_that_is_finite_is_better_than_weights_that_are_not():
-    assert best_of({"val/top1": float("nan"), "ema/val/top1": 0.5}, "val/top1", "max") == 0.5
-    assert best_of({"val/top1": 0.6, "ema/val/top1": 0.5}, "val/top1", "max") == 0.6
-    assert best_of({"val/loss": 0.6, "ema/val/loss": 0.5}, "val/loss", "min") == 0.5
 
 
 # --- warnings

@@ -173,6 +173,10 @@ def restore_average(run: Run, snapshot: Snapshot) -> None:
     run.ema.module.load_state_dict(snapshot.ema, strict=True)
     progress = run.progress
     steps = progress.step - progress.unfinite - progress.overflows
+    if "ema_updates" not in snapshot.state and any(layer.moving for layer in run.plan.layers):
+        run.journal.note(
+            "the moving average's norm statistics were the network's so far; from here on they are averaged"
+        )
     run.ema.updates = int(snapshot.state.get("ema_updates", steps))
     if not 0 <= run.ema.updates <= progress.step + 1:
         raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")

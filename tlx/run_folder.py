@@ -196,18 +196,22 @@ def changes(before: Mapping[str, Any], config: Config) -> list[str]:
     now = yaml.safe_load(dump(config))
     if before == essential(now):
         return []
+    later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
     try:
-        return differences(essential(yaml.safe_load(dump(_reread(before, now)))), essential(now))
+        then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
     except ConfigError as error:
         return [*differences(before, essential(now)), *error.problems]
+    hints = {
+        key: f", a key that came later: {key}={json.dumps(value)} goes on as it began" for key, value in later.items()
+    }
+    return [line + hints.get(line.partition(":")[0], "") for line in differences(then, essential(now))]
 
 
 def _reread(before: Mapping[str, Any], now: Mapping[str, Any]) -> Config:
     """The configuration that `before` says, flat, with what `now` says of the keys that may change."""
     paths = dict(_paths(now))
-    added = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
     raw: dict[str, Any] = {}
-    for key, value in {**_changeable(now), **before, **added}.items():
+    for key, value in {**_changeable(now), **before}.items():
         *parents, last = paths.get(key, tuple(key.split(".")))  # names, such as layers', may hold dots themselves
         node = raw
         for parent in parents:
