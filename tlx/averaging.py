@@ -18,7 +18,7 @@ class MovingAverage:
     timm's ModelEmaV3 does: averaged weights are evaluated with averaged statistics. Integer buffers are copied. What is
     equal in both, such as a frozen layer, stays as it is.
 
-    torch's AveragedModel is not used: with `use_buffers` it writes into buffers that are views, and fails there.
+    torch's AveragedModel is not used: it fails on buffers that are views of fewer values, and knows no rising decay.
 
     Attributes:
         module: the averaged network.

@@ -363,11 +363,12 @@ def _of_average(config: Config, plan: Plan) -> list[str]:
     steps, span = plan.steps - max(begins, default=0), round(1 / (1 - ema.decay))
     last = ema.at(max(steps - 1, 1))
     if ema.ramp and last < ema.decay:
+        reach = max(round(1 / (1 - last)), 1)
         needed = math.ceil((10 * ema.decay - 1) / (1 - ema.decay) - 1e-6) + 1
         return [
             f"loop.ema: its decay rises step by step and ends at {last:.3g}, not at {ema.decay:g}, which takes "
             f"{needed:,} steps (there are {steps:,}): the averaged weights are a mean over about the last "
-            f"{max(round(1 / (1 - last)), 1):,} steps, not {span:,}. Set decay={_below(last):g}, or train longer"
+            f"{reach:,} step{'s' * (reach > 1)}, not {span:,}. Set decay={_below(last):g}, or train longer"
         ]
     if not ema.ramp and span > steps:
         fit = f"decay={_below(1 - 10 / steps):g} (a mean over the last tenth) or " if steps > 20 else ""
