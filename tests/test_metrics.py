@@ -10,12 +10,14 @@ import sys
 import pytest
 from composed import composer
 from images import make_shards
+from nets import resnet_like
 
 from tlx.config import dump, parse
 from tlx.errors import ConfigError
 from tlx.evaluation import judge
 from tlx.history import read_history
 from tlx.metrics import Metric, Score, metric_names
+from tlx.plan import Plan
 from tlx.progress import Patience
 from tlx.tracking.metrics import MetricsFile
 
@@ -160,6 +162,7 @@ def test_a_mode_that_agrees_is_read_and_forgotten():
     del plateau["mode"]
     assert old == parse({**RAW, "phases": phases})
     assert "mode" not in dump(old)
+    assert "mode" not in str(Plan.make(old, resnet_like(), samples=40).explicit()["phases"])
 
 
 @pytest.mark.parametrize(

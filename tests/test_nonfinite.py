@@ -223,7 +223,7 @@ def test_an_evaluation_without_a_finite_answer_has_no_accuracy():
     meter.update(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.int64), torch.tensor(float("nan")))
     found = meter.result()
     assert math.isnan(found["top1"])
-    assert found["nonfinite"] == 4
+    assert (found["nonfinite"], found["per_class"]) == (4, [None, None, None])
 
 
 def test_finite_logits_have_no_such_count():

@@ -108,14 +108,15 @@ def test_class_weights_smoothing_mixing_and_auxiliary_logits_add_up():
     assert cross_entropy([6, 3, 1], class_weights="balanced").class_weights == pytest.approx([10 / 18, 10 / 9, 10 / 3])
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])  # which gives every sample a share of the other classes' loss
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_batch_whose_classes_weigh_nothing_has_a_gradient_of_zero(mixed):
+def test_a_batch_whose_classes_weigh_nothing_has_a_gradient_of_zero(mixed, smoothing):
     from dataclasses import replace
 
     from tlx.data.mix import plain
 
     updater, net = trainee(torch.optim.SGD)
-    updater.__dict__["objective"] = cross_entropy([1, 1, 1], class_weights=[0.0, 1.0, 0.0])
+    updater.__dict__["objective"] = cross_entropy([1, 1, 1], class_weights=[0.0, 1.0, 0.0], label_smoothing=smoothing)
     weightless = replace(batch((0, 2, 2, 0)), total=0.0)
     if mixed:
         weightless = replace(weightless, mix=plain(weightless.labels.numpy()))

@@ -47,7 +47,7 @@ class EvaluationMeter:
     def result(self) -> dict[str, Any]:
         """Over all ranks: `loss`, `top1`, `top<k>`, `samples`, and `per_class` (None for a class without samples).
 
-        `nonfinite` is there where it is not 0. Where no sample has a softmax, the accuracies are NaN.
+        `nonfinite` is there where it is not 0. Where no sample has a softmax, the accuracies are NaN and None.
         """
         loss, samples, nonfinite = self.world.sum(self.sums).tolist()
         states = [s for m in (*self.top.values(), self.by_class) for s in (m.tp, m.fp, m.tn, m.fn)]
@@ -55,11 +55,12 @@ class EvaluationMeter:
             self.world.sum(state)
         if not samples:
             return {"samples": 0}
-        present = (self.by_class.tp + self.by_class.fn) > 0
+        answered = nonfinite < samples
+        present = (self.by_class.tp + self.by_class.fn) > 0 if answered else torch.zeros_like(self.by_class.tp)
         shares = zip(self._value(self.by_class).tolist(), present.tolist(), strict=True)
         return {
             "loss": loss / samples,
-            **{f"top{k}": float(self._value(a)) if nonfinite < samples else math.nan for k, a in self.top.items()},
+            **{f"top{k}": float(self._value(a)) if answered else math.nan for k, a in self.top.items()},
             "samples": int(samples),
             **({"nonfinite": int(nonfinite)} if nonfinite else {}),
             "per_class": [share if there else None for share, there in shares],

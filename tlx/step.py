@@ -168,7 +168,11 @@ class Updater:
         logits = output[0] if isinstance(output, tuple) else output
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         return torch.stack(
-            [loss.detach().double(), correct.double(), torch.full_like(correct, len(batch.labels)).double()]
+            [
+                batch.counts * loss.detach().double(),
+                correct.double(),
+                torch.full_like(correct, len(batch.labels)).double(),
+            ]
         )
 
     def _step(self, trainee: Trainee) -> torch.Tensor:
