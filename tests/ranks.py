@@ -65,6 +65,13 @@ SCENARIOS: dict[str, dict] = {
         "phases": TWO_PHASES,
         "objective": {"name": "cross_entropy", "class_weights": [1.0, 5.0, 0.25], "label_smoothing": 0.1},
     },
+    "weightless": {  # batches of 3 without class 1 weigh nothing
+        "backbone": GROUPED,
+        "phases": TWO_PHASES,
+        "data": {"batch": 3},
+        "objective": {"name": "cross_entropy", "class_weights": [0.0, 2.0, 0.0]},
+        "evaluate": {"batch": 40},
+    },
     "mixed": {"backbone": GROUPED, "phases": TWO_PHASES, "mix": {"mixup": 0.4, "cutmix": 1.0}},
     "average": {"backbone": SMALL, "phases": TWO_PHASES, "loop": {"ema": {"decay": 0.8}, "clip": 0.5}},
     "skipping": {"backbone": SMALL, "phases": MOVING, "loop": {"nonfinite": "skip"}},
@@ -110,6 +117,16 @@ def spoil(run, step: int) -> None:
     run.net.features[1][0].register_forward_hook(infinite)
 
 
+def spoil_evaluation(run) -> None:
+    """The logits of the first sample of an evaluation batch are NaN, on this rank alone."""
+
+    def undefined(module, args, output):
+        if not module.training:
+            output[0] = float("nan")
+
+    run.net.register_forward_hook(undefined)
+
+
 def copied(run) -> dict[str, torch.Tensor]:
     return {name: t.clone() for name, t in run.net.state_dict().items()}
 
@@ -127,9 +144,10 @@ def frozen(run, phase) -> list[str]:
 
 
 def state_hash(run) -> str:
-    """Of parameters, buffers and optimizer state, bit by bit."""
+    """Of parameters, buffers, their moving average and optimizer state, bit by bit."""
     digest = hashlib.sha256()
-    for name, tensor in run.net.state_dict().items():
+    averaged = run.ema.module.state_dict() if run.ema else {}
+    for name, tensor in [*run.net.state_dict().items(), *averaged.items()]:
         digest.update(name.encode() + tensor.numpy().tobytes())
     for group in run.optimizer.param_groups:
         for name, tensor in zip(group["names"], group["params"], strict=True):
@@ -151,6 +169,8 @@ def main(out: Path, shards: Path, names: list[str]) -> None:
         run = build.compose(config, ranks, folder)
         if name == "skipping" and ranks.rank == ranks.size - 1:
             spoil(run, step=9)
+        if name == "weightless" and ranks.rank == ranks.size - 1:
+            spoil_evaluation(run)
         watcher = Watcher(run, log)
         initial = copied(run)
         tlx.engine.log = watcher

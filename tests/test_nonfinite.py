@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,11 +16,15 @@ from safetensors.torch import load_file
 from tlx.config import parse
 from tlx.engine import fit
 from tlx.errors import TlxError
-from tlx.evaluation import best_of, constant
+from tlx.evaluation import constant
+from tlx.files import json_text
+from tlx.meters import EvaluationMeter
 from tlx.nonfinite import meet_nonfinite
 from tlx.progress import MEMORY, Progress, Trend
+from tlx.result import result_of
 from tlx.resume import settle
 from tlx.tracking.metrics import read_rows
+from tlx.world import World
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +133,7 @@ def test_skipped_steps_leave_nothing_behind(compose, monkeypatch):
     settle(run)
     assert [step for step, same in kept.items() if same] == [4]
     assert run.progress.unfinite == 1
+    assert run.ema.updates == 11  # of 12 steps
     assert sum("the step is skipped; 1 of 10 allowed" in n for n in run.notes) == 1
     for net in (run.net, run.ema.module):
         assert all(torch.isfinite(t).all() for t in net.state_dict().values())
@@ -173,12 +179,6 @@ def test_overflows_of_fp16_are_the_scalers_and_a_loss_that_is_not_finite_is_not(
         meet(loss=float("nan"))
 
 
-def test_an_average_that_is_finite_is_better_than_weights_that_are_not():
-    assert best_of({"val/top1": float("nan"), "ema/val/top1": 0.5}, "val/top1", "max") == 0.5
-    assert best_of({"val/top1": 0.6, "ema/val/top1": 0.5}, "val/top1", "max") == 0.6
-    assert best_of({"val/loss": 0.6, "ema/val/loss": 0.5}, "val/loss", "min") == 0.5
-
-
 # --- warnings
 
 
@@ -199,6 +199,65 @@ def test_a_leap_of_the_loss_is_told_in_training(compose):
     fit(run)
     (said,) = [n for n in run.notes if "leaps" in n]
     assert "at step 41 of phase" in said
+
+
+# --- evaluations
+
+
+def test_logits_that_are_not_finite_count_as_wrong():
+    """The greatest of NaNs is class 0, which would be right for all of class 0."""
+    nan, inf = float("nan"), float("inf")
+    logits = torch.tensor([[nan, nan, nan], [9.0, nan, 1.0], [inf, 0.0, 0.0], [9.0, 0.0, 0.0], [-inf, 9.0, 0.0]])
+    labels = torch.tensor([0, 0, 0, 0, 1])
+    meter = EvaluationMeter(3, top_k=2, world=World(0, 1, torch.device("cpu"), False, None))
+    meter.update(logits, labels, torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    found = meter.result()
+    assert math.isnan(found["loss"])
+    assert (found["top1"], found["top2"]) == (pytest.approx(2 / 5), pytest.approx(2 / 5))
+    assert (found["samples"], found["nonfinite"]) == (5, 3)  # a class that a network rules out with -inf is none
+    assert found["per_class"] == [pytest.approx(1 / 4), 1.0, None]
+
+
+def test_an_evaluation_without_a_finite_answer_has_no_accuracy():
+    meter = EvaluationMeter(3, top_k=5, world=World(0, 1, torch.device("cpu"), False, None))
+    meter.update(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.int64), torch.tensor(float("nan")))
+    found = meter.result()
+    assert math.isnan(found["top1"])
+    assert (found["nonfinite"], found["per_class"]) == (4, [None, None, None])
+
+
+def test_finite_logits_have_no_such_count():
+    meter = EvaluationMeter(3, top_k=5, world=World(0, 1, torch.device("cpu"), False, None))
+    meter.update(torch.eye(3) * 1e38, torch.arange(3), torch.tensor(0.0))
+    assert meter.result() == {"loss": 0.0, "top1": 1.0, "samples": 3, "per_class": [1.0, 1.0, 1.0]}
+
+
+@pytest.mark.parametrize("metric", ["val/top1", "val/loss"])
+def test_logits_that_are_not_finite_are_told_once_an_evaluation_and_never_the_best(compose, metric):
+    run = compose(
+        evaluate={"metric": metric}, loop={"ema": {"decay": 0.5}}, phases={"each": {"lr": 1e-3, "duration": "1ep"}}
+    )
+    module = dict(run.net.named_modules())["features.1.1"]
+
+    def spoil_statistics(found):
+        if run.progress.step == 2:  # of 3
+            with torch.no_grad():
+                module.running_var[0] = float("nan")
+        return found
+
+    update = run.updater.update
+    run.updater.__dict__["update"] = lambda *given: spoil_statistics(update(*given))
+    assert fit(run)
+    said = [n for n in run.notes if "not finite" in n]
+    assert len(said) == 1
+    assert "at step 3 validation samples got logits that are not finite (NaN or infinity)" in said[0]
+    assert "the network: 12 of 12 samples; features.1.1.running_var is not finite itself" in said[0]
+    assert "the moving average: 12 of 12" not in said[0]
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]  # strict
+    (row,) = [r for r in rows if "val/samples" in r]
+    assert (row["val/loss"], row["val/top1"], row["val/nonfinite"]) == (None, None, 12)
+    assert run.progress.best["weights"] == "ema"
+    json.loads(json_text(result_of(run, finished=True)), parse_constant=pytest.fail)
 
 
 def test_a_head_that_always_says_the_same_is_told(compose):

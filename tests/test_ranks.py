@@ -53,7 +53,7 @@ def report(trained, world, name):
 
 def losses(trained, world, name):
     rows = map(json.loads, (trained / str(world) / name / "metrics.jsonl").read_text().splitlines())
-    return [row["train/loss"] for row in rows if "train/lr_head" in row]
+    return [row["train/loss"] for row in rows if "train/lr_head" in row and "train/loss" in row]
 
 
 def weights(trained, world, name):
@@ -102,6 +102,27 @@ def test_evaluating_saving_and_logging_at_other_intervals_changes_no_bit(trained
 def test_a_step_that_one_rank_spoils_is_skipped_by_all(trained, world):
     assert report(trained, world, "skipping")["result"]["unfinite"] == 1
     assert all(t.isfinite().all() for t in weights(trained, world, "skipping").values())
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_batches_that_weigh_nothing_move_nothing_and_divide_nothing(trained, world):
+    rows = [
+        json.loads(line) for line in (trained / str(world) / "weightless" / "metrics.jsonl").read_text().splitlines()
+    ]
+    steps = [row for row in rows if "train/lr_head" in row]
+    weightless = [row["step"] for row in steps if "train/loss" not in row]
+    assert len(steps) == 18
+    assert 0 < len(weightless) < 18
+    assert all(0 <= row["train/top1"] <= 1 for row in steps)
+    assert losses(trained, world, "weightless") == pytest.approx(losses(trained, 1, "weightless"), rel=2e-5)
+    assert all(t.isfinite().all() for t in weights(trained, world, "weightless").values())
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_logits_that_are_not_finite_on_one_rank_are_counted_on_all(trained, world):
+    last = report(trained, world, "weightless")["result"]["last"]
+    assert (last["val/nonfinite"], last["val/samples"]) == (1, 37)
+    assert math.isnan(last["val/loss"])
 
 
 @pytest.mark.parametrize("world", WORLDS)

@@ -11,9 +11,11 @@ from torch import nn
 
 from tlx import models
 from tlx.config import parse
+from tlx.errors import UserError
 from tlx.objectives import cross_entropy
 from tlx.optim import parameter_groups
 from tlx.plan import Plan
+from tlx.progress import Mean
 from tlx.recompute import recompute_blocks
 from tlx.step import Normalise, Updater, dress, set_rates
 from tlx.world import World
@@ -104,6 +106,60 @@ def test_class_weights_smoothing_mixing_and_auxiliary_logits_add_up():
     assert torch.allclose(objective.loss(logits, labels, mix), soft)
     assert torch.allclose(objective.loss((logits, logits), labels, None), 1.4 * objective.loss(logits, labels, None))
     assert cross_entropy([6, 3, 1], class_weights="balanced").class_weights == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])  # which gives every sample a share of the other classes' loss
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_batch_whose_classes_weigh_nothing_has_a_gradient_of_zero(mixed, smoothing):
+    from dataclasses import replace
+
+    from tlx.data.mix import plain
+
+    updater, net = trainee(torch.optim.SGD)
+    updater.__dict__["objective"] = cross_entropy([1, 1, 1], class_weights=[0.0, 1.0, 0.0], label_smoothing=smoothing)
+    weightless = replace(batch((0, 2, 2, 0)), total=0.0)
+    if mixed:
+        weightless = replace(weightless, mix=plain(weightless.labels.numpy()))
+    before = [p.detach().clone() for p in net.parameters]
+    tally, _, total = updater.update(net, 0, [weightless])
+    assert (tally[0], tally[2], tally[3], total) == (0.0, 4, 0, 0.0)  # no loss, four samples seen, all finite
+    assert all(not p.grad.any() for p in net.parameters)
+    assert all(torch.equal(p, b) for p, b in zip(net.parameters, before, strict=True))
+
+
+def test_a_stretch_that_weighs_nothing_has_no_mean_loss():
+    reading = {"loss": 0.0, "total": 0.0, "correct": 1.0, "seen": 4.0}
+    mean = Mean()
+    mean.add(reading)
+    assert mean.take() == {"train/top1": 0.25}
+    mean.add(reading)
+    mean.add({"loss": 6.0, "total": 4.0, "correct": 3.0, "seen": 4.0})
+    assert mean.take() == {"train/loss": 1.5, "train/top1": 0.5}
+    assert mean.take() == {}
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, float("nan")], [1.0, float("inf")]])
+def test_class_weights_out_of_range_are_refused(weights):
+    with pytest.raises(UserError, match="finite numbers of 0 or more, and not all 0"):
+        cross_entropy([3, 3], class_weights=weights)
+
+
+def test_an_epoch_that_weighs_nothing_is_refused_by_its_classes(tmp_path, monkeypatch):
+    from tlx.data.manifest import Manifest
+    from tlx.data.stream import ShardStream
+
+    shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 2}, size=16)
+    manifest = Manifest.open(str(shards / "train"))
+    counts = manifest.counts()
+
+    def stream(weights):
+        return ShardStream(manifest, batch=2, seed=0, transform=lambda x: x, class_weights=weights)
+
+    stream([0.0, 0.0, 1.0])
+    counts[2] = 0  # a class without samples
+    monkeypatch.setattr(Manifest, "counts", lambda _: counts)
+    with pytest.raises(UserError, match="every class that an epoch shows weighs 0: class0, class1"):
+        stream([0.0, 0.0, 1.0])
 
 
 def test_recomputed_blocks_keep_names_gradients_and_statistics():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import os
 import shutil
 import signal
@@ -93,6 +95,24 @@ def service() -> list[psutil.Process]:
 
 
 # --- one run
+
+
+def test_the_summary_holds_the_best_of_each_metric_over_all_starts(server: FakeServer, folder: Path) -> None:
+    """W&B's own minimum begins anew with each start of a run, and is NaN from the first NaN on."""
+    metrics, nan = MetricsFile(folder / "metrics.jsonl"), math.nan
+    for start, values in ((1, [(1.0, 0.2), (0.5, 0.8), (nan, nan), (0.7, 0.6)]), (5, [(0.6, 0.7), (0.55, 0.75)])):
+        about = RunInfo(folder, "a name", ID, {"seed": 3}, start > 1)
+        logger = guarded("wandb", functools.partial(wandb, about, project="p"))
+        for step, (loss, top1) in enumerate(values, start):
+            row = {"step": step, "val/loss": loss, "val/top1": top1, "ema/val/top5": top1, "val/samples": 5}
+            metrics.append(row)
+            logger.log(row)
+        logger.finish({"finished": start > 1, "step": step, "best": {"value": 0.8}})
+    summary = server.runs[ID].summary
+    assert {k: v for k, v in summary.items() if k.startswith("best/")} == {
+        "best/val/loss": 0.5, "best/val/top1": 0.8, "best/ema/val/top5": 0.8,
+    }  # fmt: skip
+    assert summary["val/top1"] == 0.75  # the last one, as ever
 
 
 def test_a_run_sends_each_step_once_with_its_evaluation(server: FakeServer, folder: Path, capfd) -> None:

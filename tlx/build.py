@@ -14,6 +14,7 @@ from tlx.config import Config, dump
 from tlx.data.order import ORDER_VERSION
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
+from tlx.metrics import metric_names
 from tlx.parts import (
     Parts,
     backbone_of,
@@ -307,8 +308,6 @@ def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) 
     Raises:
         ConfigError: unknown metrics, or no validation data where they decide something.
     """
-    from tlx.meters import metric_names
-
     names = metric_names(classes, top_k=config.evaluate.top_k)
     wanted = {"evaluate.metric": config.evaluate.metric}
     waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}

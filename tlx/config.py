@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     PositiveInt,
     ValidationError,
+    ValidationInfo,
     field_serializer,
     model_serializer,
     model_validator,
@@ -32,6 +33,7 @@ from tlx.durations import Duration, Length, Mark, TimeSpan
 from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
 from tlx.layers import Granularity, Kind
+from tlx.metrics import ACCURACY, LOSS, Metric
 from tlx.norms import POLICIES, NormPolicy
 from tlx.parsing import LONGEST, from_yaml
 
@@ -81,12 +83,25 @@ def _policy(value: str | NormPolicy) -> str | NormPolicy:
     return value
 
 
+def _agreeing(mode: str | None, info: ValidationInfo) -> None:
+    """A metric knows its direction. Older files state it once more, as `mode`: what agrees is read and forgotten."""
+    name = info.data.get("metric")
+    metric = Metric.of(name) if name is not None else None
+    if mode is None or metric is None or not metric.known or mode == metric.mode:
+        return
+    direction = "higher" if metric.higher_is_better else "lower"
+    raise ValueError(f"{metric.name} is better when it is {direction}, which need not be said; remove mode")
+
+
+Direction = Annotated[Literal["min", "max"] | None, AfterValidator(_agreeing)]
+
+
 class Plateau(Model):
     """The phase ends when a validation metric has stopped improving; its curve runs over `max`."""
 
     max: Length
-    metric: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
+    metric: str = LOSS
+    mode: Direction = Field(default=None, exclude=True)
     patience: PositiveInt = 3
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
@@ -271,9 +286,23 @@ class BackboneConfig(Model):
 
 
 class EMA(Model):
-    """Exponential moving average of the weights, updated after every step."""
+    """Exponential moving average of the weights and norm statistics, updated after every step.
+
+    `ramp`: the decay rises to `decay`, so that the average is of recent weights early on too; without it, the decay is
+    `decay` from the second update on.
+    """
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    ramp: bool = True
+
+    def at(self, updates: int) -> float:
+        """The decay of an update: with the ramp min(decay, (1 + n) / (10 + n)), as TensorFlow's
+        ExponentialMovingAverage has it (tf.train.ExponentialMovingAverage, num_updates).
+
+        Args:
+            updates: n, those before it. The first (n = 0) copies the weights, whatever the decay.
+        """
+        return min(self.decay, (1 + updates) / (10 + updates)) if self.ramp else self.decay
 
 
 class NonFinite(Model):
@@ -324,11 +353,12 @@ Interval = Annotated[Length, AfterValidator(_positive)]
 
 
 class Evaluate(Model):
-    """When to evaluate and what is best. `patience`: evaluations without progress that end the phase."""
+    """When to evaluate and what is best: by `metric`, ties by the lower val/loss. `patience`: evaluations without
+    progress of the metric that end the phase."""
 
     every: Interval = Duration(1, "ep")
-    metric: str = "val/top1"
-    mode: Literal["min", "max"] = "max"
+    metric: str = ACCURACY
+    mode: Direction = Field(default=None, exclude=True)
     top_k: PositiveInt = 5
     patience: PositiveInt | None = None
     batch: PositiveInt | None = None
@@ -507,7 +537,8 @@ def _keys_at(location: Sequence[str | int]) -> list[str]:
         return []
     if "Plateau" in [str(step) for step in location]:
         model = Plateau
-    return list(model.model_fields) if hasattr(model, "model_fields") else []
+    fields = model.model_fields if hasattr(model, "model_fields") else {}
+    return [name for name, field in fields.items() if not field.exclude]
 
 
 def _model_in(annotation: Any) -> Any:

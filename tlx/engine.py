@@ -68,6 +68,11 @@ def begin(run: Run, phase: Phase) -> None:
         run.optimizer.state.clear()
     if settings.start_from == "best" and run.progress.best is not None:
         start_from_best(run, run.progress.best)
+    elif settings.start_from == "best" and run.progress.step:
+        run.journal.note(
+            f"WARNING: phase {phase.name} begins from the last weights: no evaluation so far gave a finite "
+            f"{run.config.evaluate.metric}, so that there are no best ones"
+        )
     run.progress.phases[phase.name] = {"start": phase.start, "stop": phase.stop}
     run.journal.note(f"phase {phase.name}: steps {phase.start} to {phase.stop}")
 
@@ -84,7 +89,7 @@ def start_from_best(run: Run, best: Mapping[str, Any]) -> None:
         )
         return
     snapshot = read(path)
-    load_weights(run, snapshot.model if best["weights"] == "raw" else snapshot.ema or {}, None)
+    load_weights(run, snapshot.model if best["weights"] == "raw" else snapshot.ema or {})
 
 
 def share(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> bool:
@@ -118,6 +123,8 @@ def absorb(run: Run, readings: list[dict[str, float]]) -> bool:
 
 def watch_loss(run: Run, reading: Mapping[str, float]) -> None:
     """A loss that leaps up is told; what it means is for a person to say."""
+    if not reading["total"]:  # every sample of the batch weighed 0: there is no mean
+        return
     step = int(reading["step"])
     phase, loss = run.plan.phase(step - 1).name, reading["loss"] / reading["total"]
     usual = run.progress.trend.mean

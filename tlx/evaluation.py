@@ -12,9 +12,10 @@ from tlx.data.location import shown
 from tlx.data.transfer import on_device
 from tlx.errors import UserError
 from tlx.meters import EvaluationMeter
+from tlx.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_of
+from tlx.nonfinite import broken_tensor
 from tlx.phasing import train_mode
 from tlx.plan import Phase
-from tlx.progress import better
 from tlx.quota import count_bad
 from tlx.run import Run
 from tlx.step import Trainee
@@ -39,12 +40,34 @@ def evaluate_when_due(run: Run, phase: Phase, trainee: Trainee) -> bool:
 
 def evaluate_both(run: Run) -> dict[str, Any]:
     """Metrics of the raw weights and, where there is one, of the moving average."""
-    metrics: dict[str, Any] = {}
-    for prefix, net in (("", run.net), ("ema/", run.ema.module if run.ema else None)):
-        if net is not None:
-            found = evaluate(run, net)
-            metrics |= {f"{prefix}val/{name}": value for name, value in found.items()}
-    return metrics
+    nets: dict[Weights, nn.Module] = {"raw": run.net}
+    if run.ema is not None:
+        nets["ema"] = run.ema.module
+    results = {weights: evaluate(run, net) for weights, net in nets.items()}
+    lines = [nonfinite_logits(nets[weights], result, weights) for weights, result in results.items()]
+    if any(lines):
+        precision = run.config.loop.precision
+        run.journal.note(
+            f"WARNING: at step {run.progress.step} validation samples got logits that are not finite (NaN or "
+            "infinity). They count as wrong, the loss is not a number, and such an evaluation is never the best by it"
+            + "".join(f"\n  {line}" for line in lines if line)
+            + "\n  Likely causes: a learning rate that is too high (lower lr, a warm-up, loop.clip), BatchNorm "
+            "statistics that have run away (norm: statistics_fixed)"
+            + (f", numbers too large for loop.precision={precision} (bf16 or fp32)" if precision == "fp16" else "")
+        )
+    prefixes = {"raw": "", "ema": AVERAGED}
+    return {f"{prefixes[w]}val/{name}": value for w, result in results.items() for name, value in result.items()}
+
+
+def nonfinite_logits(net: nn.Module, result: Mapping[str, Any], weights: Weights) -> str | None:
+    """How many samples got them, and a tensor of the network that is not finite itself; None where all are finite."""
+    count = result.get("nonfinite", 0)
+    if not count:
+        return None
+    which = "the moving average" if weights == "ema" else "the network"
+    spoilt = broken_tensor(net)
+    why = f"{spoilt} is not finite itself" if spoilt else "all its weights and statistics are finite"
+    return f"{which}: {count} of {result['samples']} samples; {why}"
 
 
 @torch.no_grad()
@@ -113,33 +136,31 @@ def constant(spans: Sequence[list[list[float]]]) -> bool:
 
 def judge(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
     """Keeps the best, per run and per phase; whether patience with this phase is at its end."""
-    wanted, progress = run.config.evaluate, run.progress
-    for weights, prefix in (("raw", ""), ("ema", "ema/")):
-        value = row.get(prefix + wanted.metric)
-        if value is None:
+    metric, progress = Metric.of(run.config.evaluate.metric), run.progress
+    of_phase = progress.phases[phase.name]
+    for weights in WEIGHTS:
+        score = metric.score(row, weights)
+        if score is None:
             continue
-        best = {"metric": wanted.metric, "value": value, "step": progress.step, "phase": phase.name, "weights": weights}
-        if progress.best is None or better(value, progress.best["value"], wanted.mode):
-            progress.best = best
-        of_phase = progress.phases[phase.name]
-        if "best" not in of_phase or better(value, of_phase["best"][wanted.metric], wanted.mode):
-            own = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix + "val/")}
-            of_phase["best"] = {"step": progress.step, "weights": weights, **own}
-    lead(run, row)
+        entry = {"metric": metric.name, **score._asdict(), "step": progress.step}
+        if metric.better(score, Score.kept(progress.best) if progress.best else None):
+            progress.best = {**entry, "phase": phase.name, "weights": weights}
+        if metric.better(score, metric.score(of_phase["best"]) if "best" in of_phase else None):
+            of_phase["best"] = {"step": progress.step, "weights": weights, **metrics_of(row, weights)}
+    lead(run, metric.best_of(row))
     values = {k: v for k, v in row.items() if "val/" in k}
     progress.last = {"step": progress.step, **values}
-    progress.phases[phase.name]["last"] = progress.last
+    of_phase["last"] = progress.last
     return progress.step < phase.stop and end_of_patience(run, phase, row)
 
 
-def lead(run: Run, row: Mapping[str, Any]) -> None:
+def lead(run: Run, score: Score | None) -> None:
     """Whether this evaluation is among the best ones, whose checkpoints stay."""
-    wanted, leaders = run.config.evaluate, run.progress.leaders
-    if wanted.metric not in row:
+    metric, leaders = Metric.of(run.config.evaluate.metric), run.progress.leaders
+    if score is None or not metric.better(score, None):
         return
-    value = best_of(row, wanted.metric, wanted.mode)
-    place = next((i for i, other in enumerate(leaders) if better(value, other["value"], wanted.mode)), len(leaders))
-    leaders.insert(place, {"step": run.progress.step, "value": value})
+    place = next((i for i, other in enumerate(leaders) if metric.better(score, Score.kept(other))), len(leaders))
+    leaders.insert(place, {"step": run.progress.step, **score._asdict()})
     del leaders[run.config.checkpoint.keep.best :]
 
 
@@ -147,13 +168,12 @@ def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
     """Ends the phase on its plateau, or by early stopping; the plan is made again from where it ended."""
     progress, wanted, plateau = run.progress, run.config.evaluate, phase.plateau
     reasons = []
-    if wanted.patience is not None:
-        value = best_of(row, wanted.metric, wanted.mode)
-        stale = progress.patience.watch(phase.name, value, mode=wanted.mode)
+    if wanted.patience is not None and (score := Metric.of(wanted.metric).best_of(row)) is not None:
+        stale = progress.patience.watch(phase.name, score.value, metric=Metric.of(wanted.metric))
         reasons += [f"{wanted.metric} has not improved for {stale} evaluations"] if stale >= wanted.patience else []
-    if plateau is not None:
-        value = best_of(row, plateau.metric, plateau.mode)
-        stale = progress.plateau.watch(phase.name, value, mode=plateau.mode, min_delta=plateau.min_delta)
+    if plateau is not None and (score := Metric.of(plateau.metric).best_of(row)) is not None:
+        metric = Metric.of(plateau.metric)
+        stale = progress.plateau.watch(phase.name, score.value, metric=metric, min_delta=plateau.min_delta)
         reasons += [f"{plateau.metric} is on a plateau"] if stale >= plateau.patience else []
     if not reasons:
         return False
@@ -162,9 +182,3 @@ def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
     run.plan = run.remake_plan(progress.ends)
     run.journal.note(f"phase {phase.name} ends at step {progress.step}: {' and '.join(reasons)}")
     return True
-
-
-def best_of(row: Mapping[str, Any], metric: str, mode: str) -> float:
-    """The better of the raw weights' metric and the moving average's."""
-    raw, *averaged = [float(row[name]) for name in (metric, f"ema/{metric}") if name in row]
-    return averaged[0] if averaged and better(averaged[0], raw, mode) else raw

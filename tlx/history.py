@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tlx.errors import UserError, did_you_mean
+from tlx.metrics import ACCURACY as ACCURACY
+from tlx.metrics import WEIGHTS, Metric
 from tlx.parsing import from_json, from_yaml
 from tlx.tracking.metrics import read_rows
 
-ACCURACY = "val/top1"
 SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 """A folder with one of these is a run's."""
 
@@ -45,10 +46,9 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What decides which evaluation is the best: a metric, max | min, and the weights that the run's best has."""
+    """What decides which evaluation is the best: a metric, and the weights that the run's best has."""
 
-    metric: str
-    mode: str
+    metric: Metric
     weights: str = "raw"
 
 
@@ -139,7 +139,7 @@ def read_history(path: Path) -> History:
     best = _with_classes(best, details)
     step = max([int(r["step"]) for r in rows] + [whole(details.get("step")) or 0])
     status = "done" if result else str(_json(path / "status.json").get("status", "unknown"))
-    wanted = Wanted(wanted.metric, wanted.mode, best.weights if best else "raw")
+    wanted = Wanted(wanted.metric, best.weights if best else "raw")
     return History(
         path=path,
         name=path.resolve().name,
@@ -148,7 +148,7 @@ def read_history(path: Path) -> History:
         step=step,
         steps=whole(plan.get("steps")) if not result else step,
         steps_per_epoch=_epoch_length(plan, rows),
-        metric=str(_dict(result.get("best")).get("metric", wanted.metric)),
+        metric=str(_dict(result.get("best")).get("metric", wanted.metric.name)),
         phases=_phases(rows, plan, result, wanted=wanted),
         best=best,
         details=details,
@@ -226,7 +226,7 @@ def _wanted(config: str) -> Wanted:
         evaluate = _dict(_dict(from_yaml(config)).get("evaluate"))
     except ValueError:
         evaluate = {}
-    return Wanted(str(evaluate.get("metric", ACCURACY)), str(evaluate.get("mode", "max")))
+    return Wanted(Metric.of(str(evaluate.get("metric", ACCURACY))))
 
 
 def _of_checkpoint(path: Path) -> dict[str, Any]:
@@ -279,13 +279,14 @@ def _extracts(phase: Mapping[str, Any], plan: Mapping[str, Any], *, first: bool)
 
 
 def _best(rows: Iterable[Row], wanted: Wanted) -> Evaluation | None:
-    """The best evaluation; the earliest of equals, as in training."""
+    """The best evaluation, by the rule of training."""
     found: Evaluation | None = None
     for row in rows:
-        for weights in ("raw", "ema"):
+        for weights in WEIGHTS:
             now = _evaluation(row, weights)
-            value, than = now.value(wanted.metric), found.value(wanted.metric) if found else None
-            if value is not None and (than is None or (value > than if wanted.mode == "max" else value < than)):
+            score = wanted.metric.score(now.metrics)
+            than = wanted.metric.score(found.metrics) if found else None
+            if score is not None and wanted.metric.better(score, than):
                 found = now
     return found
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torchmetrics.classification import MulticlassAccuracy
 
+from tlx.metrics import top_ks
 from tlx.world import World
 
 
 class EvaluationMeter:
     """Loss, top-1, top-k and per-class accuracy of one evaluation.
 
-    A rank without samples contributes zeros. `top_k` counts only where it is smaller than the number of classes.
+    A rank without samples contributes zeros. `top_k` counts only where it is smaller than the number of classes. A
+    sample whose logits have no softmax (NaN, infinity) is counted as wrong and in `nonfinite`: the greatest of NaNs
+    would be class 0.
     """
 
     def __init__(self, classes: int, *, top_k: int, world: World) -> None:
         self.world = world
-        # [summed loss, samples]; float64 so that the order of summation does not show
-        self.sums = torch.zeros(2, dtype=torch.float64, device=world.device)
-        self.top = {k: self._accuracy(classes, average="micro", top_k=k) for k in _ks(classes, top_k)}
+        # [summed loss, samples, samples without a softmax]; float64 so that the order of summation does not show
+        self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+        self.top = {k: self._accuracy(classes, average="micro", top_k=k) for k in top_ks(classes, top_k)}
         self.by_class = self._accuracy(classes, average="none", top_k=1)
 
     def update(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
@@ -31,24 +35,34 @@ class EvaluationMeter:
             labels: int64 [N].
             loss: scalar, summed over the batch.
         """
-        self.sums += torch.stack([loss.double(), loss.new_tensor(len(labels)).double()])
+        logits = logits.float()
+        finite = logits.logsumexp(1).isfinite()
+        counts = [loss.new_tensor(len(labels)).double(), finite.logical_not().sum().double()]
+        self.sums += torch.stack([loss.double(), *counts])
+        wrong = -torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)  # every other class is before it
+        judged = torch.where(finite[:, None], logits, wrong)
         for accuracy in (*self.top.values(), self.by_class):
-            accuracy.update(logits.float(), labels)
+            accuracy.update(judged, labels)
 
     def result(self) -> dict[str, Any]:
-        """Over all ranks: `loss`, `top1`, `top<k>`, `samples`, and `per_class` (None for a class without samples)."""
-        loss, samples = self.world.sum(self.sums).tolist()
+        """Over all ranks: `loss`, `top1`, `top<k>`, `samples`, and `per_class` (None for a class without samples).
+
+        `nonfinite` is there where it is not 0. Where no sample has a softmax, the accuracies are NaN and None.
+        """
+        loss, samples, nonfinite = self.world.sum(self.sums).tolist()
         states = [s for m in (*self.top.values(), self.by_class) for s in (m.tp, m.fp, m.tn, m.fn)]
         for state in states:
             self.world.sum(state)
         if not samples:
             return {"samples": 0}
-        present = (self.by_class.tp + self.by_class.fn) > 0
+        answered = nonfinite < samples
+        present = (self.by_class.tp + self.by_class.fn) > 0 if answered else torch.zeros_like(self.by_class.tp)
         shares = zip(self._value(self.by_class).tolist(), present.tolist(), strict=True)
         return {
             "loss": loss / samples,
-            **{f"top{k}": float(self._value(accuracy)) for k, accuracy in self.top.items()},
+            **{f"top{k}": float(self._value(a)) if answered else math.nan for k, a in self.top.items()},
             "samples": int(samples),
+            **({"nonfinite": int(nonfinite)} if nonfinite else {}),
             "per_class": [share if there else None for share, there in shares],
         }
 
@@ -62,12 +76,3 @@ class EvaluationMeter:
         metric._update_count = max(metric._update_count, 1)  # a rank without samples has others' counts
         value: torch.Tensor = metric.compute()
         return value
-
-
-def metric_names(classes: int, *, top_k: int) -> list[str]:
-    """What an evaluation will give to choose the best by."""
-    return ["val/loss", *(f"val/top{k}" for k in _ks(classes, top_k))]
-
-
-def _ks(classes: int, top_k: int) -> list[int]:
-    return [1] + ([top_k] if 1 < top_k < classes else [])

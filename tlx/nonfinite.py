@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -80,9 +80,9 @@ def first_nonfinite(run: Run, batch: Batch) -> str | None:
     """What is first not finite in the forward and backward pass of a micro-batch, in words."""
     moving = moving_norms(run.net, run.plan.phase(batch.step), run.plan)
     spoilt = {id(b) for b in statistics(moving)}  # by the step itself, which does not read them
-    for name, tensor in [*run.net.named_parameters(), *run.net.named_buffers()]:
-        if _broken(tensor) and id(tensor) not in spoilt:
-            return f"{name} itself, before the step"
+    name = broken_tensor(run.net, without=spoilt)
+    if name is not None:
+        return f"{name} itself, before the step"
     images = run.normalise(batch.images)
     seen: list[str] = []
     with _watched(run.net, seen):
@@ -93,7 +93,7 @@ def first_nonfinite(run: Run, batch: Batch) -> str | None:
             return seen[0]
         if _broken(loss):
             return f"the loss, {loss.item()}, of logits that are finite (the objective)"
-        (loss / batch.total).backward()
+        (loss / batch.total if batch.counts else 0 * loss).backward()
     return seen[0] if seen else None
 
 
@@ -130,6 +130,12 @@ def _watched(net: nn.Module, seen: list[str]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def broken_tensor(net: nn.Module, *, without: Collection[int] = ()) -> str | None:
+    """The first parameter or buffer that is not finite, by name; `without`: ids of tensors to pass over."""
+    named = [*net.named_parameters(), *net.named_buffers()]
+    return next((name for name, tensor in named if id(tensor) not in without and _broken(tensor)), None)
 
 
 def _broken(tensor: torch.Tensor) -> bool:

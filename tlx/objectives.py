@@ -7,6 +7,7 @@ right however the batch is dealt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, Protocol
@@ -97,18 +98,20 @@ def cross_entropy(
 
     Args:
         label_smoothing: share of the target spread over all classes (Szegedy et al. 2016).
-        class_weights: one per class; or "balanced": samples / (classes * samples of the class), as scikit-learn does,
-            of an epoch as it is trained on (`data.sampling: balanced` leaves nothing to weigh).
+        class_weights: one per class, 0 to leave a class out of the loss (a step that shows only such classes has a
+            gradient of zero); or "balanced": samples / (classes * samples of the class), as scikit-learn does, of an
+            epoch as it is trained on (`data.sampling: balanced` leaves nothing to weigh).
         aux_weight: of auxiliary logits (0.4 for Inception, Szegedy et al. 2016).
 
     Raises:
         UserError: as many weights as classes are needed; "balanced" needs a sample of each class.
     """
     weights = list(class_weights) if isinstance(class_weights, list) else None
-    if weights is not None and (len(weights) != len(counts) or min(weights) < 0 or max(weights) == 0):
+    if weights is not None and len(weights) != len(counts):
+        raise UserError(f"{len(weights)} class weights for {len(counts)} classes", where="objective.class_weights")
+    if weights is not None and not (all(0 <= w < math.inf for w in weights) and any(weights)):
         raise UserError(
-            f"{len(weights)} class weights for {len(counts)} classes; none may be negative, nor all be zero",
-            where="objective.class_weights",
+            "class weights must be finite numbers of 0 or more, and not all 0", where="objective.class_weights"
         )
     if class_weights == "balanced":
         if min(counts) == 0:

@@ -19,6 +19,7 @@ from tlx.plan import Plan
 if TYPE_CHECKING:
     import torch
 
+    from tlx.averaging import MovingAverage
     from tlx.inputs import InputSpec
     from tlx.models import Backbone
     from tlx.objectives import Objective
@@ -36,7 +37,7 @@ class Parts:
     classes: int
     spec: InputSpec
     net: torch.nn.Module
-    ema: Any
+    ema: MovingAverage | None
     objective: Objective
     optimizer: Any
     normalise: Normalise
@@ -141,13 +142,11 @@ def _too_large(name: str, device: torch.device) -> UserError:
     return UserError(what, where=name, todo="is the device free? Or a smaller backbone")
 
 
-def average_of(net: torch.nn.Module, config: Config) -> Any:
+def average_of(net: torch.nn.Module, config: Config) -> MovingAverage | None:
     """The moving average of the weights, or None."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+    from tlx.averaging import MovingAverage
 
-    if config.loop.ema is None:
-        return None
-    return AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema.decay))  # type: ignore[no-untyped-call]
+    return MovingAverage(net, config.loop.ema) if config.loop.ema is not None else None
 
 
 def objective_of(config: Config, counts: Sequence[int]) -> Objective:

@@ -6,6 +6,7 @@ what only data or a backbone tells is handed to :meth:`tlx.plan.Plan.make` as `n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -148,6 +149,39 @@ def curves_gone_out(config: Config, plan: Plan, world: int) -> list[str]:
     ]
 
 
+def average(config: Config, plan: Plan, world: int) -> list[str]:
+    """Where the moving average's decay and the number of steps do not fit."""
+    ema = config.loop.ema
+    if ema is None:
+        return []
+    begins = [p.start for p in plan.phases if p.settings.start_from == "best"]  # there the average begins anew
+    steps, span = plan.steps - max(begins, default=0), round(1 / (1 - ema.decay))
+    last = ema.at(max(steps - 1, 1))
+    if ema.ramp and last < ema.decay:
+        reach = max(round(1 / (1 - last)), 1)
+        needed = math.ceil((10 * ema.decay - 1) / (1 - ema.decay) - 1e-6) + 1
+        return [
+            f"loop.ema: its decay rises step by step and ends at {last:.3g}, not at {ema.decay:g}, which takes "
+            f"{needed:,} steps (there are {steps:,}): the averaged weights are a mean over about the last "
+            f"{reach:,} step{'s' * (reach > 1)}, not {span:,}. Set decay={_below(last):g}, or train longer"
+        ]
+    if not ema.ramp and span > steps:
+        fit = f"decay={_below(1 - 10 / steps):g} (a mean over the last tenth) or " if steps > 20 else ""
+        return [
+            f"loop.ema: a decay of {ema.decay:g} without ramp is a mean over about {span:,} steps, and there are "
+            f"{steps:,}: at the end the averaged weights are still {ema.decay ** (steps - 1):.0%} those of the first "
+            f"step. Set {fit}ramp=true"
+        ]
+    return []
+
+
+def _below(decay: float) -> float:
+    """The decay rounded towards 0 to two digits of what is left to 1, so that it is reached."""
+    left = 1 - decay
+    digits = 1 - math.floor(math.log10(left))
+    return round(1 - math.ceil(left * 10.0**digits - 1e-6) / 10.0**digits, digits)
+
+
 CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     moving_statistics,
     idle_parameters,
@@ -158,6 +192,7 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     rates_out_of_bounds,
     layers_left_behind,
     curves_gone_out,
+    average,
 )
 
 

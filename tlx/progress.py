@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tlx.metrics import Metric
 from tlx.world import World
 
 FIELDS = ("loss", "correct", "seen", "bad", "stop", "unfinite")
@@ -34,25 +35,26 @@ class Mean:
             setattr(self, name, getattr(self, name) + reading[name])
 
     def take(self) -> dict[str, float]:
-        """The means so far; starts again."""
-        means = {"train/loss": self.loss / self.total, "train/top1": self.correct / self.seen} if self.seen else {}
+        """The means so far, without a loss where no sample weighed anything; starts again."""
+        means = {"train/loss": self.loss / self.total} if self.total else {}
+        means |= {"train/top1": self.correct / self.seen} if self.seen else {}
         self.loss = self.total = self.correct = self.seen = 0.0
         return means
 
 
 @dataclass
 class Patience:
-    """Evaluations without progress, of one metric in one phase."""
+    """Evaluations without progress, of one metric in one phase. Progress is of the metric itself: a tie is none."""
 
     phase: str = ""
     best: float | None = None
     stale: int = 0
 
-    def watch(self, phase: str, value: float, *, mode: str, min_delta: float = 0.0) -> int:
+    def watch(self, phase: str, value: float, *, metric: Metric, min_delta: float = 0.0) -> int:
         """Counts an evaluation; how many in a row have brought nothing."""
         if phase != self.phase:
             self.phase, self.best, self.stale = phase, None, 0
-        if self.best is None or better(value, self.best, mode, min_delta):
+        if self.best is None or metric.improves(value, self.best, by=min_delta):
             self.best, self.stale = value, 0
         else:
             self.stale += 1
@@ -95,9 +97,9 @@ class Progress:
     Attributes:
         step: updates done, or suppressed as not finite.
         ends: phases that ended before their time, by name: the step.
-        best: {metric, value, step, phase, weights: raw | ema}.
+        best: {metric, value, loss, step, phase, weights: raw | ema}; `loss` is val/loss, for ties.
         phases: by name: {start, stop, best, last}, metrics of evaluations.
-        leaders: the best evaluations whose checkpoints stay, best first: {step, value}.
+        leaders: the best evaluations whose checkpoints stay, best first: {step, value, loss}.
         trend: of the training loss, against which a step's is a spike.
         bad: unreadable samples of any rank, by place: the reason.
         unfinite: steps that updated nothing, but for fp16's overflows, which its scaler mends.
@@ -147,13 +149,6 @@ class Progress:
         self.overflows_in_a_row = 0
         self.logged.add(reading)
         self.evaluated.add(reading)
-
-
-def better(value: float, than: float, mode: str, min_delta: float = 0.0) -> bool:
-    """Whether `value` improves on `than` by more than `min_delta`; NaN never does, and anything does on NaN."""
-    if math.isnan(than):
-        return not math.isnan(value)
-    return value > than + min_delta if mode == "max" else value < than - min_delta
 
 
 class Exchange:

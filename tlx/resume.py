@@ -15,6 +15,7 @@ from tlx.errors import TlxError, UserError
 from tlx.plan import Phase
 from tlx.progress import Progress
 from tlx.run import Run
+from tlx.run_folder import changes
 
 
 def resume(run: Run) -> None:
@@ -39,12 +40,13 @@ def take_up(run: Run, path: Path) -> None:
     snapshot = read(path)
     state = snapshot.state
     with understood(path):
-        check_identity(state["identity"], run.identity, where=str(path))
-        load_weights(run, snapshot.model, snapshot.ema)
+        check_identity(state["identity"], run, where=str(path))
+        load_weights(run, snapshot.model)
         restore_optimizer(run.optimizer, snapshot.optimizer)
         if run.world.scaler is not None and state["scaler"]:
             run.world.scaler.load_state_dict(state["scaler"])
         run.progress = Progress.of(state["progress"])
+        restore_average(run, snapshot)
         run.plan = run.remake_plan(run.progress.ends)
         if not 0 <= run.progress.step <= run.plan.steps:
             raise ValueError(f"step {run.progress.step} of {run.plan.steps}")
@@ -146,6 +148,7 @@ def snapshot(run: Run) -> Snapshot:
             "best": run.progress.best,
             "progress": run.progress.data(),
             "scaler": scaler.state_dict() if scaler is not None else None,
+            "ema_updates": run.ema.updates if run.ema else None,
             "metrics_bytes": run.journal.position(),
             "identity": dict(run.identity),
             "dealt": dealt(run),
@@ -154,21 +157,39 @@ def snapshot(run: Run) -> Snapshot:
     )
 
 
-def load_weights(run: Run, weights: Mapping[str, torch.Tensor], ema: Mapping[str, torch.Tensor] | None) -> None:
-    """Into the network, and into the moving average: its own, or anew from the network."""
+def load_weights(run: Run, weights: Mapping[str, torch.Tensor]) -> None:
+    """Into the network; a moving average begins anew, with these weights as its first."""
     run.net.load_state_dict(weights, strict=True)
     if run.ema is not None:
-        run.ema.module.load_state_dict(ema if ema is not None else weights, strict=True)
-        run.ema.n_averaged.fill_(1)
+        run.ema.module.load_state_dict(weights, strict=True)
+        run.ema.updates = 1
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+def restore_average(run: Run, snapshot: Snapshot) -> None:
+    """The moving average of a checkpoint, after its progress. Those of before do not say how many updates it holds:
+    they were as many as steps that updated something."""
+    if run.ema is None or snapshot.ema is None:
+        return
+    run.ema.module.load_state_dict(snapshot.ema, strict=True)
+    progress = run.progress
+    steps = progress.step - progress.unfinite - progress.overflows
+    if "ema_updates" not in snapshot.state and any(layer.moving for layer in run.plan.layers):
+        run.journal.note(
+            "the moving average's norm statistics were the network's so far; from here on they are averaged"
+        )
+    run.ema.updates = int(snapshot.state.get("ema_updates", steps))
+    if not 0 <= run.ema.updates <= progress.step + 1:
+        raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")
+
+
+def check_identity(saved: Mapping[str, Any], run: Run, *, where: str) -> None:
     """A checkpoint goes on only with the same configuration, classes, shards and preprocessing.
 
     Raises:
         UserError: with the differences.
     """
-    differ = differences(saved, now)
+    others = ({k: v for k, v in identity.items() if k != "config"} for identity in (saved, run.identity))
+    differ = differences(*others) + changes(saved["config"], run.config)
     if differ:
         raise UserError(
             "the checkpoint belongs to another training:\n    " + "\n    ".join(differ),

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
+from tlx.averaging import MovingAverage
 from tlx.checkpoint import Checkpoints
 from tlx.config import Config
 from tlx.data.stream import Batch, ShardStream
@@ -51,7 +51,7 @@ class Run:
     saver: Saver
     journal: Journal
     stop: StopRequest = field(init=False)
-    ema: AveragedModel | None = None
+    ema: MovingAverage | None = None
     progress: Progress = field(default_factory=Progress)
     saved: int = -1
 

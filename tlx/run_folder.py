@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import yaml
 
-from tlx.config import Config, dump
+from tlx.config import Config, dump, parse
 from tlx.differences import differences, flat
-from tlx.errors import UserError
+from tlx.errors import ConfigError, UserError
 from tlx.files import json_text, write_whole
 from tlx.launcher import requeued_job
 from tlx.parsing import from_json, from_yaml
@@ -30,6 +30,10 @@ MAY_CHANGE = (
     *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""
+
+BEFORE_THEY_CAME: Mapping[str, tuple[str, Any]] = {"loop.ema.ramp": ("loop.ema.decay", False)}
+"""Keys whose default is not what tlx did before they came: a key of that time that they belong to, and what it did. A
+configuration that tlx wrote says every key that there was."""
 
 JOBS = "slurm"
 """The folder of scripts and logs of Slurm's jobs; it stays where it is when a run is moved aside."""
@@ -164,7 +168,7 @@ class RunFolder:
                 where=str(file),
                 todo="remove it, if the folder's checkpoints are of this configuration; or --fresh",
             ) from error
-        changed = differences(before, essential(yaml.safe_load(dump(config))))
+        changed = changes(before, config)
         if changed:
             raise UserError(
                 "this run was started with another configuration:\n    " + "\n    ".join(changed),
@@ -178,6 +182,58 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return content if isinstance(content, dict) else None
+
+
+def changes(before: Mapping[str, Any], config: Config) -> list[str]:
+    """What differs in meaning between a configuration that tlx wrote and one of now, a line each.
+
+    Both are read by the schema of now: a key that has gone since, such as `evaluate.mode`, and a default that has come
+    since are no differences.
+
+    Args:
+        before: as :func:`essential` gives it.
+    """
+    now = yaml.safe_load(dump(config))
+    if before == essential(now):
+        return []
+    later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
+    try:
+        then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
+    except ConfigError as error:
+        return [*differences(before, essential(now)), *error.problems]
+    hints = {
+        key: f", a key that came later: {key}={json.dumps(value)} goes on as it began" for key, value in later.items()
+    }
+    return [line + hints.get(line.partition(":")[0], "") for line in differences(then, essential(now))]
+
+
+def _reread(before: Mapping[str, Any], now: Mapping[str, Any]) -> Config:
+    """The configuration that `before` says, flat, with what `now` says of the keys that may change."""
+    paths = dict(_paths(now))
+    raw: dict[str, Any] = {}
+    for key, value in {**_changeable(now), **before}.items():
+        *parents, last = paths.get(key, tuple(key.split(".")))  # names, such as layers', may hold dots themselves
+        node = raw
+        for parent in parents:
+            below = node.setdefault(parent, {})
+            if not isinstance(below, dict):  # a damaged file; the differences will tell
+                raise ConfigError([f"{key}: under a key that is no mapping"])
+            node = below
+        node[last] = value
+    return parse(raw)
+
+
+def _changeable(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(config).items() if key.startswith(MAY_CHANGE)}
+
+
+def _paths(node: Any, key: str = "", steps: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every key of nested mappings as :func:`flat` joins it, and the steps that lead there."""
+    if not isinstance(node, Mapping):
+        yield key, steps
+        return
+    for name, below in node.items():
+        yield from _paths(below, f"{key}.{name}".strip("."), (*steps, str(name)))
 
 
 def essential(config: Any) -> dict[str, Any]:

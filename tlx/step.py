@@ -14,8 +14,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
-from torch.optim.swa_utils import AveragedModel
 
+from tlx.averaging import MovingAverage
 from tlx.data.order import derive
 from tlx.data.stream import BadSample, Batch
 from tlx.inputs import InputSpec
@@ -115,7 +115,7 @@ class Updater:
     world: World
     seed: int
     clip: float | None = None
-    ema: AveragedModel | None = None
+    ema: MovingAverage | None = None
     skips: bool = False
 
     def update(
@@ -146,7 +146,7 @@ class Updater:
             take_back(moved(trainee.norms), before, norm)
         average_statistics(trainee.norms, self.world, samples=own)
         if self.ema is not None and (not returns or bool(torch.isfinite(norm))):
-            self.ema.update_parameters(trainee.net)
+            self.ema.update(trainee.net)
         finite = torch.isfinite(norm).logical_not().double().to(self.world.device)
         return torch.cat([torch.stack(counts).sum(0), finite[None]]), bad, total
 
@@ -158,8 +158,9 @@ class Updater:
                 images = self.normalise(batch.images)
                 output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
                 loss = self.objective.loss(output, batch.labels, batch.mix)
-            # DDP averages gradients over ranks; the mean wanted is over what the global batch weighs
-            weight = 0.0 if batch.idle else self.world.size / batch.total
+            # DDP averages gradients over ranks; the mean wanted is over what the global batch weighs. A batch of
+            # classes that weigh 0 has a gradient of zero, with which the optimizer steps: momentum and decay go on
+            weight = self.world.size / batch.total if batch.counts else 0.0
             # 0 x inf is NaN: a loss that is not finite spoils the gradient, which all ranks share, whatever its own is
             self.world.backward(loss * (weight + 0 * loss.detach()))
         if batch.idle:
@@ -167,7 +168,11 @@ class Updater:
         logits = output[0] if isinstance(output, tuple) else output
         correct = (logits.detach().argmax(1) == batch.labels).sum()
         return torch.stack(
-            [loss.detach().double(), correct.double(), torch.full_like(correct, len(batch.labels)).double()]
+            [
+                batch.counts * loss.detach().double(),
+                correct.double(),
+                torch.full_like(correct, len(batch.labels)).double(),
+            ]
         )
 
     def _step(self, trainee: Trainee) -> torch.Tensor:

@@ -247,7 +247,7 @@ def _bare(
         with autocast():
             images = run.normalise(batch.images)
             output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
-            loss = run.objective.loss(output, batch.labels, batch.mix) / batch.total
+            loss = run.objective.loss(output, batch.labels, batch.mix) / (batch.total or 1.0)
         (loss if scaler is None else scaler.scale(loss)).backward()
     if scaler is None:
         run.optimizer.step()

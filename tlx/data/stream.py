@@ -40,7 +40,8 @@ class Batch:
         images: uint8 [m + g, channels, height, width], channels last in memory; the last g are guests, for mixing only.
         labels: int64 [m].
         ids: int64 [m], the samples that are shown (a replacement's own id).
-        total: what a sum of losses over the global batch is divided by: its number of samples, or of class weights.
+        total: what a sum of losses over the global batch is divided by: its number of samples, or of class weights; 0
+            where every class in it weighs 0.
         idle: this rank has no sample here; the one picture is a stand-in and counts for nothing.
         mix: how the pictures are mixed, where mixing is on.
         bad: unreadable samples among this rank's own, each reported by one rank only.
@@ -56,6 +57,11 @@ class Batch:
     idle: bool = False
     mix: Mix | None = None
     bad: tuple[BadSample, ...] = ()
+
+    @property
+    def counts(self) -> bool:
+        """Whether the loss of this micro-batch counts: not of a stand-in, nor where the global batch weighs nothing."""
+        return not self.idle and self.total > 0
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device. (`tlx.data.transfer.on_device` does it while the device computes.)"""
@@ -227,6 +233,8 @@ class ShardStream:
             )
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise UserError(f"{len(self.class_weights)} class weights for {classes} classes", where=where)
+        if self.class_weights is not None:
+            _refuse_weightless(self.manifest, self.sampling, self.class_weights)
 
     # What a step holds: arithmetic
 
@@ -311,6 +319,18 @@ class ShardStream:
 def epoch_counts(manifest: Manifest, sampling: Sampling) -> Ids:
     """How often each class comes in an epoch, repeated samples counted again, int64 [classes]."""
     return targets(sampling, manifest.counts())
+
+
+def _refuse_weightless(manifest: Manifest, sampling: Sampling, class_weights: Sequence[float]) -> None:
+    """An epoch in which every class weighs 0 has nothing to learn from."""
+    shown = epoch_counts(manifest, sampling)
+    names = [name for name, count in zip(manifest.classes, shown.tolist(), strict=True) if count]
+    if not any(count and weight for count, weight in zip(shown.tolist(), class_weights, strict=True)):
+        raise UserError(
+            f"every class that an epoch shows weighs 0: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
+            where="objective.class_weights",
+            todo="give one of them a weight above 0, or show others (data.train, data.sampling)",
+        )
 
 
 def epoch_length(manifest: Manifest, sampling: Sampling) -> int:

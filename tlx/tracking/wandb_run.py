@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -20,6 +21,7 @@ from typing import Any, Literal
 
 from tlx.data.location import without_credentials
 from tlx.files import write_whole
+from tlx.metrics import Metric
 from tlx.reachable import reachable
 from tlx.tracking.tracker import TrackingError, warn
 
@@ -167,6 +169,7 @@ class WandbRun:
         self.first = int(handle.starting_step or 0)
         self.sent: list[int] = []
         self._held: dict[str, Any] = {}
+        self._best: dict[str, float] = {}
         self._warned = False
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -213,6 +216,8 @@ class WandbRun:
         Raises:
             TrackingError: not all of it was sent.
         """
+        # counted here, from all rows: W&B's own minimum starts anew with each start of a run, and one NaN ends it
+        self.handle.summary.update({f"best/{name}": value for name, value in self._best.items()})
         try:
             if end == "stopped":
                 self.handle.mark_preempting()  # with an exit code other than 0, W&B has it wait for its next start
@@ -233,9 +238,15 @@ class WandbRun:
 
     def _send(self) -> None:
         row, self._held = self._held, {}
+        self._best |= {name: row[name] for name in row if self._leads(name, row[name])}
         if row["step"] >= self.first:
             self.handle.log(row, step=row["step"], commit=True)
             self.sent.append(row["step"])
+
+    def _leads(self, name: str, value: Any) -> bool:
+        metric = Metric.of(name)
+        number = isinstance(value, (int, float))
+        return number and metric.known and metric.improves(value, self._best.get(name, math.nan))
 
 
 def let_go() -> None:

@@ -1,0 +1,128 @@
+"""Run folders and checkpoints of before: what two configurations mean is compared, not how they say it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from composed import composer
+from images import make_shards
+
+from tlx.checkpoint import _hash_of
+from tlx.config import EMA, dump, parse
+from tlx.engine import fit
+from tlx.errors import UserError
+from tlx.resume import resume, settle
+from tlx.run_folder import RunFolder, changes, essential
+
+RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}
+RAW |= {"phases": {"each": {"lr": 0.1, "duration": {"max": "3ep"}}}, "loop": {"ema": {"decay": 0.9, "ramp": False}}}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+
+
+@pytest.fixture
+def compose(shards, tmp_path, monkeypatch):
+    return composer(shards, tmp_path / "run", monkeypatch)
+
+
+def as_before(config):
+    """The configuration as it was written when `mode` was a key, and `ramp` was none."""
+    raw = yaml.safe_load(dump(config))
+    raw["evaluate"]["mode"] = "max" if raw["evaluate"]["metric"] == "val/top1" else "min"
+    for settings in raw["phases"].values():
+        if isinstance(settings.get("duration"), dict):
+            settings["duration"]["mode"] = "min"
+    if raw["loop"]["ema"]:
+        del raw["loop"]["ema"]["ramp"]
+    return raw
+
+
+def test_keys_that_went_and_defaults_that_came_are_no_changes():
+    config = parse(RAW)
+    assert changes(essential(as_before(config)), config) == []
+    table = {"name": "table", "rates": {"features.0": 0.1, "fc": 1.0}}  # names with dots
+    config = parse({**RAW, "phases": {"each": {"lr": 0.1, "duration": "3ep", "layer_decay": table}}})
+    assert changes(essential(as_before(config)), config) == []
+
+
+def test_what_means_something_else_is_a_change():
+    before = essential(as_before(parse(RAW)))
+    ramped = parse({**RAW, "loop": {"ema": {"decay": 0.9}}})
+    assert changes(before, ramped) == [
+        "loop.ema.ramp: False -> True, a key that came later: loop.ema.ramp=false goes on as it began"
+    ]
+    assert changes(before, parse({**RAW, "seed": 7})) == ["seed: 0 -> 7"]
+    other = parse({**RAW, "evaluate": {"metric": "val/loss"}})
+    assert changes(before, other) == ["evaluate.metric: 'val/top1' -> 'val/loss'"]
+    kept_the_worst = before | {"evaluate.metric": "val/loss"}  # with mode: max
+    said = changes(kept_the_worst, other)
+    assert "evaluate.mode: 'max' -> None" in said
+    assert any("val/loss is better when it is lower" in line for line in said)
+    assert "loop.gone: 1 -> None" in changes(before | {"loop.gone": 1}, parse(RAW))
+
+
+def rewritten(run, change):
+    """The run's folder as older code wrote it."""
+    config = as_before(run.config)
+    (run.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    file = (run.checkpoints.folder / "latest").resolve() / "state.json"
+    state = json.loads(file.read_text())
+    state["identity"]["config"] = essential(config)
+    change(state)
+    del state["sha256"]
+    file.write_text(json.dumps({**state, "sha256": _hash_of(state)}))
+
+
+def test_a_run_of_before_goes_on_to_the_same_bits(compose, tmp_path):
+    over = {"loop": {"ema": {"decay": 0.9, "ramp": False}}, "evaluate": {"every": 2}, "checkpoint": {"every": 4}}
+    whole = compose(tmp_path / "whole", **over)
+    assert fit(whole)
+    run = compose(**over)
+    run.stop.asked = lambda **_: run.progress.step >= 8
+    assert not fit(run)
+    settle(run)
+
+    def forget(state):
+        assert state.pop("ema_updates") == 8
+        state["best"].pop("loss")
+        state["progress"]["best"].pop("loss")
+        for leader in state["progress"]["leaders"]:
+            leader.pop("loss")
+
+    rewritten(run, forget)
+    ramped = run.config.model_copy(update={"loop": run.config.loop.model_copy(update={"ema": EMA(decay=0.9)})})
+    with pytest.raises(UserError, match=r"loop\.ema\.ramp: False -> True"):
+        RunFolder(run.folder).refuse_changes(ramped)
+    again = compose(**over)
+    assert fit(again)
+    assert "resumed from" in " ".join(again.notes)
+    assert "norm statistics were the network's" in " ".join(again.notes)
+    for one, other in ((again.net, whole.net), (again.ema.module, whole.ema.module)):
+        for name, tensor in one.state_dict().items():
+            assert (tensor == other.state_dict()[name]).all(), name
+    assert again.ema.updates == whole.ema.updates == 12
+
+
+def test_a_checkpoint_whose_configuration_says_something_else_is_refused(compose):
+    run = compose()
+    assert fit(run)
+    settle(run)
+    (run.folder / "config.yaml").unlink()
+    other = compose(seed=4)
+    with pytest.raises(UserError, match=r"belongs to another training:\n    seed: 0 -> 4"):
+        resume(other)
+
+
+def test_a_folder_whose_metric_went_the_wrong_way_is_refused_in_words(tmp_path):
+    raw = {**RAW, "run": str(tmp_path), "evaluate": {"metric": "val/loss"}}
+    config = parse(raw)
+    before = as_before(config)
+    before["evaluate"]["mode"] = "max"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(before))
+    with pytest.raises(UserError, match=r"remove mode(.|\n)*--fresh"):
+        RunFolder(tmp_path).refuse_changes(config)
