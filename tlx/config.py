@@ -92,7 +92,11 @@ class Plateau(Model):
 
 
 class PhaseSettings(Model):
-    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it."""
+    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it.
+
+    `optimizer_state`: at the phase's first step the optimizer's state (momentum, moments) is kept, dropped (`reset`), or
+    dropped for what was frozen in the phase before and trains now (`reset_thawed`).
+    """
 
     duration: Length | Plateau | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
@@ -101,7 +105,7 @@ class PhaseSettings(Model):
     layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
     norm: Annotated[str | NormPolicy, AfterValidator(_policy)] = "frozen_is_frozen"
     stochastic: Literal["off_in_frozen", "on"] = "off_in_frozen"
-    optimizer_state: Literal["keep", "reset"] = "keep"
+    optimizer_state: Literal["keep", "reset", "reset_thawed"] = "keep"
     start_from: Literal["last", "best"] = "last"
 
     def over(self, base: PhaseSettings) -> PhaseSettings:

@@ -82,6 +82,11 @@ class Phase:
         return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
 
     @functools.cached_property
+    def learning(self) -> frozenset[str]:
+        """Names of all parameters that learn in this phase."""
+        return frozenset(p.name for own in self._trained.values() for p in own)
+
+    @functools.cached_property
     def _trained(self) -> dict[str, tuple[Parameter, ...]]:
         return {layer.name: tuple(p for p in layer.parameters if self._learns(p, layer)) for layer in self.layers}
 
@@ -151,6 +156,15 @@ class Plan:
     def lr(self, layer: Layer, step: int) -> float:
         """The learning rate of a layer at a global step."""
         return self.phase(step).rate(layer, step)
+
+    def forgotten(self, phase: Phase) -> frozenset[str]:
+        """Parameters whose optimizer state is dropped at the first step of a phase, by its `optimizer_state`."""
+        rule, place = phase.settings.optimizer_state, self.phases.index(phase)
+        if rule == "keep" or place == 0:
+            return frozenset()
+        if rule == "reset":
+            return frozenset(p.name for layer in self.layers for p in layer.parameters)
+        return phase.learning - self.phases[place - 1].learning
 
     def ended(self, step: int) -> Mapping[str, int]:
         """What `ends` must say so that the phase before `step` ends there."""
@@ -348,8 +362,26 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
         said.append(
             f"{len(idle)} tensors never train, since no gradient reaches them or the network fixes them: {names}"
         )
+    said += _of_stale_state(plan)
     if plan.samples < config.data.batch:
         said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")
+    return said
+
+
+def _of_stale_state(plan: Plan) -> list[str]:
+    """Layers that train again after a pause, with the optimizer's state of before it."""
+    said, stateful = [], frozenset[str]()
+    for before, phase in zip((None, *plan.phases), plan.phases, strict=False):
+        stateful -= plan.forgotten(phase)
+        stale = stateful & phase.learning - before.learning if before is not None else frozenset()
+        names = [y.name for y in plan.layers if any(p.name in stale for p in y.parameters)]
+        if names:
+            listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            said.append(
+                f"{listed} train again in {phase.name} after a pause, with the optimizer's state (momentum) from before "
+                f"it, which the first updates follow; phases.{phase.name}.optimizer_state: reset_thawed drops it"
+            )
+        stateful |= phase.learning
     return said
 
 
