@@ -52,6 +52,19 @@ def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tupl
     return made, "\n".join([header(config, samples.classes), timetable(made, memory=needs, measured=peaks), *notes])
 
 
+def plans_of(config: Config, *, ranks: int) -> Callable[[Config, Mapping[str, int]], Plan]:
+    """Compiles configurations over the shards and the network of this one."""
+    samples = count_samples(config)
+    layers = backbone_of(config, samples.classes, empty=True).layers
+
+    def compiled(other: Config, ends: Mapping[str, int]) -> Plan:
+        made = _plan(other, layers, samples.train, ranks, ends)
+        check_metrics(other, made, samples.classes, validated=other.data.val is not None)
+        return made
+
+    return compiled
+
+
 def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int | None], Config, list[str]]:
     """What one rank's part of the training needs on the device here, with untrained weights.
 
@@ -128,13 +141,20 @@ def together(world: World, act: Callable[[], Any]) -> Any:
 
 
 def compose(
-    config: Config, world: World, folder: RunFolder, stop: StopRequest | None = None, *, silent: bool = False
+    config: Config,
+    world: World,
+    folder: RunFolder,
+    stop: StopRequest | None = None,
+    *,
+    silent: bool = False,
+    plan_written: bool = True,
 ) -> Run:
     """Builds every part of a training, every rank at once.
 
     Args:
         stop: requests to stop, listened to from an earlier time on; by default from now on.
         silent: nothing is shown on the console.
+        plan_written: rank 0 writes the plan into the folder.
 
     Raises:
         UserError: what any rank finds, on all of them.
@@ -163,6 +183,8 @@ def compose(
     run.stop = stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after)
     if warning is not None:
         run.journal.note(warning)
+    if plan_written and world.main:
+        folder.write_plan(run.plan.data())
     return run
 
 
@@ -198,8 +220,6 @@ def _compose(
         ema=parts.ema,
     )
     run.journal.console.plan(text)
-    if world.main:
-        folder.write_plan(made.data())
     return run
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tlx import plug
+from tlx import plug, stale_state
 from tlx.config import Config, Part, PhaseSettings, Plateau
 from tlx.data.location import shown
 from tlx.data.order import micro_batches, share
@@ -34,6 +34,7 @@ class Phase:
         lr: the rate of the head at the curve's 1.
         factors: of every layer, from the layer-decay rule.
         warmup: steps of linear rise before the curve begins.
+        before: how it ran until the run was extended: until so many of its steps, the rates were those of this phase.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Phase:
     settings: PhaseSettings
     warmup: int
     curve: Callable[[int, int], float] = field(compare=False)
+    before: tuple[tuple[int, Phase], ...] = ()
 
     @property
     def norm(self) -> NormPolicy:
@@ -74,6 +76,9 @@ class Phase:
     def rates(self, step: int) -> dict[str, float]:
         """The learning rate of every layer at a global step."""
         at = step - self.start
+        for until, earlier in self.before:
+            if at < until:
+                return earlier.rates(step)
         if at < self.warmup:
             shape = (at + 1) / self.warmup
         else:
@@ -128,7 +133,8 @@ class Plan:
         epoch = _steps_per_epoch(config, samples)
         phases: list[Phase] = []
         problems: list[str] = []
-        for assignment in _assignments(config, layers, problems):
+        config, assignments = _with_further(config, _assignments(config, layers, problems), problems)
+        for assignment in assignments:
             start = phases[-1].stop if phases else 0
             try:
                 phase = _phase(config, layers, assignment, start=start, epoch=epoch)
@@ -203,7 +209,8 @@ class Plan:
         }
 
     def explicit(self) -> dict[str, Any]:
-        """The schedule written out, for a person to edit: values for the configuration's `unfreeze` and `phases`.
+        """The schedule written out, for a person to edit: values for the configuration's `unfreeze`, `phases` and
+        `further`.
 
         The plan of a configuration with these values is the same plan.
         """
@@ -212,7 +219,7 @@ class Plan:
             for p in self.phases
         ]
         settings = {p.name: self.settings(p) for p in self.phases}
-        return {"unfreeze": {"name": "explicit", "phases": trains}, "phases": settings}
+        return {"unfreeze": {"name": "explicit", "phases": trains}, "phases": settings, "further": {}}
 
     def settings(self, phase: Phase) -> dict[str, Any]:
         """All that a phase does, as a configuration says it: lengths in steps, the factor of each layer's rate."""
@@ -262,9 +269,48 @@ def _assignments(config: Config, layers: LayerMap, problems: list[str]) -> list[
     return assignments
 
 
+def _with_further(
+    config: Config, assignments: list[Assignment], problems: list[str]
+) -> tuple[Config, list[Assignment]]:
+    """The phases of `further` as if the schedule had made them: each trains what its last one does, with its settings
+    but for the length, from the last weights and with the optimizer's state."""
+    last, phases = assignments[-1], dict(config.phases)
+    over: dict[str, Any] = {"duration": None, "start_from": "last", "optimizer_state": "keep", "before": {}}
+    base = config.settings(last.name).model_copy(update=over)
+    for name, said in config.further.items():
+        if name == "each" or name in [a.name for a in assignments]:
+            problems.append(f'further.{name}: there is a phase "{name}" already; give it another name')
+            continue
+        settings = said.over(base)
+        phases[name] = settings.model_copy(update=dict(settings))  # all of it said: nothing comes from `each`
+        assignments = [*assignments, Assignment(name, last.trains)]
+    return config.model_copy(update={"phases": phases}), assignments
+
+
+def _key(config: Config, phase: str) -> str:
+    return f"{'further' if phase in config.further else 'phases'}.{phase}"
+
+
+def _earlier(config: Config, layers: LayerMap, phase: Phase, *, epoch: int) -> tuple[tuple[int, Phase], ...]:
+    """The phase as it ran until the run was extended, with how many of its steps did, in order."""
+    made = []
+    for until, rates in sorted(phase.settings.before.items()):
+        if until >= phase.length:
+            raise UserError(
+                f"until step {until} of the phase, which has {phase.length}",
+                where=f"{_key(config, phase.name)}.before",
+                todo="take it away, or make the phase longer",
+            )
+        settings = phase.settings.model_copy(update={**dict(rates), "before": {}})
+        then = config.model_copy(update={"phases": {**config.phases, phase.name: settings}})
+        assignment = Assignment(phase.name, phase.trains)
+        made.append((until, _phase(then, layers, assignment, start=phase.start, epoch=epoch)))
+    return tuple(made)
+
+
 def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: int, epoch: int) -> Phase:
     settings = config.settings(assignment.name)
-    where = f"phases.{assignment.name}"
+    where = _key(config, assignment.name)
     if settings.lr is None:
         raise UserError("the phase has no learning rate", where=where, todo="set lr there or in phases.each")
     length = _length(config, settings, assignment, epoch=epoch)
@@ -289,13 +335,13 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     )
     if not any(phase.trained(y) for y in layers):
         raise UserError("nothing trains in this phase", where=where)
-    return phase
+    return dataclasses.replace(phase, before=_earlier(config, layers, phase, epoch=epoch))
 
 
 def _length(config: Config, settings: PhaseSettings, assignment: Assignment, *, epoch: int) -> int:
     said = settings.duration or assignment.duration
     duration = said.max if isinstance(said, Plateau) else said
-    where = f"phases.{assignment.name}"
+    where = _key(config, assignment.name)
     if duration is None:
         raise UserError(
             "the phase has no duration", where=where, todo='set it there or in phases.each: "8ep", 400, "50%"'
@@ -362,26 +408,9 @@ def _warnings(config: Config, plan: Plan, world: int) -> list[str]:
         said.append(
             f"{len(idle)} tensors never train, since no gradient reaches them or the network fixes them: {names}"
         )
-    said += _of_stale_state(plan)
+    said += stale_state.warnings(plan)
     if plan.samples < config.data.batch:
         said.append(f"an epoch is one short batch: {plan.samples} samples, data.batch={config.data.batch}")
-    return said
-
-
-def _of_stale_state(plan: Plan) -> list[str]:
-    """Layers that train again after a pause, with the optimizer's state of before it."""
-    said, stateful = [], frozenset[str]()
-    for before, phase in zip((None, *plan.phases), plan.phases, strict=False):
-        stateful -= plan.forgotten(phase)
-        stale = stateful & phase.learning - before.learning if before is not None else frozenset()
-        names = [y.name for y in plan.layers if any(p.name in stale for p in y.parameters)]
-        if names:
-            listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            said.append(
-                f"{listed} train again in {phase.name} after a pause, with the optimizer's state (momentum) from before "
-                f"it, which the first updates follow; phases.{phase.name}.optimizer_state: reset_thawed drops it"
-            )
-        stateful |= phase.learning
     return said
 
 

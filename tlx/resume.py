@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tlx.checkpoint import Snapshot, optimizer_state, read, restore_optimizer, understood, weights_of
+from tlx.checkpoint import Snapshot, optimizer_state, read, read_state, restore_optimizer, understood, weights_of
 from tlx.data.regions import decoder
 from tlx.differences import differences
 from tlx.errors import TlxError, UserError
+from tlx.extend import Extension, earlier, history, lasting_ends
 from tlx.plan import Phase
 from tlx.progress import Progress
 from tlx.run import Run
+from tlx.run_folder import essential
 
 
 def resume(run: Run) -> None:
@@ -36,16 +38,23 @@ def take_up(run: Run, path: Path) -> None:
         UserError: it is of another training.
         TlxError: it does not hold what a checkpoint does.
     """
+    extensions = run.world.from_main(earlier(run.folder) if run.world.main else None)
     snapshot = read(path)
     state = snapshot.state
     with understood(path):
-        check_identity(state["identity"], run.identity, where=str(path))
+        check_identity(state["identity"], run.identity, where=str(path), extensions=extensions)
         load_weights(run, snapshot.model, snapshot.ema)
         restore_optimizer(run.optimizer, snapshot.optimizer)
         if run.world.scaler is not None and state["scaler"]:
             run.world.scaler.load_state_dict(state["scaler"])
         run.progress = Progress.of(state["progress"])
+        planned = run.remake_plan(run.progress.ends)
+        run.progress.ends = lasting_ends(run.progress, planned, run.config.evaluate.patience)
         run.plan = run.remake_plan(run.progress.ends)
+        run.progress.extended = history(extensions)
+        for phase in run.plan.phases:
+            if phase.name in run.progress.phases:  # an extension may have moved its end
+                run.progress.phases[phase.name]["stop"] = phase.stop
         if not 0 <= run.progress.step <= run.plan.steps:
             raise ValueError(f"step {run.progress.step} of {run.plan.steps}")
         metrics_bytes, then, decoded = int(state["metrics_bytes"]), state["dealt"], state["decoder"]
@@ -162,12 +171,33 @@ def load_weights(run: Run, weights: Mapping[str, torch.Tensor], ema: Mapping[str
         run.ema.n_averaged.fill_(1)
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], *, where: str) -> None:
+def check_resumable(run: Run, extension: Extension) -> None:
+    """Whether the newest checkpoint will be that of an extended run; looks, and changes nothing.
+
+    Raises:
+        UserError: other classes, shards or preprocessing.
+    """
+    path = run.checkpoints.newest(lambda _: None)
+    if path is not None:
+        former = [*earlier(run.folder), {"before": {"config": extension.former}}]
+        with understood(path):
+            check_identity(read_state(path)["identity"], run.identity, where=str(path), extensions=former)
+
+
+def check_identity(
+    saved: Mapping[str, Any], now: Mapping[str, Any], *, where: str, extensions: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """A checkpoint goes on only with the same configuration, classes, shards and preprocessing.
+
+    Args:
+        extensions: of the run, whose configuration before them counts as the present one.
 
     Raises:
         UserError: with the differences.
     """
+    former = (essential(entry["before"]["config"]) for entry in extensions)
+    if any(not differences(saved.get("config"), config) for config in former):
+        saved = {**saved, "config": now["config"]}
     differ = differences(saved, now)
     if differ:
         raise UserError(

@@ -8,7 +8,7 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ import yaml
 from tlx.config import Config, dump
 from tlx.differences import differences, flat
 from tlx.errors import UserError
+from tlx.extend import FUTURE, Extend, Extension, adopted, no_run, planned
 from tlx.files import json_text, write_whole
 from tlx.launcher import requeued_job
 from tlx.parsing import from_json, from_yaml
@@ -36,6 +37,21 @@ JOBS = "slurm"
 
 PROMISED = {"name", "step", "samples_seen", "phases", "best", "unreadable", "replaced", "wall_time_s", "world"}
 """Of result.json, what a person is shown."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a start finds in the folder that it holds now.
+
+    Attributes:
+        config: to train by.
+        result: of a run that is done; else None.
+        extension: to be committed before the first step; None where the run goes on as it is.
+    """
+
+    config: Config
+    result: dict[str, Any] | None = None
+    extension: Extension | None = None
 
 
 @dataclass
@@ -57,23 +73,29 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def prepare(self, config: Config, *, fresh: bool) -> dict[str, Any] | None:
-        """Makes the folder, or goes on in it, and holds it; the result, if the run is done.
+    def prepare(self, config: Config, *, fresh: bool, extend: Extend | None = None) -> Claim:
+        """Makes the folder, or goes on in it, and holds it.
 
         Raises:
-            UserError: the configuration is not the one of this run, another training is in the folder, or it cannot be
-                written.
+            UserError: the configuration is not the one of this run, nor one that it may be extended to; another
+                training is in the folder, or it cannot be written.
         """
+        if extend is not None and not (self.path / "config.yaml").exists():
+            raise no_run(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = RunLock.take(self.path)
             if fresh and not self._is_fresh():
                 self._move_aside()
                 self._note_fresh()
+            config = adopted(self.path, config)
+            extension = planned(self.path, config, extend) if extend is not None else None
+            if extension is not None:
+                return Claim(extension.config, extension=extension)
             self.refuse_changes(config)
             for left in self.path.glob(".*.tmp"):  # of a process that was killed
                 left.unlink(missing_ok=True)
-            result = self._read("result.json")
+            result = self.result()
             finished = result is not None and result.get("finished") is True
             if finished and result is not None and not result.keys() >= PROMISED:
                 raise UserError(
@@ -87,7 +109,7 @@ class RunFolder:
                 where=str(self.path),
                 todo="set run to a writable folder",
             ) from error
-        return result if finished else None
+        return Claim(config, result=result if finished else None)
 
     def say(self, status: Status, **about: Any) -> None:
         """Writes status.json, which batch scripts read."""
@@ -96,9 +118,9 @@ class RunFolder:
 
     def say_if_there(self, status: Status, **about: Any) -> None:
         """The same for a command that failed: it must not fail once more, nor make a folder, nor speak for a training
-        that runs here."""
+        that runs here, nor for one that is done."""
         with contextlib.suppress(OSError):
-            if self.path.is_dir() and (self.lock is not None or holder(self.path) is None):
+            if self.path.is_dir() and not self.done and (self.lock is not None or holder(self.path) is None):
                 self.say(status, **about)
 
     def release(self) -> None:
@@ -116,7 +138,11 @@ class RunFolder:
     @property
     def done(self) -> bool:
         """Whether the run has come to its end."""
-        return (self._read("result.json") or {}).get("finished") is True
+        return (self.result() or {}).get("finished") is True
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json; None where there is none that can be read."""
+        return self._read("result.json")
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         write_whole(self.path / "plan.json", json_text(plan))
@@ -166,10 +192,12 @@ class RunFolder:
             ) from error
         changed = differences(before, essential(yaml.safe_load(dump(config))))
         if changed:
+            longer = "--extend, which goes on from here by the new plan; " if _of_plan(changed) else ""
             raise UserError(
                 "this run was started with another configuration:\n    " + "\n    ".join(changed),
                 where=str(self.path),
-                todo="set run to another folder, take the changes back, or --fresh, which moves the old folder aside",
+                todo=f"{longer}set run to another folder, take the changes back, or --fresh, which moves the old folder"
+                " aside",
             )
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -178,6 +206,10 @@ class RunFolder:
         except (OSError, ValueError):
             return None
         return content if isinstance(content, dict) else None
+
+
+def _of_plan(changed: Sequence[str]) -> bool:
+    return all(line.startswith(FUTURE) for line in changed)
 
 
 def essential(config: Any) -> dict[str, Any]:
