@@ -12,7 +12,8 @@ import time
 import pytest
 import torch
 import yaml
-from commands import tlx
+from commands import kill_all, start, wait_for_step, write_config
+from commands import tlx as run_tlx
 from images import make_shards
 from safetensors.torch import load_file
 
@@ -269,9 +270,10 @@ def test_the_rest_of_a_curve_is_in_the_plan_and_whoever_types_the_same_goes_on(r
         stop_at(14, patched)
         assert train(raw(run, phases=cosine(4)), extend=True, rest=True) is None
     written = yaml.safe_load((run / "config.yaml").read_text())
-    assert written["phases"]["fine_tuning"]["before"][6]["duration"] == "6 steps"
+    assert written["phases"]["fine_tuning"]["before"]["6"]["duration"] == "6 steps"
     made, text = build.plan(load(run / "config.yaml"))
-    assert "cosine(final=0.0) from step 12; before: cosine(final=0.0)" in " ".join(text.split())
+    assert "cosine(final=0.0) from step 12; before:" in text
+    assert "cosine(final=0.0) over 6 steps" in text
     head = made.layers.head
     assert [made.lr(head, step) for step in (9, 12)] == pytest.approx([0.01, 0.01], abs=1e-12)
     assert train(raw(run, phases=cosine(4)))["step"] == 6 * STEPS  # without --extend, and without --rest
@@ -383,3 +385,28 @@ def test_killed_while_it_becomes_the_longer_run_it_goes_on(raw, finished, tmp_pa
     assert_same(run, straight)
     assert [e["steps"] for e in result["extended"]] == [[12, 18]]
     assert json.loads((run / FILE).read_text())[0]["before"]["result"]["step"] == 12
+
+
+@pytest.mark.slow
+def test_on_two_ranks_and_killed_meanwhile_it_is_the_longer_training_too(raw, tmp_path, monkeypatch):
+    run, straight = tmp_path / "run", tmp_path / "straight"
+    phases = {"fine_tuning": {"duration": "2ep", "norm": "statistics_move"}}
+    file = write_config(tmp_path / "c.yaml", raw(run, phases=phases, checkpoint={"every": 2}))
+    assert run_tlx("train", file, ranks=2).returncode == 0
+    more = "phases.fine_tuning.duration=6ep"
+    monkeypatch.setenv("TOYS_PACE", "0.1")
+    process = start("train", file, more, "--extend", ranks=2)
+    try:
+        wait_for_step(process, run, 4 * STEPS + 5)
+        assert status(run) == "running"
+        assert not (run / "result.json").exists()
+    finally:
+        kill_all(process)
+    monkeypatch.delenv("TOYS_PACE")
+    for how in (run, straight):
+        done = run_tlx("train", file, more, f"run={how}", *(["--extend"] if how is run else []), ranks=2)
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(run, straight)
+    assert losses(run) == losses(straight)
+    result = json.loads((run / "result.json").read_text())
+    assert [e["steps"] for e in result["extended"]] == [[12, 24]]

@@ -180,7 +180,7 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
     result = RunFolder(folder).result()
     done = result is not None and result.get("finished") is True
     if done and now.steps <= progress.step:
-        raise _nothing_added(made, now, progress.step, folder)
+        raise _nothing_added(now, progress.step, folder)
     steps = (plan.steps, now.steps)
     return Extension(made, config, former, result if done else None, progress.step, steps, made != config)
 
@@ -210,7 +210,7 @@ def _made(
     return found
 
 
-def _nothing_added(config: Config, now: Plan, step: int, folder: Path) -> UserError:
+def _nothing_added(now: Plan, step: int, folder: Path) -> UserError:
     last = now.phase(step)
     early = last.stop - last.start < last.length
     ended = f"phase {last.name} has ended there for want of progress: give it more patience" if early else ""
@@ -218,7 +218,7 @@ def _nothing_added(config: Config, now: Plan, step: int, folder: Path) -> UserEr
         f"there is nothing to add: the run has come to step {step}, and the new plan ends at step {now.steps}",
         where=str(folder),
         todo=f"{ended or 'make the last phase longer'}, or add a phase: "
-        f"further.{_free(config)}.duration={_length(now.steps_per_epoch, now)}",
+        f"further.{_free(now)}.duration={_length(now.steps_per_epoch, now)}",
     )
 
 
@@ -359,11 +359,11 @@ def _refused(
         former = entries[-1]["asked"]
     longer = now.steps - plan.steps
     length = _length(longer if longer > 0 else plan.steps_per_epoch, plan)
-    words = [*_restoring(former, shape(config)), f"further.{_free(before)}.duration={length}", "--extend"]
-    last = plan.phases[-1]
+    last, name = plan.phases[-1], _free(plan)
+    words = [*_restoring(former, shape(config)), f"further.{name}.duration={length}", "--extend"]
     ways = [
         f"a further phase of {length} after step {plan.steps}, from the last weights, at lr {last.lr:g} by the curve "
-        f"of {last.name} (further.{_free(before)}.lr=... for another):\n       {' '.join(map(shlex.quote, words))}"
+        f"of {last.name} (further.{name}.lr=... for another):\n       {' '.join(map(shlex.quote, words))}"
     ]
     if rest:
         ways.append(f"the rest of the new curve, from step {step}:\n       --extend --rest")
@@ -403,10 +403,10 @@ def _length(steps: int, plan: Plan) -> str:
     return str(steps) if odd else f"{epochs}ep"
 
 
-def _free(config: Config) -> str:
+def _free(plan: Plan) -> str:
     """A name for one more phase."""
     names = itertools.chain(["more"], (f"more_{n}" for n in itertools.count(2)))
-    return next(name for name in names if name not in config.further)
+    return next(name for name in names if name not in [p.name for p in plan.phases])
 
 
 def _former(folder: Path) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _curve(phase: Phase) -> str:
         return now
     until, earlier = phase.before[-1]
     former = earlier.settings.curve
-    return f"{now} from step {phase.start + until}; before: {_part(former.name, former.args)}"
+    was = f"{_part(former.name, former.args)} over {earlier.length} steps"
+    return f"{now} from step {phase.start + until}; before: {was}"
 
 
 def _part(name: str, args: dict[str, object]) -> str:
