@@ -62,9 +62,9 @@ def train(
     folder = RunFolder(config.run)
     watch = Watch(folder, patience_s=60 * config.world.timeout_minutes, ends=command or ranked())
     # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
-    with contextlib.ExitStack() as signals:
+    with contextlib.ExitStack() as leaving:
         try:
-            return _train(config, folder, watch, signals, start, began=None if command else began)
+            return _train(config, folder, watch, leaving, start, began=None if command else began)
         except BaseException as error:
             told = watch.explained(error)
             watch.say("user-error" if isinstance(told, UserError) else "fault", str(told))
@@ -80,7 +80,7 @@ def _train(
     config: Config,
     folder: RunFolder,
     watch: Watch,
-    signals: contextlib.ExitStack,
+    leaving: contextlib.ExitStack,
     start: Start,
     *,
     began: float | None,
@@ -89,6 +89,7 @@ def _train(
     from tlx.preempt import StopRequest
 
     world = worlds.enter(config, watch)
+    leaving.callback(world.leave)
     claim: Claim = together(world, lambda: _claimed(config, folder, start, world.size) if world.main else None)
     claim = world.from_main(claim)
     config, extension = claim.config, claim.extension
@@ -99,7 +100,7 @@ def _train(
     if extension is None:
         watch.beat("loading")
     stop = StopRequest(folder.path, launched=world.launched, after=config.stop_after, began=began)
-    signals.callback(stop.close)
+    leaving.callback(stop.close)
     if world.main:
         if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
             stop.clear_older()
