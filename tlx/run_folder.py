@@ -40,6 +40,38 @@ PROMISED = {"name", "step", "samples_seen", "phases", "best", "unreadable", "rep
 
 
 @dataclass(frozen=True)
+class Start:
+    """How a training is started.
+
+    Attributes:
+        fresh: an earlier run folder is moved aside.
+        extend: the run goes on by a longer plan, where what it has trained stays the same.
+        rest: and where that would have been trained at other rates, by the rest of the new ones.
+
+    Raises:
+        UserError: both at once.
+    """
+
+    fresh: bool = False
+    extend: bool = False
+    rest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fresh and self.extends:
+            raise UserError("--fresh begins anew and --extend goes on: one of the two")
+
+    @property
+    def extends(self) -> bool:
+        return self.extend or self.rest
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of a command."""
+        said = {"--fresh": self.fresh, "--extend": self.extend, "--rest": self.rest}
+        return tuple(word for word, wanted in said.items() if wanted)
+
+
+@dataclass(frozen=True)
 class Claim:
     """What a start finds in the folder that it holds now.
 
@@ -89,7 +121,7 @@ class RunFolder:
                 self._move_aside()
                 self._note_fresh()
             config = adopted(self.path, config)
-            extension = planned(self.path, config, extend) if extend is not None else None
+            extension = self.extension(config, extend) if extend is not None else None
             if extension is not None:
                 return Claim(extension.config, extension=extension)
             self.refuse_changes(config)
@@ -110,6 +142,14 @@ class RunFolder:
                 todo="set run to a writable folder",
             ) from error
         return Claim(config, result=result if finished else None)
+
+    def extension(self, config: Config, extend: Extend) -> Extension | None:
+        """How the run goes on by another configuration; None where that is its own. Looks, and changes nothing.
+
+        Raises:
+            UserError: it does not.
+        """
+        return planned(self.path, adopted(self.path, config), extend)
 
     def say(self, status: Status, **about: Any) -> None:
         """Writes status.json, which batch scripts read."""
@@ -190,7 +230,7 @@ class RunFolder:
                 where=str(file),
                 todo="remove it, if the folder's checkpoints are of this configuration; or --fresh",
             ) from error
-        changed = differences(before, essential(yaml.safe_load(dump(config))))
+        changed = differences(before, essential(yaml.safe_load(dump(adopted(self.path, config)))))
         if changed:
             longer = "--extend, which goes on from here by the new plan; " if _of_plan(changed) else ""
             raise UserError(

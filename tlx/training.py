@@ -7,7 +7,6 @@ import functools
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,33 +18,11 @@ from tlx.errors import UserError
 from tlx.extend import Extend, Extension
 from tlx.launcher import rank, ranked, relaunched
 from tlx.parts import backbone_of
-from tlx.run_folder import Claim, RunFolder
+from tlx.run_folder import Claim, RunFolder, Start
 
 if TYPE_CHECKING:
     from tlx.run import Run
     from tlx.watch import Watch
-
-
-@dataclass(frozen=True)
-class Start:
-    """How a training is started.
-
-    Attributes:
-        fresh: an earlier run folder is moved aside.
-        extend: the run goes on by a plan that is longer than it was, where its past stays the same.
-        rest: and where the past would have been another one, by the rest of the new curve.
-        command: this process is a command's, started for this training alone. Then `stop_after` counts from the start
-            of the process, and a training that hangs ends it; else both would hit whoever called :func:`train`.
-    """
-
-    fresh: bool = False
-    extend: bool = False
-    rest: bool = False
-    command: bool = False
-
-    def __post_init__(self) -> None:
-        if self.fresh and (self.extend or self.rest):
-            raise UserError("--fresh begins anew and --extend goes on: one of the two")
 
 
 def train(
@@ -54,11 +31,16 @@ def train(
     """Trains, resumes, extends, or finds the run done; its result, or None after a stop request.
 
     However it ends, status.json of the run folder says so. Any thread may call it; signals ask for a stop only where
-    the main thread does. For the arguments see :class:`Start`.
+    the main thread does.
+
+    Args:
+        fresh, extend, rest: see :class:`tlx.run_folder.Start`.
+        command: this process is a command's, started for this training alone. Then `stop_after` counts from the start
+            of the process, and a training that hangs ends it; else both would hit whoever called.
     """
     from tlx.watch import Watch
 
-    start, began = Start(fresh, extend, rest, command), time.time()
+    start, began = Start(fresh, extend, rest), time.time()
     folder = RunFolder(config.run)
     watch = Watch(folder, patience_s=60 * config.world.timeout_minutes, ends=command or ranked())
     # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
@@ -119,7 +101,7 @@ def _train(
 
 
 def _claimed(config: Config, folder: RunFolder, start: Start, ranks: int) -> Claim:
-    wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest) if start.extend or start.rest else None
+    wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest) if start.extends else None
     claim = folder.prepare(config, fresh=start.fresh and not relaunched(), extend=wish)
     if wish is not None and claim.extension is None:
         print("note: --extend: this is the configuration of the run already; nothing is extended", file=sys.stderr)
