@@ -20,6 +20,7 @@ from tlx import build, extend, training
 from tlx.config import load, parse
 from tlx.errors import UserError
 from tlx.extend import FILE
+from tlx.standing import standing
 
 STEPS = 3  # of an epoch: 24 samples in batches of 8
 
@@ -135,6 +136,7 @@ def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, t
     assert result["step"] == 6 * STEPS
     assert result["phases"]["fine_tuning"]["stop"] == 6 * STEPS
     assert result["samples_seen"] == 6 * 24
+    assert "  extended at step 12: 12 -> 18 steps" in standing(run).splitlines()
     assert status(run) == "done"
     for name in ("config.yaml", "plan.json"):
         said = [yaml.safe_load((r / name).read_text()) for r in (run, straight)]
