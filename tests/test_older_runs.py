@@ -14,7 +14,8 @@ from tlx.config import EMA, dump, parse
 from tlx.engine import fit
 from tlx.errors import UserError
 from tlx.resume import resume, settle
-from tlx.run_folder import RunFolder, changes, essential
+from tlx.run_folder import RunFolder
+from tlx.written_config import changes, essential
 
 RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}
 RAW |= {"phases": {"each": {"lr": 0.1, "duration": {"max": "3ep"}}}, "loop": {"ema": {"decay": 0.9, "ramp": False}}}

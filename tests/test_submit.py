@@ -571,6 +571,20 @@ def test_a_run_that_is_done_is_not_submitted(cluster, here):
     assert cluster.calls("sbatch")[-1][2:] == [str(here / "runs/a/slurm/submitted-1.yaml"), "--fresh"]
 
 
+def test_a_run_that_is_done_is_submitted_to_be_extended(cluster, here):
+    (here / "runs/a").mkdir(parents=True)
+    assert "there is no run to extend" in str(submit("--extend").exception)
+    (here / "runs/a/config.yaml").write_text(dump(load_config(here / "c.yaml")))
+    (here / "runs/a/result.json").write_text('{"finished": true}')
+    assert "these settings are of the whole training:\n        seed: 0 -> 5" in refused("--extend", "seed=5")
+    assert "nothing is submitted" in submit("--extend").output
+    assert cluster.calls("sbatch") == []
+    assert "submitted: job" in submit("--extend", "further.more.duration=2ep").output
+    assert cluster.calls("sbatch")[-1][2:] == [str(here / "runs/a/slurm/submitted-1.yaml"), "--extend"]
+    assert "one of the two" in str(submit("--extend", "--fresh").exception)
+    assert json.loads((here / "runs/a/result.json").read_text()) == {"finished": True}
+
+
 def test_slurms_own_words(cluster, here, monkeypatch):
     (here / "cluster/refuses").touch()
     cluster.say(answer="sbatch: error: Batch job submission failed: Invalid account or account/partition combination\n")
@@ -650,7 +664,7 @@ def test_words_that_anybody_may_read():
 @pytest.mark.skipif(not os.path.isdir("/proc/1"), reason="needs a folder that nobody may write")
 def test_a_run_folder_that_cannot_be_written(here):
     found = checks.Findings()
-    checks.check_folder(load_config("c.yaml", ["run=/proc/1/x"]), made(run="/proc/1/x"), found, fresh=True)
+    checks.check_folder(load_config("c.yaml", ["run=/proc/1/x"]), made(run="/proc/1/x"), found, changed=True)
     assert "/proc/1 cannot be written" in found.problems[0]
 
 

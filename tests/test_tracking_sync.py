@@ -21,9 +21,12 @@ import pytest
 import yaml
 from commands import HERE, command, environment, kill_all, rows, status, wait_for_step, write_config
 from images import make_shards
+from test_extend import raw_of
 from test_tracking import history
 from wandb_server import FakeServer, served
 
+from tlx import training
+from tlx.config import parse
 from tlx.errors import UserError
 from tlx.tracking import RunInfo, guarded, tracker, wandb, wandb_run
 from tlx.tracking.metrics import MetricsFile
@@ -514,3 +517,36 @@ def test_a_training_killed_twice_is_one_run_with_each_step_once(tmp_path, mode) 
         evaluated = [row["step"] for row in server.runs[run_id].sent if "val/top1" in row]
         assert evaluated == [row["step"] for row in rows(run) if "val/top1" in row]
         assert not [p for p in psutil.process_iter() if serves(p, server.url)], "a service is left behind"
+
+
+@pytest.fixture
+def raw(server, tmp_path, monkeypatch):
+    """A small training with W&B, by configuration."""
+    monkeypatch.delenv("RANK", raising=False)
+    shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+    trackers = {"every": 1, "trackers": [{"name": "wandb", "project": "p"}]}
+    return lambda **over: {**raw_of(shards, tmp_path / "run", **over), "track": trackers}
+
+
+def test_a_run_that_is_extended_stays_the_same_run_of_wandb(server, raw, tmp_path):
+    training.train(parse(raw()))
+    (run,) = server.runs.values()
+    assert (run.steps[-1], run.state) == (12, "finished")
+    longer = {"fine_tuning": {"duration": "4ep"}}
+    training.train(parse(raw(phases=longer)), extend=True)
+    (run,) = server.runs.values()
+    assert run.steps == list(range(1, 19))
+    assert run.state == "finished"
+    assert run.summary["samples_seen"] == 6 * 24
+    assert run.config["phases"]["value"]["fine_tuning"]["duration"] == "4ep"
+    assert sync(tmp_path / "run").steps == ()
+
+
+def test_an_extension_that_was_offline_brings_its_summary_when_it_is_sent(server, raw, tmp_path, monkeypatch):
+    training.train(parse(raw()))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    training.train(parse(raw(phases={"fine_tuning": {"duration": "4ep"}})), extend=True)
+    monkeypatch.delenv("WANDB_MODE")
+    assert sync(tmp_path / "run").steps == tuple(range(13, 19))
+    (run,) = server.runs.values()
+    assert run.summary["samples_seen"] == 6 * 24

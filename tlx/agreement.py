@@ -139,7 +139,8 @@ def _parts(config: Config) -> Iterable[tuple[str, str]]:
     for group in ("head", "unfreeze", "objective", "optimizer"):
         yield group, getattr(config, group).name
     several: dict[str, list[Part]] = {"transform": config.transforms or [], "tracker": config.track.trackers}
-    for settings in config.phases.values():
+    said = [*config.phases.values(), *config.further.values()]
+    for settings in [*said, *(rates for one in said for rates in one.before.values())]:
         for group in ("curve", "layer_decay"):
             several.setdefault(group, []).append(getattr(settings, group))
     for group, parts in several.items():

@@ -28,8 +28,9 @@ from tlx.parts import (
     try_network,
 )
 from tlx.plan import Plan
-from tlx.run_folder import RunFolder, essential
+from tlx.run_folder import RunFolder
 from tlx.timetable import timetable
+from tlx.written_config import essential
 
 if TYPE_CHECKING:
     from tlx.memory import Memory
@@ -133,6 +134,19 @@ def _row(values: Sequence[float]) -> str:
     return f"({', '.join(f'{value:.4g}' for value in values)})"
 
 
+def plans_of(config: Config, *, ranks: int) -> Callable[[Config, Mapping[str, int]], Plan]:
+    """Compiles configurations over the shards and the network of this one."""
+    samples = count_samples(config)
+    backbone = backbone_of(config, samples.classes, empty=True)
+
+    def compiled(other: Config, ends: Mapping[str, int]) -> Plan:
+        made = plan_of(other, backbone, samples, ranks, ends)
+        check_metrics(other, made, samples.classes, validated=other.data.val is not None)
+        return made
+
+    return compiled
+
+
 def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int | None], Config, list[str]]:
     """What one rank's part of the training needs on the device here, with untrained weights.
 
@@ -225,13 +239,20 @@ def together(world: World, act: Callable[[], Any]) -> Any:
 
 
 def compose(
-    config: Config, world: World, folder: RunFolder, stop: StopRequest | None = None, *, silent: bool = False
+    config: Config,
+    world: World,
+    folder: RunFolder,
+    stop: StopRequest | None = None,
+    *,
+    silent: bool = False,
+    plan_written: bool = True,
 ) -> Run:
     """Builds every part of a training, every rank at once.
 
     Args:
         stop: requests to stop, listened to from an earlier time on; by default from now on.
         silent: nothing is shown on the console.
+        plan_written: rank 0 writes the plan into the folder.
 
     Raises:
         UserError: what any rank finds, on all of them.
@@ -261,6 +282,8 @@ def compose(
     run.stop = stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after)
     if warning is not None:
         run.journal.note(warning)
+    if plan_written and world.main:
+        folder.write_plan(run.plan.data())
     return run
 
 
@@ -297,8 +320,6 @@ def _compose(
         ema=parts.ema,
     )
     run.journal.console.plan(text)
-    if world.main:
-        folder.write_plan(made.data())
     return run
 
 

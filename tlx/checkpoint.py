@@ -179,14 +179,7 @@ def read(path: Path) -> Snapshot:
         UserError: another format version.
         TlxError: it holds something else than a checkpoint does; no code in it was run.
     """
-    with understood(path):
-        state = _state(path)
-    if state.get("format") != FORMAT:
-        raise UserError(
-            f"checkpoint format {state.get('format')}; this tlx reads format {FORMAT}",
-            where=str(path),
-            todo="use the tlx version that wrote it, or --fresh",
-        )
+    state = read_state(path)
     ema = path / "ema.safetensors"
     with understood(path):
         verify_packing(path / "optimizer.pt")
@@ -199,6 +192,24 @@ def read(path: Path) -> Snapshot:
             state=state,
             ema=load_file(ema) if ema.exists() else None,
         )
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """A checkpoint's plain data.
+
+    Raises:
+        UserError: another format version.
+        TlxError: it cannot be understood.
+    """
+    with understood(path):
+        state = _state(path)
+    if state.get("format") != FORMAT:
+        raise UserError(
+            f"checkpoint format {state.get('format')}; this tlx reads format {FORMAT}",
+            where=str(path),
+            todo="use the tlx version that wrote it, or --fresh",
+        )
+    return state
 
 
 @contextlib.contextmanager

@@ -45,6 +45,8 @@ ConfigFile = Annotated[Path, typer.Argument(help="A YAML file; see configs/.")]
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
 MEASURE = "Try each phase on the device here: the memory it takes beside the estimate, and the micro-batch that fits."
+EXTEND = "Go on with a run by a longer plan (phases, duration, further), where what it has trained stays the same."
+REST = "With --extend, where the learning rates so far would have been others: the rest of the new ones from here on."
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")]
 
 
@@ -53,6 +55,8 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option(help="Move an earlier run folder aside and start anew.")] = False,
+    extend: Annotated[bool, typer.Option("--extend", help=EXTEND)] = False,
+    rest: Annotated[bool, typer.Option("--rest", help=REST)] = False,
 ) -> None:
     """Train, or resume, or show the result of a run that is done."""
     from tlx import config as configs
@@ -63,7 +67,7 @@ def train(
     except UserError as error:
         training.tell_run(config, overrides or (), error)
         raise
-    result = training.train(wanted, fresh=fresh)
+    result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True)
     if result is not None and rank() == 0:
         from tlx.result import summary
 

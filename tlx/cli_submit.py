@@ -45,10 +45,12 @@ def submit(
     option: Annotated[list[str] | None, typer.Option(help='Any of sbatch: "--mail-type=END". Repeatable.')] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole script and submit nothing.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Move an earlier run folder aside and start anew.")] = False,
+    extend: Annotated[bool, typer.Option("--extend", help="As for tlx train: go on by a longer plan.")] = False,
+    rest: Annotated[bool, typer.Option("--rest", help="As for tlx train.")] = False,
 ) -> None:
     """Check a training on this machine, then queue it as a Slurm job that requeues itself until it is done."""
     from tlx.errors import UserError, did_you_mean
-    from tlx.run_folder import JOBS
+    from tlx.run_folder import JOBS, Start
     from tlx.submit import site as sites
     from tlx.submit.job import Wish
     from tlx.submit.submission import follow, prepare, send
@@ -78,7 +80,8 @@ def submit(
         warn=warn,
         options=tuple(option or ()),
     )
-    made = prepare(config, overrides or (), wish, site=site, command=["tlx", *sys.argv[1:]], fresh=fresh, dry=dry_run)
+    start = Start(fresh, extend, rest)
+    made = prepare(config, overrides or (), wish, site=site, command=["tlx", *sys.argv[1:]], start=start, dry=dry_run)
     for line in [*made.about, *(f"warning: {warning}" for warning in made.findings.warnings)]:
         print(line)
     if made.job is not None and made.text and not made.done:

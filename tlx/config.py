@@ -106,8 +106,24 @@ class Plateau(Model):
     min_delta: Annotated[float, Field(ge=0)] = 0.0
 
 
+class EarlierRates(Model):
+    """How a phase's learning rate ran until the run was extended: the settings of then."""
+
+    duration: Length
+    lr: Annotated[float, Field(gt=0)]
+    curve: _part_of("curve") = Part(name="constant")  # type: ignore[valid-type]
+    warmup: Length = Duration(0, "steps")
+    layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
+
+
 class PhaseSettings(Model):
-    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it."""
+    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it.
+
+    `optimizer_state`: at the phase's first step the optimizer's state (momentum, moments) is kept, dropped (`reset`),
+    or dropped for what was frozen in the phase before and trains now (`reset_thawed`).
+
+    `before`, which `tlx train --extend --rest` writes: until so many steps of the phase, its rates were these.
+    """
 
     duration: Length | Plateau | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
@@ -116,8 +132,9 @@ class PhaseSettings(Model):
     layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
     norm: Annotated[str | NormPolicy, AfterValidator(_policy)] = "frozen_is_frozen"
     stochastic: Literal["off_in_frozen", "on"] = "off_in_frozen"
-    optimizer_state: Literal["keep", "reset"] = "keep"
+    optimizer_state: Literal["keep", "reset", "reset_thawed"] = "keep"
     start_from: Literal["last", "best"] = "last"
+    before: dict[PositiveInt, EarlierRates] = {}
 
     def over(self, base: PhaseSettings) -> PhaseSettings:
         """These settings where they were said, `base` elsewhere."""
@@ -405,7 +422,11 @@ class WorldConfig(Model):
 
 
 class Config(Model):
-    """One training. `stop_after`: a stop is asked for after so much time since the command was started (``3h55m``)."""
+    """One training. `stop_after`: a stop is asked for after so much time since the command was started (``3h55m``).
+
+    `further`: phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those
+    does, with its settings but for what is said here, from the last weights; `duration` must be said.
+    """
 
     run: Path
     seed: Annotated[int, Field(ge=0)] = 0
@@ -419,6 +440,7 @@ class Config(Model):
     head: _part_of("head") = Part(name="linear")  # type: ignore[valid-type]
     unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
     phases: dict[str, PhaseSettings] = {}
+    further: dict[str, PhaseSettings] = {}
     objective: _part_of("objective") = Part(name="cross_entropy")  # type: ignore[valid-type]
     optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
     no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
@@ -485,6 +507,9 @@ def dump(config: Config) -> str:
         for name, settings in config.phases.items()
         if name != "each"
     }
+    raw["further"] = {
+        name: settings.model_dump(mode="json", exclude_unset=True) for name, settings in config.further.items()
+    }
     return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
 
 
@@ -532,8 +557,8 @@ def _keys_at(location: Sequence[str | int]) -> list[str]:
         if model is PhaseSettings or not hasattr(model, "model_fields"):
             break
         field = model.model_fields.get(str(step))
-        model = PhaseSettings if str(step) == "phases" else _model_in(field.annotation) if field else None
-    if model is PhaseSettings and location and location[-1] == "phases":
+        model = PhaseSettings if str(step) in ("phases", "further") else _model_in(field.annotation) if field else None
+    if model is PhaseSettings and location and location[-1] in ("phases", "further"):
         return []
     if "Plateau" in [str(step) for step in location]:
         model = Plateau

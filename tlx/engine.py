@@ -14,6 +14,7 @@ from tlx.data.stream import Batch
 from tlx.data.transfer import on_device
 from tlx.evaluation import evaluate_when_due
 from tlx.nonfinite import meet_nonfinite
+from tlx.optim import forget
 from tlx.plan import Phase
 from tlx.quota import count_bad
 from tlx.resume import load_weights, resume, save_when_due
@@ -64,8 +65,7 @@ def begin(run: Run, phase: Phase) -> None:
     if run.progress.step != phase.start:
         return
     settings = phase.settings
-    if settings.optimizer_state == "reset":
-        run.optimizer.state.clear()
+    forget(run.optimizer, run.plan.forgotten(phase))
     if settings.start_from == "best" and run.progress.best is not None:
         start_from_best(run, run.progress.best)
     elif settings.start_from == "best" and run.progress.step:

@@ -10,6 +10,11 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
+def ranked() -> bool:
+    """Whether this process was started as a rank, by a launcher or by srun."""
+    return "WORLD_SIZE" in os.environ
+
+
 def relaunched() -> bool:
     """Whether the launcher above has started its ranks again, after one of them failed."""
     return _count("TORCHELASTIC_RESTART_COUNT") > 0

@@ -40,6 +40,14 @@ def parameter_groups(net: nn.Module, layers: LayerMap, *, no_decay: Collection[K
     return groups
 
 
+def forget(optimizer: Optimizer, names: Collection[str]) -> None:
+    """Drops the state of these parameters: their next update is that of a new optimizer."""
+    for group in optimizer.param_groups:
+        for name, tensor in zip(group["names"], group["params"], strict=True):
+            if name in names:
+                optimizer.state.pop(tensor, None)
+
+
 def adamw(
     groups: list[dict[str, Any]],
     *,

@@ -35,6 +35,7 @@ class Phase:
         lr: the rate of the head at the curve's 1.
         factors: of every layer, from the layer-decay rule.
         warmup: steps of linear rise before the curve begins.
+        before: how it ran until the run was extended: until so many of its steps, the rates were those of this phase.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Phase:
     settings: PhaseSettings
     warmup: int
     curve: Callable[[int, int], float] = field(compare=False)
+    before: tuple[tuple[int, Phase], ...] = ()
 
     @property
     def norm(self) -> NormPolicy:
@@ -75,12 +77,20 @@ class Phase:
     def rates(self, step: int) -> dict[str, float]:
         """The learning rate of every layer at a global step."""
         at = step - self.start
+        for until, earlier in self.before:
+            if at < until:
+                return earlier.rates(step)
         if at < self.warmup:
             shape = (at + 1) / self.warmup
         else:
             shape = self.curve(at - self.warmup, max(self.length - self.warmup, 1))
         top = self.lr * shape
         return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
+
+    @functools.cached_property
+    def learning(self) -> frozenset[str]:
+        """Names of all parameters that learn in this phase."""
+        return frozenset(p.name for own in self._trained.values() for p in own)
 
     @functools.cached_property
     def _trained(self) -> dict[str, tuple[Parameter, ...]]:
@@ -136,7 +146,8 @@ class Plan:
             problems.append(
                 f"data.batch={config.data.batch} cannot be dealt to {world} ranks; set it to at least {world}"
             )
-        for assignment in _assignments(config, layers, problems):
+        config, assignments = _with_further(config, _assignments(config, layers, problems), problems)
+        for assignment in assignments:
             start = phases[-1].stop if phases else 0
             try:
                 phase = _phase(config, layers, assignment, start=start, epoch=epoch)
@@ -182,6 +193,15 @@ class Plan:
         """The learning rate of a layer at a global step."""
         return self.phase(step).rate(layer, step)
 
+    def forgotten(self, phase: Phase) -> frozenset[str]:
+        """Parameters whose optimizer state is dropped at the first step of a phase, by its `optimizer_state`."""
+        rule, place = phase.settings.optimizer_state, self.phases.index(phase)
+        if rule == "keep" or place == 0:
+            return frozenset()
+        if rule == "reset":
+            return frozenset(p.name for layer in self.layers for p in layer.parameters)
+        return phase.learning - self.phases[place - 1].learning
+
     def ended(self, step: int) -> Mapping[str, int]:
         """What `ends` must say so that the phase before `step` ends there."""
         return {p.name: min(p.stop, step) for p in self.phases if p.start < step}
@@ -219,7 +239,8 @@ class Plan:
         }
 
     def explicit(self) -> dict[str, Any]:
-        """The schedule written out, for a person to edit: values for the configuration's `unfreeze` and `phases`.
+        """The schedule written out, for a person to edit: values for the configuration's `unfreeze`, `phases` and
+        `further`.
 
         The plan of a configuration with these values is the same plan.
         """
@@ -228,7 +249,7 @@ class Plan:
             for p in self.phases
         ]
         settings = {p.name: self.settings(p) for p in self.phases}
-        return {"unfreeze": {"name": "explicit", "phases": trains}, "phases": settings}
+        return {"unfreeze": {"name": "explicit", "phases": trains}, "phases": settings, "further": {}}
 
     def settings(self, phase: Phase) -> dict[str, Any]:
         """All that a phase does, as a configuration says it: lengths in steps, the factor of each layer's rate."""
@@ -277,9 +298,48 @@ def _assignments(config: Config, layers: LayerMap, problems: list[str]) -> list[
     return assignments
 
 
+def _with_further(
+    config: Config, assignments: list[Assignment], problems: list[str]
+) -> tuple[Config, list[Assignment]]:
+    """The phases of `further` as if the schedule had made them: each trains what its last one does, with its settings
+    but for the length, from the last weights and with the optimizer's state."""
+    last, phases = assignments[-1], dict(config.phases)
+    over: dict[str, Any] = {"duration": None, "start_from": "last", "optimizer_state": "keep", "before": {}}
+    base = config.settings(last.name).model_copy(update=over)
+    for name, said in config.further.items():
+        if name == "each" or name in [a.name for a in assignments]:
+            problems.append(f'further.{name}: there is a phase "{name}" already; give it another name')
+            continue
+        settings = said.over(base)
+        phases[name] = settings.model_copy(update=dict(settings))  # all of it said: nothing comes from `each`
+        assignments = [*assignments, Assignment(name, last.trains)]
+    return config.model_copy(update={"phases": phases}), assignments
+
+
+def _key(config: Config, phase: str) -> str:
+    return f"{'further' if phase in config.further else 'phases'}.{phase}"
+
+
+def _earlier(config: Config, layers: LayerMap, phase: Phase, *, epoch: int) -> tuple[tuple[int, Phase], ...]:
+    """The phase as it ran until the run was extended, with how many of its steps did, in order."""
+    made = []
+    for until, rates in sorted(phase.settings.before.items()):
+        if until >= phase.length:
+            raise UserError(
+                f"until step {until} of the phase, which has {phase.length}",
+                where=f"{_key(config, phase.name)}.before",
+                todo="take it away, or make the phase longer",
+            )
+        settings = phase.settings.model_copy(update={**dict(rates), "before": {}})
+        then = config.model_copy(update={"phases": {**config.phases, phase.name: settings}})
+        assignment = Assignment(phase.name, phase.trains)
+        made.append((until, _phase(then, layers, assignment, start=phase.start, epoch=epoch)))
+    return tuple(made)
+
+
 def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: int, epoch: int) -> Phase:
     settings = config.settings(assignment.name)
-    where = f"phases.{assignment.name}"
+    where = _key(config, assignment.name)
     if settings.lr is None:
         raise UserError("the phase has no learning rate", where=where, todo="set lr there or in phases.each")
     length = _length(config, settings, assignment, epoch=epoch)
@@ -308,7 +368,7 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
             "nothing trains in this phase: the layer decay gives every layer that is not frozen a rate of 0",
             where=where,
         )
-    return phase
+    return dataclasses.replace(phase, before=_earlier(config, layers, phase, epoch=epoch))
 
 
 def _refuse_without_effect(phase: Phase, schedule: str, where: str) -> None:
@@ -334,7 +394,7 @@ def _refuse_without_effect(phase: Phase, schedule: str, where: str) -> None:
 def _length(config: Config, settings: PhaseSettings, assignment: Assignment, *, epoch: int) -> int:
     said = settings.duration or assignment.duration
     duration = said.max if isinstance(said, Plateau) else said
-    where = f"phases.{assignment.name}"
+    where = _key(config, assignment.name)
     if duration is None:
         raise UserError(
             "the phase has no duration", where=where, todo='set it there or in phases.each: "8ep", 400, "50%"'

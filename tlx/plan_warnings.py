@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tlx import stale_state
 from tlx.config import Config
 from tlx.data.order import micro_batch_sizes, micro_batches
 from tlx.durations import Duration
@@ -149,6 +150,10 @@ def curves_gone_out(config: Config, plan: Plan, world: int) -> list[str]:
     ]
 
 
+def stale_optimizer_state(config: Config, plan: Plan, world: int) -> list[str]:
+    return stale_state.warnings(plan)
+
+
 def average(config: Config, plan: Plan, world: int) -> list[str]:
     """Where the moving average's decay and the number of steps do not fit."""
     ema = config.loop.ema
@@ -193,6 +198,7 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     layers_left_behind,
     curves_gone_out,
     average,
+    stale_optimizer_state,
 )
 
 

@@ -8,6 +8,7 @@ import signal
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -21,21 +22,26 @@ class StopRequest:
 
     The first signal asks; another one, from PATIENCE_S on, ends the process at once. (Not before: a terminal's Ctrl-C
     reaches the whole process group, and then torchrun sends it to the ranks again.) SIGUSR1 is for plain python and
-    srun: launchers die of it.
+    srun: launchers die of it. Python lets only the main thread handle signals: in another one, such as a notebook's,
+    the file and the time limit remain.
 
     Args:
         after: seconds since the command was started, with its launcher and all restarts by it; None for no limit.
+        began: when that was, in seconds since the epoch; None asks the operating system when this process was started.
     """
 
-    def __init__(self, folder: Path, *, launched: bool, after: float | None = None) -> None:
+    def __init__(self, folder: Path, *, launched: bool, after: float | None = None, began: float | None = None) -> None:
         self.file = folder / "stop"
         self._patience = PATIENCE_S if launched else ALONE_S
-        self._began = _began(launched)
+        self._began = _began(launched) if began is None else began
         self._end = None if after is None else self._began + after
         self.reason: str | None = None
         self._since: float | None = None
         signals = [signal.SIGTERM, signal.SIGINT] + ([] if launched else [signal.SIGUSR1])
-        self._former = {number: signal.signal(number, self._notice) for number in signals}
+        self._former: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread of the main interpreter
+            for number in signals:
+                self._former[number] = signal.signal(number, self._notice)
 
     def asked(self, *, look: bool) -> bool:
         """Whether a stop was asked for; `look` also at the file (rank 0 does, for all)."""

@@ -103,6 +103,7 @@ class Progress:
         trend: of the training loss, against which a step's is a spike.
         bad: unreadable samples of any rank, by place: the reason.
         unfinite: steps that updated nothing, but for fp16's overflows, which its scaler mends.
+        extended: how often the plan was made a longer one: {step, steps: [before, now], rest, time}.
     """
 
     step: int = 0
@@ -123,6 +124,7 @@ class Progress:
     overflows: int = 0
     overflows_in_a_row: int = 0
     wall_time_s: float = 0.0
+    extended: list[dict[str, Any]] = field(default_factory=list)
 
     def data(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -35,6 +35,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "unfinite": progress.unfinite,
         "overflows": progress.overflows,
         "wall_time_s": progress.wall_time_s,
+        "extended": progress.extended,
         "world": run.world.size,
         "versions": versions(),
         "decoder": decoder(),

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from tlx.checkpoint import Snapshot, optimizer_state, read, restore_optimizer, understood, weights_of
+from tlx.checkpoint import Snapshot, optimizer_state, read, read_state, restore_optimizer, understood, weights_of
 from tlx.data.regions import decoder
 from tlx.differences import differences
 from tlx.errors import TlxError, UserError
+from tlx.extend import Extension, earlier, history, lasting_ends
 from tlx.plan import Phase
 from tlx.progress import Progress
 from tlx.run import Run
-from tlx.run_folder import changes
+from tlx.written_config import changes, essential
 
 
 def resume(run: Run) -> None:
@@ -37,17 +38,24 @@ def take_up(run: Run, path: Path) -> None:
         UserError: it is of another training.
         TlxError: it does not hold what a checkpoint does.
     """
+    extensions = run.world.from_main(earlier(run.folder) if run.world.main else None)
     snapshot = read(path)
     state = snapshot.state
     with understood(path):
-        check_identity(state["identity"], run, where=str(path))
+        check_identity(state["identity"], run, where=str(path), extensions=extensions)
         load_weights(run, snapshot.model)
         restore_optimizer(run.optimizer, snapshot.optimizer)
         if run.world.scaler is not None and state["scaler"]:
             run.world.scaler.load_state_dict(state["scaler"])
         run.progress = Progress.of(state["progress"])
         restore_average(run, snapshot)
+        planned = run.remake_plan(run.progress.ends)
+        run.progress.ends = lasting_ends(run.progress, planned, run.config.evaluate.patience)
         run.plan = run.remake_plan(run.progress.ends)
+        run.progress.extended = history(extensions)
+        for phase in run.plan.phases:
+            if phase.name in run.progress.phases:  # an extension may have moved its end
+                run.progress.phases[phase.name]["stop"] = phase.stop
         if not 0 <= run.progress.step <= run.plan.steps:
             raise ValueError(f"step {run.progress.step} of {run.plan.steps}")
         metrics_bytes, then, decoded = int(state["metrics_bytes"]), state["dealt"], state["decoder"]
@@ -182,14 +190,35 @@ def restore_average(run: Run, snapshot: Snapshot) -> None:
         raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")
 
 
-def check_identity(saved: Mapping[str, Any], run: Run, *, where: str) -> None:
+def check_resumable(run: Run, extension: Extension) -> None:
+    """Whether the newest checkpoint will be that of an extended run; looks, and changes nothing.
+
+    Raises:
+        UserError: other classes, shards or preprocessing.
+    """
+    path = run.checkpoints.newest(lambda _: None)
+    if path is not None:
+        former = [*earlier(run.folder), {"before": {"config": extension.former}}]
+        with understood(path):
+            check_identity(read_state(path)["identity"], run, where=str(path), extensions=former)
+
+
+def check_identity(
+    saved: Mapping[str, Any], run: Run, *, where: str, extensions: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """A checkpoint goes on only with the same configuration, classes, shards and preprocessing.
+
+    Args:
+        extensions: of the run, whose configuration before them counts as the present one.
 
     Raises:
         UserError: with the differences.
     """
     others = ({k: v for k, v in identity.items() if k != "config"} for identity in (saved, run.identity))
-    differ = differences(*others) + changes(saved["config"], run.config)
+    differ = differences(*others)
+    former = (essential(entry["before"]["config"]) for entry in extensions)
+    if not any(saved["config"] == config for config in former):
+        differ += changes(saved["config"], run.config)
     if differ:
         raise UserError(
             "the checkpoint belongs to another training:\n    " + "\n    ".join(differ),

@@ -8,38 +8,74 @@ import os
 import platform
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from tlx.config import Config, dump, parse
-from tlx.differences import differences, flat
-from tlx.errors import ConfigError, UserError
+from tlx.config import Config, dump
+from tlx.errors import UserError
+from tlx.extend import FUTURE, Extend, Extension, adopted, no_run, planned
 from tlx.files import json_text, write_whole
 from tlx.launcher import requeued_job
 from tlx.parsing import from_json, from_yaml
 from tlx.run_lock import RunLock, holder
+from tlx.written_config import changes, essential
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
-MAY_CHANGE = (
-    *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),
-    *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
-)
-"""Keys that do not change what is trained, so that a run goes on when they do."""
-
-BEFORE_THEY_CAME: Mapping[str, tuple[str, Any]] = {"loop.ema.ramp": ("loop.ema.decay", False)}
-"""Keys whose default is not what tlx did before they came: a key of that time that they belong to, and what it did. A
-configuration that tlx wrote says every key that there was."""
-
 JOBS = "slurm"
 """The folder of scripts and logs of Slurm's jobs; it stays where it is when a run is moved aside."""
 
 PROMISED = {"name", "step", "samples_seen", "phases", "best", "unreadable", "replaced", "wall_time_s", "world"}
 """Of result.json, what a person is shown."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a training is started.
+
+    Attributes:
+        fresh: an earlier run folder is moved aside.
+        extend: the run goes on by a longer plan, where what it has trained stays the same.
+        rest: and where that would have been trained at other rates, by the rest of the new ones.
+
+    Raises:
+        UserError: both at once.
+    """
+
+    fresh: bool = False
+    extend: bool = False
+    rest: bool = False
+
+    def __post_init__(self) -> None:
+        if self.fresh and self.extends:
+            raise UserError("--fresh begins anew and --extend goes on: one of the two")
+
+    @property
+    def extends(self) -> bool:
+        return self.extend or self.rest
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of a command."""
+        said = {"--fresh": self.fresh, "--extend": self.extend, "--rest": self.rest}
+        return tuple(word for word, wanted in said.items() if wanted)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a start finds in the folder that it holds now.
+
+    Attributes:
+        config: to train by.
+        result: of a run that is done; else None.
+        extension: to be committed before the first step; None where the run goes on as it is.
+    """
+
+    config: Config
+    result: dict[str, Any] | None = None
+    extension: Extension | None = None
 
 
 @dataclass
@@ -61,23 +97,29 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
-    def prepare(self, config: Config, *, fresh: bool) -> dict[str, Any] | None:
-        """Makes the folder, or goes on in it, and holds it; the result, if the run is done.
+    def prepare(self, config: Config, *, fresh: bool, extend: Extend | None = None) -> Claim:
+        """Makes the folder, or goes on in it, and holds it.
 
         Raises:
-            UserError: the configuration is not the one of this run, another training is in the folder, or it cannot be
-                written.
+            UserError: the configuration is not the one of this run, nor one that it may be extended to; another
+                training is in the folder, or it cannot be written.
         """
+        if extend is not None and not (self.path / "config.yaml").exists():
+            raise no_run(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self.lock = RunLock.take(self.path)
             if fresh and not self._is_fresh():
                 self._move_aside()
                 self._note_fresh()
+            config = adopted(self.path, config)
+            extension = self.extension(config, extend) if extend is not None else None
+            if extension is not None:
+                return Claim(extension.config, extension=extension)
             self.refuse_changes(config)
             for left in self.path.glob(".*.tmp"):  # of a process that was killed
                 left.unlink(missing_ok=True)
-            result = self._read("result.json")
+            result = self.result()
             finished = result is not None and result.get("finished") is True
             if finished and result is not None and not result.keys() >= PROMISED:
                 raise UserError(
@@ -91,7 +133,15 @@ class RunFolder:
                 where=str(self.path),
                 todo="set run to a writable folder",
             ) from error
-        return result if finished else None
+        return Claim(config, result=result if finished else None)
+
+    def extension(self, config: Config, extend: Extend) -> Extension | None:
+        """How the run goes on by another configuration; None where that is its own. Looks, and changes nothing.
+
+        Raises:
+            UserError: it does not.
+        """
+        return planned(self.path, adopted(self.path, config), extend)
 
     def say(self, status: Status, **about: Any) -> None:
         """Writes status.json, which batch scripts read."""
@@ -100,9 +150,9 @@ class RunFolder:
 
     def say_if_there(self, status: Status, **about: Any) -> None:
         """The same for a command that failed: it must not fail once more, nor make a folder, nor speak for a training
-        that runs here."""
+        that runs here, nor for one that is done."""
         with contextlib.suppress(OSError):
-            if self.path.is_dir() and (self.lock is not None or holder(self.path) is None):
+            if self.path.is_dir() and not self.done and (self.lock is not None or holder(self.path) is None):
                 self.say(status, **about)
 
     def release(self) -> None:
@@ -120,7 +170,11 @@ class RunFolder:
     @property
     def done(self) -> bool:
         """Whether the run has come to its end."""
-        return (self._read("result.json") or {}).get("finished") is True
+        return (self.result() or {}).get("finished") is True
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json; None where there is none that can be read."""
+        return self._read("result.json")
 
     def write_plan(self, plan: Mapping[str, Any]) -> None:
         write_whole(self.path / "plan.json", json_text(plan))
@@ -168,12 +222,14 @@ class RunFolder:
                 where=str(file),
                 todo="remove it, if the folder's checkpoints are of this configuration; or --fresh",
             ) from error
-        changed = changes(before, config)
+        changed = changes(before, adopted(self.path, config))
         if changed:
+            longer = "--extend, which goes on from here by the new plan; " if _of_plan(changed) else ""
             raise UserError(
                 "this run was started with another configuration:\n    " + "\n    ".join(changed),
                 where=str(self.path),
-                todo="set run to another folder, take the changes back, or --fresh, which moves the old folder aside",
+                todo=f"{longer}set run to another folder, take the changes back, or --fresh, which moves the old folder"
+                " aside",
             )
 
     def _read(self, name: str) -> dict[str, Any] | None:
@@ -184,61 +240,8 @@ class RunFolder:
         return content if isinstance(content, dict) else None
 
 
-def changes(before: Mapping[str, Any], config: Config) -> list[str]:
-    """What differs in meaning between a configuration that tlx wrote and one of now, a line each.
-
-    Both are read by the schema of now: a key that has gone since, such as `evaluate.mode`, and a default that has come
-    since are no differences.
-
-    Args:
-        before: as :func:`essential` gives it.
-    """
-    now = yaml.safe_load(dump(config))
-    if before == essential(now):
-        return []
-    later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
-    try:
-        then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
-    except ConfigError as error:
-        return [*differences(before, essential(now)), *error.problems]
-    hints = {
-        key: f", a key that came later: {key}={json.dumps(value)} goes on as it began" for key, value in later.items()
-    }
-    return [line + hints.get(line.partition(":")[0], "") for line in differences(then, essential(now))]
-
-
-def _reread(before: Mapping[str, Any], now: Mapping[str, Any]) -> Config:
-    """The configuration that `before` says, flat, with what `now` says of the keys that may change."""
-    paths = dict(_paths(now))
-    raw: dict[str, Any] = {}
-    for key, value in {**_changeable(now), **before}.items():
-        *parents, last = paths.get(key, tuple(key.split(".")))  # names, such as layers', may hold dots themselves
-        node = raw
-        for parent in parents:
-            below = node.setdefault(parent, {})
-            if not isinstance(below, dict):  # a damaged file; the differences will tell
-                raise ConfigError([f"{key}: under a key that is no mapping"])
-            node = below
-        node[last] = value
-    return parse(raw)
-
-
-def _changeable(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flat(config).items() if key.startswith(MAY_CHANGE)}
-
-
-def _paths(node: Any, key: str = "", steps: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Every key of nested mappings as :func:`flat` joins it, and the steps that lead there."""
-    if not isinstance(node, Mapping):
-        yield key, steps
-        return
-    for name, below in node.items():
-        yield from _paths(below, f"{key}.{name}".strip("."), (*steps, str(name)))
-
-
-def essential(config: Any) -> dict[str, Any]:
-    """Of a configuration as plain data, what decides the training, keys joined by dots."""
-    return {key: value for key, value in flat(config).items() if not key.startswith(MAY_CHANGE)}
+def _of_plan(changed: Sequence[str]) -> bool:
+    return all(line.startswith(FUTURE) for line in changed)
 
 
 def versions() -> dict[str, str]:

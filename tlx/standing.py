@@ -12,6 +12,7 @@ from typing import Any
 
 from tlx import config as configs
 from tlx.errors import UserError
+from tlx.extend import earlier
 from tlx.parsing import from_json
 from tlx.run_lock import holder
 
@@ -47,6 +48,7 @@ def standing(folder: Path) -> str:
     step, steps = max(known, default=None), _steps(folder, said)
     if step is not None:
         lines.append(f"  step {step:,}" + (f" of {steps:,} ({step / steps:.0%})" if steps else "") + _about(row))
+    lines += [f"  extended at step {step}: {before} -> {now} steps" for step, before, now in _extensions(folder)]
     lines += [f"  {name} checkpoint: {path}" for name in ("latest", "best") if (path := _checkpoint(folder, name))]
     if said.get("status") != "done" and owner is None:
         lines.append("  -> " + _what_next(folder, mend=said.get("status") == "user-error"))
@@ -69,6 +71,12 @@ def _about(row: Mapping[str, Any] | None) -> str:
         return ""
     numbers = [f"{k} {v:.4g}" for k, v in row.items() if k.startswith(("train/loss", "val/")) and isinstance(v, float)]
     return ", ".join(["", f"phase {row.get('phase')}", *numbers])
+
+
+def _extensions(folder: Path) -> list[tuple[int, int, int]]:
+    with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
+        return [(int(e["step"]), *map(int, e["steps"])) for e in earlier(folder)]  # type: ignore[misc]
+    return []
 
 
 def _steps(folder: Path, said: Mapping[str, Any]) -> int | None:

@@ -58,7 +58,7 @@ def _phases(plan: Plan) -> Table:
             phase.name,
             f"<= {span}" if phase.plateau else span,
             f"{phase.start}-{phase.stop}",
-            _part(said.curve.name, said.curve.args),
+            _curve(phase),
             str(phase.warmup) if phase.warmup else "-",
             _part(said.layer_decay.name, said.layer_decay.args),
             said.norm if isinstance(said.norm, str) else "own policy",
@@ -103,6 +103,16 @@ def _rate(phase: Phase, layer: Layer) -> str:
         return rate
     kinds: Sequence[str] = list(dict.fromkeys(p.kind for p in trained))
     return f"{rate} ({kinds[0] + 's' if len(kinds) == 1 else 'part'})"
+
+
+def _curve(phase: Phase) -> str:
+    now = _part(phase.settings.curve.name, phase.settings.curve.args)
+    if not phase.before:
+        return now
+    until, earlier = phase.before[-1]
+    former = earlier.settings.curve
+    was = f"{_part(former.name, former.args)} over {earlier.length} steps"
+    return f"{now} from step {phase.start + until}; before: {was}"
 
 
 def _part(name: str, args: dict[str, object]) -> str:

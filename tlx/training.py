@@ -3,37 +3,50 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from tlx.build import compose, together
+from tlx.build import compose, plans_of, together
 from tlx.config import Config
 from tlx.errors import UserError
-from tlx.launcher import rank, relaunched
+from tlx.extend import Extend, Extension
+from tlx.launcher import rank, ranked, relaunched
 from tlx.parts import backbone_of
-from tlx.run_folder import RunFolder
+from tlx.run_folder import Claim, RunFolder, Start
 
 if TYPE_CHECKING:
     from tlx.run import Run
     from tlx.watch import Watch
 
 
-def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
-    """Trains, resumes, or finds the run done; its result, or None after a stop request.
+def train(
+    config: Config, *, fresh: bool = False, extend: bool = False, rest: bool = False, command: bool = False
+) -> Mapping[str, Any] | None:
+    """Trains, resumes, extends, or finds the run done; its result, or None after a stop request.
 
-    However it ends, status.json of the run folder says so.
+    However it ends, status.json of the run folder says so. Any thread may call it; signals ask for a stop only where
+    the main thread does.
+
+    Args:
+        fresh, extend, rest: see :class:`tlx.run_folder.Start`.
+        command: this process is a command's, started for this training alone. Then `stop_after` counts from the start
+            of the process, and a training that hangs ends it; else both would hit whoever called.
     """
     from tlx.watch import Watch
 
+    start, began = Start(fresh, extend, rest), time.time()
     folder = RunFolder(config.run)
-    watch = Watch(folder, patience_s=60 * config.world.timeout_minutes)
+    watch = Watch(folder, patience_s=60 * config.world.timeout_minutes, ends=command or ranked())
     # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
-    with contextlib.ExitStack() as signals:
+    with contextlib.ExitStack() as leaving:
         try:
-            return _train(config, folder, watch, signals, fresh=fresh)
+            return _train(config, folder, watch, leaving, start, began=None if command else began)
         except BaseException as error:
             told = watch.explained(error)
             watch.say("user-error" if isinstance(told, UserError) else "fault", str(told))
@@ -46,32 +59,64 @@ def train(config: Config, *, fresh: bool) -> Mapping[str, Any] | None:
 
 
 def _train(
-    config: Config, folder: RunFolder, watch: Watch, signals: contextlib.ExitStack, *, fresh: bool
+    config: Config,
+    folder: RunFolder,
+    watch: Watch,
+    leaving: contextlib.ExitStack,
+    start: Start,
+    *,
+    began: float | None,
 ) -> Mapping[str, Any] | None:
     from tlx import world as worlds
     from tlx.preempt import StopRequest
 
     world = worlds.enter(config, watch)
-    done = together(world, lambda: folder.prepare(config, fresh=fresh and not relaunched()) if world.main else None)
-    done = world.from_main(done)
-    if done is not None:
+    leaving.callback(world.leave)
+    claim: Claim = together(world, lambda: _claimed(config, folder, start, world.size) if world.main else None)
+    claim = world.from_main(claim)
+    config, extension = claim.config, claim.extension
+    if claim.result is not None:
         if world.main:
             folder.say("done")
-        return done  # type: ignore[no-any-return]
-    watch.beat("loading")
-    stop = StopRequest(folder.path, launched=world.launched, after=config.stop_after)
-    signals.callback(stop.close)
+        return claim.result
+    if extension is None:
+        watch.beat("loading")
+    stop = StopRequest(folder.path, launched=world.launched, after=config.stop_after, began=began)
+    leaving.callback(stop.close)
     if world.main:
         if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
             stop.clear_older()
-        folder.say("running")
+        if extension is None:
+            folder.say("running")
     together(world, lambda: fetch(config) if world.local_main else None)
-    run = compose(config, world, folder, stop)
+    run = compose(config, world, folder, stop, plan_written=extension is None)
+    if extension is not None:
+        together(world, lambda: _extend(run, folder, extension) if world.main else None)
+        watch.beat("loading")
     watch.last_wish = run.saver.settle
     result = _to_an_end(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
     return result if result["finished"] else None
+
+
+def _claimed(config: Config, folder: RunFolder, start: Start, ranks: int) -> Claim:
+    wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest) if start.extends else None
+    claim = folder.prepare(config, fresh=start.fresh and not relaunched(), extend=wish)
+    if wish is not None and claim.extension is None:
+        print("note: --extend: this is the configuration of the run already; nothing is extended", file=sys.stderr)
+    return claim
+
+
+def _extend(run: Run, folder: RunFolder, extension: Extension) -> None:
+    """Nothing is left that speaks against it: from here on the folder is that of the longer run."""
+    from tlx.resume import check_resumable
+
+    check_resumable(run, extension)
+    extension.commit(folder.path, run.plan.data())
+    folder.say("running")
+    before, now = extension.steps
+    run.journal.note(f"extended at step {extension.step}: the plan had {before} steps and has {now}")
 
 
 def _to_an_end(run: Run, folder: RunFolder) -> Mapping[str, Any]:

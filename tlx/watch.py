@@ -53,14 +53,15 @@ class Watch:
     Args:
         folder: the run's; stacks of a rank that hangs go to FOLDER/stacks/rank-N.txt.
         patience_s: the main thread hangs when it has not beaten for so long.
+        ends: a training that hangs ends this process; else that is only told, since the process is not its own.
 
     Attributes:
         last_wish: called before the watch ends this process, in a thread of its own, and waited for as long as the
             patience lasts, at most two minutes: a checkpoint that is being written comes to its end.
     """
 
-    def __init__(self, folder: RunFolder | None = None, *, patience_s: float = math.inf) -> None:
-        self.folder, self.patience_s = folder, patience_s
+    def __init__(self, folder: RunFolder | None = None, *, patience_s: float = math.inf, ends: bool = True) -> None:
+        self.folder, self.patience_s, self.ends = folder, patience_s, ends
         self.rank, self.size, self.serves = launched_rank(), 1, False
         self.last_wish: Callable[[], None] | None = None
         self._beat: tuple[int, str, int] = (0, "start", 0)
@@ -202,9 +203,11 @@ class Watch:
         if stuck and self._state == "alive":
             self._state, self._why = "stuck", self._where()
             self._dump(still)
+            if not self.ends:
+                print(f"warning: {self._hanging([self._sign()])}", file=sys.stderr, flush=True)
         wire = self._wire
         if wire is None:
-            if stuck:
+            if stuck and self.ends:
                 self._end(Verdict("hangs", self._hanging([self._sign()])))
             return
         wire.own = self._sign()

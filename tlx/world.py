@@ -56,6 +56,7 @@ class World:
         device: of this rank.
         launched: a launcher (torchrun, accelerate launch) watches over this process.
         watch: names ranks that die or hang; outside of `tlx train` it does nothing.
+        first: nobody had asked accelerate for a precision and a device in this process before.
     """
 
     rank: int
@@ -64,6 +65,7 @@ class World:
     launched: bool
     accelerator: Any
     watch: Watch = field(default_factory=Watch)
+    first: bool = False
 
     @property
     def distributed(self) -> bool:
@@ -127,6 +129,14 @@ class World:
     def barrier(self) -> None:
         if self.distributed:
             dist.barrier()
+
+    def leave(self) -> None:
+        """A lone training is over: the next one in this process, as in a notebook, may have another precision or
+        device, which accelerate would refuse as long as it remembers these."""
+        from accelerate.state import AcceleratorState
+
+        if self.first and not self.distributed:
+            AcceleratorState._reset_state(reset_partial_state=True)  # there is no public way
 
     def close(self) -> None:
         if dist.is_initialized():
@@ -306,11 +316,13 @@ def _limit(config: Config) -> timedelta:
 
 def _world(config: Config, watch: Watch, *, cpu: bool, size: int) -> World:
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
 
     # fp16 on a CPU has no scaler in accelerate and computes in fp32 without a word
     if cpu and config.loop.precision == "fp16":
         raise UserError("fp16 needs a GPU", where="loop.precision", todo="set bf16 or fp32")
     precision = {"fp32": "no"}.get(config.loop.precision, config.loop.precision)
+    first = not AcceleratorState._shared_state
     accelerator = Accelerator(mixed_precision=precision, cpu=cpu)
     rank = dist.get_rank() if dist.is_initialized() else 0
     if accelerator.num_processes != size or accelerator.process_index != rank:
@@ -318,7 +330,7 @@ def _world(config: Config, watch: Watch, *, cpu: bool, size: int) -> World:
             f"accelerate believes in rank {accelerator.process_index} of {accelerator.num_processes}, "
             f"the launcher set rank {rank} of {size}"
         )
-    return World(rank, size, accelerator.device, launched(), accelerator, watch)
+    return World(rank, size, accelerator.device, launched(), accelerator, watch, first)
 
 
 def accelerate_conflicts(config: Config, env: Mapping[str, str]) -> list[str]:

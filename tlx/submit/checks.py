@@ -146,8 +146,12 @@ def check_words(words: Sequence[str], *, frozen: bool) -> list[str]:
     ]
 
 
-def check_folder(config: Config, job: Job, findings: Findings, *, fresh: bool) -> None:
-    """Whether the run may go on in its folder, or begin there. Nothing stays of it."""
+def check_folder(config: Config, job: Job, findings: Findings, *, changed: bool) -> None:
+    """Whether the run may go on in its folder, or begin there. Nothing stays of it.
+
+    Args:
+        changed: the configuration may be another one than the run's.
+    """
     findings.of(lambda: _writable(job.run))
     owner = holder(job.run)
     if owner is not None:
@@ -155,7 +159,7 @@ def check_folder(config: Config, job: Job, findings: Findings, *, fresh: bool) -
             f"{job.run}: a training runs in this folder: {owner}\n"
             f"  -> wait for it, stop it (touch {job.run / 'stop'}), or set run to another folder"
         )
-    if not fresh:
+    if not changed:
         findings.of(lambda: RunFolder(config.run).refuse_changes(config))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from tlx import config as configs
 from tlx.config import Config
 from tlx.data.location import without_credentials
 from tlx.errors import UserError
+from tlx.extend import Extend
 from tlx.files import write_whole
-from tlx.run_folder import JOBS, RunFolder
+from tlx.run_folder import JOBS, RunFolder, Start
 from tlx.submit import checks, slurm
 from tlx.submit import job as jobs
 from tlx.submit import site as sites
@@ -57,7 +59,7 @@ class Submission:
         """The script's file and its arguments, as sbatch is given them; the whole configuration is beside it."""
         if self.config is None:
             return (str(file), *self.arguments)
-        return (str(file), str(file.with_suffix(".yaml")), *(word for word in self.arguments if word == "--fresh"))
+        return (str(file), str(file.with_suffix(".yaml")), *(word for word in self.arguments if word.startswith("--")))
 
 
 def prepare(
@@ -67,7 +69,7 @@ def prepare(
     *,
     site: Path | None,
     command: Sequence[str],
-    fresh: bool = False,
+    start: Start,
     dry: bool = False,
 ) -> Submission:
     """Checks everything that can be known on this machine. Nothing is left in the run's folder.
@@ -76,11 +78,11 @@ def prepare(
         file, overrides: the configuration, as for `tlx train`.
         site: a site file; None to look for one.
         command: what was typed.
-        fresh: an earlier run folder is moved aside when the job starts.
+        start: how the job starts the training.
         dry: nothing is to be sent, so Slurm need not answer.
     """
     findings = Findings()
-    arguments = (_not_an_option(file), *(["--fresh"] if fresh else []), *overrides)
+    arguments = (_not_an_option(file), *start.words, *overrides)
     config = findings.of(lambda: configs.load(file, overrides))
     found = findings.of(lambda: sites.find(site))
     template = Template.read(locate())
@@ -91,20 +93,34 @@ def prepare(
     if config is None or job is None or found is None:
         return Submission(None, "", arguments, findings)
     about = [f"site: {found[1]}"] if found[1] is not None else []
-    if RunFolder(config.run).done and not fresh:
+    ranks = job.world
+    longer = findings.of(lambda: _extends(config, start, ranks)) if start.extends else False
+    if RunFolder(config.run).done and not start.fresh and longer is False:
         ended = Findings()
         ended.of(lambda: RunFolder(config.run).refuse_changes(config))
         return Submission(job, script(job, template, command), arguments, ended, done=not ended.problems)
     made = checks.check_training(config, job, findings)
     frozen = _written(config)
     findings.warnings += checks.check_words(overrides, frozen=frozen is not None)
-    checks.check_folder(config, job, findings, fresh=fresh)
+    checks.check_folder(config, job, findings, changed=start.fresh or start.extends)
     text = script(job, template, command)
     about += _about(config, job, made)
     if slurm.there() and checks.check_queue(job, findings, dry=dry) and not findings.problems:
         said = findings.of(lambda: slurm.tried(text, job.options))
         about += [f"sbatch --test-only: {said}"] if said else []
     return Submission(job, text, arguments, findings, config=frozen, about=tuple(about))
+
+
+def _extends(config: Config, start: Start, ranks: int) -> bool:
+    """Whether the job would extend the run; False where the configuration is the run's own.
+
+    Raises:
+        UserError: it would be refused.
+    """
+    from tlx.build import plans_of
+
+    wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest)
+    return RunFolder(config.run).extension(config, wish) is not None
 
 
 def send(submission: Submission) -> tuple[str, Path]:

@@ -96,7 +96,7 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
         run = wandb_run.begin(target, "offline" if offline else "online", rows, send_s=SEND_S)
         if whole:
             run.flush()
-        if finished and not run.summarised:
+        if finished and not run.has_summary(result):
             run.summarise(result)
         place = Path(run.handle.dir).parent if offline else run.handle.url
         run.close("finished" if finished else "stopped" if whole else "failed")

@@ -228,10 +228,10 @@ class WandbRun:
         if self._heard.warnings and not self._warned:
             raise TrackingError(f"W&B: {self._heard.warnings[0]}", todo=self.todo)
 
-    @property
-    def summarised(self) -> bool:
-        """Whether the server has the summary of a finished run."""
-        return self.handle.summary.get("finished") is True
+    def has_summary(self, result: Mapping[str, Any]) -> bool:
+        """Whether the server has the summary of a finished run, and not that of before the run was extended."""
+        known = self.handle.summary
+        return known.get("finished") is True and known.get("samples_seen") == result.get("samples_seen")
 
     def abandon(self) -> None:
         let_go()

@@ -1,0 +1,129 @@
+"""`tlx.training.train` from a thread that is not the main one, as in a notebook."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import threading
+import time
+
+import pytest
+from images import make_shards
+
+import tlx.preempt
+import tlx.watch
+from tlx import training
+from tlx.config import parse
+from tlx.errors import UserError
+from tlx.watch import Watch
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+
+
+@pytest.fixture
+def config(shards, tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+
+    def config(**over):
+        raw = {
+            "run": str(tmp_path / "run"),
+            "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 1},
+            "input": {"size": 16},
+            "backbone": {"name": "toys:small", "weights": "none"},
+            "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
+            "world": {"device": "cpu"},
+            "track": {"every": 1},
+        }
+        return parse({**raw, **over})
+
+    return config
+
+
+def in_a_thread(act):
+    """What `act` gives or raises, in a worker thread."""
+    ended = {}
+
+    def work():
+        try:
+            ended["result"] = act()
+        except BaseException as error:
+            ended["error"] = error
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread, ended
+
+
+def test_a_training_in_a_thread_comes_to_its_end_and_signals_stay_as_they_are(config):
+    handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)]
+    thread, ended = in_a_thread(lambda: training.train(config()))
+    thread.join()
+    assert ended["result"]["step"] == 12
+    assert [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == handlers
+
+
+def test_a_file_stops_it_and_the_same_call_goes_on(config, tmp_path):
+    run, longer = tmp_path / "run", {"each": {"lr": 0.02, "duration": "400ep"}}
+    thread, ended = in_a_thread(lambda: training.train(config(phases=longer)))
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").stat().st_size:
+        assert thread.is_alive(), ended
+        time.sleep(0.01)
+    (run / "stop").touch()
+    thread.join(60)
+    assert ended == {"result": None}
+    said = json.loads((run / "status.json").read_text())
+    assert said["status"] == "resumable"
+    assert said["why"] == f"stopped by the file {run / 'stop'}"
+    assert 0 < said["step"] < 2400
+    thread, ended = in_a_thread(lambda: training.train(config(phases={"each": {"lr": 0.02, "duration": "400ep"}})))
+    (run / "stop").touch()
+    thread.join(60)
+    assert ended == {"result": None}
+    assert json.loads((run / "status.json").read_text())["step"] >= said["step"]
+
+
+def test_a_time_limit_counts_from_the_call_and_not_from_the_start_of_the_process(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(tlx.preempt, "_began", lambda launched: 0.0)  # a notebook's process is older than any limit
+    thread, ended = in_a_thread(lambda: training.train(config(stop_after=3600)))
+    thread.join()
+    assert ended["result"]["step"] == 12
+    longer = {"each": {"lr": 0.02, "duration": "4000ep"}}
+    thread, ended = in_a_thread(lambda: training.train(config(stop_after=1, run=str(tmp_path / "b"), phases=longer)))
+    thread.join(120)
+    assert ended == {"result": None}
+    assert "time limit" in json.loads((tmp_path / "b" / "status.json").read_text())["why"]
+
+
+def test_where_an_event_loop_runs_and_mistakes_are_raised(config):
+    async def cell():
+        with pytest.raises(UserError, match="one of the two"):
+            training.train(config(), fresh=True, extend=True)
+        return training.train(config())
+
+    thread, ended = in_a_thread(lambda: asyncio.run(cell()))
+    thread.join()
+    assert ended["result"]["finished"] is True
+
+
+def test_the_next_training_of_a_process_may_have_another_precision(config, tmp_path):
+    for precision in ("fp32", "bf16"):
+        said = config(run=str(tmp_path / precision), loop={"precision": precision})
+        assert training.train(said)["step"] == 12
+
+
+def test_a_training_that_hangs_does_not_end_the_process_of_whoever_called_it(monkeypatch, capfd):
+    exits = []
+    monkeypatch.setattr(tlx.watch.os, "_exit", exits.append)
+    watch = Watch(patience_s=1.5, ends=False)
+    watch.start(None, 0, 1)
+    watch.beat("step", 7)
+    time.sleep(4)
+    watch.close()
+    assert exits == []
+    told = capfd.readouterr().err
+    assert told.count("hangs at step 7, in 'step'") == 1
+    assert "nothing has happened for 1.5 s" in told

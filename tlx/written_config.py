@@ -1,0 +1,98 @@
+"""Configurations that tlx wrote, of this version or an earlier one: what they mean, and in what two of them differ."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from tlx.config import Config, dump, parse
+from tlx.differences import differences, flat
+from tlx.errors import ConfigError
+
+MAY_CHANGE = (
+    *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),
+    *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
+)
+"""Keys that do not change what is trained, so that a run goes on when they do."""
+
+BEFORE_THEY_CAME: Mapping[str, tuple[str, Any]] = {"loop.ema.ramp": ("loop.ema.decay", False)}
+"""Keys whose default is not what tlx did before they came: a key of that time that they belong to, and what it did. A
+configuration that tlx wrote says every key that there was."""
+
+
+def changes(before: Mapping[str, Any], config: Config) -> list[str]:
+    """What differs in meaning between a configuration that tlx wrote and one of now, a line each.
+
+    Both are read by the schema of now: a key that has gone since, such as `evaluate.mode`, and a default that has come
+    since are no differences.
+
+    Args:
+        before: as :func:`essential` gives it.
+    """
+    now = yaml.safe_load(dump(config))
+    if before == essential(now):
+        return []
+    later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
+    try:
+        then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
+    except ConfigError as error:
+        return [*differences(before, essential(now)), *error.problems]
+    hints = {
+        key: f", a key that came later: {key}={json.dumps(value)} goes on as it began" for key, value in later.items()
+    }
+    return [line + hints.get(line.partition(":")[0], "") for line in differences(then, essential(now))]
+
+
+def _reread(before: Mapping[str, Any], now: Mapping[str, Any]) -> Config:
+    """The configuration that `before` says, flat, with what `now` says of the keys that may change."""
+    paths = dict(_paths(now))
+    raw: dict[str, Any] = {}
+    for key, value in {**_changeable(now), **before}.items():
+        *parents, last = paths.get(key, tuple(key.split(".")))  # names, such as layers', may hold dots themselves
+        node = raw
+        for parent in parents:
+            below = node.setdefault(parent, {})
+            if not isinstance(below, dict):  # a damaged file; the differences will tell
+                raise ConfigError([f"{key}: under a key that is no mapping"])
+            node = below
+        node[last] = value
+    return parse(raw)
+
+
+def _changeable(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flat(config).items() if key.startswith(MAY_CHANGE)}
+
+
+def _paths(node: Any, key: str = "", steps: tuple[str, ...] = ()) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Every key of nested mappings as :func:`flat` joins it, and the steps that lead there."""
+    if not isinstance(node, Mapping):
+        yield key, steps
+        return
+    for name, below in node.items():
+        yield from _paths(below, f"{key}.{name}".strip("."), (*steps, str(name)))
+
+
+def essential(config: Any) -> dict[str, Any]:
+    """Of a configuration as plain data, what decides the training, keys joined by dots."""
+    return {key: value for key, value in flat(config).items() if not key.startswith(MAY_CHANGE)}
+
+
+def meant(written: Mapping[str, Any]) -> Config:
+    """The configuration of a config.yaml that tlx wrote, as plain data, by what its keys and their absence meant then.
+
+    Raises:
+        ConfigError: what cannot be read any more.
+    """
+    raw = copy.deepcopy(dict(written))
+    for key, (needs, value) in BEFORE_THEY_CAME.items():
+        if needs in flat(raw) and key not in flat(raw):
+            *parents, last = key.split(".")
+            node: Any = raw
+            for parent in parents:
+                node = node[parent]
+            node[last] = value
+    return parse(raw)
