@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_used_is_no_traceback(tmp_path):
     ("error", "said"),
     [
         (OSError(28, "No space left on device"), "error: No space left on device\n  -> free some room"),
-        (PermissionError(13, "Permission denied", "/a\x1b[2J"), r"error: '/a\x1b[2J': Permission denied"),
+        (PermissionError(13, "Permission denied", "/a\x1b[2J"), r"error: /a\x1b[2J: Permission denied"),
         (OSError(104, "Connection reset by peer"), None),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from tlx.terminal import escaped
+
 
 class TlxError(Exception):
     """A fault that tlx noticed: not the user's mistake, exit code 1."""
@@ -21,7 +23,8 @@ class UserError(TlxError):
 
     def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
         self.what, self.where, self.todo = what, where, todo
-        super().__init__("\n".join([f"{where}: {what}" if where else what, *([f"  -> {todo}"] if todo else [])]))
+        said = f"{escaped(where)}: {what}" if where else what
+        super().__init__("\n".join([said, *([f"  -> {todo}"] if todo else [])]))
 
 
 class ConfigError(UserError):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlx.history import ACCURACY, History, shown, whole, within
+from tlx.terminal import clock
 
 COLUMNS = ("run", "best", "accuracy after each phase", "best step", "weights", "samples seen", "time")
 
@@ -74,14 +75,6 @@ def best_place(history: History) -> str:
     if history.best is None or not history.steps_per_epoch:
         return ""
     return f"epoch {history.epoch(history.best.step):.4g}"
-
-
-def clock(seconds: float | None) -> str:
-    """A time as h:mm:ss."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def plan_rows(history: History) -> list[dict[str, Any]]:
