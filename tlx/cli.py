@@ -228,7 +228,8 @@ def main() -> None:
 
 def _tell_usage(error: Any) -> int:
     """Of a command line that click does not understand. A command without its words shows its help, as elsewhere."""
-    names, context = [], getattr(error, "ctx", None)
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
     while context is not None and context.parent is not None:
         names.insert(0, context.info_name)
         context = context.parent

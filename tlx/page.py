@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tlx.history import ACCURACY, History, shown, whole, within
-from tlx.terminal import clock
+from tlx.history import ACCURACY, History, article_reading, shown, whole, within
+from tlx.terminal import clock, escaped
 
-COLUMNS = ("run", "best", "accuracy after each phase", "best step", "weights", "samples seen", "time")
+COLUMNS = ("run", "best", "accuracy of each phase", "best step", "weights", "samples seen", "time")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,13 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
         table=[cells(s.history, s.name) for s in sections],
         pictures=pictures or {},
         sections=[
-            {"about": s, "history": s.history, "plan": plan_rows(s.history), "warnings": warnings(s.history)}
+            {
+                "about": s,
+                "history": s.history,
+                "plan": plan_rows(s.history),
+                "reading": article_reading(s.history.accuracies),
+                "warnings": warnings(s.history),
+            }
             for s in sections
         ],
     )
@@ -50,8 +56,9 @@ def cells(history: History, name: str) -> tuple[str, ...]:
     """A run in the table of runs, one text per `COLUMNS`; several phases are several lines."""
     best = history.best
     phases = [
-        f"{p.name} {shown(ACCURACY, p.last.value(ACCURACY) if p.last else None)}" + ("" if p.over else " so far")
-        for p in history.phases
+        f"{escaped(a.label)}\n  best {shown(ACCURACY, a.best)}, last {shown(ACCURACY, a.last)}"
+        + ("" if a.over else " so far")
+        for a in history.accuracies
     ]
     seen = history.number("samples_seen")
     return (
@@ -150,6 +157,10 @@ those of its last checkpoint.</p>
 {% for caption, png in section.about.pictures.items() %}
 <figure><img src="{{ png | png }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
+{% if section.reading %}
+<p>Best is compared with best, last with last. The Flowers-102 article sets the last of feature extraction against the
+best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.reading[1] | percent }}.</p>
+{% endif %}
 
 <h3>Plan</h3>
 {% if section.plan %}

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,9 @@ from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.layers import Layer, LayerMap, Parameter
 from tlx.norms import POLICIES, NormPolicy, NormState
 from tlx.unfreeze import Assignment, Mode
+
+SAMPLED = 200
+"""Points of a phase's curve in plan.json, about."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +77,21 @@ class Phase:
 
     def rates(self, step: int) -> dict[str, float]:
         """The learning rate of every layer at a global step."""
+        top = self.lr * self.shape(step)
+        return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
+
+    def shape(self, step: int) -> float:
+        """What `lr` is multiplied by at a global step: the warm-up, then the curve."""
         at = step - self.start
         if at < self.warmup:
-            shape = (at + 1) / self.warmup
-        else:
-            shape = self.curve(at - self.warmup, max(self.length - self.warmup, 1))
-        top = self.lr * shape
-        return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
+            return (at + 1) / self.warmup
+        return self.curve(at - self.warmup, max(self.length - self.warmup, 1))
+
+    def parts(self, most: int) -> Iterator[tuple[int, int]]:
+        """Start and stop of at most so many parts of about equal length, for drawing; single steps where those do."""
+        steps = self.stop - self.start
+        count = min(steps, most)
+        return itertools.pairwise(self.start + steps * i // count for i in range(count + 1))
 
     @functools.cached_property
     def _trained(self) -> dict[str, tuple[Parameter, ...]]:
@@ -172,6 +184,7 @@ class Plan:
                     "epochs": (p.stop - p.start) / self.steps_per_epoch,
                     "warmup": p.warmup,
                     "lr": p.lr,
+                    "curve": _sampled(p),
                     "settings": self.settings(p),
                     "layers": {
                         y.name: {
@@ -218,6 +231,14 @@ class Plan:
     def _only(self) -> dict[str, str]:
         """Layer by layer, a pattern for the configuration that means it alone."""
         return {layer.name: self.layers.only(layer) for layer in self.layers}
+
+
+def _sampled(phase: Phase) -> dict[str, list[float]]:
+    """What `lr` is multiplied by over the phase, for drawing: steps counted from its start, exact where it has at most
+    `SAMPLED`; else of the middle of each part, and of its first and last step."""
+    steps = [phase.start, *((start + stop - 1) // 2 for start, stop in phase.parts(SAMPLED)), phase.stop - 1]
+    steps = sorted(set(steps))
+    return {"steps": [step - phase.start for step in steps], "factors": [phase.shape(step) for step in steps]}
 
 
 def _steps_per_epoch(config: Config, samples: int) -> int:

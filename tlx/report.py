@@ -5,23 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from tlx import figures
 from tlx.errors import UserError
 from tlx.history import History, named, read_history
 from tlx.page import COLUMNS, Section, cells, page
+from tlx.terminal import drawn, escaped, say, tables, width
 
 FILES = {
     "Loss, accuracy and learning rate over training": "figures/curves.png",
-    "Validation accuracy before and after fine-tuning": "figures/phases.png",
+    "Validation accuracy of each phase, best and last": "figures/phases.png",
 }
 """Pictures of a run, by caption."""
-
-WIDE = 160
-"""Columns of the table where it does not go to a terminal: a log breaks no lines."""
 
 
 def report(folders: Sequence[Path], *, out: Path | None = None) -> list[Path]:
@@ -67,7 +61,7 @@ def _write_run(section: Section) -> list[Path]:
 def _write_comparison(sections: Sequence[Section], *, folder: Path) -> list[Path]:
     picture = figures.comparison([s.history for s in sections], [s.name for s in sections])
     title = f"Comparison of {len(sections)} run{'s' if len(sections) > 1 else ''}"
-    text = page(sections, title=title, pictures={"Validation curves, and accuracy after the phases": picture})
+    text = page(sections, title=title, pictures={"Validation curves, and accuracy of each phase": picture})
     return _write(folder, {"figures/comparison.png": picture, "comparison.html": text.encode()})
 
 
@@ -86,12 +80,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def _print_table(histories: Sequence[History], names: Sequence[str]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
-    table = Table(show_lines=len(histories) > 1)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
-    for history, name in zip(histories, names, strict=True):
-        table.add_row(*(Text(cell) for cell in cells(history, name)))
-    console.print(table)
+    rows = [cells(history, escaped(name)) for history, name in zip(histories, names, strict=True)]
+    columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    about = {COLUMNS[0]: columns.pop(COLUMNS[0])}
+    say(drawn(*tables("", about, columns, width(), more="", lines=len(rows) > 1)))

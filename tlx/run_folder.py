@@ -185,6 +185,14 @@ def essential(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flat(config).items() if not key.startswith(MAY_CHANGE)}
 
 
+def threads() -> int:
+    """That a rank computes with on the CPU (OMP_NUM_THREADS): another number sums in another order, which changes the
+    last bits of results."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def versions() -> dict[str, str]:
     """Of everything that decides the numbers."""
     found = {"python": platform.python_version()}

@@ -10,13 +10,25 @@ import io
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
 WIDE = 150
 """Columns where neither a terminal nor COLUMNS says how many there are: a log breaks no lines."""
+
+
+_BETWEEN = 3
+"""Columns between two of a table, and at its edges."""
+
+_LONGEST, _LONGEST_NAME = 40, 26
+"""A value and a column's name of more letters go on in a further line."""
+
+_WORDS = ("steps", "warm-up", "layer")
+"""Columns that stand at the left although they may hold numbers alone."""
 
 
 def escaped(text: object, *, lines: bool = False) -> str:
@@ -61,6 +73,57 @@ def clock(seconds: float | None) -> str:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def tables(
+    title: str,
+    about: Mapping[str, Sequence[str]],
+    columns: Mapping[str, Sequence[str]],
+    columns_wide: int,
+    *,
+    more: str,
+    lines: bool = False,
+) -> Iterator[Table]:
+    """As few tables as fit the terminal, so that no column is squeezed: what has no room beside the columns before it
+    comes in a further table, after `about`.
+
+    Args:
+        about: what says which row it is, by name of the column: repeated in every table.
+        columns: of texts, by name.
+        more: the title of further tables.
+        lines: draw one between rows.
+    """
+    left = dict(columns)
+    while left:
+        beside: dict[str, Sequence[str]] = dict(about)
+        for name in list(left):
+            if len(beside) > len(about) and _wide({**beside, name: left[name]}) > columns_wide:
+                break
+            beside[name] = left.pop(name)
+        yield _table(title, beside, lines=lines)
+        title = more
+
+
+def _table(title: str, columns: Mapping[str, Sequence[str]], *, lines: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, title=title or None, title_justify="left", show_lines=lines)
+    for name, values in columns.items():
+        number = name not in _WORDS and all(value[:1] in "0123456789-<u" and "\n" not in value for value in values)
+        table.add_column(name, justify="right" if number else "left", overflow="fold", min_width=_width(name, values))
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _wide(columns: Mapping[str, Sequence[str]]) -> int:
+    return _BETWEEN + sum(_width(name, values) + _BETWEEN for name, values in columns.items())
+
+
+def _width(name: str, values: Sequence[str]) -> int:
+    longest = max((len(line) for value in values for line in value.split("\n")), default=1)
+    return max(min(longest, _LONGEST), min(len(name), _LONGEST_NAME))
 
 
 def drawn(*parts: RenderableType, columns: int | None = None) -> str:

@@ -5,26 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from tlx import terminal
 from tlx.layers import Layer
 from tlx.plan import Phase, Plan
-from tlx.terminal import drawn, escaped
+from tlx.terminal import drawn, escaped, tables
 
 if TYPE_CHECKING:
     from tlx.memory import Memory
-
-_BETWEEN = 3
-"""Columns between two of a table, as box.SIMPLE has them, its edges too."""
-
-_LONGEST, _LONGEST_NAME = 40, 26
-"""A value and a column's name of more letters go on in a further line."""
-
-_WORDS = ("steps", "warm-up", "layer")
-"""Columns that stand at the left although they may hold numbers alone."""
 
 _FEW = 4
 """Entries of an argument that are written out; of more their number is."""
@@ -60,7 +50,7 @@ def timetable(
 def _phases(plan: Plan, width: int) -> Iterator[Table]:
     rows = [{**_when(plan, phase), **_how(phase)} for phase in plan.phases]
     columns = {name: [row[name] for row in rows] for name in rows[0]}
-    yield from _tables("phases", {"phase": columns.pop("phase")}, columns, width, more="phases, further settings")
+    yield from tables("phases", {"phase": columns.pop("phase")}, columns, width, more="phases, further settings")
 
 
 def _when(plan: Plan, phase: Phase) -> dict[str, str]:
@@ -92,7 +82,7 @@ def _memory(memory: Mapping[str, Memory], measured: Mapping[str, int], width: in
         for name, count in zip(names, parts, strict=False):
             columns[name].append("unknown" if count is None else f"{count / 2**20:,.0f}")
     title = "memory of a rank in MiB, estimated (tlx/memory.py)"
-    yield from _tables(title, {"phase": [*map(escaped, memory)]}, columns, width, more=title)
+    yield from tables(title, {"phase": [*map(escaped, memory)]}, columns, width, more=title)
 
 
 def _layers(plan: Plan, width: int) -> Iterator[Table]:
@@ -103,46 +93,11 @@ def _layers(plan: Plan, width: int) -> Iterator[Table]:
     }
     rates = {escaped(phase.name): [_rate(phase, layer) for layer in plan.layers] for phase in plan.phases}
     title = "layers and their rates (- is frozen)"
-    yield from _tables(title, about, rates, width, more=f"{title}, further phases")
+    yield from tables(title, about, rates, width, more=f"{title}, further phases")
 
 
 def _name(layer: Layer) -> str:
     return escaped(layer.name) + ("" if layer.role in ("backbone", layer.name) else f" ({layer.role})")
-
-
-def _tables(
-    title: str, about: Mapping[str, Sequence[str]], columns: Mapping[str, Sequence[str]], width: int, *, more: str
-) -> Iterator[Table]:
-    """As few tables as fit: what has no room beside the columns before it comes in a further one, after `about`."""
-    left = dict(columns)
-    while left:
-        beside: dict[str, Sequence[str]] = dict(about)
-        for name in list(left):
-            if len(beside) > len(about) and _wide({**beside, name: left[name]}) > width:
-                break
-            beside[name] = left.pop(name)
-        yield _table(title, beside)
-        title = more
-
-
-def _table(title: str, columns: Mapping[str, Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE, title=title, title_justify="left")
-    for name, values in columns.items():
-        number = name not in _WORDS and all(value[:1] in "0123456789-<u" for value in values)
-        # where even one column beside `about` is too wide, values are broken, not into single letters
-        table.add_column(name, justify="right" if number else "left", overflow="fold", min_width=_width(name, values))
-    for row in zip(*columns.values(), strict=True):
-        table.add_row(*row)
-    return table
-
-
-def _wide(columns: Mapping[str, Sequence[str]]) -> int:
-    """Columns of the terminal that a table takes."""
-    return _BETWEEN + sum(_width(name, values) + _BETWEEN for name, values in columns.items())
-
-
-def _width(name: str, values: Sequence[str]) -> int:
-    return max(*(min(len(value), _LONGEST) for value in values), min(len(name), _LONGEST_NAME))
 
 
 def _rate(phase: Phase, layer: Layer) -> str:
