@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx.data.location import command_line
 from tlx.data.regions import decoder
 from tlx.history import Evaluation, phases_of
+from tlx.invocation import command
 from tlx.run_folder import threads, versions
 from tlx.terminal import escaped
 
@@ -42,7 +41,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "pretrained": run.config.backbone.weights != "none",
         "versions": versions(),
         "decoder": decoder(),
-        "command": command_line(sys.argv),
+        "command": command(Path(run.config.run)),
     }
 
 
