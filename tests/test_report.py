@@ -210,7 +210,7 @@ def test_runs_without_validation_of_one_phase_or_without_a_row(tmp_path: Path, c
         *("figures/curves.png", "figures/phases.png", "single/report.html"),
         *("empty/report.html", "figures/comparison.png", "blind/comparison.html"),
     ]
-    assert "single (running, step 8 of 8)" in capsys.readouterr().out
+    assert "(running, step 8 of 8)" in capsys.readouterr().out
     assert pairs(read_history(single)) == {"all": (0.2, 0.1, True)}
     assert pairs(read_history(probe)) == {"probe": (0.2, 0.1, True)}
     assert article_reading(read_history(probe).accuracies) is None  # there is nothing to set beside it

@@ -86,6 +86,8 @@ def train(
         from tlx.result import summary
 
         say(summary(result))
+        if (wanted.run / "report.html").exists():
+            say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
 
 

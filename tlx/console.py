@@ -99,7 +99,11 @@ def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in row.items():
         if not isinstance(value, (int, float)) or not key.startswith(prefix):
             continue
-        if key in ("step", "epoch", "phase") or key.startswith(("train/lr", "time/", "best/")):
+        if (
+            key in ("step", "epoch", "phase")
+            or key.startswith(("train/lr", "time/", "best/"))
+            or key.endswith("/samples")
+        ):
             continue
         yield f"{key.removeprefix('train/') if prefix else key} {value:.4g}"
     rates = [value for key, value in row.items() if key.startswith("train/lr") and isinstance(value, float)]

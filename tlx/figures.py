@@ -66,7 +66,7 @@ def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
         panel = figure.subplots()
         _bars(panel, histories, names)
         panel.set_title("Validation accuracy of each phase", fontsize=12, fontweight="bold")
-        _legend(figure, [panel], columns=2)
+        _legend(figure, [panel], columns=3)
 
     return png(draw, width=8.5, height=1.9 + _bars_height(histories))
 
@@ -75,7 +75,7 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
     """Validation curves of several runs side by side, and the bars below."""
 
     lines = math.ceil(len(histories) / 3)
-    upper, lower = 4.6 + 0.25 * lines, 1.5 + _bars_height(histories)
+    upper, lower = 4.6 + 0.25 * lines, 1.7 + _bars_height(histories)
 
     def draw(figure: Figure) -> None:
         above, below = _stacked(figure, upper, lower)
@@ -86,7 +86,8 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
         _legend(above, panels, columns=max(1, min(4, 100 // (max(map(len, names)) + 6))))
         bars = below.subplots()
         _bars(bars, histories, names)
-        _legend(below, [bars], columns=2)
+        below.suptitle("Validation accuracy of each phase", fontsize=12, fontweight="bold")
+        _legend(below, [bars], columns=3)
 
     return png(draw, width=11, height=upper + lower)
 
@@ -121,10 +122,14 @@ def _legend(figure: FigureBase, panels: Sequence[Axes], *, columns: int) -> None
         handles, labels = panel.get_legend_handles_labels()
         for handle, label in zip(handles, labels, strict=True):
             entries.setdefault(label, handle)
-    if entries:
+    from matplotlib.container import BarContainer
+
+    names = sorted(entries, key=lambda name: not isinstance(entries[name], BarContainer))  # matplotlib has lines first
+    if names:
         figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
-        )
+            [entries[name] for name in names], names, loc="outside lower center", ncols=columns, frameon=False,
+            fontsize=9,
+        )  # fmt: skip
 
 
 def _title(history: History) -> str:

@@ -62,7 +62,7 @@ def cells(history: History, name: str) -> tuple[str, ...]:
     ]
     seen = history.number("samples_seen")
     return (
-        name if history.done else f"{name} ({standing(history)})",
+        name if history.done else f"{name}\n({standing(history)})",
         f"{history.metric} {shown(history.metric, best.value(history.metric))}" if best else "-",
         "\n".join(phases) or "-",
         f"{best.step}\n{best_place(history)}".strip() if best else "-",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tlx import figures
 from tlx.errors import UserError
+from tlx.files import write_whole
 from tlx.history import History, named, read_history
 from tlx.page import COLUMNS, Section, cells, page
 from tlx.terminal import drawn, escaped, say, tables, width
@@ -47,6 +48,16 @@ def report(folders: Sequence[Path], *, out: Path | None = None) -> list[Path]:
     return written
 
 
+def report_run(folder: Path) -> Path:
+    """Writes the report of one run into its folder, as `report` does, and says nothing; its page.
+
+    Raises:
+        UserError: as `report`.
+    """
+    history = read_history(folder)
+    return _write_run(_section(history, history.name))[-1]
+
+
 def _section(history: History, name: str) -> Section:
     drawn = (figures.curves(history), figures.phases([history], [name]))
     return Section(history, name, {caption: png for caption, png in zip(FILES, drawn, strict=True) if png is not None})
@@ -69,7 +80,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> list[Path]:
     try:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            write_whole(folder / name, content)
     except OSError as error:
         raise UserError(
             f"cannot be written: {error.strerror or error}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from tlx.errors import UserError
 from tlx.launcher import rank, relaunched
 from tlx.parts import backbone_of
 from tlx.run_folder import RunFolder
+from tlx.terminal import say
 
 if TYPE_CHECKING:
     from tlx.run import Run
@@ -57,6 +59,8 @@ def _train(
     if done is not None:
         if world.main:
             folder.say("done")
+            if config.track.report and not (folder.path / "report.html").exists():  # a kill came before it
+                draw(folder.path)
         return done  # type: ignore[no-any-return]
     watch.beat("loading")
     stop = StopRequest(folder.path, launched=world.launched, after=config.stop_after)
@@ -71,6 +75,8 @@ def _train(
     result = _to_an_end(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
+    if world.main and result["finished"] and config.track.report:
+        draw(folder.path)  # the other ranks do not wait
     return result if result["finished"] else None
 
 
@@ -135,6 +141,17 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
             where=str(folder.path),
             todo="make room, or mend that; the same command writes it",
         ) from error
+
+
+def draw(folder: Path) -> None:
+    """The report of a training that is done. It is a courtesy: whatever fails here is told, and nothing else."""
+    try:
+        from tlx.report import report_run
+
+        report_run(folder)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        say(f"warning: no report was drawn ({why})\n  -> tlx report {shlex.quote(str(folder))}", error=True)
 
 
 def tell_run(file: Path, overrides: Sequence[str], error: UserError) -> None:
