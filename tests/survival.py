@@ -24,7 +24,7 @@ from typing import Any
 import kill_at
 import psutil
 import torch
-from commands import HERE, environment
+from commands import HERE, environment, rows
 from forked import agent, context
 from safetensors.torch import load_file
 
@@ -315,7 +315,7 @@ def differences(run: Path, whole: Path, *, stops: bool = False) -> list[str]:
         stops: requests to stop make further checkpoints: only the newest are compared.
     """
     found = []
-    if (run / "metrics.jsonl").read_bytes() != (whole / "metrics.jsonl").read_bytes():
+    if rows(run) != rows(whole):  # all but the speed
         steps = [json.loads(line).get("step") for line in (run / "metrics.jsonl").read_text().splitlines()]
         found.append(f"metrics.jsonl; steps {steps}")
     results = [json.loads((r / "result.json").read_text()) for r in (run, whole)]
@@ -344,6 +344,7 @@ def unlike(one: Path, other: Path) -> list[str]:
     notes = [json.loads((p / "state.json").read_text()) for p in (one, other)]
     for note in notes:
         note["progress"].pop("wall_time_s")
+        note.pop("metrics_bytes")  # the speed is written with more or fewer digits
         note.pop("files")
         note.pop("sha256", None)  # of the rest, with times
     found += [f"{one.name}/state.json: {k}" for k in notes[1] if notes[0].get(k) != notes[1][k]]

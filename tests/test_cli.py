@@ -107,7 +107,7 @@ def test_a_place_that_cannot_be_used_is_no_traceback(tmp_path):
     ("error", "said"),
     [
         (OSError(28, "No space left on device"), "error: No space left on device\n  -> free some room"),
-        (PermissionError(13, "Permission denied", "/a\x1b[2J"), r"error: '/a\x1b[2J': Permission denied"),
+        (PermissionError(13, "Permission denied", "/a\x1b[2J"), r"error: /a\x1b[2J: Permission denied"),
         (OSError(104, "Connection reset by peer"), None),
     ],
 )
@@ -127,10 +127,11 @@ def test_faults_of_the_disk_are_said_and_others_show_their_trace(monkeypatch, ca
 
 
 def test_no_credentials_in_the_command_that_is_kept(monkeypatch):
-    words = ["train", "c.yaml", "data.train=http://user:pw@host/train?token=abcdef", "data.val=pipe:get -H s3cret {}"]
+    secret = "data.train=http://user:pw@host/train?token=abcdef"
+    words = ["/bin/tlx", "train", "c.yaml", secret, "data.val=pipe:get -H s3cret {}"]
     monkeypatch.setattr(sys, "argv", words)
-    kept = result_of(MagicMock(config=SimpleNamespace(run="r")), finished=True)["command"]
-    assert kept == "train c.yaml data.train=http://host/train data.val=pipe:get ... {}"
+    kept = result_of(MagicMock(config=SimpleNamespace(run="r", backbone=MagicMock())), finished=True)["command"]
+    assert kept == "tlx train c.yaml data.train=http://host/train 'data.val=pipe:get ... {}'"
 
 
 RAW = {

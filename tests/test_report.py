@@ -8,15 +8,19 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tlx import figures
 from tlx.errors import UserError
-from tlx.history import accuracies, named, read_history
+from tlx.history import article_reading, named, read_history
 from tlx.report import report
+from tlx.result import summary
 from tlx.tracking.metrics import MetricsFile
+from tlx.tracking.wandb_run import WandbRun
 
 EPOCH = 4
 TWO = (("feature_extraction", 2, "frozen"), ("fine_tuning", 3, "all"))
@@ -78,6 +82,10 @@ def write_run(
     return folder
 
 
+def pairs(history) -> dict[str, tuple[float | None, float | None, bool]]:
+    return {a.phase: (a.best, a.last, a.over) for a in history.accuracies}
+
+
 def layer(trains: str) -> dict[str, object]:
     return {"trains": trains, "trained": 0 if trains == "frozen" else 100, "lr": 0.0 if trains == "frozen" else 1e-2}
 
@@ -121,7 +129,17 @@ def test_a_finished_run_gets_figures_a_page_that_needs_no_other_file_and_a_table
         assert said in page.text
     assert page.text.index("daisy") < page.text.index("rose") < page.text.index("fern")  # the worst first, None last
     table = capsys.readouterr().out
-    for said in ("mnet", "val/top1 80.00 %", "feature_extraction 50.00 %", "epoch 4", "raw", "12,345", "1:02:05"):
+    for said in (
+        "mnet",
+        "val/top1 80.00 %",
+        "feature_extraction",
+        "best 50.00 %, last 50.00 %",
+        "best 80.00 %, last 70.00 %",
+        "epoch 4",
+        "raw",
+        "12,345",
+        "1:02:05",
+    ):
         assert said in table
 
 
@@ -136,12 +154,12 @@ def test_an_unfinished_run_is_told_from_its_rows_and_its_last_checkpoint(tmp_pat
     history = read_history(run)
     assert (history.best.step, history.best.value("val/top1")) == (16, 0.8)
     assert [p.over for p in history.phases] == [True, False]
-    assert accuracies(history) == ((0.5, True), (0.8, False))
+    assert pairs(history) == {"feature_extraction": (0.5, 0.5, True), "fine_tuning": (0.8, 0.8, False)}
     page = Page(report([run])[-1])
     assert "25.00 %" in page.text
     assert "not done (running, step 16 of 20)" in " ".join(page.text.split())
     table = capsys.readouterr().out
-    assert "80.00 % so far" in table
+    assert "best 80.00 %, last 80.00 % so far" in table
     assert "777" in table
 
 
@@ -163,7 +181,9 @@ def test_a_run_killed_in_the_middle_of_a_line_and_with_torn_files(tmp_path: Path
     (run / "config.yaml").write_text("a: [1")
     history = read_history(run)
     assert (history.step, history.steps_per_epoch, history.best.step) == (20, EPOCH, 16)
-    assert accuracies(history)[0] == (0.5, True)  # without a plan the first of two phases counts as extraction
+    assert pairs(history)["feature_extraction"] == (0.5, 0.5, True)
+    # without a plan the first of two phases counts as extraction
+    assert [a.kind for a in history.accuracies] == ["feature extraction", "fine-tuning"]
     assert len(report([run])) == 3
 
 
@@ -190,17 +210,108 @@ def test_runs_without_validation_of_one_phase_or_without_a_row(tmp_path: Path, c
         *("figures/curves.png", "figures/phases.png", "single/report.html"),
         *("empty/report.html", "figures/comparison.png", "blind/comparison.html"),
     ]
-    assert "single (running, step 8 of 8)" in capsys.readouterr().out
-    assert accuracies(read_history(single)) == (None, (0.2, False))
-    assert accuracies(read_history(probe)) == ((0.1, True), None)  # the end of extraction, not its best
+    assert "(running, step 8 of 8)" in capsys.readouterr().out
+    assert pairs(read_history(single)) == {"all": (0.2, 0.1, True)}
+    assert pairs(read_history(probe)) == {"probe": (0.2, 0.1, True)}
+    assert article_reading(read_history(probe).accuracies) is None  # there is nothing to set beside it
 
 
 def test_the_best_follows_metric_mode_and_moving_average(tmp_path: Path) -> None:
     average = read_history(write_run(tmp_path / "ema", ema=0.05))
     assert (average.best.weights, average.best.value("val/top1")) == ("ema", pytest.approx(0.85))
-    assert accuracies(average)[0] == (pytest.approx(0.55), True)  # at the phase's end, of the same weights
+    # at the phase's end, of the same weights
+    assert pairs(average)["feature_extraction"] == (pytest.approx(0.55), pytest.approx(0.55), True)
     low = read_history(write_run(tmp_path / "low", metric="val/loss", accuracies=(0.1, 0.9, 0.3)))
     assert (low.metric, low.best.step) == ("val/loss", 8)
+
+
+def test_a_phase_that_hurt_is_not_shown_as_a_gain(tmp_path: Path, capsys) -> None:
+    """85.4 % in feature extraction, which ends with 70.8 %; fine-tuning comes to 79.2 %: it has not helped."""
+    run = write_run(tmp_path / "hurt", accuracies=(0.854, 0.708, 0.70, 0.792, 0.75))
+    history = read_history(run)
+    before, after = history.accuracies
+    assert (before.best, before.last) == (0.854, 0.708)
+    assert (after.best, after.last) == (0.792, 0.75)
+    assert before.best > after.best
+    assert article_reading(history.accuracies) == (0.708, 0.792)  # last against best: the article's
+    page = Page(report([run])[-1])
+    text = " ".join(page.text.split())
+    assert "feature_extraction best 85.40 %, last 70.80 %" in text
+    assert "fine_tuning best 79.20 %, last 75.00 %" in text
+    assert "the last of feature extraction against the best of fine-tuning: here 70.80 % and 79.20 %" in text
+    assert "best 85.40 %, last 70.80 %" in capsys.readouterr().out
+    figure = Figure()
+    figures._bars(figure.subplots(), [history], ["hurt"])
+    bars = [(round(bar.get_width(), 4), kind.get_label()) for kind in figure.axes[0].containers for bar in kind]
+    best, last = "best of the phase", "end of the phase (last)"
+    assert bars == [(0.854, best), (0.708, last), (0.792, best), (0.75, last)]
+
+
+def test_the_same_numbers_are_in_the_summary_and_in_trackers() -> None:
+    result = {
+        "name": "r",
+        "step": 20,
+        "samples_seen": 640,
+        "best": {"metric": "val/top1", "value": 0.854, "step": 4, "phase": "feature_extraction", "weights": "ema"},
+        "phases": {
+            "feature_extraction": {
+                "best": {"step": 4, "weights": "ema", "val/top1": 0.854},
+                "last": {"step": 8, "val/top1": 0.1, "ema/val/top1": 0.708},
+            },
+            "fine_tuning": {
+                "best": {"step": 16, "weights": "raw", "val/top1": 0.792},
+                "last": {"step": 20, "val/top1": 0.2, "ema/val/top1": 0.75},
+            },
+        },
+        "unreadable": {},
+        "replaced": 0,
+        "wall_time_s": 1.0,
+        "world": 1,
+        "pretrained": False,
+    }
+    lines = summary(result).splitlines()
+    assert "from scratch" in lines[0]
+    assert [line.split() for line in lines[1:5]] == [
+        ["feature_extraction", "best", "at", "step", "4:", "val/top1", "0.8540", "(EMA", "weights)"],
+        ["feature_extraction", "last", "at", "step", "8:", "val/top1", "0.7080", "(EMA", "weights)"],
+        ["fine_tuning", "best", "at", "step", "16:", "val/top1", "0.7920"],
+        ["fine_tuning", "last", "at", "step", "20:", "val/top1", "0.7500", "(EMA", "weights)"],
+    ]
+    handle = SimpleNamespace(summary={})
+    WandbRun(SimpleNamespace(later=""), SimpleNamespace(starting_step=0, summary=handle.summary), None).summarise(
+        result
+    )
+    assert {k: v for k, v in handle.summary.items() if k.startswith("accuracy/")} == {
+        "accuracy/feature_extraction/best": 0.854,
+        "accuracy/feature_extraction/last": 0.708,
+        "accuracy/fine_tuning/best": 0.792,
+        "accuracy/fine_tuning/last": 0.75,
+    }
+
+
+def test_a_run_from_scratch_is_called_so(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "scratch", phases=(("fine_tuning", 2, "all"),), accuracies=(0.2, 0.1))
+    with (run / "config.yaml").open("a") as file:
+        file.write("backbone: {name: timm/resnet10t, weights: none}\n")
+    [found] = read_history(run).accuracies
+    assert (found.kind, found.label) == ("from scratch", "fine_tuning (from scratch)")
+    assert article_reading([found]) is None
+    assert "fine_tuning (from scratch)" in Page(report([run])[-1]).text
+
+
+def test_rates_are_the_plans_curve_and_old_folders_show_what_was_logged(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert figures._planned_rates(read_history(run)) == {}  # written by an earlier tlx
+    plan = json.loads((run / "plan.json").read_text())
+    first = [5e-3, 1e-2, 2.5e-3, 0.0]
+    plan["phases"][0]["curve"] = {"steps": [0, 1, 6, 7], "head": first, "lowest": first}
+    plan["phases"][1]["curve"] = {"steps": [0, 11], "head": [1e-2, 5e-3], "lowest": [1e-4, 5e-5]}
+    (run / "plan.json").write_text(json.dumps(plan))
+    rates = figures._planned_rates(read_history(run))
+    nan = pytest.approx(math.nan, nan_ok=True)
+    first = [(0.0, 5e-3), (0.25, 1e-2), (1.5, 2.5e-3), (1.75, 0.0), (1.75, nan)]  # in epochs of 4 steps
+    assert rates["head"] == [*first, (2.0, 1e-2), (4.75, 5e-3), (4.75, nan)]
+    assert rates["lowest"] == [*first, (2.0, 1e-4), (4.75, 5e-5), (4.75, nan)]  # the head alone, then the stem
 
 
 def test_several_runs_are_compared_where_out_says(tmp_path: Path, capsys) -> None:

@@ -67,7 +67,7 @@ def test_a_script_reads_like_this():
     job = made(wish, site, "/r/o'neil")
     assert script(job, TOY, ["tlx", "submit", "c.yaml", "data.train=http://u:p@h/t?k=v"]) == (
         "#!/bin/bash\n"
-        "# Written by: tlx submit c.yaml 'data.train=http://h/t'\n"
+        "# Written by: tlx submit c.yaml data.train=http://h/t\n"
         "# 2 nodes x 4 GPUs = 8 ranks by torchrun, 8 CPUs to each, 1-06:00:00 at a time\n"
         '#SBATCH --job-name="o\\\'neil"\n'
         "#SBATCH --nodes=2\n"

@@ -180,7 +180,7 @@ def test_no_password_of_the_command_reaches_the_disk_or_the_server(server, folde
         assert not [file for file in files if secret.encode() in file.read_bytes()]
         assert not [body for body in server.received if secret.encode() in body]
     if mode == "online":
-        assert server.runs[ID].summary["command"] == "/bin/tlx train flowers.yaml data.train=https://host/train"
+        assert server.runs[ID].summary["command"] == "tlx train flowers.yaml data.train=https://host/train"
         assert any(b"train/loss" in body for body in server.received)
 
 

@@ -29,6 +29,7 @@ from tlx.parts import (
 )
 from tlx.plan import Plan
 from tlx.run_folder import RunFolder
+from tlx.terminal import escaped, folded
 from tlx.timetable import timetable
 from tlx.written_config import essential
 
@@ -58,7 +59,8 @@ def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tupl
         peaks, fitting, said = measured(config, made, samples.classes)
         notes += said
     needs = memory_of(fitting, made, backbone, world) if memory else None
-    return made, "\n".join([header(config, samples.classes), timetable(made, memory=needs, measured=peaks), *notes])
+    table = timetable(made, memory=needs, measured=peaks)
+    return made, "\n".join([folded(header(config, samples.classes)), table, *map(folded, notes)])
 
 
 def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
@@ -221,8 +223,9 @@ def memory_of(config: Config, made: Plan, backbone: Backbone, world: int) -> Map
 
 
 def header(config: Config, classes: int) -> str:
+    run, weights = escaped(config.run), escaped(config.backbone.weights)
     head = f"{config.head.name} head, {classes} classes"
-    return f"run {config.run}: {config.backbone.name} (weights {config.backbone.weights}), {head}, seed {config.seed}"
+    return f"run {run}: {config.backbone.name} (weights {weights}), {head}, seed {config.seed}"
 
 
 def together(world: World, act: Callable[[], Any]) -> Any:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from tlx import models
 from tlx.errors import UserError
 from tlx.models import Only, Row
+from tlx.terminal import drawn
 
 COUNTED = 100
 """Of more networks than these the parameters are not counted unasked: it takes a second for every five or ten."""
@@ -49,7 +48,7 @@ def listing(pattern: str = "*", only: Only = Only(), order: str = "name") -> str
     if not all(row.parameters for row in rows) and len(rows) > COUNTED:
         notes.append(f"parameters are counted of {COUNTED} or fewer, and for --min-params, --max-params, --sort params")
     found = f"{len(rows)} backbone{'s' if len(rows) > 1 else ''}"
-    return "\n".join([_text(table), "; ".join([found, *notes])])
+    return "\n".join([drawn(table), "; ".join([found, *notes])])
 
 
 def json_lines(pattern: str = "*", only: Only = Only(), order: str = "name") -> str:  # noqa: B008  # frozen
@@ -97,10 +96,3 @@ def size_range(text: str) -> tuple[int | None, int | None]:
 
 def _rows(pattern: str, only: Only, order: str) -> Sequence[Row]:
     return list(models.search(pattern, only, order=order, details=0, counted=COUNTED))
-
-
-def _text(table: Table) -> str:
-    out = Console(file=io.StringIO(), width=150, highlight=False, color_system=None)
-    out.print(table)
-    assert isinstance(out.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tlx import __version__
 from tlx.cli_bench import bench
 from tlx.cli_doctor import doctor
 from tlx.cli_shards import shards
@@ -25,6 +26,7 @@ from tlx.cli_track import track
 from tlx.cli_weights import weights
 from tlx.errors import TlxError, UserError
 from tlx.launcher import launched, rank
+from tlx.terminal import escaped, hand_over, say
 
 app = typer.Typer(
     help="Transfer learning for images at cluster scale: data -> plan -> loop.",
@@ -32,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},  # commands and sub-commands take them over
 )
 app.add_typer(shards, name="shards")
 app.add_typer(weights, name="weights")
@@ -41,13 +44,28 @@ app.command(epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; s
 app.command(epilog=EXAMPLES)(submit)
 
 RESUMABLE = 75
-ConfigFile = Annotated[Path, typer.Argument(help="A YAML file; see configs/.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
 MEASURE = "Try each phase on the device here: the memory it takes beside the estimate, and the micro-batch that fits."
 EXTEND = "Go on with a run by a longer plan (phases, duration, further), where what it has trained stays the same."
 REST = "With --extend, where the learning rates so far would have been others: the rest of the new ones from here on."
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance data.batch=64.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(f"tlx {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What may come before a command."""
 
 
 @app.command(epilog="Example: accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1")
@@ -71,7 +89,9 @@ def train(
     if result is not None and rank() == 0:
         from tlx.result import summary
 
-        print(summary(result))
+        say(summary(result))
+        if (wanted.run / "report.html").exists():
+            say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
 
 
@@ -98,15 +118,16 @@ def plan(
     if write:
         from tlx.plan_written import written_out
 
-        print(written_out(wanted, made, command=shlex.join(["tlx", "plan", str(config), *changes, "--write"])), end="")
+        command = shlex.join(["tlx", "plan", str(config), *changes, "--write"])
+        hand_over(written_out(wanted, made, command=command), end="")
     else:
-        print(text)
+        say(text)
     if picture:
         from tlx.plan_picture import save
 
         file = files[0] if files else Path(f"{config.stem}-plan.png")
         save(made, file, title=f"run {wanted.run}\n{wanted.backbone.name}, {wanted.head.name} head")
-        print(file, file=sys.stderr if write else sys.stdout)
+        say(file, error=write)
 
 
 def _without_files(words: Sequence[str], *, wanted: bool) -> tuple[list[str], list[Path]]:
@@ -154,11 +175,11 @@ def models(
 
         if name is None or only != Only() or sort != "name" or as_json:
             raise UserError("show takes the name of one model", todo="tlx models show timm/resnet50")
-        print(portrait(name))
+        say(portrait(name))
     elif name is not None:
         raise UserError(f'"{name}" is one argument too many', todo="tlx models PATTERN, or: tlx models show NAME")
     else:
-        print((catalogue.json_lines if as_json else catalogue.listing)(pattern, only, sort))
+        (hand_over if as_json else say)((catalogue.json_lines if as_json else catalogue.listing)(pattern, only, sort))
 
 
 @app.command(epilog="Examples: tlx status runs/mine; tlx status mine.yaml run=runs/other --folder")
@@ -171,7 +192,7 @@ def status(
     from tlx.standing import folder_of, standing
 
     run = folder_of(which, overrides or ())
-    print(run if folder else standing(run))
+    hand_over(run) if folder else say(standing(run))
 
 
 @app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")
@@ -183,7 +204,7 @@ def report(
     from tlx.report import report as draw
 
     for path in draw(runs, out=out):
-        print(path)
+        say(path)
 
 
 def main() -> None:
@@ -192,32 +213,42 @@ def main() -> None:
         code: Any = app(standalone_mode=False)
     except UserError as error:
         if rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", error=True)
         code = 2
     except TlxError as error:
-        print(f"fault: {error}", file=sys.stderr)
+        say(f"fault: {error}", error=True)
         code = 1
     except OSError as error:
         said = _said(error)
         if said is None:
             code = _fault()
         else:
-            print(f"error: {said}", file=sys.stderr)
+            say(f"error: {said}", error=True)
             code = 1 if launched() else 2  # a launcher is to see the fault of its rank
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:  # click's own mistakes carry their text and code
-        if hasattr(error, "format_message"):
-            print(f"error: {error.format_message()}\n  -> tlx --help", file=sys.stderr)
-            code = 2
-        else:
-            code = _fault()
+    except Exception as error:  # click's own mistakes carry their text
+        code = _tell_usage(error) if hasattr(error, "format_message") else _fault()
     _leave(code if isinstance(code, int) else 0)
+
+
+def _tell_usage(error: Any) -> int:
+    """Of a command line that click does not understand. A command without its words shows its help, as elsewhere."""
+    names: list[str] = []
+    context = getattr(error, "ctx", None)
+    while context is not None and context.parent is not None:
+        names.insert(0, context.info_name)
+        context = context.parent
+    if type(error).__name__ == "NoArgsIsHelpError":
+        say(error.format_message(), error=True)
+    else:
+        say(f"error: {error.format_message()}\n  -> {' '.join(['tlx', *names])} --help", error=True)
+    return 2
 
 
 def _fault() -> int:
     """What nobody has thought of: its trace, for a report."""
-    traceback.print_exc()
+    say(traceback.format_exc().rstrip("\n"), error=True)
     return 1
 
 
@@ -244,8 +275,7 @@ def _said(error: OSError) -> str | None:
     if todo is None or (error.filename is None and todo is not _FULL):
         return None
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
-    shown = where if where.isprintable() else ascii(where)
-    return f"{shown}: {error.strerror}\n  -> {todo}" if shown else f"{error.strerror}\n  -> {todo}"
+    return f"{escaped(where)}: {error.strerror}\n  -> {todo}" if where else f"{error.strerror}\n  -> {todo}"
 
 
 def _leave(code: int) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tlx.errors import UserError
+from tlx.terminal import hand_over, say
 
 bench = typer.Typer(
     help="Measure the data path and the training loop on this machine.", no_args_is_help=True, rich_markup_mode=None
@@ -62,7 +63,7 @@ def data(
     if batch is not None:
         setup = dataclasses.replace(setup, batch=batch)
     report = measured.measure(shards, setup, workers=counts, seconds=seconds, gpus=[gpu] if gpu is not None else ())
-    print(json_text(report.data) if as_json else text(report))
+    hand_over(json_text(report.data)) if as_json else say(text(report))
 
 
 def _numbers(words: str) -> list[int]:
@@ -76,7 +77,7 @@ def _numbers(words: str) -> list[int]:
 def train(
     config: Annotated[Path, typer.Argument(help="A YAML file; see configs/.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance data.batch=64.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Steps of each loop that are measured.")] = 30,
     phase: Annotated[str | None, typer.Option(help="Which phase; by default the last one.")] = None,
@@ -89,4 +90,4 @@ def train(
     from tlx.files import json_text
 
     report = measured.measure(configs.load(config, overrides or ()), steps=steps, phase=phase)
-    print(json_text(report.data) if as_json else text(report))
+    hand_over(json_text(report.data)) if as_json else say(text(report))

@@ -20,7 +20,7 @@ _CONFIG = "A YAML file: its folders, shards, weights and needs are looked at, to
 def doctor(
     config: Annotated[Path | None, typer.Argument(help=_CONFIG)] = None,
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance run=runs/other.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance run=runs/other.")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="No plan, no speeds, no ranks on loopback.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All findings as one JSON object.")] = False,

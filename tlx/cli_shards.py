@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from tlx.terminal import drawn, escaped, say
 
 if TYPE_CHECKING:
     from tlx.data.check import SplitCounts
@@ -65,7 +66,6 @@ def build(
     finishes, and writes what is still missing. slurm/shards.sbatch does that.
     """
     from tlx.data.build_parts import Part
-    from tlx.data.labels import shown
     from tlx.data.write import BuildOptions, build_part, build_shards
 
     options = BuildOptions(
@@ -87,34 +87,32 @@ def build(
         return
     done = build_shards(src, out, options, progress=True)
     for name in done.bad:
-        print(f"left out, unreadable: {shown(name)}", file=sys.stderr)
+        say(f"left out, unreadable: {escaped(name)}", error=True)
     for name in done.left_out:
-        print(f"left out, no picture: {shown(name)}", file=sys.stderr)
+        say(f"left out, no picture: {escaped(name)}", error=True)
     _print_statistics(done.statistics)
     for split, made in done.splits.items():
         size = made["bytes"] / 2**20
-        print(f"{out / split}: {made['samples']:,} samples in {_count(made['shards'], 'shard')}, {size:.1f} MB")
+        say(f"{out / split}: {made['samples']:,} samples in {_count(made['shards'], 'shard')}, {size:.1f} MB")
     if done.rewrites:
-        print(_rewritten(done.rewrites))
+        say(_rewritten(done.rewrites))
     _print_duplicates(done.duplicates, done.splits)
     how = "was there already, nothing done" if done.already else f"{done.seconds:.1f} s"
-    print(f"{len(done.classes)} classes; {how}")
+    say(f"{len(done.classes)} classes; {how}")
 
 
 def _print_part(done: PartSummary, out: Path) -> None:
-    from tlx.data.labels import shown
-
     if done.already:
-        print(f"{out} is finished, nothing done")
+        say(f"{out} is finished, nothing done")
         return
     for name in done.bad:
-        print(f"left out, unreadable: {shown(name)}", file=sys.stderr)
+        say(f"left out, unreadable: {escaped(name)}", error=True)
     before = f", {done.before:,} of them there before" if done.before else ""
     held = (
         f"{done.samples:,} samples in {_count(done.shards, 'shard')}{before}" if done.shards else "no shard left for it"
     )
-    print(f"part {done.part}: {held}; {done.seconds:.1f} s")
-    print("once all parts are written, the same command without --part finishes the build")
+    say(f"part {done.part}: {held}; {done.seconds:.1f} s")
+    say("once all parts are written, the same command without --part finishes the build")
 
 
 @shards.command(epilog="Example: tlx shards index tars --label-key annotation.label --classes names.txt")
@@ -141,7 +139,7 @@ def index(
     made = index_shards(folder, classes=classes, labels=rule, jobs=jobs, progress=True)
     for name, manifest in made.items():
         tars = _count(len(manifest.shards), "shard")
-        print(f"{name}: {len(manifest):,} samples in {tars}, {len(manifest.classes)} classes")
+        say(f"{name}: {len(manifest):,} samples in {tars}, {len(manifest.classes)} classes")
 
 
 @shards.command(epilog="Example: tlx shards check shards --json report.json")
@@ -161,10 +159,10 @@ def check(
     if report_file is not None:
         write_whole(report_file, json.dumps(report.plain(), indent=1))
     for problem in (*report.bad, *report.stale):
-        print(problem)
+        say(problem)
     _print_statistics(report.statistics)
     _print_duplicates(report.duplicates, report.splits)
-    print(f"{report.samples:,} samples, {len(report.bad)} bad, {len(report.stale)} tars not as indexed")
+    say(f"{report.samples:,} samples, {len(report.bad)} bad, {len(report.stale)} tars not as indexed")
     raise typer.Exit(0 if report.good else 1)
 
 
@@ -178,29 +176,25 @@ def show(shards: Places) -> None:
     try:
         _print_statistics(built_statistics(splits))
     except OverflowError:  # of whole numbers that nobody can have counted
-        print("what the build noted of the pictures cannot be read: tlx shards build makes it anew")
+        say("what the build noted of the pictures cannot be read: tlx shards build makes it anew")
     for name, split in splits.items():
-        print(f"{name}: {split.samples:,} samples in {_count(split.shards, 'shard')}, {split.bytes / 2**20:.1f} MB")
+        say(f"{name}: {split.samples:,} samples in {_count(split.shards, 'shard')}, {split.bytes / 2**20:.1f} MB")
 
 
 def _print_counts(splits: Mapping[str, SplitCounts]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
-
-    from tlx.data.labels import shown
 
     table = Table("class", *splits, box=box.SIMPLE)
     for name in dict.fromkeys(c for split in splits.values() for c in split.counts):
-        table.add_row(shown(name), *(f"{split.counts.get(name, 0):,}" for split in splits.values()))
-    Console(markup=False, highlight=False).print(table)
+        table.add_row(escaped(name), *(f"{split.counts.get(name, 0):,}" for split in splits.values()))
+    say(drawn(table))
 
 
 def _print_statistics(statistics: Mapping[str, Statistics]) -> None:
     if not statistics:
         return
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("pictures", *statistics, box=box.SIMPLE)
@@ -215,7 +209,7 @@ def _print_statistics(statistics: Mapping[str, Statistics]) -> None:
     table.add_row("standard deviation", *(" ".join(f"{d:.3f}" for d in s.std) for s in said))
     if any(s.measured < s.samples for s in said):
         table.add_row("  (of so many pictures)", *(f"{s.measured:,}" for s in said))
-    Console(markup=False, highlight=False).print(table)
+    say(drawn(table))
 
 
 def _rewritten(rewrites: Rewrites) -> str:
@@ -229,13 +223,13 @@ def _print_duplicates(duplicates: Duplicates, splits: Iterable[str]) -> None:
         groups = duplicates.within(split)
         if groups:
             copies = sum(len(g) - 1 for g in groups)
-            print(f"{split}: {_count(copies, 'copy', 'copies')} of other pictures in it, such as {_names(groups[0])}")
+            say(f"{split}: {_count(copies, 'copy', 'copies')} of other pictures in it, such as {_names(groups[0])}")
     if duplicates.across:
         count = _count(len(duplicates.across), "picture")
-        print(f"warning: {count} in several splits: what is trained on is also measured on")
+        say(f"warning: {count} in several splits: what is trained on is also measured on")
         _print_groups(duplicates.across)
     if duplicates.contradicting:
-        print(f"warning: {_count(len(duplicates.contradicting), 'picture')} with a copy that has another label:")
+        say(f"warning: {_count(len(duplicates.contradicting), 'picture')} with a copy that has another label:")
         _print_groups(duplicates.contradicting, labels=True)
 
 
@@ -245,13 +239,13 @@ def _count(number: int, what: str, several: str | None = None) -> str:
 
 def _print_groups(groups: tuple[tuple[Copy, ...], ...], *, labels: bool = False) -> None:
     for group in groups[:_NAMED]:
-        print(f"  {_names(group, labels=labels)}")
+        say(f"  {_names(group, labels=labels)}")
     if len(groups) > _NAMED:
-        print(f"  ... and {len(groups) - _NAMED:,} more (tlx shards check --json FILE has all)")
+        say(f"  ... and {len(groups) - _NAMED:,} more (tlx shards check --json FILE has all)")
 
 
 def _names(group: tuple[Copy, ...], *, labels: bool = False) -> str:
     more = f" and {len(group) - 4} more" if len(group) > 4 else ""
     # names are the user's: what a terminal would act on is escaped
     listed = (f"{copy}{f' ({copy.label})' if labels else ''}" for copy in group[:4])
-    return " = ".join(text if text.isprintable() else ascii(text) for text in listed) + more
+    return " = ".join(map(escaped, listed)) + more

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from tlx.terminal import hand_over, say
+
 EXAMPLES = (
     "Examples: tlx submit configs/flowers102/resnet50.yaml --nodes 2 --gpus 8 --time 12h; "
     'tlx submit c.yaml --gpus 4 --time 1d seed=1 --option "--mail-type=END"; '
@@ -20,7 +22,7 @@ _TIME = "Limit of one start, such as 12h or 1-06:00:00; the job saves a checkpoi
 def submit(
     config: Annotated[Path, typer.Argument(help="A YAML file; see configs/.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="For instance data.batch=64.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance data.batch=64.")
     ] = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="1, or as many as --gpus needs.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="Of the whole job; 0 for nodes without any.")] = None,
@@ -83,21 +85,20 @@ def submit(
     start = Start(fresh, extend, rest)
     made = prepare(config, overrides or (), wish, site=site, command=["tlx", *sys.argv[1:]], start=start, dry=dry_run)
     for line in [*made.about, *(f"warning: {warning}" for warning in made.findings.warnings)]:
-        print(line)
+        say(line)
     if made.job is not None and made.text and not made.done:
         if dry_run:
             sent = shlex.join(made.words(made.job.run / JOBS / "submitted-N.sbatch"))
-            print(f"\n# sbatch {sent}\n{made.text}", end="")
+            say(f"\n# sbatch {sent}")
+            hand_over(made.text, end="")
         else:
-            print(f"\n{made.head}")
+            say(f"\n{made.head}")
     if made.done and made.job is not None:
-        print(
-            f"{made.job.run} is done: nothing is submitted. tlx status {config} tells the result; --fresh begins anew"
-        )
+        say(f"{made.job.run} is done: nothing is submitted. tlx status {config} tells the result; --fresh begins anew")
     elif dry_run:
         made.findings.refuse()
     elif made.job is not None:
         number, file = send(made)
-        print(f"script: {file}\nsubmitted: job {number}\n{follow(number, made.job.run)}")
+        say(f"script: {file}\nsubmitted: job {number}\n{follow(number, made.job.run)}")
     else:
         made.findings.refuse()

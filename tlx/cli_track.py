@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tlx.terminal import say
+
 track = typer.Typer(help="Bring trackers up to date with run folders.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -31,4 +33,4 @@ def sync(
     from tlx.tracking.sync import sync as synced
 
     for run in runs:
-        print(synced(run, project=project, entity=entity, offline=offline).text, flush=True)
+        say(synced(run, project=project, entity=entity, offline=offline).text)

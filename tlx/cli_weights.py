@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tlx.terminal import say
+
 weights = typer.Typer(
     help="Bring pretrained weights to machines without internet.", no_args_is_help=True, rich_markup_mode=None
 )
@@ -30,7 +32,7 @@ def fetch(
     for one in fetched(names, folder, tag=tag):
         how = "was there already, kept" if one.kept else f"{one.path.stat().st_size / 2**20:.1f} MB"
         path = one.path.absolute()
-        print(f"{one.path}: {how}")
-        print(f"  backbone: {{name: {one.backbone or '...'}, weights: {path}}}")
+        say(f"{one.path}: {how}")
+        say(f"  backbone: {{name: {one.backbone or '...'}, weights: {path}}}")
     if folder.absolute() not in [known.absolute() for known in shelf.folders()]:
-        print(f"or, for all of them at once: export {shelf.VARIABLE}={folder.absolute()}")
+        say(f"or, for all of them at once: export {shelf.VARIABLE}={folder.absolute()}")

@@ -405,9 +405,10 @@ class Checkpoint(Model):
 
 
 class Track(Model):
-    """`metrics.jsonl` is always written; trackers come on top."""
+    """`metrics.jsonl` is always written; trackers come on top. `report`: report.html and figures/ at the end."""
 
     every: Interval = Duration(10, "steps")
+    report: bool = True
     trackers: list[_part_of("tracker")] = []  # type: ignore[valid-type]
 
 

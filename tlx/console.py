@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tlx.terminal import clock, escaped
+
 QUIET_S = 5.0
 """In a log, rows of training come at most this often; evaluations always."""
+
+_BAR_NAME, _BAR_NUMBERS = 20, 100
+"""Columns of a phase's name before the bar, and of the terminal from which on numbers stand behind it."""
 
 
 class Console:
@@ -22,27 +28,29 @@ class Console:
         self._bar: Progress | None = None
         self._task: Any = None
         self._said = 0.0
+        self._speed: dict[str, float] = {}
 
     def plan(self, text: str) -> None:
         """The plan, on top of everything."""
         self.note(text)
 
     def note(self, text: str) -> None:
-        """A line, or several, for people: text as it is, no markup."""
+        """A line, or several, for people: text as it is, no markup, control characters escaped."""
         if self._enabled:
-            self._out.print(text, markup=False)
+            self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
             self._out.file.flush()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """A row of ``metrics.jsonl``."""
+        """A row of ``metrics.jsonl``, with the speed of the last row that tells it."""
         if not self._enabled:
             return
+        self._speed = {k: v for k, v in row.items() if k.startswith("time/")} or self._speed
         if self._out.is_terminal:
             self._advance(row)
         evaluated = any(key.startswith(("val/", "ema/val/")) for key in row)
         if evaluated or (not self._out.is_terminal and time.monotonic() - self._said >= QUIET_S):
             self._said = time.monotonic()
-            self.note(_line(row, self._total))
+            self.note(_line({**row, **self._speed}, self._total, columns=self._columns))
 
     def close(self) -> None:
         """Takes the bar away; what was printed stays."""
@@ -50,32 +58,62 @@ class Console:
             self._bar.stop()
             self._bar = None
 
+    @property
+    def _columns(self) -> int | None:
+        """Of a terminal, or as COLUMNS says; None in a log, whose lines stay whole so that they can be searched."""
+        return self._out.width if self._out.is_terminal or os.environ.get("COLUMNS") else None
+
     def _advance(self, row: Mapping[str, Any]) -> None:
         """Starts the bar at the first row, where a resumed run stands, so that the time left is not flattered."""
-        about = {"completed": row["step"], "phase": row.get("phase", ""), "numbers": _numbers(row, "train/")}
+        name = escaped(row.get("phase", ""))
+        name = name if len(name) <= _BAR_NAME else name[: _BAR_NAME - 1] + "…"
+        numbers = "  ".join(_numbers(row, "train/")) if self._out.width >= _BAR_NUMBERS else ""
+        about = {"completed": row["step"], "phase": name, "numbers": numbers}
         if self._bar is None:
             self._bar = Progress(
-                TextColumn("{task.fields[phase]}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[numbers]}"), console=self._out, transient=True,
+                TextColumn("{task.fields[phase]}", markup=False), BarColumn(), MofNCompleteColumn(),
+                TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[numbers]}", markup=False),
+                console=self._out, transient=True,
             )  # fmt: skip
             self._task = self._bar.add_task("train", total=self._total, **about)
             self._bar.start()
         self._bar.update(self._task, **about)
 
 
-def _line(row: Mapping[str, Any], total: int) -> str:
-    head = f"step {row['step']:>{len(str(total))}}/{total}  epoch {row.get('epoch', 0):6.2f}  {row.get('phase', '')}"
-    return f"{head}  {_numbers(row)}"
+def _line(row: Mapping[str, Any], total: int, *, columns: int | None) -> str:
+    """A row as text, broken between its items where a terminal of so many columns would break it in a word."""
+    step, epoch = f"step {row['step']:>{len(str(total))}}/{total}", f"epoch {row.get('epoch', 0):6.2f}"
+    items = [step, epoch, escaped(row.get("phase", "")), *_numbers(row), *_speed(row)]
+    lines = [""]
+    for item in items:
+        longer = f"{lines[-1]}  {item}" if lines[-1].strip() else f"{lines[-1]}{item}"
+        if columns is not None and len(longer) > columns and lines[-1].strip():
+            longer = f"    {item}"
+            lines.append("")
+        lines[-1] = longer
+    return "\n".join(lines)
 
 
-def _numbers(row: Mapping[str, Any], prefix: str = "") -> str:
+def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Scalars of a row as text; of the rates, one per layer, only the head's."""
-    shown = []
     for key, value in row.items():
-        rate = key.startswith("train/lr")
-        if key in ("step", "epoch", "phase") or not isinstance(value, (int, float)) or not key.startswith(prefix):
+        if not isinstance(value, (int, float)) or not key.startswith(prefix):
             continue
-        if not rate:
-            shown.append(f"{key.removeprefix('train/') if prefix else key} {value:.4g}")
+        if (
+            key in ("step", "epoch", "phase")
+            or key.startswith(("train/lr", "time/", "best/"))
+            or key.endswith("/samples")
+        ):
+            continue
+        yield f"{key.removeprefix('train/') if prefix else key} {value:.4g}"
     rates = [value for key, value in row.items() if key.startswith("train/lr") and isinstance(value, float)]
-    return "  ".join([*shown, *([f"lr {max(rates):.2g}"] if rates else [])])
+    if rates:
+        yield f"lr {max(rates):.2g}"
+    yield from (f"best {k.removeprefix('best/')} {v:.4g}" for k, v in row.items() if k.startswith("best/"))
+
+
+def _speed(row: Mapping[str, Any]) -> Iterator[str]:
+    shown = (("images_per_s", "{:.4g} images/s"), ("step_s", "{:.3g} s/step"))
+    yield from (text.format(row[f"time/{name}"]) for name, text in shown if f"time/{name}" in row)
+    if "time/left_s" in row:
+        yield f"{clock(row['time/left_s'])} left"

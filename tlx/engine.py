@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -30,14 +29,14 @@ def fit(run: Run) -> bool:
         TlxError: the loss or gradient is not finite.
     """
     resume(run)
-    started = time.monotonic() - run.progress.wall_time_s
+    run.timer.begin(before_s=run.progress.wall_time_s, samples=run.progress.samples_seen)
     while run.progress.step < run.plan.steps:
         phase = run.plan.phase(run.progress.step)
         begin(run, phase)
         trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-        for step, batches in by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device)):
+        for step, batches in run.timer.each(steps_of(run, phase)):
             stopping = take(run, phase, trainee, step, batches)
-            run.progress.wall_time_s = time.monotonic() - started
+            run.progress.wall_time_s = run.timer.step_done()
             log(run, phase)
             ended = evaluate_when_due(run, phase, trainee)
             save_when_due(run, phase, now=stopping or ended)
@@ -46,6 +45,11 @@ def fit(run: Run) -> bool:
             if ended:
                 break
     return True
+
+
+def steps_of(run: Run, phase: Phase) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """The micro-batches of every step that is left of a phase, on the device."""
+    return by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device))
 
 
 def take(run: Run, phase: Phase, trainee: Trainee, step: int, batches: Iterable[Batch]) -> bool:
@@ -148,5 +152,7 @@ def log(run: Run, phase: Phase) -> None:
             **run.progress.logged.take(),
             "train/lr_head": phase.rates(step - 1)[run.plan.layers.head.name],
             "train/lr_lowest": min(rates, default=0.0),
+            **run.progress.best_so_far(),
+            **run.timer.row(samples=run.progress.samples_seen, steps_left=run.plan.steps - step),
         }
     )

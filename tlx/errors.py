@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tlx.terminal import escaped
+
 T = TypeVar("T")
 
 
@@ -25,7 +27,8 @@ class UserError(TlxError):
 
     def __init__(self, what: str, *, where: str | None = None, todo: str | None = None) -> None:
         self.what, self.where, self.todo = what, where, todo
-        super().__init__("\n".join([f"{where}: {what}" if where else what, *([f"  -> {todo}"] if todo else [])]))
+        said = f"{escaped(where)}: {what}" if where else what
+        super().__init__("\n".join([said, *([f"  -> {todo}"] if todo else [])]))
 
 
 class ConfigError(UserError):

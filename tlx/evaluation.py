@@ -34,7 +34,7 @@ def evaluate_when_due(run: Run, phase: Phase, trainee: Trainee) -> bool:
         ended = judge(run, phase, row)
     train_mode(trainee.net, phase, run.plan)
     run.world.watch.beat("batch")
-    run.journal.row({k: v for k, v in row.items() if not k.endswith("per_class")})
+    run.journal.row({k: v for k, v in row.items() if not k.endswith("per_class")} | run.progress.best_so_far())
     return ended
 
 

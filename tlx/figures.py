@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import UserError
-from tlx.history import ACCURACY, History, accuracies, shown
+from tlx.history import ACCURACY, History, PhaseAccuracy, Stretch, article_reading, shown, whole, within
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,11 @@ STYLE = {
     "grid.alpha": 0.25,
     "lines.linewidth": 1.8,
 }
+HEADING, ROW, BAR = 0.32, 0.52, 0.21
+"""Inches of the bars' picture: for the name of a run, for a phase, for one of its two bars."""
+
+BEST_OF, LAST_OF = "best of the phase", "end of the phase (last)"
+
 NAMED_PHASES = 24
 """More phases than these are not named in a figure: the names would touch."""
 
@@ -53,15 +58,15 @@ def curves(history: History) -> bytes | None:
 
 
 def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
-    """Bars of validation accuracy after feature extraction and after fine-tuning; None where no run has any."""
-    if not any(any(accuracies(h)) for h in histories):
+    """Bars of validation accuracy of each phase, best and last; None where no run has any."""
+    if not any(h.accuracies for h in histories):
         return None
 
     def draw(figure: Figure) -> None:
         panel = figure.subplots()
         _bars(panel, histories, names)
-        panel.set_title("Validation accuracy before and after fine-tuning", fontsize=12, fontweight="bold")
-        _legend(figure, [panel], columns=2)
+        panel.set_title("Validation accuracy of each phase", fontsize=12, fontweight="bold")
+        _legend(figure, [panel], columns=3)
 
     return png(draw, width=8.5, height=1.9 + _bars_height(histories))
 
@@ -70,7 +75,7 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
     """Validation curves of several runs side by side, and the bars below."""
 
     lines = math.ceil(len(histories) / 3)
-    upper, lower = 4.6 + 0.25 * lines, 1.5 + _bars_height(histories)
+    upper, lower = 4.6 + 0.25 * lines, 1.7 + _bars_height(histories)
 
     def draw(figure: Figure) -> None:
         above, below = _stacked(figure, upper, lower)
@@ -81,7 +86,8 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
         _legend(above, panels, columns=max(1, min(4, 100 // (max(map(len, names)) + 6))))
         bars = below.subplots()
         _bars(bars, histories, names)
-        _legend(below, [bars], columns=2)
+        below.suptitle("Validation accuracy of each phase", fontsize=12, fontweight="bold")
+        _legend(below, [bars], columns=3)
 
     return png(draw, width=11, height=upper + lower)
 
@@ -116,10 +122,14 @@ def _legend(figure: FigureBase, panels: Sequence[Axes], *, columns: int) -> None
         handles, labels = panel.get_legend_handles_labels()
         for handle, label in zip(handles, labels, strict=True):
             entries.setdefault(label, handle)
-    if entries:
+    from matplotlib.container import BarContainer
+
+    names = sorted(entries, key=lambda name: not isinstance(entries[name], BarContainer))  # matplotlib has lines first
+    if names:
         figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
-        )
+            [entries[name] for name in names], names, loc="outside lower center", ncols=columns, frameon=False,
+            fontsize=9,
+        )  # fmt: skip
 
 
 def _title(history: History) -> str:
@@ -181,21 +191,50 @@ def _measured(panel: Axes, history: History, name: str) -> None:
 
 
 def _rates(panel: Axes, history: History) -> None:
-    """Rates of the head and of the lowest layer that trains; lines break where a phase begins."""
+    """Rates of the head and of the lowest layer that trains, as planned; as logged where the plan does not tell."""
     panel.set_ylabel("learning rate")
-    kinds = (
-        ("train/lr_head", HEAD, "-", "learning rate: head"),
-        ("train/lr_lowest", LOWEST, "--", "learning rate: lowest layer"),
-    )
+    lines = _planned_rates(history)
+    dots = "" if lines else "."
+    if not lines:
+        lines = {key: points(history, f"train/lr_{key}", by_phase=True) for key in ("head", "lowest")}
     top = 0.0
-    for key, colour, style, label in kinds:
-        values = [(x, v) if v > 0 else (x, math.nan) for x, v in points(history, key, by_phase=True)]
-        dots = "." if len(values) <= 24 else ""  # a phase with one row would not be seen
-        _line(panel, values, color=colour, linestyle=style, marker=dots, label=label)
+    for key, colour, style in (("head", HEAD, "-"), ("lowest", LOWEST, "--")):
+        values = [(x, v) if v > 0 else (x, math.nan) for x, v in lines[key]]
+        marker = dots if len(values) <= 24 else ""  # a phase with one row would not be seen
+        label = f"learning rate: {'head' if key == 'head' else 'lowest layer that trains'}"
+        _line(panel, values, color=colour, linestyle=style, marker=marker, label=label)
         top = max([top, *(v for _, v in values if math.isfinite(v))])
     if top:
         _logarithmic(panel)
         panel.set_ylim(bottom=max(panel.get_ylim()[0], top * 1e-6))
+
+
+def _planned_rates(history: History) -> dict[str, list[tuple[float, float]]]:
+    """(epoch, rate) of `head` and `lowest` from the curves in plan.json, broken between phases; nothing where a phase
+    that has begun has none there: the plan is of an earlier tlx, or torn."""
+    planned = {str(p.get("name")): _dict(p.get("curve")) for p in within(history.plan, "phases")}
+    found: dict[str, list[tuple[float, float]]] = {"head": [], "lowest": []}
+    for phase in history.phases:
+        curve = planned.get(phase.name, {})
+        for key, line in found.items():
+            points = _until(curve.get("steps"), curve.get(key), phase)
+            if not points:
+                return {}
+            line += [(history.epoch(step), rate) for step, rate in points]
+            line.append((history.epoch(points[-1][0]), math.nan))
+    return found
+
+
+def _until(steps: Any, rates: Any, phase: Stretch) -> list[tuple[int, float]]:
+    """(step, rate) of a phase, as far as it lasted."""
+    if not isinstance(steps, list) or not isinstance(rates, list):
+        return []
+    known = [(phase.start + s, r) for s, r in zip(steps, rates, strict=False) if None not in (whole(s), whole(r))]
+    return [(step, rate) for step, rate in known if step < phase.stop]
+
+
+def _dict(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _logarithmic(panel: Axes) -> None:
@@ -295,24 +334,29 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
 
 
 def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> None:
-    """Level bars, so that long names can be read; the first run on top."""
+    """Level bars, so that long names can be read; the first run on top, its phases in order, best above last."""
     from matplotlib.ticker import PercentFormatter
 
-    kinds = ((0, BEFORE, "end of feature extraction"), (1, AFTER, "best of fine-tuning"))
-    for at, colour, label in kinds:
-        bars = [(i, accuracies(h)[at]) for i, h in enumerate(histories)]
-        known = [(i, bar[0], bar[1]) for i, bar in bars if bar is not None]
-        if not known:
-            continue
-        places = [i + (0.2 if at else -0.2) for i, _, _ in known]
-        drawn = panel.barh(places, [v for _, v, _ in known], height=0.37, color=colour, label=label)
-        texts = [shown(ACCURACY, v) + ("" if over else "  so far") for _, v, over in known]
-        panel.bar_label(drawn, texts, padding=4, fontsize=9)
-    for i, history in enumerate(histories):
-        if not any(accuracies(history)):
-            panel.text(0.005, i, "no validation accuracy", va="center", fontsize=9, color=LOWEST)
-    panel.set_yticks(range(len(histories)), [clipped(name, 40) for name in names])
-    panel.set_ylim(len(histories) - 0.5, -0.5)
+    ticks: list[tuple[float, str, bool]] = []
+    at = 0.0
+    for history, name in zip(histories, names, strict=True):
+        if len(histories) > 1:
+            ticks.append((at + HEADING / 2, clipped(name, 40), True))
+            at += HEADING
+        first = at
+        for found in history.accuracies:
+            ticks.append((at + ROW / 2, clipped(found.label, 44), False))
+            _pair(panel, found, at=at + ROW / 2)
+            at += ROW
+        _mark_reading(panel, history.accuracies, first=first + ROW / 2)
+        if not history.accuracies:
+            panel.text(0.005, at + ROW / 2, "no validation accuracy", va="center", fontsize=9, color=LOWEST)
+            at += ROW
+    panel.set_yticks([place for place, _, _ in ticks], [label for _, label, _ in ticks])
+    for text, (_, _, heading) in zip(panel.get_yticklabels(), ticks, strict=True):
+        text.set_fontweight("bold" if heading else "normal")
+    panel.tick_params(axis="y", length=0)
+    panel.set_ylim(at, 0)
     panel.set_xlim(0, 1.15)
     panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
     panel.xaxis.set_major_formatter(PercentFormatter(1.0))
@@ -321,8 +365,34 @@ def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> No
     panel.set_axisbelow(True)
 
 
+def _pair(panel: Axes, found: PhaseAccuracy, *, at: float) -> None:
+    for value, colour, label, side in ((found.best, AFTER, BEST_OF, -1), (found.last, BEFORE, LAST_OF, 1)):
+        if value is not None:
+            drawn = panel.barh([at + side * BAR / 2], [value], height=0.92 * BAR, color=colour, label=label)
+            text = shown(ACCURACY, value) + ("" if found.over else "  so far")
+            panel.bar_label(drawn, [text], padding=9, fontsize=8.5)
+
+
+def _mark_reading(panel: Axes, found: Sequence[PhaseAccuracy], *, first: float) -> None:
+    """The two bars that the article compares."""
+    reading = article_reading(found)
+    if reading is None:
+        return
+    before, after = reading
+    rows = [
+        max(i for i, a in enumerate(found) if a.kind == "feature extraction" and a.last == before),
+        next(i for i, a in enumerate(found) if a.kind == "fine-tuning" and a.best == after),
+    ]
+    places = [first + ROW * rows[0] + BAR / 2, first + ROW * rows[1] - BAR / 2]
+    panel.plot(
+        reading, places, color=SWITCH, marker="D", markersize=5, linestyle="none", clip_on=False, zorder=4,
+        label="what the Flowers-102 article compares: last before, best after",
+    )  # fmt: skip
+
+
 def _bars_height(histories: Sequence[History]) -> float:
-    return 0.75 * len(histories)
+    heading = HEADING if len(histories) > 1 else 0.0
+    return sum(heading + ROW * max(1, len(h.accuracies)) for h in histories)
 
 
 def clipped(text: str, most: int) -> str:

@@ -85,6 +85,7 @@ class History:
         details: result.json or, before the end, what the last checkpoint knows.
         plan: plan.json as it is.
         config: config.yaml as text.
+        scratch: whether the backbone began with random weights.
     """
 
     path: Path
@@ -100,6 +101,12 @@ class History:
     details: Mapping[str, Any] = field(repr=False)
     plan: Mapping[str, Any] = field(repr=False)
     config: str = field(repr=False)
+    scratch: bool = False
+
+    @property
+    def accuracies(self) -> tuple[PhaseAccuracy, ...]:
+        """Of the phases that have begun."""
+        return accuracies(self.phases, scratch=self.scratch)
 
     @property
     def done(self) -> bool:
@@ -154,6 +161,7 @@ def read_history(path: Path) -> History:
         details=details,
         plan=plan,
         config=config,
+        scratch=_scratch(config),
     )
 
 
@@ -175,23 +183,61 @@ def shown(metric: str, value: float | None) -> str:
     return f"{100 * value:.2f} %" if name.startswith("top") or "acc" in name else f"{value:#.4g}"
 
 
-def accuracies(history: History) -> tuple[tuple[float, bool] | None, tuple[float, bool] | None]:
-    """Validation accuracy at the end of feature extraction, and of the best evaluation of the phases after it.
+@dataclass(frozen=True)
+class PhaseAccuracy:
+    """Validation accuracy of one phase: what charts, tables, summaries and trackers show of it.
 
-    Each is None where there is no such phase or no accuracy, else (accuracy, whether its phases are over).
+    Attributes:
+        kind: feature extraction | fine-tuning | from scratch.
+        best: in the phase's best evaluation, by the run's metric. last: at its end, or so far, with the weights (raw or
+            averaged) that are the run's best. Best is to be compared with best, last with last.
     """
-    extraction = [p for p in history.phases if p.extracts]
-    tuning = [p for p in history.phases if not p.extracts]
-    first = _accuracy(extraction[-1].last) if extraction else None
-    others = [a for a in (_accuracy(p.best) for p in tuning) if a is not None]
-    return (
-        None if first is None else (first, extraction[-1].over),
-        None if not others else (max(others), history.done),
+
+    phase: str
+    kind: str
+    best: float | None
+    last: float | None
+    over: bool
+
+    @property
+    def label(self) -> str:
+        """The phase's name, and what it is where the name does not tell."""
+        tells = self.kind == "fine-tuning" or self.phase == self.kind.replace(" ", "_")
+        return self.phase if tells else f"{self.phase} ({self.kind})"
+
+
+def accuracies(phases: Iterable[Stretch], *, scratch: bool = False) -> tuple[PhaseAccuracy, ...]:
+    """Best and last validation accuracy of each phase that has one.
+
+    Args:
+        scratch: the backbone began with random weights, so that nothing is extracted or tuned.
+    """
+    found = (
+        PhaseAccuracy(
+            phase=p.name,
+            kind="from scratch" if scratch else "feature extraction" if p.extracts else "fine-tuning",
+            best=p.best.value(ACCURACY) if p.best else None,
+            last=p.last.value(ACCURACY) if p.last else None,
+            over=p.over,
+        )
+        for p in phases
     )
+    return tuple(a for a in found if (a.best, a.last) != (None, None))
 
 
-def _accuracy(evaluation: Evaluation | None) -> float | None:
-    return evaluation.value(ACCURACY) if evaluation else None
+def article_reading(found: Sequence[PhaseAccuracy]) -> tuple[float, float] | None:
+    """The two numbers that the Flowers-102 article sets side by side: the last of feature extraction and the best of
+    the phases after it. Not like with like, and shown only beside `accuracies`; None where a run has not both."""
+    before = [a.last for a in found if a.kind == "feature extraction" and a.last is not None]
+    after = [a.best for a in found if a.kind == "fine-tuning" and a.best is not None]
+    return (before[-1], max(after)) if before and after else None
+
+
+def phases_of(result: Mapping[str, Any]) -> tuple[Stretch, ...]:
+    """The phases that result.json tells of."""
+    best = _dict(result.get("best"))
+    wanted = Wanted(Metric.of(str(best.get("metric", ACCURACY))), str(best.get("weights", "raw")))
+    return _phases((), {}, result, wanted=wanted)
 
 
 def _check(path: Path) -> None:
@@ -227,6 +273,13 @@ def _wanted(config: str) -> Wanted:
     except ValueError:
         evaluate = {}
     return Wanted(Metric.of(str(evaluate.get("metric", ACCURACY))))
+
+
+def _scratch(config: str) -> bool:
+    try:
+        return _dict(_dict(from_yaml(config)).get("backbone")).get("weights") == "none"
+    except ValueError:
+        return False
 
 
 def _of_checkpoint(path: Path) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tlx.history import ACCURACY, History, shown, whole, within
+from tlx.history import ACCURACY, History, article_reading, shown, whole, within
+from tlx.terminal import clock, escaped
 
-COLUMNS = ("run", "best", "accuracy after each phase", "best step", "weights", "samples seen", "time")
+COLUMNS = ("run", "best", "accuracy of each phase", "best step", "weights", "samples seen", "time")
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,13 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
         table=[cells(s.history, s.name) for s in sections],
         pictures=pictures or {},
         sections=[
-            {"about": s, "history": s.history, "plan": plan_rows(s.history), "warnings": warnings(s.history)}
+            {
+                "about": s,
+                "history": s.history,
+                "plan": plan_rows(s.history),
+                "reading": article_reading(s.history.accuracies),
+                "warnings": warnings(s.history),
+            }
             for s in sections
         ],
     )
@@ -49,12 +56,13 @@ def cells(history: History, name: str) -> tuple[str, ...]:
     """A run in the table of runs, one text per `COLUMNS`; several phases are several lines."""
     best = history.best
     phases = [
-        f"{p.name} {shown(ACCURACY, p.last.value(ACCURACY) if p.last else None)}" + ("" if p.over else " so far")
-        for p in history.phases
+        f"{escaped(a.label)}\n  best {shown(ACCURACY, a.best)}, last {shown(ACCURACY, a.last)}"
+        + ("" if a.over else " so far")
+        for a in history.accuracies
     ]
     seen = history.number("samples_seen")
     return (
-        name if history.done else f"{name} ({standing(history)})",
+        name if history.done else f"{name}\n({standing(history)})",
         f"{history.metric} {shown(history.metric, best.value(history.metric))}" if best else "-",
         "\n".join(phases) or "-",
         f"{best.step}\n{best_place(history)}".strip() if best else "-",
@@ -74,14 +82,6 @@ def best_place(history: History) -> str:
     if history.best is None or not history.steps_per_epoch:
         return ""
     return f"epoch {history.epoch(history.best.step):.4g}"
-
-
-def clock(seconds: float | None) -> str:
-    """A time as h:mm:ss."""
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def plan_rows(history: History) -> list[dict[str, Any]]:
@@ -157,6 +157,10 @@ those of its last checkpoint.</p>
 {% for caption, png in section.about.pictures.items() %}
 <figure><img src="{{ png | png }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
+{% if section.reading %}
+<p>Best is compared with best, last with last. The Flowers-102 article sets the last of feature extraction against the
+best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.reading[1] | percent }}.</p>
+{% endif %}
 
 <h3>Plan</h3>
 {% if section.plan %}

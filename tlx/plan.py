@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,9 @@ from tlx.errors import ConfigError, UserError, did_you_mean
 from tlx.layers import Layer, LayerMap, Parameter
 from tlx.norms import POLICIES, NormPolicy, NormState
 from tlx.unfreeze import Assignment, Mode
+
+SAMPLED = 200
+"""Points of a phase's curve in plan.json, about."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,12 @@ class Phase:
             shape = self.curve(at - self.warmup, max(self.length - self.warmup, 1))
         top = self.lr * shape
         return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
+
+    def parts(self, most: int) -> Iterator[tuple[int, int]]:
+        """Start and stop of at most so many parts of about equal length, for drawing; single steps where those do."""
+        steps = self.stop - self.start
+        count = min(steps, most)
+        return itertools.pairwise(self.start + steps * i // count for i in range(count + 1))
 
     @functools.cached_property
     def learning(self) -> frozenset[str]:
@@ -222,6 +232,7 @@ class Plan:
                     "epochs": (p.stop - p.start) / self.steps_per_epoch,
                     "warmup": p.warmup,
                     "lr": p.lr,
+                    "curve": _sampled(p),
                     "settings": self.settings(p),
                     "layers": {
                         y.name: {
@@ -269,6 +280,20 @@ class Plan:
     def _only(self) -> dict[str, str]:
         """Layer by layer, a pattern for the configuration that means it alone."""
         return {layer.name: self.layers.only(layer) for layer in self.layers}
+
+
+def _sampled(phase: Phase) -> dict[str, list[float]]:
+    """Rates of the head and of the lowest layer that trains over the phase, for drawing: steps counted from its start,
+    exact where it has at most `SAMPLED`; else of the middle of each part, and of its first and last step."""
+    steps = [phase.start, *((start + stop - 1) // 2 for start, stop in phase.parts(SAMPLED)), phase.stop - 1]
+    steps = sorted(set(steps))
+    lowest = next(layer for layer in phase.layers if phase.trained(layer))
+    rates = [phase.rates(step) for step in steps]
+    return {
+        "steps": [step - phase.start for step in steps],
+        "head": [rate[phase.layers.head.name] for rate in rates],
+        "lowest": [rate[lowest.name] for rate in rates],
+    }
 
 
 def _steps_per_epoch(config: Config, samples: int) -> int:

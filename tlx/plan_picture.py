@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,9 +128,7 @@ def _sampled(plan: Plan) -> Drawing:
 
 def _columns(phase: Phase, plan: Plan) -> Iterator[Column]:
     """Parts of about equal length, in every plan's phases the same; single steps where those are few."""
-    steps = phase.stop - phase.start
-    parts = min(steps, max(2, round(COLUMNS * steps / plan.steps)))
-    for start, stop in pairwise(phase.start + steps * i // parts for i in range(parts + 1)):
+    for start, stop in phase.parts(max(2, round(COLUMNS * (phase.stop - phase.start) / plan.steps))):
         found = phase.rates((start + stop - 1) // 2)
         rates = (max(found[y.name], NOTHING) if phase.trained(y) else math.nan for y in phase.layers)
         yield Column(phase, start, stop, tuple(rates))

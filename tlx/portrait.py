@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from tlx import models
 from tlx.layers import Granularity, Layer
 from tlx.models import Description
+from tlx.terminal import drawn
 
 _BAR = 24
 """Columns of the longest bar."""
 
 
-def portrait(name: str, *, width: int = 150) -> str:
+def portrait(name: str, *, width: int | None = None) -> str:
     """Head, input, norms, weights and arguments of a backbone, and its layers at every granularity with 1000 classes.
+
+    Args:
+        width: columns; those of the terminal by default.
 
     Raises:
         UserError: there is no such backbone.
     """
     found = models.describe(name)
-    out = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_terminal=False)
-    out.print(found.row.name, markup=False)
-    out.print(_facts(found))
-    for granularity in found.layers:
-        out.print(_drawn(found, granularity))
-    assert isinstance(out.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
+    return drawn(found.row.name, _facts(found), *(_drawn(found, g) for g in found.layers), columns=width)
 
 
 def _facts(found: Description) -> Table:

@@ -137,6 +137,10 @@ class Progress:
             fields[name] = kind(**fields[name])
         return cls(**fields)
 
+    def best_so_far(self) -> dict[str, float]:
+        """For a row, such as ``{"best/val/top1": 0.93}``; nothing before the first evaluation."""
+        return {f"best/{self.best['metric']}": self.best["value"]} if self.best is not None else {}
+
     def absorb(self, reading: Mapping[str, float], *, scaled: bool = False) -> None:
         """Counts one step's exchange; an overflow is a `scaled` gradient that is not finite, of a loss that is."""
         self.samples_seen += int(reading["seen"])

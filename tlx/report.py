@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from tlx import figures
 from tlx.errors import UserError
+from tlx.files import write_whole
 from tlx.history import History, named, read_history
 from tlx.page import COLUMNS, Section, cells, page
+from tlx.terminal import drawn, escaped, say, tables, width
 
 FILES = {
     "Loss, accuracy and learning rate over training": "figures/curves.png",
-    "Validation accuracy before and after fine-tuning": "figures/phases.png",
+    "Validation accuracy of each phase, best and last": "figures/phases.png",
 }
 """Pictures of a run, by caption."""
-
-WIDE = 160
-"""Columns of the table where it does not go to a terminal: a log breaks no lines."""
 
 
 def report(folders: Sequence[Path], *, out: Path | None = None) -> list[Path]:
@@ -53,6 +48,16 @@ def report(folders: Sequence[Path], *, out: Path | None = None) -> list[Path]:
     return written
 
 
+def report_run(folder: Path) -> Path:
+    """Writes the report of one run into its folder, as `report` does, and says nothing; its page.
+
+    Raises:
+        UserError: as `report`.
+    """
+    history = read_history(folder)
+    return _write_run(_section(history, history.name))[-1]
+
+
 def _section(history: History, name: str) -> Section:
     drawn = (figures.curves(history), figures.phases([history], [name]))
     return Section(history, name, {caption: png for caption, png in zip(FILES, drawn, strict=True) if png is not None})
@@ -67,7 +72,7 @@ def _write_run(section: Section) -> list[Path]:
 def _write_comparison(sections: Sequence[Section], *, folder: Path) -> list[Path]:
     picture = figures.comparison([s.history for s in sections], [s.name for s in sections])
     title = f"Comparison of {len(sections)} run{'s' if len(sections) > 1 else ''}"
-    text = page(sections, title=title, pictures={"Validation curves, and accuracy after the phases": picture})
+    text = page(sections, title=title, pictures={"Validation curves, and accuracy of each phase": picture})
     return _write(folder, {"figures/comparison.png": picture, "comparison.html": text.encode()})
 
 
@@ -75,7 +80,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> list[Path]:
     try:
         for name, content in files.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+            write_whole(folder / name, content)
     except OSError as error:
         raise UserError(
             f"cannot be written: {error.strerror or error}",
@@ -86,12 +91,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> list[Path]:
 
 
 def _print_table(histories: Sequence[History], names: Sequence[str]) -> None:
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=WIDE)
-    table = Table(show_lines=len(histories) > 1)
-    for column in COLUMNS:
-        table.add_column(column, overflow="fold")
-    for history, name in zip(histories, names, strict=True):
-        table.add_row(*(Text(cell) for cell in cells(history, name)))
-    console.print(table)
+    rows = [cells(history, escaped(name)) for history, name in zip(histories, names, strict=True)]
+    columns = dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+    about = {COLUMNS[0]: columns.pop(COLUMNS[0])}
+    say(drawn(*tables("", about, columns, width(), more="", lines=len(rows) > 1)))

@@ -16,6 +16,7 @@ from tlx.extend import Extension, earlier, history, lasting_ends
 from tlx.plan import Phase
 from tlx.progress import Progress
 from tlx.run import Run
+from tlx.run_folder import threads
 from tlx.written_config import changes, essential
 
 
@@ -59,12 +60,18 @@ def take_up(run: Run, path: Path) -> None:
         if not 0 <= run.progress.step <= run.plan.steps:
             raise ValueError(f"step {run.progress.step} of {run.plan.steps}")
         metrics_bytes, then, decoded = int(state["metrics_bytes"]), state["dealt"], state["decoder"]
+        computed_with = state.get("threads")  # not in checkpoints of before
         if run.world.main:
             tidy(run, path)
     run.saved = run.saver.written = run.progress.step
     begin_journal(run, metrics_bytes, resumed=True)
     if decoder() != decoded:
         run.journal.note(f"pictures were decoded by {decoded}, now by {decoder()}: pixels differ by rounding")
+    if computed_with is not None and threads() != computed_with:
+        run.journal.note(
+            f"ranks computed with {computed_with} CPU threads until here, now with {threads()} (OMP_NUM_THREADS): "
+            "numbers differ by rounding"
+        )
     if dealt(run) != then:
         run.journal.note(f"batches were dealt as {then}, now as {dealt(run)}: the same samples in order")
 
@@ -161,6 +168,7 @@ def snapshot(run: Run) -> Snapshot:
             "identity": dict(run.identity),
             "dealt": dealt(run),
             "decoder": decoder(),
+            "threads": threads(),
         },
     )
 

@@ -21,6 +21,7 @@ from tlx.preempt import StopRequest
 from tlx.progress import Exchange, Progress
 from tlx.saver import Saver
 from tlx.step import Normalise, Updater
+from tlx.step_timer import StepTimer
 from tlx.tracking.journal import Journal
 from tlx.world import World
 
@@ -58,6 +59,7 @@ class Run:
     def __post_init__(self) -> None:
         self.plan = self.remake_plan({})
         self.exchange = Exchange(self.world)
+        self.timer = StepTimer()
         loop = self.config.loop
         self.updater = Updater(
             self.optimizer,

@@ -244,6 +244,14 @@ def _of_plan(changed: Sequence[str]) -> bool:
     return all(line.startswith(FUTURE) for line in changed)
 
 
+def threads() -> int:
+    """That a rank computes with on the CPU (OMP_NUM_THREADS): another number sums in another order, which changes the
+    last bits of results."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def versions() -> dict[str, str]:
     """Of everything that decides the numbers."""
     found = {"python": platform.python_version()}

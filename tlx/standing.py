@@ -15,6 +15,7 @@ from tlx.errors import UserError
 from tlx.extend import earlier
 from tlx.parsing import from_json
 from tlx.run_lock import holder
+from tlx.terminal import escaped
 
 _TAIL = 1 << 16  # bytes of metrics.jsonl that its last row is looked for in
 
@@ -52,18 +53,13 @@ def standing(folder: Path) -> str:
     lines += [f"  {name} checkpoint: {path}" for name in ("latest", "best") if (path := _checkpoint(folder, name))]
     if said.get("status") != "done" and owner is None:
         lines.append("  -> " + _what_next(folder, mend=said.get("status") == "user-error"))
-    return "\n".join(map(_escaped, lines))
+    return "\n".join(map(escaped, lines))
 
 
 def _what_next(folder: Path, *, mend: bool) -> str:
     kept = any((folder / "checkpoints").glob("step-*"))
     command = "the same command " + ("goes on from the latest checkpoint" if kept else "begins anew")
     return f"mend that; {command}" if mend else command
-
-
-def _escaped(line: str) -> str:
-    """A message may quote what somebody else wrote, and a terminal obeys some characters."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
 
 
 def _about(row: Mapping[str, Any] | None) -> str:

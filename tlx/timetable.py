@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.console import Console, JustifyMethod
 from rich.table import Table
+from rich.text import Text
 
+from tlx import terminal
 from tlx.layers import Layer
 from tlx.plan import Phase, Plan
+from tlx.terminal import drawn, escaped, tables
 
 if TYPE_CHECKING:
     from tlx.memory import Memory
+
+_FEW = 4
+"""Entries of an argument that are written out; of more their number is."""
 
 
 def timetable(
@@ -22,76 +25,79 @@ def timetable(
     *,
     memory: Mapping[str, Memory] | None = None,
     measured: Mapping[str, int | None] | None = None,
-    width: int = 150,
+    width: int | None = None,
 ) -> str:
     """Samples and steps, phases, layers with what trains at which rate, and warnings, as plain text.
 
     Args:
         memory: of each phase, where it was estimated.
         measured: bytes that each phase took at most, where a device has told.
+        width: columns; by default COLUMNS, or those of the terminal, or 150 where there is none. What does not fit
+            goes into a further table.
     """
-    out = Console(file=io.StringIO(), width=width, highlight=False, color_system=None, force_terminal=False)
-    out.print(
+    width = width or terminal.width()
+    summary = (
         f"{plan.samples:,} training samples, global batch {plan.batch}, {plan.steps_per_epoch} steps per epoch, "
-        f"{plan.steps} steps, {plan.epochs:g} epochs",
-        markup=False,
+        f"{plan.steps} steps, {plan.epochs:g} epochs"
     )
-    out.print(_phases(plan))
+    parts: list[Table | Text] = [Text(summary), *_phases(plan, width)]
     if memory:
-        out.print(_memory(memory, {name: n for name, n in (measured or {}).items() if n is not None}))
-    out.print(_layers(plan))
-    for warning in plan.warnings:
-        out.print(f"warning: {warning}", markup=False)
-    assert isinstance(out.file, io.StringIO)
-    return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
+        parts += _memory(memory, {name: n for name, n in (measured or {}).items() if n is not None}, width)
+    parts += [*_layers(plan, width), *(Text(f"warning: {warning}") for warning in plan.warnings)]
+    return drawn(*parts, columns=width)
 
 
-def _phases(plan: Plan) -> Table:
-    table = Table(box=box.SIMPLE, title="phases", title_justify="left")
-    for column in ("phase", "epochs", "steps", "curve", "warm-up", "layer decay", "norms", "optimizer", "trained"):
-        justify: JustifyMethod = "right" if column in ("epochs", "trained") else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=column in ("phase", "steps", "norms"))
-    for phase in plan.phases:
-        said = phase.settings
-        span = f"{(phase.stop - phase.start) / plan.steps_per_epoch:g}"
-        table.add_row(
-            phase.name,
-            f"<= {span}" if phase.plateau else span,
-            f"{phase.start}-{phase.stop}",
-            _curve(phase),
-            str(phase.warmup) if phase.warmup else "-",
-            _part(said.layer_decay.name, said.layer_decay.args),
-            said.norm if isinstance(said.norm, str) else "own policy",
-            said.optimizer_state + (", from best" if said.start_from == "best" else ""),
-            f"{sum(p.size for layer in plan.layers for p in phase.trained(layer)):,}",
-        )
-    return table
+def _phases(plan: Plan, width: int) -> Iterator[Table]:
+    rows = [{**_when(plan, phase), **_how(phase)} for phase in plan.phases]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    yield from tables("phases", {"phase": columns.pop("phase")}, columns, width, more="phases, further settings")
 
 
-def _memory(memory: Mapping[str, Memory], measured: Mapping[str, int]) -> Table:
-    table = Table(box=box.SIMPLE, title="memory of a rank in MiB, estimated (tlx/memory.py)", title_justify="left")
-    table.add_column("phase", no_wrap=True)
-    for column in ("weights", "gradients", "optimizer", "activations", "total", *(["measured"] if measured else [])):
-        table.add_column(column, justify="right")
-    for name, needs in memory.items():
-        parts = (needs.weights, needs.gradients, needs.optimizer, needs.activations, needs.total)
-        shown = (*parts, measured.get(name)) if measured else parts
-        table.add_row(name, *("unknown" if n is None else f"{n / 2**20:,.0f}" for n in shown))
-    return table
+def _when(plan: Plan, phase: Phase) -> dict[str, str]:
+    span = f"{(phase.stop - phase.start) / plan.steps_per_epoch:g}"
+    return {
+        "phase": escaped(phase.name),
+        "epochs": f"<= {span}" if phase.plateau else span,
+        "steps": f"{phase.start}-{phase.stop}",
+        "trained": f"{sum(p.size for layer in plan.layers for p in phase.trained(layer)):,}",
+    }
 
 
-def _layers(plan: Plan) -> Table:
-    table = Table(box=box.SIMPLE, title="layers and their rates (- is frozen)", title_justify="left")
-    table.add_column("depth", justify="right")
-    table.add_column("layer")
-    table.add_column("parameters", justify="right")
-    for phase in plan.phases:
-        table.add_column(phase.name, justify="right", overflow="fold")
-    for layer in plan.layers:
-        role = "" if layer.role == "backbone" else f" ({layer.role})"
-        rates = [_rate(phase, layer) for phase in plan.phases]
-        table.add_row(str(layer.depth), layer.name + role, f"{layer.size:,}" if layer.size else "-", *rates)
-    return table
+def _how(phase: Phase) -> dict[str, str]:
+    said = phase.settings
+    return {
+        "curve": _curve(phase),
+        "warm-up": str(phase.warmup) if phase.warmup else "-",
+        "layer decay": _part(said.layer_decay.name, said.layer_decay.args),
+        "norms": said.norm if isinstance(said.norm, str) else "own policy",
+        "optimizer": said.optimizer_state + (", from best" if said.start_from == "best" else ""),
+    }
+
+
+def _memory(memory: Mapping[str, Memory], measured: Mapping[str, int], width: int) -> Iterator[Table]:
+    names = ("weights", "gradients", "optimizer", "activations", "total", *(["measured"] if measured else []))
+    columns: dict[str, list[str]] = {name: [] for name in names}
+    for phase, needs in memory.items():
+        parts = (needs.weights, needs.gradients, needs.optimizer, needs.activations, needs.total, measured.get(phase))
+        for name, count in zip(names, parts, strict=False):
+            columns[name].append("unknown" if count is None else f"{count / 2**20:,.0f}")
+    title = "memory of a rank in MiB, estimated (tlx/memory.py)"
+    yield from tables(title, {"phase": [*map(escaped, memory)]}, columns, width, more=title)
+
+
+def _layers(plan: Plan, width: int) -> Iterator[Table]:
+    about = {
+        "depth": [str(layer.depth) for layer in plan.layers],
+        "layer": [_name(layer) for layer in plan.layers],
+        "parameters": [f"{layer.size:,}" if layer.size else "-" for layer in plan.layers],
+    }
+    rates = {escaped(phase.name): [_rate(phase, layer) for layer in plan.layers] for phase in plan.phases}
+    title = "layers and their rates (- is frozen)"
+    yield from tables(title, about, rates, width, more=f"{title}, further phases")
+
+
+def _name(layer: Layer) -> str:
+    return escaped(layer.name) + ("" if layer.role in ("backbone", layer.name) else f" ({layer.role})")
 
 
 def _rate(phase: Phase, layer: Layer) -> str:
@@ -115,5 +121,10 @@ def _curve(phase: Phase) -> str:
     return f"{now} from step {phase.start + until}; before: {was}"
 
 
-def _part(name: str, args: dict[str, object]) -> str:
-    return f"{name}({', '.join(f'{k}={v}' for k, v in args.items())})" if args else name
+def _part(name: str, args: Mapping[str, object]) -> str:
+    return escaped(f"{name}({', '.join(f'{k}={_short(v)}' for k, v in args.items())})" if args else name)
+
+
+def _short(value: object) -> object:
+    many = isinstance(value, (Mapping, list, tuple)) and len(value) > _FEW
+    return f"<{len(value)} values>" if many and isinstance(value, (Mapping, list, tuple)) else value

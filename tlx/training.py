@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +19,7 @@ from tlx.extend import Extend, Extension
 from tlx.launcher import rank, ranked, relaunched
 from tlx.parts import backbone_of
 from tlx.run_folder import Claim, RunFolder, Start
+from tlx.terminal import say
 
 if TYPE_CHECKING:
     from tlx.run import Run
@@ -78,6 +79,8 @@ def _train(
     if claim.result is not None:
         if world.main:
             folder.say("done")
+            if config.track.report and not (folder.path / "report.html").exists():  # a kill came before it
+                draw(folder.path)
         return claim.result
     if extension is None:
         watch.beat("loading")
@@ -97,6 +100,8 @@ def _train(
     result = _to_an_end(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
+    if world.main and result["finished"] and config.track.report:
+        draw(folder.path)  # the other ranks do not wait
     return result if result["finished"] else None
 
 
@@ -104,7 +109,7 @@ def _claimed(config: Config, folder: RunFolder, start: Start, ranks: int) -> Cla
     wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest) if start.extends else None
     claim = folder.prepare(config, fresh=start.fresh and not relaunched(), extend=wish)
     if wish is not None and claim.extension is None:
-        print("note: --extend: this is the configuration of the run already; nothing is extended", file=sys.stderr)
+        say("note: --extend: this is the configuration of the run already; nothing is extended", error=True)
     return claim
 
 
@@ -180,6 +185,17 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
             where=str(folder.path),
             todo="make room, or mend that; the same command writes it",
         ) from error
+
+
+def draw(folder: Path) -> None:
+    """The report of a training that is done. It is a courtesy: whatever fails here is told, and nothing else."""
+    try:
+        from tlx.report import report_run
+
+        report_run(folder)
+    except Exception as error:
+        why = " ".join(str(error).split()) or type(error).__name__
+        say(f"warning: no report was drawn ({why})\n  -> tlx report {shlex.quote(str(folder))}", error=True)
 
 
 def tell_run(file: Path, overrides: Sequence[str], error: UserError) -> None:

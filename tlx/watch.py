@@ -33,6 +33,7 @@ from tlx.launcher import launched
 from tlx.launcher import rank as launched_rank
 from tlx.run_folder import RunFolder, Status
 from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
+from tlx.terminal import say
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -194,7 +195,7 @@ class Watch:
             if wire is not None:  # a sign that stands still would look like a death
                 wire.own = replace(wire.own, state="left", count=wire.own.count + 1)
                 wire.close(timeout_s=3)
-            print(f"note: ranks are not watched any more: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            say(f"note: ranks are not watched any more: {type(error).__name__}: {error}", error=True)
 
     def _look(self, passed: float, still: float) -> None:
         stuck = still >= self.patience_s
@@ -204,7 +205,7 @@ class Watch:
             self._state, self._why = "stuck", self._where()
             self._dump(still)
             if not self.ends:
-                print(f"warning: {self._hanging([self._sign()])}", file=sys.stderr, flush=True)
+                say(f"warning: {self._hanging([self._sign()])}", error=True)
         wire = self._wire
         if wire is None:
             if stuck and self.ends:
@@ -443,7 +444,7 @@ class Watch:
         wish, wish_s = self.last_wish, min(self.patience_s, _WISH_S)
         # should the disk be what hangs
         faulthandler.dump_traceback_later(20 + (wish_s if wish else 0), exit=True, file=sys.__stderr__ or 2)
-        print(f"{'error' if refused else 'fault'}: {verdict.message}", file=sys.stderr, flush=True)
+        say(f"{'error' if refused else 'fault'}: {verdict.message}", error=True)
         self.say("user-error" if refused else "fault", verdict.message)
         self._tell("told")
         if wish is not None:
@@ -460,7 +461,7 @@ def _grant(wish: Callable[[], None]) -> None:
     try:
         wish()
     except Exception as error:  # the fault that is told already comes first
-        print(f"note: before the end: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        say(f"note: before the end: {type(error).__name__}: {error}", error=True)
 
 
 class _Peer:

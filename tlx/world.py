@@ -31,6 +31,7 @@ from tlx.config import Config
 from tlx.errors import ConfigError, TlxError, UserError
 from tlx.launcher import launched
 from tlx.signs import gather_by_store
+from tlx.terminal import escaped
 from tlx.watch import Watch, agent_serves
 
 if TYPE_CHECKING:
@@ -273,9 +274,8 @@ def _is_port(text: str) -> bool:
 
 
 def _no_name(address: str) -> str:
-    shown = address if address.isprintable() else ascii(address)
     here = socket.gethostname()
-    return f"{shown} is no name that {here} knows: give rank 0's machine as an address, or see /etc/hosts"
+    return f"{escaped(address)} is no name that {here} knows: give rank 0's machine as an address, or see /etc/hosts"
 
 
 def _nobody(address: str, port: str, rank: str, limit: timedelta, error: OSError) -> str:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from tlx.data.sources import SPLITS
 from tlx.errors import UserError
 from tlx.files import write_whole
 from tlx.parsing import from_json
+from tlx.terminal import say
 
 FORMAT = 1
 _NOTES = "*/.[0-9]*.json"
@@ -114,11 +114,10 @@ def claim(folder: Path, plan: Mapping[str, Any], usual: Mapping[str, Any]) -> No
         same_request(folder, state, plan["request"], usual, "holds an interrupted build of another request")
     if state and state["pictures"] != plan["pictures"]:
         tars = list(folder.glob("*/[0-9]*.tar"))
-        print(
+        say(
             f"warning: {folder}: an interrupted build of other pictures is begun anew; "
             f"removed: {len(tars)} shard{'' if len(tars) == 1 else 's'} of it",
-            file=sys.stderr,
-            flush=True,
+            error=True,
         )
         for made in [*tars, *folder.glob(_NOTES)]:
             made.unlink(missing_ok=True)

@@ -20,13 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from tlx.data.labels import AUTO, LabelRule, NoLabel, folder_of, label_of
-from tlx.data.labels import shown as _shown
 from tlx.data.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.progress import in_processes
 from tlx.data.sources import EXTENSIONS, listed
 from tlx.data.tars import Member, read_members
 from tlx.errors import UserError
 from tlx.parsing import from_json
+from tlx.terminal import escaped
 
 _LONGEST = 1 << 20  # bytes that are read of a label
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
@@ -202,9 +202,9 @@ def _scan(path: Path, size: int, file: int, members: Sequence[Member], rule: Lab
             folders.append(folder_of(picture.name))
             labels.append(label_of(rule, picture.name, group, read))
         except NoLabel as error:
-            unlabelled.append(f"{path}: {_shown(key)}: {error}")
+            unlabelled.append(f"{path}: {escaped(key)}: {error}")
         except ValueError as error:
-            problems.append(f"{path}: {_shown(key)}: {error}")
+            problems.append(f"{path}: {escaped(key)}: {error}")
     by_folder = rule.place == "auto" and not (labels or problems) and bool(folders) and all(folders)
     if by_folder:
         return replace(_scan(path, size, file, members, LabelRule("folder")), by_folder=True)
@@ -244,7 +244,7 @@ def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, M
             continue
         # WebDataset takes neighbours together, so the same name further on would be another sample there
         if extension in groups.get(key, {}) or (key in groups and key != last):
-            problems.append(f"{where}: two samples are called {_shown(key)}")
+            problems.append(f"{where}: two samples are called {escaped(key)}")
         groups.setdefault(key, {})[extension] = member
         last = key
     return groups, problems
@@ -253,7 +253,7 @@ def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, M
 def _picture(group: Mapping[str, Member]) -> Member:
     pictures = [m for extension, m in group.items() if extension in EXTENSIONS]
     if len(pictures) != 1:
-        raise ValueError(f"{len(pictures) or 'no'} pictures among {', '.join(map(_shown, group))}")
+        raise ValueError(f"{len(pictures) or 'no'} pictures among {', '.join(map(escaped, group))}")
     if pictures[0].size >= 1 << 32:
         raise ValueError("a picture of 4 GiB or more")
     return pictures[0]
@@ -264,7 +264,7 @@ def _class_names(labels: Iterable[int | str], known: Sequence[str] | None, *, wh
     numbers = {label for label in counted if isinstance(label, int)}
     names = {label for label in counted if isinstance(label, str)}
     if numbers and names:
-        raise UserError(f"some labels are numbers ({min(numbers)}), others names ({_shown(min(names))})", where=where)
+        raise UserError(f"some labels are numbers ({min(numbers)}), others names ({escaped(min(names))})", where=where)
     if known is not None:
         unknown: list[str | int] = [*sorted(names - set(known)), *sorted(n for n in numbers if n >= len(known))]
         if unknown:

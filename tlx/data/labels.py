@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from tlx.errors import UserError, did_you_mean
+from tlx.terminal import escaped
 
 Place = Literal["auto", "cls", "json", "txt", "folder"]
 
@@ -91,7 +92,7 @@ def label_of(rule: LabelRule, name: str, group: Mapping[str, Any], read: Callabl
     wanted = EXTENSIONS if rule.place == "auto" else (rule.place,)
     extension = next((e for e in wanted if e in group), None)
     if extension is None:
-        raise NoLabel(f"no label among {', '.join(map(shown, group))}; looked for .{', .'.join(wanted)}")
+        raise NoLabel(f"no label among {', '.join(map(escaped, group))}; looked for .{', .'.join(wanted)}")
     text = read(extension).decode("utf-8", "strict").strip()
     value = _from_json(text, rule.key) if extension == "json" else text
     if isinstance(value, str) and value.isdecimal():
@@ -101,9 +102,9 @@ def label_of(rule: LabelRule, name: str, group: Mapping[str, Any], read: Callabl
 
 def _valid(value: object, where: str, text: str = "") -> int | str:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or value == "":
-        raise ValueError(f"the label in {where} is {shown((text or str(value))[:60])}, neither a number nor a name")
+        raise ValueError(f"the label in {where} is {escaped((text or str(value))[:60])}, neither a number nor a name")
     if isinstance(value, str) and not value.isprintable():
-        raise ValueError(f"the label {shown(value[:60])} holds characters that cannot be shown")
+        raise ValueError(f"the label {escaped(value[:60])} holds characters that cannot be shown")
     if isinstance(value, int) and not 0 <= value < 1 << 31:
         raise ValueError(f"the label {str(value)[:60]} is out of range")
     return value
@@ -118,7 +119,7 @@ def _from_json(text: str, key: str | None) -> object:
         try:
             return _at(value, key.split("."))
         except KeyError:
-            raise ValueError(f'the .json has no "{shown(key)}"{_hint(key, value)}') from None
+            raise ValueError(f'the .json has no "{escaped(key)}"{_hint(key, value)}') from None
     if isinstance(value, Mapping):
         known = next((k for k in _KEYS if k in value), None)
         if known is None:
@@ -144,7 +145,7 @@ def _at(value: Any, parts: Sequence[str]) -> object:
 
 def _hint(key: str, value: object) -> str:
     paths = [p for p, _ in zip(_paths(value), range(_SHOWN), strict=False)]
-    some = ", ".join(shown(p[:100]) for p in paths[:10]) + (" ..." if len(paths) > 10 else "")
+    some = ", ".join(escaped(p[:100]) for p in paths[:10]) + (" ..." if len(paths) > 10 else "")
     listed = f"; its keys: {some}" if paths else ""
     close = did_you_mean(key, paths)
     return close if close.startswith("; did you mean") else listed
@@ -162,8 +163,3 @@ def _paths(value: object, depth: int = 0) -> Iterator[str]:
         for place, inner in enumerate(value[:3]):
             deeper = isinstance(inner, (Mapping, list))
             yield from (f"{place}.{rest}" for rest in _paths(inner, depth + 1)) if deeper else iter((str(place),))
-
-
-def shown(text: str) -> str:
-    """The text, or with escapes if it holds what a terminal would act on."""
-    return text if text.isprintable() else ascii(text)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -87,8 +88,8 @@ def shown(location: str, name: str | None = None) -> str:
 
 
 def command_line(words: Sequence[str]) -> str:
-    """A command as it may be written down: of the locations in it only what people are shown."""
-    return " ".join(_word(word) for word in words)
+    """A command as it may be written down, quoted for a shell: of the locations in it only what people are shown."""
+    return shlex.join(_word(word) for word in words)
 
 
 def _word(word: str) -> str:

@@ -16,7 +16,6 @@ import hashlib
 import io
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,6 +33,7 @@ from tlx.errors import TlxError, UserError
 from tlx.files import scratch, sha256_of
 from tlx.launcher import rank
 from tlx.parsing import from_json
+from tlx.terminal import escaped, say
 
 if TYPE_CHECKING:
     from tlx.data.shard_cache import CacheSpec, ShardCache
@@ -181,7 +181,7 @@ class Manifest:
         """A sample in words a person can act on: ``data/train/000003.tar: 000123.jpg``."""
         shard, offset = self.shard_of(sample), int(self.records["offset"][sample])
         name = _member_at(self._here(shard), offset) or f"the picture at byte {offset} (sample {sample})"
-        return f"{self.describe_shard(shard)}: {name if name.isprintable() else ascii(name)}"
+        return f"{self.describe_shard(shard)}: {escaped(name)}"
 
     def describe_shard(self, shard: int) -> str:
         """Its path or URL, for people."""
@@ -302,11 +302,7 @@ def _kept(kept: ShardCache, text: bytes, header: dict[str, Any], trouble: str | 
     manifest = _manifest(kept.folder, text, header, _map(path, location, None), location, kept)
     _verify(manifest)
     if trouble is not None and rank() == 0:
-        print(
-            f"warning: {location}: its index cannot be fetched ({trouble}), the one in the cache is used",
-            file=sys.stderr,
-            flush=True,
-        )
+        say(f"warning: {location}: its index cannot be fetched ({trouble}), the one in the cache is used", error=True)
     return manifest
 
 
@@ -387,7 +383,7 @@ def _missing(folder: Path, header: dict[str, Any]) -> list[str]:
 
 def _refuse_missing(folder: Path, missing: Sequence[str], of: int) -> None:
     if missing:
-        shortened = [(name if name.isprintable() else ascii(name))[:200] for name in missing[:3]]
+        shortened = [escaped(name)[:200] for name in missing[:3]]
         listed = ", ".join(shortened) + (" ..." if len(missing) > 3 else "")
         raise UserError(
             f"{len(missing)} of {of} tars are missing: {listed}",

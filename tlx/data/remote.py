@@ -18,7 +18,6 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Generator, Iterator
 from contextlib import closing, suppress
@@ -30,6 +29,7 @@ from tlx.data.location import PIPE, address, is_remote, scrubbed, shown
 from tlx.data.tars import open_regular
 from tlx.errors import TlxError, UserError, did_you_mean
 from tlx.files import sha256_of
+from tlx.terminal import say
 
 TRIES = 8
 """How often a shard is asked for: over about two minutes, where the server answers at once and badly."""
@@ -140,7 +140,7 @@ def download(
             raise TransferError(shown(location, name), f"{last}{times}", refused=False) from None
         pause = min(last.pause, LONGEST_S) if last.pause is not None else retry.get_backoff_time()
         if len(retry.history) == 2:  # once, so that nobody wonders about the silence
-            print(f"{shown(location, name)}: {last}; asking again in {pause:.0f} s", file=sys.stderr, flush=True)
+            say(f"{shown(location, name)}: {last}; asking again in {pause:.0f} s", error=True)
         time.sleep(pause)
 
 

@@ -43,7 +43,6 @@ from tlx.data.content import Stored, needs_extension, read, stored
 from tlx.data.decode import DecodeError
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.index import Scan, scan_tar, write_scans
-from tlx.data.labels import shown
 from tlx.data.manifest import Manifest
 from tlx.data.notes import Note, Rewrites, read_note
 from tlx.data.progress import cores, in_processes
@@ -54,6 +53,7 @@ from tlx.data.threads import in_threads
 from tlx.errors import TlxError, UserError
 from tlx.files import scratch, write_whole
 from tlx.locks import locked
+from tlx.terminal import escaped
 
 _WAIT = "wait for it, or name another folder"
 
@@ -505,7 +505,7 @@ def _index(
 
 
 def _unreadable(bad: Sequence[str], where: str) -> UserError:
-    listed = "\n".join(f"  {shown(b)}" for b in bad[:20]) + ("\n  ..." if len(bad) > 20 else "")
+    listed = "\n".join(f"  {escaped(b)}" for b in bad[:20]) + ("\n  ..." if len(bad) > 20 else "")
     return UserError(
         f"{len(bad)} unreadable picture{'s' if len(bad) > 1 else ''}:\n{listed}",
         where=where,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from tlx.doctor.place import Place
 from tlx.doctor.shown import gib
 from tlx.doctor.wire import Wire
 from tlx.errors import ConfigError, TlxError, UserError
+from tlx.terminal import say
 
 if TYPE_CHECKING:
     from tlx.config import Config
@@ -131,7 +131,7 @@ def alarm(
 
     def expired() -> None:
         if wire.rank:
-            print(f"tlx doctor: rank {wire.rank} ({hosts[wire.rank]}) has waited {wait_s:.0f} s", file=sys.stderr)
+            say(f"tlx doctor: rank {wire.rank} ({hosts[wire.rank]}) has waited {wait_s:.0f} s", error=True)
             os._exit(1)
         give_up(_hanging(wire, hosts, wait_s))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from tlx.doctor.network import INTERFACES
 from tlx.doctor.shared_folder import judge_seen, shared_folder
 from tlx.doctor.wire import Wire
 from tlx.errors import TlxError
+from tlx.terminal import say
 
 if TYPE_CHECKING:
     from tlx.doctor.look import Look
@@ -48,7 +48,7 @@ def together(
         if place.rank == 0:
             yield from own
         else:  # nobody else can tell
-            print(f"tlx doctor: rank {place.rank} ({place.host}): {lost[0].name}: {lost[0].said}", file=sys.stderr)
+            say(f"tlx doctor: rank {place.rank} ({place.host}): {lost[0].name}: {lost[0].said}", error=True)
         yield Section(_TITLE, (fault("rendezvous", f"not tried, because of {lost[0].name}", lost[0].todo or ""),))
         return
     try:
@@ -58,7 +58,7 @@ def together(
             yield from own
         met = _not_met(error)
         if place.rank:  # nobody else can tell
-            print(f"tlx doctor: rank {place.rank} ({place.host}): {met.said}\n  -> {met.todo}", file=sys.stderr)
+            say(f"tlx doctor: rank {place.rank} ({place.host}): {met.said}\n  -> {met.todo}", error=True)
         yield Section(_TITLE, (met,))
         return
     begun = False

@@ -8,6 +8,7 @@ import textwrap
 from typing import IO
 
 from tlx.doctor.findings import Finding, Section, Verdict, worst
+from tlx.terminal import escaped
 
 _COLOURS: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 _INDENT = 10
@@ -81,6 +82,7 @@ class Output:
 
 def _wrapped(text: str, width: int | None, *, more: str = "") -> str:
     """Later lines stand below the first."""
+    text = escaped(text, lines=True)
     if width is None:
         return text
     lines = textwrap.wrap(text, width, subsequent_indent=more, break_long_words=False, break_on_hyphens=False)

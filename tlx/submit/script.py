@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from tlx.data.location import command_line
 from tlx.submit.job import Job
 from tlx.submit.template import Template
+from tlx.terminal import escaped
 
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})", flags=re.ASCII)
 
@@ -28,7 +29,7 @@ def script(job: Job, template: Template, command: Sequence[str]) -> str:
     kept = [line for name, line in template.settings.items() if name not in job.settings]
     lines = [
         "#!/bin/bash",
-        f"# Written by: {_one_line(command_line([shlex.quote(word) for word in command]))}",
+        f"# Written by: {escaped(command_line(command))}",
         f"# {job}",
         *(_directive(name, value) for name, value in job.options.items()),
         "",
@@ -61,7 +62,3 @@ def _expanding(value: str) -> str:
         parts += [re.sub(r'([\\"$`])', r"\\\1", value[at : match.start()]), match[0]]
         at = match.end()
     return '"' + "".join(parts) + re.sub(r'([\\"$`])', r"\\\1", value[at:]) + '"'
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tlx.errors import TlxError, UserError
+from tlx.terminal import say
 
 BEGIN_S = 60.0
 """How long the start of a training waits for one tracker to begin; then its rows wait."""
@@ -67,7 +68,7 @@ class TrackingError(TlxError):
 
 
 def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+    say(f"warning: {text}", error=True)
 
 
 def guarded(name: str, make: Callable[[], Tracker], *, begin_s: float = BEGIN_S, finish_s: float = FINISH_S) -> Tracker:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlx.data.location import command_line
 from tlx.errors import UserError
+from tlx.invocation import command
 from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
 from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
@@ -35,8 +34,7 @@ def wandb(
     """
     rows = read_rows(run.folder / "metrics.jsonl")
     wandb_run.forget_empty_variables()
-    command = command_line(sys.argv)
-    target = wandb_run.Target(run.folder, run.run_id, run.name, run.config, project, entity, tags, command)
+    target = wandb_run.Target(run.folder, run.run_id, run.name, run.config, project, entity, tags, command(run.folder))
     asked = mode or os.environ.get("WANDB_MODE")
     if asked:
         return wandb_run.begin(target, asked, rows)  # type: ignore[arg-type]

@@ -206,9 +206,13 @@ class WandbRun:
 
     def summarise(self, result: Mapping[str, Any]) -> None:
         """Shows on the run's page what result.json holds."""
-        self.handle.summary.update(
-            {k: v for k, v in result.items() if k not in ("classes", "versions", "step", "fault")}
-        )
+        from tlx.history import accuracies, phases_of  # which reads what this package writes
+
+        said = {k: v for k, v in result.items() if k not in ("classes", "versions", "step", "fault")}
+        for found in accuracies(phases_of(result)):
+            both = (("best", found.best), ("last", found.last))
+            said |= {f"accuracy/{found.phase}/{which}": value for which, value in both if value is not None}
+        self.handle.summary.update(said)
 
     def close(self, end: End) -> None:
         """Sends what waits, and says how the run ended.

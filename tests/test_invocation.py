@@ -1,0 +1,86 @@
+"""The command that is kept to reproduce a run: what a person typed, whoever launched the ranks."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from commands import environment
+
+from tlx import invocation
+from tlx.invocation import command
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """
+import os
+from pathlib import Path
+from tlx.invocation import command
+if os.environ.get("RANK", "0") == "0":
+    print("kept:", command(Path("runs/x")), flush=True)
+"""
+
+
+def kept(words, program, **env):
+    process = subprocess.run([*words, str(program), "train", "c.yaml", "seed=1", "a=b c"], env=environment(**env),
+                             capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    return process.stdout.partition("kept: ")[2].strip()
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A program that is called `tlx` and tells what would be kept."""
+    (tmp_path / "tlx").write_text(SCRIPT)
+    return tmp_path / "tlx"
+
+
+def test_the_command_alone(program):
+    assert kept([sys.executable], program) == "tlx train c.yaml seed=1 'a=b c'"
+
+
+def test_under_torchrun_with_its_ranks(program):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    found = kept([sys.executable, *launcher], program)
+    assert found == f"python {' '.join(launcher)} {program} train c.yaml seed=1 'a=b c'"
+
+
+def test_under_accelerate_with_its_file(program):
+    launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", f"{ROOT}/launch/cpu.yaml"]
+    found = kept(launcher, program)
+    assert found == f"accelerate launch --config_file {ROOT}/launch/cpu.yaml {program} train c.yaml seed=1 'a=b c'"
+
+
+OWN = ["/x/tlx/__main__.py", "train", "c.yaml"]
+
+
+def test_rebuilt_where_no_process_above_tells(monkeypatch):
+    monkeypatch.setattr(sys, "argv", OWN)
+    assert command(Path("runs/x")) == "python -m tlx train c.yaml"
+    ranks = {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}
+    for name, value in ranks.items():
+        monkeypatch.setenv(name, value)
+    assert command(Path("runs/x")) == "torchrun --nnodes=2 --nproc-per-node=4 -m tlx train c.yaml"
+
+
+def test_under_srun_without_a_launcher(monkeypatch):
+    monkeypatch.setattr(sys, "argv", OWN)
+    step = {"SLURM_SRUN_COMM_HOST": "10.0.0.1", "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NUM_TASKS": "8"}
+    for name, value in {**step, "WORLD_SIZE": "8"}.items():
+        monkeypatch.setenv(name, value)
+    assert command(Path("runs/x")) == "srun --nodes=2 --ntasks=8 python -m tlx train c.yaml"
+
+
+def test_from_python_the_call_with_the_complete_configuration():
+    assert command(Path("runs/x")) == "tlx.training.train(tlx.config.load('runs/x/config.yaml'), fresh=False)"
+
+
+def test_secrets_of_addresses_are_left_out(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/tlx", "train", "c.yaml", "data.train=https://me:pw@host/a?sig=b"])
+    assert command(Path("r")) == "tlx train c.yaml data.train=https://host/a"
+
+
+def test_the_interpreters_path_is_not_what_was_typed():
+    assert invocation._typed(["/x/bin/python3", "/x/bin/torchrun", "-m", "tlx"]) == ["torchrun", "-m", "tlx"]
+    assert invocation._typed(["/x/bin/python3.11", "-m", "tlx", "train"]) == ["python", "-m", "tlx", "train"]

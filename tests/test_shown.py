@@ -1,0 +1,217 @@
+"""What a person sees at a terminal: columns, control characters, speed, help."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from nets import resnet_like
+from typer.testing import CliRunner
+
+from tlx import build, terminal
+from tlx.cli import app
+from tlx.config import parse
+from tlx.console import Console
+from tlx.errors import UserError
+from tlx.plan import Plan
+from tlx.step_timer import StepTimer
+from tlx.terminal import escaped, folded, say
+from tlx.timetable import timetable
+
+EVIL = "a\x1b[2J\u202eb\nc"
+TAMED = r"a\x1b[2J\u202eb\nc"
+
+
+def plan_of(unfreeze, layers=None, **each):
+    raw = {
+        "run": "runs/x",
+        "data": {"train": "shards/train", "batch": 32},
+        "backbone": {"name": "toys:small"},
+        "unfreeze": unfreeze,
+        "phases": {"each": {"duration": "2ep", "lr": 1e-3, **each}},
+    }
+    return Plan.make(parse(raw), layers or resnet_like(), samples=6149)
+
+
+# --- columns
+
+
+@pytest.mark.parametrize("width", [80, 100, 150])
+@pytest.mark.parametrize(
+    "unfreeze",
+    [
+        "two_phase",
+        {"name": "gradual", "every": "2ep"},
+        {
+            "name": "explicit",
+            "phases": [
+                {"name": f"a_phase_with_a_name_of_fifty_letters_or_so_number_{i}", "layers": {"head": "all"}}
+                for i in range(6)
+            ],
+        },
+    ],
+    ids=["two phases", "seven phases", "long names"],
+)
+def test_a_plan_fits_the_terminal_and_breaks_no_number(unfreeze, width):
+    plan = plan_of(unfreeze, layer_decay={"name": "exponential", "factor": "1/3"}, curve={"name": "cosine"}, warmup=30)
+    text = timetable(plan, width=width)
+    assert max(map(len, text.splitlines())) <= width
+    for phase in plan.phases:
+        assert text.count(phase.name[:20]) >= 2  # in the table of phases, and of layers
+        assert f"{phase.start}-{phase.stop}" in text
+        for layer in plan.layers:
+            if phase.trained(layer):
+                assert f" {phase.lr * phase.factors[layer.name]:.4g}" in text
+    for whole in ("exponential(factor=1/3)", "frozen_is_frozen", "cosine", "layer3"):
+        assert whole in text
+
+
+def test_columns_are_those_that_columns_says_and_a_log_has_150(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "__stdout__", io.StringIO())  # no terminal
+    assert terminal.width() == 150
+    monkeypatch.setenv("COLUMNS", "80")
+    assert terminal.width() == 80
+    assert max(map(len, timetable(plan_of("two_phase")).splitlines())) <= 80
+    assert folded("one two three", columns=8) == "one two\n  three"
+
+
+def row(step, **more):
+    return {"step": step, "epoch": step / 10, "phase": "fine_tuning", **more}
+
+
+SPEED = {"time/images_per_s": 210.5, "time/step_s": 0.152, "time/left_s": 5025.0}
+
+
+def test_a_line_of_a_log_is_broken_between_its_items_where_a_terminal_ends(monkeypatch):
+    out = io.StringIO()
+    monkeypatch.setenv("COLUMNS", "80")
+    console = Console(4632, True, file=out)
+    console.row(row(10, **{"train/loss": 1.25, "train/lr_head": 1e-3}, **SPEED))
+    console.row(row(20, **{"val/loss": 0.25, "val/top1": 0.9, "val/top5": 0.99, "best/val/top1": 0.91}))
+    lines = out.getvalue().splitlines()
+    assert lines == [
+        "step   10/4632  epoch   1.00  fine_tuning  train/loss 1.25  lr 0.001",
+        "    210.5 images/s  0.152 s/step  1:23:45 left",
+        "step   20/4632  epoch   2.00  fine_tuning  val/loss 0.25  val/top1 0.9",
+        "    val/top5 0.99  best val/top1 0.91  210.5 images/s  0.152 s/step",
+        "    1:23:45 left",
+    ]
+    monkeypatch.delenv("COLUMNS")
+    out = io.StringIO()
+    Console(4632, True, file=out).row(row(10, **{f"val/metric{i}": 0.5 for i in range(20)}))
+    assert len(out.getvalue().splitlines()) == 1  # a log's lines stay whole
+
+
+# --- control characters
+
+
+def test_control_characters_are_shown_escaped_wherever_they_reach_a_terminal(capsys, tmp_path):
+    assert escaped(EVIL) == TAMED
+    assert escaped("één two\n", lines=True) == "één two\n"
+    say(f"1\n{EVIL}", error=True)
+    assert capsys.readouterr().err == "1\na\\x1b[2J\\u202eb\nc\n"
+    assert str(UserError("is wrong", where=EVIL)) == f"{TAMED}: is wrong"
+    out = io.StringIO()
+    console = Console(10, True, file=out)
+    console.note(f"resumed from {EVIL}")
+    console.row(row(10, **{"val/top1": 0.5}) | {"phase": EVIL})
+    assert "\x1b" not in out.getvalue()
+    assert TAMED in out.getvalue()
+    head = build.header(
+        parse({"run": f"runs/{EVIL}", "data": {"train": "x", "batch": 2}, "backbone": {"name": "toys:small"}}), 3
+    )
+    assert TAMED in head
+    assert head.isprintable()
+
+
+def test_a_surrogate_and_a_narrow_encoding_are_no_traceback(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    say("x\udc80 é")
+    assert raw.getvalue() == b"x\\udc80 \\xe9\n"
+
+
+def test_a_phase_with_control_characters_is_planned_on_one_line():
+    plan = plan_of({"name": "explicit", "phases": [{"name": EVIL, "layers": {"head": "all"}}]})
+    text = timetable(plan, width=150)
+    assert text.count(TAMED) == 2
+    assert all(line.isprintable() for line in text.splitlines())
+
+
+# --- speed
+
+
+class Clock:
+    """A clock that stands until it is moved."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_speed_is_of_the_steps_since_the_last_row_without_what_lies_between_them():
+    clock = Clock()
+    timer = StepTimer(clock)
+    timer.begin(before_s=50.0, samples=1000)
+    rows = []
+
+    def asked():
+        for step in range(4):
+            clock.now += 1.0  # the batch is waited for
+            yield step
+
+    for step in timer.each(asked()):
+        clock.now += 1.0  # the update
+        wall = timer.step_done()
+        if step % 2:
+            rows.append(timer.row(samples=1000 + 32 * (step + 1), steps_left=10 - step - 1))
+            clock.now += 6.0  # an evaluation
+    # 64 pictures in 2 steps of 2 s; 8 steps are left, and nothing lay between steps so far
+    assert rows[0] == {"time/images_per_s": 16.0, "time/step_s": 2.0, "time/left_s": 16.0}
+    # 6 s of evaluation in 4 steps: 1.5 s a step on top
+    assert rows[1] == {"time/images_per_s": 16.0, "time/step_s": 2.0, "time/left_s": 6 * (2.0 + 1.5)}
+    assert wall == 50.0 + 4 * 2.0 + 6.0
+
+
+# --- help
+
+
+def tlx(*words):
+    return CliRunner().invoke(app, list(words))
+
+
+@pytest.mark.parametrize("words", [(), ("shards",), ("weights",), ("bench",), ("track",)], ids=" ".join)
+def test_a_command_without_its_words_shows_its_help_and_exits_with_2(words):
+    command = [sys.executable, "-m", "tlx", *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: ")
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("words", [(), ("train",), ("shards",), ("shards", "build"), ("bench", "data")], ids=" ".join)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_on_stdout_with_0(words, flag):
+    shown = tlx(*words, flag)
+    assert shown.exit_code == 0
+    assert "Usage: " in shown.stdout
+    assert "-h, --help" in shown.stdout
+
+
+def test_the_version_is_told():
+    shown = tlx("--version")
+    assert (shown.exit_code, shown.stdout) == (0, "tlx 0.1.0\n")
+
+
+def test_a_mistake_in_a_command_points_to_its_own_help(monkeypatch, capsys):
+    from tlx import cli
+
+    monkeypatch.setattr(sys, "argv", ["tlx", "shards", "build"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("-> tlx shards build --help\n")
