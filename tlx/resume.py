@@ -189,7 +189,7 @@ def check_identity(saved: Mapping[str, Any], run: Run, *, where: str) -> None:
         UserError: with the differences.
     """
     others = ({k: v for k, v in identity.items() if k != "config"} for identity in (saved, run.identity))
-    differ = differences(*others) + changes(saved["config"], run.config)
+    differ = differences(*others) + [f"config.{line}" for line in changes(saved["config"], run.config)]
     if differ:
         raise UserError(
             "the checkpoint belongs to another training:\n    " + "\n    ".join(differ),
