@@ -115,7 +115,7 @@ def test_a_checkpoint_whose_configuration_says_something_else_is_refused(compose
     settle(run)
     (run.folder / "config.yaml").unlink()
     other = compose(seed=4)
-    with pytest.raises(UserError, match=r"belongs to another training:\n    seed: 0 -> 4"):
+    with pytest.raises(UserError, match=r"belongs to another training:\n    config.seed: 0 -> 4"):
         resume(other)
 
 

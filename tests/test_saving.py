@@ -251,8 +251,9 @@ def test_the_best_ones_by_their_metric_stay(compose):
     run = compose(checkpoint={"every": 2, "keep": {"last": 1, "best": 3, "every": 4}}, evaluate={"every": 1})
     assert fit(run)
     settle(run)
-    values = {row["step"]: row["val/top1"] for row in read_rows(run.folder / "metrics.jsonl") if "val/top1" in row}
-    best = sorted(values, key=lambda step: (-values[step], step))[:3]
+    rows = [row for row in read_rows(run.folder / "metrics.jsonl") if "val/top1" in row]
+    rows.sort(key=lambda row: (-row["val/top1"], row["val/loss"], row["step"]))  # ties go to the lower loss
+    best = [row["step"] for row in rows[:3]]
     assert [leader["step"] for leader in run.progress.leaders] == best
     assert set(steps(run.checkpoints.folder)) == {*best, 4, 8, 12}
     assert best[0] == run.progress.best["step"]

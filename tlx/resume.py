@@ -226,7 +226,7 @@ def check_identity(
     differ = differences(*others)
     former = (essential(entry["before"]["config"]) for entry in extensions)
     if not any(saved["config"] == config for config in former):
-        differ += changes(saved["config"], run.config)
+        differ += [f"config.{line}" for line in changes(saved["config"], run.config)]
     if differ:
         raise UserError(
             "the checkpoint belongs to another training:\n    " + "\n    ".join(differ),
