@@ -34,6 +34,7 @@ class Phase:
         trains: mode of every layer.
         lr: the rate of the head at the curve's 1.
         factors: of every layer, from the layer-decay rule.
+        settings: what the configuration says of it, and the duration that else the schedule gives.
         warmup: steps of linear rise before the curve begins.
     """
 
@@ -282,7 +283,8 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     where = f"phases.{assignment.name}"
     if settings.lr is None:
         raise UserError("the phase has no learning rate", where=where, todo="set lr there or in phases.each")
-    length = _length(config, settings, assignment, epoch=epoch)
+    settings = settings.model_copy(update={"duration": settings.duration or assignment.duration})
+    length = _length(config, settings, where=where, epoch=epoch)
     warmup = settings.warmup.steps(epoch=epoch, whole=length)
     if warmup >= length:
         raise UserError(f"the warm-up of {warmup} steps fills the phase of {length}", where=where)
@@ -310,10 +312,8 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     return phase
 
 
-def _length(config: Config, settings: PhaseSettings, assignment: Assignment, *, epoch: int) -> int:
-    said = settings.duration or assignment.duration
-    duration = said.max if isinstance(said, Plateau) else said
-    where = f"phases.{assignment.name}"
+def _length(config: Config, settings: PhaseSettings, *, where: str, epoch: int) -> int:
+    duration = settings.duration.max if isinstance(settings.duration, Plateau) else settings.duration
     if duration is None:
         raise UserError(
             "the phase has no duration", where=where, todo='set it there or in phases.each: "8ep", 400, "50%"'
