@@ -283,6 +283,7 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     where = f"phases.{assignment.name}"
     if settings.lr is None:
         raise UserError("the phase has no learning rate", where=where, todo="set lr there or in phases.each")
+    lr = settings.lr
     settings = settings.model_copy(update={"duration": settings.duration or assignment.duration})
     length = _length(config, settings, where=where, epoch=epoch)
     warmup = settings.warmup.steps(epoch=epoch, whole=length)
@@ -295,7 +296,7 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
         length=length,
         layers=layers,
         trains={y.name: assignment.trains.get(y.name, "frozen") for y in layers},
-        lr=settings.lr,
+        lr=lr,
         factors=_factors(settings, layers, where=f"{where}.layer_decay"),
         settings=settings,
         warmup=warmup,
