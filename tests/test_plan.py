@@ -466,6 +466,15 @@ def test_the_rate_that_counts_is_the_one_that_is_reached():
     assert warned(each={"lr": 0.01, "layer_decay": {"name": "table", "rates": {"head": 5}}}) == ""
 
 
+def test_what_several_phases_have_in_common_is_said_once():
+    said = warned(unfreeze={"name": "gradual", "every": 2, "step": 3}, each={"lr": 30, "duration": None}).splitlines()
+    assert said[0].startswith(
+        "phases.head.duration, phases.from_layer2.duration, phases.from_conv1.duration: 2 is 2 steps, less than an"
+    )
+    assert said[1].startswith("phases.head, phases.from_layer2, phases.from_conv1: the learning rate reaches 30")
+    assert len(said) == 2
+
+
 def test_percentages_that_are_not_the_whole():
     phases = {"feature_extraction": {"duration": "25%"}, "fine_tuning": {"duration": "50%"}, "each": {"lr": 0.01}}
     data = {"train": "x", "val": "y", "batch": 32}

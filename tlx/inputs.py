@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,7 +22,7 @@ class InputSpec:
         crop_pct: the share of the resized short side that the centre crop keeps (0.875: resize 256, crop 224).
 
     Raises:
-        UserError: more means than standard deviations, or fewer.
+        UserError: more means than standard deviations, or fewer; numbers that no picture can be read by.
     """
 
     size: tuple[int, int] = (224, 224)
@@ -33,6 +34,10 @@ class InputSpec:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
             raise UserError(f"{len(self.mean)} means and {len(self.std)} standard deviations of an input's channels")
+        odd = [*(m for m in self.mean if not math.isfinite(m)), *(s for s in self.std if not 0 < s < math.inf)]
+        odd += [n for n in (*self.size, self.crop_pct) if not 0 < n < math.inf]
+        if odd:
+            raise UserError(f"an input of {self}: {odd[0]} is out of range")
 
     @property
     def channels(self) -> int:

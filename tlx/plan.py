@@ -38,6 +38,7 @@ class Phase:
         trains: mode of every layer.
         lr: the rate of the head at the curve's 1.
         factors: of every layer, from the layer-decay rule.
+        settings: what the configuration says of it, and the duration that else the schedule gives.
         warmup: steps of linear rise before the curve begins.
         before: how it ran until the run was extended: until so many of its steps, the rates were those of this phase.
     """
@@ -367,7 +368,9 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     where = _key(config, assignment.name)
     if settings.lr is None:
         raise UserError("the phase has no learning rate", where=where, todo="set lr there or in phases.each")
-    length = _length(config, settings, assignment, epoch=epoch)
+    lr = settings.lr
+    settings = settings.model_copy(update={"duration": settings.duration or assignment.duration})
+    length = _length(config, settings, where=where, epoch=epoch)
     warmup = settings.warmup.steps(epoch=epoch, whole=length)
     if warmup >= length:
         raise UserError(f"the warm-up of {warmup} steps fills the phase of {length}", where=where)
@@ -378,7 +381,7 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
         length=length,
         layers=layers,
         trains={y.name: assignment.trains.get(y.name, "frozen") for y in layers},
-        lr=settings.lr,
+        lr=lr,
         factors=_factors(settings, layers, where=f"{where}.layer_decay"),
         settings=settings,
         warmup=warmup,
@@ -416,10 +419,8 @@ def _refuse_without_effect(phase: Phase, schedule: str, where: str) -> None:
     )
 
 
-def _length(config: Config, settings: PhaseSettings, assignment: Assignment, *, epoch: int) -> int:
-    said = settings.duration or assignment.duration
-    duration = said.max if isinstance(said, Plateau) else said
-    where = _key(config, assignment.name)
+def _length(config: Config, settings: PhaseSettings, *, where: str, epoch: int) -> int:
+    duration = settings.duration.max if isinstance(settings.duration, Plateau) else settings.duration
     if duration is None:
         raise UserError(
             "the phase has no duration", where=where, todo='set it there or in phases.each: "8ep", 400, "50%"'

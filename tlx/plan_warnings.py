@@ -7,7 +7,7 @@ what only data or a backbone tells is handed to :meth:`tlx.plan.Plan.make` as `n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tlx import stale_state
@@ -79,15 +79,19 @@ def no_validation(config: Config, plan: Plan, world: int) -> list[str]:
 
 def steps_meant_as_epochs(config: Config, plan: Plan, world: int) -> list[str]:
     """A duration of 8 is 8 steps."""
-    said = {"duration": config.duration} | {
-        f"phases.{p.name}.duration": _duration(p.settings.duration) for p in plan.phases
-    }
-    return [
-        f"{where}: {length.value:g} is {_steps(length)}, less than an epoch ({plan.steps_per_epoch} steps); "
-        f'did you mean "{length.value:g}ep"?'
-        for where, length in said.items()
-        if length is not None and length.bare and length.value < min(plan.steps_per_epoch, FEW + 1)
+    said = [
+        ("duration", config.duration),
+        *((f"phases.{p.name}.duration", _duration(p.settings.duration)) for p in plan.phases),
     ]
+    return _together(
+        (
+            where,
+            f"{length.value:g} is {_steps(length)}, less than an epoch ({plan.steps_per_epoch} steps); "
+            f'did you mean "{length.value:g}ep"?',
+        )
+        for where, length in said
+        if length is not None and length.bare and length.value < min(plan.steps_per_epoch, FEW + 1)
+    )
 
 
 def parts_of_the_whole(config: Config, plan: Plan, world: int) -> list[str]:
@@ -106,21 +110,17 @@ def parts_of_the_whole(config: Config, plan: Plan, world: int) -> list[str]:
 
 def rates_out_of_bounds(config: Config, plan: Plan, world: int) -> list[str]:
     """Rates that no training needs."""
-    name, sentences = config.optimizer.name, []
+    name, sentences = config.optimizer.name, list[tuple[str, str]]()
     most = HIGHEST.get(name, max(HIGHEST.values()))
     for phase in plan.phases:
         rate = phase.lr * _shape(phase)[0] * max(phase.factors[y.name] for y in plan.layers if phase.trained(y))
         if rate > most:
-            sentences.append(
-                f"phases.{phase.name}: the learning rate reaches {rate:.4g}, and {name} hardly ever trains above "
-                f"{most:g}: is lr={phase.lr:g} meant?"
-            )
+            said = f"the learning rate reaches {rate:.4g}, and {name} hardly ever trains above {most:g}"
+            sentences.append((f"phases.{phase.name}", f"{said}: is lr={phase.lr:g} meant?"))
         elif rate < LOWEST:
-            sentences.append(
-                f"phases.{phase.name}: the learning rate is {rate:.4g} at most, below {LOWEST:g}: nothing will move; "
-                f"is lr={phase.lr:g} meant?"
-            )
-    return sentences
+            said = f"the learning rate is {rate:.4g} at most, below {LOWEST:g}: nothing will move"
+            sentences.append((f"phases.{phase.name}", f"{said}; is lr={phase.lr:g} meant?"))
+    return _together(sentences)
 
 
 def layers_left_behind(config: Config, plan: Plan, world: int) -> list[str]:
@@ -132,22 +132,26 @@ def layers_left_behind(config: Config, plan: Plan, world: int) -> list[str]:
         behind = {name: factor / top for name, factor in factors.items() if factor < HARDLY * top}
         if behind:
             lowest = min(behind, key=lambda name: behind[name])
-            sentences.append(
-                f"phases.{phase.name}: the layer decay ({phase.settings.layer_decay.name}) leaves {lowest} "
-                f"{behind[lowest]:.1g} of the rate, and {len(behind)} of {len(factors)} layers less than {HARDLY:g}: "
-                "they hardly train; take a milder decay, or freeze them, which is faster"
+            said = (
+                f"the layer decay ({phase.settings.layer_decay.name}) leaves {lowest} {behind[lowest]:.1g} of the "
+                f"rate, and {len(behind)} of {len(factors)} layers less than {HARDLY:g}: they hardly train; take a "
+                "milder decay, or freeze them, which is faster"
             )
-    return sentences
+            sentences.append((f"phases.{phase.name}", said))
+    return _together(sentences)
 
 
 def curves_gone_out(config: Config, plan: Plan, world: int) -> list[str]:
     """Curves that spend most of the phase near zero."""
-    return [
-        f"phases.{phase.name}: the curve ({phase.settings.curve.name}) is below {HARDLY:g} of the rate for "
-        f"{100 * share:.0f}% of the phase: hardly anything trains then; a milder curve, or a shorter phase"
+    return _together(
+        (
+            f"phases.{phase.name}",
+            f"the curve ({phase.settings.curve.name}) is below {HARDLY:g} of the rate for {100 * share:.0f}% of the "
+            "phase: hardly anything trains then; take a milder curve, or a shorter phase",
+        )
         for phase in plan.phases
         if (share := _shape(phase)[1]) > 0.5
-    ]
+    )
 
 
 def stale_optimizer_state(config: Config, plan: Plan, world: int) -> list[str]:
@@ -200,6 +204,18 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     average,
     stale_optimizer_state,
 )
+
+
+def _together(sentences: Iterable[tuple[str, str]]) -> list[str]:
+    """From (key, sentence): each sentence once, after all keys that it is about."""
+    keys: dict[str, list[str]] = {}
+    for key, sentence in sentences:
+        keys.setdefault(sentence, []).append(key)
+    return [f"{', '.join(own[:4])}{_more(own[4:])}: {sentence}" for sentence, own in keys.items()]
+
+
+def _more(rest: Sequence[str]) -> str:
+    return f" and {len(rest)} more" if rest else ""
 
 
 def _steps(length: Duration) -> str:

@@ -55,7 +55,8 @@ def _check_assignment(assignment: Assignment, layers: LayerMap, *, label: str) -
         raise UserError(
             f"{label} gives layer {name} the mode {_short(mode)}{did_you_mean(str(mode), modes)}", where=where
         )
-    if assignment.duration is not None and not isinstance(assignment.duration, Duration):
+    duration = assignment.duration
+    if duration is not None and not (isinstance(duration, Duration) and 0 <= duration.value < math.inf):
         raise UserError(
             f"{label}: the duration {_short(assignment.duration)} is not a tlx.durations.Duration",
             where=where,
