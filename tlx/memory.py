@@ -23,6 +23,7 @@ from tlx.errors import UserError
 from tlx.models.trace import needs_values
 from tlx.phasing import unfreeze
 from tlx.plan import Plan
+from tlx.trial import ran_out
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def activation_bytes(net: nn.Module, images: Images, *, recomputed: Sequence[str
                 torch.func.functional_call(net, own, (batch,))
         except Exception as error:
             # a CPU's autocast casts fewer operations than a GPU's
-            if needs_values(error) or images.precision != "fp32":
+            if needs_values(error) or ran_out(error) or images.precision != "fp32":
                 return None
             raise
         return ledger.kept + ledger.working + batch.numel()  # and the bytes that came from the loader
