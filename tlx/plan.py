@@ -238,7 +238,10 @@ def _sampled(phase: Phase) -> dict[str, list[float]]:
     `SAMPLED`; else of the middle of each part, and of its first and last step."""
     steps = [phase.start, *((start + stop - 1) // 2 for start, stop in phase.parts(SAMPLED)), phase.stop - 1]
     steps = sorted(set(steps))
-    return {"steps": [step - phase.start for step in steps], "factors": [phase.shape(step) for step in steps]}
+    return {
+        "steps": [step - phase.start for step in steps],
+        "factors": [float(f"{phase.shape(step):.6g}") for step in steps],
+    }
 
 
 def _steps_per_epoch(config: Config, samples: int) -> int:
