@@ -35,3 +35,5 @@ train transfer
 train scratch
 say "5/5 what came of it ($((SECONDS - started)) s in all)"
 tlx report runs/quickstart/transfer runs/quickstart/scratch --out runs/quickstart
+say "next, in any shell:"
+printf 'cd %q && source .venv/bin/activate && tlx plan configs/quickstart/transfer.yaml\n' "$PWD"

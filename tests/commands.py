@@ -88,7 +88,8 @@ def kill_all(process: subprocess.Popen[str]) -> None:
 def write_config(path: Path, raw: dict, **over: object) -> Path:
     """A configuration of a training that draws no report, unless it says so: a second or two of each of hundreds."""
     said = {**raw, **over}
-    said["track"] = {"report": False, **said.get("track", {})}
+    if isinstance(track := said.get("track", {}), dict):
+        said["track"] = {"report": False, **track}
     path.write_text(yaml.safe_dump(said))
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 import yaml
-from commands import rows, tlx, write_config
+from commands import environment, rows, tlx, write_config
 from images import make_folder, make_shards
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -236,6 +237,69 @@ def test_readmes_configuration_loads_and_its_code_runs():
 
     first, second = space["top_down"](resnet_like(), every=duration("2ep"))
     assert (first.trains, "conv1" in second.trains) == ({"fc": "all"}, False)
+
+
+def commands(block):
+    """Its commands, without what is said of them."""
+    lines = [shlex.split(line, comments=True) for line in block.splitlines()]
+    return [words for words in lines if words]
+
+
+TYPED = [words for block in blocks("bash") for words in commands(block) if "tlx" in words and words[0] != "git"]
+
+
+@pytest.mark.parametrize("words", TYPED, ids=" ".join)
+def test_every_command_of_readme_is_one(words):
+    """Its words are understood: no option that is not there, no argument too many."""
+    from typer.main import get_command
+
+    command, rest = get_command(app), words[words.index("tlx") + 1 :]
+    rest = rest[: rest.index(">")] if ">" in rest else rest
+    while hasattr(command, "commands"):
+        name, *rest = rest
+        command = command.commands[name]
+    command.make_context(name, rest)
+
+
+def test_what_readme_uses_is_there_after_the_quickstart():
+    """Its folders are those that the quickstart makes; a block about anything else says that it is a template."""
+    made = ("configs/quickstart/transfer.yaml", "data/quickstart/shards/", "runs/quickstart/", "launch/cpu.yaml")
+    for block in blocks("bash"):
+        if block.startswith(("# template", "git clone")):
+            continue
+        named = [word for words in commands(block) for word in words if re.search(r"\w/\w.*|\.yaml$", word)]
+        own = [w for w in named if not w.startswith((".venv/", "timm/", "torchvision/")) and w != "edited.yaml"]
+        assert [w for w in own if not w.removeprefix("run=").startswith(made)] == []
+
+
+@pytest.mark.slow
+def test_readmes_blocks_run_in_a_fresh_shell_after_the_quickstart(tmp_path):
+    root = Path(__file__).parents[1]
+    if not (root / ".venv/bin/activate").exists():
+        pytest.skip("the environment is not in .venv")
+    for name in (".venv", "configs", "launch"):
+        (tmp_path / name).symlink_to(root / name)
+    for task in ("source", "target"):  # as launch/digits.py makes them, smaller
+        make_shards(tmp_path / f"data/quickstart/shards/{task}", classes=5, per_class={"train": 5, "val": 4}, size=32)
+    short = {"pretrain": ("pretraining",), "transfer": ("feature_extraction", "fine_tuning")}
+    for config, phases in short.items():
+        for_two_steps = [w for p in phases for w in (f"phases.{p}.duration=2", f"phases.{p}.warmup=0")]
+        words = [root / ".venv/bin/python", "-m", "tlx", "train", f"configs/quickstart/{config}.yaml", *for_two_steps]
+        subprocess.run(words, cwd=tmp_path, env=environment(), check=True, timeout=200)
+    last = (root / "launch/quickstart.sh").read_text().splitlines()[-1]
+    assert "cd %q && source .venv/bin/activate && tlx plan configs/quickstart/transfer.yaml" in last
+    fresh = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    block = next(b for b in blocks("bash") if b.startswith("source .venv/bin/activate"))
+    plans = [line for b in blocks("bash") for line in b.splitlines() if line.startswith("tlx plan configs/quickstart")]
+    for script in (block, "\n".join(["source .venv/bin/activate", *plans])):
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=fresh, capture_output=True, text=True,
+            timeout=400, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "runs/quickstart/seed1/report.html").exists()
+    assert (tmp_path / "runs/quickstart/transfer/comparison.html").exists()
+    assert (tmp_path / "edited.yaml").exists()
 
 
 def test_files_that_readme_names_exist():

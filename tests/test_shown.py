@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import io
+import itertools
+import json
 import subprocess
 import sys
 
 import pytest
+import torch
+from composed import composer
+from images import make_shards
 from nets import resnet_like
 from typer.testing import CliRunner
 
 from tlx import build, terminal
+from tlx.checkpoint import read
 from tlx.cli import app
 from tlx.config import parse
 from tlx.console import Console
 from tlx.errors import UserError
 from tlx.plan import Plan
+from tlx.result import result_of
+from tlx.resume import resume, save_when_due
 from tlx.step_timer import StepTimer
 from tlx.terminal import escaped, folded, say
 from tlx.timetable import timetable
@@ -68,6 +76,18 @@ def test_a_plan_fits_the_terminal_and_breaks_no_number(unfreeze, width):
         assert whole in text
 
 
+def test_plan_json_holds_the_curve_of_each_phase():
+    """16 epochs of 193 steps: samples of them; 4 steps: each. The warm-up of 2 steps rises by halves, then a line."""
+    [long] = plan_of("all", duration="16ep", curve="cosine").data()["phases"]
+    steps, factors = long["curve"]["steps"], long["curve"]["factors"]
+    assert (steps[0], steps[-1]) == (0, 3087)
+    assert 190 <= len(steps) == len(factors) <= 202
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 16
+    assert factors == sorted(factors, reverse=True)
+    [short] = plan_of("all", duration=4, curve="linear", warmup=2).data()["phases"]
+    assert short["curve"] == {"steps": [0, 1, 2, 3], "factors": [0.5, 1.0, 1.0, 0.5]}
+
+
 def test_columns_are_those_that_columns_says_and_a_log_has_150(monkeypatch):
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(sys, "__stdout__", io.StringIO())  # no terminal
@@ -103,6 +123,20 @@ def test_a_line_of_a_log_is_broken_between_its_items_where_a_terminal_ends(monke
     out = io.StringIO()
     Console(4632, True, file=out).row(row(10, **{f"val/metric{i}": 0.5 for i in range(20)}))
     assert len(out.getvalue().splitlines()) == 1  # a log's lines stay whole
+
+
+def test_a_reader_that_has_gone_ends_what_is_shown_and_not_the_training():
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    console = Console(10, True, file=Gone())
+    console.note("a line")
+    console.row(row(10, **{"val/top1": 0.5}))
+    console.close()
+    script = f"{sys.executable} -m tlx models 'res*' | head -1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
 
 
 # --- control characters
@@ -175,6 +209,35 @@ def test_speed_is_of_the_steps_since_the_last_row_without_what_lies_between_them
     # 6 s of evaluation in 4 steps: 1.5 s a step on top
     assert rows[1] == {"time/images_per_s": 16.0, "time/step_s": 2.0, "time/left_s": 6 * (2.0 + 1.5)}
     assert wall == 50.0 + 4 * 2.0 + 6.0
+
+
+# --- what changes numbers
+
+
+def test_another_number_of_cpu_threads_is_told_when_a_run_goes_on(tmp_path, monkeypatch):
+    shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+    compose = composer(shards, tmp_path / "run", monkeypatch)
+    threads = torch.get_num_threads()
+    run = compose()
+    resume(run)
+    save_when_due(run, run.plan.phases[0], now=True)
+    run.saver.settle()
+    assert json.loads((run.checkpoints.path(0) / "state.json").read_text())["threads"] == threads
+    assert result_of(run, finished=True)["threads"] == threads
+    again = compose()
+    resume(again)
+    assert not [note for note in again.notes if "threads" in note]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 3)
+    other = compose()
+    resume(other)
+    told = f"ranks computed with {threads} CPU threads until here, now with {threads + 3} (OMP_NUM_THREADS)"
+    assert [note for note in other.notes if told in note]
+    snapshot = read(run.checkpoints.path(0))  # of a checkpoint from before, which does not know
+    del snapshot.state["threads"]
+    monkeypatch.setattr("tlx.resume.read", lambda _: snapshot)
+    before = compose()
+    resume(before)
+    assert not [note for note in before.notes if "threads" in note]
 
 
 # --- help

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -56,9 +57,65 @@ def config(shards, tmp_path_factory):
 def whole(config, tmp_path_factory):
     """An uninterrupted training."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    done = tlx("train", config, f"run={run}")
+    done = tlx("train", config, f"run={run}", "track.report=true")
     assert done.returncode == 0, done.stderr[-3000:]
+    assert f"report: {run}/report.html" in done.stdout
     return run
+
+
+def check_report(run, typed):
+    made = {str(p.relative_to(run)) for p in run.glob("**/*") if p.suffix in (".html", ".png")}
+    assert made == {"report.html", "figures/curves.png", "figures/phases.png"}
+    assert json.loads((run / "result.json").read_text())["command"] == typed
+    assert typed in html.unescape((run / "report.html").read_text())
+
+
+def test_a_training_leaves_its_report_and_the_command_that_was_typed(whole, config):
+    check_report(whole, f"python -m tlx train {config} run={whole} track.report=true")
+
+
+@pytest.mark.slow
+def test_the_command_that_was_typed_names_launcher_and_ranks(config, tmp_path):
+    words = ["train", config, f"run={tmp_path / 'run'}", "track.report=true", "phases.fine_tuning.duration=2"]
+    done = tlx(*words, ranks=2)
+    assert f"report: {tmp_path}/run/report.html" in done.stdout
+    launcher = "python -m torch.distributed.run --standalone --nproc-per-node=2 -m"
+    check_report(tmp_path / "run", f"{launcher} tlx {' '.join(map(str, words))}")
+
+
+def test_every_row_of_training_tells_its_speed_and_the_best_so_far(whole):
+    told = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    training = [row for row in told if "train/lr_head" in row]
+    assert len(training) == 400
+    for row in training:
+        assert row["time/images_per_s"] > 0
+        assert row["time/step_s"] > 0
+        assert (row["time/left_s"] == 0) is (row["step"] == 400)
+    best = 0.0
+    for row in told:
+        best = max(best, row.get("val/top1", 0.0))
+        assert row.get("best/val/top1", 0.0) == best
+
+
+def test_a_report_that_cannot_be_drawn_is_one_warning_and_the_run_is_done(config, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "figures").write_text("in the way")
+    words = ("train", config, f"run={run}", "track.report=true", "phases.feature_extraction.duration=2")
+    done = tlx(*words, "phases.fine_tuning.duration=2", is_forked=True)
+    assert (done.returncode, status(run)["status"]) == (0, "done")
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1
+    assert "no report was drawn" in warnings[0]
+    assert f"-> tlx report {run}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (run / "report.html").exists()
+    (run / "figures").unlink()
+    again = tlx(
+        *words, "phases.fine_tuning.duration=2", is_forked=True
+    )  # it is done: the result is shown, the report made up for
+    assert f"report: {run}/report.html" in again.stdout
+    assert (run / "figures" / "curves.png").exists()
 
 
 def same_bits(a, b):

@@ -218,6 +218,9 @@ def main() -> None:
     except TlxError as error:
         say(f"fault: {error}", error=True)
         code = 1
+    except BrokenPipeError:  # who reads it has enough: `tlx plan c.yaml | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
     except OSError as error:
         said = _said(error)
         if said is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,10 @@ QUIET_S = 5.0
 
 _BAR_NAME, _BAR_NUMBERS = 20, 100
 """Columns of a phase's name before the bar, and of the terminal from which on numbers stand behind it."""
+
+
+_ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/")
+"""Values of a row that have a place of their own in a line."""
 
 
 class Console:
@@ -37,8 +42,9 @@ class Console:
     def note(self, text: str) -> None:
         """A line, or several, for people: text as it is, no markup, control characters escaped."""
         if self._enabled:
-            self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
-            self._out.file.flush()
+            with self._courtesy():
+                self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
+                self._out.file.flush()
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A row of ``metrics.jsonl``, with the speed of the last row that tells it."""
@@ -46,7 +52,8 @@ class Console:
             return
         self._speed = {k: v for k, v in row.items() if k.startswith("time/")} or self._speed
         if self._out.is_terminal:
-            self._advance(row)
+            with self._courtesy():
+                self._advance(row)
         evaluated = any(key.startswith(("val/", "ema/val/")) for key in row)
         if evaluated or (not self._out.is_terminal and time.monotonic() - self._said >= QUIET_S):
             self._said = time.monotonic()
@@ -55,8 +62,17 @@ class Console:
     def close(self) -> None:
         """Takes the bar away; what was printed stays."""
         if self._bar is not None:
-            self._bar.stop()
+            with self._courtesy():
+                self._bar.stop()
             self._bar = None
+
+    @contextlib.contextmanager
+    def _courtesy(self) -> Iterator[None]:
+        """A reader that has gone (`| head`), or a log without room, ends what is shown and not the training."""
+        try:
+            yield
+        except (OSError, ValueError, SystemExit):  # rich ends the process at a broken pipe
+            self._enabled = False
 
     @property
     def _columns(self) -> int | None:
@@ -99,11 +115,7 @@ def _numbers(row: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in row.items():
         if not isinstance(value, (int, float)) or not key.startswith(prefix):
             continue
-        if (
-            key in ("step", "epoch", "phase")
-            or key.startswith(("train/lr", "time/", "best/"))
-            or key.endswith("/samples")
-        ):
+        if key.startswith(_ELSEWHERE) or key.endswith("/samples"):
             continue
         yield f"{key.removeprefix('train/') if prefix else key} {value:.4g}"
     rates = [value for key, value in row.items() if key.startswith("train/lr") and isinstance(value, float)]

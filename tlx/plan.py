@@ -292,9 +292,14 @@ def _sampled(phase: Phase) -> dict[str, list[float]]:
     rates = [phase.rates(step) for step in steps]
     return {
         "steps": [step - phase.start for step in steps],
-        "head": [rate[phase.layers.head.name] for rate in rates],
-        "lowest": [rate[lowest.name] for rate in rates],
+        "head": [_short(rate[phase.layers.head.name]) for rate in rates],
+        "lowest": [_short(rate[lowest.name]) for rate in rates],
     }
+
+
+def _short(rate: float) -> float:
+    """As many digits as a picture shows."""
+    return float(f"{rate:.6g}")
 
 
 def _steps_per_epoch(config: Config, samples: int) -> int:
