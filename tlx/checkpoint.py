@@ -27,8 +27,10 @@ from torch.optim import Optimizer
 from tlx.errors import TlxError, UserError
 from tlx.files import sha256_of, write_whole
 from tlx.models.weights import verify_packing
+from tlx.older_meaning import WRITERS
 
-FORMAT = 2
+FORMAT = 3
+READS = (FORMAT, *WRITERS)
 Weights = dict[str, torch.Tensor]
 
 
@@ -203,9 +205,9 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     with understood(path):
         state = _state(path)
-    if state.get("format") != FORMAT:
+    if state.get("format") not in READS:
         raise UserError(
-            f"checkpoint format {state.get('format')}; this tlx reads format {FORMAT}",
+            f"checkpoint format {state.get('format')}; this tlx reads format {' and '.join(map(str, sorted(READS)))}",
             where=str(path),
             todo="use the tlx version that wrote it, or --fresh",
         )
@@ -320,7 +322,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
 def _damage(path: Path) -> str | None:
     try:
         state = _state(path)
-        if state.get("format") != FORMAT:
+        if state.get("format") not in READS:
             return None  # not damaged, another tlx's: `read` says so
         files = dict(state["files"])
         if state.pop("sha256", None) != _hash_of(state):

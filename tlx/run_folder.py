@@ -19,6 +19,7 @@ from tlx.errors import UserError
 from tlx.extend import FUTURE, Extend, Extension, adopted, no_run, planned
 from tlx.files import json_text, write_whole
 from tlx.launcher import requeued_job
+from tlx.older_meaning import refuse_other_meaning
 from tlx.parsing import from_json, from_yaml
 from tlx.run_lock import RunLock, holder
 from tlx.written_config import changes, essential
@@ -222,7 +223,7 @@ class RunFolder:
                 where=str(file),
                 todo="remove it, if the folder's checkpoints are of this configuration; or --fresh",
             ) from error
-        changed = changes(before, adopted(self.path, config))
+        changed = changes(before, adopted(self.path, config), done=self.done)
         if changed:
             longer = "--extend, which goes on from here by the new plan; " if _of_plan(changed) else ""
             raise UserError(
@@ -231,6 +232,8 @@ class RunFolder:
                 todo=f"{longer}set run to another folder, take the changes back, or --fresh, which moves the old folder"
                 " aside",
             )
+        if not self.done:
+            refuse_other_meaning(self.path, config)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:

@@ -24,7 +24,7 @@ BEFORE_THEY_CAME: Mapping[str, tuple[str, Any]] = {"loop.ema.ramp": ("loop.ema.d
 configuration that tlx wrote says every key that there was."""
 
 
-def changes(before: Mapping[str, Any], config: Config) -> list[str]:
+def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) -> list[str]:
     """What differs in meaning between a configuration that tlx wrote and one of now, a line each.
 
     Both are read by the schema of now: a key that has gone since, such as `evaluate.mode`, and a default that has come
@@ -32,11 +32,13 @@ def changes(before: Mapping[str, Any], config: Config) -> list[str]:
 
     Args:
         before: as :func:`essential` gives it.
+        done: nothing will be trained by it any more, so that it does not matter what the absence of a key meant.
     """
     now = yaml.safe_load(dump(config))
     if before == essential(now):
         return []
     later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
+    later = {} if done else later
     try:
         then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
     except ConfigError as error:
