@@ -92,7 +92,8 @@ class Plateau(Model):
 
 
 class PhaseSettings(Model):
-    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it."""
+    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it. Percent of
+    `duration` is of the configuration's `duration`, of `warmup` and in `curve` of the phase."""
 
     duration: Length | Plateau | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
@@ -318,6 +319,7 @@ def _positive(interval: Duration) -> Duration:
 
 
 Interval = Annotated[Length, AfterValidator(_positive)]
+"""How often something is done. Percent is of all phases as they were planned; see :meth:`tlx.plan.Plan.interval`."""
 
 
 class Evaluate(Model):
