@@ -122,6 +122,8 @@ def test_statistics_are_of_the_epoch_that_is_trained_on(
 ):
     from composed import composer
 
+    from tlx.quota import count_bad
+
     where = {"train": str(uneven / "train"), "val": str(uneven / "val")}
     data = {**where, "batch": 8, "workers": 0, "sampling": sampling, "bad_samples": "10%"}
     objective = {"name": "cross_entropy", "class_weights": "balanced"}
@@ -131,7 +133,11 @@ def test_statistics_are_of_the_epoch_that_is_trained_on(
     shown = [int(label) for batch in run.stream.batches(0, run.plan.steps_per_epoch) for label in batch.labels]
     assert (shown.count(0), shown.count(1)) == counts
     assert run.plan.samples == sum(counts)
-    assert run.config.data.quota(run.stream.distinct_samples) == quota
+    run.progress.bad = {f"sample {i}": "damaged" for i in range(quota)}
+    count_bad(run)
+    run.progress.bad["one more"] = "damaged"
+    with pytest.raises(UserError, match=f"{quota + 1} unreadable samples, {quota} allowed"):
+        count_bad(run)
     made, text = build.plan(run.config)
     assert made.samples == sum(counts)
     said = f"data.sampling makes an epoch of {sum(counts)} samples out of 50, "

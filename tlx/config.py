@@ -117,7 +117,8 @@ class EarlierRates(Model):
 
 
 class PhaseSettings(Model):
-    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it.
+    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it. Percent of
+    `duration` is of the configuration's `duration`, of `warmup` and in `curve` of the phase.
 
     `optimizer_state`: at the phase's first step the optimizer's state (momentum, moments) is kept, dropped (`reset`),
     or dropped for what was frozen in the phase before and trains now (`reset_thawed`).
@@ -367,6 +368,7 @@ def _positive(interval: Duration) -> Duration:
 
 
 Interval = Annotated[Length, AfterValidator(_positive)]
+"""How often something is done. Percent is of all phases as they were planned; see :meth:`tlx.plan.Plan.interval`."""
 
 
 class Evaluate(Model):
