@@ -294,7 +294,7 @@ def test_readmes_blocks_run_in_a_fresh_shell_after_the_quickstart(tmp_path):
     for script in (block, "\n".join(["source .venv/bin/activate", *plans])):
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script], cwd=tmp_path, env=fresh, capture_output=True, text=True,
-            timeout=400, check=False,
+            timeout=900, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert (tmp_path / "runs/quickstart/seed1/report.html").exists()
