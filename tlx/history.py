@@ -139,8 +139,9 @@ def read_history(path: Path) -> History:
     """
     _check(path)
     rows = tuple(_row(r) for r in read_rows(path / "metrics.jsonl") if math.isfinite(_number(r.get("step"))))
-    plan, result, config = _json(path / "plan.json"), _json(path / "result.json"), _text(path / "config.yaml")
-    details = result or _of_checkpoint(path)
+    plan, written, config = _json(path / "plan.json"), _json(path / "result.json"), _text(path / "config.yaml")
+    result = {} if written.get("finished") is False else written  # one that is not tells of unreadable samples alone
+    details = written or _of_checkpoint(path)
     wanted = _wanted(config)
     best = _best_of_result(result) or _best(rows, wanted)
     best = _with_classes(best, details)

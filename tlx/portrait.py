@@ -38,7 +38,8 @@ def _facts(found: Description) -> Table:
     facts = {
         "parameters": f"{row.parameters:,}" if row.parameters else "?",
         "compute": f"{flops / 1e9:.3g} GFLOP an image (a multiply-add counts two)",
-        "head": ", ".join([row.head or "?", *row.auxiliary]) + f", takes {row.features} features",
+        "head": f"{row.head or '?'}, takes {row.features} features",
+        "auxiliary": ", ".join(row.auxiliary),
         "norms": ", ".join(f"{count} {kind}" for kind, count in found.norms.items()) or "none",
         "blocks": f"{len(found.blocks)}" if found.blocks else "none: a plain network",
         "idle": ", ".join(p.name for y in found.layers["block"] for p in y.parameters if p.idle),
