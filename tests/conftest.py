@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import collections
 import csv
+import os
 from pathlib import Path
 
 import psutil
 import pytest
+
+os.environ.pop("COLUMNS", None)  # which xdist sets to 80: plans and logs would be folded
 
 COSTS = Path(__file__).with_name("costs.csv")
 """Seconds of each file's tests, those of the quick tier and the slow ones; `launch/test.sh --all` writes it."""

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+from accelerate.state import AcceleratorState
 from images import make_shards
 
 import tlx.preempt
@@ -112,6 +113,7 @@ def test_where_an_event_loop_runs_and_mistakes_are_raised(config):
 
 
 def test_the_next_training_of_a_process_may_have_another_precision(config, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)  # of tests before this one in the process
     for precision in ("fp32", "bf16"):
         said = config(run=str(tmp_path / precision), loop={"precision": precision})
         assert training.train(said)["step"] == 12

@@ -79,11 +79,11 @@ def test_a_plan_fits_the_terminal_and_breaks_no_number(unfreeze, width):
 def test_plan_json_holds_the_curve_of_each_phase():
     """16 epochs of 193 steps: samples of them; 4 steps: each. The warm-up of 2 steps rises by halves, then a line."""
     [long] = plan_of("all", duration="16ep", curve="cosine").data()["phases"]
-    steps, factors = long["curve"]["steps"], long["curve"]["factors"]
+    steps, rates = long["curve"]["steps"], long["curve"]["head"]
     assert (steps[0], steps[-1]) == (0, 3087)
-    assert 190 <= len(steps) == len(factors) <= 202
+    assert 190 <= len(steps) == len(rates) <= 202
     assert max(b - a for a, b in itertools.pairwise(steps)) <= 16
-    assert factors == sorted(factors, reverse=True)
+    assert rates == sorted(rates, reverse=True)
     [short] = plan_of("all", duration=4, curve="linear", warmup=2).data()["phases"]
     assert short["curve"] == {"steps": [0, 1, 2, 3], "factors": [0.5, 1.0, 1.0, 0.5]}
 

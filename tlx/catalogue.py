@@ -20,6 +20,10 @@ COUNTED = 100
 _UNITS = {"": 1, "k": 1000, "m": 1000**2, "b": 1000**3}
 
 
+_NAME = 40
+"""Letters of a name that stay in one line on a narrow terminal."""
+
+
 def listing(pattern: str = "*", only: Only = Only(), order: str = "name") -> str:  # noqa: B008  # frozen
     """A table of the networks that :func:`tlx.models.search` finds.
 
@@ -31,7 +35,10 @@ def listing(pattern: str = "*", only: Only = Only(), order: str = "name") -> str
     table = Table(box=box.SIMPLE)
     for column in ("name", "family", "parameters", "input", "top-1 %", weights):
         number = column in ("parameters", "top-1 %")
-        table.add_column(column, justify="right" if number else "left", overflow="fold", no_wrap=number)
+        whole = min(max(len(row.name) for row in rows), _NAME) if column == "name" else None  # names are copied
+        table.add_column(
+            column, justify="right" if number else "left", overflow="fold", no_wrap=number, min_width=whole
+        )
     for row in rows:
         more = f" and {len(row.weights) - 2} more" if len(row.weights) > 2 else ""
         table.add_row(
