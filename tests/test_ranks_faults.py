@@ -33,7 +33,7 @@ from tlx.watch import Watch, _Peer
 
 BOUND_S = 45
 """Asserted for an end after a death; on an idle machine it takes 3 to 10 s."""
-PATIENCE_S = 12
+PATIENCE_S = 20
 RAW = {
     "seed": 5,
     "data": {"batch": 8, "workers": 1},

@@ -85,7 +85,8 @@ def test_plan_json_holds_the_curve_of_each_phase():
     assert max(b - a for a, b in itertools.pairwise(steps)) <= 16
     assert rates == sorted(rates, reverse=True)
     [short] = plan_of("all", duration=4, curve="linear", warmup=2).data()["phases"]
-    assert short["curve"] == {"steps": [0, 1, 2, 3], "factors": [0.5, 1.0, 1.0, 0.5]}
+    rates = [0.5e-3, 1e-3, 1e-3, 0.5e-3]
+    assert short["curve"] == {"steps": [0, 1, 2, 3], "head": rates, "lowest": rates}
 
 
 def test_columns_are_those_that_columns_says_and_a_log_has_150(monkeypatch):
