@@ -59,8 +59,10 @@ def width() -> int:
 
 
 def folded(text: str, *, columns: int | None = None) -> str:
-    """A message whose lines are broken between words; `width` wide by default."""
-    most = columns or width()
+    """A message whose lines are broken between words, at the width of the terminal by default; as it is in a log."""
+    most = columns or shutil.get_terminal_size((0, 0)).columns
+    if not most:
+        return text
     return "\n".join(
         "\n".join(textwrap.wrap(line, most, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
         for line in text.split("\n")
