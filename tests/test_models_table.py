@@ -45,9 +45,9 @@ def test_a_sample_is_as_in_the_table() -> None:
 
 
 @pytest.mark.slow
-def test_a_fourth_of_all_networks_is_as_in_the_table() -> None:
+def test_an_eighth_of_all_networks_is_as_in_the_table() -> None:
     """Neighbours by name are of one family; all of them: python tests/backbones.py, then git diff."""
-    assert different([*backbones.names()[::4], *AUXILIARY]) == []
+    assert different([*backbones.names()[::8], *AUXILIARY]) == []
 
 
 def first_changes(net: nn.Module, layers: LayerMap, images: torch.Tensor) -> list[int]:
@@ -124,9 +124,9 @@ def smallest_of_each_family() -> list[str]:
 
 
 @pytest.mark.slow
-def test_layers_of_every_family_stand_in_order() -> None:
-    names = smallest_of_each_family()
-    assert len(names) > 100
+def test_layers_of_every_third_family_stand_in_order() -> None:
+    names = smallest_of_each_family()[::3]
+    assert len(names) > 60
     wrong = []
     for name in names:
         try:

@@ -159,7 +159,7 @@ QUICK = (
 KNOWN_FAILURES: dict[str, str] = {}
 """Networks that do not train, with the reason. README quotes them."""
 
-REDUCED = tuple(CASES)[::3]
+REDUCED = tuple(CASES)[::9]
 """Those that also train in bf16."""
 
 
