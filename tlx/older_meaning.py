@@ -18,7 +18,10 @@ AUXILIARY = ("torchvision/googlenet", "torchvision/inception_v3")
 
 
 def refuse_other_meaning(folder: Path, config: Config) -> None:
-    """Looks at the newest checkpoint of a run that is not done, and changes nothing.
+    """Looks at the newest checkpoint of a run that is to be trained on, and changes nothing.
+
+    Args:
+        config: that the checkpoint was trained by.
 
     Raises:
         UserError: it is of an earlier tlx, to which this configuration meant another training.
