@@ -94,6 +94,21 @@ def test_odd_tensors():
     assert average.module.unsaved.tolist() == [0.0, 0.0]
 
 
+def test_buffers_that_are_no_statistics_are_those_of_the_last_step():
+    """An attention mask holds -inf, and -inf - -inf is NaN; spectral norm's vectors are no average of vectors."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net[0].register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    net[0].register_buffer("_u", torch.tensor([1.0, 0.0]))
+    average = MovingAverage(net, EMA(decay=0.75, ramp=False))
+    for value in (1.0, 2.0):
+        net[0]._u.copy_(torch.tensor([2 - value, value - 1]))
+        net[1].running_mean.fill_(value)
+        average.update(net)
+    assert average.module[0].mask.tolist() == [0.0, float("-inf")]
+    assert average.module[0]._u.tolist() == [0.0, 1.0]  # of length 1
+    assert average.module[1].running_mean.tolist() == [0.75 * 1 + 0.25 * 2] * 2
+
+
 # --- in a training
 
 
