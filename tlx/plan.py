@@ -473,10 +473,14 @@ class Clock:
     def places(self, mark: Mark, *, label: str) -> range:
         """The steps that are meant, ascending, in the curve's count: its 0 is the first step after the warm-up.
 
+        Of a period they may be none, and those within the warm-up are negative: they have passed when the curve begins.
+
         Raises:
-            UserError: the first is not after the warm-up, or there is none before the end of the phase.
+            UserError: a place is within the warm-up, at the phase's first step, or not before its end.
         """
         first = self.steps(mark)
+        if mark.repeated:
+            return range(first - self.warmup, self.length - self.warmup, first)
         if first >= self.length:
             raise UserError(
                 f"{label}: {mark} is step {first} of the phase, whose last is step {self.length - 1}: never reached",
@@ -488,8 +492,7 @@ class Clock:
                 f"{label}: {mark} is step {first} of the phase, {part}: the rate has not risen yet",
                 todo="write a later one, or make the warm-up shorter",
             )
-        end = self.length if mark.repeated else first + 1
-        return range(first - self.warmup, end - self.warmup, first)
+        return range(first - self.warmup, first - self.warmup + 1)
 
 
 def _curve(curve: Part, clock: Clock, *, where: str) -> Callable[[int, int], float]:

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tlx import stale_state
-from tlx.config import Config
+from tlx import plug, stale_state
+from tlx.config import Config, Part
 from tlx.data.order import micro_batch_sizes, micro_batches
-from tlx.durations import Duration
+from tlx.durations import Duration, Mark
 from tlx.returned import sampled
 
 if TYPE_CHECKING:
@@ -154,6 +154,20 @@ def curves_gone_out(config: Config, plan: Plan, world: int) -> list[str]:
     )
 
 
+def periods_without_end(config: Config, plan: Plan, world: int) -> list[str]:
+    """Curves with a period of which no multiple is within the phase."""
+    return _together(
+        (
+            f"phases.{phase.name}",
+            f"the curve ({phase.settings.curve.name}) does something every {mark}, which is not shorter than the "
+            "phase: it never comes to that",
+        )
+        for phase in plan.phases
+        for mark in _periods(phase.settings.curve)
+        if mark.steps(epoch=plan.steps_per_epoch, whole=phase.length) >= phase.length
+    )
+
+
 def stale_optimizer_state(config: Config, plan: Plan, world: int) -> list[str]:
     return stale_state.warnings(plan)
 
@@ -201,6 +215,7 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     rates_out_of_bounds,
     layers_left_behind,
     curves_gone_out,
+    periods_without_end,
     average,
     stale_optimizer_state,
 )
@@ -225,6 +240,11 @@ def _steps(length: Duration) -> str:
 def _duration(said: object) -> Duration | None:
     said = getattr(said, "max", said)  # of a plateau
     return said if isinstance(said, Duration) else None
+
+
+def _periods(curve: Part) -> list[Mark]:
+    arguments = plug.arguments(plug.find("curve", curve.name), curve.args, label=f"curve {curve.name}")
+    return [value for value in arguments.values() if isinstance(value, Mark) and value.repeated]
 
 
 def _shape(phase: Phase) -> tuple[float, float]:
