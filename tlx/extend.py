@@ -176,7 +176,7 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
             where=str(folder),
             todo=f"take them back; {', '.join(FUTURE)} may change",
         )
-    refuse_other_meaning(folder, before)
+    refuse_other_meaning(folder, before, essential(former))
     progress = _progress(folder)
     compiled = extend.compiler(config)
     plan = _as_it_was(before, compiled, progress, folder)
