@@ -197,12 +197,17 @@ def warnings(steps, **ema):
 
 
 def test_the_plan_says_where_decay_and_steps_do_not_fit():
-    (said,) = warnings(40, decay=0.999)
-    assert "ends at 0.816, not at 0.999, which takes 8,991 steps (there are 40)" in said
-    assert "about the last 5 steps, not 1,000. Set decay=0.81" in said
+    (said,) = warnings(40, decay=0.999)  # (1 + 39) / (10 + 39) leaves 9 / 49
+    assert (
+        "a mean over about the last 1,000 steps, and in 40 steps the ramp comes to a mean over about the last 5" in said
+    )
+    assert "nothing need be done" in said
     assert not warnings(40, decay=0.81)
-    assert not warnings(8991, decay=0.999)
-    assert warnings(8990, decay=0.999)
+    assert not warnings(2000, decay=0.999)  # the last 223
+    assert not warnings(8990, decay=0.999)
+    assert warnings(1700, decay=0.999)  # the last 190
+    (said,) = warnings(10_000, decay=0.9999)
+    assert "the last 10,000 steps, and in 10,000 steps the ramp comes to a mean over about the last 1,112" in said
     (said,) = warnings(40, decay=0.999, ramp=False)
     assert "still 96% those of the first step. Set decay=0.75 (a mean over the last tenth) or ramp=true" in said
     assert not warnings(40, decay=0.75, ramp=False)

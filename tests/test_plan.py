@@ -507,6 +507,13 @@ def test_percentages_that_are_not_the_whole():
     )
     phases["fine_tuning"] = {"duration": "75%"}
     assert not any("add up" in w for w in make(samples=320, duration="20ep", phases=phases, data=data).warnings)
+    more = {"more": {"duration": "10ep"}}  # after the whole, of which it is no part
+    made = make(samples=320, duration="20ep", phases=phases, data=data, further=more)
+    assert made.steps == 300
+    assert not any("add up" in w for w in made.warnings)
+    phases["fine_tuning"] = {"duration": "50%"}
+    made = make(samples=320, duration="20ep", phases=phases, data=data, further=more)
+    assert any("add up to 150 steps, 75% of duration" in w and "ends after 250 steps" in w for w in made.warnings)
     thirds = {"each": {"lr": 0.01, "duration": "33.3333%"}}
     schedule = {"name": "explicit", "phases": [{"name": n, "layers": {"head": "all"}} for n in "abc"]}
     plan = make(samples=320, duration="20ep", phases=thirds, unfreeze=schedule, data=data)

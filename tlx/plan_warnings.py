@@ -30,6 +30,9 @@ LOWEST = 1e-8
 HARDLY = 1e-4
 """A layer, or a stretch of a curve, at less than this share of the rate hardly trains."""
 
+SHORT = 5
+"""A moving average that comes to less than one in so many of the steps that its decay asks for is worth a note."""
+
 FEW = 1000
 """A number without a unit up to this may have been meant as epochs."""
 
@@ -95,15 +98,17 @@ def steps_meant_as_epochs(config: Config, plan: Plan, world: int) -> list[str]:
 
 
 def parts_of_the_whole(config: Config, plan: Plan, world: int) -> list[str]:
-    """Phases that do not add up to `duration`."""
+    """Phases of the schedule that do not add up to `duration`."""
     if config.duration is None:
         return []
     whole = config.duration.steps(epoch=plan.steps_per_epoch, whole=0)
-    if abs(plan.planned - whole) <= len(plan.phases):  # each is rounded
+    phases = [p for p in plan.phases if p.name not in config.further]  # what comes after the whole is no part of it
+    planned = sum(p.length for p in phases)
+    if abs(planned - whole) <= len(phases):  # each is rounded
         return []
-    shares = ", ".join(f"{p.name} {100 * p.length / whole:.4g}%" for p in plan.phases) if whole else ""
+    shares = ", ".join(f"{p.name} {100 * p.length / whole:.4g}%" for p in phases) if whole else ""
     return [
-        f"the phases add up to {plan.planned} steps, {100 * plan.planned / max(whole, 1):.4g}% of duration: "
+        f"the phases add up to {planned} steps, {100 * planned / max(whole, 1):.4g}% of duration: "
         f"{config.duration} ({whole} steps){f': {shares}' if shares else ''}; training ends after {plan.planned} steps"
     ]
 
@@ -179,14 +184,11 @@ def average(config: Config, plan: Plan, world: int) -> list[str]:
         return []
     begins = [p.start for p in plan.phases if p.settings.start_from == "best"]  # there the average begins anew
     steps, span = plan.steps - max(begins, default=0), round(1 / (1 - ema.decay))
-    last = ema.at(max(steps - 1, 1))
-    if ema.ramp and last < ema.decay:
-        reach = max(round(1 / (1 - last)), 1)
-        needed = math.ceil((10 * ema.decay - 1) / (1 - ema.decay) - 1e-6) + 1
+    reach = max(round(1 / (1 - ema.at(max(steps - 1, 1)))), 1)
+    if ema.ramp and reach * SHORT < span:
         return [
-            f"loop.ema: its decay rises step by step and ends at {last:.3g}, not at {ema.decay:g}, which takes "
-            f"{needed:,} steps (there are {steps:,}): the averaged weights are a mean over about the last "
-            f"{reach:,} step{'s' * (reach > 1)}, not {span:,}. Set decay={_below(last):g}, or train longer"
+            f"loop.ema: decay={ema.decay:g} is a mean over about the last {span:,} steps, and in {steps:,} steps the "
+            f"ramp comes to a mean over about the last {reach:,}. That suits so short a training: nothing need be done"
         ]
     if not ema.ramp and span > steps:
         fit = f"decay={_below(1 - 10 / steps):g} (a mean over the last tenth) or " if steps > 20 else ""
