@@ -453,13 +453,17 @@ def warned(**over):
 def test_what_is_hardly_meant_is_warned_of():
     assert warned() == ""
     assert "no validation data (data.val)" in warned(data={"train": "x", "batch": 32})
-    assert 'phases.fine_tuning.duration: 8 is 8 steps, less than an epoch (100 steps); did you mean "8ep"?' in warned(
-        each={"duration": 8}
-    )
+    said = warned(each={"duration": 8})
+    assert 'phases.each.duration: 8 is 8 steps, less than an epoch (100 steps); did you mean "8ep"?' in said
+    assert 'If not, write "8 steps"' in said
     assert 'duration: 24 is 24 steps, less than an epoch (100 steps); did you mean "24ep"?' in warned(
         duration=24, each={"duration": "100%"}
     )
-    for meant in ("8 steps", 100, "0.5ep"):
+    assert "100 is 100 steps, one epoch; did you mean" in warned(each={"duration": 100})
+    assert "150 is 150 steps, 1.5 epochs of 100 steps; did you mean" in warned(each={"duration": 150})
+    further = {"more": {"duration": 8}}
+    assert warned(further=further).startswith("further.more.duration: 8 is 8 steps, less than an epoch (100 steps);")
+    for meant in ("8 steps", "100 steps", 201, "0.5ep"):
         assert warned(each={"duration": meant}) == ""
     assert "8 is 8 steps" in warned(each={"duration": {"max": 8}})
 
@@ -490,9 +494,7 @@ def test_the_rate_that_counts_is_the_one_that_is_reached():
 
 def test_what_several_phases_have_in_common_is_said_once():
     said = warned(unfreeze={"name": "gradual", "every": 2, "step": 3}, each={"lr": 30, "duration": None}).splitlines()
-    assert said[0].startswith(
-        "phases.head.duration, phases.from_layer2.duration, phases.from_conv1.duration: 2 is 2 steps, less than an"
-    )
+    assert said[0].startswith("unfreeze.every: 2 is 2 steps, less than an")
     assert said[1].startswith("phases.head, phases.from_layer2, phases.from_conv1: the learning rate reaches 30")
     assert len(said) == 2
 

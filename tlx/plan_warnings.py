@@ -82,19 +82,41 @@ def no_validation(config: Config, plan: Plan, world: int) -> list[str]:
 
 def steps_meant_as_epochs(config: Config, plan: Plan, world: int) -> list[str]:
     """A duration of 8 is 8 steps."""
+    epoch = plan.steps_per_epoch
     said = [
         ("duration", config.duration),
-        *((f"phases.{p.name}.duration", _duration(p.settings.duration)) for p in plan.phases),
+        *((_written_at(config, p), _duration(p.settings.duration)) for p in plan.phases),
     ]
     return _together(
         (
             where,
-            f"{length.value:g} is {_steps(length)}, less than an epoch ({plan.steps_per_epoch} steps); "
-            f'did you mean "{length.value:g}ep"?',
+            f"{length.value:g} is {_steps(length)}, {_epochs(length.value, epoch)}; "
+            f'did you mean "{length.value:g}ep"? If not, write "{_steps(length)}"',
         )
         for where, length in said
-        if length is not None and length.bare and length.value < min(plan.steps_per_epoch, FEW + 1)
+        if length is not None and length.bare and epoch > 1 and length.value <= min(2 * epoch, FEW)
     )
+
+
+def _epochs(steps: float, epoch: int) -> str:
+    if steps < epoch:
+        return f"less than an epoch ({epoch} steps)"
+    return "one epoch" if steps == epoch else f"{steps / epoch:.3g} epochs of {epoch} steps"
+
+
+def _written_at(config: Config, phase: Phase) -> str:
+    """The key that says how long a phase lasts."""
+    if phase.name in config.further:
+        return f"further.{phase.name}.duration"
+    own = config.phases.get(phase.name)
+    if own is not None and own.duration is not None:
+        return f"phases.{phase.name}.duration"
+    if config.settings(phase.name).duration is not None:
+        return "phases.each.duration"
+    schedule = plug.find("unfreeze", config.unfreeze.name)
+    arguments = plug.arguments(schedule, config.unfreeze.args, label=f"unfreeze {config.unfreeze.name}")
+    named = [name for name, value in arguments.items() if value == phase.settings.duration]
+    return f"unfreeze.{named[0]}" if named else f"unfreeze, phase {phase.name}"
 
 
 def parts_of_the_whole(config: Config, plan: Plan, world: int) -> list[str]:
@@ -226,7 +248,7 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
 def _together(sentences: Iterable[tuple[str, str]]) -> list[str]:
     """From (key, sentence): each sentence once, after all keys that it is about."""
     keys: dict[str, list[str]] = {}
-    for key, sentence in sentences:
+    for key, sentence in dict.fromkeys(sentences):
         keys.setdefault(sentence, []).append(key)
     return [f"{', '.join(own[:4])}{_more(own[4:])}: {sentence}" for sentence, own in keys.items()]
 
