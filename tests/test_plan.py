@@ -442,6 +442,21 @@ def test_a_curve_that_outgrows_floats_is_refused_with_the_step():
         make(samples=320, unfreeze="all", phases={"each": each})
 
 
+def below_zero_once(step, steps):
+    return -0.5 if step == 1000 else 1.0
+
+
+def test_a_value_that_the_plan_has_not_looked_at_is_refused_when_it_is_due():
+    """Gradients are not climbed."""
+    each = {"lr": 0.1, "duration": 5000, "warmup": 100, "curve": "test_plan:below_zero_once"}
+    phase = make(samples=320, unfreeze="all", phases={"each": each}).phases[0]
+    assert phase.rates(1099)["fc"] == 0.1
+    with pytest.raises(
+        UserError, match=r"curve test_plan:below_zero_once gives -0\.5 at step 1100 of 5000 of the phase"
+    ):
+        phase.rates(1100)
+
+
 def warned(**over):
     data = {"train": "x", "val": "y", "batch": 32}
     each = {"lr": 0.01, "duration": "2ep", "norm": "norms_fixed"}

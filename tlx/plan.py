@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,12 @@ class Phase:
         return self.rates(step)[layer.name]
 
     def rates(self, step: int) -> dict[str, float]:
-        """The learning rate of every layer at a global step."""
+        """The learning rate of every layer at a global step.
+
+        Raises:
+            UserError: the curve gives a negative value there, or one that is not finite. Of a long phase not every step
+                was looked at when the plan was made.
+        """
         at = step - self.start
         for until, earlier in self.before:
             if at < until:
@@ -89,6 +95,8 @@ class Phase:
             shape = (at + 1) / self.warmup
         else:
             shape = self.curve(at - self.warmup, max(self.length - self.warmup, 1))
+            if not 0 <= shape < math.inf:  # a negative rate would climb
+                raise returned.no_rate(shape, at, self.length, label=f"curve {self.settings.curve.name}")
         top = self.lr * shape
         return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
 
