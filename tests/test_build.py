@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from images import make_folder, make_shards
@@ -14,6 +15,7 @@ from torchvision.models import resnet18
 
 from tlx import build, feed
 from tlx.config import load, parse
+from tlx.data.manifest import Manifest
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import ConfigError, UserError
 from tlx.parts import backbone_of
@@ -321,6 +323,16 @@ def test_recipes_are_not_warned_of(monkeypatch, tmp_path):
         if "quickstart" not in path.parts:
             warnings = build.plan(load(path))[0].warnings
             assert [w for w in warnings if not w.startswith("BatchNorm statistics move")] == [], path
+
+
+def test_the_plan_refuses_an_epoch_that_weighs_nothing(uneven, tmp_path, monkeypatch):
+    """A weight above 0, for a class that has no samples."""
+    loss = {"name": "cross_entropy", "class_weights": [0, 1]}
+    asked = config(tmp_path, uneven / "train", objective=loss, input={"size": 16})
+    build.plan(asked)
+    monkeypatch.setattr(Manifest, "counts", lambda _: np.array([8, 0]))
+    with pytest.raises(UserError, match="every class that an epoch shows weighs 0: few"):
+        build.plan(asked)
 
 
 class Loss:

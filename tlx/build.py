@@ -12,6 +12,7 @@ import yaml
 
 from tlx.config import Config, dump
 from tlx.data.order import ORDER_VERSION
+from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
 from tlx.metrics import metric_names
@@ -101,13 +102,19 @@ def checked_plan(config: Config, backbone: Backbone, samples: Samples | None, wo
     found, made = Problems(), None
     if samples is not None:
         made = found.of(lambda: plan_of(config, backbone, samples, world))
-        found.of(lambda: objective_of(config, samples.counts))
+        found.of(lambda: _check_objective(config, samples))
     if samples is not None and made is not None:
         found.of(lambda: check_metrics(config, made, samples.classes, validated=config.data.val is not None))
     found.of(lambda: view_of(config, config.input.over(backbone.input)))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
     found.refuse()
     return made
+
+
+def _check_objective(config: Config, samples: Samples) -> None:
+    made = objective_of(config, samples.counts)
+    if made.class_weights is not None:
+        refuse_weightless(samples.names, samples.counts, made.class_weights)
 
 
 def plan_of(
