@@ -94,6 +94,21 @@ def test_odd_tensors():
     assert average.module.unsaved.tolist() == [0.0, 0.0]
 
 
+def test_buffers_that_are_no_statistics_are_those_of_the_last_step():
+    """An attention mask holds -inf, and -inf - -inf is NaN; spectral norm's vectors are no average of vectors."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    net[0].register_buffer("mask", torch.tensor([0.0, float("-inf")]))
+    net[0].register_buffer("_u", torch.tensor([1.0, 0.0]))
+    average = MovingAverage(net, EMA(decay=0.75, ramp=False))
+    for value in (1.0, 2.0):
+        net[0]._u.copy_(torch.tensor([2 - value, value - 1]))
+        net[1].running_mean.fill_(value)
+        average.update(net)
+    assert average.module[0].mask.tolist() == [0.0, float("-inf")]
+    assert average.module[0]._u.tolist() == [0.0, 1.0]  # of length 1
+    assert average.module[1].running_mean.tolist() == [0.75 * 1 + 0.25 * 2] * 2
+
+
 # --- in a training
 
 
@@ -182,12 +197,17 @@ def warnings(steps, **ema):
 
 
 def test_the_plan_says_where_decay_and_steps_do_not_fit():
-    (said,) = warnings(40, decay=0.999)
-    assert "ends at 0.816, not at 0.999, which takes 8,991 steps (there are 40)" in said
-    assert "about the last 5 steps, not 1,000. Set decay=0.81" in said
+    (said,) = warnings(40, decay=0.999)  # (1 + 39) / (10 + 39) leaves 9 / 49
+    assert (
+        "a mean over about the last 1,000 steps, and in 40 steps the ramp comes to a mean over about the last 5" in said
+    )
+    assert "nothing need be done" in said
     assert not warnings(40, decay=0.81)
-    assert not warnings(8991, decay=0.999)
-    assert warnings(8990, decay=0.999)
+    assert not warnings(2000, decay=0.999)  # the last 223
+    assert not warnings(8990, decay=0.999)
+    assert warnings(1700, decay=0.999)  # the last 190
+    (said,) = warnings(10_000, decay=0.9999)
+    assert "the last 10,000 steps, and in 10,000 steps the ramp comes to a mean over about the last 1,112" in said
     (said,) = warnings(40, decay=0.999, ramp=False)
     assert "still 96% those of the first step. Set decay=0.75 (a mean over the last tenth) or ramp=true" in said
     assert not warnings(40, decay=0.75, ramp=False)

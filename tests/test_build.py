@@ -6,14 +6,19 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from images import make_folder, make_shards
+from safetensors.torch import save_file
+from torchvision.models import resnet18
 
 from tlx import build, feed
 from tlx.config import load, parse
+from tlx.data.manifest import Manifest
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import ConfigError, UserError
+from tlx.parts import backbone_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
@@ -288,12 +293,46 @@ def test_an_input_other_than_the_weights_is_warned_of(tmp_path, monkeypatch):
     assert build.plan(load(path, [*half, "backbone.weights=none"]))[0].warnings == ()
 
 
+def test_weights_of_a_run_were_trained_with_what_the_run_says(tmp_path):
+    """Of a file that no run has written nothing is known."""
+
+    def noticed(file, **said):
+        raw = {"run": "r", "data": {"train": "t", "batch": 8}, "input": {"size": 32, **said}}
+        config = parse({**raw, "backbone": {"name": "torchvision/resnet18", "weights": str(file)}})
+        return build.other_input(config, backbone_of(config, 2, empty=True))
+
+    own, other = tmp_path / "step-7" / "model.safetensors", tmp_path / "other.safetensors"
+    own.parent.mkdir()
+    for file in (own, other):
+        save_file(resnet18(num_classes=2).state_dict(), file)
+    state = {"identity": {"input": {"mean": [0.5, 0.5, 0.5], "std": [0.229, 0.224, 0.225]}}}
+    (own.parent / "state.json").write_text(json.dumps(state))
+    half, usual = [0.5, 0.5, 0.5], [0.485, 0.456, 0.406]
+    assert noticed(own, mean=half) == []
+    assert noticed(other, mean=half) == noticed(other, mean=usual) == noticed(other) == []
+    (said,) = noticed(own)
+    assert said.startswith(
+        f"input.mean is (0.485, 0.456, 0.406), and the weights in {own} were trained with (0.5, 0.5,"
+    )
+    assert said.endswith("set it to [0.5, 0.5, 0.5]")
+
+
 def test_recipes_are_not_warned_of(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for path in CONFIGS:
         if "quickstart" not in path.parts:
             warnings = build.plan(load(path))[0].warnings
             assert [w for w in warnings if not w.startswith("BatchNorm statistics move")] == [], path
+
+
+def test_the_plan_refuses_an_epoch_that_weighs_nothing(uneven, tmp_path, monkeypatch):
+    """A weight above 0, for a class that has no samples."""
+    loss = {"name": "cross_entropy", "class_weights": [0, 1]}
+    asked = config(tmp_path, uneven / "train", objective=loss, input={"size": 16})
+    build.plan(asked)
+    monkeypatch.setattr(Manifest, "counts", lambda _: np.array([8, 0]))
+    with pytest.raises(UserError, match="every class that an epoch shows weighs 0: few"):
+        build.plan(asked)
 
 
 class Loss:

@@ -163,6 +163,42 @@ def test_a_refusal_on_shapes_is_made_sure_of_with_values(monkeypatch):
     parts.try_network(parts_of(run), run.plan, torch.device("cpu"))
 
 
+def broken(error: type[BaseException]) -> DryRun:
+    """A network that raises in training mode."""
+
+    def what(x: torch.Tensor, training: bool) -> torch.Tensor:
+        if training:
+            raise error("stage9")
+        return x
+
+    backbone = models.adopt(Returns(lambda x, _: x), ("fc",), name="mine", input=InputSpec(size=(8, 8)))
+    backbone.module.what = what
+    plan = Plan.make(config_of("toys:small", batch=4), backbone.layers, samples=8)
+    return DryRun(backbone, plan, backbone.input, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"), [(KeyError, "KeyError: 'stage9'"), (AttributeError, "AttributeError: stage9")]
+)
+def test_whatever_a_network_raises_is_told_with_its_name_in_the_plan_and_in_training(error, said):
+    run = broken(error)
+    for tried in (run.on_shapes, lambda: parts.try_network(parts_of(run), run.plan, torch.device("cpu"))):
+        with pytest.raises(UserError, match=r"in training mode \(phase") as caught:
+            tried()
+        assert caught.value.where == "backbone mine"  # its own size: input.size is not at fault
+        assert said in str(caught.value)
+    other = dataclasses.replace(run, spec=dataclasses.replace(run.spec, size=(9, 9)))
+    with pytest.raises(UserError) as caught:
+        other.on_device(torch.device("cpu"))
+    assert caught.value.where == "input.size"
+
+
+def test_a_key_that_stops_the_command_and_full_memory_are_no_fault_of_the_network():
+    for error in (KeyboardInterrupt, torch.OutOfMemoryError):
+        with pytest.raises(error):
+            broken(error).on_device(torch.device("cpu"))
+
+
 def test_nothing_is_left_behind():
     run = dry_run("timm/levit_128s", size=224, empty=False)  # which keeps what it has computed from its weights
     net = run.backbone.module

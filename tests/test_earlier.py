@@ -16,8 +16,10 @@ from tlx import config as configs
 from tlx.cli import app
 from tlx.data.manifest import Manifest
 from tlx.errors import UserError
+from tlx.extend import Extend
 from tlx.history import read_history
 from tlx.report import report
+from tlx.run_folder import RunFolder
 from tlx.training import train
 
 EARLIER = Path(__file__).parent / "earlier"
@@ -93,3 +95,24 @@ def test_a_run_whose_settings_meant_something_else_is_refused_and_left_as_it_is(
     assert fresh["finished"]
     [aside] = (v0_1 / "runs").glob("changed.before-*")
     assert before.keys() <= files(aside).keys()
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_such_a_run_is_not_extended_by_other_rules_either(v0_1, done):
+    run = v0_1 / "runs" / "changed"
+    if done:
+        shutil.copy(v0_1 / "runs/finished/result.json", run / "result.json")
+    before = files(run)
+    longer = configs.load("changed.yaml", ["loop.ema.ramp=false", "further.more.duration=2ep"])
+    with pytest.raises(UserError, match=r"begun by tlx 0\.1\.0(.|\n)*multi_step(.|\n)*balanced(.|\n)*--fresh"):
+        train(longer, extend=True)
+    with pytest.raises(UserError, match=r"begun by tlx 0\.1\.0"):
+        RunFolder(run).extension(longer, Extend(lambda _: pytest.fail("compiled")))
+    after = files(run)
+    assert {name for name in after if before.get(name) != after[name]} <= {Path("status.json"), Path(".lock")}
+
+
+def test_a_run_whose_settings_mean_the_same_is_extended(v0_1):
+    further = ["loop.ema.ramp=false", "further.more.duration=2ep"]
+    result = train(configs.load("finished.yaml", further), extend=True)
+    assert result["step"] == 15 + 2 * 3

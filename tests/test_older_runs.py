@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from tlx.checkpoint import _hash_of
 from tlx.config import EMA, dump, parse
 from tlx.engine import fit
 from tlx.errors import UserError
+from tlx.extend import Extend
 from tlx.resume import resume, settle
 from tlx.run_folder import RunFolder
 from tlx.written_config import changes, essential
@@ -119,11 +121,72 @@ def test_a_checkpoint_whose_configuration_says_something_else_is_refused(compose
         resume(other)
 
 
-def test_a_folder_whose_metric_went_the_wrong_way_is_refused_in_words(tmp_path):
+def older(folder, raw, *, mode="max", phases=(), layers=(), done=False):
+    """A folder of tlx 0.1.0 in which something was trained."""
+    before = as_before(parse(raw))
+    before["evaluate"]["mode"] = mode
+    (folder / "config.yaml").write_text(yaml.safe_dump(before))
+    (folder / "plan.json").write_text(json.dumps({"phases": phases, "layers": layers}))
+    (folder / "checkpoints" / "latest").mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints" / "latest" / "state.json").write_text('{"format": 2}')
+    if done:
+        (folder / "result.json").write_text('{"finished": true}')
+    return RunFolder(folder)
+
+
+def test_a_run_whose_metric_went_the_wrong_way_is_refused_in_words_and_shown_when_it_is_done(tmp_path):
     raw = {**RAW, "run": str(tmp_path), "evaluate": {"metric": "val/loss"}}
-    config = parse(raw)
-    before = as_before(config)
-    before["evaluate"]["mode"] = "max"
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(before))
-    with pytest.raises(UserError, match=r"remove mode(.|\n)*--fresh"):
-        RunFolder(tmp_path).refuse_changes(config)
+    said = r"evaluate\.metric: 0\.1\.0 kept the worst by val/loss \(evaluate\.mode was max\)(.|\n)*--fresh"
+    with pytest.raises(UserError, match=said):
+        older(tmp_path, raw).refuse_changes(parse(raw))
+    older(tmp_path, raw, mode="min").refuse_changes(parse(raw))
+    older(tmp_path, raw, done=True).refuse_changes(parse(raw))
+    with pytest.raises(UserError, match="kept the worst by val/loss"):
+        RunFolder(tmp_path).extension(
+            parse({**raw, "further": {"more": {"duration": "1ep"}}}), Extend(lambda _: pytest.fail("compiled"))
+        )
+    with pytest.raises(UserError, match="seed: 0 -> 7"):
+        RunFolder(tmp_path).refuse_changes(parse({**raw, "seed": 7}))
+
+
+def test_a_plateau_that_waited_for_the_wrong_way_is_refused(tmp_path):
+    """Of a phase's own settings config.yaml held what was said, and the plan the rest."""
+    raw = {
+        **RAW,
+        "run": str(tmp_path),
+        "phases": {"each": {"lr": 0.1, "duration": {"max": "3ep", "metric": "val/top1"}}},
+    }
+    plateau = {"max": "9 steps", "metric": "val/top1", "mode": "min", "patience": 3}
+    phases = [{"name": "head", "settings": {"duration": plateau}}]
+    with pytest.raises(UserError, match=r"phases\.head\.duration\.metric: 0\.1\.0 waited for val/top1 to fall"):
+        older(tmp_path, raw, phases=phases).refuse_changes(parse(raw))
+    older(tmp_path, raw, phases=phases, done=True).refuse_changes(parse(raw))
+    (tmp_path / "result.json").unlink()
+    older(
+        tmp_path, raw, phases=[{"name": "head", "settings": {"duration": {**plateau, "mode": "max"}}}]
+    ).refuse_changes(parse(raw))
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "refused"),
+    [
+        ("torchvision/inception_v3", {}, True),
+        ("torchvision/inception_v3", {"aux_logits": False}, False),
+        ("timm/inception_v3", {"aux_logits": True}, True),
+        ("timm/inception_v3", {}, False),
+    ],
+)
+def test_auxiliary_classifiers_are_those_that_the_network_has(tmp_path, name, args, refused):
+    raw = {**RAW, "run": str(tmp_path), "backbone": {"name": name, "args": args, "weights": "none"}}
+    run = older(tmp_path, raw)
+    said = f"backbone \\({name}\\): auxiliary classifiers trained as part of the head"
+    with pytest.raises(UserError, match=said) if refused else nullcontext():
+        run.refuse_changes(parse(raw))
+
+
+def test_a_curve_that_every_phase_overrides_is_none_of_them(tmp_path):
+    each = {"lr": 0.1, "duration": "4ep", "warmup": "1ep", "curve": {"name": "step", "every": "2ep"}}
+    raw = {**RAW, "run": str(tmp_path), "phases": {"each": each, "head": {"curve": "cosine"}}}
+    older(tmp_path, raw, phases=[{"name": "head"}]).refuse_changes(parse(raw))
+    with pytest.raises(UserError, match=r"phases\.tuning\.curve \(step\): its points"):
+        older(tmp_path, raw, phases=[{"name": "head"}, {"name": "tuning"}]).refuse_changes(parse(raw))

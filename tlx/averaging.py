@@ -14,9 +14,10 @@ from tlx.config import EMA
 class MovingAverage:
     """An exponential moving average (EMA) of a network.
 
-    Parameters and saved floating-point buffers, so BatchNorm's running statistics too, are averaged with one decay, as
-    timm's ModelEmaV3 does: averaged weights are evaluated with averaged statistics. Integer buffers are copied. What is
-    equal in both, such as a frozen layer, stays as it is.
+    Parameters and norms' running statistics are averaged with one decay, as timm's ModelEmaV3 does: averaged weights
+    are evaluated with averaged statistics. Other buffers are copied: an average of counters, of a table that holds
+    infinity or of a power iteration's vectors (spectral norm) is none of them. What is equal in both, such as a frozen
+    layer, stays as it is.
 
     torch's AveragedModel is not used: it fails on buffers that are views of fewer values, and knows no rising decay.
 
@@ -34,10 +35,11 @@ class MovingAverage:
         """Takes in the weights after a step; nothing waits for the device."""
         decay = self.ema.at(self.updates) if self.updates else 0.0
         averaged, current = [], []
-        source = dict(_state(net))
+        source, statistics = dict(_state(net)), {id(t) for t in _statistics(self.module)}
         # tied tensors once; views of fewer values cannot be written, and never change
-        for name, ours in {id(t): (n, t) for n, t in _state(self.module) if not _expanded(t)}.values():
-            if decay and ours.is_floating_point():
+        own = {id(t): (n, t) for n, t in _state(self.module) if not _expanded(t)}
+        for name, ours in own.values():
+            if decay and (isinstance(ours, nn.Parameter) or id(ours) in statistics) and ours.is_floating_point():
                 averaged.append(ours.detach())
                 current.append(source[name].detach())
             else:
@@ -55,6 +57,14 @@ def _state(net: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in (module._parameters | saved).items():
             if tensor is not None:
                 yield f"{prefix}.{name}", tensor
+
+
+def _statistics(net: nn.Module) -> Iterator[torch.Tensor]:
+    """Running means and variances of norms, by the names that all of torch's and timm's give them."""
+    for module in net.modules():
+        mean, variance = (module._buffers.get(name) for name in ("running_mean", "running_var"))
+        if mean is not None and variance is not None:
+            yield from (mean, variance)
 
 
 def _expanded(tensor: torch.Tensor) -> bool:

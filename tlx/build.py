@@ -12,9 +12,11 @@ import yaml
 
 from tlx.config import Config, dump
 from tlx.data.order import ORDER_VERSION
+from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
 from tlx.metrics import metric_names
+from tlx.parsing import from_json
 from tlx.parts import (
     Parts,
     backbone_of,
@@ -100,13 +102,19 @@ def checked_plan(config: Config, backbone: Backbone, samples: Samples | None, wo
     found, made = Problems(), None
     if samples is not None:
         made = found.of(lambda: plan_of(config, backbone, samples, world))
-        found.of(lambda: objective_of(config, samples.counts))
+        found.of(lambda: _check_objective(config, samples))
     if samples is not None and made is not None:
         found.of(lambda: check_metrics(config, made, samples.classes, validated=config.data.val is not None))
     found.of(lambda: view_of(config, config.input.over(backbone.input)))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
     found.refuse()
     return made
+
+
+def _check_objective(config: Config, samples: Samples) -> None:
+    made = objective_of(config, samples.counts)
+    if made.class_weights is not None:
+        refuse_weightless(samples.names, samples.counts, made.class_weights)
 
 
 def plan_of(
@@ -119,17 +127,45 @@ def plan_of(
 
 def other_input(config: Config, backbone: Backbone) -> list[str]:
     """Where pretrained weights get to see other colours than they were trained on."""
-    if config.backbone.weights == "none":
+    known = _own_input(config, backbone)
+    if known is None:
         return []
+    whose, mean, std = known
+    spec = config.input.over(backbone.input)
     return [
-        f"input.{name} is {_row(said)}, and the weights of {config.backbone.name} were trained with {_row(own)}: "
-        "pretrained features fit pictures that are normalised like theirs; leave it out"
-        for name, said, own in (
-            ("mean", config.input.mean, backbone.input.mean),
-            ("std", config.input.std, backbone.input.std),
+        f"input.{name} is {_row(said)}, and {whose} were trained with {_row(own)}: pretrained features fit pictures "
+        f"that are normalised like theirs; {todo}"
+        for name, said, own, todo in (
+            ("mean", spec.mean, mean, "leave it out" if mean == backbone.input.mean else f"set it to {_list(mean)}"),
+            ("std", spec.std, std, "leave it out" if std == backbone.input.std else f"set it to {_list(std)}"),
         )
-        if said is not None and any(abs(a - b) > 0.01 for a, b in zip(said, own, strict=True))
+        if len(said) == len(own) and any(abs(a - b) > 0.01 for a, b in zip(said, own, strict=True))
     ]
+
+
+def _own_input(config: Config, backbone: Backbone) -> tuple[str, Sequence[float], Sequence[float]] | None:
+    """Whose the weights are, in words, and the mean and std that they were trained with; None where that is not known:
+    of a file, only a run of tlx says so beside it."""
+    from tlx.models import source
+    from tlx.models.pretrained import choose
+
+    if config.backbone.weights == "none":
+        return None
+    try:
+        origin = choose(source(config.backbone.name), config.backbone.weights, there=False)
+    except UserError:  # which whoever reads them tells
+        return None
+    if origin.file is None or origin.tag is not None:
+        return f"the weights of {config.backbone.name}", backbone.input.mean, backbone.input.std
+    try:
+        said = from_json((origin.file.parent / "state.json").read_bytes())["identity"]["input"]
+        return f"the weights in {origin.file}", tuple(map(float, said["mean"])), tuple(map(float, said["std"]))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _list(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.4g}' for value in values)}]"
 
 
 def _row(values: Sequence[float]) -> str:

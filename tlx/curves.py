@@ -41,7 +41,10 @@ def linear(step: int, steps: int, *, final: NotNegative = 0.0) -> float:
 
 
 def step(step: int, steps: int, *, every: Period, gamma: Gamma = 0.1) -> float:
-    """Times `gamma` at every multiple of `every` (torch's StepLR), counted from the phase's first step."""
+    """Times `gamma` at every multiple of `every` (torch's StepLR), counted from the phase's first step.
+
+    Multiples within the warm-up count: the rate after it is lower by them, as timm's schedules have it.
+    """
     return float(gamma ** _passed(every, step))
 
 

@@ -24,6 +24,7 @@ from tlx.models import Backbone, source
 from tlx.models.trace import needs_values
 from tlx.phasing import unfreeze
 from tlx.plan import Phase, Plan
+from tlx.plug import raised
 from tlx.trial import lone_norms, ran_out, unchanged
 
 SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")
@@ -74,12 +75,15 @@ class DryRun:
 
         Raises:
             UserError: as :meth:`on_shapes`.
+            RuntimeError: the device's memory does not suffice.
         """
         for phase in (None, *largest(self.plan)):
             try:
                 with unchanged(self.backbone.module, device):
                     self._try(self.backbone.module, phase, device)
-            except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # of other people's modules
                 if ran_out(error):
                     raise
                 raise self._refusal(error, phase) from error
@@ -103,10 +107,13 @@ class DryRun:
 
     def _refusal(self, error: Exception, phase: Phase | None) -> UserError:
         height, width = self.spec.size
+        other = self.spec.size != self.backbone.input.size
         training = f" {_mode(phase)}" if phase is not None else ""
+        plain = isinstance(error, (RuntimeError, ValueError, AssertionError))  # of layers, which say what they need
         return UserError(
-            f"the backbone does not take images of {height} x {width}{training}: {_first_line(error)}",
-            where="input.size",
+            f"the backbone does not take images of {height} x {width}{training}: "
+            + (_first_line(error) if plain else raised(error)),
+            where="input.size" if other else f"backbone {self.backbone.name}",
             todo=self._remedy(training=phase is not None),
         )
 

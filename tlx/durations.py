@@ -134,7 +134,7 @@ place within the warm-up, at the phase's first step, or beyond its last."""
 
 Period = Annotated[Sequence[int], PlainValidator(_period)]
 """A curve's argument that says how often: the user writes a duration, percent being of the phase. The curve receives a
-sequence, ascending, of its multiples in the phase, as for a :data:`Point`."""
+sequence, ascending, of its multiples in the phase, in its own count: negative within the warm-up. There may be none."""
 
 Ratio = Annotated[float, BeforeValidator(ratio)]
 """A finite number that may be written as a fraction."""

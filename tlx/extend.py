@@ -25,6 +25,7 @@ from tlx.differences import differences
 from tlx.durations import Duration
 from tlx.errors import UserError
 from tlx.files import json_text, write_whole
+from tlx.older_meaning import refuse_other_meaning
 from tlx.parsing import from_json, from_yaml
 from tlx.plan import Phase, Plan
 from tlx.written_config import essential, meant
@@ -155,7 +156,8 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
         config: after :func:`adopted`.
 
     Raises:
-        UserError: there is no run; more has changed than may; the past would have been another one; nothing is added.
+        UserError: there is no run; more has changed than may; an earlier tlx trained it by other rules; the past would
+            have been another one; nothing is added.
     """
     from tlx.run_folder import RunFolder
 
@@ -174,6 +176,7 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
             where=str(folder),
             todo=f"take them back; {', '.join(FUTURE)} may change",
         )
+    refuse_other_meaning(folder, before, essential(former))
     progress = _progress(folder)
     compiled = extend.compiler(config)
     plan = _as_it_was(before, compiled, progress, folder)

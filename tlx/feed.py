@@ -34,6 +34,7 @@ class Samples:
     Attributes:
         train: samples of a training epoch, repeated ones counted again.
         counts: the same by class; of shards that are not built yet, as if their classes were of one size.
+        names: of the classes; of shards that are not built yet, numbers.
         note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
         warnings: what about the data was hardly meant.
     """
@@ -41,6 +42,7 @@ class Samples:
     classes: int
     train: int
     counts: tuple[int, ...]
+    names: tuple[str, ...]
     note: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -68,6 +70,7 @@ class Sets:
             classes=len(self.train.classes),
             train=int(counts.sum()),
             counts=tuple(counts.tolist()),
+            names=tuple(self.train.classes),
             note=_of_epoch(self.sampling, counts.tolist(), len(self.train)),
             warnings=(same,) if same else (),
         )
@@ -119,6 +122,7 @@ def _expected(config: Config, expected: Expected) -> Samples:
         expected.classes,
         sum(counts),
         counts,
+        tuple(map(str, range(expected.classes))),
         note,
         tuple(same),
     )

@@ -8,55 +8,86 @@ from typing import Any
 
 from tlx.config import Config
 from tlx.errors import UserError
+from tlx.metrics import Metric
 from tlx.parsing import from_json
 
 WRITERS = {2: "0.1.0"}
 """Formats of checkpoints that are still read -> the last tlx that wrote them."""
 
-AUXILIARY = ("torchvision/googlenet", "torchvision/inception_v3")
-"""Networks whose auxiliary classifiers counted as the head in tlx 0.1.0."""
 
+def refuse_other_meaning(folder: Path, config: Config, written: Mapping[str, Any]) -> None:
+    """Looks at the newest checkpoint of a run that is to be trained on, and changes nothing.
 
-def refuse_other_meaning(folder: Path, config: Config) -> None:
-    """Looks at the newest checkpoint of a run that is not done, and changes nothing.
+    Args:
+        config: that the checkpoint was trained by.
+        written: config.yaml as it lies there, flat.
 
     Raises:
         UserError: it is of an earlier tlx, to which this configuration meant another training.
     """
-    written = _json(folder / "checkpoints" / "latest" / "state.json").get("format")
-    if written != 2:
+    version = WRITERS.get(_json(folder / "checkpoints" / "latest" / "state.json").get("format", 0))
+    if version is None:
         return
-    layers = _json(folder / "plan.json").get("layers")
-    roles = {y.get("role") for y in layers if isinstance(y, dict)} if isinstance(layers, list) else set()
-    changed = list(_of_0_1(config, in_block="classifier" in roles))
+    plan = _json(folder / "plan.json")
+    changed = [*_directions(config, plan, written, version), *_of_0_1(config, plan)]
     if changed:
-        version = WRITERS[written]
+        done = _json(folder / "result.json").get("finished") is True
         raise UserError(
             f"this run was begun by tlx {version}, to which these settings meant something else:\n    "
             + "\n    ".join(changed),
             where=str(folder),
-            todo=f"let tlx {version} finish it, or begin anew: --fresh moves the folder aside; a checkpoint's weights "
-            "can be begun from (backbone.weights)",
+            todo=("" if done else f"let tlx {version} finish it, or ")
+            + "begin anew by the same command with --fresh, which moves the folder aside; or train in another folder, "
+            f"from its weights: backbone.weights={folder / 'checkpoints' / 'latest' / 'model.safetensors'}",
         )
 
 
-def _of_0_1(config: Config, *, in_block: bool) -> Iterator[str]:
-    """What tlx 0.1.0 read otherwise.
+def _directions(config: Config, plan: Mapping[str, Any], written: Mapping[str, Any], version: str) -> Iterator[str]:
+    """Metrics that were followed in the wrong direction, since `mode` was a setting with a default of its own."""
+    name, mode = config.evaluate.metric, written.get("evaluate.mode")
+    if config.data.val is not None and _wrong(name, mode):
+        yield f"evaluate.metric: {version} kept the worst by {name} (evaluate.mode was {mode})"
+    for phase in _listed(plan, "phases"):
+        plateau = phase.get("settings", {}).get("duration")
+        if isinstance(plateau, dict) and _wrong(plateau.get("metric"), plateau.get("mode")):
+            metric, way = plateau["metric"], "fall" if plateau["mode"] == "min" else "rise"
+            where = f"phases.{phase.get('name')}.duration.metric"
+            yield f"{where}: {version} waited for {metric} to {way} (its mode was {plateau['mode']})"
 
-    Args:
-        in_block: whether the network's classifier has layers beside the head.
-    """
-    phases = {name: config.settings(name) for name in config.phases}
-    for name, said in phases.items():
+
+def _wrong(name: object, mode: object) -> bool:
+    return isinstance(name, str) and mode is not None and mode != Metric.of(name).mode
+
+
+def _of_0_1(config: Config, plan: Mapping[str, Any]) -> Iterator[str]:
+    """What else tlx 0.1.0 read otherwise."""
+    names = [str(phase.get("name")) for phase in _listed(plan, "phases")] or list(config.phases)
+    for name in names:
+        said = config.settings(name)
         if said.curve.name in ("step", "multi_step") and said.warmup.value:
             yield f"phases.{name}.curve ({said.curve.name}): its points were counted from the end of the warm-up"
     sampling, weights = config.data.sampling, config.objective.args.get("class_weights")
     if weights == "balanced" and (sampling.method != "all" or sampling.limit is not None):
         yield "objective.class_weights (balanced): of all samples, not of those that data.sampling shows"
+    in_block = "classifier" in [layer.get("role") for layer in _listed(plan, "layers")]
     if in_block and config.unfreeze.name in ("gradual", "last_n"):
         yield f"unfreeze ({config.unfreeze.name}): the whole classifier block thawed with the head"
-    if config.backbone.name in AUXILIARY:
+    if _has_auxiliary(config):
         yield f"backbone ({config.backbone.name}): auxiliary classifiers trained as part of the head"
+
+
+def _has_auxiliary(config: Config) -> bool:
+    from tlx.parts import backbone_of
+
+    try:
+        return bool(backbone_of(config, 2, empty=True).auxiliary)
+    except UserError:  # which the training will tell
+        return False
+
+
+def _listed(plan: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    found = plan.get(key)
+    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
 def _json(file: Path) -> Mapping[str, Any]:

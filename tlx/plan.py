@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +81,12 @@ class Phase:
         return self.rates(step)[layer.name]
 
     def rates(self, step: int) -> dict[str, float]:
-        """The learning rate of every layer at a global step."""
+        """The learning rate of every layer at a global step.
+
+        Raises:
+            UserError: the curve gives a negative value there, or one that is not finite. Of a long phase not every step
+                was looked at when the plan was made.
+        """
         at = step - self.start
         for until, earlier in self.before:
             if at < until:
@@ -89,6 +95,8 @@ class Phase:
             shape = (at + 1) / self.warmup
         else:
             shape = self.curve(at - self.warmup, max(self.length - self.warmup, 1))
+            if not 0 <= shape < math.inf:  # a negative rate would climb
+                raise returned.no_rate(shape, at, self.length, label=f"curve {self.settings.curve.name}")
         top = self.lr * shape
         return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
 
@@ -473,10 +481,14 @@ class Clock:
     def places(self, mark: Mark, *, label: str) -> range:
         """The steps that are meant, ascending, in the curve's count: its 0 is the first step after the warm-up.
 
+        Of a period they may be none, and those within the warm-up are negative: they have passed when the curve begins.
+
         Raises:
-            UserError: the first is not after the warm-up, or there is none before the end of the phase.
+            UserError: a place is within the warm-up, at the phase's first step, or not before its end.
         """
         first = self.steps(mark)
+        if mark.repeated:
+            return range(first - self.warmup, self.length - self.warmup, first)
         if first >= self.length:
             raise UserError(
                 f"{label}: {mark} is step {first} of the phase, whose last is step {self.length - 1}: never reached",
@@ -488,8 +500,7 @@ class Clock:
                 f"{label}: {mark} is step {first} of the phase, {part}: the rate has not risen yet",
                 todo="write a later one, or make the warm-up shorter",
             )
-        end = self.length if mark.repeated else first + 1
-        return range(first - self.warmup, end - self.warmup, first)
+        return range(first - self.warmup, first - self.warmup + 1)
 
 
 def _curve(curve: Part, clock: Clock, *, where: str) -> Callable[[int, int], float]:

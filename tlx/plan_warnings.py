@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from tlx import stale_state
-from tlx.config import Config
+from tlx import plug, stale_state
+from tlx.config import Config, Part
 from tlx.data.order import micro_batch_sizes, micro_batches
-from tlx.durations import Duration
+from tlx.durations import Duration, Mark
 from tlx.returned import sampled
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ LOWEST = 1e-8
 
 HARDLY = 1e-4
 """A layer, or a stretch of a curve, at less than this share of the rate hardly trains."""
+
+SHORT = 5
+"""A moving average that comes to less than one in so many of the steps that its decay asks for is worth a note."""
 
 FEW = 1000
 """A number without a unit up to this may have been meant as epochs."""
@@ -79,31 +82,55 @@ def no_validation(config: Config, plan: Plan, world: int) -> list[str]:
 
 def steps_meant_as_epochs(config: Config, plan: Plan, world: int) -> list[str]:
     """A duration of 8 is 8 steps."""
+    epoch = plan.steps_per_epoch
     said = [
         ("duration", config.duration),
-        *((f"phases.{p.name}.duration", _duration(p.settings.duration)) for p in plan.phases),
+        *((_written_at(config, p), _duration(p.settings.duration)) for p in plan.phases),
     ]
     return _together(
         (
             where,
-            f"{length.value:g} is {_steps(length)}, less than an epoch ({plan.steps_per_epoch} steps); "
-            f'did you mean "{length.value:g}ep"?',
+            f"{length.value:g} is {_steps(length)}, {_epochs(length.value, epoch)}; "
+            f'did you mean "{length.value:g}ep"? If not, write "{_steps(length)}"',
         )
         for where, length in said
-        if length is not None and length.bare and length.value < min(plan.steps_per_epoch, FEW + 1)
+        if length is not None and length.bare and epoch > 1 and length.value <= min(2 * epoch, FEW)
     )
 
 
+def _epochs(steps: float, epoch: int) -> str:
+    if steps < epoch:
+        return f"less than an epoch ({epoch} steps)"
+    return "one epoch" if steps == epoch else f"{steps / epoch:.3g} epochs of {epoch} steps"
+
+
+def _written_at(config: Config, phase: Phase) -> str:
+    """The key that says how long a phase lasts."""
+    if phase.name in config.further:
+        return f"further.{phase.name}.duration"
+    own = config.phases.get(phase.name)
+    if own is not None and own.duration is not None:
+        return f"phases.{phase.name}.duration"
+    if config.settings(phase.name).duration is not None:
+        return "phases.each.duration"
+    schedule = plug.find("unfreeze", config.unfreeze.name)
+    arguments = plug.arguments(schedule, config.unfreeze.args, label=f"unfreeze {config.unfreeze.name}")
+    named = [name for name, value in arguments.items() if value == phase.settings.duration]
+    return f"unfreeze.{named[0]}" if named else f"unfreeze, phase {phase.name}"
+
+
 def parts_of_the_whole(config: Config, plan: Plan, world: int) -> list[str]:
-    """Phases that do not add up to `duration`."""
+    """Phases of the schedule that do not add up to `duration`."""
     if config.duration is None:
         return []
     whole = config.duration.steps(epoch=plan.steps_per_epoch, whole=0)
-    if abs(plan.planned - whole) <= len(plan.phases):  # each is rounded
+    phases = [p for p in plan.phases if p.name not in config.further]  # what comes after the whole is no part of it
+    planned = sum(p.length for p in phases)
+    if abs(planned - whole) <= len(phases):  # each is rounded
         return []
-    shares = ", ".join(f"{p.name} {100 * p.length / whole:.4g}%" for p in plan.phases) if whole else ""
+    shares = ", ".join(f"{p.name} {100 * p.length / whole:.4g}%" for p in phases) if whole else ""
     return [
-        f"the phases add up to {plan.planned} steps, {100 * plan.planned / max(whole, 1):.4g}% of duration: "
+        f"the phases add up to {planned} steps, {100 * planned / max(whole, 1):.4g}% of duration: "
         f"{config.duration} ({whole} steps){f': {shares}' if shares else ''}; training ends after {plan.planned} steps"
     ]
 
@@ -154,6 +181,20 @@ def curves_gone_out(config: Config, plan: Plan, world: int) -> list[str]:
     )
 
 
+def periods_without_end(config: Config, plan: Plan, world: int) -> list[str]:
+    """Curves with a period of which no multiple is within the phase."""
+    return _together(
+        (
+            f"phases.{phase.name}",
+            f"the curve ({phase.settings.curve.name}) does something every {mark}, which is not shorter than the "
+            "phase: it never comes to that",
+        )
+        for phase in plan.phases
+        for mark in _periods(phase.settings.curve)
+        if mark.steps(epoch=plan.steps_per_epoch, whole=phase.length) >= phase.length
+    )
+
+
 def stale_optimizer_state(config: Config, plan: Plan, world: int) -> list[str]:
     return stale_state.warnings(plan)
 
@@ -165,14 +206,11 @@ def average(config: Config, plan: Plan, world: int) -> list[str]:
         return []
     begins = [p.start for p in plan.phases if p.settings.start_from == "best"]  # there the average begins anew
     steps, span = plan.steps - max(begins, default=0), round(1 / (1 - ema.decay))
-    last = ema.at(max(steps - 1, 1))
-    if ema.ramp and last < ema.decay:
-        reach = max(round(1 / (1 - last)), 1)
-        needed = math.ceil((10 * ema.decay - 1) / (1 - ema.decay) - 1e-6) + 1
+    reach = max(round(1 / (1 - ema.at(max(steps - 1, 1)))), 1)
+    if ema.ramp and reach * SHORT < span:
         return [
-            f"loop.ema: its decay rises step by step and ends at {last:.3g}, not at {ema.decay:g}, which takes "
-            f"{needed:,} steps (there are {steps:,}): the averaged weights are a mean over about the last "
-            f"{reach:,} step{'s' * (reach > 1)}, not {span:,}. Set decay={_below(last):g}, or train longer"
+            f"loop.ema: decay={ema.decay:g} is a mean over about the last {span:,} steps, and in {steps:,} steps the "
+            f"ramp comes to a mean over about the last {reach:,}. That suits so short a training: nothing need be done"
         ]
     if not ema.ramp and span > steps:
         fit = f"decay={_below(1 - 10 / steps):g} (a mean over the last tenth) or " if steps > 20 else ""
@@ -201,6 +239,7 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     rates_out_of_bounds,
     layers_left_behind,
     curves_gone_out,
+    periods_without_end,
     average,
     stale_optimizer_state,
 )
@@ -209,7 +248,7 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
 def _together(sentences: Iterable[tuple[str, str]]) -> list[str]:
     """From (key, sentence): each sentence once, after all keys that it is about."""
     keys: dict[str, list[str]] = {}
-    for key, sentence in sentences:
+    for key, sentence in dict.fromkeys(sentences):
         keys.setdefault(sentence, []).append(key)
     return [f"{', '.join(own[:4])}{_more(own[4:])}: {sentence}" for sentence, own in keys.items()]
 
@@ -225,6 +264,11 @@ def _steps(length: Duration) -> str:
 def _duration(said: object) -> Duration | None:
     said = getattr(said, "max", said)  # of a plateau
     return said if isinstance(said, Duration) else None
+
+
+def _periods(curve: Part) -> list[Mark]:
+    arguments = plug.arguments(plug.find("curve", curve.name), curve.args, label=f"curve {curve.name}")
+    return [value for value in arguments.values() if isinstance(value, Mark) and value.repeated]
 
 
 def _shape(phase: Phase) -> tuple[float, float]:

@@ -103,7 +103,7 @@ def check_curve(curve: Callable[[int, int], Any], *, warmup: int, length: int, l
     """
     steps, top = length - warmup, 0.0
     for step in sampled(steps):
-        at = f"at step {warmup + step} of {length} of the phase"
+        at = _step(warmup + step, length)
         try:
             value = curve(step, steps)
         except UserError:
@@ -112,10 +112,20 @@ def check_curve(curve: Callable[[int, int], Any], *, warmup: int, length: int, l
             raise UserError(f"{label} fails {at}: {raised(error)}") from error
         shape = number(value)
         if shape is None or not math.isfinite(shape) or shape < 0:
-            raise UserError(f"{label} gives {_short(value)} {at}", todo="a finite factor of the rate, 0 or more")
+            raise no_rate(value, warmup + step, length, label=label)
         top = max(top, shape)
     if not top:
         raise UserError(f"{label} gives 0 at every step: nothing would train")
+
+
+def no_rate(value: Any, at: int, length: int, *, label: str) -> UserError:
+    """For a curve's value, at a step of a phase, that is no factor of a rate."""
+    todo = "a finite factor of the rate, 0 or more"
+    return UserError(f"{label} gives {_short(value)} {_step(at, length)}", todo=todo)
+
+
+def _step(at: int, length: int) -> str:
+    return f"at step {at} of {length} of the phase"
 
 
 def sampled(steps: int) -> Iterable[int]:

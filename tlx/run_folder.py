@@ -22,7 +22,7 @@ from tlx.launcher import requeued_job
 from tlx.older_meaning import refuse_other_meaning
 from tlx.parsing import from_json, from_yaml
 from tlx.run_lock import RunLock, holder
-from tlx.written_config import changes, essential
+from tlx.written_config import changes, essential, without_directions
 
 Status = Literal["running", "done", "resumable", "user-error", "fault"]
 JOBS = "slurm"
@@ -216,14 +216,14 @@ class RunFolder:
         if not file.exists():
             return
         try:
-            before = essential(from_yaml(file.read_text(encoding="utf-8")))
+            written = essential(from_yaml(file.read_text(encoding="utf-8")))
         except ValueError as error:
             raise UserError(
                 f"is not what tlx wrote: {str(error).splitlines()[0]}",
                 where=str(file),
                 todo="remove it, if the folder's checkpoints are of this configuration; or --fresh",
             ) from error
-        changed = changes(before, adopted(self.path, config), done=self.done)
+        changed = changes(without_directions(written), adopted(self.path, config), done=self.done)
         if changed:
             longer = "--extend, which goes on from here by the new plan; " if _of_plan(changed) else ""
             raise UserError(
@@ -233,7 +233,7 @@ class RunFolder:
                 " aside",
             )
         if not self.done:
-            refuse_other_meaning(self.path, config)
+            refuse_other_meaning(self.path, config, written)
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:

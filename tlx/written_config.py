@@ -38,7 +38,9 @@ def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) ->
     if before == essential(now):
         return []
     later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
-    later = {} if done else later
+    if done:
+        own = essential(now)
+        later = {key: own[key] for key in later if key in own}
     try:
         then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
     except ConfigError as error:
@@ -78,18 +80,34 @@ def _paths(node: Any, key: str = "", steps: tuple[str, ...] = ()) -> Iterator[tu
         yield from _paths(below, f"{key}.{name}".strip("."), (*steps, str(name)))
 
 
+def without_directions(written: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat configuration without the directions of metrics, `mode`, that earlier ones state; what was done by a wrong
+    one, :mod:`tlx.older_meaning` tells."""
+    return {key: value for key, value in written.items() if key != "evaluate.mode" and not _of_a_plateau(key)}
+
+
+def _of_a_plateau(key: str) -> bool:
+    return key.startswith("phases.") and key.endswith(".duration.mode")
+
+
 def essential(config: Any) -> dict[str, Any]:
     """Of a configuration as plain data, what decides the training, keys joined by dots."""
     return {key: value for key, value in flat(config).items() if not key.startswith(MAY_CHANGE)}
 
 
 def meant(written: Mapping[str, Any]) -> Config:
-    """The configuration of a config.yaml that tlx wrote, as plain data, by what its keys and their absence meant then.
+    """The configuration of a config.yaml that tlx wrote, as plain data, by what its keys and their absence meant then;
+    but for directions of metrics, see :func:`without_directions`.
 
     Raises:
         ConfigError: what cannot be read any more.
     """
     raw = copy.deepcopy(dict(written))
+    phases = raw.get("phases")
+    lengths = [p.get("duration") for p in phases.values() if isinstance(p, dict)] if isinstance(phases, dict) else []
+    for directed in (raw.get("evaluate"), *lengths):
+        if isinstance(directed, dict):
+            directed.pop("mode", None)
     for key, (needs, value) in BEFORE_THEY_CAME.items():
         if needs in flat(raw) and key not in flat(raw):
             *parents, last = key.split(".")

@@ -7,7 +7,7 @@ resumed by arithmetic. Like the order, a function of (seed, epoch) alone, the sa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -144,3 +144,22 @@ def _by_class(labels: NDArray[np.int32] | Ids, counts: Ids) -> Iterator[tuple[in
     stops = np.cumsum(counts)
     for label in np.flatnonzero(counts):
         yield int(label), order[stops[label] - counts[label] : stops[label]]
+
+
+def refuse_weightless(names: Sequence[str], counts: Sequence[int], weights: Sequence[float]) -> None:
+    """
+    Args:
+        names: of the classes.
+        counts: how often each comes in an epoch; `weights`: what it weighs in the loss.
+
+    Raises:
+        UserError: every class that an epoch shows weighs 0: there is nothing to learn from.
+    """
+    if any(count and weight for count, weight in zip(counts, weights, strict=True)):
+        return
+    shown = [name for name, count in zip(names, counts, strict=True) if count]
+    raise UserError(
+        f"every class that an epoch shows weighs 0: {', '.join(shown[:8])}{' ...' if len(shown) > 8 else ''}",
+        where="objective.class_weights",
+        todo="give one of them a weight above 0, or show others (data.train, data.sampling)",
+    )

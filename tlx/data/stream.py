@@ -22,7 +22,7 @@ from tlx.data.mix import Draws, Mix, MixSpec, draw, guests, mix_of, plain, weigh
 from tlx.data.order import EpochOrder, Ids, Shuffle, micro_batches, share
 from tlx.data.pictures import Pictures
 from tlx.data.reader import BadSample
-from tlx.data.sampling import Sampling, distinct, entries, samples_per_epoch, targets
+from tlx.data.sampling import Sampling, distinct, entries, refuse_weightless, samples_per_epoch, targets
 from tlx.errors import UserError
 
 __all__ = ["BadSample", "Batch", "ShardStream", "evaluation_batches"]
@@ -234,7 +234,8 @@ class ShardStream:
         if self.class_weights is not None and len(self.class_weights) != classes:
             raise UserError(f"{len(self.class_weights)} class weights for {classes} classes", where=where)
         if self.class_weights is not None:
-            _refuse_weightless(self.manifest, self.sampling, self.class_weights)
+            shown = epoch_counts(self.manifest, self.sampling).tolist()
+            refuse_weightless(self.manifest.classes, shown, self.class_weights)
 
     # What a step holds: arithmetic
 
@@ -319,18 +320,6 @@ class ShardStream:
 def epoch_counts(manifest: Manifest, sampling: Sampling) -> Ids:
     """How often each class comes in an epoch, repeated samples counted again, int64 [classes]."""
     return targets(sampling, manifest.counts())
-
-
-def _refuse_weightless(manifest: Manifest, sampling: Sampling, class_weights: Sequence[float]) -> None:
-    """An epoch in which every class weighs 0 has nothing to learn from."""
-    shown = epoch_counts(manifest, sampling)
-    names = [name for name, count in zip(manifest.classes, shown.tolist(), strict=True) if count]
-    if not any(count and weight for count, weight in zip(shown.tolist(), class_weights, strict=True)):
-        raise UserError(
-            f"every class that an epoch shows weighs 0: {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
-            where="objective.class_weights",
-            todo="give one of them a weight above 0, or show others (data.train, data.sampling)",
-        )
 
 
 def epoch_length(manifest: Manifest, sampling: Sampling) -> int:
