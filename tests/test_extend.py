@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import shlex
@@ -20,6 +21,7 @@ from tlx import build, extend, training
 from tlx.config import load, parse
 from tlx.errors import UserError
 from tlx.extend import FILE
+from tlx.run_folder import RunFolder
 from tlx.standing import standing
 
 STEPS = 3  # of an epoch: 24 samples in batches of 8
@@ -386,6 +388,49 @@ def test_killed_while_it_becomes_the_longer_run_it_goes_on(raw, finished, tmp_pa
     assert_same(run, straight)
     assert [e["steps"] for e in result["extended"]] == [[12, 18]]
     assert json.loads((run / FILE).read_text())[0]["before"]["result"]["step"] == 12
+
+
+@pytest.mark.parametrize("at", [FILE, "status.json", "result.json"])
+def test_an_extension_that_was_killed_before_it_took_place_is_none(raw, finished, tmp_path, monkeypatch, at):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+
+    def killed(path, *_, **__):
+        assert status(run) == ("done" if at in (FILE, "status.json") else "running")
+        if at == "result.json":
+            (run / at).unlink()
+        raise KeyboardInterrupt
+
+    where = {FILE: extend.Extension, "status.json": RunFolder, "result.json": extend.Extension}[at]
+    name = {FILE: "record", "status.json": "say", "result.json": "commit"}[at]
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(raw(run, phases=longer()), extend=True)
+    assert extend.earlier(run) == []
+    result = train(raw(run, data={**raw(run)["data"], "workers": 1}))
+    assert (result["step"], result["extended"], status(run)) == (4 * STEPS, [], "done")
+    assert extend.earlier(run) == []  # config.yaml is written anew, with other workers
+    result = train(raw(run, phases=longer()), extend=True)
+    assert [e["steps"] for e in result["extended"]] == [[12, 18]]
+
+
+def test_a_folder_without_room_refuses_an_extension_as_a_mistake(raw, finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    write = extend.write_whole
+
+    def full(path, text):
+        if path.name == "config.yaml":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(extend, "write_whole", full)
+        with pytest.raises(UserError, match="No space left on device(.|\n)*the same command extends the run"):
+            train(raw(run, phases=longer()), extend=True)
+    assert status(run) == "user-error"
+    assert train(raw(run, phases=longer()), extend=True)["step"] == 6 * STEPS
 
 
 @pytest.mark.slow

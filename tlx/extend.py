@@ -76,12 +76,8 @@ class Extension:
     steps: tuple[int, int]
     rest: bool
 
-    def commit(self, folder: Path, plan: Mapping[str, Any]) -> None:
-        """The folder is from now on that of the longer run. Killed at any point, the same command goes on.
-
-        Args:
-            plan: for plan.json.
-        """
+    def record(self, folder: Path) -> None:
+        """Notes down what was before. Only :meth:`commit` makes it true: see :func:`earlier`."""
         entry = {
             "step": self.step,
             "steps": list(self.steps),
@@ -91,22 +87,34 @@ class Extension:
             "asked": shape(self.asked),
             "now": shape(self.config),
         }
-        known = earlier(folder)
-        if known and known[-1]["before"]["config"] == _as_json(self.former):  # of a start that was killed in here
+        known = _recorded(folder)
+        if known and _is_pending(known[-1], folder):  # of a start that was killed in here
             killed = known.pop()
             entry["before"] = {"config": self.former, "result": self.result or killed["before"]["result"]}
         write_whole(folder / FILE, json_text([*known, entry]))
+
+    def commit(self, folder: Path, plan: Mapping[str, Any]) -> None:
+        """The folder is from now on that of the longer run. Killed at any point, the same command goes on.
+
+        Args:
+            plan: for plan.json.
+        """
         (folder / "result.json").unlink(missing_ok=True)  # before the configuration: it is not the result of that
         write_whole(folder / "config.yaml", dump(self.config))
         write_whole(folder / "plan.json", json_text(plan))
 
 
 def earlier(folder: Path) -> list[dict[str, Any]]:
-    """The extensions of a run so far, in order.
+    """The extensions of a run so far, in order, without one that was killed before it took place.
 
     Raises:
         UserError: the file is not what tlx wrote.
     """
+    entries = _recorded(folder)
+    return entries[:-1] if entries and _is_pending(entries[-1], folder) else entries
+
+
+def _recorded(folder: Path) -> list[dict[str, Any]]:
     file = folder / FILE
     if not file.exists():
         return []
@@ -117,6 +125,21 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"is not what tlx wrote: {error}", where=str(file), todo="restore it, or --fresh") from error
 
 
+def _is_pending(entry: Mapping[str, Any], folder: Path) -> bool:
+    """Whether config.yaml still says what it said before an extension."""
+    try:
+        written = _as_json(from_yaml((folder / "config.yaml").read_text(encoding="utf-8")))
+        before = entry["before"]["config"]
+        same = essential(written) == essential(before)
+        return same or essential(_as_json(_plain(meant(written)))) == essential(_as_json(_plain(meant(before))))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
+        return False  # that is told where it is read
+
+
+def _plain(config: Config) -> Any:
+    return yaml.safe_load(dump(config))
+
+
 def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Extensions as result.json tells them."""
     return [{key: entry[key] for key in ("step", "steps", "rest", "time")} for entry in entries]
@@ -124,7 +147,7 @@ def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def shape(config: Config) -> dict[str, Any]:
     """What shapes the plan of a configuration, as plain data."""
-    raw = yaml.safe_load(dump(config))
+    raw = _plain(config)
     return {key: _as_json(raw[key]) for key in SHAPE}
 
 

@@ -114,12 +114,28 @@ def _claimed(config: Config, folder: RunFolder, start: Start, ranks: int) -> Cla
 
 
 def _extend(run: Run, folder: RunFolder, extension: Extension) -> None:
-    """Nothing is left that speaks against it: from here on the folder is that of the longer run."""
+    """Nothing is left that speaks against it: from here on the folder is that of the longer run.
+
+    Raises:
+        UserError: it is of another training, or its folder cannot be written.
+    """
     from tlx.resume import check_resumable
 
     check_resumable(run, extension)
-    extension.commit(folder.path, run.plan.data())
-    folder.say("running")
+    was_done = folder.done
+    try:
+        extension.record(folder.path)
+        folder.say("running")
+        extension.commit(folder.path, run.plan.data())
+    except OSError as error:
+        if was_done and folder.done:
+            with contextlib.suppress(OSError):
+                folder.say("done")
+        raise UserError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(error.filename or folder.path),
+            todo="make room, or mend that; the same command extends the run",
+        ) from error
     before, now = extension.steps
     run.journal.note(f"extended at step {extension.step}: the plan had {before} steps and has {now}")
 
