@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import os
 import shlex
 import shutil
 
@@ -21,6 +22,7 @@ from tlx import build, extend, training
 from tlx.config import load, parse
 from tlx.errors import UserError
 from tlx.extend import FILE
+from tlx.report import is_drawn
 from tlx.run_folder import RunFolder
 from tlx.standing import standing
 
@@ -427,10 +429,42 @@ def test_a_folder_without_room_refuses_an_extension_as_a_mistake(raw, finished, 
 
     with monkeypatch.context() as patched:
         patched.setattr(extend, "write_whole", full)
-        with pytest.raises(UserError, match="No space left on device(.|\n)*the same command extends the run"):
+        with pytest.raises(UserError, match=r"No space left on device(.|\n)*the same command extends the run"):
             train(raw(run, phases=longer()), extend=True)
     assert status(run) == "user-error"
     assert train(raw(run, phases=longer()), extend=True)["step"] == 6 * STEPS
+
+
+def test_checkpoints_that_were_kept_for_good_stay_when_the_interval_grows(raw, tmp_path):
+    run = tmp_path / "run"
+    checkpoint = {"every": 3, "keep": {"last": 1, "best": 1, "every": "50%"}}
+
+    def steps():
+        return {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
+
+    train(raw(run, checkpoint=checkpoint))
+    assert {6, 12} <= steps()
+    train(raw(run, checkpoint=checkpoint, phases=longer(6)), extend=True)  # 24 steps
+    assert {6, 12, 24} <= steps()
+    train(raw(run, checkpoint=checkpoint, phases=longer(10)), extend=True)  # 36 steps
+    assert {6, 12, 24, 36} <= steps()
+    assert len(steps()) <= 5  # and perhaps the best one
+
+
+def test_the_report_of_before_goes_with_its_result(raw, finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    assert is_drawn(run)
+    with monkeypatch.context() as patched:
+        stop_at(14, patched)
+        assert train(raw(run, phases=longer()), extend=True) is None
+    assert not (run / "report.html").exists()
+    train(raw(run, phases=longer()))
+    assert is_drawn(run)
+    os.utime(run / "report.html", (1, 1))  # of an earlier result
+    assert not is_drawn(run)
+    train(raw(run, phases=longer()))
+    assert is_drawn(run)
 
 
 @pytest.mark.slow

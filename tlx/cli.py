@@ -88,11 +88,12 @@ def train(
         raise
     result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True)
     if result is not None and rank() == 0:
+        from tlx.report import is_drawn
         from tlx.result import summary
 
         with contextlib.suppress(OSError, ValueError):  # of a reader that has gone: the training is done all the same
             say(summary(result))
-            if (wanted.run / "report.html").exists():
+            if is_drawn(wanted.run):
                 say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
 

@@ -66,6 +66,7 @@ class Extension:
         former: the configuration of before, as plain data.
         result: of before, where the run was done.
         step: that the run has reached; `steps`: of the plan before, and of the plan now.
+        kept: checkpoints at multiples of so many steps stayed for good by the plan before; 0 for none.
     """
 
     config: Config
@@ -75,6 +76,7 @@ class Extension:
     step: int
     steps: tuple[int, int]
     rest: bool
+    kept: int = 0
 
     def record(self, folder: Path) -> None:
         """Notes down what was before. Only :meth:`commit` makes it true: see :func:`earlier`."""
@@ -82,6 +84,7 @@ class Extension:
             "step": self.step,
             "steps": list(self.steps),
             "rest": self.rest,
+            "kept": self.kept,
             "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "before": {"config": self.former, "result": self.result},
             "asked": shape(self.asked),
@@ -99,7 +102,8 @@ class Extension:
         Args:
             plan: for plan.json.
         """
-        (folder / "result.json").unlink(missing_ok=True)  # before the configuration: it is not the result of that
+        for of_before in ("result.json", "report.html"):  # before the configuration: they are not the result of that
+            (folder / of_before).unlink(missing_ok=True)
         write_whole(folder / "config.yaml", dump(self.config))
         write_whole(folder / "plan.json", json_text(plan))
 
@@ -112,6 +116,12 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
     """
     entries = _recorded(folder)
     return entries[:-1] if entries and _is_pending(entries[-1], folder) else entries
+
+
+def kept_for_good(folder: Path) -> list[tuple[int, int]]:
+    """(interval, last step) of the checkpoints that stay for good by the plans before extensions."""
+    entries = earlier(folder)
+    return [(int(e["kept"]), int(e["step"])) for e in entries if e.get("kept")]
 
 
 def _recorded(folder: Path) -> list[dict[str, Any]]:
@@ -206,7 +216,9 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
     if done and now.steps <= progress.step:
         raise _nothing_added(now, progress.step, folder)
     steps = (plan.steps, now.steps)
-    return Extension(made, config, former, result if done else None, progress.step, steps, made != config)
+    every = before.checkpoint.keep.every
+    kept = plan.interval(every) if every else 0
+    return Extension(made, config, former, result if done else None, progress.step, steps, made != config, kept)
 
 
 def _as_it_was(before: Config, compiled: Compile, progress: Progress, folder: Path) -> Plan:

@@ -70,6 +70,7 @@ def _train(
 ) -> Mapping[str, Any] | None:
     from tlx import world as worlds
     from tlx.preempt import StopRequest
+    from tlx.report import is_drawn
 
     world = worlds.enter(config, watch)
     leaving.callback(world.leave)
@@ -79,7 +80,7 @@ def _train(
     if claim.result is not None:
         if world.main:
             folder.say("done")
-            if config.track.report and not (folder.path / "report.html").exists():  # a kill came before it
+            if config.track.report and not is_drawn(folder.path):  # a kill came before it
                 draw(folder.path)
         return claim.result
     if extension is None:
