@@ -467,6 +467,56 @@ def test_the_report_of_before_goes_with_its_result(raw, finished, tmp_path, monk
     assert is_drawn(run)
 
 
+def test_a_refused_extension_leaves_a_run_that_was_stopped_resumable_and_one_that_was_made_is_said(
+    raw, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_at(8, patched)
+        assert train(raw(run)) is None
+    before = content(run)
+    with pytest.raises(UserError, match="seed: 5 -> 6"):
+        train(raw(run, seed=6), extend=True)
+    assert content(run) == before
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(raw(run)))
+    training.tell_run(file, ["data.bach=3"], UserError("no such key"), extends=True)
+    assert content(run) == before
+    with monkeypatch.context() as patched:
+        stop_at(14, patched)
+        assert train(raw(run, phases=longer()), extend=True) is None
+    capsys.readouterr()
+    assert train(raw(run, phases=longer()), extend=True)["step"] == 6 * STEPS
+    said = capsys.readouterr().err
+    assert "the run is extended already; going on" in said
+    assert "nothing is extended" not in said
+
+
+def test_the_rest_is_offered_only_where_it_adds_steps(raw, tmp_path):
+    run = tmp_path / "run"
+    train(raw(run, phases=cosine()))
+    shorter = {**COSINE, "feature_extraction": {"duration": "1ep"}, "fine_tuning": {"duration": "2ep"}}
+    with pytest.raises(UserError, match="one way goes on") as refused:
+        train(raw(run, phases=shorter), extend=True)
+    assert [words[-1] for words in ways(refused)] == ["--extend"]
+    with pytest.raises(UserError, match="nothing to add"):
+        train(raw(run, phases=shorter), extend=True, rest=True)
+
+
+def test_a_key_that_came_later_is_not_to_be_taken_back(raw, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    written["loop"]["ema"] = {"decay": 0.9}  # by tlx 0.1.0
+    (run / "config.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(UserError) as refused:
+        train(raw(run, loop={"ema": {"decay": 0.9}}, phases=longer()), extend=True)
+    assert "loop.ema.ramp: False -> True, a key that came later: loop.ema.ramp=false goes on as it began" in str(
+        refused.value
+    )
+    assert "take them back" not in str(refused.value)
+
+
 @pytest.mark.slow
 def test_on_two_ranks_and_killed_meanwhile_it_is_the_longer_training_too(raw, tmp_path, monkeypatch):
     run, straight = tmp_path / "run", tmp_path / "straight"

@@ -84,7 +84,7 @@ def train(
     try:
         wanted = configs.load(config, overrides or ())
     except UserError as error:
-        training.tell_run(config, overrides or (), error)
+        training.tell_run(config, overrides or (), error, extends=extend or rest)
         raise
     result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True)
     if result is not None and rank() == 0:

@@ -27,7 +27,7 @@ from tlx.errors import UserError
 from tlx.files import json_text, write_whole
 from tlx.parsing import from_json, from_yaml
 from tlx.plan import Phase, Plan
-from tlx.written_config import essential, meant
+from tlx.written_config import essential, hints, meant
 
 if TYPE_CHECKING:
     from tlx.progress import Progress
@@ -200,19 +200,20 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
         return None
     barred = [key for key in changed if not key.startswith(FUTURE)]
     if barred:
-        lines = differences({k: old.get(k) for k in barred}, {k: new.get(k) for k in barred})
-        raise UserError(
-            "--extend changes the plan from here on, and these settings are of the whole training:\n    "
-            + "\n    ".join(lines),
-            where=str(folder),
-            todo=f"take them back; {', '.join(FUTURE)} may change",
-        )
+        raise _barred({k: old.get(k) for k in barred}, {k: new.get(k) for k in barred}, former, folder)
     progress = _progress(folder)
     compiled = extend.compiler(config)
     plan = _as_it_was(before, compiled, progress, folder)
-    made, now = _made(before, config, compiled, progress, plan, rest=extend.rest, folder=folder)
     result = RunFolder(folder).result()
     done = result is not None and result.get("finished") is True
+    now = compile_from_here(config, compiled, progress)
+    differ, made = past_differences(plan, now, progress.step), config
+    if differ:
+        found = with_rest(config, compiled, progress, plan)
+        if found is None or not extend.rest:
+            adds = found is not None and (not done or found[1].steps > progress.step)
+            raise _refused(differ, before, config, plan, now, progress.step, rest=adds, folder=folder)
+        made, now = found
     if done and now.steps <= progress.step:
         raise _nothing_added(now, progress.step, folder)
     steps = (plan.steps, now.steps)
@@ -232,18 +233,17 @@ def _as_it_was(before: Config, compiled: Compile, progress: Progress, folder: Pa
         ) from error
 
 
-def _made(
-    before: Config, config: Config, compiled: Compile, progress: Progress, plan: Plan, *, rest: bool, folder: Path
-) -> tuple[Config, Plan]:
-    """The configuration to go on by, and its plan; `plan` is the one of before."""
-    now = compile_from_here(config, compiled, progress)
-    differ = past_differences(plan, now, progress.step)
-    if not differ:
-        return config, now
-    found = with_rest(config, compiled, progress, plan)
-    if found is None or not rest:
-        raise _refused(differ, before, config, plan, now, progress.step, rest=found is not None, folder=folder)
-    return found
+def _barred(old: Mapping[str, Any], new: Mapping[str, Any], former: Mapping[str, Any], folder: Path) -> UserError:
+    """Of keys that may not change."""
+    later = hints(essential(former))
+    lines = [line + later.get(line.partition(":")[0], "") for line in differences(old, new)]
+    todo = "say them as they were" if old.keys() <= later.keys() else "take them back"
+    return UserError(
+        "--extend changes the plan from here on, and these settings are of the whole training:\n    "
+        + "\n    ".join(lines),
+        where=str(folder),
+        todo=f"{todo}; {', '.join(FUTURE)} may change",
+    )
 
 
 def _nothing_added(now: Plan, step: int, folder: Path) -> UserError:
