@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
+import os
 import shlex
 import shutil
 
@@ -20,6 +22,8 @@ from tlx import build, extend, training
 from tlx.config import load, parse
 from tlx.errors import UserError
 from tlx.extend import FILE
+from tlx.report import is_drawn
+from tlx.run_folder import RunFolder
 from tlx.standing import standing
 
 STEPS = 3  # of an epoch: 24 samples in batches of 8
@@ -386,6 +390,131 @@ def test_killed_while_it_becomes_the_longer_run_it_goes_on(raw, finished, tmp_pa
     assert_same(run, straight)
     assert [e["steps"] for e in result["extended"]] == [[12, 18]]
     assert json.loads((run / FILE).read_text())[0]["before"]["result"]["step"] == 12
+
+
+@pytest.mark.parametrize("at", [FILE, "status.json", "result.json"])
+def test_an_extension_that_was_killed_before_it_took_place_is_none(raw, finished, tmp_path, monkeypatch, at):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+
+    def killed(path, *_, **__):
+        assert status(run) == ("done" if at in (FILE, "status.json") else "running")
+        if at == "result.json":
+            (run / at).unlink()
+        raise KeyboardInterrupt
+
+    where = {FILE: extend.Extension, "status.json": RunFolder, "result.json": extend.Extension}[at]
+    name = {FILE: "record", "status.json": "say", "result.json": "commit"}[at]
+    with monkeypatch.context() as patched:
+        patched.setattr(where, name, killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(raw(run, phases=longer()), extend=True)
+    assert extend.earlier(run) == []
+    result = train(raw(run, data={**raw(run)["data"], "workers": 1}))
+    assert (result["step"], result["extended"], status(run)) == (4 * STEPS, [], "done")
+    assert extend.earlier(run) == []  # config.yaml is written anew, with other workers
+    result = train(raw(run, phases=longer()), extend=True)
+    assert [e["steps"] for e in result["extended"]] == [[12, 18]]
+
+
+def test_a_folder_without_room_refuses_an_extension_as_a_mistake(raw, finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    write = extend.write_whole
+
+    def full(path, text):
+        if path.name == "config.yaml":
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        write(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(extend, "write_whole", full)
+        with pytest.raises(UserError, match=r"No space left on device(.|\n)*the same command extends the run"):
+            train(raw(run, phases=longer()), extend=True)
+    assert status(run) == "user-error"
+    assert train(raw(run, phases=longer()), extend=True)["step"] == 6 * STEPS
+
+
+def test_checkpoints_that_were_kept_for_good_stay_when_the_interval_grows(raw, tmp_path):
+    run = tmp_path / "run"
+    checkpoint = {"every": 3, "keep": {"last": 1, "best": 1, "every": "50%"}}
+
+    def steps():
+        return {int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*")}
+
+    train(raw(run, checkpoint=checkpoint))
+    assert {6, 12} <= steps()
+    train(raw(run, checkpoint=checkpoint, phases=longer(6)), extend=True)  # 24 steps
+    assert {6, 12, 24} <= steps()
+    train(raw(run, checkpoint=checkpoint, phases=longer(10)), extend=True)  # 36 steps
+    assert {6, 12, 24, 36} <= steps()
+    assert len(steps()) <= 5  # and perhaps the best one
+
+
+def test_the_report_of_before_goes_with_its_result(raw, finished, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    assert is_drawn(run)
+    with monkeypatch.context() as patched:
+        stop_at(14, patched)
+        assert train(raw(run, phases=longer()), extend=True) is None
+    assert not (run / "report.html").exists()
+    train(raw(run, phases=longer()))
+    assert is_drawn(run)
+    os.utime(run / "report.html", (1, 1))  # of an earlier result
+    assert not is_drawn(run)
+    train(raw(run, phases=longer()))
+    assert is_drawn(run)
+
+
+def test_a_refused_extension_leaves_a_run_that_was_stopped_resumable_and_one_that_was_made_is_said(
+    raw, tmp_path, monkeypatch, capsys
+):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stop_at(8, patched)
+        assert train(raw(run)) is None
+    before = content(run)
+    with pytest.raises(UserError, match="seed: 5 -> 6"):
+        train(raw(run, seed=6), extend=True)
+    assert content(run) == before
+    file = tmp_path / "c.yaml"
+    file.write_text(yaml.safe_dump(raw(run)))
+    training.tell_run(file, ["data.bach=3"], UserError("no such key"), extends=True)
+    assert content(run) == before
+    with monkeypatch.context() as patched:
+        stop_at(14, patched)
+        assert train(raw(run, phases=longer()), extend=True) is None
+    capsys.readouterr()
+    assert train(raw(run, phases=longer()), extend=True)["step"] == 6 * STEPS
+    said = capsys.readouterr().err
+    assert "the run is extended already; going on" in said
+    assert "nothing is extended" not in said
+
+
+def test_the_rest_is_offered_only_where_it_adds_steps(raw, tmp_path):
+    run = tmp_path / "run"
+    train(raw(run, phases=cosine()))
+    shorter = {**COSINE, "feature_extraction": {"duration": "1ep"}, "fine_tuning": {"duration": "2ep"}}
+    with pytest.raises(UserError, match="one way goes on") as refused:
+        train(raw(run, phases=shorter), extend=True)
+    assert [words[-1] for words in ways(refused)] == ["--extend"]
+    with pytest.raises(UserError, match="nothing to add"):
+        train(raw(run, phases=shorter), extend=True, rest=True)
+
+
+def test_a_key_that_came_later_is_not_to_be_taken_back(raw, finished, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run, symlinks=True)
+    written = yaml.safe_load((run / "config.yaml").read_text())
+    written["loop"]["ema"] = {"decay": 0.9}  # by tlx 0.1.0
+    (run / "config.yaml").write_text(yaml.safe_dump(written))
+    with pytest.raises(UserError) as refused:
+        train(raw(run, loop={"ema": {"decay": 0.9}}, phases=longer()), extend=True)
+    assert "loop.ema.ramp: False -> True, a key that came later: loop.ema.ramp=false goes on as it began" in str(
+        refused.value
+    )
+    assert "take them back" not in str(refused.value)
 
 
 @pytest.mark.slow

@@ -83,4 +83,31 @@ def test_secrets_of_addresses_are_left_out(monkeypatch):
 
 def test_the_interpreters_path_is_not_what_was_typed():
     assert invocation._typed(["/x/bin/python3", "/x/bin/torchrun", "-m", "tlx"]) == ["torchrun", "-m", "tlx"]
-    assert invocation._typed(["/x/bin/python3.11", "-m", "tlx", "train"]) == ["python", "-m", "tlx", "train"]
+    assert invocation._typed(["/x/bin/python3.11", "-u", "-m", "tlx"]) == ["python", "-u", "-m", "tlx"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["env", "WANDB_API_KEY=s3cret", "python", "-m", "tlx"],
+        ["sudo", "KEY=s3cret", "tlx"],
+        ["apptainer", "exec", "--env", "KEY=s3cret", "image", "torchrun", "-m", "tlx"],
+        ["/x/python3", "wrapper.py", "s3cret", "tlx"],
+    ],
+)
+def test_the_words_of_other_programs_are_not_kept(words):
+    assert invocation._typed(words) is None
+
+
+def test_a_program_that_runs_commands_is_left_out_and_secrets_of_launchers_too(program, tmp_path):
+    # it stays above its command, as sudo and containers do
+    above = tmp_path / "runs.py"
+    above.write_text("import subprocess, sys; sys.exit(subprocess.call(sys.argv[3:]))")
+    assert kept([sys.executable, above, "run", "KEY=s3cret", sys.executable], program) == (
+        "tlx train c.yaml seed=1 'a=b c'"
+    )
+    launcher = ["torchrun", "--nproc-per-node=2", "--rdzv-conf", "token=s3cret", "--my-secret=s3cret", "--api_key"]
+    assert invocation._masked([*launcher, "s3cret", "-m", "tlx"]) == [
+        *("torchrun", "--nproc-per-node=2", "--rdzv-conf", "token=...", "--my-secret=...", "--api_key", "..."),
+        *("-m", "tlx"),
+    ]

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from composed import composer
 from images import make_shards
 
 import tlx.engine
+from tlx import stale_state
+from tlx.config import Part
 from tlx.engine import fit
+from tlx.layers import LayerMap
 
 WEIGHT = "features.0.0.weight"
 LR = 0.02
@@ -23,9 +28,9 @@ def shards(tmp_path_factory):
 def compose(shards, tmp_path, monkeypatch):
     """A run in which everything trains for 3 steps, then the head alone, then everything again."""
     monkeypatch.setattr(tlx.engine, "log", lambda run, phase: run.watched(run))
-    make = composer(shards, tmp_path / "run", monkeypatch, optimizer={"name": "sgd", "momentum": 0.9})
 
-    def compose(rule):
+    def compose(rule, momentum=0.9):
+        make = composer(shards, tmp_path / "run", monkeypatch, optimizer={"name": "sgd", "momentum": momentum})
         names = ("everything", "pause", "again")
         layers = [{"name": n, "layers": {"head" if n == "pause" else "*": "all"}, "duration": 3} for n in names]
         phases = {"each": {"lr": LR}, "again": {"optimizer_state": rule}}
@@ -91,3 +96,16 @@ def test_without_stale_state_the_plan_does_not_warn(compose, rule):
     every = {p.name for y in run.plan.layers for p in y.parameters}
     assert run.plan.forgotten(pause) == set()
     assert run.plan.forgotten(again) == (every if rule == "reset" else every - {"fc.weight", "fc.bias"})
+
+
+def test_an_optimizer_without_state_has_none_from_before_a_pause(compose):
+    assert not [w for w in compose("keep", momentum=0.0).plan.warnings if "pause" in w]
+
+
+def test_one_layer_trains_and_several_train(compose):
+    plan = compose("keep").plan
+    (told,) = stale_state.warnings(plan, Part(name="adamw"))
+    assert " train again in again after a pause, with the optimizer's state from before it" in told
+    one = dataclasses.replace(plan, layers=LayerMap((plan.layers.layers[0], plan.layers.head)))
+    (told,) = stale_state.warnings(one, Part(name="adamw"))
+    assert told.startswith("features.0.0 trains again in again after a pause")

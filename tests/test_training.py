@@ -6,13 +6,16 @@ import html
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from commands import kill_all, last_step, ranks_of, rows, start, status, tlx, wait_for_step, write_config
+from commands import environment, kill_all, last_step, ranks_of, rows, start, status, tlx, wait_for_step, write_config
 from images import make_shards
 from safetensors.torch import load_file
 
@@ -345,6 +348,22 @@ def test_where_a_run_stands_is_told_from_its_folder(whole, config, tmp_path):
     assert folder_of(config, ["run=elsewhere"]) == Path("elsewhere")
     with pytest.raises(UserError, match="takes no key=value"):
         folder_of(killed, ["seed=1"])
+
+
+def test_a_stream_that_is_closed_changes_no_exit_code(config, tmp_path):
+    short = "phases.feature_extraction.duration=2 phases.fine_tuning.duration=2"
+
+    def code(words):
+        script = f"{shlex.quote(sys.executable)} -m tlx train {config} run={tmp_path / 'run'} {short} {words}"
+        done = subprocess.run(["bash", "-c", script], env=environment(), capture_output=True, text=True, timeout=120)
+        assert "Traceback" not in done.stderr + done.stdout
+        return done.returncode
+
+    assert (code(">&-"), status(tmp_path / "run")["status"]) == (0, "done")
+    assert code("2>&-") == 0
+    assert code("| :; exit ${PIPESTATUS[0]}") == 0  # a reader that has gone
+    assert code("data.bach=3 2>&-") == 2
+    assert code("data.bach=3 2>/dev/full") == 2
 
 
 def test_a_requeued_job_begins_anew_only_once(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from tlx.config import Config, dump
 from tlx.data.order import ORDER_VERSION
 from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
+from tlx.extend import kept_for_good
 from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
 from tlx.metrics import metric_names
 from tlx.parsing import from_json
@@ -408,7 +409,8 @@ def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) ->
 
     kept = config.checkpoint.keep
     every = plan.interval(kept.every) if kept.every else 0
-    checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every)
+    before = functools.cache(lambda: kept_for_good(folder.path))  # an extension is written after this
+    checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every, earlier=before)
     return Saver(checkpoints, check, journal.sync, journal.note, background=config.checkpoint.background)
 
 

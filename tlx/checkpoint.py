@@ -13,7 +13,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,11 +57,13 @@ class Checkpoints:
     Attributes:
         keep: so many of the newest stay, and with each the best ones that its state names (`leaders`).
         every: those at multiples of so many steps stay for good; 0 for none.
+        earlier: (interval, last step) of those that stay for good by what `every` has been before.
     """
 
     folder: Path
     keep: int = 2
     every: int = 0
+    earlier: Callable[[], Sequence[tuple[int, int]]] = tuple
 
     def save(self, step: int, snapshot: Snapshot) -> Path:
         """Writes a checkpoint, then moves `latest`, then removes what is no longer needed."""
@@ -171,7 +173,11 @@ class Checkpoints:
 
     def _for_good(self, path: Path) -> bool:
         number = path.name.removeprefix("step-")
-        return self.every > 0 and number.isdigit() and int(number) % self.every == 0
+        if not number.isdigit():
+            return False
+        step = int(number)
+        intervals = [self.every, *(every for every, until in self.earlier() if step <= until)]
+        return any(every > 0 and step % every == 0 for every in intervals)
 
 
 def read(path: Path) -> Snapshot:

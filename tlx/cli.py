@@ -6,6 +6,7 @@ code into 1, a banner and perhaps a restart: under them a mistake and a requeste
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -26,7 +27,7 @@ from tlx.cli_track import track
 from tlx.cli_weights import weights
 from tlx.errors import TlxError, UserError
 from tlx.launcher import launched, rank
-from tlx.terminal import escaped, hand_over, say
+from tlx.terminal import escaped, flush, hand_over, say
 
 app = typer.Typer(
     help="Transfer learning for images at cluster scale: data -> plan -> loop.",
@@ -83,15 +84,17 @@ def train(
     try:
         wanted = configs.load(config, overrides or ())
     except UserError as error:
-        training.tell_run(config, overrides or (), error)
+        training.tell_run(config, overrides or (), error, extends=extend or rest)
         raise
     result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True)
     if result is not None and rank() == 0:
+        from tlx.report import is_drawn
         from tlx.result import summary
 
-        say(summary(result))
-        if (wanted.run / "report.html").exists():
-            say(f"  report: {wanted.run / 'report.html'}")
+        with contextlib.suppress(OSError, ValueError):  # of a reader that has gone: the training is done all the same
+            say(summary(result))
+            if is_drawn(wanted.run):
+                say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
 
 
@@ -219,7 +222,6 @@ def main() -> None:
         say(f"fault: {error}", error=True)
         code = 1
     except BrokenPipeError:  # who reads it has enough: `tlx plan c.yaml | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         code = 1
     except OSError as error:
         said = _said(error)
@@ -285,9 +287,8 @@ def _leave(code: int) -> None:
     """Ends the process with the code that the exit contract promises."""
     if launched() and code in (2, RESUMABLE):
         code = 0
+    flush()
     if "WORLD_SIZE" in os.environ:
         # threads of gloo now and then abort a process that leaves through the interpreter's own end, or keep it long
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

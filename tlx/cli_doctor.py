@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tlx.errors import UserError
+from tlx.terminal import flush
 
 if TYPE_CHECKING:
     from tlx.doctor.findings import Section
@@ -43,7 +43,7 @@ def doctor(
     def give_up(last: Section) -> None:
         output.add(last)
         output.end()
-        sys.stdout.flush()
+        flush()
         os._exit(1)
 
     for section in examine(wanted, quick=quick, wait_s=wait, give_up=give_up):

@@ -28,7 +28,7 @@ from tlx.files import json_text, write_whole
 from tlx.older_meaning import refuse_other_meaning
 from tlx.parsing import from_json, from_yaml
 from tlx.plan import Phase, Plan
-from tlx.written_config import essential, meant
+from tlx.written_config import essential, hints, meant
 
 if TYPE_CHECKING:
     from tlx.progress import Progress
@@ -67,6 +67,7 @@ class Extension:
         former: the configuration of before, as plain data.
         result: of before, where the run was done.
         step: that the run has reached; `steps`: of the plan before, and of the plan now.
+        kept: checkpoints at multiples of so many steps stayed for good by the plan before; 0 for none.
     """
 
     config: Config
@@ -76,6 +77,25 @@ class Extension:
     step: int
     steps: tuple[int, int]
     rest: bool
+    kept: int = 0
+
+    def record(self, folder: Path) -> None:
+        """Notes down what was before. Only :meth:`commit` makes it true: see :func:`earlier`."""
+        entry = {
+            "step": self.step,
+            "steps": list(self.steps),
+            "rest": self.rest,
+            "kept": self.kept,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "before": {"config": self.former, "result": self.result},
+            "asked": shape(self.asked),
+            "now": shape(self.config),
+        }
+        known = _recorded(folder)
+        if known and _is_pending(known[-1], folder):  # of a start that was killed in here
+            killed = known.pop()
+            entry["before"] = {"config": self.former, "result": self.result or killed["before"]["result"]}
+        write_whole(folder / FILE, json_text([*known, entry]))
 
     def commit(self, folder: Path, plan: Mapping[str, Any]) -> None:
         """The folder is from now on that of the longer run. Killed at any point, the same command goes on.
@@ -83,31 +103,29 @@ class Extension:
         Args:
             plan: for plan.json.
         """
-        entry = {
-            "step": self.step,
-            "steps": list(self.steps),
-            "rest": self.rest,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "before": {"config": self.former, "result": self.result},
-            "asked": shape(self.asked),
-            "now": shape(self.config),
-        }
-        known = earlier(folder)
-        if known and known[-1]["before"]["config"] == _as_json(self.former):  # of a start that was killed in here
-            killed = known.pop()
-            entry["before"] = {"config": self.former, "result": self.result or killed["before"]["result"]}
-        write_whole(folder / FILE, json_text([*known, entry]))
-        (folder / "result.json").unlink(missing_ok=True)  # before the configuration: it is not the result of that
+        for of_before in ("result.json", "report.html"):  # before the configuration: they are not the result of that
+            (folder / of_before).unlink(missing_ok=True)
         write_whole(folder / "config.yaml", dump(self.config))
         write_whole(folder / "plan.json", json_text(plan))
 
 
 def earlier(folder: Path) -> list[dict[str, Any]]:
-    """The extensions of a run so far, in order.
+    """The extensions of a run so far, in order, without one that was killed before it took place.
 
     Raises:
         UserError: the file is not what tlx wrote.
     """
+    entries = _recorded(folder)
+    return entries[:-1] if entries and _is_pending(entries[-1], folder) else entries
+
+
+def kept_for_good(folder: Path) -> list[tuple[int, int]]:
+    """(interval, last step) of the checkpoints that stay for good by the plans before extensions."""
+    entries = earlier(folder)
+    return [(int(e["kept"]), int(e["step"])) for e in entries if e.get("kept")]
+
+
+def _recorded(folder: Path) -> list[dict[str, Any]]:
     file = folder / FILE
     if not file.exists():
         return []
@@ -118,6 +136,21 @@ def earlier(folder: Path) -> list[dict[str, Any]]:
         raise UserError(f"is not what tlx wrote: {error}", where=str(file), todo="restore it, or --fresh") from error
 
 
+def _is_pending(entry: Mapping[str, Any], folder: Path) -> bool:
+    """Whether config.yaml still says what it said before an extension."""
+    try:
+        written = _as_json(from_yaml((folder / "config.yaml").read_text(encoding="utf-8")))
+        before = entry["before"]["config"]
+        same = essential(written) == essential(before)
+        return same or essential(_as_json(_plain(meant(written)))) == essential(_as_json(_plain(meant(before))))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
+        return False  # that is told where it is read
+
+
+def _plain(config: Config) -> Any:
+    return yaml.safe_load(dump(config))
+
+
 def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Extensions as result.json tells them."""
     return [{key: entry[key] for key in ("step", "steps", "rest", "time")} for entry in entries]
@@ -125,7 +158,7 @@ def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def shape(config: Config) -> dict[str, Any]:
     """What shapes the plan of a configuration, as plain data."""
-    raw = yaml.safe_load(dump(config))
+    raw = _plain(config)
     return {key: _as_json(raw[key]) for key in SHAPE}
 
 
@@ -169,24 +202,27 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
         return None
     barred = [key for key in changed if not key.startswith(FUTURE)]
     if barred:
-        lines = differences({k: old.get(k) for k in barred}, {k: new.get(k) for k in barred})
-        raise UserError(
-            "--extend changes the plan from here on, and these settings are of the whole training:\n    "
-            + "\n    ".join(lines),
-            where=str(folder),
-            todo=f"take them back; {', '.join(FUTURE)} may change",
-        )
+        raise _barred({k: old.get(k) for k in barred}, {k: new.get(k) for k in barred}, former, folder)
     refuse_other_meaning(folder, before, essential(former))
     progress = _progress(folder)
     compiled = extend.compiler(config)
     plan = _as_it_was(before, compiled, progress, folder)
-    made, now = _made(before, config, compiled, progress, plan, rest=extend.rest, folder=folder)
     result = RunFolder(folder).result()
     done = result is not None and result.get("finished") is True
+    now = compile_from_here(config, compiled, progress)
+    differ, made = past_differences(plan, now, progress.step), config
+    if differ:
+        found = with_rest(config, compiled, progress, plan)
+        if found is None or not extend.rest:
+            adds = found is not None and (not done or found[1].steps > progress.step)
+            raise _refused(differ, before, config, plan, now, progress.step, rest=adds, folder=folder)
+        made, now = found
     if done and now.steps <= progress.step:
         raise _nothing_added(now, progress.step, folder)
     steps = (plan.steps, now.steps)
-    return Extension(made, config, former, result if done else None, progress.step, steps, made != config)
+    every = before.checkpoint.keep.every
+    kept = plan.interval(every) if every else 0
+    return Extension(made, config, former, result if done else None, progress.step, steps, made != config, kept)
 
 
 def _as_it_was(before: Config, compiled: Compile, progress: Progress, folder: Path) -> Plan:
@@ -200,18 +236,17 @@ def _as_it_was(before: Config, compiled: Compile, progress: Progress, folder: Pa
         ) from error
 
 
-def _made(
-    before: Config, config: Config, compiled: Compile, progress: Progress, plan: Plan, *, rest: bool, folder: Path
-) -> tuple[Config, Plan]:
-    """The configuration to go on by, and its plan; `plan` is the one of before."""
-    now = compile_from_here(config, compiled, progress)
-    differ = past_differences(plan, now, progress.step)
-    if not differ:
-        return config, now
-    found = with_rest(config, compiled, progress, plan)
-    if found is None or not rest:
-        raise _refused(differ, before, config, plan, now, progress.step, rest=found is not None, folder=folder)
-    return found
+def _barred(old: Mapping[str, Any], new: Mapping[str, Any], former: Mapping[str, Any], folder: Path) -> UserError:
+    """Of keys that may not change."""
+    later = hints(essential(former))
+    lines = [line + later.get(line.partition(":")[0], "") for line in differences(old, new)]
+    todo = "say them as they were" if old.keys() <= later.keys() else "take them back"
+    return UserError(
+        "--extend changes the plan from here on, and these settings are of the whole training:\n    "
+        + "\n    ".join(lines),
+        where=str(folder),
+        todo=f"{todo}; {', '.join(FUTURE)} may change",
+    )
 
 
 def _nothing_added(now: Plan, step: int, folder: Path) -> UserError:

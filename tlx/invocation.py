@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,13 @@ from tlx.data.location import command_line
 from tlx.launcher import launched
 
 _SCRIPTS = ("tlx", "torchrun", "accelerate")
+_MODULES = (
+    *("tlx", "torch.distributed.run", "torch.distributed.launch"),
+    *("accelerate.commands.launch", "accelerate.commands.accelerate_cli"),
+)
+_OPTION = re.compile(r"--?[\w-]+=")
+_ASSIGNED = re.compile(r"(--?[\w-]+=)?[A-Za-z_]\w*=")
+_SECRET = re.compile("key|secret|token|password", re.IGNORECASE)
 
 
 def command(run: Path) -> str:
@@ -34,7 +42,8 @@ def _own_words(words: Sequence[str]) -> list[str] | None:
 
 
 def _of_ancestor(own: Sequence[str]) -> list[str] | None:
-    """The uppermost process above that was given the same words: a launcher, or what a person runs commands with."""
+    """The uppermost launcher above that was given the same words. What else may stand above (env, sudo, a container's
+    program) is left out: the words of it are not known here, and environments with secrets are among them."""
     import psutil
 
     found = None
@@ -42,20 +51,38 @@ def _of_ancestor(own: Sequence[str]) -> list[str] | None:
         for process in psutil.Process().parents():
             words = process.cmdline()
             if own and len(words) > len(own) and words[-len(own) :] == list(own):
-                found = _typed(words)
+                found = _typed(words[: -len(own)]) or found
     except (psutil.Error, OSError):  # it is gone, or another user's
         pass
-    return found
+    return [*_masked(found), *own] if found else None
 
 
-def _typed(words: Sequence[str]) -> list[str]:
-    """Without the interpreter's path, and that of a script which the shell has found."""
+def _typed(words: Sequence[str]) -> list[str] | None:
+    """Of a launcher, or of tlx: without the interpreter's path, and that of a script which the shell has found. None of
+    any other program."""
     program, *rest = words
-    if Path(program).name.startswith("python"):
-        if rest and Path(rest[0]).name in _SCRIPTS:
-            return [Path(rest[0]).name, *rest[1:]]
-        program = "python"
-    return [program, *rest]
+    name = Path(program).name
+    if name in _SCRIPTS:
+        return [name, *rest]
+    if not name.startswith("python"):
+        return None
+    if rest and Path(rest[0]).name in _SCRIPTS:
+        return [Path(rest[0]).name, *rest[1:]]
+    at = rest.index("-m") + 1 if "-m" in rest else len(rest)
+    return ["python", *rest] if at < len(rest) and rest[at] in _MODULES else None
+
+
+def _masked(words: Sequence[str]) -> list[str]:
+    """Without the values of variables, and of options that are named after a secret."""
+    made: list[str] = []
+    for before, word in zip(("", *words), words, strict=False):
+        if before.startswith("-") and "=" not in before and _SECRET.search(before) and not word.startswith("-"):
+            made.append("...")
+        elif assigned := _ASSIGNED.match(word) or (_SECRET.search(word) and _OPTION.match(word)):
+            made.append(f"{assigned[0]}...")
+        else:
+            made.append(word)
+    return made
 
 
 def _rebuilt(own: Sequence[str], environment: Mapping[str, str]) -> list[str]:

@@ -201,7 +201,8 @@ class Plan:
         return tuple(p.name for p in self.phases if any(p.norm_state(y).statistics == "moving" for y in norms))
 
     def interval(self, every: Duration) -> int:
-        """In steps, at least 1; percent is of the plan as it was planned, so that an interval never changes."""
+        """In steps, at least 1; percent is of the plan as it was planned, so that a phase that ends early changes
+        nothing. A longer plan (`--extend`) has another interval."""
         return max(every.steps(epoch=self.steps_per_epoch, whole=self.planned), 1)
 
     def phase(self, step: int) -> Phase:

@@ -196,7 +196,7 @@ def periods_without_end(config: Config, plan: Plan, world: int) -> list[str]:
 
 
 def stale_optimizer_state(config: Config, plan: Plan, world: int) -> list[str]:
-    return stale_state.warnings(plan)
+    return stale_state.warnings(plan, config.optimizer)
 
 
 def average(config: Config, plan: Plan, world: int) -> list[str]:

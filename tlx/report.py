@@ -58,6 +58,14 @@ def report_run(folder: Path) -> Path:
     return _write_run(_section(history, history.name))[-1]
 
 
+def is_drawn(folder: Path) -> bool:
+    """Whether the report in a folder is that of its result, and not of an earlier one."""
+    try:
+        return (folder / "report.html").stat().st_mtime_ns >= (folder / "result.json").stat().st_mtime_ns
+    except OSError:
+        return False
+
+
 def _section(history: History, name: str) -> Section:
     drawn = (figures.curves(history), figures.phases([history], [name]))
     return Section(history, name, {caption: png for caption, png in zip(FILES, drawn, strict=True) if png is not None})

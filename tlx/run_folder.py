@@ -84,10 +84,12 @@ class RunFolder:
     """Holds everything needed to resume, to understand and to reproduce one training.
 
     Attributes:
+        spares_resumable: a mistake is none of the run's, which may go on without it, such as a refused extension.
         lock: while this process trains in it.
     """
 
     path: Path
+    spares_resumable: bool = False
     lock: RunLock | None = field(default=None, init=False)
 
     @property
@@ -154,7 +156,9 @@ class RunFolder:
         that runs here, nor for one that is done."""
         with contextlib.suppress(OSError):
             if self.path.is_dir() and not self.done and (self.lock is not None or holder(self.path) is None):
-                self.say(status, **about)
+                known = (self._read("status.json") or {}).get("status")
+                if not (self.spares_resumable and known == "resumable"):
+                    self.say(status, **about)
 
     def release(self) -> None:
         """Others may train here."""

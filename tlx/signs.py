@@ -11,7 +11,6 @@ import dataclasses
 import json
 import os
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch.distributed as dist
+
+from tlx.terminal import flush
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -121,8 +122,7 @@ class Wire:
     def _leave(self) -> None:
         """A thread inside of a store that does not answer would abort the process at the interpreter's end."""
         if self._thread.is_alive():
-            sys.stdout.flush()
-            sys.stderr.flush()
+            flush()
             os._exit(0 if self.own.state == "left" else 1)
 
     def _serve(self) -> None:

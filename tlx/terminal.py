@@ -6,7 +6,9 @@ escaped at this boundary, and a new command gets it for free: it calls `say`, ne
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import shutil
 import sys
 import textwrap
@@ -44,8 +46,14 @@ def escaped(text: object, *, lines: bool = False) -> str:
 
 
 def say(text: object, *, error: bool = False, end: str = "\n") -> None:
-    """Prints a message for people, escaped, on stdout or stderr."""
-    _write(escaped(text, lines=True) + end, sys.stderr if error else sys.stdout)
+    """Prints a message for people, escaped, on stdout or stderr. What stderr does not take is left out: a message about
+    a mistake must not become a fault of its own."""
+    written = escaped(text, lines=True) + end
+    if not error:
+        _write(written, sys.stdout)
+        return
+    with contextlib.suppress(OSError, ValueError):
+        _write(written, sys.stderr)
 
 
 def hand_over(text: object, *, end: str = "\n") -> None:
@@ -142,7 +150,22 @@ def drawn(*parts: RenderableType, columns: int | None = None) -> str:
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines())
 
 
-def _write(text: str, file: IO[str]) -> None:
+def flush() -> None:
+    """Before this process ends: hands over what was printed, and drops what nobody takes, which would change its exit
+    code."""
+    for file in (sys.stdout, sys.stderr):
+        if file is None:
+            continue
+        try:
+            file.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())
+
+
+def _write(text: str, file: IO[str] | None) -> None:
+    if file is None or file.closed:  # the shell's `>&-`
+        return
     # in another encoding, or with a surrogate of a file's name, a message must not become a traceback
     encoding = getattr(file, "encoding", None) or "utf-8"
     file.write(text.encode(encoding, "backslashreplace").decode(encoding))

@@ -15,7 +15,7 @@ import yaml
 from tlx.build import compose, plans_of, together
 from tlx.config import Config
 from tlx.errors import UserError
-from tlx.extend import Extend, Extension
+from tlx.extend import Extend, Extension, earlier
 from tlx.launcher import rank, ranked, relaunched
 from tlx.parts import backbone_of
 from tlx.run_folder import Claim, RunFolder, Start
@@ -44,6 +44,7 @@ def train(
     start, began = Start(fresh, extend, rest), time.time()
     folder = RunFolder(config.run)
     watch = Watch(folder, patience_s=60 * config.world.timeout_minutes, ends=command or ranked())
+    folder.spares_resumable = start.extends
     # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
     with contextlib.ExitStack() as leaving:
         try:
@@ -70,6 +71,7 @@ def _train(
 ) -> Mapping[str, Any] | None:
     from tlx import world as worlds
     from tlx.preempt import StopRequest
+    from tlx.report import is_drawn
 
     world = worlds.enter(config, watch)
     leaving.callback(world.leave)
@@ -79,7 +81,7 @@ def _train(
     if claim.result is not None:
         if world.main:
             folder.say("done")
-            if config.track.report and not (folder.path / "report.html").exists():  # a kill came before it
+            if config.track.report and not is_drawn(folder.path):  # a kill came before it
                 draw(folder.path)
         return claim.result
     if extension is None:
@@ -109,17 +111,35 @@ def _claimed(config: Config, folder: RunFolder, start: Start, ranks: int) -> Cla
     wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest) if start.extends else None
     claim = folder.prepare(config, fresh=start.fresh and not relaunched(), extend=wish)
     if wish is not None and claim.extension is None:
-        say("note: --extend: this is the configuration of the run already; nothing is extended", error=True)
+        is_extended = claim.result is None and bool(earlier(folder.path))
+        what = "the run is extended already; going on" if is_extended else "nothing is extended"
+        say(f"note: --extend: this is the configuration of the run already; {what}", error=True)
     return claim
 
 
 def _extend(run: Run, folder: RunFolder, extension: Extension) -> None:
-    """Nothing is left that speaks against it: from here on the folder is that of the longer run."""
+    """Nothing is left that speaks against it: from here on the folder is that of the longer run.
+
+    Raises:
+        UserError: it is of another training, or its folder cannot be written.
+    """
     from tlx.resume import check_resumable
 
     check_resumable(run, extension)
-    extension.commit(folder.path, run.plan.data())
-    folder.say("running")
+    was_done = folder.done
+    try:
+        extension.record(folder.path)
+        folder.say("running")
+        extension.commit(folder.path, run.plan.data())
+    except OSError as error:
+        if was_done and folder.done:
+            with contextlib.suppress(OSError):
+                folder.say("done")
+        raise UserError(
+            f"cannot be written: {error.strerror or error}",
+            where=str(error.filename or folder.path),
+            todo="make room, or mend that; the same command extends the run",
+        ) from error
     before, now = extension.steps
     run.journal.note(f"extended at step {extension.step}: the plan had {before} steps and has {now}")
 
@@ -198,13 +218,17 @@ def draw(folder: Path) -> None:
         say(f"warning: no report was drawn ({why})\n  -> tlx report {shlex.quote(str(folder))}", error=True)
 
 
-def tell_run(file: Path, overrides: Sequence[str], error: UserError) -> None:
-    """Writes into status.json that a configuration is wrong, as far as it still says which run it is of."""
+def tell_run(file: Path, overrides: Sequence[str], error: UserError, *, extends: bool = False) -> None:
+    """Writes into status.json that a configuration is wrong, as far as it still says which run it is of.
+
+    Args:
+        extends: it was for an extension: without it, the run may go on all the same.
+    """
     words = [word.partition("=")[2] for word in overrides if word.startswith("run=")]
     with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
         run = words[-1] if words else yaml.safe_load(file.read_text(encoding="utf-8"))["run"]
         if rank() == 0:
-            RunFolder(Path(run)).say_if_there("user-error", message=str(error)[:2000])
+            RunFolder(Path(run), extends).say_if_there("user-error", message=str(error)[:2000])
 
 
 def fetch(config: Config) -> None:

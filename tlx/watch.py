@@ -442,8 +442,9 @@ class Watch:
         self._verdict = verdict
         refused = verdict.kind == "refused"
         wish, wish_s = self.last_wish, min(self.patience_s, _WISH_S)
-        # should the disk be what hangs
-        faulthandler.dump_traceback_later(20 + (wish_s if wish else 0), exit=True, file=sys.__stderr__ or 2)
+        with contextlib.suppress(OSError, ValueError, RuntimeError):  # of a stderr that is closed
+            # should the disk be what hangs
+            faulthandler.dump_traceback_later(20 + (wish_s if wish else 0), exit=True, file=sys.__stderr__ or 2)
         say(f"{'error' if refused else 'fault'}: {verdict.message}", error=True)
         self.say("user-error" if refused else "fault", verdict.message)
         self._tell("told")

@@ -45,10 +45,19 @@ def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) ->
         then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
     except ConfigError as error:
         return [*differences(before, essential(now)), *error.problems]
-    hints = {
-        key: f", a key that came later: {key}={json.dumps(value)} goes on as it began" for key, value in later.items()
-    }
+    hints = {key: _hint(key, value) for key, value in later.items()}
     return [line + hints.get(line.partition(":")[0], "") for line in differences(then, essential(now))]
+
+
+def hints(before: Mapping[str, Any]) -> dict[str, str]:
+    """What to say behind a difference in a key that came after a configuration (as :func:`essential` gives it), by
+    key."""
+    later = BEFORE_THEY_CAME.items()
+    return {key: _hint(key, value) for key, (needs, value) in later if needs in before and key not in before}
+
+
+def _hint(key: str, value: Any) -> str:
+    return f", a key that came later: {key}={json.dumps(value)} goes on as it began"
 
 
 def _reread(before: Mapping[str, Any], now: Mapping[str, Any]) -> Config:

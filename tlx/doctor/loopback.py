@@ -18,7 +18,7 @@ from datetime import timedelta
 from tlx.doctor.findings import Finding, ok, warning
 from tlx.doctor.network import INTERFACES, free_port
 from tlx.doctor.traffic import Traffic
-from tlx.terminal import hand_over
+from tlx.terminal import flush, hand_over
 
 _LIMIT_S = 30.0
 _RANKS = 2
@@ -84,7 +84,7 @@ def main() -> None:
     if dist.get_rank() == 0:
         hand_over(json.dumps(found.plain()))
     dist.barrier()
-    sys.stdout.flush()
+    flush()
     os._exit(0)  # threads of gloo now and then abort a process that leaves through the interpreter's own end
 
 
