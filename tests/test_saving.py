@@ -56,6 +56,15 @@ def test_the_last_the_best_and_those_for_good_stay(tmp_path):
     assert (tmp_path / "best").resolve().name == "step-00000050"
 
 
+def test_what_was_kept_for_good_stays_when_the_interval_becomes_another_one(tmp_path):
+    """10% of 40 steps, and of 100 after the run was extended."""
+    for every, saved in ((4, (4, 6, 8)), (10, (10, 14, 20, 24))):
+        checkpoints = Checkpoints(tmp_path, keep=1, every=every)
+        for step in saved:
+            checkpoints.save(step, snapshot(step, (step,)))
+    assert steps(tmp_path) == [4, 8, 10, 20, 24]
+
+
 def test_what_a_killed_process_was_writing_is_swept_away(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, snapshot())

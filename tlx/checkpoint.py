@@ -8,6 +8,7 @@ the hashes of the other files, and its own.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -56,7 +57,7 @@ class Checkpoints:
 
     Attributes:
         keep: so many of the newest stay, and with each the best ones that its state names (`leaders`).
-        every: those at multiples of so many steps stay for good; 0 for none.
+        every: those at multiples of so many steps stay for good, whatever it is later; 0 for none.
     """
 
     folder: Path
@@ -80,7 +81,7 @@ class Checkpoints:
         shutil.rmtree(beside, ignore_errors=True)
         try:
             beside.mkdir(parents=True)
-            _write(beside, snapshot)
+            _write(beside, self._marked(path, snapshot))
         except (
             OSError,
             RuntimeError,
@@ -169,7 +170,20 @@ class Checkpoints:
             if path not in needed and not self._for_good(path):
                 shutil.rmtree(path)
 
+    def _marked(self, path: Path, snapshot: Snapshot) -> Snapshot:
+        """Says in the checkpoint that it stays for good, since `every` may be another one for a longer plan."""
+        if not self._due(path):
+            return snapshot
+        return dataclasses.replace(snapshot, state={**snapshot.state, "for_good": True})
+
     def _for_good(self, path: Path) -> bool:
+        if self._due(path):
+            return True
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            return _state(path).get("for_good") is True
+        return False
+
+    def _due(self, path: Path) -> bool:
         number = path.name.removeprefix("step-")
         return self.every > 0 and number.isdigit() and int(number) % self.every == 0
 
