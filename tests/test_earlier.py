@@ -57,6 +57,14 @@ def test_a_finished_run_shows_its_result(v0_1):
     assert (v0_1 / "runs/finished/result.json").read_bytes() == before
 
 
+def test_a_finished_run_that_kept_the_worst_shows_its_result_too(v0_1):
+    file = v0_1 / "runs/finished/config.yaml"
+    file.write_text(
+        file.read_text().replace("  metric: val/top1\n  mode: max\n  top_k", "  metric: val/loss\n  mode: max\n  top_k")
+    )
+    assert train(configs.load("finished.yaml", ["evaluate={metric: val/loss}"]), fresh=False)["step"] == 15
+
+
 def test_a_stopped_run_goes_on_to_the_same_weights(v0_1):
     result = train(configs.load("stopped.yaml"), fresh=False)
     assert result["step"] == 18

@@ -78,6 +78,8 @@ def test_a_last_norm_thaws_with_the_head_where_nothing_is_between_them():
     assert [(p.name, trained(p)[0]) for p in phases] == [
         ("head", "norm"), ("from_blocks.0", "blocks.0"), ("from_embed", "embed"),
     ]  # fmt: skip
+    assert trained(unfreeze.last_n(vit, n=0)[0]) == ["norm", "head"]
+    assert trained(unfreeze.two_phase(vit)[0]) == trained(unfreeze.head_only(vit)[0]) == ["head"]
 
 
 def test_norms_and_biases_only():

@@ -61,7 +61,8 @@ def two_phase(layers: LayerMap, *, first: Literal["head", "classifier"] = "head"
 def last_n(layers: LayerMap, *, n: Annotated[int, Field(ge=0)]) -> list[Assignment]:
     """The head and the `n` depths of the backbone next to it train.
 
-    With n = 0 the head alone, as in `two_phase`; from 1 on also the rest of the classifier block.
+    With n = 0 the head, as in the first phase of `gradual`; from 1 on also the rest of the classifier block. Without
+    such a block, what shares the head's depth trains with it: a vision transformer's last norm.
     """
     bodies = _backbone_order(layers)
     if n > len(bodies):
@@ -80,8 +81,9 @@ def gradual(
     """One layer more every so often, from the head down to the input (Howard and Ruder 2018, ULMFiT).
 
     The order is that of thawing, not of rates: the head; the rest of the classifier block, where there is one (VGG's
-    two linear layers); then the backbone's depths from the top. The phases are called ``head``, ``classifier``, and
-    ``from_NAME`` after the lowest layer that trains.
+    two linear layers); then the backbone's depths from the top. Where there is none, what shares the head's depth thaws
+    with it, a vision transformer's last norm; in `two_phase` and `head_only` that stays frozen with the backbone. The
+    phases are called ``head``, ``classifier``, and ``from_NAME`` after the lowest layer that trains.
 
     Args:
         every: how long each phase lasts.
