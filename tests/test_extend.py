@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import shutil
+import signal
 
 import pytest
 import torch
@@ -515,6 +516,13 @@ def test_a_key_that_came_later_is_not_to_be_taken_back(raw, finished, tmp_path):
         refused.value
     )
     assert "take them back" not in str(refused.value)
+
+
+def test_while_the_report_is_drawn_signals_act_as_before(raw, tmp_path, monkeypatch):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(training, "draw", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+    train(raw(tmp_path / "run"))
+    assert seen == [before]
 
 
 @pytest.mark.slow

@@ -363,6 +363,26 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) ->
         report([run])
 
 
+def test_of_many_rows_of_training_some_thousand_are_drawn_and_every_evaluation(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", accuracies=())
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in range(1, 100_001):
+            phase = "feature_extraction" if step <= 33_333 else "fine_tuning"
+            row = {"step": step, "epoch": step / 1e4, "phase": phase}
+            said = row | {"train/loss": 1.0, "train/lr_head": 0.01, "best/val/top1": 0.5}
+            file.write(json.dumps(said) + "\n")
+            if step % 1000 == 0:
+                file.write(json.dumps(row | {"val/top1": step / 1e5, "train/loss": 2.0}) + "\n")
+        file.write('{"step": 100001, "pha')
+    history = read_history(run)
+    steps = [row["step"] for row in history.rows if "train/lr_head" in row]
+    assert 3500 <= len(steps) <= 4500
+    assert {1, 33_333, 33_334} <= set(steps)
+    assert len(figures.points(history, "val/top1")) == 100
+    assert len(figures.points(history, "train/loss", logged=False)) == 100
+    assert (history.step, history.best.step, history.phases[0].stop) == (100_000, 100_000, 33_333)
+
+
 def test_matplotlib_and_jinja_come_with_the_report_not_with_the_import() -> None:
     code = "import sys, tlx.report; sys.exit(bool({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,6 +17,9 @@ from tlx.tracking.metrics import read_rows
 SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 """A folder with one of these is a run's."""
 
+MOST_ROWS = 4000
+"""Of training alone: more than a picture has columns of pixels for."""
+
 _MOST = 1e100
 """Numbers from here on are taken for none, as those that are not finite: their squares and axes are not either."""
 
@@ -78,7 +81,7 @@ class History:
 
     Attributes:
         name: of the folder; `named` makes it differ between runs.
-        rows: of metrics.jsonl, those with a step; values that are no finite numbers are NaN.
+        rows: of metrics.jsonl, those with a step, of training alone about `MOST_ROWS`; values that are no finite numbers are NaN.
         step: updates done. `steps`: planned.
         phases: those that have begun.
         best: by `metric`.
@@ -138,7 +141,8 @@ def read_history(path: Path) -> History:
         UserError: it is not a run folder.
     """
     _check(path)
-    rows = tuple(_row(r) for r in read_rows(path / "metrics.jsonl") if math.isfinite(_number(r.get("step"))))
+    found = read_rows(path / "metrics.jsonl", most=MOST_ROWS)
+    rows = tuple(_row(r) for r in found if math.isfinite(_number(r.get("step"))))
     plan, written, config = _json(path / "plan.json"), _json(path / "result.json"), _text(path / "config.yaml")
     result = {} if written.get("finished") is False else written  # one that is not tells of unreadable samples alone
     details = written or _of_checkpoint(path)
