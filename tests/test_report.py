@@ -338,6 +338,20 @@ def test_many_phases_and_hostile_names_are_drawn_and_escaped(tmp_path: Path, cap
     assert "_a $x_{ [red]b" in capsys.readouterr().out  # no markup of the terminal's
 
 
+def test_control_characters_reach_neither_pages_nor_warnings(tmp_path: Path, recwarn) -> None:
+    evil = "a\x1b[2J\u202eb"
+    run = finish(write_run(tmp_path / evil, phases=((evil, 5, "all"),)), classes=[evil] * 3, phases={})
+    out = report([run], out=tmp_path / "out")[-1]
+    for page in (out, run / "report.html"):
+        assert not {"\x1b", "\u202e"} & set(page.read_text())
+        assert "a\\x1b[2J\\u202eb" in Page(page).text
+    assert [str(w.message) for w in recwarn if "Glyph" in str(w.message)] == []
+    assert read_history(run).name == named([read_history(run)])[0] == "a\\x1b[2J\\u202eb"
+    assert figures.clipped(evil, 40) == "a\\x1b[2J\\u202eb"
+    figures.png(lambda figure: figure.suptitle("\x1b"), width=1, height=1)
+    assert [str(w.message) for w in recwarn if "Glyph" in str(w.message)] == []
+
+
 @pytest.mark.parametrize(
     ("given", "what", "todo"),
     [

@@ -139,6 +139,12 @@ def test_a_reader_that_has_gone_ends_what_is_shown_and_not_the_training():
     assert done.stderr == ""
 
 
+def test_a_name_between_colons_is_no_emoji():
+    out = io.StringIO()
+    Console(10, True, file=out).note("class a:dog: is one")
+    assert out.getvalue() == "class a:dog: is one\n"
+
+
 # --- control characters
 
 

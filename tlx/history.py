@@ -12,6 +12,7 @@ from tlx.errors import UserError, did_you_mean
 from tlx.metrics import ACCURACY as ACCURACY
 from tlx.metrics import WEIGHTS, Metric
 from tlx.parsing import from_json, from_yaml
+from tlx.terminal import escaped
 from tlx.tracking.metrics import read_rows
 
 SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
@@ -80,8 +81,9 @@ class History:
     """One training, from the files of its run folder; what is not known is None or empty.
 
     Attributes:
-        name: of the folder; `named` makes it differ between runs.
-        rows: of metrics.jsonl, those with a step, of training alone about `MOST_ROWS`; values that are no finite numbers are NaN.
+        name: of the folder, escaped; `named` makes it differ between runs.
+        rows: of metrics.jsonl, those with a step, of training alone about `MOST_ROWS`; values that are no finite
+            numbers are NaN.
         step: updates done. `steps`: planned.
         phases: those that have begun.
         best: by `metric`.
@@ -154,7 +156,7 @@ def read_history(path: Path) -> History:
     wanted = Wanted(wanted.metric, best.weights if best else "raw")
     return History(
         path=path,
-        name=path.resolve().name,
+        name=escaped(path.resolve().name),
         status=status,
         rows=rows,
         step=step,
@@ -174,7 +176,7 @@ def named(histories: Sequence[History]) -> list[str]:
     """A name for each run, as short as may be: folders of the same name get those above them in front."""
     parts = [h.path.resolve().parts for h in histories]
     for length in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(p[-length:]) for p in parts]
+        names = [escaped("/".join(p[-length:])) for p in parts]
         if len(set(names)) == len(names):
             break
     return names
