@@ -24,6 +24,7 @@ from tlx.errors import UserError
 from tlx.plan import Plan
 from tlx.result import result_of
 from tlx.resume import resume, save_when_due
+from tlx.run_folder import versions
 from tlx.step_timer import StepTimer
 from tlx.terminal import escaped, folded, say
 from tlx.timetable import timetable
@@ -272,8 +273,9 @@ def test_help_is_on_stdout_with_0(words, flag):
 
 
 def test_the_version_is_told():
+    assert versions()["tlx"] == "0.2.0"
     shown = tlx("--version")
-    assert (shown.exit_code, shown.stdout) == (0, "tlx 0.1.0\n")
+    assert (shown.exit_code, shown.stdout) == (0, "tlx 0.2.0\n")
 
 
 def test_a_mistake_in_a_command_points_to_its_own_help(monkeypatch, capsys):
