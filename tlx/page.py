@@ -212,7 +212,7 @@ best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.read
 {% endif %}
 
 <h3>To reproduce it</h3>
-{% if details.command %}<pre>{{ details.command }}</pre>{% endif %}
+{% if details.reproduce or details.command %}<pre>{{ details.reproduce or details.command }}</pre>{% endif %}
 {% if details.versions is mapping %}
 <p>{% for package, version in details.versions.items() %}{{ package }} {{ version }}{{ ", " if not loop.last }}
 {%- endfor %}; {{ details.world }} rank{{ "s" if details.world != 1 }}</p>
