@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import html
 import json
 import os
 import shlex
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ from tlx.extend import FILE
 from tlx.report import is_drawn
 from tlx.run_folder import RunFolder
 from tlx.standing import standing
+from tlx.written_config import MAY_CHANGE
 
 STEPS = 3  # of an epoch: 24 samples in batches of 8
 
@@ -138,6 +142,9 @@ def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, t
     assert [e["step"] for e in result["extended"]] == [4 * STEPS]
     assert result["extended"][0]["steps"] == [4 * STEPS, 6 * STEPS]
     assert result["step"] == 6 * STEPS
+    again = f"tlx.training.train(tlx.config.load('{run}/config.yaml', ['run={run}-again']))"
+    assert result["reproduce"].partition("  #")[0] == again
+    assert again in html.unescape((run / "report.html").read_text())
     assert result["phases"]["fine_tuning"]["stop"] == 6 * STEPS
     assert result["samples_seen"] == 6 * 24
     assert "  extended at step 12: 12 -> 18 steps" in standing(run).splitlines()
@@ -515,6 +522,19 @@ def test_a_key_that_came_later_is_not_to_be_taken_back(raw, finished, tmp_path):
         refused.value
     )
     assert "take them back" not in str(refused.value)
+
+
+def test_while_the_report_is_drawn_signals_act_as_before(raw, tmp_path, monkeypatch):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(training, "draw", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
+    train(raw(tmp_path / "run"))
+    assert seen == [before]
+
+
+def test_what_may_change_is_told_in_launch():
+    text = (Path(__file__).parents[1] / "launch" / "README.md").read_text().partition("**Going on.**")[2]
+    said = text.partition("\n\n")[0]
+    assert [key for key in (*extend.FUTURE, *MAY_CHANGE) if f"`{key}`" not in said] == []
 
 
 @pytest.mark.slow

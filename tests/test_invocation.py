@@ -10,7 +10,7 @@ import pytest
 from commands import environment
 
 from tlx import invocation
-from tlx.invocation import command
+from tlx.invocation import command, reproducing
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
@@ -74,6 +74,18 @@ def test_under_srun_without_a_launcher(monkeypatch):
 
 def test_from_python_the_call_with_the_complete_configuration():
     assert command(Path("runs/x")) == "tlx.training.train(tlx.config.load('runs/x/config.yaml'), fresh=False)"
+
+
+def test_an_extended_run_is_trained_again_from_its_own_configuration(monkeypatch):
+    assert reproducing(Path("runs/x"), 4) == (
+        "tlx.training.train(tlx.config.load('runs/x/config.yaml', ['run=runs/x-again']))  # with OMP_NUM_THREADS=4"
+    )
+    monkeypatch.setattr(sys, "argv", [*OWN, "phases.a.duration=9", "--extend"])
+    again = "train runs/x/config.yaml run=runs/x-again"
+    assert reproducing(Path("runs/x"), 4) == f"OMP_NUM_THREADS=4 python -m tlx {again}"
+    for name, value in {"TORCHELASTIC_RUN_ID": "a", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert reproducing(Path("runs/x"), 1) == f"OMP_NUM_THREADS=1 torchrun --nproc-per-node=2 -m tlx {again}"
 
 
 def test_secrets_of_addresses_are_left_out(monkeypatch):

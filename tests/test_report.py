@@ -338,6 +338,20 @@ def test_many_phases_and_hostile_names_are_drawn_and_escaped(tmp_path: Path, cap
     assert "_a $x_{ [red]b" in capsys.readouterr().out  # no markup of the terminal's
 
 
+def test_control_characters_reach_neither_pages_nor_warnings(tmp_path: Path, recwarn) -> None:
+    evil = "a\x1b[2J\u202eb"
+    run = finish(write_run(tmp_path / evil, phases=((evil, 5, "all"),)), classes=[evil] * 3, phases={})
+    out = report([run], out=tmp_path / "out")[-1]
+    for page in (out, run / "report.html"):
+        assert not {"\x1b", "\u202e"} & set(page.read_text())
+        assert "a\\x1b[2J\\u202eb" in Page(page).text
+    assert [str(w.message) for w in recwarn if "Glyph" in str(w.message)] == []
+    assert read_history(run).name == named([read_history(run)])[0] == "a\\x1b[2J\\u202eb"
+    assert figures.clipped(evil, 40) == "a\\x1b[2J\\u202eb"
+    figures.png(lambda figure: figure.suptitle("\x1b"), width=1, height=1)
+    assert [str(w.message) for w in recwarn if "Glyph" in str(w.message)] == []
+
+
 @pytest.mark.parametrize(
     ("given", "what", "todo"),
     [
@@ -361,6 +375,26 @@ def test_a_folder_that_cannot_be_written_is_the_users_to_mend(tmp_path: Path) ->
     (run / "figures").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot be written"):
         report([run])
+
+
+def test_of_many_rows_of_training_some_thousand_are_drawn_and_every_evaluation(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", accuracies=())
+    with (run / "metrics.jsonl").open("w") as file:
+        for step in range(1, 100_001):
+            phase = "feature_extraction" if step <= 33_333 else "fine_tuning"
+            row = {"step": step, "epoch": step / 1e4, "phase": phase}
+            said = row | {"train/loss": 1.0, "train/lr_head": 0.01, "best/val/top1": 0.5}
+            file.write(json.dumps(said) + "\n")
+            if step % 1000 == 0:
+                file.write(json.dumps(row | {"val/top1": step / 1e5, "train/loss": 2.0}) + "\n")
+        file.write('{"step": 100001, "pha')
+    history = read_history(run)
+    steps = [row["step"] for row in history.rows if "train/lr_head" in row]
+    assert 3500 <= len(steps) <= 4500
+    assert {1, 33_333, 33_334} <= set(steps)
+    assert len(figures.points(history, "val/top1")) == 100
+    assert len(figures.points(history, "train/loss", logged=False)) == 100
+    assert (history.step, history.best.step, history.phases[0].stop) == (100_000, 100_000, 33_333)
 
 
 def test_matplotlib_and_jinja_come_with_the_report_not_with_the_import() -> None:

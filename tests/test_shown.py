@@ -24,6 +24,7 @@ from tlx.errors import UserError
 from tlx.plan import Plan
 from tlx.result import result_of
 from tlx.resume import resume, save_when_due
+from tlx.run_folder import versions
 from tlx.step_timer import StepTimer
 from tlx.terminal import escaped, folded, say
 from tlx.timetable import timetable
@@ -138,6 +139,12 @@ def test_a_reader_that_has_gone_ends_what_is_shown_and_not_the_training():
     script = f"{sys.executable} -m tlx models 'res*' | head -1"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+def test_a_name_between_colons_is_no_emoji():
+    out = io.StringIO()
+    Console(10, True, file=out).note("class a:dog: is one")
+    assert out.getvalue() == "class a:dog: is one\n"
 
 
 # --- control characters
@@ -267,8 +274,9 @@ def test_help_is_on_stdout_with_0(words, flag):
 
 
 def test_the_version_is_told():
+    assert versions()["tlx"] == "0.2.0"
     shown = tlx("--version")
-    assert (shown.exit_code, shown.stdout) == (0, "tlx 0.1.0\n")
+    assert (shown.exit_code, shown.stdout) == (0, "tlx 0.2.0\n")
 
 
 def test_a_mistake_in_a_command_points_to_its_own_help(monkeypatch, capsys):

@@ -118,6 +118,17 @@ def test_the_summary_holds_the_best_of_each_metric_over_all_starts(server: FakeS
     assert summary["val/top1"] == 0.75  # the last one, as ever
 
 
+def test_the_summary_keeps_the_best_that_rows_tell(server: FakeServer, folder: Path) -> None:
+    """Theirs is the better of raw and averaged weights."""
+    logger = guarded("wandb", lambda: wandb(RunInfo(folder, "a name", ID, {"seed": 3}, False), project="p"))
+    for step, (raw, averaged) in enumerate([(0.5, 0.7), (0.6, 0.65)], 1):
+        logger.log({"step": step, "val/top1": raw, "ema/val/top1": averaged, "val/loss": 1 / step})
+        logger.log({"step": step, "best/val/top1": 0.7})
+    logger.finish({"finished": True, "step": 2, "best": {"value": 0.7}})
+    found = {k: v for k, v in server.runs[ID].summary.items() if k.startswith("best/")}
+    assert found == {"best/val/top1": 0.7, "best/ema/val/top1": 0.7, "best/val/loss": 0.5}
+
+
 def test_a_run_sends_each_step_once_with_its_evaluation(server: FakeServer, folder: Path, capfd) -> None:
     train(folder, range(1, 8), finished=True)
     run = server.runs[ID]

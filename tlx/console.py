@@ -29,7 +29,7 @@ class Console:
 
     def __init__(self, total_steps: int, enabled: bool, *, file: IO[str] | None = None) -> None:
         self._total, self._enabled = total_steps, enabled
-        self._out = Terminal(file=file, highlight=False, soft_wrap=True)
+        self._out = Terminal(file=file, highlight=False, soft_wrap=True, emoji=False)
         self._bar: Progress | None = None
         self._task: Any = None
         self._said = 0.0

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlx.errors import UserError
 from tlx.history import ACCURACY, History, PhaseAccuracy, Stretch, article_reading, shown, whole, within
+from tlx.terminal import escaped
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,7 +99,8 @@ def png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its font lacks, with the names as they are
         # a figure of its own instead of pyplot: no display is asked for, nothing stays behind
         figure = Figure(figsize=(width, min(height, 60)), layout="constrained")
         FigureCanvasAgg(figure)
@@ -137,10 +140,10 @@ def _title(history: History) -> str:
     if history.best:
         best = shown(history.metric, history.best.value(history.metric))
         weights = " (EMA weights)" if history.best.weights == "ema" else ""
-        words.append(f"best {history.metric}{weights} {best} at epoch {history.epoch(history.best.step):.4g}")
+        words.append(f"best {escaped(history.metric)}{weights} {best} at epoch {history.epoch(history.best.step):.4g}")
     if not history.done:
         of = f" of {history.steps}" if history.steps else ""
-        words.append(f"{history.status}, step {history.step}{of}")
+        words.append(f"{escaped(history.status)}, step {history.step}{of}")
     return clipped(words[0], 70) + "\n" + "  ·  ".join(words[1:])
 
 
@@ -396,5 +399,6 @@ def _bars_height(histories: Sequence[History]) -> float:
 
 
 def clipped(text: str, most: int) -> str:
-    """At most so many letters, the end of a name being what tells it from others."""
+    """At most so many letters, escaped, the end of a name being what tells it from others."""
+    text = escaped(text)
     return text if len(text) <= most else "…" + text[-(most - 1) :]

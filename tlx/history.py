@@ -12,10 +12,14 @@ from tlx.errors import UserError, did_you_mean
 from tlx.metrics import ACCURACY as ACCURACY
 from tlx.metrics import WEIGHTS, Metric
 from tlx.parsing import from_json, from_yaml
+from tlx.terminal import escaped
 from tlx.tracking.metrics import read_rows
 
 SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 """A folder with one of these is a run's."""
+
+MOST_ROWS = 4000
+"""Of training alone: more than a picture has columns of pixels for."""
 
 _MOST = 1e100
 """Numbers from here on are taken for none, as those that are not finite: their squares and axes are not either."""
@@ -77,8 +81,9 @@ class History:
     """One training, from the files of its run folder; what is not known is None or empty.
 
     Attributes:
-        name: of the folder; `named` makes it differ between runs.
-        rows: of metrics.jsonl, those with a step; values that are no finite numbers are NaN.
+        name: of the folder, escaped; `named` makes it differ between runs.
+        rows: of metrics.jsonl, those with a step, of training alone about `MOST_ROWS`; values that are no finite
+            numbers are NaN.
         step: updates done. `steps`: planned.
         phases: those that have begun.
         best: by `metric`.
@@ -138,7 +143,8 @@ def read_history(path: Path) -> History:
         UserError: it is not a run folder.
     """
     _check(path)
-    rows = tuple(_row(r) for r in read_rows(path / "metrics.jsonl") if math.isfinite(_number(r.get("step"))))
+    found = read_rows(path / "metrics.jsonl", most=MOST_ROWS)
+    rows = tuple(_row(r) for r in found if math.isfinite(_number(r.get("step"))))
     plan, written, config = _json(path / "plan.json"), _json(path / "result.json"), _text(path / "config.yaml")
     result = {} if written.get("finished") is False else written  # one that is not tells of unreadable samples alone
     details = written or _of_checkpoint(path)
@@ -150,7 +156,7 @@ def read_history(path: Path) -> History:
     wanted = Wanted(wanted.metric, best.weights if best else "raw")
     return History(
         path=path,
-        name=path.resolve().name,
+        name=escaped(path.resolve().name),
         status=status,
         rows=rows,
         step=step,
@@ -170,7 +176,7 @@ def named(histories: Sequence[History]) -> list[str]:
     """A name for each run, as short as may be: folders of the same name get those above them in front."""
     parts = [h.path.resolve().parts for h in histories]
     for length in range(1, max(map(len, parts), default=1) + 1):
-        names = ["/".join(p[-length:]) for p in parts]
+        names = [escaped("/".join(p[-length:])) for p in parts]
         if len(set(names)) == len(names):
             break
     return names

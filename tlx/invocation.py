@@ -31,7 +31,28 @@ def command(run: Path) -> str:
     own = _own_words(sys.argv)
     if own is None:
         return f"tlx.training.train(tlx.config.load({str(run / 'config.yaml')!r}), fresh=False)"
-    return command_line([*_srun(os.environ), *(_of_ancestor(own) or _rebuilt(own, os.environ))])
+    return command_line([*_launcher(own), *own])
+
+
+def reproducing(run: Path, threads: int) -> str:
+    """What trains an extended run again, from its first step, in a folder beside; the command that was typed would only
+    extend it.
+
+    Args:
+        run: the run folder, whose config.yaml is that of the whole training.
+        threads: that a rank computed with.
+    """
+    config, other = str(run / "config.yaml"), f"run={run}-again"
+    own = _own_words(sys.argv)
+    if own is None:
+        return f"tlx.training.train(tlx.config.load({config!r}, [{other!r}]))  # with OMP_NUM_THREADS={threads}"
+    return f"OMP_NUM_THREADS={threads} {command_line([*_launcher(own), 'train', config, other])}"
+
+
+def _launcher(own: Sequence[str]) -> list[str]:
+    """The words before tlx's own."""
+    words = _of_ancestor(own) or _rebuilt(own, os.environ)
+    return [*_srun(os.environ), *words[: len(words) - len(own)]]
 
 
 def _own_words(words: Sequence[str]) -> list[str] | None:

@@ -31,7 +31,7 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
     import jinja2
 
     # what a file does not hold is shown as nothing: a run may be of another version, or its files torn
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_printable)
     environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     environment.filters["percent"] = lambda share: shown(ACCURACY, share)
     return environment.from_string(TEMPLATE).render(
@@ -50,6 +50,10 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
             for s in sections
         ],
     )
+
+
+def _printable(value: Any) -> Any:
+    return escaped(value, lines=True) if type(value) is str else value
 
 
 def cells(history: History, name: str) -> tuple[str, ...]:
@@ -208,7 +212,7 @@ best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.read
 {% endif %}
 
 <h3>To reproduce it</h3>
-{% if details.command %}<pre>{{ details.command }}</pre>{% endif %}
+{% if details.reproduce or details.command %}<pre>{{ details.reproduce or details.command }}</pre>{% endif %}
 {% if details.versions is mapping %}
 <p>{% for package, version in details.versions.items() %}{{ package }} {{ version }}{{ ", " if not loop.last }}
 {%- endfor %}; {{ details.world }} rank{{ "s" if details.world != 1 }}</p>

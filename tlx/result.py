@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.data.regions import decoder
 from tlx.history import Evaluation, phases_of
-from tlx.invocation import command
+from tlx.invocation import command, reproducing
 from tlx.run_folder import threads, versions
 from tlx.terminal import escaped
 
@@ -43,6 +43,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "versions": versions(),
         "decoder": decoder(),
         "command": command(Path(run.config.run)),
+        "reproduce": reproducing(Path(run.config.run), threads()) if progress.extended else None,
     }
 
 

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from tlx import __version__
 from tlx.config import Config, dump
 from tlx.errors import UserError
 from tlx.extend import FUTURE, Extend, Extension, adopted, no_run, planned
@@ -261,8 +262,8 @@ def threads() -> int:
 
 def versions() -> dict[str, str]:
     """Of everything that decides the numbers."""
-    found = {"python": platform.python_version()}
-    for package in ("tlx", "torch", "torchvision", "timm", "accelerate", "numpy", "webdataset"):
+    found = {"python": platform.python_version(), "tlx": __version__}
+    for package in ("torch", "torchvision", "timm", "accelerate", "numpy", "webdataset"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -102,6 +102,7 @@ def _train(
     result = _to_an_end(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
+    stop.close()  # from here on a signal ends the process: there is nothing left to save
     if world.main and result["finished"] and config.track.report:
         draw(folder.path)  # the other ranks do not wait
     return result if result["finished"] else None

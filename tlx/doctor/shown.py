@@ -32,7 +32,7 @@ class Output:
         from rich.console import Console
 
         self._json, self._silent = as_json, silent
-        self._out = Console(file=file, highlight=False, soft_wrap=True, markup=False)
+        self._out = Console(file=file, highlight=False, soft_wrap=True, markup=False, emoji=False)
         self.sections: list[Section] = []
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
 from pathlib import Path
 
+from tlx import __version__
 from tlx.doctor.findings import Finding, fault, ok, warning
 
 _SHOWN = ("torch", "torchvision", "timm", "accelerate", "wandb")
@@ -31,7 +32,7 @@ def versions() -> Iterator[Finding]:
     import torch  # its own word names the CUDA build, too
 
     have["torch"] = torch.__version__
-    shown = {"python": have["python"], "tlx": version("tlx"), **{n: have[n] for n in _SHOWN if have.get(n)}}
+    shown = {"python": have["python"], "tlx": __version__, **{n: have[n] for n in _SHOWN if have.get(n)}}
     yield ok("versions", ", ".join(f"{name} {found}" for name, found in shown.items()))
     yield from too_old(wanted)
 

@@ -170,6 +170,7 @@ class WandbRun:
         self.sent: list[int] = []
         self._held: dict[str, Any] = {}
         self._best: dict[str, float] = {}
+        self._told: set[str] = set()  # in rows, where it is the better of raw and averaged weights
         self._warned = False
 
     def log(self, row: Mapping[str, Any]) -> None:
@@ -221,7 +222,8 @@ class WandbRun:
             TrackingError: not all of it was sent.
         """
         # counted here, from all rows: W&B's own minimum starts anew with each start of a run, and one NaN ends it
-        self.handle.summary.update({f"best/{name}": value for name, value in self._best.items()})
+        found = {f"best/{name}": value for name, value in self._best.items()}
+        self.handle.summary.update({name: value for name, value in found.items() if name not in self._told})
         try:
             if end == "stopped":
                 self.handle.mark_preempting()  # with an exit code other than 0, W&B has it wait for its next start
@@ -242,6 +244,7 @@ class WandbRun:
 
     def _send(self) -> None:
         row, self._held = self._held, {}
+        self._told |= {name for name in row if name.startswith("best/")}
         self._best |= {name: row[name] for name in row if self._leads(name, row[name])}
         if row["step"] >= self.first:
             self.handle.log(row, step=row["step"], commit=True)
