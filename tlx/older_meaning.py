@@ -25,7 +25,8 @@ def refuse_other_meaning(folder: Path, config: Config, written: Mapping[str, Any
     Raises:
         UserError: it is of an earlier tlx, to which this configuration meant another training.
     """
-    version = WRITERS.get(_json(folder / "checkpoints" / "latest" / "state.json").get("format", 0))
+    checkpoint = max((folder / "checkpoints").glob("step-*"), default=folder)  # a copy may lack the links
+    version = WRITERS.get(_json(checkpoint / "state.json").get("format", 0))
     if version is None:
         return
     plan = _json(folder / "plan.json")
@@ -38,7 +39,7 @@ def refuse_other_meaning(folder: Path, config: Config, written: Mapping[str, Any
             where=str(folder),
             todo=("" if done else f"let tlx {version} finish it, or ")
             + "begin anew by the same command with --fresh, which moves the folder aside; or train in another folder, "
-            f"from its weights: backbone.weights={folder / 'checkpoints' / 'latest' / 'model.safetensors'}",
+            f"from its weights: backbone.weights={checkpoint / 'model.safetensors'}",
         )
 
 
