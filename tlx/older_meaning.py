@@ -25,7 +25,9 @@ def refuse_other_meaning(folder: Path, config: Config, written: Mapping[str, Any
     Raises:
         UserError: it is of an earlier tlx, to which this configuration meant another training.
     """
-    checkpoint = max((folder / "checkpoints").glob("step-*"), default=folder)  # a copy may lack the links
+    checkpoint = max(
+        (folder / "checkpoints").glob("step-*"), default=folder / "checkpoints" / "latest"
+    )  # a copy may lack the links
     version = WRITERS.get(_json(checkpoint / "state.json").get("format", 0))
     if version is None:
         return
