@@ -22,9 +22,9 @@ from commands import environment, last_step, rows, status, write_config
 from images import make_folder, make_shards
 from survival import Accident, Stage, Whole, befall, chain, differences
 
-KILLS = 36
+KILLS = 24
 """At least, in all chains of the slow tier."""
-BUILDS = 6
+BUILDS = 3
 RAW = {
     "seed": 5,
     "data": {"batch": 8, "workers": 1},
