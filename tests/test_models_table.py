@@ -124,9 +124,9 @@ def smallest_of_each_family() -> list[str]:
 
 
 @pytest.mark.slow
-def test_layers_of_every_third_family_stand_in_order() -> None:
-    names = smallest_of_each_family()[::3]
-    assert len(names) > 60
+def test_layers_of_every_seventh_family_stand_in_order() -> None:
+    names = smallest_of_each_family()[::7]
+    assert len(names) == 30
     wrong = []
     for name in names:
         try:
