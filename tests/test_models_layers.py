@@ -477,39 +477,3 @@ def test_execution_order_counts_not_definition_order() -> None:
     assert set(owner) == {n for n, _ in backbone.module.named_parameters()}
     assert backbone.module.training  # tracing leaves the network as it was
     assert int(backbone.module.early.norm.num_batches_tracked) == 0  # type: ignore[union-attr]
-
-
-@pytest.mark.slow
-def test_all_of_torchvision() -> None:
-    from tlx.models import from_torchvision
-
-    names = from_torchvision.names()
-    assert len(names) >= 80
-    for name in names:
-        found = models.describe(
-            f"torchvision/{name}", measured=False
-        )  # every map verifies that no parameter is missing or doubled
-        assert found.layers["block"].depths > 5, name
-        assert found.layers["stage"].depths in range(3, 8), name
-        assert len(found.blocks) >= 3 or name.startswith(("vgg", "alexnet")), name
-
-
-@pytest.mark.slow
-def test_a_network_of_every_family_of_timm() -> None:
-    import timm
-
-    from tlx.errors import UserError
-
-    families: dict[str, str] = {}
-    for name in timm.list_models():
-        families.setdefault(timm.models.model_entrypoint(name).__module__, name)
-    refused = []
-    for name in families.values():
-        try:
-            found = models.describe(f"timm/{name}", measured=False)
-        except UserError as error:
-            refused.append(f"{name}: {error}")
-        else:
-            assert found.layers["block"].depths >= 4, name
-    assert [r for r in refused if "nothing in this network is a classifier" not in r] == []
-    assert len(refused) <= 3, refused
