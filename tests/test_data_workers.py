@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from textwrap import dedent
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+from tlx.data import workers
 from tlx.data.slots import Slots
 from tlx.data.workers import InWorker, WorkerDied, at_work_on, in_order, in_slots
 from tlx.errors import TlxError, UserError
@@ -196,6 +198,24 @@ def test_a_bystander_does_not_hold_workers_up(born):
     bystander.kill()
     bystander.join()
     assert alive == []
+
+
+def test_a_request_to_stop_while_a_worker_starts_is_not_its_own(born, monkeypatch):
+    settle = workers._settle
+
+    def slowly():
+        time.sleep(1)
+        settle()
+
+    def ask():
+        while not born():
+            time.sleep(0.01)
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            born()[0].send_signal(number)
+
+    monkeypatch.setattr(workers, "_settle", slowly)
+    threading.Thread(target=ask).start()
+    assert list(in_order(abs, range(4), workers=1)) == [0, 1, 2, 3]
 
 
 def test_a_worker_killed_while_it_waits_accuses_nobody(born):

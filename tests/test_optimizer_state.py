@@ -32,7 +32,7 @@ def compose(shards, tmp_path, monkeypatch):
     def compose(rule, momentum=0.9):
         make = composer(shards, tmp_path / "run", monkeypatch, optimizer={"name": "sgd", "momentum": momentum})
         names = ("everything", "pause", "again")
-        layers = [{"name": n, "layers": {"head" if n == "pause" else "*": "all"}, "duration": 3} for n in names]
+        layers = [{"name": n, "layers": {"head" if n == "pause" else "*": "all"}, "duration": "3 steps"} for n in names]
         phases = {"each": {"lr": LR}, "again": {"optimizer_state": rule}}
         return make(unfreeze={"name": "explicit", "phases": layers}, phases=phases)
 

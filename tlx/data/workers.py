@@ -6,6 +6,7 @@ every batch, and when a worker dies it cannot say of what.
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -27,6 +28,11 @@ from tlx.errors import TlxError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+_REQUESTS = {
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP") if hasattr(signal, name)
+}
+"""Signals by which a training is asked to stop, which workers leave to it."""
 
 _IDLE = -1
 _ends: weakref.WeakSet[Connection[Any, Any]] = weakref.WeakSet()
@@ -111,6 +117,19 @@ class _Plain(Generic[Task, Result]):
 # In the process that asks
 
 
+@contextlib.contextmanager
+def _unasked() -> Iterator[None]:
+    """A worker that is started in here gets no request to stop before it ignores them: it inherits what is blocked."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _REQUESTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class _Worker:
     """One process and the pipe to it."""
 
@@ -123,7 +142,8 @@ class _Worker:
             target=_work, args=(end, number, function, slots), name=f"tlx-data-{number}", daemon=True
         )
         _ends.add(self.pipe)
-        self.process.start()
+        with _unasked():
+            self.process.start()
         end.close()  # else its death could not be seen
 
     def send(self, task: Any, slot: int) -> None:
@@ -261,11 +281,10 @@ def _settle() -> None:
     import torch
 
     torch.set_num_threads(1)  # as many workers as cores is the usual case
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP"):
-        if number := getattr(signal, name, None):
-            signal.signal(number, signal.SIG_IGN)
+    for number in _REQUESTS - {signal.SIGTERM}:
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # the others were blocked until here
         threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
