@@ -55,6 +55,8 @@ class Training:
         pixels = (size, size) if size else backbone.input.size
         plan = Plan.make(config, backbone.layers, samples=config.data.batch, world=world.size)
         DryRun(backbone, plan, replace(backbone.input, size=pixels), CLASSES).on_shapes()
+        with torch.no_grad():  # buffers that a network fills when it is first run (convit) are no movement of a phase
+            backbone.module.eval()(torch.zeros(1, 3, *pixels))
         objective = parts.make("objective", config.objective, [1] * CLASSES)
         optimizer = parts.optimizer_of(config, backbone.module, backbone.layers)
         normalise = Normalise(backbone.input, world.device, channels_last=False)
