@@ -68,6 +68,67 @@ def test_the_plan_refuses_what_training_refuses(shards, tmp_path, monkeypatch):
     assert composer(shards, tmp_path / "other", monkeypatch)(**fits).plan.steps == 8
 
 
+class Partial:
+    """An objective from elsewhere that does with auxiliary logits what `does` says."""
+
+    class_weights = None
+
+    def __init__(self, does: str) -> None:
+        self.does = does
+
+    def loss(self, output: Any, labels: torch.Tensor, mix: Any) -> torch.Tensor:
+        if self.does == "unpacks":
+            output, _ = output if isinstance(output, tuple) else (output, None)
+        elif self.does != "takes logits":
+            output, *beside = output if isinstance(output, tuple) else (output,)
+            if self.does == "adds":
+                return self.evaluation_loss(output, labels) + sum(
+                    0.4 * self.evaluation_loss(o, labels) for o in beside if o is not None
+                )
+            if self.does == "adds blindly" and beside:
+                return self.evaluation_loss(output, labels) + self.evaluation_loss(beside[0], labels)
+        return self.evaluation_loss(output, labels)
+
+    def evaluation_loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def partial(counts: list[int], *, does: str) -> Partial:
+    return Partial(does)
+
+
+@pytest.mark.parametrize(
+    ("does", "said"),
+    [
+        ("adds", None),
+        ("takes logits", r"loss of \(logits, None\), as the network returns it in training mode, fails: TypeError"),
+        ("ignores", r"loss of \(logits, auxiliary logits\).* has no gradient for output 1.*\n.*aux_weight"),
+        ("unpacks", r"has no gradient for output 1"),
+        ("adds blindly", r"loss of \(logits, None\).* fails: "),
+    ],
+)
+def test_an_objective_takes_what_the_network_returns_in_training_mode(shards, tmp_path, monkeypatch, does, said):
+    over = {
+        "backbone": {"name": "toys:assisted", "weights": "none"},
+        "objective": {"name": "test_dry_run:partial", "does": does},
+    }
+    raw = {
+        "run": str(tmp_path / "run"),
+        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 4},
+        "input": {"size": 16},
+        "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
+    }
+    if said is None:
+        assert build.plan(parse(raw | over))[0].steps == 12
+        assert composer(shards, tmp_path / "run", monkeypatch)(**over).plan.steps == 8
+        return
+    with pytest.raises(UserError, match=said) as caught:
+        build.plan(parse(raw | over))
+    assert str(caught.value).startswith("objective test_dry_run:partial")
+    with pytest.raises(UserError, match=said):
+        composer(shards, tmp_path / "run", monkeypatch)(**over)
+
+
 # What comes back
 
 
@@ -218,3 +279,5 @@ def test_only_phases_that_run_most_are_tried():
     phases = [{"name": "a", "layers": {"head": "all"}}, {"name": "b", "layers": {"stem": "all"}}]
     apart = {"unfreeze": {"name": "explicit", "phases": phases}}
     assert [p.name for p in largest(dry_run("timm/resnet10t", size=64, **apart).plan)] == ["a", "b"]
+    both = ["feature_extraction", "fine_tuning"]  # None stands for auxiliary logits in the one and not in the other
+    assert [p.name for p in largest(dry_run("toys:assisted", size=16).plan)] == both

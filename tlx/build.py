@@ -24,6 +24,7 @@ from tlx.parts import (
     make,
     objective_of,
     optimizer_of,
+    output_check,
     parts_of,
     seed_all,
     tracker_of,
@@ -81,8 +82,8 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     if backbone is not None:
         made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1))
     untried = None
-    if backbone is not None and made is not None:
-        untried = found.of(lambda: try_on_shapes(config, made, backbone, classes))
+    if backbone is not None and samples is not None and made is not None:
+        untried = found.of(lambda: try_on_shapes(config, made, backbone, samples.counts))
     found.refuse()
     assert samples is not None
     assert backbone is not None
@@ -227,15 +228,20 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     return found.peaks, Choice(found.fits).over(config), said
 
 
-def try_on_shapes(config: Config, made: Plan, backbone: Backbone, classes: int) -> list[str]:
+def try_on_shapes(config: Config, made: Plan, backbone: Backbone, counts: Sequence[int]) -> list[str]:
     """A forward pass of the network in each mode, which needs no weights; a line for people where that did not tell.
 
+    Args:
+        counts: samples of a training epoch by class.
+
     Raises:
-        UserError: the network does not take the images, or returns something else than logits.
+        UserError: the network does not take the images, or returns something else than logits; the objective does not
+            take what it returns.
     """
     from tlx.dry_run import DryRun
 
-    untried = DryRun(backbone, made, config.input.over(backbone.input), classes).on_shapes()
+    check = output_check(config, objective_of(config, counts))
+    untried = DryRun(backbone, made, config.input.over(backbone.input), len(counts), check).on_shapes()
     if untried is None:
         return []
     return [
@@ -307,7 +313,7 @@ def compose(
         parts = parts_of(config, world, sets.samples.counts)
         made = checked_plan(config, parts.backbone, sets.samples, world.size)
         assert made is not None
-        try_network(parts, made, world.device)
+        try_network(parts, made, world.device, output_check(config, parts.objective))
         return sets, parts, made
 
     sets, parts, made = together(world, begin)

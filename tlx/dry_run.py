@@ -9,7 +9,7 @@ on its device, and the plan says that it could not be tried.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +38,14 @@ class DryRun:
     Attributes:
         spec: of the images, as the configuration wants them.
         classes: what the logits must be for.
+        check: is given what the network returns in training mode: whether the objective takes it.
     """
 
     backbone: Backbone
     plan: Plan
     spec: InputSpec
     classes: int
+    check: Callable[[Any], None] | None = None
 
     def on_shapes(self) -> str | None:
         """Tries every mode on shapes alone.
@@ -104,6 +106,8 @@ class DryRun:
                 todo=f"it must return logits [N, {self.classes}]; in training mode also a tuple that begins with them, "
                 "the rest auxiliary logits of that shape or None",
             )
+        if phase is not None and self.check is not None:
+            self.check(output)
 
     def _refusal(self, error: Exception, phase: Phase | None) -> UserError:
         height, width = self.spec.size
@@ -156,8 +160,9 @@ def _in_training(phase: Phase) -> Iterator[str]:
             yield layer.name
         if layer.norms and phase.norm_state(layer).statistics == "moving":
             yield f"{layer.name}, its norms"
-        if any(p.auxiliary for p in phase.trained(layer)):
-            yield f"{layer.name}, its auxiliary classifiers"
+        if any(p.auxiliary for p in layer.parameters):  # None stands for the logits of a frozen one
+            trained = any(p.auxiliary for p in phase.trained(layer))
+            yield f"{layer.name}, {'with' if trained else 'without'} its auxiliary classifiers"
 
 
 def empty_copy(net: nn.Module) -> nn.Module:

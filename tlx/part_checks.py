@@ -67,6 +67,44 @@ def check_objective(objective: Any, classes: int, *, mixed: bool, label: str) ->
                 )
 
 
+def check_training_output(objective: Any, output: Any, *, mixed: bool, label: str) -> None:
+    """Tries an objective on what the network returns in training mode, where that is more than logits.
+
+    Args:
+        output: a tuple of logits [N, classes] and auxiliary logits of that shape, None for those of a frozen
+            classifier; of any device, since only shapes are read.
+        mixed: samples are mixed (mixup, cutmix).
+
+    Raises:
+        UserError: it does not take the tuple, or leaves some of the auxiliary logits out, so that their classifier
+            would get no gradient, for which DistributedDataParallel waits.
+    """
+    import torch
+
+    from tlx.data.randomness import own_randomness
+
+    if not isinstance(output, tuple):
+        return
+    samples, classes = output[0].shape
+    made = [None if o is None else torch.linspace(-1, 1, o.numel()).reshape(o.shape).requires_grad_() for o in output]
+    given = type(output)(*made) if hasattr(output, "_fields") else tuple(made)
+    words = ", ".join("logits" if not n else "None" if o is None else "auxiliary logits" for n, o in enumerate(output))
+    what = f"{label}: loss of ({words}), as the network returns it in training mode,"
+    labels = torch.arange(samples) % classes
+    mix = SimpleNamespace(partner_labels=labels.flip(0), lam=torch.full((samples,), 0.75)) if mixed else None
+    with own_randomness():
+        loss = _scalar(plug.call(what, objective.loss, given, labels, mix), label=what)
+    places = [n for n, o in enumerate(made) if o is not None]
+    gradients = torch.autograd.grad(loss, [made[n] for n in places], allow_unused=True)
+    unused = [str(n) for n, gradient in zip(places, gradients, strict=True) if gradient is None]
+    if unused:
+        raise UserError(
+            f"{what} has no gradient for output {' and '.join(unused)}, so its classifier would not learn",
+            todo="add the loss of each output that is not None, as cross_entropy does with `aux_weight`; or make the "
+            "network without auxiliary classifiers (backbone.args: {aux_logits: false} in torchvision's)",
+        )
+
+
 def _check_weights(weights: Any, classes: int, *, label: str) -> None:
     if weights is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -113,16 +113,19 @@ def make(group: str, part: Part, *given: Any) -> Any:
     return plug.call(label, function, *given, **plug.arguments(function, part.args, label=label))
 
 
-def try_network(parts: Parts, plan: Plan, device: torch.device) -> None:
+def try_network(parts: Parts, plan: Plan, device: torch.device, check: Callable[[Any], None] | None = None) -> None:
     """A forward pass in each mode; on shapes alone, and on the device where those do not tell or say no.
 
+    Args:
+        check: see :class:`tlx.dry_run.DryRun`.
+
     Raises:
-        UserError: the network does not take the images, or returns something else than logits.
+        UserError: the network does not take the images, or returns something else than logits; what `check` finds.
     """
     from tlx.dry_run import DryRun
     from tlx.trial import ran_out
 
-    run = DryRun(parts.backbone, plan, parts.spec, parts.classes)
+    run = DryRun(parts.backbone, plan, parts.spec, parts.classes, check)
     try:
         untried = run.on_shapes()
     except UserError as error:
@@ -164,6 +167,14 @@ def objective_of(config: Config, counts: Sequence[int]) -> Objective:
     mixed = mixing_of(config.mix) is not None
     check_objective(made, len(counts), mixed=mixed, label=f"objective {config.objective.name}")
     return made
+
+
+def output_check(config: Config, objective: Objective) -> Callable[[Any], None]:
+    """What raises a UserError where the objective does not take an output of the network in training mode."""
+    from tlx.part_checks import check_training_output
+
+    label, mixed = f"objective {config.objective.name}", mixing_of(config.mix) is not None
+    return lambda output: check_training_output(objective, output, mixed=mixed, label=label)
 
 
 def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:

@@ -88,7 +88,7 @@ def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
     backbone = backbone_of(config, samples.classes, empty=True)
     made = checked_plan(config, backbone, samples, world)
     if made is not None:
-        try_on_shapes(config, made, backbone, samples.classes)
+        try_on_shapes(config, made, backbone, samples.counts)
     return made
 
 
