@@ -26,7 +26,7 @@ from tlx.config import parse
 from tlx.errors import UserError
 from tlx.feed import open_sets
 from tlx.memory import Images, memory_by_phase, optimizer_bytes
-from tlx.micro_batch import Choice, Found, Refusal, Share, choose, decide, largest_that_fits, moving_phases, search
+from tlx.micro_batch import Choice, Found, Refusal, Share, choose, decide, largest_that_fits, search
 from tlx.plan import Plan
 from tlx.trial import Attempt, Load, distinct, optimizer_states, ran_out
 from tlx.world import World
@@ -303,10 +303,10 @@ def test_an_evaluation_batch_that_was_asked_for_is_not_the_micro_batchs_matter(s
 def test_moving_statistics_forbid_to_shrink(shards, tmp_path):
     of = {"each": {"lr": 0.1, "duration": 2}, "feature_extraction": {"norm": "norms_fixed"}}
     trial, plan, share = tried(parse(raw(shards, tmp_path, args={"samples": 3, "norm": "batch"}, phases=of)))
-    assert moving_phases(plan) == ["fine_tuning"]
+    assert plan.moving == ("fine_tuning",)
     found = search(trial, share, alone())
     with pytest.raises(UserError) as error:
-        decide(found, on="a GPU", moving=moving_phases(plan))
+        decide(found, on="a GPU", moving=plan.moving)
     said = str(error.value)
     assert "micro-batches of 8 samples do not fit the memory of a GPU in phase fine_tuning; 2 would" in said
     assert "loop.micro_batch=2" in said
@@ -316,7 +316,7 @@ def test_moving_statistics_forbid_to_shrink(shards, tmp_path):
     assert decide(Found(8, 8, {}), on="a GPU", moving=["fine_tuning"]) == 8  # it fits: nothing to forbid
     still = parse(raw(shards, tmp_path, args={"samples": 3, "norm": "batch"}, phases={"each": {"lr": 0.1, "duration": 2,
                       "norm": "norms_fixed"}}))  # fmt: skip
-    assert moving_phases(tried(still)[1]) == []
+    assert tried(still)[1].moving == ()
 
 
 def test_nothing_fits(shards, tmp_path):

@@ -197,7 +197,7 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
         UserError: several processes, a device or network that cannot be used.
     """
     from tlx import world as worlds
-    from tlx.micro_batch import Choice, Share, decide, device_words, facts_of, moving_phases, report, search
+    from tlx.micro_batch import Choice, Share, decide, device_words, facts_of, report, search
 
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("tlx plan --measure measures one process", todo="start it without a launcher")
@@ -222,7 +222,7 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     if config.loop.fit_micro_batch == "never" and found.refused:
         said.append("training would take what was asked for and run out of memory (loop.fit_micro_batch=never)")
     try:
-        decide(found, on=on, moving=moving_phases(made) if config.loop.fit_micro_batch == "auto" else [])
+        decide(found, on=on, moving=made.moving if config.loop.fit_micro_batch == "auto" else ())
     except UserError as error:
         said.append(f"training would be refused: {error}")
     return found.peaks, Choice(found.fits).over(config), said

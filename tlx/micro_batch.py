@@ -134,7 +134,7 @@ def choose(config: Config, plan: Plan, share: Share, trial: Callable[[], Trial],
         return Choice(kept["fits"] if kept["fits"] < share.start else None, said)
     found = search(trial(), share, world)
     on = " and ".join(device_words(d) for d in facts["devices"])
-    fits = decide(found, on=on, moving=moving_phases(plan) if policy == "auto" else [])
+    fits = decide(found, on=on, moving=plan.moving if policy == "auto" else ())
     if world.main and found.fault is None:
         record(folder, facts, found)
     return Choice(fits if fits < share.start else None, report(found, share, on=on))
@@ -221,13 +221,6 @@ def decide(found: Found, *, on: str, moving: list[str]) -> int:
             "(norms_fixed, statistics_fixed), more ranks, loop.precision=bf16 or loop.gradient_checkpointing=true",
         )
     return found.fits
-
-
-def moving_phases(plan: Plan) -> list[str]:
-    """Phases in which the micro-batch decides what BatchNorm statistics become."""
-    return [
-        p.name for p in plan.phases if any(y.moving and p.norm_state(y).statistics == "moving" for y in plan.layers)
-    ]
 
 
 def report(found: Found, share: Share, *, on: str) -> str:
