@@ -10,7 +10,7 @@ import contextlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,7 @@ def search(trial: Trial, share: Share, world: World) -> Found:
     return Found(share.start, most, dict(peaks), tuple(refused), evaluation)
 
 
-def decide(found: Found, *, on: str, moving: list[str]) -> int:
+def decide(found: Found, *, on: str, moving: Sequence[str]) -> int:
     """The micro-batch to train with.
 
     Args:
