@@ -356,6 +356,14 @@ def spread(table: str, names: Iterable[str]) -> dict[str, float]:
     return {name: numbers[words[0]] for name, words in fitting.items()}
 
 
+IN_ALL = {*list(BLOCKS)[1::2], "torchvision/maxvit_t", "timm/maxvit_tiny_tf_224"}
+"""Networks that the quick tier leaves out: to make one takes seconds."""
+
+
+def each(names: Iterable[str]) -> list[object]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in IN_ALL)) for name in names]
+
+
 @functools.cache
 def network(name: str, granularity: Granularity = "block") -> Backbone:
     return models.load(name, classes=10, weights="none", empty=True, granularity=granularity)
@@ -373,7 +381,7 @@ def same(expected: Mapping[str, float]) -> object:
     return pytest.approx(dict(expected), rel=1e-6, abs=0)
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", each(BLOCKS))
 def test_exponential_decay(name: str) -> None:
     backbone = network(name)
     steps = spread(BLOCKS[name], parameters(backbone))
@@ -381,7 +389,7 @@ def test_exponential_decay(name: str) -> None:
     assert found == same({p: POWERS[int(n)] for p, n in steps.items()})
 
 
-@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("name", each(BLOCKS))
 def test_linear_decay(name: str) -> None:
     backbone = network(name)
     steps = spread(BLOCKS[name], parameters(backbone))
@@ -398,7 +406,7 @@ def test_the_decay_of_beits_and_maes_base_models(name: str) -> None:
     assert found == same({p: POWERS_OF_65[int(n)] for p, n in steps.items()})
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", each(MODULES))
 def test_decay_over_the_articles_modules(name: str) -> None:
     backbone = network(name, "module")
     steps = spread(MODULES[name], parameters(backbone))
@@ -473,7 +481,7 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("name", PLACES)
+@pytest.mark.parametrize("name", each(PLACES))
 def test_tokens_tables_norms_and_downsamplings(name: str) -> None:
     layers = network(name).layers
     found = multipliers(layers, layer_decay.exponential(layers, factor=0.75))

@@ -87,6 +87,7 @@ def test_killed_five_times_in_one_training(stage, whole, tmp_path):
     assert [e for e in stage.endings if e] == []
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_faults_and_not_after_a_requested_stop(stage, whole, tmp_path):
     run, words = tmp_path / "run", {"restarts": 3}
     kills = "0:tlx.step.Updater.update:9:rank,1:tlx.progress.Exchange.post:11:rank,0:os.replace:9:rank"
