@@ -292,7 +292,7 @@ def test_all_mistakes_of_a_site_file_together(tmp_path):
     with pytest.raises(UserError) as caught:
         sites.load(tmp_path / "s.yaml")
     for said in (
-        'partitoin: unknown key; did you mean "partition"', "time: a time is written in quotes", "gpus_per_node: ",
+        'partitoin: unknown key; did you mean "partition"', "time: a time is written with its unit", "gpus_per_node: ",
         "options.0: '-p gpu' is not an option of sbatch", "container: 'a b': a word with spaces",
         "account: has characters that cannot be printed", "launcher: ",
     ):  # fmt: skip

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tlx import plug
-from tlx.config import Config, Part, dump
+from tlx.config import Config, Part, plain
 from tlx.data.location import without_credentials
 from tlx.differences import flat
 from tlx.errors import UserError
@@ -55,7 +53,7 @@ def check_start(config: Config, exchange: Exchange) -> None:
     Raises:
         UserError: on every rank, with what differs and where.
     """
-    said = flat(yaml.safe_load(dump(config)))
+    said = flat(plain(config))
     values = {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
     compare({CONFIG: values, CODE: package(), PARTS: parts_of(config), VERSIONS: versions()}, exchange, name="start")
 
