@@ -55,6 +55,7 @@ def test_home_and_variables(home):
         ("$NOWHERE/x", r"the variable \$NOWHERE is not set"),
         ("${NOWHERE}", r"the variable \$\{NOWHERE\} is not set"),
         ("$NOTHING/x", r"the variable \$NOTHING is empty"),
+        ("${NOWHERE:-x}", r"\$\{NOWHERE:-x\} is no variable"),
         ("~nobody-here/x", "~nobody-here is nobody's home folder"),
         ("a\0b", r"the control character U\+0000"),
         ("a\nb", r"the control character U\+000A"),
@@ -151,3 +152,14 @@ def test_the_run_of_a_configuration_that_is_wrong(file, home):
     file.write_text("run: 3")
     assert run_of(file) is None
     assert run_of(home / "nowhere.yaml") is None
+
+
+def test_ranks_may_each_have_a_cache_of_their_own(file):
+    """`data.cache.folder: $TMPDIR/x` is another folder on every node, and the same training."""
+    from tlx.agreement import check_start
+
+    said = []
+    check_start(load(file, ["data.cache.folder=/a"]), lambda value, *, topic: said.append(value) or [value])
+    check_start(load(file, ["data.cache.folder=/b"]), lambda value, *, topic: [said[0], value])
+    with pytest.raises(UserError, match="ranks were not given the same"):
+        check_start(load(file, ["seed=1"]), lambda value, *, topic: [said[0] if topic == "start" else value, value])

@@ -43,6 +43,7 @@ _TODO = {
     WEIGHTS: "see that backbone.weights is the same file everywhere, and that nothing random depends on the rank",
     SHARDS: "see that data.train and data.val hold the same shards on every machine",
 }
+_OF_A_MACHINE = ("data.cache.folder",)  # which $TMPDIR may have named
 _OURS = ("tlx", "torchvision", "timm")
 _SHOWN = 12
 
@@ -54,7 +55,7 @@ def check_start(config: Config, exchange: Exchange) -> None:
         UserError: on every rank, with what differs and where.
     """
     said = flat(plain(config))
-    values = {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
+    values = {key: json.dumps(value, sort_keys=True) for key, value in said.items() if key not in _OF_A_MACHINE}
     compare({CONFIG: values, CODE: package(), PARTS: parts_of(config), VERSIONS: versions()}, exchange, name="start")
 
 

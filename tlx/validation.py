@@ -17,7 +17,7 @@ _WANTED = {
     **dict.fromkeys(_LIST, "input should be a list"),
     **dict.fromkeys(("string_type", "path_type"), "input should be text"),
 }
-_LENGTH = 200
+_LENGTH, _MOST = 200, 50  # characters of a value that are shown; mistakes
 
 Suggest = Callable[[Sequence[str | int]], str]
 
@@ -33,7 +33,8 @@ def mistakes(error: ValidationError, given: Any, *, suggest: Suggest = lambda _:
         suggest: a clause for an unknown key, by the keys that lead there.
     """
     found = [_Found.of(one, given) for one in error.errors(include_url=False)]
-    return [mistake for one in _without_other_forms(found) for mistake in one.mistakes(suggest)]
+    told = [mistake for one in _without_other_forms(found) for mistake in one.mistakes(suggest)]
+    return told if len(told) <= _MOST else [*told[:_MOST], UserError(f"and {len(told) - _MOST:,} more")]
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,14 @@ class _Found:
     def of(error: Any, given: Any) -> _Found:
         """Pydantic's location holds the names of forms, which are no keys: those are what the value does not hold."""
         key, forms, node = list[str | int](), dict[int, str](), given
-        *before, last = error["loc"] or ("",)
+        *before, last = error["loc"] or (None,)
         for step in before:
             if _holds(node, step):
                 key.append(step)
                 node = node[step]
-            elif step != "":
+            else:
                 forms[len(key)] = str(step)
-        if last not in ("", "[key]"):
+        if last is not None and last != "[key]":
             if _holds(node, last) or (error["type"] == "missing" and isinstance(node, Mapping)):
                 key.append(last)
             else:

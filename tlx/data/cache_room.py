@@ -29,7 +29,7 @@ _OURS = re.compile(r"[0-9a-f]{12}-.+", re.DOTALL)
 
 def default_folder() -> Path:
     """TLX_CACHE, or ``~/.cache/tlx/shards``."""
-    return expanded_path(os.environ.get("TLX_CACHE") or "~/.cache/tlx/shards")
+    return expanded_path(os.environ.get("TLX_CACHE") or "~/.cache/tlx/shards", where="TLX_CACHE")
 
 
 @dataclass(frozen=True)

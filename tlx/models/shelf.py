@@ -33,7 +33,7 @@ def file_name(name: str) -> str:
 
 def folders() -> list[Path]:
     """Those of TLX_WEIGHTS, in its order."""
-    return [expanded_path(word) for word in os.environ.get(VARIABLE, "").split(os.pathsep) if word]
+    return [expanded_path(word, where=VARIABLE) for word in os.environ.get(VARIABLE, "").split(os.pathsep) if word]
 
 
 def find(name: str) -> Path | None:

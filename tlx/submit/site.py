@@ -141,7 +141,7 @@ def find(named: Path | None) -> tuple[Site, Path | None]:
         UserError: a file that was named cannot be read, or a mistake in it.
     """
     if named is None and os.environ.get(VARIABLE):
-        named = expanded_path(os.environ[VARIABLE])
+        named = expanded_path(os.environ[VARIABLE], where=VARIABLE)
     if named is not None:
         return load(named), named
     for file in (HERE, HOME.expanduser()):
