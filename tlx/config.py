@@ -42,7 +42,7 @@ from tlx.overrides import Group, Names, changed, keys_at
 from tlx.parsing import from_yaml_file, to_yaml
 from tlx.paths import expanded, written
 from tlx.usual_names import USUAL, right_key
-from tlx.validation import mistakes
+from tlx.validation import mistakes, refuse_truth
 
 T = TypeVar("T")
 
@@ -51,6 +51,11 @@ class Model(BaseModel):
     """Closed and frozen: an unknown key is an error, and so is a number that is not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_truth(value, cls.model_fields[str(info.field_name)].annotation)
 
 
 def _of_value(act: Callable[[], T]) -> T:
@@ -102,6 +107,8 @@ class Part(Model):
     def _read(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
+        if not isinstance(value, Mapping | Part):
+            raise ValueError("input should be a name, or a mapping of name and arguments")
         if isinstance(value, Mapping) and "name" in value and set(value) != {"name", "args"}:
             return {"name": value["name"], "args": {k: v for k, v in value.items() if k != "name"}}
         return value

@@ -30,7 +30,7 @@ from tlx.errors import ConfigError, TlxError, UserError, below, did_you_mean
 from tlx.parsing import scalar
 from tlx.paths import expanded, written
 from tlx.usual_names import right_key
-from tlx.validation import mistakes
+from tlx.validation import mistakes, refuse_truth
 
 GROUPS: dict[str, str] = {
     "unfreeze": "tlx.unfreeze",
@@ -94,12 +94,15 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
         if (odd := not_finite(value)) is not None:
             problems.append(UserError(f"holds {odd}, which is not a finite number", where=str(key)))
             continue
+        hint = hints.get(key, Any)
         try:
-            checked[key] = _adapter(hints.get(key, Any)).validate_python(_with_path(value, hints.get(key)))
+            checked[key] = _adapter(hint).validate_python(_with_paths(refuse_truth(value, hint), hint))
         except UserError as error:
             problems += below(error, str(key))
         except ValidationError as error:
             problems += below(ConfigError(mistakes(error, value)), str(key))
+        except ValueError as error:
+            problems.append(UserError(f"{error} (given: {value!r})", where=str(key)))
     for key, parameter in settable.items():
         if parameter.default is parameter.empty and key not in given:
             problems.append(UserError(f'{label} needs the argument "{key}"', where=key))
@@ -132,10 +135,20 @@ def as_written(given: Any, checked: Any) -> Any:
     return given
 
 
-def _with_path(value: Any, hint: Any) -> Any:
-    if isinstance(value, str) and (hint is Path or Path in typing.get_args(hint)):
-        return expanded(value)
-    return value
+def _with_paths(value: Any, hint: Any) -> Any:
+    return _expanded(value) if _takes_paths(hint) else value
+
+
+def _takes_paths(hint: Any) -> bool:
+    return hint is Path or any(map(_takes_paths, typing.get_args(hint)))
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_expanded(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _expanded(one) for name, one in value.items()}
+    return expanded(value) if isinstance(value, str) else value
 
 
 def call(label: str, part: Callable[..., Any], *given: Any, **arguments: Any) -> Any:

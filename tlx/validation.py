@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -88,7 +88,7 @@ class _Found:
         cause = getattr(self.error.get("ctx", {}).get("error"), "__cause__", None)
         if isinstance(cause, UserError):
             return below(cause, where)
-        if self.error["type"] == "extra_forbidden":
+        if self.error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             return [UserError(f"unknown key{suggest(self.key)}", where=where)]
         if self.error["type"] == "missing":
             return [UserError("missing", where=where)]
@@ -97,7 +97,8 @@ class _Found:
         is_short = isinstance(given, str | int | float | bool) and not is_told
         shown = f" (given: {_short(repr(given))})" if is_short else ""
         others = "".join(f", or {text.removeprefix('input should be ')}" for text in self.or_else)
-        quote = f'write "{given}" in quotes' if _is_number_for_text(self.error["type"], given) else None
+        is_number = _is_number_for_text(self.error["type"], given) and not self.or_else
+        quote = f'write "{given}" in quotes' if is_number else None
         return [UserError(f"{self.text}{others}{shown}", where=where or None, todo=quote)]
 
 
@@ -138,7 +139,18 @@ def _short(text: str, length: int = _LENGTH) -> str:
     return text if len(text) <= length else f"{text[:length]} ..."
 
 
-def fields(model: Any) -> list[str]:
-    """The keys that a model knows, but for those that are only read."""
-    found: Iterable[tuple[str, Any]] = getattr(model, "model_fields", {}).items()
-    return [name for name, field in found if not field.exclude]
+def refuse_truth(value: Any, annotation: Any) -> Any:
+    """The value; pydantic takes true for 1.
+
+    Raises:
+        ValueError: it is true or false, and only a number would do.
+    """
+    if isinstance(value, bool) and _takes(annotation, int, float) and not _takes(annotation, bool):
+        raise ValueError("input should be a number, not true or false")
+    return value
+
+
+def _takes(annotation: Any, *kinds: type) -> bool:
+    if isinstance(annotation, type):
+        return issubclass(annotation, kinds) and (annotation is not bool or bool in kinds)
+    return any(_takes(inner, *kinds) for inner in get_args(annotation))
