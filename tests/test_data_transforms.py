@@ -84,7 +84,7 @@ def test_all_mistakes_of_a_list_at_once():
     for place, words in enumerate(
         ("did you mean", 'no argument "prob"', 'needs the argument "degrees"', "odd", "scale")
     ):
-        assert f"transforms[{place}]" in text
+        assert f"transforms.{place}" in text
         assert words in text
 
 

@@ -175,7 +175,7 @@ def test_a_mode_that_agrees_is_read_and_forgotten():
         ),
         (
             {"phases": {"each": {"lr": 1, "duration": {"max": "3ep", "metric": "val/top1", "mode": "min"}}}},
-            ["duration.Plateau.mode: val/top1 is better when it is higher, which need not be said; remove mode"],
+            ["phases.each.duration.mode: val/top1 is better when it is higher, which need not be said; remove mode"],
         ),
     ],
 )  # fmt: skip

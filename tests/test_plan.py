@@ -484,6 +484,44 @@ def test_what_is_hardly_meant_is_warned_of():
 
 
 @pytest.mark.parametrize(
+    ("over", "said"),
+    [
+        (
+            {"checkpoint": {"keep": {"every": "3ep"}}},
+            "checkpoint.keep.every: 3ep is longer than the whole training (200 steps, 2 epochs of 100 steps): no "
+            "checkpoint is kept for good by it; set a shorter one, or leave it out",
+        ),
+        ({"checkpoint": {"every": 201}}, "checkpoint.every: 201 steps is longer than the whole training (200 steps"),
+        ({"evaluate": {"every": "50ep"}}, "validation runs only at the end of each phase"),
+        ({"track": {"every": 500}}, "track.every: 500 steps is longer than the whole training"),
+        # evaluated at steps 50, 100, 150 and at the last, 200, where there is nothing left to stop
+        ({"evaluate": {"every": 50, "patience": 2}}, None),
+        (
+            {"evaluate": {"every": 50, "patience": 3}},
+            "evaluate.patience: 3 never stops a phase early: that takes 4 evaluations, and no phase has more than "
+            "3 evaluations before its last step; set a smaller patience, or evaluate more often (evaluate.every)",
+        ),
+        ({"each": {"duration": {"max": "5ep", "patience": 3}}}, None),
+        (
+            {"each": {"duration": {"max": "4ep", "patience": 3}}},
+            "phases.fine_tuning.duration.patience: 3 never ends the phase early: that takes 4 evaluations, and the "
+            "phase has 3 evaluations before its last step",
+        ),
+        ({"mix": {"prob": 0.5}}, "mix: nothing is mixed, since mixup and cutmix are both 0"),
+        ({"loop": {"sync_batchnorm": True}}, "loop.sync_batchnorm: does nothing here"),
+        ({"loop": {"nonfinite": {"limit": 3}}}, "loop.nonfinite.limit: does nothing with policy stop"),
+        ({"loop": {"nonfinite": {"policy": "skip", "limit": 3}}}, None),
+        ({"checkpoint": {"every": "2ep", "keep": {"every": "200 steps"}}, "track": {"every": 200}}, None),
+        ({"each": {"duration": "3 steps"}}, None),  # nothing was said of the intervals
+    ],
+)
+def test_settings_without_any_effect_are_told(over, said):
+    text = warned(**over)
+    assert said in text if said else text == ""
+    assert len(text.splitlines()) == (1 if said else 0), text
+
+
+@pytest.mark.parametrize(
     ("optimizer", "lr", "said"),
     [
         ("adamw", 30, True),

@@ -7,6 +7,7 @@ import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -162,9 +163,8 @@ def test_control_characters_are_shown_escaped_wherever_they_reach_a_terminal(cap
     console.row(row(10, **{"val/top1": 0.5}) | {"phase": EVIL})
     assert "\x1b" not in out.getvalue()
     assert TAMED in out.getvalue()
-    head = build.header(
-        parse({"run": f"runs/{EVIL}", "data": {"train": "x", "batch": 2}, "backbone": {"name": "toys:small"}}), 3
-    )
+    config = parse({"run": "runs/x", "data": {"train": "x", "batch": 2}, "backbone": {"name": "toys:small"}})
+    head = build.header(config.model_copy(update={"run": Path(f"runs/{EVIL}")}), 3)
     assert TAMED in head
     assert head.isprintable()
 

@@ -286,13 +286,19 @@ def test_the_example_is_valid_as_it_is_and_with_every_line():
     assert site.container == ("apptainer", "exec", "--nv", "/shared/tlx.sif")
 
 
+def test_a_time_in_slurms_form_needs_no_quotes(tmp_path):
+    """YAML 1.1 made 43200 of it."""
+    (tmp_path / "s.yaml").write_text("time: 12:00:00\n")
+    assert times.read(sites.load(tmp_path / "s.yaml").time) == 12 * 3600
+
+
 def test_all_mistakes_of_a_site_file_together(tmp_path):
     raw = {"partitoin": "gpu", "time": 43200, "gpus_per_node": 0, "options": ["-p gpu"], "container": "run 'a b'"}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({**raw, "account": "a\nb", "launcher": "mpirun"}))
     with pytest.raises(UserError) as caught:
         sites.load(tmp_path / "s.yaml")
     for said in (
-        'partitoin: unknown key; did you mean "partition"', "time: a time is written in quotes", "gpus_per_node: ",
+        'partitoin: unknown key; did you mean "partition"', "time: a time is written with its unit", "gpus_per_node: ",
         "options.0: '-p gpu' is not an option of sbatch", "container: 'a b': a word with spaces",
         "account: has characters that cannot be printed", "launcher: ",
     ):  # fmt: skip

@@ -59,7 +59,7 @@ def test_arguments_of_a_part_are_checked_all_at_once():
     with pytest.raises(UserError) as caught:
         plug.arguments(step, {"evry": "7ep", "gamma": "a lot"}, label="curve step")
     assert 'did you mean "every"' in str(caught.value)
-    assert "gamma='a lot' does not fit" in str(caught.value)
+    assert "gamma: 'a lot' is not a number or a fraction" in str(caught.value)
     assert 'needs the argument "every"' in str(caught.value)
     assert plug.arguments(step, {"every": "7ep", "gamma": "1/10"}, label="")["gamma"] == 0.1
 

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tlx import plug
-from tlx.config import Config, Part, dump
+from tlx.config import Config, Part, plain
 from tlx.data.location import without_credentials
 from tlx.differences import flat
 from tlx.errors import UserError
@@ -45,6 +43,7 @@ _TODO = {
     WEIGHTS: "see that backbone.weights is the same file everywhere, and that nothing random depends on the rank",
     SHARDS: "see that data.train and data.val hold the same shards on every machine",
 }
+_OF_A_MACHINE = ("data.cache.folder",)  # which $TMPDIR may have named
 _OURS = ("tlx", "torchvision", "timm")
 _SHOWN = 12
 
@@ -55,8 +54,8 @@ def check_start(config: Config, exchange: Exchange) -> None:
     Raises:
         UserError: on every rank, with what differs and where.
     """
-    said = flat(yaml.safe_load(dump(config)))
-    values = {key: json.dumps(value, sort_keys=True) for key, value in said.items()}
+    said = flat(plain(config))
+    values = {key: json.dumps(value, sort_keys=True) for key, value in said.items() if key not in _OF_A_MACHINE}
     compare({CONFIG: values, CODE: package(), PARTS: parts_of(config), VERSIONS: versions()}, exchange, name="start")
 
 

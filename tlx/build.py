@@ -8,9 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from tlx.config import Config, dump
+from tlx.config import Config, plain
 from tlx.data.order import ORDER_VERSION
 from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
@@ -400,7 +398,7 @@ def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:
         "order_version": ORDER_VERSION,
         "train_shards": sets.train.digest,
         "val_shards": sets.val.digest if sets.val is not None else None,
-        "config": essential(yaml.safe_load(dump(config))),
+        "config": essential(plain(config)),
     }
 
 

@@ -25,6 +25,7 @@ from tlx.cli_shards import shards
 from tlx.cli_submit import EXAMPLES, submit
 from tlx.cli_track import track
 from tlx.cli_weights import weights
+from tlx.cli_words import FORWARDED, ConfigFile, Overrides, config_path, path
 from tlx.errors import TlxError, UserError
 from tlx.launcher import launched, rank
 from tlx.terminal import escaped, flush, hand_over, say
@@ -41,17 +42,18 @@ app.add_typer(shards, name="shards")
 app.add_typer(weights, name="weights")
 app.add_typer(bench, name="bench")
 app.add_typer(track, name="track")
-app.command(epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; srun ... tlx doctor mine.yaml")(doctor)
-app.command(epilog=EXAMPLES)(submit)
+app.command(
+    epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; srun ... tlx doctor mine.yaml",
+    context_settings=FORWARDED,
+)(doctor)
+app.command(epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 RESUMABLE = 75
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
 MEASURE = "Try each phase on the device here: the memory it takes beside the estimate, and the micro-batch that fits."
 EXTEND = "Go on with a run by a longer plan (phases, duration, further), where what it has trained stays the same."
 REST = "With --extend, where the learning rates so far would have been others: the rest of the new ones from here on."
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance data.batch=64.")]
 
 
 def _show_version(wanted: bool) -> None:
@@ -69,7 +71,9 @@ def _options(
     """What may come before a command."""
 
 
-@app.command(epilog="Example: accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1")
+@app.command(
+    epilog="Example: accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1", context_settings=FORWARDED
+)
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
@@ -100,7 +104,8 @@ def train(
 
 @app.command(
     epilog="Examples: tlx plan configs/flowers102/vgg16.yaml; tlx plan c.yaml --picture out.png; "
-    "tlx plan c.yaml --write > mine.yaml, edit it, tlx train mine.yaml"
+    "tlx plan c.yaml --write > mine.yaml, edit it, tlx train mine.yaml",
+    context_settings=FORWARDED,
 )
 def plan(
     config: ConfigFile,
@@ -135,7 +140,7 @@ def plan(
 
 def _without_files(words: Sequence[str], *, wanted: bool) -> tuple[list[str], list[Path]]:
     """Overrides, and the file that may follow --picture; typer knows no option whose value may be left out."""
-    files = [Path(word) for word in words if "=" not in word] if wanted else []
+    files = [path(word) for word in words if "=" not in word] if wanted else []
     if len(files) > 1 or any(file.suffix.lower() != ".png" for file in files):
         raise UserError(f"--picture writes one .png file, not {' and '.join(map(str, files))}")
     return [word for word in words if "=" in word or not wanted], files
@@ -185,9 +190,13 @@ def models(
         (hand_over if as_json else say)((catalogue.json_lines if as_json else catalogue.listing)(pattern, only, sort))
 
 
-@app.command(epilog="Examples: tlx status runs/mine; tlx status mine.yaml run=runs/other --folder")
+@app.command(
+    epilog="Examples: tlx status runs/mine; tlx status mine.yaml run=runs/other --folder", context_settings=FORWARDED
+)
 def status(
-    which: Annotated[Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or its configuration.")],
+    which: Annotated[
+        Path, typer.Argument(metavar="RUN|CONFIG", help="A run's folder, or its configuration.", parser=config_path)
+    ],
     overrides: Overrides = None,
     folder: Annotated[bool, typer.Option("--folder", help="Print only the folder, for scripts.")] = False,
 ) -> None:
@@ -200,14 +209,16 @@ def status(
 
 @app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders.")],
-    out: Annotated[Path | None, typer.Option(help="Where the comparison goes; by default into the first run.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", parser=path)],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the comparison goes; by default into the first run.", parser=path)
+    ] = None,
 ) -> None:
     """Draw curves with the phase switch marked, bars of accuracy after each phase, and a table of runs."""
     from tlx.report import report as draw
 
-    for path in draw(runs, out=out):
-        say(path)
+    for drawn in draw(runs, out=out):
+        say(drawn)
 
 
 def main() -> None:

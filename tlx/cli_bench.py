@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tlx.cli_words import FORWARDED, ConfigFile, Overrides, path, place
 from tlx.errors import UserError
 from tlx.terminal import hand_over, say
 
@@ -22,10 +23,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object in place o
 )
 def data(
     manifest: Annotated[
-        str | None, typer.Argument(help="A folder of shards, a folder that holds them as train, or a URL.")
+        str | None,
+        typer.Argument(
+            metavar="[SHARDS]", help="A folder of shards, a folder that holds them as train, or a URL.", parser=place
+        ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="Measure the transforms, input and batch of this configuration.")
+        Path | None, typer.Option(help="Measure the transforms, input and batch of this configuration.", parser=path)
     ] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures of a batch; 64, or the configuration's.")] = None,
     size: Annotated[int | None, typer.Option(help="Side of what is shown; 224, or the configuration's.")] = None,
@@ -73,12 +77,13 @@ def _numbers(words: str) -> list[int]:
         raise UserError(f'"{words}" is not a list of numbers', where="--workers", todo="for instance 0,1,2") from None
 
 
-@bench.command(epilog="Example: tlx bench train configs/flowers102/resnet50.yaml data.workers=4 --steps 60")
+@bench.command(
+    epilog="Example: tlx bench train configs/flowers102/resnet50.yaml data.workers=4 --steps 60",
+    context_settings=FORWARDED,
+)
 def train(
-    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance data.batch=64.")
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     steps: Annotated[int, typer.Option(help="Steps of each loop that are measured.")] = 30,
     phase: Annotated[str | None, typer.Option(help="Which phase; by default the last one.")] = None,
     as_json: AsJson = False,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tlx.cli_words import Overrides, config_path
 from tlx.errors import UserError
 from tlx.terminal import flush
 
@@ -18,10 +19,8 @@ _CONFIG = "A YAML file: its folders, shards, weights and needs are looked at, to
 
 
 def doctor(
-    config: Annotated[Path | None, typer.Argument(help=_CONFIG)] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance run=runs/other.")
-    ] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help=_CONFIG, parser=config_path)] = None,
+    overrides: Overrides = None,
     quick: Annotated[bool, typer.Option("--quick", help="No plan, no speeds, no ranks on loopback.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All findings as one JSON object.")] = False,
     wait: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="For other ranks.")] = 60.0,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tlx.cli_words import path, place
 from tlx.terminal import drawn, escaped, say
 
 if TYPE_CHECKING:
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
 
 shards = typer.Typer(help="Build, index, check, show WebDataset shards.", no_args_is_help=True, rich_markup_mode=None)
 
-Shards = Annotated[Path, typer.Argument(help="A folder of tars, or of folders of tars (train, val ...).")]
-Places = Annotated[str, typer.Argument(help="A folder of tars, or of folders of tars (train, val), or a URL.")]
+Shards = Annotated[
+    Path,
+    typer.Argument(metavar="FOLDER", help="A folder of tars, or of folders of tars (train, val ...).", parser=path),
+]
+Places = Annotated[
+    str,
+    typer.Argument(
+        metavar="SHARDS", help="A folder of tars, or of folders of tars (train, val), or a URL.", parser=place
+    ),
+]
 Jobs = Annotated[int | None, typer.Option(min=0, help="Processes; one per core by default.")]
 
 _NAMED = 10  # groups of duplicates that are printed
@@ -29,8 +38,13 @@ _NAMED = 10  # groups of duplicates that are printed
 
 @shards.command(epilog="Example: tlx shards build photos shards --val 0.2 --resize 256 --rewrite")
 def build(
-    src: Annotated[str, typer.Argument(help="Folder per class, CSV, or torchvision:NAME (torchvision:Flowers102).")],
-    out: Annotated[Path, typer.Argument(help="Where the shards go.")],
+    src: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="Folder per class, CSV, or torchvision:NAME (torchvision:Flowers102).", parser=place
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the shards go.", parser=path)],
     val: Annotated[float | None, typer.Option(help="Share of each class split off for validation.")] = None,
     seed: Annotated[int, typer.Option(help="Of the split and of the shuffle over shards.")] = 0,
     resize: Annotated[
@@ -46,7 +60,9 @@ def build(
     shard_samples: Annotated[int, typer.Option(help="A shard holds at most so many pictures.")] = 1000,
     shard_mb: Annotated[int, typer.Option(help="And at most so many megabytes.")] = 256,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave unreadable pictures out, and name them.")] = False,
-    root: Annotated[str | None, typer.Option(help="Where torchvision's data set lies.")] = None,
+    root: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where torchvision's data set lies.", parser=place)
+    ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download it there.")] = False,
     variant: Annotated[str | None, typer.Option(help="Of the splits: article, for Flowers102.")] = None,
     jobs: Jobs = None,
@@ -118,7 +134,9 @@ def _print_part(done: PartSummary, out: Path) -> None:
 @shards.command(epilog="Example: tlx shards index tars --label-key annotation.label --classes names.txt")
 def index(
     folder: Shards,
-    classes: Annotated[Path | None, typer.Option(help="Class names: a file, one per line, or indexed shards.")] = None,
+    classes: Annotated[
+        Path | None, typer.Option(help="Class names: a file, one per line, or indexed shards.", parser=path)
+    ] = None,
     label_from: Annotated[
         str | None,
         typer.Option(
@@ -145,7 +163,9 @@ def index(
 @shards.command(epilog="Example: tlx shards check shards --json report.json")
 def check(
     shards: Places,
-    report_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report to this file.")] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the whole report to this file.", parser=path)
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Read and decode everything; name every bad sample and duplicate. Exit code 1 if a sample or tar is bad."""

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from tlx.cli_words import ConfigFile, Overrides, path
 from tlx.terminal import hand_over, say
 
 EXAMPLES = (
@@ -20,10 +21,8 @@ _TIME = "Limit of one start, such as 12h or 1-06:00:00; the job saves a checkpoi
 
 
 def submit(
-    config: Annotated[Path, typer.Argument(help="A YAML file; see configs/.")],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="For instance data.batch=64.")
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     nodes: Annotated[int | None, typer.Option(min=1, help="1, or as many as --gpus needs.")] = None,
     gpus: Annotated[int | None, typer.Option(min=0, help="Of the whole job; 0 for nodes without any.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(min=1, help="In place of --gpus.")] = None,
@@ -38,7 +37,9 @@ def submit(
     name: Annotated[str | None, typer.Option(help="Of the job; by default that of the run's folder.")] = None,
     site: Annotated[
         Path | None,
-        typer.Option(help="Defaults of the cluster; else $TLX_SITE, slurm/site.yaml, ~/.config/tlx/site.yaml."),
+        typer.Option(
+            help="Defaults of the cluster; else $TLX_SITE, slurm/site.yaml, ~/.config/tlx/site.yaml.", parser=path
+        ),
     ] = None,
     stage: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="On the nodes' own disks, such as '$TMPDIR', for shards.")

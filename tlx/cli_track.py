@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tlx.cli_words import path
 from tlx.terminal import say
 
 track = typer.Typer(help="Bring trackers up to date with run folders.", no_args_is_help=True, rich_markup_mode=None)
@@ -21,7 +22,7 @@ def _group() -> None:
     epilog="Examples: tlx track sync runs/*; tlx track sync runs/a --offline; tlx track sync runs/b --project flowers"
 )
 def sync(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", parser=path)],
     project: Annotated[str | None, typer.Option(help="By default the one that the run has.")] = None,
     entity: Annotated[str | None, typer.Option(help="User or team; by default the one that the run has.")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Write a folder to upload elsewhere: wandb sync.")] = False,

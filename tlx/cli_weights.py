@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tlx.cli_words import path
+from tlx.paths import written
 from tlx.terminal import say
 
 weights = typer.Typer(
@@ -21,18 +23,19 @@ weights = typer.Typer(
 )
 def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="LIBRARY/NETWORK[.TAG] or hf-hub:OWNER/REPO.")],
-    to: Annotated[Path | None, typer.Option(help="A folder; else the first of TLX_WEIGHTS, else ./weights.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(help="A folder; else the first of TLX_WEIGHTS, else ./weights.", parser=path)
+    ] = None,
     tag: Annotated[str | None, typer.Option("--tag", "--weights", help="Which weights; the default ones.")] = None,
 ) -> None:
     """Download weights, one safetensors file each, into a folder that machines without internet read."""
     from tlx.models import shelf
     from tlx.models.fetch import fetch as fetched
 
-    folder = (to or next(iter(shelf.folders()), Path("weights"))).expanduser()
+    folder = to or next(iter(shelf.folders()), Path("weights"))
     for one in fetched(names, folder, tag=tag):
         how = "was there already, kept" if one.kept else f"{one.path.stat().st_size / 2**20:.1f} MB"
-        path = one.path.absolute()
         say(f"{one.path}: {how}")
-        say(f"  backbone: {{name: {one.backbone or '...'}, weights: {path}}}")
+        say(f"  backbone: {{name: {one.backbone or '...'}, weights: {written(one.path.absolute())}}}")
     if folder.absolute() not in [known.absolute() for known in shelf.folders()]:
         say(f"or, for all of them at once: export {shelf.VARIABLE}={folder.absolute()}")

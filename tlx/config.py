@@ -6,11 +6,12 @@ weights is checked here: unknown keys (with a suggestion), types, names of parts
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,30 +19,72 @@ from pydantic import (
     ByteSize,
     ConfigDict,
     Field,
+    PlainSerializer,
     PositiveInt,
     ValidationError,
     ValidationInfo,
     field_serializer,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
 from tlx import plug
-from tlx.data.location import place, without_credentials
+from tlx.data.location import is_remote, place, without_credentials
 from tlx.data.sampling import Sampling
-from tlx.durations import Duration, Length, Mark, TimeSpan
-from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.durations import Duration, Length, TimeSpan
+from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
 from tlx.layers import Granularity, Kind
 from tlx.metrics import ACCURACY, LOSS, Metric
 from tlx.norms import POLICIES, NormPolicy
-from tlx.parsing import LONGEST, from_yaml
+from tlx.overrides import Group, Names, changed, keys_at
+from tlx.parsing import from_yaml_file, to_yaml
+from tlx.paths import expanded, written
+from tlx.usual_names import USUAL, right_key
+from tlx.validation import mistakes, refuse_truth
+
+T = TypeVar("T")
 
 
 class Model(BaseModel):
     """Closed and frozen: an unknown key is an error, and so is a number that is not finite."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_truth(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+def _of_value(act: Callable[[], T]) -> T:
+    """What `act` gives, for a validator: pydantic knows the key, and the user's mistake goes on whole as the cause.
+
+    Raises:
+        ValueError: the mistake.
+    """
+    try:
+        return act()
+    except UserError as error:
+        raise ValueError(error.what) from error
+
+
+def _expanded(value: Any) -> Any:
+    return _of_value(lambda: expanded(str(value))) if isinstance(value, str | Path) else value
+
+
+def _is_file(weights: str) -> bool:
+    """Whether it may be a path; tags of a library are no different from names of files."""
+    return not weights.startswith("hf-hub:") and not is_remote(weights)
+
+
+def _weights(value: Any) -> Any:
+    return _expanded(value) if _is_file(str(value)) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_expanded), PlainSerializer(written, return_type=str, when_used="json")]
+"""A path of this machine, in which ``~`` and variables may stand. It is written down without them."""
 
 
 class Part(Model):
@@ -50,11 +93,22 @@ class Part(Model):
     name: str
     args: dict[str, Any] = {}
 
+    @staticmethod
+    def opened(value: Any) -> Any:
+        """Its long form, the arguments beside the name."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and set(value) == {"name", "args"} and isinstance(value["args"], Mapping):
+            return {"name": value["name"], **value["args"]}
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _read(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
+        if not isinstance(value, Mapping | Part):
+            raise ValueError("input should be a name, or a mapping of name and arguments")
         if isinstance(value, Mapping) and "name" in value and set(value) != {"name", "args"}:
             return {"name": value["name"], "args": {k: v for k, v in value.items() if k != "name"}}
         return value
@@ -66,15 +120,22 @@ class Part(Model):
 
 def _part_of(group: str) -> Any:
     def check(part: Part) -> Part:
-        try:
-            function = plug.find(group, part.name)
-            plug.arguments(function, part.args, label=f"{group} {part.name}")
-        except UserError as error:
-            raise ValueError(error.what) from error
-        said = {k: str(v) if isinstance(v, Duration | Mark) else v for k, v in plug.defaults(function).items()}
-        return Part(name=part.name, args={**said, **part.args})
+        return _of_value(lambda: _known_part(group, part))
 
-    return Annotated[Part, AfterValidator(check)]
+    return Annotated[Part, Group(group), AfterValidator(check)]
+
+
+def _known_part(group: str, part: Part) -> Part:
+    """A part that there is, with its arguments as they are written down and its defaults.
+
+    Raises:
+        UserError: no such part, or arguments that it does not take.
+    """
+    function = plug.find(group, part.name)
+    checked = plug.arguments(function, part.args, label=f"{group} {part.name}")
+    said = {name: plug.as_written(value, value) for name, value in plug.defaults(function).items()}
+    own = {name: plug.as_written(value, checked[name]) for name, value in part.args.items()}
+    return Part(name=part.name, args={**said, **own})
 
 
 def _policy(value: str | NormPolicy) -> str | NormPolicy:
@@ -142,7 +203,7 @@ class PhaseSettings(Model):
         return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
 
 
-Place = Annotated[str, BeforeValidator(place)]
+Place = Annotated[str, BeforeValidator(lambda value: _of_value(lambda: place(value)))]
 
 
 class Expected(Model):
@@ -159,7 +220,7 @@ class CacheConfig(Model):
     that lie in a folder here, on a slow shared disk, are copied to `folder` when they are first needed, once per node.
     """
 
-    folder: Path | None = None
+    folder: FilePath | None = None
     limit: Annotated[ByteSize, Field(gt=0)] | None = None
     stage: bool = False
 
@@ -181,14 +242,21 @@ class SamplingConfig(Model):
 
     @model_validator(mode="after")
     def _possible(self) -> SamplingConfig:
-        try:
-            self.made()
-        except UserError as error:
-            raise ValueError(str(error)) from error
+        _of_value(self.made)
         return self
 
     def made(self) -> Sampling:
         return Sampling(self.method, self.threshold, self.limit)
+
+
+def _quota(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if is_count or value == "error" or (isinstance(value, str) and _SHARE.fullmatch(value)):
+        return value
+    raise ValueError(f'{repr(value)[:100]} is no quota; write error, a number such as 10, or a share such as "1%"')
+
+
+_SHARE = re.compile(r"(100|\d{1,2}(\.\d{1,9})?)%")
 
 
 class Data(Model):
@@ -213,16 +281,12 @@ class Data(Model):
     exif_orientation: bool = True
     scaled_decoding: bool = True
     workers: Annotated[int, Field(ge=0)] = 2
-    bad_samples: (
-        Literal["error"]
-        | Annotated[int, Field(ge=0, strict=True)]
-        | Annotated[str, Field(pattern=r"^(100|\d{1,2}(\.\d{1,9})?)%$")]
-    ) = "error"
+    bad_samples: Annotated[int | str, BeforeValidator(_quota)] = "error"
     expected: Expected | None = None
 
     @field_serializer("train", "val")
     def _without_credentials(self, value: str | None) -> str | None:
-        return value and without_credentials(value)
+        return value and (without_credentials(value) if is_remote(value) else written(value))
 
     @model_validator(mode="after")
     def _parts_of_a_batch(self) -> Data:
@@ -286,21 +350,33 @@ class BackboneConfig(Model):
     hf-hub:OWNER/REPO[@REVISION], or none. `layers`: how finely the network is cut."""
 
     name: str
-    weights: str = "default"
+    weights: Annotated[str, BeforeValidator(_weights)] = "default"
     args: dict[str, Any] = {}
     layers: Granularity = "block"
 
-    @model_validator(mode="after")
-    def _known(self) -> BackboneConfig:
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str) -> str:
         from tlx import models
 
-        if (odd := plug.not_finite(self.args)) is not None:
-            raise ValueError(f"args: {odd} is not a finite number")
-        try:
-            models.check_args(self.name, self.args)
-        except UserError as error:
-            raise ValueError(error.what) from error
-        return self
+        _of_value(lambda: models.source(name))
+        return name
+
+    @field_validator("args")
+    @classmethod
+    def _known(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        from tlx import models
+
+        if (odd := plug.not_finite(args)) is not None:
+            raise ValueError(f"{odd} is not a finite number")
+        if "name" not in info.data:  # which is told
+            return args
+        checked = _of_value(lambda: models.check_args(info.data["name"], args))
+        return {name: plug.as_written(value, checked.get(name, value)) for name, value in args.items()}
+
+    @field_serializer("weights")
+    def _as_a_path(self, weights: str) -> str:
+        return written(weights) if _is_file(weights) else weights
 
 
 class EMA(Model):
@@ -333,7 +409,8 @@ class NonFinite(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, value: Any) -> Any:
+    def opened(cls, value: Any) -> Any:
+        """Its long form."""
         return {"policy": value} if isinstance(value, str) else value
 
 
@@ -393,7 +470,8 @@ class Keep(Model):
 
     @model_validator(mode="before")
     @classmethod
-    def _read(cls, value: Any) -> Any:
+    def opened(cls, value: Any) -> Any:
+        """Its long form."""
         return {"last": value} if isinstance(value, int) and not isinstance(value, bool) else value
 
 
@@ -431,7 +509,7 @@ class Config(Model):
     does, with its settings but for what is said here, from the last weights; `duration` must be said.
     """
 
-    run: Path
+    run: FilePath
     seed: Annotated[int, Field(ge=0)] = 0
     duration: Length | None = None
     stop_after: TimeSpan | None = None
@@ -442,8 +520,8 @@ class Config(Model):
     backbone: BackboneConfig
     head: _part_of("head") = Part(name="linear")  # type: ignore[valid-type]
     unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
-    phases: dict[str, PhaseSettings] = {}
-    further: dict[str, PhaseSettings] = {}
+    phases: Annotated[dict[str, PhaseSettings], Names("each")] = {}
+    further: Annotated[dict[str, PhaseSettings], Names(None)] = {}
     objective: _part_of("objective") = Part(name="cross_entropy")  # type: ignore[valid-type]
     optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
     no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
@@ -459,36 +537,55 @@ class Config(Model):
         return self.phases[phase].over(base) if phase in self.phases and phase != "each" else base
 
 
-_DEPTH = 20  # of an override's key
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a configuration file.
 
     Args:
         path: a YAML file.
-        overrides: ``key.sub=value`` with YAML values.
+        overrides: ``key.sub=value``, in this order over what the file says and, where it says nothing, the defaults;
+            see :mod:`tlx.overrides`.
 
     Raises:
         UserError: no such file, or not YAML.
         ConfigError: everything that is wrong with the content, together.
     """
+    return parse(read(path, overrides), where=str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A configuration file as plain data, with overrides; not looked at any further.
+
+    Raises:
+        UserError: no such file, or not YAML; a word that is no override.
+    """
     path = Path(path)
     try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(LONGEST + 1)
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, or a name that cannot be one
+        raw = from_yaml_file(path)
+    except OSError as error:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
-        raise UserError(f"cannot be read: {error.__class__.__name__}{near}", where=str(path)) from error
-    try:
-        raw = from_yaml(text)
+        raise UserError(f"cannot be read: {error.strerror or error}{near}", where=str(path)) from error
     except ValueError as error:
         raise UserError(f"is not YAML: {error}", where=str(path)) from error
     if not isinstance(raw, dict):
         raise UserError("is not a mapping of keys to values", where=str(path), todo="see configs/ for examples")
-    for override in overrides:
-        _override(raw, override)
-    return parse(raw, where=str(path))
+    problems = Problems()
+    for word in overrides:
+        raw = problems.of(functools.partial(changed, raw, word, Config)) or raw
+    problems.refuse()
+    return raw
+
+
+def run_of(path: str | Path, overrides: Sequence[str] = ()) -> Path | None:
+    """The run folder that a configuration names, as far as it can be read; None where it does not say."""
+    try:
+        raw = read(path, overrides)
+    except UserError:
+        words = [word.removeprefix("run=") for word in overrides if word.startswith("run=")]
+        raw = {"run": words[-1]} if words else {}
+    try:
+        return Path(expanded(raw["run"])) if isinstance(raw.get("run"), str) else None
+    except UserError:
+        return None
 
 
 def parse(raw: Mapping[str, Any], *, where: str | None = None) -> Config:
@@ -496,11 +593,11 @@ def parse(raw: Mapping[str, Any], *, where: str | None = None) -> Config:
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(dict.fromkeys(_problem(e) for e in error.errors()), where=where) from error
+        raise ConfigError(mistakes(error, raw, suggest=_meant), where=where) from error
 
 
-def dump(config: Config) -> str:
-    """YAML that :func:`load` reads back to the same configuration, with every default said.
+def plain(config: Config) -> dict[str, Any]:
+    """A configuration as plain data that :func:`parse` reads back to the same, with every default said.
 
     Defaults of phases are said in `each`; said again in a phase they would override it.
     """
@@ -513,62 +610,29 @@ def dump(config: Config) -> str:
     raw["further"] = {
         name: settings.model_dump(mode="json", exclude_unset=True) for name, settings in config.further.items()
     }
-    return yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+    return raw
 
 
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f'"{_short(override)}" is not an override', todo="write key=value, for instance data.batch=64")
-    try:
-        value = from_yaml(text)
-    except ValueError as error:
-        raise UserError(f'"{_short(override)}": the value is not YAML', todo="quote it") from error
-    *parents, last = key.split(".")
-    if len(parents) > _DEPTH:
-        raise UserError(f'"{_short(override)}" goes deeper than any key', todo="write key=value, such as data.batch=64")
-    node: Any = raw
-    for parent in parents:
-        below = node.get(parent)
-        if isinstance(below, str) and parent not in ("run",):  # a part written by its name alone
-            below = {"name": below}
-        node[parent] = node = dict(below) if isinstance(below, Mapping) else {}
-    node[last] = value
+def dump(config: Config) -> str:
+    """The same as YAML, that :func:`load` reads back to the same configuration."""
+    return to_yaml(plain(config))
 
 
-def _problem(error: Any) -> str:
-    """One line from one of pydantic's errors: key, what is wrong, what was meant."""
-    where = ".".join(str(step) for step in error["loc"] if not str(step).startswith(("function-", "constrained")))
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key{did_you_mean(str(error['loc'][-1]), _keys_at(error['loc'][:-1]))}"
-    if error["type"] == "missing":
-        return f"{where}: missing"
-    given = error.get("input")
-    shown = f" (given: {_short(repr(given))})" if isinstance(given, str | int | float | bool) else ""
-    return f"{_short(where)}: {message[0].lower()}{_short(message[1:], 1000)}{shown}"
+def _meant(steps: Sequence[str | int]) -> str:
+    """A clause of what an unknown key was meant to be."""
+    *above, word = steps
+    return right_key(str(word), keys=_elsewhere()) or did_you_mean(str(word), keys_at(Config, above))
 
 
-def _short(text: str, length: int = 200) -> str:
-    return text if len(text) <= length else f"{text[:length]} ..."
-
-
-def _keys_at(location: Sequence[str | int]) -> list[str]:
-    """The keys that the schema knows at a place."""
-    model: Any = Config
-    for step in location:
-        if model is PhaseSettings or not hasattr(model, "model_fields"):
-            break
-        field = model.model_fields.get(str(step))
-        model = PhaseSettings if str(step) in ("phases", "further") else _model_in(field.annotation) if field else None
-    if model is PhaseSettings and location and location[-1] in ("phases", "further"):
-        return []
-    if "Plateau" in [str(step) for step in location]:
-        model = Plateau
-    fields = model.model_fields if hasattr(model, "model_fields") else {}
-    return [name for name, field in fields.items() if not field.exclude]
-
-
-def _model_in(annotation: Any) -> Any:
-    choices = [annotation, *getattr(annotation, "__args__", ())]
-    return next((c for c in choices if hasattr(c, "model_fields")), None)
+@functools.cache
+def _elsewhere() -> Mapping[str, str]:
+    """Names that are no keys at the top: what people call them, or keys have further down -> the key."""
+    places: dict[str, list[str]] = {}
+    top = Config.model_fields
+    for name in top:
+        for key in keys_at(Config, [name]):
+            places.setdefault(key, []).append(f"{name}.{key}")
+    for key in PhaseSettings.model_fields:
+        places.setdefault(key, []).append(f"phases.each.{key}")
+    few = {key: '" or "'.join(found) for key, found in places.items() if len(found) <= 4 and key not in top}
+    return {**few, **USUAL}

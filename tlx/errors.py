@@ -32,12 +32,37 @@ class UserError(TlxError):
 
 
 class ConfigError(UserError):
-    """Every mistake of a configuration, reported together."""
+    """Every mistake of a configuration, reported together.
 
-    def __init__(self, problems: Iterable[str], *, where: str | None = None) -> None:
-        self.problems = tuple(problems)
+    Args:
+        problems: sentences, or errors whose `where` is a key below `where`; those of a ConfigError among them count one
+            by one.
+
+    Attributes:
+        mistakes: each with its key, what is wrong, and what to do.
+        problems: the same, a line each.
+    """
+
+    def __init__(self, problems: Iterable[str | UserError], *, where: str | None = None) -> None:
+        self.mistakes = tuple(
+            mistake
+            for problem in problems
+            for mistake in ([UserError(problem)] if isinstance(problem, str) else below(problem))
+        )
+        self.problems = tuple(dict.fromkeys(map(_line, self.mistakes)))
         count = "1 mistake" if len(self.problems) == 1 else f"{len(self.problems)} mistakes"
         super().__init__(f"{count} in the configuration\n" + "\n".join(f"  - {p}" for p in self.problems), where=where)
+
+
+def below(error: UserError, key: str = "") -> list[UserError]:
+    """The mistakes in an error as mistakes of a key, or of keys below it; nothing of what they say is lost."""
+    if isinstance(error, ConfigError):
+        keys = [".".join(filter(None, (key, mistake.where))) for mistake in error.mistakes]
+        return [UserError(m.what, where=k or None, todo=m.todo) for k, m in zip(keys, error.mistakes, strict=True)]
+    if not key:
+        return [error]
+    what = f"{escaped(error.where)}: {error.what}" if error.where else error.what
+    return [UserError(what, where=key, todo=error.todo)]
 
 
 @dataclass
@@ -62,14 +87,18 @@ class Problems:
         if len(self.errors) == 1:
             raise self.errors[0]
         if self.errors:
-            raise ConfigError(dict.fromkeys(line for error in self.errors for line in lines(error)))
+            raise ConfigError(line for error in self.errors for line in lines(error))
 
 
 def lines(error: UserError) -> list[str]:
     """Each mistake in it on a line of its own."""
     if isinstance(error, ConfigError):
         return [f"{error.where}: {p}" if error.where else p for p in error.problems]
-    return [str(error).replace("\n  ->", ";")]
+    return [_line(error)]
+
+
+def _line(error: UserError) -> str:
+    return str(error).replace("\n  ->", ";")
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:

@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from tlx.config import Config, EarlierRates, PhaseSettings, dump, parse
+from tlx.config import Config, EarlierRates, PhaseSettings, dump, parse, plain
 from tlx.differences import differences
 from tlx.durations import Duration
-from tlx.errors import UserError
+from tlx.errors import ConfigError, UserError
 from tlx.files import json_text, write_whole
 from tlx.older_meaning import refuse_other_meaning
-from tlx.parsing import from_json, from_yaml
+from tlx.parsing import from_json, from_yaml_file, to_yaml
 from tlx.plan import Phase, Plan
 from tlx.written_config import essential, hints, meant
 
@@ -139,16 +137,12 @@ def _recorded(folder: Path) -> list[dict[str, Any]]:
 def _is_pending(entry: Mapping[str, Any], folder: Path) -> bool:
     """Whether config.yaml still says what it said before an extension."""
     try:
-        written = _as_json(from_yaml((folder / "config.yaml").read_text(encoding="utf-8")))
+        written = _as_json(from_yaml_file(folder / "config.yaml"))
         before = entry["before"]["config"]
         same = essential(written) == essential(before)
-        return same or essential(_as_json(_plain(meant(written)))) == essential(_as_json(_plain(meant(before))))
+        return same or essential(_as_json(plain(meant(written)))) == essential(_as_json(plain(meant(before))))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError):
         return False  # that is told where it is read
-
-
-def _plain(config: Config) -> Any:
-    return yaml.safe_load(dump(config))
 
 
 def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -158,8 +152,16 @@ def history(entries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def shape(config: Config) -> dict[str, Any]:
     """What shapes the plan of a configuration, as plain data."""
-    raw = _plain(config)
+    raw = plain(config)
     return {key: _as_json(raw[key]) for key in SHAPE}
+
+
+def _as_read_now(said: Mapping[str, Any], config: Config) -> Mapping[str, Any]:
+    """What shapes a plan, as it is written down now: an earlier tlx kept numbers such as 1e-2 as text."""
+    try:
+        return shape(parse({**plain(config), **said}))
+    except ConfigError:
+        return said
 
 
 def adopted(folder: Path, config: Config) -> Config:
@@ -168,7 +170,7 @@ def adopted(folder: Path, config: Config) -> Config:
     entries = earlier(folder)
     if not entries:
         return config
-    asked, now, own = entries[-1]["asked"], entries[-1]["now"], shape(config)
+    asked, now, own = _as_read_now(entries[-1]["asked"], config), entries[-1]["now"], shape(config)
     made = dict(own)
     if all(own[key] == asked[key] for key in SHAPE if key != "further"):
         made |= {key: now[key] for key in SHAPE if key != "further"}
@@ -177,7 +179,7 @@ def adopted(folder: Path, config: Config) -> Config:
             made["further"] = {**made["further"], name: now["further"][name]}
     if made == own:
         return config
-    filled = parse({**yaml.safe_load(dump(config)), **made})
+    filled = parse({**plain(config), **made})
     return config.model_copy(update={key: getattr(filled, key) for key in SHAPE})
 
 
@@ -196,7 +198,7 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
 
     former = _former(folder)
     before = meant(former)
-    old, new = (essential(yaml.safe_load(dump(c))) for c in (before, config))
+    old, new = (essential(plain(c)) for c in (before, config))
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     if not changed:
         return None
@@ -418,23 +420,22 @@ def _refused(
 
 def _restoring(former: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Words that set back what shapes the schedule's phases."""
-    words = [f"{key}={_flow(former[key])}" for key in ("duration", "unfreeze") if former[key] != now[key]]
+    words = [f"{key}={to_yaml(former[key], flow=True)}" for key in ("duration", "unfreeze") if former[key] != now[key]]
     phases, others = former["phases"], now["phases"]
     differing = [name for name in {**phases, **others} if phases.get(name) != others.get(name)]
     if any("." in name for name in differing):  # which would be levels of a key
-        return [*words, f"phases={_flow(phases)}"]
+        return [*words, f"phases={to_yaml(phases, flow=True)}"]
     for name in differing:
         own, other = phases.get(name, {}), others.get(name, {})
         if name not in others or other.keys() - own.keys():
-            words.append(f"phases.{name}={_flow(own)}")
+            words.append(f"phases.{name}={to_yaml(own, flow=True)}")
         else:
-            words += [f"phases.{name}.{key}={_flow(value)}" for key, value in own.items() if other.get(key) != value]
+            words += [
+                f"phases.{name}.{key}={to_yaml(value, flow=True)}"
+                for key, value in own.items()
+                if other.get(key) != value
+            ]
     return words
-
-
-def _flow(value: Any) -> str:
-    text = yaml.safe_dump(value, default_flow_style=True, width=1 << 20, sort_keys=False, allow_unicode=True)
-    return text.removesuffix("...\n").strip()
 
 
 def _length(steps: int, plan: Plan) -> str:
@@ -452,7 +453,7 @@ def _former(folder: Path) -> dict[str, Any]:
     """config.yaml of the run, as plain data."""
     file = folder / "config.yaml"
     try:
-        found = from_yaml(file.read_text(encoding="utf-8"))
+        found = from_yaml_file(file)
     except FileNotFoundError as error:
         raise no_run(folder) from error
     except ValueError as error:

@@ -172,7 +172,7 @@ def cache_of(config: Config) -> CacheSpec | None:
         return None
     from tlx.data.shard_cache import CacheSpec, default_folder
 
-    return CacheSpec(said.folder.expanduser() if said.folder else default_folder(), said.limit, said.stage)
+    return CacheSpec(said.folder or default_folder(), said.limit, said.stage)
 
 
 def _check_largest(manifest: Manifest, cache: CacheSpec) -> None:

@@ -19,7 +19,7 @@ from tlx.config import Config, Part, PhaseSettings, Plateau
 from tlx.data.location import shown
 from tlx.data.order import micro_batch_sizes
 from tlx.durations import Duration, Mark
-from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.errors import ConfigError, UserError, below, did_you_mean, lines
 from tlx.layers import Layer, LayerMap, Parameter
 from tlx.norms import POLICIES, NormPolicy, NormState
 from tlx.unfreeze import Assignment, Mode
@@ -171,7 +171,7 @@ class Plan:
             try:
                 phase = _phase(config, layers, assignment, start=start, epoch=epoch)
             except UserError as error:
-                problems.append(str(error).replace("\n  ->", ";"))
+                problems += lines(error)
                 continue
             phases.append(dataclasses.replace(phase, stop=(ends or {}).get(phase.name, phase.stop)))
         if problems:
@@ -462,6 +462,8 @@ def _at(where: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
+        if isinstance(error, ConfigError):
+            raise ConfigError(below(error, where)) from error
         if error.where is not None:
             raise
         raise UserError(error.what, where=where, todo=error.todo) from error

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from tlx import plug, stale_state
-from tlx.config import Config, Part
+from tlx.config import Checkpoint, Config, Evaluate, NonFinite, Part, Track
 from tlx.data.order import micro_batch_sizes, micro_batches
 from tlx.durations import Duration, Mark
 from tlx.returned import sampled
@@ -222,6 +222,88 @@ def average(config: Config, plan: Plan, world: int) -> list[str]:
     return []
 
 
+def intervals_without_end(config: Config, plan: Plan, world: int) -> list[str]:
+    """What is due for the first time after the last step."""
+    whole, often = _length(plan.steps, plan), '"1ep"'
+    said = [
+        (
+            "checkpoint.keep.every",
+            config.checkpoint.keep.every,
+            "no checkpoint is kept for good by it; set a shorter one, or leave it out",
+        ),
+        (
+            "checkpoint.every",
+            config.checkpoint.every if config.checkpoint.every != Checkpoint().every else None,
+            "a checkpoint is saved only at the end of a phase and at the best evaluations, and a training that is "
+            f"killed before then begins anew; set a shorter one, such as {often}",
+        ),
+        (
+            "evaluate.every",
+            config.evaluate.every if config.data.val and config.evaluate.every != Evaluate().every else None,
+            f"validation runs only at the end of each phase; set a shorter one, such as {often}",
+        ),
+        (
+            "track.every",
+            config.track.every if config.track.every != Track().every else None,
+            "the training loss and the learning rate are never written down; set a shorter one, such as 10 (steps)",
+        ),
+    ]
+    return [
+        f"{key}: {every} is longer than the whole training ({whole}): {then}"
+        for key, every, then in said
+        if every is not None and plan.interval(every) > plan.steps
+    ]
+
+
+def patience_without_end(config: Config, plan: Plan, world: int) -> list[str]:
+    """Early stops that cannot come before the end of a phase: it takes one evaluation to compare with, then as many
+    without progress as `patience` says, and the one at a phase's last step ends nothing early."""
+    if config.data.val is None:
+        return []
+    every = plan.interval(config.evaluate.every)
+    counts = {p.name: (p.stop - 1) // every - p.start // every for p in plan.phases}
+    longest, patience = max(counts.values()), config.evaluate.patience
+    remedy = "set a smaller patience, or evaluate more often (evaluate.every)"
+    sentences = []
+    if patience is not None and longest <= patience:
+        has = f"no phase has more than {_times(longest)} before its last step"
+        sentences = [
+            f"evaluate.patience: {patience} never stops a phase early: that takes {patience + 1} evaluations, and "
+            f"{has}; {remedy}"
+        ]
+    return sentences + _together(
+        (
+            f"phases.{p.name}.duration.patience",
+            f"{p.plateau.patience} never ends the phase early: that takes {p.plateau.patience + 1} evaluations, and "
+            f"the phase has {_times(counts[p.name])} before its last step; {remedy}",
+        )
+        for p in plan.phases
+        if p.plateau is not None and counts[p.name] <= p.plateau.patience
+    )
+
+
+def _times(evaluations: int) -> str:
+    return f"{evaluations} evaluation{'' if evaluations == 1 else 's'}" if evaluations else "none"
+
+
+def _length(steps: int, plan: Plan) -> str:
+    return f"{steps:,} steps, {_epochs(steps, plan.steps_per_epoch)}"
+
+
+def settings_of_what_is_off(config: Config, plan: Plan, world: int) -> list[str]:
+    """Settings that only matter with another one."""
+    mix, met, sentences = config.mix, config.loop.nonfinite, []
+    if mix is not None and not (mix.mixup or mix.cutmix):
+        sentences.append(
+            "mix: nothing is mixed, since mixup and cutmix are both 0; set mix.mixup=0.2, or leave mix out"
+        )
+    if config.loop.sync_batchnorm and not plan.moving:
+        sentences.append("loop.sync_batchnorm: does nothing here, since no BatchNorm statistics move in any phase")
+    if met.policy == "stop" and met.limit != NonFinite().limit:
+        sentences.append("loop.nonfinite.limit: does nothing with policy stop, which ends at the first such step")
+    return sentences
+
+
 def _below(decay: float) -> float:
     """The decay rounded towards 0 to two digits of what is left to 1, so that it is reached."""
     left = 1 - decay
@@ -240,6 +322,9 @@ CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     layers_left_behind,
     curves_gone_out,
     periods_without_end,
+    intervals_without_end,
+    patience_without_end,
+    settings_of_what_is_off,
     average,
     stale_optimizer_state,
 )

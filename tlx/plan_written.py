@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import textwrap
 
-import yaml
-
-from tlx.config import Config, dump
+from tlx.config import Config, plain
+from tlx.parsing import to_yaml
 from tlx.plan import Plan
 
 HEADER = """\
@@ -27,7 +26,7 @@ def written_out(config: Config, plan: Plan, *, command: str) -> str:
     Args:
         command: what the header says it was written by.
     """
-    raw = yaml.safe_load(dump(config)) | plan.explicit()
+    raw = plain(config) | plan.explicit()
     header = HEADER.format(command=command, epoch=plan.steps_per_epoch, run=config.run)
     comment = textwrap.indent(header, "# ", lambda _: True)  # every line, whatever characters the names hold
-    return comment.replace("# \n", "#\n") + yaml.safe_dump(raw, sort_keys=False, allow_unicode=True)
+    return comment.replace("# \n", "#\n") + to_yaml(raw)

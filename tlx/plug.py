@@ -25,7 +25,12 @@ from typing import Any
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from tlx.errors import TlxError, UserError, did_you_mean
+from tlx.durations import Duration, Mark
+from tlx.errors import ConfigError, TlxError, UserError, below, did_you_mean
+from tlx.parsing import scalar
+from tlx.paths import expanded, written
+from tlx.usual_names import right_key
+from tlx.validation import mistakes, refuse_truth
 
 GROUPS: dict[str, str] = {
     "unfreeze": "tlx.unfreeze",
@@ -69,33 +74,81 @@ def find(group: str, name: str) -> Callable[..., Any]:
 def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str) -> dict[str, Any]:
     """The user's arguments for `part`, checked against its signature and converted to its annotated types.
 
+    Paths (arguments annotated as such) may hold ``~`` and variables.
+
     Raises:
-        UserError: unknown, missing or ill-typed arguments, all of them in one message.
+        ConfigError: unknown, missing or ill-typed arguments, all together, each with its name as key.
+        UserError: the part does not say what it takes.
     """
     try:
         hints = typing.get_type_hints(part if inspect.isfunction(part) else part.__init__, include_extras=True)  # type: ignore[misc]
     except (NameError, AttributeError, TypeError, SyntaxError):
         hints = {}
     settable = _settable(part, label)
-    problems, checked = [], {}
+    problems, checked = list[UserError](), {}
     for key, value in given.items():
         if key not in settable:
-            problems.append(f'{label} has no argument "{key}"{did_you_mean(key, settable) or "; it takes none"}')
+            near = right_key(str(key), group=label.partition(" ")[0]) or did_you_mean(str(key), settable)
+            problems.append(UserError(f'{label} has no argument "{key}"{near or "; it takes none"}', where=str(key)))
             continue
         if (odd := not_finite(value)) is not None:
-            problems.append(f"{label}: {key} holds {odd}, which is not a finite number")
+            problems.append(UserError(f"holds {odd}, which is not a finite number", where=str(key)))
             continue
+        hint = hints.get(key, Any)
         try:
-            checked[key] = _adapter(hints.get(key, Any)).validate_python(value)
+            checked[key] = _adapter(hint).validate_python(_with_paths(refuse_truth(value, hint), hint))
+        except UserError as error:
+            problems += below(error, str(key))
         except ValidationError as error:
-            reasons = "; ".join(e["msg"].removeprefix("Value error, ") for e in error.errors()[:3])
-            problems.append(f"{label}: {key}={repr(value)[:200]} does not fit: {reasons[:1000]}")
+            problems += below(ConfigError(mistakes(error, value)), str(key))
+        except ValueError as error:
+            problems.append(UserError(f"{error} (given: {value!r})", where=str(key)))
     for key, parameter in settable.items():
         if parameter.default is parameter.empty and key not in given:
-            problems.append(f'{label} needs the argument "{key}"')
+            problems.append(UserError(f'{label} needs the argument "{key}"', where=key))
     if problems:
-        raise UserError("; ".join(problems))
+        raise ConfigError(problems, where=label)
     return checked
+
+
+def as_written(given: Any, checked: Any) -> Any:
+    """An argument as a configuration says it: what the part takes for a number or a truth is one, also where it was
+    given as text; lengths and paths are text.
+
+    Args:
+        given: by the user.
+        checked: what :func:`arguments` made of it.
+    """
+    if isinstance(checked, bool):
+        return checked
+    if isinstance(checked, Path):
+        return written(checked)
+    if isinstance(given, Duration | Mark):
+        return str(given)
+    if isinstance(given, str) and isinstance(checked, int | float):
+        number = scalar(given)
+        return number if isinstance(number, int | float) and number == checked else given
+    if isinstance(given, list | tuple) and isinstance(checked, list | tuple) and len(given) == len(checked):
+        return type(given)(map(as_written, given, checked))
+    if isinstance(given, Mapping) and isinstance(checked, Mapping) and given.keys() == checked.keys():
+        return {name: as_written(value, checked[name]) for name, value in given.items()}
+    return given
+
+
+def _with_paths(value: Any, hint: Any) -> Any:
+    return _expanded(value) if _takes_paths(hint) else value
+
+
+def _takes_paths(hint: Any) -> bool:
+    return hint is Path or any(map(_takes_paths, typing.get_args(hint)))
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_expanded(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _expanded(one) for name, one in value.items()}
+    return expanded(value) if isinstance(value, str) else value
 
 
 def call(label: str, part: Callable[..., Any], *given: Any, **arguments: Any) -> Any:

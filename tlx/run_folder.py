@@ -21,7 +21,7 @@ from tlx.extend import FUTURE, Extend, Extension, adopted, no_run, planned
 from tlx.files import json_text, write_whole
 from tlx.launcher import requeued_job
 from tlx.older_meaning import refuse_other_meaning
-from tlx.parsing import from_json, from_yaml
+from tlx.parsing import from_json, from_yaml_file
 from tlx.run_lock import RunLock, holder
 from tlx.written_config import changes, essential, without_directions
 
@@ -221,7 +221,7 @@ class RunFolder:
         if not file.exists():
             return
         try:
-            written = essential(from_yaml(file.read_text(encoding="utf-8")))
+            written = essential(from_yaml_file(file))
         except ValueError as error:
             raise UserError(
                 f"is not what tlx wrote: {str(error).splitlines()[0]}",

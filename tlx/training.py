@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from tlx.build import compose, plans_of, together
-from tlx.config import Config
+from tlx.config import Config, run_of
 from tlx.errors import UserError
 from tlx.extend import Extend, Extension, earlier
 from tlx.launcher import rank, ranked, relaunched
@@ -225,11 +223,9 @@ def tell_run(file: Path, overrides: Sequence[str], error: UserError, *, extends:
     Args:
         extends: it was for an extension: without it, the run may go on all the same.
     """
-    words = [word.partition("=")[2] for word in overrides if word.startswith("run=")]
-    with contextlib.suppress(OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        run = words[-1] if words else yaml.safe_load(file.read_text(encoding="utf-8"))["run"]
-        if rank() == 0:
-            RunFolder(Path(run), extends).say_if_there("user-error", message=str(error)[:2000])
+    run = run_of(file, overrides)
+    if run is not None and rank() == 0:
+        RunFolder(run, extends).say_if_there("user-error", message=str(error)[:2000])
 
 
 def fetch(config: Config) -> None:

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
-import yaml
 from torch.distributed.rendezvous import rendezvous
 
 from tlx.addresses import addresses, loopback
@@ -30,6 +29,7 @@ from tlx.attempt import of_this_attempt
 from tlx.config import Config
 from tlx.errors import ConfigError, TlxError, UserError
 from tlx.launcher import launched
+from tlx.parsing import from_yaml_file
 from tlx.signs import gather_by_store
 from tlx.terminal import escaped
 from tlx.watch import Watch, agent_serves
@@ -424,8 +424,8 @@ def _promised(size: int) -> tuple[int, str] | None:
         return int(machines), " ".join(command[1:])
     file = _option(command, "--config_file") or _option(command, "--config-file") or _default_file()
     try:
-        content = yaml.safe_load(Path(file).read_text()) if file else None
-    except (OSError, yaml.YAMLError):
+        content = from_yaml_file(Path(file)) if file else None
+    except (OSError, ValueError):
         return None
     count = content.get("num_processes") if isinstance(content, dict) else None
     return (int(count), str(file)) if isinstance(count, int) else None

@@ -7,9 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import yaml
-
-from tlx.config import Config, dump, parse
+from tlx.config import Config, parse, plain
 from tlx.differences import differences, flat
 from tlx.errors import ConfigError
 
@@ -34,7 +32,7 @@ def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) ->
         before: as :func:`essential` gives it.
         done: nothing will be trained by it any more, so that it does not matter what the absence of a key meant.
     """
-    now = yaml.safe_load(dump(config))
+    now = plain(config)
     if before == essential(now):
         return []
     later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
@@ -42,7 +40,7 @@ def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) ->
         own = essential(now)
         later = {key: own[key] for key in later if key in own}
     try:
-        then = essential(yaml.safe_load(dump(_reread({**before, **later}, now))))
+        then = essential(plain(_reread({**before, **later}, now)))
     except ConfigError as error:
         return [*differences(before, essential(now)), *error.problems]
     hints = {key: _hint(key, value) for key, value in later.items()}

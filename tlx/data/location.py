@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tlx.errors import UserError
+from tlx.paths import expanded
 
 PIPE = "pipe:"
 _LONGEST = 200  # characters of a file name; file systems have 255, and the cache puts some before it
@@ -28,10 +29,15 @@ def is_remote(location: str | os.PathLike[str]) -> bool:
 
 
 def place(value: object) -> object:
-    """A path as text, in its shortest spelling; a URL or a command as it is; other values untouched."""
+    """A path as text, ``~`` and variables filled in, in its shortest spelling; a URL or a command as it is; other
+    values untouched.
+
+    Raises:
+        UserError: see :func:`tlx.paths.expanded`.
+    """
     if not isinstance(value, (str, os.PathLike)) or is_remote(value):
         return value
-    return str(Path(value))
+    return str(Path(expanded(os.fspath(value))))
 
 
 def address(location: str, name: str) -> str:

@@ -25,7 +25,7 @@ from torchvision.transforms import InterpolationMode, v2
 from tlx import plug
 from tlx.data.framed import Covering, framed
 from tlx.data.randomness import own_randomness
-from tlx.errors import UserError
+from tlx.errors import ConfigError, UserError, below
 from tlx.inputs import InputSpec, Interpolation
 
 __all__ = [
@@ -278,7 +278,7 @@ def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: Input
         UserError: unknown parts or arguments, or parts that the input's channels do not allow, all in one message; or a
             list that does not end at the input's size.
     """
-    steps, problems = [], []
+    steps, problems = [], list[UserError]()
     for place, (name, given) in enumerate(parts):
         try:
             part = plug.find("transform", name)
@@ -288,9 +288,9 @@ def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: Input
                 raise UserError(f"{name} returned {type(view).__name__}, not a transform of pictures")
             steps.append(view)
         except UserError as error:
-            problems.append(f"transforms[{place}]: {error}")
+            problems += below(error, f"transforms.{place}")
     if problems:
-        raise UserError("\n".join(problems))
+        raise ConfigError(problems)
     _try_out(steps, [name for name, _ in parts], input)
     return framed(steps) or (v2.Compose(steps) if steps else v2.Identity())
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.doctor.findings import Finding, fault, ok, warning
+from tlx.parsing import from_yaml_file
 
 if TYPE_CHECKING:
     from tlx.config import Config
@@ -55,7 +56,6 @@ def default_file(config: Config | None) -> Iterator[Finding]:
     Args:
         config: of the user; without one nothing is expected of precision and compilation.
     """
-    import yaml
     from accelerate.commands.config.config_args import default_config_file
 
     path = Path(default_config_file)
@@ -63,9 +63,10 @@ def default_file(config: Config | None) -> Iterator[Finding]:
         yield ok("accelerate's file", "there is no default config file")
         return
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        yield warning("accelerate's file", f"{path} cannot be read: {type(error).__name__}", f"mend or remove {path}")
+        content = from_yaml_file(path)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        yield warning("accelerate's file", f"{path} cannot be read: {why}", f"mend or remove {path}")
         return
     content = content if isinstance(content, dict) else {}
     yield judge_file(config or stand_in(exported(content)), content, path)

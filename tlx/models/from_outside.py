@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tlx import plug
-from tlx.errors import UserError
+from tlx.errors import ConfigError, UserError
 from tlx.inputs import InputSpec
 from tlx.models import Backbone
 from tlx.models import weights as files
@@ -34,7 +34,8 @@ class Outside:
 
     def check(self, args: Mapping[str, Any]) -> dict[str, Any]:
         if IN_CHANS in args and IN_CHANS in self._named():
-            raise UserError(f'{self.name}: "{IN_CHANS}" cannot be set in args ({RESERVED[IN_CHANS]})')
+            what = f'{self.name}: "{IN_CHANS}" cannot be set in args ({RESERVED[IN_CHANS]})'
+            raise ConfigError([UserError(what, where=IN_CHANS)], where=self.name)
         return plug.arguments(self.function, args, label=self.name)
 
     def build(self, classes: int, args: Mapping[str, Any], tag: str | None, channels: int = 3) -> nn.Module:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from tlx.errors import UserError, did_you_mean
+from tlx.errors import ConfigError, UserError, below, did_you_mean
 from tlx.inputs import InputSpec
+from tlx.validation import mistakes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,23 +79,27 @@ def check_arguments(
         fixed: names that the variant itself sets.
 
     Raises:
-        UserError: unknown, reserved or ill-typed arguments, all in one message.
+        ConfigError: unknown, reserved or ill-typed arguments, all together, each with its name as key.
     """
-    problems, checked = [], {}
+    problems, checked = list[UserError](), {}
+
+    def refuse(key: str, what: str) -> None:
+        problems.append(UserError(f"{label}{what}", where=key))
+
     for key, value in given.items():
         if key in RESERVED:
-            problems.append(f'{label}: "{key}" cannot be set in args ({RESERVED[key]})')
+            refuse(key, f': "{key}" cannot be set in args ({RESERVED[key]})')
         elif key in fixed:
-            problems.append(f'{label} sets "{key}" itself')
+            refuse(key, f' sets "{key}" itself')
         elif key not in settable:
-            problems.append(f'{label} has no argument "{key}"{did_you_mean(key, settable)}')
+            refuse(key, f' has no argument "{key}"{did_you_mean(key, settable)}')
         else:
             try:
                 checked[key] = _converted(value, settable[key])
             except ValidationError as error:
-                problems.append(f"{label}: {key}={value!r} does not fit: {error.errors()[0]['msg']}")
+                problems += below(ConfigError(mistakes(error, value)), key)
     if problems:
-        raise UserError("; ".join(problems))
+        raise ConfigError(problems, where=label)
     return checked
 
 

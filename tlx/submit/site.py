@@ -13,8 +13,10 @@ from pydantic import AfterValidator, BeforeValidator, PositiveInt, ValidationErr
 
 from tlx.config import Model
 from tlx.errors import ConfigError, UserError, did_you_mean
-from tlx.parsing import LONGEST, from_yaml
+from tlx.parsing import from_yaml_file
+from tlx.paths import expanded_path
 from tlx.submit import times
+from tlx.validation import mistakes
 
 VARIABLE = "TLX_SITE"
 HERE = Path("slurm/site.yaml")
@@ -86,9 +88,9 @@ def _time(text: str) -> str:
 
 
 def _text(value: Any) -> Any:
-    # YAML reads 12:00:00 as a number of seconds and 90 as a number: Slurm means minutes
+    # a number of seconds, or of minutes as Slurm has it?
     if isinstance(value, int) and not isinstance(value, bool):
-        raise ValueError('a time is written in quotes, "12:00:00", or 12h')
+        raise ValueError("a time is written with its unit, 12h or 90m, or as 12:00:00")
     return value
 
 
@@ -139,9 +141,9 @@ def find(named: Path | None) -> tuple[Site, Path | None]:
         UserError: a file that was named cannot be read, or a mistake in it.
     """
     if named is None and os.environ.get(VARIABLE):
-        named = Path(os.environ[VARIABLE])
+        named = expanded_path(os.environ[VARIABLE], where=VARIABLE)
     if named is not None:
-        return load(named.expanduser()), named
+        return load(named), named
     for file in (HERE, HOME.expanduser()):
         if file.is_file() and (site := load(file)) != Site():
             return site, file
@@ -155,11 +157,10 @@ def load(file: Path) -> Site:
         ConfigError: everything that is wrong in it, together.
     """
     try:
-        with file.open(encoding="utf-8") as opened:
-            raw = from_yaml(opened.read(LONGEST + 1))
+        raw = from_yaml_file(file)
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", where=str(file), todo="see slurm/site.yaml") from error
-    except ValueError as error:  # not UTF-8 either
+    except ValueError as error:
         raise UserError(f"is not YAML: {error}", where=str(file)) from error
     if raw is None:  # every line a comment
         raw = {}
@@ -168,12 +169,5 @@ def load(file: Path) -> Site:
     try:
         return Site.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(dict.fromkeys(_problem(e) for e in error.errors()), where=str(file)) from error
-
-
-def _problem(error: Any) -> str:
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        return f"{where}: unknown key{did_you_mean(where, Site.model_fields)}"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message[0].lower()}{message[1:]}"
+        found = mistakes(error, raw, suggest=lambda steps: did_you_mean(str(steps[-1]), Site.model_fields))
+        raise ConfigError(found, where=str(file)) from error

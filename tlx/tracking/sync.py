@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from tlx import plug
 from tlx.config import Part
 from tlx.errors import UserError
 from tlx.history import read_history
+from tlx.parsing import from_yaml_file
 from tlx.run_lock import holder
 from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
@@ -169,9 +169,10 @@ def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _config(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"cannot be read: {str(error).splitlines()[0]}", where=str(file)) from error
+        content = from_yaml_file(file)
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot be read: {why}", where=str(file)) from error
     return content if isinstance(content, dict) else {}
 
 

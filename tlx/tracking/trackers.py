@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tlx.errors import UserError
@@ -49,7 +50,7 @@ def wandb(
     return tracker
 
 
-def tensorboard(run: RunInfo, *, folder: str = "tensorboard") -> Tracker:
+def tensorboard(run: RunInfo, *, folder: Path = Path("tensorboard")) -> Tracker:
     """TensorBoard event files in `folder` of the run folder; after a resume, later points are taken back.
 
     Raises:
