@@ -37,6 +37,9 @@ from tlx.metrics import ACCURACY, LOSS, Metric
 from tlx.norms import POLICIES, NormPolicy
 from tlx.parsing import LONGEST, from_yaml
 
+WITHOUT_LIBRARIES = "without libraries"
+"""The context of a validation that imports neither torch nor a library of networks."""
+
 
 class Model(BaseModel):
     """Closed and frozen: an unknown key is an error, and so is a number that is not finite."""
@@ -65,7 +68,9 @@ class Part(Model):
 
 
 def _part_of(group: str) -> Any:
-    def check(part: Part) -> Part:
+    def check(part: Part, info: ValidationInfo) -> Part:
+        if group not in plug.PURE and info.context == WITHOUT_LIBRARIES:
+            return part
         try:
             function = plug.find(group, part.name)
             plug.arguments(function, part.args, label=f"{group} {part.name}")
@@ -291,9 +296,11 @@ class BackboneConfig(Model):
     layers: Granularity = "block"
 
     @model_validator(mode="after")
-    def _known(self) -> BackboneConfig:
+    def _known(self, info: ValidationInfo) -> BackboneConfig:
         from tlx import models
 
+        if info.context == WITHOUT_LIBRARIES:
+            return self
         if (odd := plug.not_finite(self.args)) is not None:
             raise ValueError(f"args: {odd} is not a finite number")
         try:
@@ -462,12 +469,14 @@ class Config(Model):
 _DEPTH = 20  # of an override's key
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = True) -> Config:
     """Reads a configuration file.
 
     Args:
         path: a YAML file.
         overrides: ``key.sub=value`` with YAML values.
+        libraries: whether parts that torch or a library of networks is imported for are looked up. Without them keys,
+            types and ranges are checked, in a fraction of a second; such a Config is to be looked at, not trained from.
 
     Raises:
         UserError: no such file, or not YAML.
@@ -488,13 +497,13 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError("is not a mapping of keys to values", where=str(path), todo="see configs/ for examples")
     for override in overrides:
         _override(raw, override)
-    return parse(raw, where=str(path))
+    return parse(raw, where=str(path), libraries=libraries)
 
 
-def parse(raw: Mapping[str, Any], *, where: str | None = None) -> Config:
+def parse(raw: Mapping[str, Any], *, where: str | None = None, libraries: bool = True) -> Config:
     """A Config from plain data; see :func:`load`."""
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(raw, context=None if libraries else WITHOUT_LIBRARIES)
     except ValidationError as error:
         raise ConfigError(dict.fromkeys(_problem(e) for e in error.errors()), where=where) from error
 

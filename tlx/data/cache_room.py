@@ -17,6 +17,7 @@ from typing import IO, NoReturn
 
 from tlx.data.file_lock import locked
 from tlx.errors import UserError
+from tlx.launcher import environment
 
 SHARE = 0.8
 """Of the room on the disk, what shards may take where no limit is set."""
@@ -28,7 +29,7 @@ _OURS = re.compile(r"[0-9a-f]{12}-.+", re.DOTALL)
 
 def default_folder() -> Path:
     """TLX_CACHE, or ``~/.cache/tlx/shards``."""
-    return Path(os.environ.get("TLX_CACHE") or "~/.cache/tlx/shards").expanduser()
+    return Path(environment().get("TLX_CACHE") or "~/.cache/tlx/shards").expanduser()
 
 
 @dataclass(frozen=True)
