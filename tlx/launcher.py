@@ -25,7 +25,7 @@ _CLIENT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT", "SLURM_CLUSTERS", "SL
 """Variables of Slurm's commands themselves, and of no job."""
 _OF_A_JOB = ("SLURM_", "SLURMD_", "PMI_", "PMI2_", "PMIX_", "TORCHELASTIC_", "GROUP_", "ROLE_")
 _OF_A_RANK = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_OF_OUR_JOB = ("TLX_RUN", "TLX_DO", "TLX_BEGAN", "TLX_JOB", "TLX_CHAIN", "TLX_VERDICT", "RANKS", "OMP_NUM_THREADS")
+_OF_OUR_JOB = ("TLX_RUN", "TLX_DO", "TLX_BEGAN", "TLX_CHAIN", "TLX_VERDICT", "TLX_THREADS", "RANKS")
 """What slurm/train.sbatch sets for its own training."""
 
 
@@ -146,11 +146,13 @@ class Environment:
         """The environment for a job that is submitted from here: without what the job, the step and the launcher that
         this process runs in have set for themselves. sbatch hands on all that it is given, and what Slurm does not set
         anew would be taken for the new job's own."""
-        ours = _OF_OUR_JOB if "TLX_JOB" in self.variables else [n for n in _OF_OUR_JOB if n != "OMP_NUM_THREADS"]
+        own = {*_OF_A_RANK, *_OF_OUR_JOB}
+        if self.get("OMP_NUM_THREADS") == self.get("TLX_THREADS"):
+            own.add("OMP_NUM_THREADS")
         return {
             name: value
             for name, value in self.variables.items()
-            if name in _CLIENT or not (name.startswith(_OF_A_JOB) or name in _OF_A_RANK or name in ours)
+            if name in _CLIENT or not (name.startswith(_OF_A_JOB) or name in own)
         }
 
     def _count(self, name: str) -> int:

@@ -173,7 +173,7 @@ def judge_inherited(env: Mapping[str, str], record: Mapping[str, str]) -> Iterat
     if foreign:
         yield warning(
             "variables of another job",
-            f"{', '.join(foreign)}: the job was submitted from inside another one; srun and scripts take them for its own",
+            f"{', '.join(foreign)}: the job was submitted inside another one; srun and scripts take them for its own",
             f"unset {' '.join(foreign)} before srun; slurm/train.sbatch and tlx submit do it",
         )
 
