@@ -160,8 +160,11 @@ def test_where_slurm_does_not_requeue_the_next_job_is_queued(job):
     assert "OMP_NUM_THREADS" not in handed
     # the starts without a new checkpoint are counted on from job to job
     (job.run / "slurm" / "1.tries").write_text("3")
-    done = job.start(CHAIN="yes", TLX_CHAIN="1", MAX_TRIES="3")
+    (job.run / "slurm" / "1.tries.nodes").write_text("n1\nn2\nn2\nn2\n")
+    step = 'echo "srun: error: n2: task 1: Exited with exit code 1" >&2; exit 1'
+    done = job.start(CHAIN="yes", TLX_CHAIN="1", MAX_TRIES="3", step=step)
     assert "4 starts in a row have brought no new checkpoint: not requeued" in done.stdout, done
+    assert "the first node to fail, start by start: n2 n2 n2 n2. To leave one out: --exclude=NODE" in done.stdout
     assert len(job.calls("sbatch")) == 1
 
 
