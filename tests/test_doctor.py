@@ -46,6 +46,7 @@ from tlx.doctor.shown import Output
 from tlx.doctor.traffic import Traffic
 from tlx.doctor.wire import Wire
 from tlx.errors import TlxError, UserError
+from tlx.launcher import Environment
 from tlx.slurm import records
 
 HERE = Path(__file__).parent
@@ -288,7 +289,8 @@ def test_what_the_launcher_says():
     torchrun = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "x"}
     found = at(**torchrun, GROUP_WORLD_SIZE="2")
     assert (found.launcher, found.nodes, found.here) == ("torchrun", 2, 4)
-    assert at(**torchrun, ACCELERATE_MIXED_PRECISION="no").launcher == "accelerate launch"
+    assert at(**torchrun, ACCELERATE_MIXED_PRECISION="no").launcher == "torchrun"  # anybody may export that
+    assert place.of_environment(torchrun, ["accelerate", "launch"]).launcher == "accelerate launch"
     with pytest.raises(UserError, match="no number"):
         at(RANK="a", WORLD_SIZE="2")
     step = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NUM_NODES": "2"}
@@ -342,9 +344,10 @@ def test_interfaces_that_are_not_there():
 def test_accelerates_settings(tmp_path):
     config = accelerates.stand_in({"ACCELERATE_MIXED_PRECISION": "bf16"})
     assert config.loop.precision == "bf16"  # nobody's configuration disagrees
-    assert verdicts(accelerates.environment(config, {"ACCELERATE_MIXED_PRECISION": "bf16"})) == {"accelerate": "ok"}
+    told = Environment({"ACCELERATE_MIXED_PRECISION": "bf16"})
+    assert verdicts(accelerates.environment(config, told)) == {"accelerate": "ok"}
     plain = accelerates.stand_in({})
-    told = {"ACCELERATE_USE_FSDP": "true"}
+    told = Environment({"ACCELERATE_USE_FSDP": "true"})
     assert verdicts(accelerates.environment(plain, told)) == {"accelerate": "fault"}
     file = tmp_path / "default.yaml"
     for content, verdict in (
@@ -659,6 +662,11 @@ def test_a_step_against_its_job():
     four = {**step, "SLURM_GPUS_ON_NODE": "4"}
     assert verdicts(slurm.judge_step(four, here, cores=8))["GPUs of the job"] == "warning"
     assert verdicts(slurm.judge_nodes(["node1", "node2"], ["node1.site", "node2.site"])) == {"nodes of the job": "ok"}
+    assert not list(slurm.judge_inherited({"SLURM_MEM_PER_NODE": "1", "SLURM_ARRAY_JOB_ID": "3"}, {"ArrayJobId": "3"}))
+    (foreign,) = slurm.judge_inherited({"SLURM_ARRAY_JOB_ID": "3", "SLURM_MEM_PER_NODE": "1"}, {"JobId": "5"})
+    assert (foreign.verdict, foreign.todo.partition(" before")[0]) == ("warning", "unset SLURM_ARRAY_JOB_ID")
+    (foreign,) = slurm.judge_inherited({"SLURM_MEM_PER_CPU": "3", "SLURM_MEM_PER_NODE": "1"}, {"JobId": "5"})
+    assert "SLURM_MEM_PER_CPU, SLURM_MEM_PER_NODE: the job was submitted inside another one" in foreign.said
     assert verdicts(slurm.judge_nodes(["node1", "node2"], ["node1"])) == {"nodes of the job": "warning"}
 
 
@@ -820,7 +828,7 @@ def test_what_one_rank_finds_is_everybodys_fault(config):
     (said, _, code), (nothing, _, second) = ranks(config, envs=[{}, conflict])
     assert code == second == 1
     assert nothing == ""
-    assert re.search(r"fault +accelerate: rank 1 \(.*\): accelerate is told to accumulate over 4 steps", said)
+    assert re.search(r"fault +accelerate: rank 1 \(.*\): .*accelerate is told to accumulate over 4 steps", said)
     assert "not tried" in said
 
 

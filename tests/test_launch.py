@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 import yaml
 from commands import environment
 
+from tlx.accelerate_settings import Source, conflicts, option, promised
 from tlx.config import parse
+from tlx.doctor.accelerates import exported
 from tlx.errors import UserError
-from tlx.world import accelerate_conflicts, enter
+from tlx.world import enter
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests" / "world_size.py")
@@ -86,8 +89,11 @@ def test_a_launch_config_that_starts_one_process_is_caught(tmp_path):
     assert "the launcher was asked for 2 processes and has started 1" in said
 
 
+RAW = {"run": "x", "data": {"train": "x", "batch": 1}, "backbone": {"name": "toys:small"}}
+
+
 def config(**over):
-    return parse({"run": "x", "data": {"train": "x", "batch": 1}, "backbone": {"name": "toys:small"}, **over})
+    return parse({**RAW, **over})
 
 
 def test_another_number_of_ranks_than_expected_is_an_error(monkeypatch):
@@ -109,13 +115,84 @@ def test_another_number_of_ranks_than_expected_is_an_error(monkeypatch):
     ],
 )
 def test_conflicts_with_accelerates_settings_name_both(env, over, message):
-    (problem,) = accelerate_conflicts(config(**over), env)
-    import re
-
+    (problem,) = conflicts(config(**over), env, Source())
     assert re.search(message, problem)
 
 
 def test_agreement_with_accelerate_is_no_conflict():
     env = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}
-    assert accelerate_conflicts(config(loop={"precision": "bf16", "compile": True}), env) == []
-    assert accelerate_conflicts(config(), {"ACCELERATE_MIXED_PRECISION": "no", **os.environ}) == []
+    assert conflicts(config(loop={"precision": "bf16", "compile": True}), env, Source()) == []
+    assert conflicts(config(), {"ACCELERATE_MIXED_PRECISION": "no", **os.environ}, Source()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said", "never"),
+    [
+        (
+            {"distributed_type": "FSDP", "num_processes": 8, "fsdp_config": {"fsdp_version": 2}},
+            ["distributed_type: FSDP: FSDP is", "Set distributed_type: MULTI_GPU there, and remove fsdp_config"],
+            "Unset",
+        ),
+        (
+            {"distributed_type": "DEEPSPEED", "num_processes": 1, "deepspeed_config": {"zero_stage": 2}},
+            ["DEEPSPEED: DeepSpeed is not supported", "Set distributed_type: 'NO' there, and remove deepspeed_config"],
+            "Unset",
+        ),
+        (
+            {"distributed_type": "NO", "mixed_precision": "fp8", "fp8_config": {"backend": "TE"}},
+            ["mixed_precision: fp8, and", "fp32, bf16 or fp16", "mixed_precision: 'no' there and remove fp8_config"],
+            "loop.precision=fp8",
+        ),
+        (
+            {"distributed_type": "NO", "mixed_precision": "bf16"},
+            ["mixed_precision: bf16, and the configuration says loop.precision=fp32", "or set loop.precision=bf16"],
+            "unset",
+        ),
+        (
+            {"distributed_type": "NO", "dynamo_config": {"dynamo_backend": "AOT_EAGER"}},
+            ["dynamo_config.dynamo_backend: AOT_EAGER, and", "set dynamo_config.dynamo_backend: 'no' there"],
+            "loop.compile=true, ",
+        ),
+        (
+            {"distributed_type": "MEGATRON_LM", "num_processes": 2, "megatron_lm_config": {}},
+            ["distributed_type: MEGATRON_LM: Megatron-LM is not supported"],
+            "Unset",
+        ),
+        ({"distributed_type": "XLA"}, ["distributed_type: XLA: TPU is not supported"], "Distributed"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_a_conflict_names_the_key_of_accelerates_file(content, said, never):
+    """And offers what tlx has: there is no fp8 here, and no other compiler than inductor."""
+    file = Path("/home/me/.cache/huggingface/accelerate/default_config.yaml")
+    (problem,) = conflicts(config(), exported(content), Source(["accelerate", "launch"], file, content))
+    assert problem.startswith(f"{file}: ")
+    for words in said:
+        assert words in problem
+    assert never not in problem
+
+
+def test_an_option_of_the_command_line_is_named_before_the_file():
+    words = ["accelerate", "launch", "--mixed_precision", "fp16", "--num-processes=2", "-m", "tlx", "--use_fsdp"]
+    source = Source(words, Path("f.yaml"), {"mixed_precision": "bf16", "num_processes": 4})
+    env = {"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_FSDP": "true"}
+    fsdp, precision = conflicts(config(), env, source)
+    assert precision.startswith("--mixed_precision fp16 of accelerate launch, and the configuration says")
+    assert fsdp.startswith("ACCELERATE_USE_FSDP=true: ")  # a word of the program is none of accelerate's
+    assert (option(words, "--num_processes"), option(words, "--use_fsdp")) == ("2", None)
+    assert promised(source) == (2, " ".join(words[1:]))
+    assert promised(Source(["accelerate", "launch"], Path("f.yaml"), source.content)) == (4, "f.yaml")
+    assert promised(Source((), Path("f.yaml"), source.content)) is None
+
+
+@pytest.mark.slow
+def test_accelerates_own_file_is_named_by_a_training_under_it(tmp_path):
+    """The real launcher, which says so by the same variables whoever has set them; under it a mistake exits 0."""
+    raw = yaml.safe_load((ROOT / "launch" / "one_gpu.yaml").read_text())
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(raw | {"mixed_precision": "bf16", "use_cpu": True}))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(RAW | {"run": str(tmp_path / "run")}))
+    words = ["--config_file", tmp_path / "a.yaml", "-m", "tlx", "train", tmp_path / "c.yaml"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *map(str, words)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done
+    assert f"{tmp_path / 'a.yaml'}: mixed_precision: bf16, and the configuration says loop.precision" in done.stderr

@@ -95,6 +95,7 @@ def test_a_script_reads_like_this():
         "RANKS_PER_NODE=4\n"
         'STAGE="$TMPDIR/x"\n'
         "SRUN_OPTIONS='--cpu-bind=cores --container-mounts=/data:/data'\n"
+        "CHAIN=yes\n"
         ': "${MAX_TRIES:=3}" # tries\n'
         "\n"
         f"{MARKER}\nsrun true\n"
@@ -224,7 +225,13 @@ def test_gpus_are_of_the_whole_job(wish, site, shape):
         ({"time": "soon"}, {}, "--time: 'soon' is not a time limit"),
         ({"time": "2m"}, {}, "a warning 180 s before a limit of 00:02:00"),
         ({"options": ("--signal=USR1",)}, {}, "--signal is not for --option"),
-        ({"options": ("--gres=gpu:2",)}, {}, "gpu_type in the site file"),
+        ({"options": ("--gres=nvme:1,gpu:3",)}, {}, "gpu_type in the site file"),
+        ({"options": ("--gres=gpu",)}, {}, "gpu_type in the site file"),
+        ({"options": ("--gpus-per-task=1",)}, {}, "each node runs one launcher"),
+        ({"options": ("--gpu-bind=single:1",)}, {}, "each launcher gets all GPUs of its node"),
+        ({"options": ("--cpus-per-gpu=4",), "cpus_per_gpu": 2}, {}, "'4', and of tlx submit 2: one number"),
+        ({"options": ("--cpus-per-gpu=many",)}, {}, "'many': one number"),
+        ({"options": ("--cpus-per-g=4",)}, {}, "set --cpus-per-gpu of tlx submit"),
         ({"options": ("--signa=USR1",)}, {}, "--signal is not for --option"),  # sbatch takes abbreviations
         ({"options": ("--no-req",)}, {}, "--no-requeue is not for --option"),
         ({"options": ("--clusters=b",)}, {}, "--clusters is not for --option"),
@@ -240,6 +247,33 @@ def test_what_cannot_be_asked_for(wish, site, said):
 def test_options_whose_names_only_begin_alike_are_free():
     options = ("--export=ALL", "--mem-bind=local", "--wait-all-nodes=1", "--nodelist=n1")
     assert options == tuple(f"--{k}={v}" for k, v in list(made(Wish(options=options)).options.items())[-4:])
+
+
+@pytest.mark.parametrize(
+    ("options", "made"),  # of the job's own options: --gpus-per-node=2, --cpus-per-task=16, --signal=B:USR1@180
+    [
+        (["--gres=nvme:1"], {"gres": "nvme:1", "gpus-per-node": "2"}),
+        (["--gres=gpu:2"], {"gres": "gpu:2", "gpus-per-node": None}),
+        (["--gres=gpu:a100:2,nvme:1"], {"gres": "gpu:a100:2,nvme:1", "gpus-per-node": None}),
+        (["--cpus-per-gpu=3"], {"cpus-per-task": "6", "cpus-per-gpu": None}),
+        (["--signal=B:USR1@600"], {"signal": "B:USR1@600"}),
+        (["--requeue", "--ntasks-per-node=1", "--gpus-per-node=2"], {"gpus-per-node": "2", "ntasks-per-node": "1"}),
+        (["--mem=80G"], {"mem": "80G"}),
+        (["--mem-per-cpu=4G"], {"mem-per-cpu": "4G", "mem": None}),
+    ],
+)
+def test_options_are_judged_by_what_they_ask_for(options, made):
+    job = jobs.make(Wish(options=tuple(options)), Site(python="python", memory="9G"), TOY, Path("/r/a"))
+    assert {key: job.options.get(key) for key in made} == made
+
+
+def test_what_is_said_by_nobody_fits_the_nodes():
+    """slurm/train.sbatch's 8 CPUs to a rank are a default: nodes may have fewer."""
+    for cpus, each in ((None, 8), (64, 8), (16, 8), (6, 3), (1, 1)):
+        job = jobs.make(Wish(gpus=2), Site(python="python"), TOY, Path("/r/a"), node_cpus=cpus)
+        assert job.options["cpus-per-task"] == str(2 * each), cpus
+    said = jobs.make(Wish(gpus=2, cpus_per_gpu=8), Site(python="python"), TOY, Path("/r/a"), node_cpus=4)
+    assert said.options["cpus-per-task"] == "16"  # asked for: Slurm refuses it
 
 
 def test_a_single_rank_is_one_rank():
@@ -451,6 +485,8 @@ def refused(*words, **more):
 def test_a_job_is_checked_shown_kept_and_queued(cluster, here, monkeypatch):
     monkeypatch.setenv("SBATCH_TIMELIMIT", "1")
     monkeypatch.setenv("SBATCH_ACCOUNT", "mine")
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "3")  # of a job that this shell runs in
+    monkeypatch.setenv("SLURM_MEM_PER_CPU", "100")
     done = submit("seed=1", "data.sampling.limit=8", "--option", "--mail-type=END")
     assert done.exit_code == 0, (done.output, done.exception)
     kept = here / "runs/a/slurm/submitted-1.sbatch"
@@ -477,6 +513,7 @@ def test_a_job_is_checked_shown_kept_and_queued(cluster, here, monkeypatch):
     said = (here / "cluster/env").read_text()
     assert "SBATCH_TIMELIMIT" not in said  # else sbatch would take it in place of the script's
     assert "SBATCH_ACCOUNT=mine" in said  # the script has none
+    assert "SLURM_" not in said
     assert "submitted-2.sbatch" in submit("seed=1").output
     assert kept.read_text() == text
 
@@ -635,7 +672,8 @@ def test_a_job_waits_for_nodes_that_are_down(cluster, here):
     done = submit("--dry-run", "--partition", "long")
     assert done.exit_code == 0, done.exception
     assert "it would wait: nodes are down or drained (sbatch: allocation failure" in done.output
-    assert cluster.calls("sinfo") == [["--noheader", "--partition=long", "--format=%t %D"]]
+    about = ["--noheader", "--partition=long"]
+    assert cluster.calls("sinfo") == [[*about, "--format=%c cpus"], [*about, "--format=%t %D"]]
     for nodes in ("mix 1\nalloc 1\ndown* 9\n", "idle 1\n"):  # enough work, and still none fits; there are not so many
         cluster.say(nodes=nodes)
         assert "fewer --gpus, --cpus-per-gpu" in refused()
@@ -643,6 +681,15 @@ def test_a_job_waits_for_nodes_that_are_down(cluster, here):
     assert submit("--dry-run").exit_code == 0
     cluster.say(answer="allocation failure: Required partition not available (inactive or drain)\n")
     assert "it is closed: sinfo tells" in refused()
+
+
+def test_nodes_with_fewer_cpus_than_the_scripts_default(cluster, here):
+    cluster.say(nodes="2+ cpus\n6 cpus\n")
+    done = submit("--dry-run", "data.workers=2")
+    assert "2 nodes x 2 GPUs = 4 ranks by torchrun, 3 CPUs to each" in done.output, done.exception
+    assert "#SBATCH --cpus-per-task=6\n" in done.output
+    cluster.say(nodes="idle 1\n")
+    assert "8 CPUs to each" in submit("--dry-run").output
 
 
 def test_a_dry_run_where_only_slurms_client_is(cluster, here):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.extend import kept_for_good
 from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
+from tlx.launcher import environment
 from tlx.metrics import metric_names
 from tlx.parsing import from_json
 from tlx.parts import (
@@ -197,7 +197,7 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     from tlx import world as worlds
     from tlx.micro_batch import Choice, Share, decide, device_words, facts_of, report, search
 
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if environment().size > 1:
         raise UserError("tlx plan --measure measures one process", todo="start it without a launcher")
     ranks = config.world.size or 1
     alone = config.model_copy(

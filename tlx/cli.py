@@ -27,7 +27,7 @@ from tlx.cli_track import track
 from tlx.cli_weights import weights
 from tlx.cli_words import FORWARDED, ConfigFile, Overrides, config_path, path
 from tlx.errors import TlxError, UserError
-from tlx.launcher import launched, rank
+from tlx.launcher import launched, rank, ranked
 from tlx.terminal import escaped, flush, hand_over, say
 
 app = typer.Typer(
@@ -199,11 +199,14 @@ def status(
     ],
     overrides: Overrides = None,
     folder: Annotated[bool, typer.Option("--folder", help="Print only the folder, for scripts.")] = False,
+    each: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Look whether the configuration takes it. Repeatable.")
+    ] = None,
 ) -> None:
     """Tell where a run stands: running, done, resumable, killed; its step, checkpoints, and who trains it."""
     from tlx.standing import folder_of, standing
 
-    run = folder_of(which, overrides or ())
+    run = folder_of(which, overrides or (), each or ())
     hand_over(run) if folder else say(standing(run))
 
 
@@ -299,7 +302,7 @@ def _leave(code: int) -> None:
     if launched() and code in (2, RESUMABLE):
         code = 0
     flush()
-    if "WORLD_SIZE" in os.environ:
+    if ranked():
         # threads of gloo now and then abort a process that leaves through the interpreter's own end, or keep it long
         os._exit(code)
     sys.exit(code)

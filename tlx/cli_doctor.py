@@ -10,6 +10,7 @@ import typer
 
 from tlx.cli_words import Overrides, config_path
 from tlx.errors import UserError
+from tlx.launcher import environment
 from tlx.terminal import flush
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def doctor(
     if config is not None and "=" in config.name and not config.exists():
         raise UserError(f'"{config}" changes a configuration, and none is named', todo="tlx doctor CONFIG key=value")
     wanted = configs.load(config, overrides or ()) if config is not None else None
-    output = Output(as_json=as_json, silent=not of_environment(os.environ).speaks)
+    here = environment()
+    output = Output(as_json=as_json, silent=not of_environment(here.variables, here.accelerate).speaks)
 
     def give_up(last: Section) -> None:
         output.add(last)

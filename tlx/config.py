@@ -46,6 +46,9 @@ from tlx.validation import mistakes, refuse_truth
 
 T = TypeVar("T")
 
+WITHOUT_LIBRARIES = "without libraries"
+"""The context of a validation that imports neither torch nor a library of networks."""
+
 
 class Model(BaseModel):
     """Closed and frozen: an unknown key is an error, and so is a number that is not finite."""
@@ -119,7 +122,9 @@ class Part(Model):
 
 
 def _part_of(group: str) -> Any:
-    def check(part: Part) -> Part:
+    def check(part: Part, info: ValidationInfo) -> Part:
+        if group not in plug.PURE and info.context == WITHOUT_LIBRARIES:
+            return part
         return _of_value(lambda: _known_part(group, part))
 
     return Annotated[Part, Group(group), AfterValidator(check)]
@@ -356,9 +361,11 @@ class BackboneConfig(Model):
 
     @field_validator("name")
     @classmethod
-    def _named(cls, name: str) -> str:
+    def _named(cls, name: str, info: ValidationInfo) -> str:
         from tlx import models
 
+        if info.context == WITHOUT_LIBRARIES:
+            return name
         _of_value(lambda: models.source(name))
         return name
 
@@ -369,7 +376,7 @@ class BackboneConfig(Model):
 
         if (odd := plug.not_finite(args)) is not None:
             raise ValueError(f"{odd} is not a finite number")
-        if "name" not in info.data:  # which is told
+        if "name" not in info.data or info.context == WITHOUT_LIBRARIES:  # the former is told
             return args
         checked = _of_value(lambda: models.check_args(info.data["name"], args))
         return {name: plug.as_written(value, checked.get(name, value)) for name, value in args.items()}
@@ -537,19 +544,21 @@ class Config(Model):
         return self.phases[phase].over(base) if phase in self.phases and phase != "each" else base
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = True) -> Config:
     """Reads a configuration file.
 
     Args:
         path: a YAML file.
         overrides: ``key.sub=value``, in this order over what the file says and, where it says nothing, the defaults;
             see :mod:`tlx.overrides`.
+        libraries: whether parts that torch or a library of networks is imported for are looked up. Without them keys,
+            types and ranges are checked, in a fraction of a second; such a Config is to be looked at, not trained from.
 
     Raises:
         UserError: no such file, or not YAML.
         ConfigError: everything that is wrong with the content, together.
     """
-    return parse(read(path, overrides), where=str(path))
+    return parse(read(path, overrides), where=str(path), libraries=libraries)
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -588,10 +597,10 @@ def run_of(path: str | Path, overrides: Sequence[str] = ()) -> Path | None:
         return None
 
 
-def parse(raw: Mapping[str, Any], *, where: str | None = None) -> Config:
+def parse(raw: Mapping[str, Any], *, where: str | None = None, libraries: bool = True) -> Config:
     """A Config from plain data; see :func:`load`."""
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(raw, context=None if libraries else WITHOUT_LIBRARIES)
     except ValidationError as error:
         raise ConfigError(mistakes(error, raw, suggest=_meant), where=where) from error
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -11,6 +10,7 @@ from typing import IO, Any
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from tlx.launcher import environment
 from tlx.terminal import clock, escaped
 
 QUIET_S = 5.0
@@ -77,7 +77,7 @@ class Console:
     @property
     def _columns(self) -> int | None:
         """Of a terminal, or as COLUMNS says; None in a log, whose lines stay whole so that they can be searched."""
-        return self._out.width if self._out.is_terminal or os.environ.get("COLUMNS") else None
+        return self._out.width if self._out.is_terminal or environment().get("COLUMNS") else None
 
     def _advance(self, row: Mapping[str, Any]) -> None:
         """Starts the bar at the first row, where a resumed run stands, so that the time left is not flattered."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tlx.data.location import command_line
-from tlx.launcher import launched
+from tlx.launcher import environment, launched
 
 _SCRIPTS = ("tlx", "torchrun", "accelerate")
 _MODULES = (
@@ -51,8 +50,8 @@ def reproducing(run: Path, threads: int) -> str:
 
 def _launcher(own: Sequence[str]) -> list[str]:
     """The words before tlx's own."""
-    words = _of_ancestor(own) or _rebuilt(own, os.environ)
-    return [*_srun(os.environ), *words[: len(words) - len(own)]]
+    words = _of_ancestor(own) or _rebuilt(own, environment().variables)
+    return [*_srun(environment().variables), *words[: len(words) - len(own)]]
 
 
 def _own_words(words: Sequence[str]) -> list[str] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tlx import plug
 from tlx.config import Config, Part
 from tlx.errors import UserError
 from tlx.feed import mixing_of
+from tlx.launcher import export
 from tlx.layers import LayerMap
 from tlx.plan import Plan
 
@@ -243,5 +243,5 @@ def seed_all(config: Config) -> None:
 
         torch._inductor.config.fallback_random = config.loop.deterministic
     if config.loop.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        export("CUBLAS_WORKSPACE_CONFIG", ":4096:8", replace=False)
         torch.use_deterministic_algorithms(True)

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from tlx.errors import UserError
+from tlx.launcher import environment
 from tlx.terminal import escaped
 
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[^}]*)\})")
@@ -60,7 +61,7 @@ def _value(match: re.Match[str], where: str | None) -> str:
     shown = escaped(match[0][:100])
     if not _NAME.fullmatch(name):
         raise UserError(f"{shown} is no variable", where=where, todo="only a name may stand in the braces: ${NAME}")
-    value = os.environ.get(name)
+    value = environment().get(name)
     if not value:
         raise UserError(
             f"the variable {shown} is {'not set' if value is None else 'empty'}",

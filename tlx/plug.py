@@ -45,6 +45,9 @@ GROUPS: dict[str, str] = {
 }
 """Group -> the module whose ``__all__`` lists our own parts. Outside packages: entry-point group ``tlx.<group>``."""
 
+PURE = ("unfreeze", "curve", "layer_decay")
+"""Groups whose own parts are found without torch."""
+
 
 def names(group: str) -> list[str]:
     """Every name that a configuration can use in this group, dotted paths aside."""

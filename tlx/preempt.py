@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from tlx.launcher import environment
+
 PATIENCE_S = 5.0
 """Under a launcher; alone, ALONE_S, since `timeout` and shells signal a process and its group in one moment."""
 ALONE_S = 1.0
@@ -77,9 +79,9 @@ class StopRequest:
 
 def _began(launched: bool) -> float:
     """When the command was started, in seconds of the epoch; a batch script may say it in TLX_BEGAN."""
-    said = os.environ.get("TLX_BEGAN", "")
-    if said.isdecimal():
-        return float(said)
+    said = environment().began
+    if said is not None:
+        return said
     own = psutil.Process()
     launcher = own.parent() if launched else None
     return float((launcher or own).create_time())

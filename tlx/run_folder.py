@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import secrets
 import time
@@ -19,7 +18,7 @@ from tlx.config import Config, dump
 from tlx.errors import UserError
 from tlx.extend import FUTURE, Extend, Extension, adopted, no_run, planned
 from tlx.files import json_text, write_whole
-from tlx.launcher import requeued_job
+from tlx.launcher import environment, requeued_job
 from tlx.older_meaning import refuse_other_meaning
 from tlx.parsing import from_json, from_yaml_file
 from tlx.run_lock import RunLock, holder
@@ -194,7 +193,7 @@ class RunFolder:
         return job is not None and (self.path / JOBS / f"{job}.fresh").exists()
 
     def _note_fresh(self) -> None:
-        if job := os.environ.get("SLURM_JOB_ID"):
+        if job := environment().job:
             (self.path / JOBS).mkdir(exist_ok=True)
             (self.path / JOBS / f"{job}.fresh").touch()
 

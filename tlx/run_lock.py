@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx.errors import TlxError, UserError
+from tlx.launcher import environment
 
 try:
     import fcntl
@@ -136,7 +137,7 @@ def _sign(handle: int) -> str:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "slurm_job": os.environ.get("SLURM_JOB_ID"),
+        "slurm_job": environment().job,
     }
     text = json.dumps(who).encode()
     os.ftruncate(handle, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx import config as configs
-from tlx.errors import UserError
+from tlx.errors import Problems, UserError
 from tlx.extend import earlier
 from tlx.parsing import from_json
 from tlx.run_lock import holder
@@ -20,17 +21,30 @@ from tlx.terminal import escaped
 _TAIL = 1 << 16  # bytes of metrics.jsonl that its last row is looked for in
 
 
-def folder_of(which: Path, overrides: Sequence[str]) -> Path:
-    """The folder of a run: the one named, or that of a configuration file.
+_OF_LIBRARIES = ("transforms", "head", "objective", "optimizer", "track", "backbone")
+"""Keys of parts that only a library knows."""
+
+
+def folder_of(which: Path, overrides: Sequence[str], others: Sequence[str] = ()) -> Path:
+    """The folder of a run: the one named, or that of a configuration file. Its keys and values are checked, its parts
+    are left to the training: to look them up takes the libraries that have them, and seconds.
+
+    Args:
+        others: further overrides, of which each is tried alone. One that names a part is looked up.
 
     Raises:
-        UserError: neither, or a configuration that is wrong.
+        UserError: neither, or a configuration that is wrong; every wrong one of `others`.
     """
     if which.is_dir():
         if overrides:
             raise UserError("a run's folder takes no key=value; a configuration does", where=str(which))
         return which
-    return configs.load(which, overrides).run
+    folder, problems = configs.load(which, overrides, libraries=False).run, Problems()
+    for word in others:
+        looked_up = word.partition("=")[0].partition(".")[0] in _OF_LIBRARIES
+        problems.of(functools.partial(configs.load, which, [*overrides, word], libraries=looked_up))
+    problems.refuse()
+    return folder
 
 
 def standing(folder: Path) -> str:

@@ -29,7 +29,7 @@ import psutil
 import torch.distributed as dist
 
 from tlx.errors import TlxError, UserError
-from tlx.launcher import launched
+from tlx.launcher import environment, launched
 from tlx.launcher import rank as launched_rank
 from tlx.run_folder import RunFolder, Status
 from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
@@ -300,7 +300,8 @@ class Watch:
     def _storeless(self, why: str) -> Verdict:
         first = self._peers.get(0)
         name = str(first.sign) if first else "rank 0"
-        where = f"{os.environ.get('MASTER_ADDR', 'the first machine')}:{os.environ.get('MASTER_PORT', '?')}"
+        here = environment()
+        where = f"{here.get('MASTER_ADDR', 'the first machine')}:{here.get('MASTER_PORT', '?')}"
         if agent_serves():
             what = f"the launcher's store at {where}, over which ranks find each other, is gone ({why}): "
             what += "that machine or its launcher died"
@@ -514,7 +515,7 @@ class _Peer:
 
 def agent_serves() -> bool:
     """Whether the store lives in the launcher and not in rank 0."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return environment().agent_serves
 
 
 _OTHERS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "process group")

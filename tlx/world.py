@@ -1,4 +1,4 @@
-"""Ranks, device, precision and collectives. The only module that imports accelerate.
+"""Ranks, device, precision and collectives. The only module that computes with accelerate.
 
 accelerate gives device, autocast, gradient scaler and backward. It never sees the model, the loader or a scheduler:
 those are ours, wrapped anew for each phase. What its environment or a launch config asks for is compared with the
@@ -8,44 +8,32 @@ configuration, and a conflict is an error instead of a silent override.
 from __future__ import annotations
 
 import math
-import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from tlx.accelerate_settings import Source, conflicts, promised
 from tlx.addresses import addresses, loopback
 from tlx.agreement import check_start
 from tlx.attempt import of_this_attempt
 from tlx.config import Config
 from tlx.errors import ConfigError, TlxError, UserError
-from tlx.launcher import launched
-from tlx.parsing import from_yaml_file
+from tlx.launcher import Environment, environment, export
 from tlx.signs import gather_by_store
 from tlx.terminal import escaped
-from tlx.watch import Watch, agent_serves
+from tlx.watch import Watch
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
-
-_REFUSED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism config (tensor, context or sequence parallel)",
-    "ACCELERATE_USE_TP": "tensor parallel",
-    "ACCELERATE_USE_SAGEMAKER": "SageMaker's launcher",
-}
-_PRECISIONS = {"no": "fp32", "fp32": "fp32", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +68,7 @@ class World:
     @property
     def local_main(self) -> bool:
         """The first rank of its machine."""
-        return int(os.environ.get("LOCAL_RANK", 0)) == 0
+        return environment().local_rank == 0
 
     @property
     def cuda(self) -> bool:
@@ -154,35 +142,35 @@ def enter(config: Config, watch: Watch | None = None) -> World:
         ConfigError: accelerate's environment or config file conflicts with the configuration.
         UserError: the number of ranks is not what was asked for; ranks with different configurations or code.
     """
-    conflicts = accelerate_conflicts(config, os.environ)
-    if conflicts:
-        raise ConfigError(conflicts)
-    size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    here = environment()
+    if problems := conflicts(config, here.variables, Source.of(here)):
+        raise ConfigError(problems)
+    size, local = here.size, here.local_rank
     watch = watch or Watch()
     # before anything depends on the configuration: ranks with different ones would wait for each other
-    store = meet(config, watch) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized() else None
+    store = meet(config, watch) if here.meets and not dist.is_initialized() else None
     if store is None and math.isfinite(watch.patience_s):
         watch.start(None, 0, 1)
-    _check_size(config, size)
-    cpu = _on_cpu(config)
+    _check_size(config, here)
+    cpu = _on_cpu(config, here)
     if not cpu:
         # two ranks may share a GPU over gloo
-        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{local % torch.cuda.device_count()}"
+        export("ACCELERATE_TORCH_DEVICE", f"cuda:{local % torch.cuda.device_count()}")
         torch.cuda.set_device(local % torch.cuda.device_count())
     if store is not None:
         backend = config.world.backend or ("gloo" if cpu else "nccl")
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-        if backend == "nccl" and (cpu or here > torch.cuda.device_count()):  # asked alike on every rank of a machine
+        # asked alike on every rank of a machine
+        if backend == "nccl" and (cpu or here.local_size > torch.cuda.device_count()):
             raise UserError(
-                f"nccl needs a GPU for each rank; this machine has {torch.cuda.device_count()} for {here}",
+                f"nccl needs a GPU for each rank; this machine has {torch.cuda.device_count()} for {here.local_size}",
                 where="world.backend",
                 todo=f"start at most {torch.cuda.device_count()} processes here, or set world.backend=gloo",
             )
-        rank, limit = int(os.environ["RANK"]), _limit(config)
+        rank, limit = here.number("RANK", 0), _limit(config)
         try:
             dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
         except RuntimeError as error:
-            why = _own_name(error, several=here < size)
+            why = _own_name(error, several=here.local_size < size)
             if why is None:
                 raise
             raise TlxError(
@@ -200,7 +188,7 @@ def meet(config: Config, watch: Watch) -> Store:
     """
     store, rank, size = rendezvous_store(_limit(config))
     if math.isfinite(watch.patience_s):
-        watch.start(store, rank, size, serves=rank == 0 and not agent_serves())
+        watch.start(store, rank, size, serves=rank == 0 and not environment().agent_serves)
     if size > 1:
         ask = partial(gather_by_store, store, rank, size, timeout=_limit(config))
         check_start(config, ask)
@@ -218,9 +206,10 @@ def rendezvous_store(limit: timedelta) -> tuple[Store, int, int]:
     try:
         found: tuple[Store, int, int] = next(rendezvous("env://", timeout=limit))
     except dist.DistError as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        here = environment()
+        where = f"{here.get('MASTER_ADDR')}:{here.get('MASTER_PORT')}"
         raise TlxError(
-            f"not all {os.environ['WORLD_SIZE']} ranks have met at {where} within {limit}: "
+            f"not all {here.get('WORLD_SIZE')} ranks have met at {where} within {limit}: "
             f"{str(error).splitlines()[0]}\n  -> look at the output of the others: "
             f"MASTER_ADDR must lead them to this machine ({socket.gethostname()}), MASTER_PORT to this port"
         ) from error
@@ -240,17 +229,18 @@ def _find_first(limit: timedelta) -> None:
         UserError: the environment does not say where, or what cannot be an address.
         TlxError: nobody is there in time.
     """
-    address, port, rank = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT", "RANK"))
+    here = environment()
+    address, port, rank = map(here.get, ("MASTER_ADDR", "MASTER_PORT", "RANK"))
     if not address or not port:
         raise UserError(
-            f"this is rank {rank} of {os.environ['WORLD_SIZE']}, and nothing says where ranks meet",
+            f"this is rank {rank} of {here.get('WORLD_SIZE')}, and nothing says where ranks meet",
             where="MASTER_ADDR, MASTER_PORT",
             todo="export the address of rank 0's machine and a free port there, the same for every rank",
         )
-    if not _is_port(port):
+    if not _is_port(port, here.get("WORLD_SIZE")):
         todo = "export a free port of rank 0's machine, 1 to 65535, the same for every rank"
         raise UserError(f"{port!a} is no port", where="MASTER_PORT", todo=todo)
-    if rank == "0" and not agent_serves():
+    if rank == "0" and not here.agent_serves:
         return
     end, pause = time.monotonic() + limit.total_seconds(), 0.05
     while True:
@@ -267,9 +257,9 @@ def _find_first(limit: timedelta) -> None:
         pause = min(1.5 * pause, 1.0)
 
 
-def _is_port(text: str) -> bool:
+def _is_port(text: str, size: str) -> bool:
     """One rank alone may have 0, any that is free; several would not find each other."""
-    least = 1 if os.environ["WORLD_SIZE"] != "1" else 0
+    least = 1 if size != "1" else 0
     return text.isascii() and text.isdigit() and len(text) < 6 and least <= int(text) < 65536
 
 
@@ -299,7 +289,7 @@ def _nobody(address: str, port: str, rank: str, limit: timedelta, error: OSError
 def _own_name(error: RuntimeError, *, several: bool) -> str | None:
     """Whether gloo has told the other machines an address of this one that leads them to themselves."""
     host = socket.gethostname()
-    named = bool(os.environ.get("GLOO_SOCKET_IFNAME"))
+    named = bool(environment().get("GLOO_SOCKET_IFNAME"))
     if "connectFullMesh" not in str(error) or named or not several or not loopback(addresses(host)):
         return None
     return (
@@ -330,118 +320,38 @@ def _world(config: Config, watch: Watch, *, cpu: bool, size: int) -> World:
             f"accelerate believes in rank {accelerator.process_index} of {accelerator.num_processes}, "
             f"the launcher set rank {rank} of {size}"
         )
-    return World(rank, size, accelerator.device, launched(), accelerator, watch, first)
+    return World(rank, size, accelerator.device, environment().launched, accelerator, watch, first)
 
 
-def accelerate_conflicts(config: Config, env: Mapping[str, str]) -> list[str]:
-    """What accelerate's environment, set by hand or by `accelerate launch`, asks for and the configuration does not."""
-    problems = [
-        f"{variable}={env[variable]}: {what} is not supported; tlx trains with DistributedDataParallel. Unset it"
-        for variable, what in _REFUSED.items()
-        if env.get(variable, "false").lower() in ("1", "true", "yes")
-    ]
-    if env.get("ACCELERATE_DISTRIBUTED_TYPE", "").upper() in ("XLA", "TPU") or env.get("ACCELERATE_USE_XLA") == "true":
-        problems.append("accelerate is configured for TPU: not supported; tlx trains on GPUs and CPUs")
-    asked = env.get("ACCELERATE_MIXED_PRECISION", "").lower()
-    # accelerate launch exports "no" when nobody has asked for anything
-    if asked not in ("", "no") and _PRECISIONS.get(asked, asked) != config.loop.precision:
-        problems.append(
-            f"accelerate is told mixed precision {asked} (ACCELERATE_MIXED_PRECISION, config or --mixed_precision), "
-            f"the configuration says loop.precision={config.loop.precision}: make them agree"
-        )
-    steps = env.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
-    if steps not in ("", "1"):
-        problems.append(
-            f"accelerate is told to accumulate over {steps} steps (ACCELERATE_GRADIENT_ACCUMULATION_STEPS): it would "
-            "divide every gradient again: unset it; set data.batch and loop.micro_batch"
-        )
-    backend = env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
-    if backend not in ("", "no") and not config.loop.compile:
-        problems.append(
-            f"accelerate is told to compile with {backend} (ACCELERATE_DYNAMO_BACKEND), "
-            "the configuration says loop.compile=false: make them agree"
-        )
-    return problems
-
-
-def _on_cpu(config: Config) -> bool:
+def _on_cpu(config: Config, here: Environment) -> bool:
     asked: Literal["auto", "cpu", "cuda"] = config.world.device
     if asked == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU that torch can use", where="world.device=cuda", todo="set auto or cpu")
-    forced = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    return asked == "cpu" or (asked == "auto" and (forced or not torch.cuda.is_available()))
+    return asked == "cpu" or (asked == "auto" and (here.on_cpu or not torch.cuda.is_available()))
 
 
-def _check_size(config: Config, size: int) -> None:
+def _check_size(config: Config, here: Environment) -> None:
+    size = here.size
     if config.world.size is not None and config.world.size != size:
         raise UserError(
             f"the configuration expects {config.world.size} ranks, the launcher has started {size}",
             where="world.size",
             todo="see launch/README.md for launch commands that give the number they name",
         )
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if "WORLD_SIZE" not in os.environ and tasks.isdigit() and int(tasks) > 1:
+    if not here.ranked and here.step_tasks > 1:
         raise UserError(
-            f"srun has started {tasks} tasks, and nothing tells them that they are ranks of one training: each would "
-            "train alone, in the same folder",
+            f"srun has started {here.step_tasks} tasks, and nothing tells them that they are ranks of one training: "
+            "each would train alone, in the same folder",
             where="WORLD_SIZE",
             todo="use slurm/train.sbatch; or, in the task, export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS "
             "LOCAL_RANK=$SLURM_LOCALID and the same MASTER_ADDR and MASTER_PORT everywhere; or, where each task is "
             "a training with a folder of its own, export WORLD_SIZE=1",
         )
-    promised = _promised(size)
-    if promised and promised[0] != size:
+    asked = promised(Source.of(here)) if size == 1 else None
+    if asked is not None and asked[0] != size:
         raise UserError(
-            f"the launcher was asked for {promised[0]} processes and has started {size}",
-            where=promised[1],
+            f"the launcher was asked for {asked[0]} processes and has started {size}",
+            where=asked[1],
             todo="on CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, or torchrun; "
             "see launch/README.md",
         )
-
-
-def _promised(size: int) -> tuple[int, str] | None:
-    """How many processes the `accelerate launch` above us was asked for, and where it says so.
-
-    Asked of the parent's command line because accelerate, which starts a lone process for `--cpu --num_processes 2` or
-    MULTI_CPU, leaves no trace of the number in the environment.
-    """
-    if size > 1 or "ACCELERATE_MIXED_PRECISION" not in os.environ:
-        return None
-    import psutil
-
-    try:
-        command = psutil.Process().parent().cmdline()
-    except (psutil.Error, AttributeError):
-        return None
-    if "launch" not in " ".join(command):
-        return None
-    for flag in ("--num_processes", "--num-processes"):
-        said = _option(command, flag)
-        if said and said.isdigit():
-            return int(said), " ".join(command[1:])
-    machines = _option(command, "--num_machines") or _option(command, "--num-machines")
-    if machines and machines.isdigit() and int(machines) > 1:
-        return int(machines), " ".join(command[1:])
-    file = _option(command, "--config_file") or _option(command, "--config-file") or _default_file()
-    try:
-        content = from_yaml_file(Path(file)) if file else None
-    except (OSError, ValueError):
-        return None
-    count = content.get("num_processes") if isinstance(content, dict) else None
-    return (int(count), str(file)) if isinstance(count, int) else None
-
-
-def _default_file() -> str | None:
-    """What `accelerate config` has written, which `accelerate launch` takes when no file is named."""
-    from accelerate.commands.config.config_args import default_config_file
-
-    return default_config_file if Path(default_config_file).is_file() else None
-
-
-def _option(command: Sequence[str], flag: str) -> str | None:
-    for word, after in zip(command, [*command[1:], ""], strict=True):
-        if word == flag:
-            return after
-        if word.startswith(flag + "="):
-            return word.partition("=")[2]
-    return None

@@ -8,7 +8,6 @@ from bytes on the device, so that normalisation is in each. Nothing is written t
 from __future__ import annotations
 
 import itertools
-import os
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from tlx.data.transfer import on_device
 from tlx.engine import begin, take
 from tlx.errors import UserError, did_you_mean
 from tlx.feed import open_sets
+from tlx.launcher import environment
 from tlx.plan import Phase
 from tlx.run import Run
 from tlx.run_folder import RunFolder
@@ -95,7 +95,7 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None) -> Rep
     Raises:
         UserError: several processes, no such phase, and whatever a training would raise before its first step.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if environment().size > 1:
         raise UserError("tlx bench train measures one process", todo="start it without a launcher")
     if steps < _ROUNDS:
         raise UserError(f"--steps is at least {_ROUNDS}")

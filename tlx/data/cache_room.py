@@ -17,6 +17,7 @@ from typing import IO, NoReturn
 
 from tlx.data.file_lock import locked
 from tlx.errors import UserError
+from tlx.launcher import environment
 from tlx.paths import expanded_path
 
 SHARE = 0.8
@@ -29,7 +30,7 @@ _OURS = re.compile(r"[0-9a-f]{12}-.+", re.DOTALL)
 
 def default_folder() -> Path:
     """TLX_CACHE, or ``~/.cache/tlx/shards``."""
-    return expanded_path(os.environ.get("TLX_CACHE") or "~/.cache/tlx/shards", where="TLX_CACHE")
+    return expanded_path(environment().get("TLX_CACHE") or "~/.cache/tlx/shards", where="TLX_CACHE")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ On a laptop or a login node one process looks; under a launcher every rank does,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from tlx.doctor.findings import Section
+from tlx.launcher import environment
 
 if TYPE_CHECKING:
     from tlx.config import Config
@@ -33,15 +33,16 @@ def examine(
     from tlx.doctor.loopback import Pair
     from tlx.doctor.place import of_environment
 
-    place = of_environment(os.environ)
+    here = environment()
+    place = of_environment(here.variables, here.accelerate)
     with ExitStack() as at_end:
         pair = None
         if place.alone and place.speaks and not quick:
-            pair = Pair.start(os.environ)  # they take a while; meanwhile other things are looked at
+            pair = Pair.start(here.variables)  # they take a while; meanwhile other things are looked at
             at_end.callback(pair.end)
         from tlx.doctor.look import Look, is_on_cpu, section
 
-        look = Look(config, config or stand_in(os.environ), place, quick)
+        look = Look(config, config or stand_in(here.variables), place, quick)
         from tlx.doctor import computing, facts, meeting
 
         if place.alone:

@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlx import accelerate_settings as settings
+from tlx.accelerate_settings import Source, conflicts
 from tlx.doctor.findings import Finding, fault, ok, warning
-from tlx.parsing import from_yaml_file
+from tlx.launcher import Environment
 
 if TYPE_CHECKING:
     from tlx.config import Config
@@ -31,11 +33,9 @@ def stand_in(env: Mapping[str, str]) -> Config:
     )
 
 
-def environment(config: Config, env: Mapping[str, str]) -> Iterator[Finding]:
+def environment(config: Config, here: Environment) -> Iterator[Finding]:
     """What training refuses of accelerate's environment, set by hand or by `accelerate launch`."""
-    from tlx.world import accelerate_conflicts
-
-    problems = accelerate_conflicts(config, env)
+    problems, env = conflicts(config, here.variables, Source.of(here)), here.variables
     for problem in problems:
         yield fault("accelerate", problem, _TODO)
     if not problems:
@@ -56,32 +56,25 @@ def default_file(config: Config | None) -> Iterator[Finding]:
     Args:
         config: of the user; without one nothing is expected of precision and compilation.
     """
-    from accelerate.commands.config.config_args import default_config_file
-
-    path = Path(default_config_file)
-    if not path.is_file():
+    path = settings.default_file()
+    if path is None:
         yield ok("accelerate's file", "there is no default config file")
         return
-    try:
-        content = from_yaml_file(path)
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or error
-        yield warning("accelerate's file", f"{path} cannot be read: {why}", f"mend or remove {path}")
+    content = settings.read(path)
+    if content is None:
+        yield warning("accelerate's file", f"{path} cannot be read", f"mend or remove {path}")
         return
-    content = content if isinstance(content, dict) else {}
     yield judge_file(config or stand_in(exported(content)), content, path)
 
 
 def judge_file(config: Config, content: Mapping[str, Any], path: Path) -> Finding:
     """Only a warning: it matters to `accelerate launch` without --config_file and nothing else."""
-    from tlx.world import accelerate_conflicts
-
     kind = str(content.get("distributed_type", "NO")).upper()
     count = content.get("num_processes", 1)
     said = f"{path}: {kind}, {count} {'process' if count == 1 else 'processes'}"
-    problems = accelerate_conflicts(config, exported(content))
+    problems = conflicts(config, exported(content), Source(file=path, content=content))
     if kind == "MULTI_CPU" and count != 1:
-        problems.append("MULTI_CPU starts one process and says nothing: use launch/cpu.yaml")
+        problems.append("distributed_type: MULTI_CPU starts one process and says nothing: use launch/cpu.yaml")
     if problems:
         todo = f"accelerate launch --config_file launch/one_node.yaml, or change {path}"
         return warning("accelerate's file", f"{said}; training under it is refused: {'; '.join(problems)}", todo)
@@ -91,20 +84,15 @@ def judge_file(config: Config, content: Mapping[str, Any], path: Path) -> Findin
 def exported(content: Mapping[str, Any]) -> dict[str, str]:
     """The environment that `accelerate launch` makes of a config file, as far as tlx compares it."""
     kind = str(content.get("distributed_type", "NO")).upper()
-    dynamo = content.get("dynamo_config") or {}
+    dynamo = content.get("dynamo_config")
+    dynamo = dynamo if isinstance(dynamo, dict) else {}
+    compiler = content.get("dynamo_backend") or dynamo.get("dynamo_backend") or dynamo.get("backend")
     env = {
-        "ACCELERATE_MIXED_PRECISION": str(content.get("mixed_precision") or "no"),
-        "ACCELERATE_DYNAMO_BACKEND": str(
-            content.get("dynamo_backend") or (dynamo.get("dynamo_backend") if isinstance(dynamo, dict) else "") or "no"
-        ),
+        "ACCELERATE_MIXED_PRECISION": str(content.get("mixed_precision") or "no"),  # YAML reads an unquoted no as false
+        "ACCELERATE_DYNAMO_BACKEND": str(compiler or "no"),
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": str(content.get("gradient_accumulation_steps") or 1),
         "ACCELERATE_DISTRIBUTED_TYPE": kind,
     }
-    if env["ACCELERATE_MIXED_PRECISION"] == "False":  # YAML's reading of an unquoted no
-        env["ACCELERATE_MIXED_PRECISION"] = "no"
-    if env["ACCELERATE_DYNAMO_BACKEND"] == "False":
-        env["ACCELERATE_DYNAMO_BACKEND"] = "no"
-    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        if kind == name:
-            env[f"ACCELERATE_USE_{name}"] = "true"
-    return env
+    asked = {"FSDP", "DEEPSPEED", "MEGATRON_LM", "TP"} & {kind}
+    asked |= {"PARALLELISM_CONFIG"} if content.get("parallelism_config") else set()
+    return env | {f"ACCELERATE_USE_{name}": "true" for name in asked}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from tlx.doctor.findings import Finding, fault, merged, ok, warning
 from tlx.doctor.limits import cores, cpu_quota
 from tlx.doctor.place import Place, in_step
 from tlx.doctor.wire import named
+from tlx.launcher import environment
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def joint(all_facts: Sequence[Facts], *, backend: str | None, on_cpu: bool) -> I
     first = ", ".join(list(hosts)[:4]) + (" ..." if len(hosts) > 4 else "")
     nodes = "1 node" if len(hosts) == 1 else f"{len(hosts)} nodes, {each} on each"
     yield ok("ranks", f"all {len(all_facts)} have met, on {nodes}: {first}")
-    yield from slurm.judge_nodes(slurm.nodes_of(os.environ), list(hosts))
+    yield from slurm.judge_nodes(slurm.nodes_of(environment().variables), list(hosts))
     by_node: dict[int, list[Finding]] = {}
     for ranks in hosts.values():
         of_node = [all_facts[rank] for rank in ranks]
@@ -69,7 +69,7 @@ def _of_node(of_node: Sequence[Facts], ranks: Sequence[int], *, backend: str | N
     usable = {core for one in of_node for core in one.cores}
     yield from hardware.judge_cores(
         len(usable), of_node[0].quota, ranks=len(of_node), workers=of_node[0].workers,
-        threads=max(one.threads for one in of_node), on_cpu=on_cpu, in_step=in_step(os.environ),
+        threads=max(one.threads for one in of_node), on_cpu=on_cpu, in_step=in_step(environment().variables),
     )  # fmt: skip
     gpus: dict[str, list[int]] = {}
     for rank, one in zip(ranks, of_node, strict=True):

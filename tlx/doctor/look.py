@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from tlx.doctor.needs import Needs, needs_of
 from tlx.doctor.place import Place
 from tlx.doctor.shown import gib
 from tlx.errors import UserError
+from tlx.launcher import environment
 from tlx.slurm import present
 
 Check = tuple[str, Callable[[], Iterable[Finding]]]
@@ -30,8 +30,7 @@ def section(title: str, checks: Sequence[Check], *, limit_s: float = PATIENCE_S)
 
 def is_on_cpu(config: Config) -> bool:
     """Whether the CPU is asked for, by the configuration or by accelerate's environment."""
-    forced = os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-    return config.world.device == "cpu" or (forced and config.world.device == "auto")
+    return config.world.device == "cpu" or (environment().on_cpu and config.world.device == "auto")
 
 
 @dataclass
@@ -64,10 +63,10 @@ class Look:
 
     def _software(self) -> list[Check]:
         on_cpu, wanted = is_on_cpu(self.config), self.config.world.device == "cuda"
-        in_job = not self.place.alone or "SLURM_JOB_ID" in os.environ
+        in_job = not self.place.alone or environment().job is not None
 
         def torch_and_driver() -> Iterator[Finding]:
-            yield from software.torch_and_driver(os.environ, on_cpu=on_cpu, wanted=wanted, in_job=in_job)
+            yield from software.torch_and_driver(environment().variables, on_cpu=on_cpu, wanted=wanted, in_job=in_job)
 
         return [
             ("versions", software.versions),
@@ -78,10 +77,10 @@ class Look:
     def _network(self) -> list[Check]:
         from tlx.watch import agent_serves
 
-        env = os.environ
+        env = environment().variables
         checks: list[Check] = [
             ("launcher", lambda: place.launcher(self.place, env)),
-            ("accelerate", lambda: accelerates.environment(self.config, env)),
+            ("accelerate", lambda: accelerates.environment(self.config, environment())),
             ("MASTER_ADDR", lambda: network.meeting_point(self.place, env, served=agent_serves())),
         ]
         if self.place.rank == 0:
@@ -149,7 +148,8 @@ class Look:
 
         yield from hardware.judge_cores(
             len(limits.cores()), limits.cpu_quota(), ranks=1, workers=self.config.data.workers,
-            threads=torch.get_num_threads(), on_cpu=not self._gpu_count(), in_step=place.in_step(os.environ),
+            threads=torch.get_num_threads(), on_cpu=not self._gpu_count(),
+            in_step=place.in_step(environment().variables),
         )  # fmt: skip
 
     def _memory(self) -> Iterator[Finding]:
@@ -166,13 +166,13 @@ class Look:
             ("weights", lambda: services.weights(self.given)),
         ]
         if self.place.rank == 0:
-            checks.append(("W&B", lambda: services.tracking(self.given, os.environ)))
+            checks.append(("W&B", lambda: services.tracking(self.given, environment().variables)))
         return checks
 
     def _slurm(self) -> list[Check]:
-        checks: list[Check] = [("Slurm", lambda: slurm.outside(os.environ))]
+        checks: list[Check] = [("Slurm", lambda: slurm.outside(environment().variables))]
         if present("scontrol"):
             checks.append(("Slurm", slurm.cluster))
-            if os.environ.get("SLURM_JOB_ID"):
-                checks.append(("job", lambda: slurm.job(os.environ, self.place)))
+            if environment().job:
+                checks.append(("job", lambda: slurm.job(environment().variables, self.place)))
         return checks

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tlx.doctor.findings import Finding, fault, ok
 from tlx.errors import UserError
+from tlx.launcher import Environment, environment
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,17 @@ class Place:
     @property
     def speaks(self) -> bool:
         """Whether this process prints for all. Tasks of srun that nobody told of each other are each rank 0."""
-        return self.rank == 0 and (not self.alone or os.environ.get("SLURM_PROCID", "0") == "0")
+        return self.rank == 0 and (not self.alone or environment().get("SLURM_PROCID", "0") == "0")
 
 
-def of_environment(env: Mapping[str, str]) -> Place:
-    """Raises UserError: RANK, WORLD_SIZE or their like are no numbers."""
+def of_environment(env: Mapping[str, str], accelerate: Sequence[str] = ()) -> Place:
+    """
+    Args:
+        accelerate: the words of the `accelerate launch` above this process.
+
+    Raises:
+        UserError: RANK, WORLD_SIZE or their like are no numbers.
+    """
 
     def number(*names: str, default: int) -> int:
         said = next((env[name] for name in names if env.get(name)), None)
@@ -62,7 +68,7 @@ def of_environment(env: Mapping[str, str]) -> Place:
     if not nodes:
         nodes = max(size // here, 1) if here else number("SLURM_JOB_NUM_NODES", default=1)
     return Place(
-        launcher=_launcher(env, ranked),
+        launcher=_launcher(Environment(env, accelerate), ranked),
         rank=number("RANK", default=0) if ranked else 0,
         size=size,
         local=number("LOCAL_RANK", default=0) if ranked else 0,
@@ -77,14 +83,14 @@ def in_step(env: Mapping[str, str]) -> bool:
     return "SLURM_STEP_NUM_TASKS" in env
 
 
-def _launcher(env: Mapping[str, str], ranked: bool) -> str:
+def _launcher(here: Environment, ranked: bool) -> str:
     if not ranked:
         return "plain python"
-    if "ACCELERATE_MIXED_PRECISION" in env:
+    if here.accelerate:
         return "accelerate launch"
-    if "TORCHELASTIC_RUN_ID" in env:
+    if here.elastic:
         return "torchrun"
-    return "srun" if in_step(env) else "RANK and WORLD_SIZE in the environment"
+    return "srun" if in_step(here.variables) else "RANK and WORLD_SIZE in the environment"
 
 
 def launcher(place: Place, env: Mapping[str, str]) -> Iterator[Finding]:

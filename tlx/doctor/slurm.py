@@ -127,8 +127,10 @@ def job(env: Mapping[str, str], place: Place) -> Iterator[Finding]:
     if not found:
         yield warning("job", f"scontrol knows nothing of job {number}", "squeue tells")
         return
-    yield from judge_job(found[0], now=time.time())
-    if found[0].get("BatchFlag") == "1":
+    record = next((one for one in found if one.get("JobId") == number), found[0])  # of an array there are several
+    yield from judge_job(record, now=time.time())
+    yield from judge_inherited(env, record)
+    if record.get("BatchFlag") == "1":
         yield from _signal(number)
     yield from judge_step(env, place, cores=len(limits.cores()))
 
@@ -161,6 +163,19 @@ def judge_job(record: Mapping[str, str], *, now: float) -> Iterator[Finding]:
         yield warning("time left", f"{max(left, 0):.0f} s of {limit}", "a longer --time; tlx goes on where it stopped")
     else:
         yield ok("time left", f"{left / 3600:.1f} h of {limit}" if left > 7200 else f"{left / 60:.0f} min of {limit}")
+
+
+def judge_inherited(env: Mapping[str, str], record: Mapping[str, str]) -> Iterator[Finding]:
+    """Variables of another job, which sbatch has handed on because this one was submitted from inside it."""
+    array = sorted(name for name in env if name.startswith("SLURM_ARRAY_")) if "ArrayJobId" not in record else []
+    memory = [name for name in ("SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU", "SLURM_MEM_PER_NODE") if name in env]
+    foreign = array + (memory if len(memory) > 1 else [])
+    if foreign:
+        yield warning(
+            "variables of another job",
+            f"{', '.join(foreign)}: the job was submitted inside another one; srun and scripts take them for its own",
+            f"unset {' '.join(foreign)} before srun; slurm/train.sbatch and tlx submit do it",
+        )
 
 
 def _signal(number: str) -> Iterator[Finding]:

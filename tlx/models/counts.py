@@ -7,7 +7,6 @@ deleted, damaged or missing at any time.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -21,6 +20,7 @@ from rich.progress import track
 from torch import nn
 
 from tlx.files import write_whole
+from tlx.launcher import environment
 from tlx.models import Backbone
 from tlx.models.sources import Source
 from tlx.models.trace import build_empty
@@ -72,7 +72,7 @@ def _count(source: Source, tag: str | None) -> int | None:
 
 
 def _file(library: str) -> Path:
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = environment().get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(folder) / "tlx" / f"parameters-{library}-{version(library)}.json"
 
 

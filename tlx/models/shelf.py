@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from tlx.errors import UserError
+from tlx.launcher import environment
 from tlx.paths import expanded_path
 
 VARIABLE = "TLX_WEIGHTS"
@@ -33,7 +34,7 @@ def file_name(name: str) -> str:
 
 def folders() -> list[Path]:
     """Those of TLX_WEIGHTS, in its order."""
-    return [expanded_path(word, where=VARIABLE) for word in os.environ.get(VARIABLE, "").split(os.pathsep) if word]
+    return [expanded_path(word, where=VARIABLE) for word in environment().get(VARIABLE).split(os.pathsep) if word]
 
 
 def find(name: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from tlx.data.location import without_credentials
 from tlx.data.order import micro_batches, share
 from tlx.doctor import services, storage
 from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.launcher import environment
 from tlx.run_folder import JOBS, RunFolder
 from tlx.run_lock import holder
 from tlx.submit import slurm, times
@@ -197,8 +197,8 @@ def check_queue(job: Job, findings: Findings, *, dry: bool) -> bool:
 
 def _limit(job: Job, partitions: Sequence[slurm.Partition], warnings: list[str]) -> None:
     asked, where = job.options.get("partition"), "--partition"
-    if not asked and os.environ.get("SBATCH_PARTITION"):  # which sbatch heeds, too
-        asked, where = os.environ["SBATCH_PARTITION"], "SBATCH_PARTITION"
+    if not asked and (said := environment().get("SBATCH_PARTITION")):  # which sbatch heeds, too
+        asked, where = said, "SBATCH_PARTITION"
     names = asked.split(",") if asked else [p.name for p in partitions if p.default]
     known = {p.name: p for p in partitions}
     for name in names:
@@ -214,6 +214,6 @@ def _limit(job: Job, partitions: Sequence[slurm.Partition], warnings: list[str])
             where="--time",
             todo=f"--time {times.written(longest)}: the job goes on after each requeue{other}",
         )
-        if not (job.options.get("qos") or os.environ.get("SBATCH_QOS")):
+        if not (job.options.get("qos") or environment().get("SBATCH_QOS")):
             raise error
         warnings.append(f"{error.where}: {error.what}, unless the qos allows more")

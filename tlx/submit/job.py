@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tlx.errors import UserError
@@ -18,8 +19,8 @@ _OURS = {
     **dict.fromkeys(("nodes", "time", "partition", "account", "qos", "constraint"), "it is an option of tlx submit"),
     **dict.fromkeys(("gpus", "gpus-per-node", "gres"), "set --gpus or --gpus-per-node, and gpu_type in the site file"),
     **dict.fromkeys(("gpus-per-task", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "each node runs one launcher"),
+    **dict.fromkeys(("gpu-bind", "gpus-per-socket"), "each launcher gets all GPUs of its node"),
     **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set --cpus-per-gpu of tlx submit"),
-    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), "set memory in the site file"),
     **dict.fromkeys(
         ("signal", "requeue", "no-requeue", "open-mode"), "checkpoints and requeues rest on it; see --warn"
     ),
@@ -28,7 +29,8 @@ _OURS = {
     "chdir": "start tlx submit in that folder",
     "clusters": "tlx looks for the job where it is submitted: start tlx submit on a login node of that cluster",
 }
-"""Options of sbatch that --option may not set, with the reason."""
+"""Options of sbatch that --option may not set to anything else than the job has, with the reason."""
+_MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 
 
 @dataclass(frozen=True)
@@ -90,19 +92,22 @@ class Job:
         )
 
 
-def make(wish: Wish, site: Site, template: Template, run: Path) -> Job:
+def make(wish: Wish, site: Site, template: Template, run: Path, *, node_cpus: int | None = None) -> Job:
     """The job that a wish becomes: the command line before the site file before slurm/train.sbatch.
 
     Args:
         run: the run's folder.
+        node_cpus: of the largest node, which slurm/train.sbatch's CPUs are lowered to; None where nothing is known.
 
     Raises:
         UserError: GPUs that do not divide by the nodes, a limit that is none, names that no script can hold.
     """
     run = run.absolute()
+    wish, further = _of_options(wish, site.options + wish.options)
     nodes, gpus = _shape(wish, site, template)
     ranks = _ranks(wish, gpus)
-    cpus = (wish.cpus_per_gpu or site.cpus_per_gpu or _cpus_per_gpu(template)) * ranks
+    each = wish.cpus_per_gpu or site.cpus_per_gpu
+    cpus = (each or _cpus_per_gpu(template, ranks, node_cpus)) * ranks
     time = _time(wish.time or site.time or template.options["time"] or "")
     if not 1 <= wish.warn < time:
         raise UserError(
@@ -128,7 +133,7 @@ def make(wish: Wish, site: Site, template: Template, run: Path) -> Job:
     }
     left = {key for key in ("mem", "partition", "account", "qos", "constraint") if said[key] is None}
     left |= {"gpus-per-node"} if not gpus else set()
-    options = {key: value for key, value in said.items() if key not in left} | _further(site.options + wish.options)
+    options = _with({key: value for key, value in said.items() if key not in left}, further, gpus)
     launcher = wish.launcher or site.launcher or "torchrun"
     stage = _stage(wish.stage) or site.stage
     python = site.python or (("python3",) if site.container else _own_python())
@@ -139,6 +144,7 @@ def make(wish: Wish, site: Site, template: Template, run: Path) -> Job:
         "RANKS_PER_NODE": str(ranks),
         "STAGE": stage or "",
         "SRUN_OPTIONS": " ".join(site.srun),
+        "CHAIN": "yes",  # the script holds all that sbatch is told
     }
     _check_texts(run, options, settings)
     return Job(run, nodes, gpus, ranks, cpus, time, launcher, options, settings, site.modules, site.setup)
@@ -201,9 +207,9 @@ def _ranks(wish: Wish, gpus: int) -> int:
     return gpus or wish.ranks_per_node or 1
 
 
-def _cpus_per_gpu(template: Template) -> int:
+def _cpus_per_gpu(template: Template, ranks: int, node_cpus: int | None) -> int:
     cpus, gpus = (int(template.options.get(key) or 1) for key in ("cpus-per-task", "gpus-per-node"))
-    return max(cpus // gpus, 1)
+    return max(min(cpus // gpus, (node_cpus or cpus * ranks) // ranks), 1)
 
 
 def _time(text: str) -> int:
@@ -213,15 +219,57 @@ def _time(text: str) -> int:
         raise UserError(str(error), where="--time") from error
 
 
-def _further(options: tuple[str, ...]) -> dict[str, str | None]:
+def _of_options(wish: Wish, given: Sequence[str]) -> tuple[Wish, dict[str, str | None]]:
+    """Options of sbatch, by name, the last of each; what tlx submit has a word for becomes that word.
+
+    Raises:
+        UserError: --cpus-per-gpu is said twice, otherwise.
+    """
     found: dict[str, str | None] = {}
-    for option in options:
+    for option in given:
         name, equals, value = option.removeprefix("--").partition("=")
-        ours = name if name in _OURS else next((key for key in _OURS if key.startswith(name)), None)
-        if ours is not None:  # sbatch takes abbreviations
-            raise UserError(f"--{ours} is not for --option ({_OURS[ours]})", where=f"--option {option[:100]!r}")
         found[name] = value if equals else None
-    return found
+    said = found.pop("cpus-per-gpu", None) or ""
+    if said.isdecimal() and int(said) and wish.cpus_per_gpu in (None, int(said)):
+        wish = replace(wish, cpus_per_gpu=int(said))
+    elif said:
+        other = f", and of tlx submit {wish.cpus_per_gpu}" if wish.cpus_per_gpu else ""
+        raise UserError(f"{said[:100]!a}{other}: one number", where="--option --cpus-per-gpu")
+    return wish, found
+
+
+def _with(options: Mapping[str, str | None], further: Mapping[str, str | None], gpus: int) -> dict[str, str | None]:
+    """The job's options with further ones. They are judged by what they ask for: the same as the job has, or nothing
+    that its script rests on, is taken.
+
+    Raises:
+        UserError: one asks for something else.
+    """
+    made, memory = dict(options), [key for key in further if key in _MEMORY]
+    for name, value in further.items():
+        if name == "gres" and not _gpus_of(value or ""):
+            made[name] = value
+        elif name == "gres" and _gpus_of(value or "") == gpus:  # as some clusters want it written
+            made.pop("gpus-per-node", None)
+            made[name] = value
+        elif name == "signal" and re.fullmatch(r"B:USR1@[1-9]\d*", value or "", flags=re.ASCII):
+            made[name] = value
+        elif name not in options or options[name] != value:
+            ours = name if name in _OURS else next((key for key in _OURS if key.startswith(name)), None)
+            if ours is not None:  # sbatch takes abbreviations
+                asked = f"--{name}" + ("" if value is None else f"={value}")
+                raise UserError(f"--{ours} is not for --option ({_OURS[ours]})", where=f"--option {asked[:100]!r}")
+            made[name] = value
+    for name in set(_MEMORY) - set(memory[-1:]) if memory else ():  # one excludes the others
+        made.pop(name, None)
+    return made
+
+
+def _gpus_of(gres: str) -> int:
+    """How many GPUs of a node ``gpu:a100:4,nvme:1`` asks for; 0 of other things."""
+    parts = [part.split(":") for part in gres.split(",")]
+    counts = [words[-1] for words in parts if words[0] == "gpu"]
+    return sum(int(count) if count.isdecimal() else 1 for count in counts)
 
 
 def _check_texts(run: Path, options: Mapping[str, str | None], settings: Mapping[str, str]) -> None:

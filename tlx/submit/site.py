@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, PositiveInt, ValidationErr
 
 from tlx.config import Model
 from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.launcher import environment
 from tlx.parsing import from_yaml_file
 from tlx.paths import expanded_path
 from tlx.submit import times
@@ -140,8 +140,8 @@ def find(named: Path | None) -> tuple[Site, Path | None]:
     Raises:
         UserError: a file that was named cannot be read, or a mistake in it.
     """
-    if named is None and os.environ.get(VARIABLE):
-        named = expanded_path(os.environ[VARIABLE], where=VARIABLE)
+    if named is None and (said := environment().get(VARIABLE)):
+        named = expanded_path(said, where=VARIABLE)
     if named is not None:
         return load(named), named
     for file in (HERE, HOME.expanduser()):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlx.errors import UserError
+from tlx.launcher import environment
 from tlx.slurm import present, records, run
 from tlx.submit import times
 
@@ -29,13 +30,14 @@ _OURS: tuple[str, ...] = (
     "NO_REQUEUE",
     "WAIT",
 )
-_OURS += ("TIMELIMIT", "NODES", "CPUS_PER_TASK", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "NTASKS_PER_NODE", "GRES")
+_OURS += ("TIMELIMIT", "NODES", "CPUS_PER_TASK", "CPUS_PER_GPU", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK")
+_OURS += ("NTASKS_PER_NODE", "GRES", "GPU_BIND", "TRES_PER_TASK")
 _MAYBE = {
     "partition": ("PARTITION",),
     "account": ("ACCOUNT",),
     "qos": ("QOS",),
     "constraint": ("CONSTRAINT",),
-    "mem": ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU"),
+    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU")),
 }
 
 
@@ -84,7 +86,7 @@ def jobs_of(run: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: with squeue's own words.
     """
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SQUEUE_")}
+    env = {name: value for name, value in environment().variables.items() if not name.startswith("SQUEUE_")}
     said = _call("squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%T|%k", env=env)
     rows = [line.split("|", 2) for line in said.splitlines() if line.count("|") >= 2]
     return [(job, state) for job, state, comment in rows if comment == f"{MARK}{run}"]
@@ -110,8 +112,8 @@ def tried(script: str, options: Mapping[str, str | None]) -> str:
 
 def _are_down(options: Mapping[str, str | None]) -> bool:
     """Whether too few of the partition's nodes work now, and all of them would be enough: sbatch queues such a job."""
-    partition = options.get("partition") or os.environ.get("SBATCH_PARTITION")
-    env = {name: value for name, value in os.environ.items() if not name.startswith("SINFO_")}
+    partition = options.get("partition") or environment().get("SBATCH_PARTITION")
+    env = {name: value for name, value in environment().variables.items() if not name.startswith("SINFO_")}
     try:
         said = _call(
             "sinfo", "--noheader", *([f"--partition={partition}"] if partition else []), "--format=%t %D", env=env
@@ -123,6 +125,19 @@ def _are_down(options: Mapping[str, str | None]) -> bool:
     # a star: the node does not answer; other signs behind a state, of nodes that sleep or reboot, leave it of use
     up = sum(count for state, count in counts if re.fullmatch(r"(idle|alloc|mix|comp)[^*]?", state))
     return up < int(options.get("nodes") or 1) <= sum(count for _, count in counts)
+
+
+def node_cpus(partition: str | None) -> int | None:
+    """CPUs of the largest node of a partition, by default of any; None where Slurm does not say."""
+    asked = partition or environment().get("SBATCH_PARTITION")
+    words = [f"--partition={asked}"] if asked else []
+    env = {name: value for name, value in environment().variables.items() if not name.startswith("SINFO_")}
+    try:
+        said = _call("sinfo", "--noheader", *words, "--format=%c cpus", env=env)
+    except UserError:
+        return None
+    counts = re.findall(r"^(\d+)\+? cpus$", said, flags=re.MULTILINE)  # 8+: of unequal nodes at least these
+    return max(map(int, counts), default=None)
 
 
 def queued(words: Sequence[str], options: Mapping[str, str | None]) -> str:
@@ -144,10 +159,11 @@ def queued(words: Sequence[str], options: Mapping[str, str | None]) -> str:
 
 
 def _environment(options: Mapping[str, str | None]) -> dict[str, str]:
-    """Without the variables that sbatch would put before the lines of the script."""
+    """Without the variables that sbatch would put before the lines of the script, and without those of a job or a
+    launcher that this process runs in, which sbatch would hand on."""
     taken = {f"SBATCH_{name}" for name in _OURS}
     taken |= {f"SBATCH_{name}" for key, names in _MAYBE.items() if key in options for name in names}
-    return {name: value for name, value in os.environ.items() if name not in taken}
+    return {name: value for name, value in environment().outside().items() if name not in taken}
 
 
 def _call(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:

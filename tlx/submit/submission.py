@@ -23,6 +23,7 @@ from tlx.submit import site as sites
 from tlx.submit.checks import Findings
 from tlx.submit.job import Job, Wish
 from tlx.submit.script import script
+from tlx.submit.site import Site
 from tlx.submit.template import MARKER, Template, locate
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def prepare(
     job = None
     if found is not None:
         run = config.run if config is not None else Path("unknown")  # the job's own mistakes are wanted all the same
-        job = findings.of(lambda: jobs.make(wish, found[0], template, run))
+        cpus = _node_cpus(wish, found[0])
+        job = findings.of(lambda: jobs.make(wish, found[0], template, run, node_cpus=cpus))
     if config is None or job is None or found is None:
         return Submission(None, "", arguments, findings)
     about = [f"site: {found[1]}"] if found[1] is not None else []
@@ -109,6 +111,12 @@ def prepare(
         said = findings.of(lambda: slurm.tried(text, job.options))
         about += [f"sbatch --test-only: {said}"] if said else []
     return Submission(job, text, arguments, findings, config=frozen, about=tuple(about))
+
+
+def _node_cpus(wish: Wish, site: Site) -> int | None:
+    """Asked only where nobody has said how many CPUs a rank gets."""
+    is_said = wish.cpus_per_gpu or site.cpus_per_gpu
+    return None if is_said or not slurm.there() else slurm.node_cpus(wish.partition or site.partition)
 
 
 def _extends(config: Config, start: Start, ranks: int) -> bool:

@@ -1,0 +1,76 @@
+"""What a command costs before it does anything: libraries are imported where they are used, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from commands import environment
+
+from tlx.errors import ConfigError
+from tlx.standing import folder_of
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "accelerate",
+    "wandb",
+    "matplotlib",
+    "webdataset",
+    "torchmetrics",
+    "huggingface_hub",
+)
+RUN = """
+import contextlib, io, json, sys
+from tlx.cli import app
+for words in json.loads(sys.argv[1]):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        app(words, standalone_mode=False)
+    print(json.dumps([words, said.getvalue(), sorted({name.partition(".")[0] for name in sys.modules})]))
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    raw = {"run": str(tmp_path / "run"), "data": {"train": "x", "batch": 8}, "backbone": {"name": "timm/resnet18"}}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw | {"optimizer": "sgd", "phases": {"each": {"lr": 0.1}}}))
+    return tmp_path / "c.yaml"
+
+
+def test_commands_that_only_look_import_no_library(config, tmp_path):
+    """`tlx status --folder` stands at the beginning of every job: one process, in which nothing may have come in."""
+    (tmp_path / "old").mkdir()
+    commands = [
+        ["--version"], ["-h"], ["status", "-h"], ["submit", "-h"], ["train", "-h"], ["status", str(tmp_path / "old")],
+        ["status", "--folder", str(config), "seed=1", "--each", "seed=2", "--each", "phases.each.curve=cosine"],
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, json.dumps(commands)], env=environment(), capture_output=True, text=True,
+        timeout=60, check=True,
+    )  # fmt: skip
+    shown = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [words for words, _, _ in shown] == commands
+    assert shown[-1][1] == f"{tmp_path / 'run'}\n"
+    for words, said, modules in shown:
+        assert said, words
+        assert not {*HEAVY} & {*modules}, words
+
+
+def test_a_folder_comes_with_what_is_wrong_with_the_values(config):
+    """All of them, in one process; parts are looked up only where a value names one."""
+    assert folder_of(config, ["run=elsewhere"], ["seed=1", "optimizer=adamw"]) == Path("elsewhere")
+    with pytest.raises(ConfigError) as caught:
+        folder_of(config, [], ["seed=x", "seed=1", "phases.each.lr=-1", "sed=1", "optimizer=adamv"])
+    seed, rate, key, part = caught.value.problems
+    assert "seed: input should be a valid integer" in seed
+    assert "phases.each.lr: input should be greater than 0" in rate
+    assert 'sed: unknown key; did you mean "seed"?' in key
+    assert 'optimizer: there is no optimizer "adamv"; did you mean "adamw"' in part
+    with pytest.raises(ConfigError, match=r'phases\.each\.curve: there is no curve "cosin"'):
+        folder_of(config, ["phases.each.curve=cosin"])
