@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
+
+RESUMABLE = 75
+"""The exit code of a training that was asked to stop and can go on."""
 
 
 def launched() -> bool:
@@ -29,6 +33,12 @@ def rank() -> int:
     """Of all processes, before there is a process group; 0 where RANK is no number, so that mistakes can be told."""
     said = os.environ.get("RANK", "")
     return int(said) if said.isdecimal() else 0
+
+
+def verdict_file() -> Path | None:
+    """Where whoever started this process wants to read how it ended; see :mod:`tlx.verdict`."""
+    said = os.environ.get("TLX_VERDICT")
+    return Path(said) if said else None
 
 
 def _count(name: str) -> int:

@@ -30,6 +30,7 @@ from tlx.attempt import of_this_attempt
 from tlx.config import Config
 from tlx.errors import ConfigError, TlxError, UserError
 from tlx.launcher import launched
+from tlx.launcher import rank as launched_rank
 from tlx.signs import gather_by_store
 from tlx.terminal import escaped
 from tlx.watch import Watch, agent_serves
@@ -160,7 +161,10 @@ def enter(config: Config, watch: Watch | None = None) -> World:
     size, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     watch = watch or Watch()
     # before anything depends on the configuration: ranks with different ones would wait for each other
-    store = meet(config, watch) if {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized() else None
+    meets = {"RANK", "WORLD_SIZE"} <= os.environ.keys() and not dist.is_initialized()
+    if meets and math.isfinite(watch.patience_s):
+        watch.begin(launched_rank(), size)
+    store = meet(config, watch) if meets else None
     if store is None and math.isfinite(watch.patience_s):
         watch.start(None, 0, 1)
     _check_size(config, size)
