@@ -23,9 +23,10 @@ gpus="$($python -c 'import torch; print(torch.cuda.device_count())')"
 if [ "$gpus" -gt 1 ]; then launch=(accelerate launch --config_file launch/one_node.yaml --num_processes "$gpus")
 elif [ "$gpus" -eq 1 ]; then launch=(accelerate launch --config_file launch/one_gpu.yaml)
 else launch=(accelerate launch --config_file launch/cpu.yaml); fi
-train() {  # under a launcher a mistake or a stop exits 0: status.json tells
-    "${launch[@]}" -m tlx train "configs/quickstart/$1.yaml"
-    grep -q '"status": "done"' "runs/quickstart/$1/status.json"
+verdict="$(mktemp)"
+train() {  # under a launcher a mistake or a stop exits 0: the verdict tells
+    TLX_VERDICT="$verdict" "${launch[@]}" -m tlx train "configs/quickstart/$1.yaml"
+    grep -q '^{"status": "done"' "$verdict"
 }
 
 say "3/5 the source task: digits 0-4"

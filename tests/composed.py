@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 
 from tlx import build, world
-from tlx.config import parse
+from tlx.config import Config, parse
 from tlx.run import Run
-from tlx.run_folder import RunFolder
+from tlx.run_folder import Claim, RunFolder
+
+
+def claimed(folder: RunFolder, config: Config, **how: Any) -> Claim:
+    """The folder of a run, made this process's as a training does that has nothing else to look at."""
+    claim = folder.look(config, **how)
+    if claim.result is None:
+        folder.claim(claim)
+    return claim
 
 
 def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usual: Any) -> Callable[..., Run]:
@@ -37,7 +45,7 @@ def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usua
         config = parse({**raw, "run": str(run), **over})
         alone = world.enter(config)
         place = RunFolder(config.run)
-        place.prepare(config, fresh=False)
+        claimed(place, config)
         made = build.compose(config, alone, place)
         place.release()
         made.stop.close()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+from composed import claimed
 
 import tlx.engine
 from tlx import build, world
@@ -164,7 +165,7 @@ def main(out: Path, shards: Path, names: list[str]) -> None:
         ranks = world.enter(config)
         folder = RunFolder(config.run)
         if ranks.main:
-            folder.prepare(config, fresh=False)
+            claimed(folder, config)
         ranks.barrier()
         run = build.compose(config, ranks, folder)
         if name == "skipping" and ranks.rank == ranks.size - 1:

@@ -99,7 +99,7 @@ def test_a_run_whose_settings_meant_something_else_is_refused_and_left_as_it_is(
     with pytest.raises(UserError, match=r"begun by tlx 0\.1\.0(.|\n)*multi_step(.|\n)*balanced(.|\n)*--fresh"):
         train(configs.load("changed.yaml", ["loop.ema.ramp=false"]), fresh=False)
     after = files(run)
-    assert {name for name in after if before.get(name) != after[name]} <= {Path("status.json"), Path(".lock")}
+    assert after == before
     fresh = train(configs.load("changed.yaml", ["phases.fine_tuning.duration=2ep"]), fresh=True)
     assert fresh["finished"]
     [aside] = (v0_1 / "runs").glob("changed.before-*")
@@ -118,10 +118,33 @@ def test_such_a_run_is_not_extended_by_other_rules_either(v0_1, done):
     with pytest.raises(UserError, match=r"begun by tlx 0\.1\.0"):
         RunFolder(run).extension(longer, Extend(lambda _: pytest.fail("compiled")))
     after = files(run)
-    assert {name for name in after if before.get(name) != after[name]} <= {Path("status.json"), Path(".lock")}
+    assert after == before
 
 
 def test_a_run_whose_settings_mean_the_same_is_extended(v0_1):
     further = ["loop.ema.ramp=false", "further.more.duration=2ep"]
     result = train(configs.load("finished.yaml", further), extend=True)
     assert result["step"] == 15 + 2 * 3
+
+
+FURTHER = ["further.more.duration=2ep", "further.more.warmup=1", "further.more.curve={name: multi_step, at: ['50%']}"]
+"""A curve that meant something else to 0.1.0, in a phase that 0.1.0 has never trained."""
+
+
+@pytest.mark.parametrize("rewritten", [False, True], ids=["at once", "after a start by now"])
+def test_a_run_that_was_extended_and_killed_before_its_first_checkpoint_goes_on(v0_1, monkeypatch, rewritten):
+    def killed(run):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("tlx.engine.fit", killed)
+        for words, how in [([], {})] * rewritten + [(FURTHER, {"extend": True})]:
+            with pytest.raises(KeyboardInterrupt):
+                train(configs.load("stopped.yaml", words), **how)
+    for again in ({"extend": True}, {}):
+        with monkeypatch.context() as patched:
+            patched.setattr("tlx.engine.fit", killed)
+            with pytest.raises(KeyboardInterrupt):
+                train(configs.load("stopped.yaml", FURTHER), **again)
+    result = train(configs.load("stopped.yaml", FURTHER))
+    assert (result["step"], [e["steps"] for e in result["extended"]]) == (18 + 2 * 3, [[18, 24]])

@@ -21,12 +21,12 @@ from images import make_shards
 from safetensors.torch import load_file
 
 import tlx.engine
+import tlx.files
 from tlx import build, extend, training
 from tlx.config import load, parse
 from tlx.errors import UserError
 from tlx.extend import FILE
 from tlx.report import is_drawn
-from tlx.run_folder import RunFolder
 from tlx.standing import standing
 from tlx.written_config import MAY_CHANGE
 
@@ -381,15 +381,15 @@ def test_what_speaks_against_it_later_leaves_the_run_done_too(raw, finished, mon
 def test_killed_while_it_becomes_the_longer_run_it_goes_on(raw, finished, tmp_path, monkeypatch, at):
     run, straight = tmp_path / "run", tmp_path / "straight"
     shutil.copytree(finished, run, symlinks=True)
-    write = extend.write_whole
+    replace = os.replace
 
-    def killed(path, text):
-        if path.name == at:
+    def killed(beside, path):
+        if Path(path).name == at:
             raise KeyboardInterrupt
-        write(path, text)
+        replace(beside, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(extend, "write_whole", killed)
+        patched.setattr(tlx.files.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             train(raw(run, phases=longer()), extend=True)
     result = train(raw(run, phases=longer()), extend=True)
@@ -404,14 +404,18 @@ def test_an_extension_that_was_killed_before_it_took_place_is_none(raw, finished
     run = tmp_path / "run"
     shutil.copytree(finished, run, symlinks=True)
 
-    def killed(path, *_, **__):
+    replace = os.replace
+
+    def killed(*given):
+        if at == "status.json" and Path(given[1]).name != at:
+            return replace(*given)
         assert status(run) == ("done" if at in (FILE, "status.json") else "running")
         if at == "result.json":
             (run / at).unlink()
         raise KeyboardInterrupt
 
-    where = {FILE: extend.Extension, "status.json": RunFolder, "result.json": extend.Extension}[at]
-    name = {FILE: "record", "status.json": "say", "result.json": "commit"}[at]
+    where = {FILE: extend.Extension, "status.json": tlx.files.os, "result.json": extend.Extension}[at]
+    name = {FILE: "record", "status.json": "replace", "result.json": "remove_result"}[at]
     with monkeypatch.context() as patched:
         patched.setattr(where, name, killed)
         with pytest.raises(KeyboardInterrupt):
@@ -419,26 +423,30 @@ def test_an_extension_that_was_killed_before_it_took_place_is_none(raw, finished
     assert extend.earlier(run) == []
     result = train(raw(run, data={**raw(run)["data"], "workers": 1}))
     assert (result["step"], result["extended"], status(run)) == (4 * STEPS, [], "done")
-    assert extend.earlier(run) == []  # config.yaml is written anew, with other workers
+    assert extend.earlier(run) == []
     result = train(raw(run, phases=longer()), extend=True)
     assert [e["steps"] for e in result["extended"]] == [[12, 18]]
 
 
-def test_a_folder_without_room_refuses_an_extension_as_a_mistake(raw, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize("at", [FILE, "config.yaml", "plan.json", "status.json"])
+def test_a_folder_without_room_refuses_an_extension_and_stays_as_it_is(raw, finished, tmp_path, monkeypatch, at):
     run = tmp_path / "run"
     shutil.copytree(finished, run, symlinks=True)
-    write = extend.write_whole
+    before, write = content(run), tlx.files._write
 
     def full(path, text):
-        if path.name == "config.yaml":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        if path.name.startswith(f".{at}."):
+            raise OSError(errno.ENOSPC, "No space left on device")
         write(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(extend, "write_whole", full)
-        with pytest.raises(UserError, match=r"No space left on device(.|\n)*the same command extends the run"):
+        patched.setattr(tlx.files, "_write", full)
+        with pytest.raises(UserError, match=rf"{at}: cannot be written: No space left on device"):
             train(raw(run, phases=longer()), extend=True)
-    assert status(run) == "user-error"
+    now = content(run)
+    assert extend.earlier(run) == []
+    now.pop(FILE, None)  # of an extension that has not taken place
+    assert now == before
     assert train(raw(run, phases=longer()), extend=True)["step"] == 6 * STEPS
 
 
@@ -484,10 +492,6 @@ def test_a_refused_extension_leaves_a_run_that_was_stopped_resumable_and_one_tha
     before = content(run)
     with pytest.raises(UserError, match="seed: 5 -> 6"):
         train(raw(run, seed=6), extend=True)
-    assert content(run) == before
-    file = tmp_path / "c.yaml"
-    file.write_text(yaml.safe_dump(raw(run)))
-    training.tell_run(file, ["data.bach=3"], UserError("no such key"), extends=True)
     assert content(run) == before
     with monkeypatch.context() as patched:
         stop_at(14, patched)

@@ -18,6 +18,7 @@ import pytest
 import torch
 import toys
 import yaml
+from composed import claimed
 from mutations import BOMB, GIB, apart, as_json, changed, mutated, nested, odd, outcomes
 from safetensors.torch import save_file
 from test_report import finish, write_run
@@ -345,7 +346,7 @@ def config(run):
 def test_damaged_files_of_a_run_that_is_gone_on_with(tmp_path, count):
     wanted = config(tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    folder.prepare(wanted, fresh=False)
+    claimed(folder, wanted)
     folder.say("running")
     folder.release()
     said = (tmp_path / "run" / "config.yaml").read_bytes()
@@ -359,7 +360,7 @@ def test_damaged_files_of_a_run_that_is_gone_on_with(tmp_path, count):
                 (tmp_path / "run" / name).write_bytes(data)
             again = RunFolder(tmp_path / "run")
             try:
-                again.prepare(wanted, fresh=False)
+                claimed(again, wanted)
                 again.say("running")
             finally:
                 again.release()

@@ -9,7 +9,7 @@ import yaml
 from typer.testing import CliRunner
 
 from tlx.cli import app
-from tlx.config import dump, load, run_of
+from tlx.config import dump, load
 from tlx.data.location import place
 from tlx.errors import ConfigError, UserError
 from tlx.paths import expanded, written
@@ -139,19 +139,6 @@ def test_paths_of_commands(file, home, monkeypatch):
         refused = runner.invoke(app, words)
         assert isinstance(refused.exception, UserError), words
         assert "the variable $NOWHERE is not set" in str(refused.exception), words
-
-
-def test_the_run_of_a_configuration_that_is_wrong(file, home):
-    """By the guarded reader too: whoever notes the mistake in the run's folder reads nothing else."""
-    file.write_text(f"{BASE}seed: 2001-99-99\n")
-    assert run_of(file) == Path("runs/x")
-    assert run_of(file, ["run=~/y", "nonsense=3"]) == home / "y"
-    file.write_text("run: [")
-    assert run_of(file) is None
-    assert run_of(file, ["run=a #3"]) == Path("a #3")
-    file.write_text("run: 3")
-    assert run_of(file) is None
-    assert run_of(home / "nowhere.yaml") is None
 
 
 def test_ranks_may_each_have_a_cache_of_their_own(file):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import signal
@@ -15,7 +14,7 @@ import time
 import pytest
 import torch
 from commands import rows
-from composed import composer
+from composed import claimed, composer
 from images import make_shards
 from safetensors.torch import load_file
 
@@ -108,7 +107,7 @@ def test_a_changed_state_is_noticed(tmp_path):
 
 
 def saver(folder, said, **options):
-    return Saver(Checkpoints(folder), lambda: None, lambda: None, said.append, **options)
+    return Saver(Checkpoints(folder), lambda: folder, lambda: None, said.append, **options)
 
 
 def test_training_does_not_wait_for_the_disk_and_the_snapshot_is_of_its_step(tmp_path, monkeypatch):
@@ -403,16 +402,13 @@ def test_a_folder_is_held_by_one_training_until_its_process_is_gone(tmp_path):
     try:
         with pytest.raises(UserError, match=rf"another training runs in this folder: process {process.pid} on "):
             RunLock.take(tmp_path, patience=0.2)
-        before = '{"status": "running"}'
-        (tmp_path / "status.json").write_text(before)
-        RunFolder(tmp_path).say_if_there("user-error", message="not for the one that runs")
-        assert (tmp_path / "status.json").read_text() == before
+        with pytest.raises(UserError, match=rf"another training runs in this folder: process {process.pid} on "):
+            run_lock.wait_until_free(tmp_path, patience=0.2)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+    run_lock.wait_until_free(tmp_path, patience=0)
     RunLock.take(tmp_path, patience=0).release()
-    RunFolder(tmp_path).say_if_there("user-error", message="x")
-    assert json.loads((tmp_path / "status.json").read_text())["status"] == "user-error"
 
 
 def test_without_locks_the_first_training_notices_at_its_next_checkpoint(tmp_path, monkeypatch):
@@ -427,14 +423,9 @@ def test_without_locks_the_first_training_notices_at_its_next_checkpoint(tmp_pat
     second.check()
     with pytest.raises(TlxError, match="another training has begun in this folder"):
         first.check()
-    before = '{"status": "running"}'
-    (tmp_path / "status.json").write_text(before)
-    RunFolder(tmp_path).say_if_there("user-error", message="a command that was mistyped")
+    run_lock.wait_until_free(tmp_path, patience=0)  # nobody can tell, and a look is no claim
     second.check()
-    assert (tmp_path / "status.json").read_text() == before
     second.release()
-    RunFolder(tmp_path).say_if_there("user-error", message="now nobody trains here")
-    assert (tmp_path / "status.json").read_text() != before
 
 
 def test_who_waits_for_a_folder_that_is_moved_aside_gets_the_new_one(tmp_path):
@@ -457,12 +448,13 @@ def test_fresh_moves_the_folder_aside_and_holds_the_new_one(tmp_path):
     raw = {"run": str(tmp_path / "run"), "data": {"train": "x", "batch": 8}, "backbone": {"name": "toys:small"}}
     config = parse(raw)
     first = RunFolder(config.run)
-    first.prepare(config, fresh=True)  # nothing was there: nothing is moved
+    claimed(first, config, fresh=True)  # nothing was there: nothing is moved
     first.release()
     second = RunFolder(config.run)
-    second.prepare(config, fresh=True)
+    claimed(second, config, fresh=True)
     (aside,) = tmp_path.glob("run.before-*")
     assert (aside / "config.yaml").exists()
+    assert first.id != second.id
     with pytest.raises(UserError, match="another training runs"):
         RunLock.take(tmp_path / "run", patience=0)
     second.release()

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import write_config
+from composed import claimed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from images import make_shards
@@ -759,10 +760,10 @@ def test_a_fresh_run_leaves_slurms_folder_where_it_is(here):
     (here / "runs/a/slurm").mkdir(parents=True)
     (here / "runs/a/slurm/1.out").touch()
     folder = RunFolder(config.run)
-    folder.prepare(config, fresh=True)
+    claimed(folder, config, fresh=True)
     assert [path.name for path in (here / "runs").iterdir()] == ["a"]  # there was nothing to move aside
     folder.release()
-    folder.prepare(config, fresh=True)
+    claimed(folder, config, fresh=True)
     folder.release()
     assert (here / "runs/a/slurm/1.out").exists()
     (aside,) = (here / "runs").glob("a.before-*")

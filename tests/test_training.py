@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import environment, kill_all, last_step, ranks_of, rows, start, status, tlx, wait_for_step, write_config
+from composed import claimed
 from images import make_shards
 from safetensors.torch import load_file
 
@@ -157,15 +158,20 @@ def test_the_run_folder_holds_all_that_is_promised(whole):
 def test_the_same_command_again_shows_the_result_and_a_changed_one_is_refused(whole, config, tmp_path):
     run = tmp_path / "copy"
     shutil.copytree(whole, run, symlinks=True)
-    before = (run / "metrics.jsonl").read_bytes()
-    again = tlx("train", config, f"run={run}", is_forked=True)
+    before, said, verdict = (run / "metrics.jsonl").read_bytes(), (run / "status.json").read_bytes(), tmp_path / "v"
+    again = tlx("train", config, f"run={run}", is_forked=True, TLX_VERDICT=str(verdict))
     assert again.returncode == 0
     assert "best" in again.stdout
-    changed = tlx("train", config, f"run={run}", "phases.each.lr=0.5", "data.workers=0", is_forked=True)
+    assert json.loads(verdict.read_text())["status"] == "done"
+    assert (status(run)["step"], status(run)["steps"]) == (400, 400)
+    words = "train", config, f"run={run}", "phases.each.lr=0.5", "data.workers=0"
+    changed = tlx(*words, is_forked=True, TLX_VERDICT=str(verdict))
     assert changed.returncode == 2
+    assert verdict.read_text().startswith('{"status": "user-error"')
+    assert "phases.each.lr: 0.01 -> 0.5" in json.loads(verdict.read_text())["message"]
     assert "phases.each.lr: 0.01 -> 0.5" in changed.stderr
     assert "workers" not in changed.stderr
-    assert status(run)["status"] == "done"  # a mistake of a later command is none of the run's
+    assert (run / "status.json").read_bytes() == said  # a mistake of a later command is none of the run's
     assert "Traceback" not in changed.stderr
     fresh = tlx(
         "train", config, f"run={run}", "phases.each.lr=0.5", "phases.fine_tuning.duration=5", "--fresh", is_forked=True
@@ -258,18 +264,21 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(whole, confi
 
 @pytest.mark.slow
 def test_a_users_mistake_ends_every_rank_with_0_and_is_said_once(config, tmp_path):
-    run = tmp_path / "mistake"
-    run.mkdir()
-    done = tlx("train", config, f"run={run}", "data.train=nowhere", ranks=2, is_forked=True)
-    assert done.returncode == 0
-    assert done.stderr.count("error:") == 1
-    assert "nowhere" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert status(run)["status"] == "user-error"
-    assert tlx("train", config, f"run={run}", "data.train=nowhere", is_forked=True).returncode == 2
-    wrong = tlx("train", config, f"run={run}", "data.bach=3", is_forked=True)
-    assert wrong.returncode == 2
-    assert 'did you mean "batch"' in status(run)["message"]
+    run, verdict = tmp_path / "mistake", tmp_path / "verdict"
+    told = {"is_forked": True, "TLX_VERDICT": str(verdict)}
+    for words, why in ((["data.train=nowhere"], "nowhere"), (["data.bach=3"], 'did you mean "batch"')):
+        verdict.write_text("")
+        done = tlx("train", config, f"run={run}", *words, ranks=2, **told)
+        assert done.returncode == 0
+        assert done.stderr.count("error:") == 1
+        assert why in done.stderr
+        assert "Traceback" not in done.stderr
+        said = json.loads(verdict.read_text())
+        assert said["status"] == "user-error"
+        assert why in said["message"]
+        assert not run.exists()
+    assert tlx("train", config, f"run={run}", "data.train=nowhere", **told).returncode == 2
+    assert not run.exists()
 
 
 def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(shards, tmp_path):
@@ -292,9 +301,13 @@ def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(sha
     [(where, reason)] = json.loads((tmp_path / "run" / "result.json").read_text())["unreadable"].items()
     assert f"{where}: {reason}" in failed.stderr
     assert status(tmp_path / "run")["status"] == "user-error"
-    allowed = tlx("train", config, "data.bad_samples=1", f"run={tmp_path / 'quota'}", ranks=2, is_forked=True)
+    # the same command, corrected: no checkpoint of the first start is there to be protected
+    allowed = tlx("train", config, "data.bad_samples=1", ranks=2, is_forked=True)
     assert allowed.returncode == 0, allowed.stderr
-    result = json.loads((tmp_path / "quota" / "result.json").read_text())
+    assert "ended by a mistake before its first checkpoint; it is in " in allowed.stderr
+    (aside,) = tmp_path.glob("run.before-*")
+    assert (aside / "metrics.jsonl").exists()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert len(result["unreadable"]) == 1
     assert result["replaced"] == 2  # two epochs
     [(where, reason)] = result["unreadable"].items()
@@ -372,7 +385,7 @@ def test_a_requeued_job_begins_anew_only_once(tmp_path, monkeypatch):
 
     def begin():
         folder = RunFolder(tmp_path / "run")
-        folder.prepare(config, fresh=True)
+        claimed(folder, config, fresh=True)
         folder.release()
 
     begin()

@@ -363,17 +363,20 @@ def test_what_was_found_holds_while_the_facts_are_the_same(shards, tmp_path, mon
         times.append(1)
         return trial
 
-    assert choose(config, plan, share, once, alone(), tmp_path).samples == 2
+    first = choose(config, plan, share, once, alone(), tmp_path)
+    assert first.samples == 2
+    assert not (tmp_path / "memory.json").exists()  # nothing is written before the run folder is claimed
+    (tmp_path / "memory.json").write_text(first.record)
     written = (tmp_path / "memory.json").read_bytes()
     again = choose(config, plan, share, once, alone(), tmp_path)
     assert (again.samples, len(times)) == (2, 1)
     assert f"as tried {json.loads(written)['time']}" in again.said
-    assert (tmp_path / "memory.json").read_bytes() == written
+    assert again.record is None
     monkeypatch.setattr(micro_batch, "_device", lambda _: ("a larger one", 10**12))
-    choose(config, plan, share, once, alone(), tmp_path)
+    record = choose(config, plan, share, once, alone(), tmp_path).record
     assert len(times) == 2
-    assert json.loads((tmp_path / "memory.json").read_text())["facts"]["devices"][0]["name"] == "a larger one"
-    too_many = (tmp_path / "memory.json").read_text().replace('"fits": 2', '"fits": 99')
+    assert json.loads(record)["facts"]["devices"][0]["name"] == "a larger one"
+    too_many = record.replace('"fits": 2', '"fits": 99')
     for damage in ("", "[]", '{"facts": 3}', "\0", too_many):
         (tmp_path / "memory.json").write_text(damage)
         assert choose(config, plan, share, once, alone(), tmp_path).samples == 2
@@ -517,8 +520,9 @@ def on_gpu(shards, monkeypatch):
         said = raw(shards, run, name="timm/resnet18", fit="auto", world={"device": "cuda"}, input={"size": 224}, **over)
         config = parse(said)
         ranks, folder = world.enter(config), RunFolder(config.run)
-        folder.prepare(config, fresh=False)
+        claim = folder.look(config)
         composed = build.compose(config, ranks, folder)
+        folder.claim(claim, composed.files)
         composed.stop.close()
         return composed
 

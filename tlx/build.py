@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.config import Config, plain
@@ -13,6 +15,7 @@ from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.extend import kept_for_good
 from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
+from tlx.files import json_text
 from tlx.launcher import environment
 from tlx.metrics import metric_names
 from tlx.parsing import from_json
@@ -289,19 +292,20 @@ def compose(
     stop: StopRequest | None = None,
     *,
     silent: bool = False,
-    plan_written: bool = True,
+    anew: bool = False,
 ) -> Run:
-    """Builds every part of a training, every rank at once.
+    """Builds every part of a training, every rank at once. Nothing is written into the folder.
 
     Args:
         stop: requests to stop, listened to from an earlier time on; by default from now on.
         silent: nothing is shown on the console.
-        plan_written: rank 0 writes the plan into the folder.
+        anew: what the folder holds now is another training's.
 
     Raises:
         UserError: what any rank finds, on all of them.
     """
     from tlx.agreement import check_parts
+    from tlx.micro_batch import FILE as MEMORY
     from tlx.micro_batch import Share, choose
     from tlx.preempt import StopRequest
 
@@ -319,15 +323,14 @@ def compose(
     validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
     share = Share.of(config, made, ranks=world.size, validation=validation)
     trial = functools.partial(trial_of, config, world, parts, made, ranks=world.size)
-    choice = choose(config, made, share, trial, world, folder.path)
+    choice = choose(config, made, share, trial, world, None if anew else folder.path)
     run: Run = together(
         world, lambda: _compose(choice.over(config), world, folder, sets, parts, choice.said, silent=silent)
     )
     run.stop = stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after)
     if warning is not None:
         run.journal.note(warning)
-    if plan_written and world.main:
-        folder.write_plan(run.plan.data())
+    run.files = {"plan.json": json_text(run.plan.data()), **({MEMORY: choice.record} if choice.record else {})}
     return run
 
 
@@ -407,15 +410,19 @@ def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) ->
     from tlx.checkpoint import Checkpoints
     from tlx.saver import Saver
 
-    def check() -> None:
-        if folder.lock is not None:
+    def place() -> Path:
+        if folder.follow() is not None:
+            with contextlib.suppress(OSError):  # a row that comes, or a checkpoint, tries once more
+                journal.follow(folder.metrics)
+        elif folder.lock is not None:
             folder.lock.check()
+        return folder.checkpoints
 
     kept = config.checkpoint.keep
     every = plan.interval(kept.every) if kept.every else 0
     before = functools.cache(lambda: kept_for_good(folder.path))  # an extension is written after this
     checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every, earlier=before)
-    return Saver(checkpoints, check, journal.sync, journal.note, background=config.checkpoint.background)
+    return Saver(checkpoints, place, journal.sync, journal.note, background=config.checkpoint.background)
 
 
 def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, silent: bool = False) -> Journal:

@@ -75,13 +75,14 @@ class Checkpoints:
         """Writes a checkpoint beside, then gives it its name.
 
         Raises:
-            OSError: no room or no permission; what was there before is untouched.
+            OSError: no room or no permission, or the run folder is gone; what was there before is untouched.
         """
         path = self.path(step)
         beside = self.folder / f".{path.name}.writing"
         shutil.rmtree(beside, ignore_errors=True)
         try:
-            beside.mkdir(parents=True)
+            self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays so
+            beside.mkdir()
             _write(beside, snapshot)
         except (
             OSError,
@@ -143,6 +144,10 @@ class Checkpoints:
         if paths:
             raise TlxError(f"every checkpoint in {self.folder} is damaged; --fresh starts anew and keeps them aside")
         return None
+
+    def newest_stated(self) -> Path | None:
+        """The newest whose state.json is whole; whether its tensors are, costs reading them: see :meth:`newest`."""
+        return next((path for path in reversed(self._paths()) if _state_damage(path) is None), None)
 
     def best(self) -> Path | None:
         path = self.folder / "best"
@@ -326,17 +331,14 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
 
 
 def _damage(path: Path) -> str | None:
+    damage = _state_damage(path)
+    if damage is not None:
+        return damage
+    state = _state(path)
+    if state.get("format") not in READS:
+        return None
     try:
-        state = _state(path)
-        if state.get("format") not in READS:
-            return None  # not damaged, another tlx's: `read` says so
-        files = dict(state["files"])
-        if state.pop("sha256", None) != _hash_of(state):
-            return "state.json is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return f"state.json: {error}"
-    try:
-        for name, digest in files.items():
+        for name, digest in dict(state["files"]).items():
             file = path / Path(name).name
             if not file.is_file():
                 return f"{name} is missing"
@@ -344,6 +346,19 @@ def _damage(path: Path) -> str | None:
                 return f"{name} is not what was written"
     except OSError as error:
         return f"it cannot be read: {error}"
+    return None
+
+
+def _state_damage(path: Path) -> str | None:
+    try:
+        state = _state(path)
+        if state.get("format") not in READS:
+            return None  # not damaged, another tlx's: `read` says so
+        dict(state["files"])
+        if state.pop("sha256", None) != _hash_of(state):
+            return "state.json is not what was written"
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return f"state.json: {error}"
     return None
 
 

@@ -1,7 +1,8 @@
 """The commands. `tlx X` is `python -m tlx X`; `train` runs under accelerate launch, torchrun and srun too.
 
 Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault. Launchers turn any non-zero
-code into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0; RUN/status.json tells.
+code into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0. The file that TLX_VERDICT
+names tells, and RUN/status.json of a training that has begun.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,8 +28,11 @@ from tlx.cli_track import track
 from tlx.cli_weights import weights
 from tlx.cli_words import FORWARDED, ConfigFile, Overrides, config_path, path
 from tlx.errors import TlxError, UserError
-from tlx.launcher import launched, rank, ranked
+from tlx.launcher import RESUMABLE, launched, rank, ranked, verdict_file
 from tlx.terminal import escaped, flush, hand_over, say
+
+if TYPE_CHECKING:
+    from tlx.processes import Early
 
 app = typer.Typer(
     help="Transfer learning for images at cluster scale: data -> plan -> loop.",
@@ -48,7 +52,6 @@ app.command(
 )(doctor)
 app.command(epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
-RESUMABLE = 75
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
 MEASURE = "Try each phase on the device here: the memory it takes beside the estimate, and the micro-batch that fits."
@@ -82,15 +85,12 @@ def train(
     rest: Annotated[bool, typer.Option("--rest", help=REST)] = False,
 ) -> None:
     """Train, or resume, or show the result of a run that is done."""
+    early = _early()
     from tlx import config as configs
     from tlx import training
 
-    try:
-        wanted = configs.load(config, overrides or ())
-    except UserError as error:
-        training.tell_run(config, overrides or (), error, extends=extend or rest)
-        raise
-    result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True)
+    wanted = configs.load(config, overrides or ())
+    result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True, early=early)
     if result is not None and rank() == 0:
         from tlx.report import is_drawn
         from tlx.result import summary
@@ -100,6 +100,15 @@ def train(
             if is_drawn(wanted.run):
                 say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
+
+
+def _early() -> Early | None:
+    """Of a rank, before the imports that take seconds: another one may die meanwhile."""
+    if not ranked():
+        return None
+    from tlx.processes import Early
+
+    return Early.here()
 
 
 @app.command(
@@ -226,29 +235,44 @@ def report(
 
 def main() -> None:
     """Runs a command; a user's mistake is a message, never a traceback."""
+    message = None
     try:
         code: Any = app(standalone_mode=False)
     except UserError as error:
+        message = str(error)
         if rank() == 0:
             say(f"error: {error}", error=True)
         code = 2
     except TlxError as error:
+        message = str(error)
         say(f"fault: {error}", error=True)
         code = 1
     except BrokenPipeError:  # who reads it has enough: `tlx plan c.yaml | head`
         code = 1
     except OSError as error:
-        said = _said(error)
-        if said is None:
+        message = _said(error)
+        if message is None:
             code = _fault()
         else:
-            say(f"error: {said}", error=True)
+            say(f"error: {message}", error=True)
             code = 1 if launched() else 2  # a launcher is to see the fault of its rank
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # click's own mistakes carry their text
-        code = _tell_usage(error) if hasattr(error, "format_message") else _fault()
-    _leave(code if isinstance(code, int) else 0)
+        message = error.format_message() if hasattr(error, "format_message") else None
+        code = _tell_usage(error) if message is not None else _fault()
+    code = code if isinstance(code, int) else 0
+    _tell_verdict(code, message)
+    _leave(code)
+
+
+def _tell_verdict(code: int, message: str | None) -> None:
+    """For whoever asked for it by TLX_VERDICT: what has not been said by whoever knew more."""
+    from tlx import verdict
+
+    if verdict_file() is not None:
+        status: verdict.Status = "done" if code == 0 else "user-error" if code == 2 else "fault"
+        verdict.give_if_none("resumable" if code == 130 else status, **({"message": message[:2000]} if message else {}))
 
 
 def _tell_usage(error: Any) -> int:

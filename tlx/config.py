@@ -584,19 +584,6 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return raw
 
 
-def run_of(path: str | Path, overrides: Sequence[str] = ()) -> Path | None:
-    """The run folder that a configuration names, as far as it can be read; None where it does not say."""
-    try:
-        raw = read(path, overrides)
-    except UserError:
-        words = [word.removeprefix("run=") for word in overrides if word.startswith("run=")]
-        raw = {"run": words[-1]} if words else {}
-    try:
-        return Path(expanded(raw["run"])) if isinstance(raw.get("run"), str) else None
-    except UserError:
-        return None
-
-
 def parse(raw: Mapping[str, Any], *, where: str | None = None, libraries: bool = True) -> Config:
     """A Config from plain data; see :func:`load`."""
     try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx.config import Config, EarlierRates, PhaseSettings, dump, parse, plain
+from tlx.config import Config, EarlierRates, PhaseSettings, parse, plain
 from tlx.differences import differences
 from tlx.durations import Duration
 from tlx.errors import ConfigError, UserError
@@ -78,7 +78,7 @@ class Extension:
     kept: int = 0
 
     def record(self, folder: Path) -> None:
-        """Notes down what was before. Only :meth:`commit` makes it true: see :func:`earlier`."""
+        """Notes down what was before. Only a config.yaml that says what is now makes it true: see :func:`earlier`."""
         entry = {
             "step": self.step,
             "steps": list(self.steps),
@@ -95,16 +95,10 @@ class Extension:
             entry["before"] = {"config": self.former, "result": self.result or killed["before"]["result"]}
         write_whole(folder / FILE, json_text([*known, entry]))
 
-    def commit(self, folder: Path, plan: Mapping[str, Any]) -> None:
-        """The folder is from now on that of the longer run. Killed at any point, the same command goes on.
-
-        Args:
-            plan: for plan.json.
-        """
-        for of_before in ("result.json", "report.html"):  # before the configuration: they are not the result of that
+    def remove_result(self, folder: Path) -> None:
+        """Of before: it is not that of the longer run. Killed after it, or before, the same command goes on."""
+        for of_before in ("result.json", "report.html"):
             (folder / of_before).unlink(missing_ok=True)
-        write_whole(folder / "config.yaml", dump(self.config))
-        write_whole(folder / "plan.json", json_text(plan))
 
 
 def earlier(folder: Path) -> list[dict[str, Any]]:
@@ -205,7 +199,7 @@ def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:
     barred = [key for key in changed if not key.startswith(FUTURE)]
     if barred:
         raise _barred({k: old.get(k) for k in barred}, {k: new.get(k) for k in barred}, former, folder)
-    refuse_other_meaning(folder, before, essential(former))
+    refuse_other_meaning(folder, before, essential(former), extensions=earlier(folder))
     progress = _progress(folder)
     compiled = extend.compiler(config)
     plan = _as_it_was(before, compiled, progress, folder)

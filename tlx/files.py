@@ -7,8 +7,8 @@ import json
 import math
 import os
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,11 +16,37 @@ from typing import IO, Any
 def write_whole(path: Path, content: bytes | str) -> None:
     """Writes beside, flushes to the disk, renames: a reader, or a power cut, meets the old file or the new one."""
     with scratch(path) as beside:
-        with beside.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        _write(beside, content)
         os.replace(beside, path)
+
+
+@contextmanager
+def written_beside(folder: Path, texts: Mapping[str, str]) -> Iterator[Callable[..., None]]:
+    """Writes several files of a folder beside and flushes them; what is yielded gives those that are named to it their
+    names, in order. Where one of them cannot be written, none has changed.
+
+    Raises:
+        OSError: naming the file that cannot be written; or as the body raises it.
+    """
+    with ExitStack() as stack:
+        made: dict[str, Path] = {}
+        for name, text in texts.items():
+            beside = stack.enter_context(scratch(folder / name))
+            _write(beside, text)
+            made[name] = beside
+
+        def place(*names: str) -> None:
+            for name in names:
+                os.replace(made[name], folder / name)
+
+        yield place
+
+
+def _write(path: Path, content: bytes | str) -> None:
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager

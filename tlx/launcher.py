@@ -15,6 +15,9 @@ from pathlib import Path
 
 from tlx.errors import UserError
 
+RESUMABLE = 75
+"""The exit code of a training that was asked to stop and can go on."""
+
 _YES = ("1", "true", "yes")
 _SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "env", "time", "timeout", "numactl", "tini", "dumb-init")
 """Programs that only start another one, and hand on its exit code."""
@@ -232,3 +235,9 @@ def _accelerate_above(pid: int) -> tuple[str, ...]:
     except (psutil.Error, OSError):  # it is gone, or another user's
         pass
     return ()
+
+
+def verdict_file() -> Path | None:
+    """Where whoever started this process wants to read how it ended; see :mod:`tlx.verdict`."""
+    said = environment().get("TLX_VERDICT")
+    return Path(said) if said else None

@@ -6,7 +6,6 @@ folder (``memory.json``) and holds as long as devices, ranks and what was asked 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections import Counter
@@ -19,7 +18,7 @@ import torch
 
 from tlx.config import Config
 from tlx.errors import TlxError, UserError
-from tlx.files import json_text, write_whole
+from tlx.files import json_text
 from tlx.plan import Plan
 from tlx.trial import Attempt, Load, Stage, Trial, distinct
 from tlx.world import World
@@ -93,10 +92,12 @@ class Found:
 
 @dataclass(frozen=True)
 class Choice:
-    """`samples`: what to set loop.micro_batch to; None leaves it as it is. `said`: a line for people, or nothing."""
+    """`samples`: what to set loop.micro_batch to; None leaves it as it is. `said`: a line for people, or nothing.
+    `record`: what was tried, for `memory.json` of the run's folder; None where nothing new was."""
 
     samples: int | None = None
     said: str | None = None
+    record: str | None = None
 
     def over(self, config: Config) -> Config:
         if self.samples is None:
@@ -114,12 +115,14 @@ def largest_that_fits(start: int, fits: Callable[[int], bool]) -> int | None:
     return count
 
 
-def choose(config: Config, plan: Plan, share: Share, trial: Callable[[], Trial], world: World, folder: Path) -> Choice:
+def choose(
+    config: Config, plan: Plan, share: Share, trial: Callable[[], Trial], world: World, folder: Path | None
+) -> Choice:
     """Finds the micro-batch of a training, or knows it from an earlier start of the run. The same on every rank.
 
     Args:
         trial: makes what tries a phase, if it comes to that.
-        folder: of the run.
+        folder: of the run, where it goes on; None for a new one.
 
     Raises:
         UserError: it does not fit and may not shrink, or not even one sample fits.
@@ -128,16 +131,15 @@ def choose(config: Config, plan: Plan, share: Share, trial: Callable[[], Trial],
     if policy == "never" or (policy == "auto" and not world.cuda):
         return Choice()
     facts = facts_of(config, share, world)
-    kept = world.from_main(recorded(folder, facts) if world.main else None)
+    kept = world.from_main(recorded(folder, facts) if world.main and folder is not None else None)
     if kept is not None:
         said = f"memory: micro-batches of {kept['fits']}, as tried {kept['time']} ({FILE}): same devices, ranks, batch"
         return Choice(kept["fits"] if kept["fits"] < share.start else None, said)
     found = search(trial(), share, world)
     on = " and ".join(device_words(d) for d in facts["devices"])
     fits = decide(found, on=on, moving=plan.moving if policy == "auto" else ())
-    if world.main and found.fault is None:
-        record(folder, facts, found)
-    return Choice(fits if fits < share.start else None, report(found, share, on=on))
+    kept_as = record_of(facts, found) if found.fault is None else None
+    return Choice(fits if fits < share.start else None, report(found, share, on=on), kept_as)
 
 
 def search(trial: Trial, share: Share, world: World) -> Found:
@@ -261,8 +263,8 @@ def device_words(device: Mapping[str, Any]) -> str:
     return f"{device['name']} ({gibibytes(device['bytes'])})"
 
 
-def record(folder: Path, facts: Mapping[str, Any], found: Found) -> None:
-    """Writes it down. A full disk costs a trial at the next start, no more."""
+def record_of(facts: Mapping[str, Any], found: Found) -> str:
+    """What :func:`recorded` reads."""
     content = {
         "facts": facts,
         "fits": found.fits,
@@ -270,8 +272,7 @@ def record(folder: Path, facts: Mapping[str, Any], found: Found) -> None:
         "refused": [{"samples": r.samples, "phase": r.phase, "stage": r.stage} for r in found.refused],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    with contextlib.suppress(OSError):
-        write_whole(folder / FILE, json_text(content))
+    return json_text(content)
 
 
 def recorded(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:

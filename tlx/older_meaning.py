@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,22 @@ from tlx.config import Config
 from tlx.errors import UserError
 from tlx.metrics import Metric
 from tlx.parsing import from_json
+from tlx.written_config import essential, meant
 
 WRITERS = {2: "0.1.0"}
 """Formats of checkpoints that are still read -> the last tlx that wrote them."""
 
 
-def refuse_other_meaning(folder: Path, config: Config, written: Mapping[str, Any]) -> None:
+def refuse_other_meaning(
+    folder: Path, config: Config, written: Mapping[str, Any], *, extensions: Sequence[Mapping[str, Any]] = ()
+) -> None:
     """Looks at the newest checkpoint of a run that is to be trained on, and changes nothing.
 
     Args:
-        config: that the checkpoint was trained by.
+        config: of the run.
         written: config.yaml as it lies there, flat.
+        extensions: of the run, in order. An earlier tlx made none: what it trained by is what was before the first one,
+            and phases that begin after that are none of its.
 
     Raises:
         UserError: it is of an earlier tlx, to which this configuration meant another training.
@@ -32,6 +37,10 @@ def refuse_other_meaning(folder: Path, config: Config, written: Mapping[str, Any
     if version is None:
         return
     plan = _json(folder / "plan.json")
+    if extensions:
+        former, until = extensions[0]["before"]["config"], extensions[0]["step"]
+        config, written = meant(former), essential(former)
+        plan = {**plan, "phases": [p for p in _listed(plan, "phases") if p.get("start", 0) < until]}
     changed = [*_directions(config, plan, written, version), *_of_0_1(config, plan)]
     if changed:
         done = _json(folder / "result.json").get("finished") is True

@@ -1,11 +1,16 @@
-"""Requests to stop: SIGTERM, Ctrl-C, SIGUSR1 under plain python, a file `stop` in the run folder, a time limit."""
+"""Requests to stop: SIGTERM, Ctrl-C, SIGUSR1 under plain python, a file `stop` in the run folder, a time limit.
+
+And what a training cannot go on after, though its state is whole and can be saved: its folder or its launcher is gone.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,10 +35,24 @@ class StopRequest:
     Args:
         after: seconds since the command was started, with its launcher and all restarts by it; None for no limit.
         began: when that was, in seconds since the epoch; None asks the operating system when this process was started.
+        is_displaced: whether the folder was renamed or removed.
+
+    Attributes:
+        trouble: why the training ends with a fault once it is saved; any thread may set it.
     """
 
-    def __init__(self, folder: Path, *, launched: bool, after: float | None = None, began: float | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        launched: bool,
+        after: float | None = None,
+        began: float | None = None,
+        is_displaced: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.file = folder / "stop"
+        self.trouble: str | None = None
+        self._is_displaced = is_displaced
         self._patience = PATIENCE_S if launched else ALONE_S
         self._began = _began(launched) if began is None else began
         self._end = None if after is None else self._began + after
@@ -51,7 +70,13 @@ class StopRequest:
             self.reason = f"the file {self.file}"
         if self.reason is None and look and self._end is not None and time.time() >= self._end:
             self.reason = "stop_after, the time limit"
-        return self.reason is not None
+        if self.reason is None and look and self._is_displaced():
+            self.reason = "the run folder, which was renamed or removed"
+        return self.reason is not None or self.trouble is not None
+
+    def fail(self, why: str) -> None:
+        """A stop that is a fault."""
+        self.trouble = self.trouble or why
 
     def close(self) -> None:
         """Signals act as before."""
@@ -75,6 +100,38 @@ class StopRequest:
         elif time.monotonic() - self._since > self._patience:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+class EarlySignals:
+    """Hears SIGTERM while ranks look for each other, when the main thread may wait inside of C code: Python's handlers
+    would run when that returns, but the number of the signal is written into a pipe at once."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._came = False
+        self._former: Any = signal.signal(signal.SIGTERM, lambda *_: None)
+        self._former_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+
+    @classmethod
+    def heard(cls) -> EarlySignals | None:
+        """None where this is not the main thread, in which alone Python handles signals."""
+        return cls() if threading.current_thread() is threading.main_thread() else None
+
+    def came(self) -> bool:
+        """Whether one has come so far."""
+        with contextlib.suppress(OSError):  # nothing is in the pipe
+            self._came = self._came or signal.SIGTERM in os.read(self._read, 64)
+        return self._came
+
+    def close(self) -> None:
+        """Signals act as before; one that has come does now. The pipe stays open: another thread may be reading it."""
+        if threading.current_thread() is threading.main_thread():
+            signal.set_wakeup_fd(self._former_fd)
+            signal.signal(signal.SIGTERM, self._former)
+            if self.came():
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _began(launched: bool) -> float:

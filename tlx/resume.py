@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,13 @@ import torch
 from tlx.checkpoint import Snapshot, optimizer_state, read, read_state, restore_optimizer, understood, weights_of
 from tlx.data.regions import decoder
 from tlx.differences import differences
-from tlx.errors import TlxError, UserError
+from tlx.errors import ConfigError, TlxError, UserError
 from tlx.extend import Extension, earlier, history, lasting_ends
 from tlx.plan import Phase
 from tlx.progress import Progress
 from tlx.run import Run
 from tlx.run_folder import threads
-from tlx.written_config import changes, essential
+from tlx.written_config import changes, essential, meant
 
 
 def resume(run: Run) -> None:
@@ -135,13 +136,17 @@ def save_when_due(run: Run, phase: Phase, *, now: bool) -> None:
 
 
 def settle(run: Run) -> None:
-    """The last checkpoint is on the disk.
+    """The last checkpoint is on the disk; where it went with a folder that was removed since, it is written again.
 
     Raises:
         UserError: it could not be written.
     """
     if run.world.main:
         run.saver.settle()
+        run.saver.follow()
+        if run.saver.written == run.saved >= 0 and not run.checkpoints.path(run.saved).is_dir():
+            run.saver.save(run.saved, snapshot(run))
+            run.saver.settle()
     written = run.world.from_main(run.saver.written)
     if written < run.saved:
         raise UserError(
@@ -198,17 +203,30 @@ def restore_average(run: Run, snapshot: Snapshot) -> None:
         raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")
 
 
-def check_resumable(run: Run, extension: Extension) -> None:
-    """Whether the newest checkpoint will be that of an extended run; looks, and changes nothing.
+def check_resumable(run: Run, extension: Extension | None) -> None:
+    """Whether the run's newest checkpoint is of this training, by what it says; changes nothing. Whether it is whole,
+    :func:`resume` tells.
+
+    Args:
+        extension: by which the run would go on.
 
     Raises:
-        UserError: other classes, shards or preprocessing.
+        UserError: other classes, shards or preprocessing; another format.
     """
-    path = run.checkpoints.newest(lambda _: None)
+    former = [*earlier(run.folder), *([{"before": {"config": extension.former}}] if extension is not None else [])]
+    path = run.checkpoints.newest_stated()
     if path is not None:
-        former = [*earlier(run.folder), {"before": {"config": extension.former}}]
         with understood(path):
             check_identity(read_state(path)["identity"], run, where=str(path), extensions=former)
+
+
+def _meant(saved: Mapping[str, Any], former: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint was trained by a configuration of before, which a later tlx may have written anew."""
+    if saved == essential(former):
+        return True
+    with contextlib.suppress(ConfigError):
+        return not changes(saved, meant(former))
+    return False
 
 
 def check_identity(
@@ -224,8 +242,7 @@ def check_identity(
     """
     others = ({k: v for k, v in identity.items() if k != "config"} for identity in (saved, run.identity))
     differ = differences(*others)
-    former = (essential(entry["before"]["config"]) for entry in extensions)
-    if not any(saved["config"] == config for config in former):
+    if not any(_meant(saved["config"], entry["before"]["config"]) for entry in extensions):
         differ += [f"config.{line}" for line in changes(saved["config"], run.config)]
     if differ:
         raise UserError(

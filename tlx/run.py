@@ -35,6 +35,7 @@ class Run:
         evaluation: starts a pass over this rank's share of the validation shards; None without validation.
         identity: what a checkpoint must agree with: classes, shards, order of samples, preprocessing.
         stop: set by who composes.
+        files: what the run folder holds about how this start was composed, by name.
         saved: the step of the newest checkpoint that was handed to `saver`.
     """
 
@@ -53,6 +54,7 @@ class Run:
     journal: Journal
     stop: StopRequest = field(init=False)
     ema: MovingAverage | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     saved: int = -1
 

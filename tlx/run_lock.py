@@ -5,6 +5,11 @@ that ends, and where a shared file system passes locks on (NFS since version 4, 
 between nodes. Where it does not, or where there are no locks at all, the second training writes its name into the file
 and the first one notices at its next checkpoint, and ends without writing it; what both have appended to metrics.jsonl
 until then is mixed. `BeeGFS` and Lustre mounted with ``localflock`` are such.
+
+The folder itself is held open as well. Whoever renames or removes it changes what its path leads to, and not what is
+open: so the training notices, and finds it again (:meth:`RunLock.place`). A folder is the same where device and inode
+are; a file server may number both anew, so that where they differ the token in ``.lock`` decides. On NFS another
+machine's renaming is seen once this one's attribute cache has run out, after a minute at most by default.
 """
 
 from __future__ import annotations
@@ -16,7 +21,7 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +42,14 @@ class RunLock:
     """A held lock.
 
     Attributes:
+        directory: the folder, open.
         token: what this training has written into the file.
         enforced: whether the file system has locks.
     """
 
     file: Path
     handle: int
+    directory: int
     token: str
     enforced: bool
 
@@ -61,13 +68,14 @@ class RunLock:
             try:
                 taken = _try(handle)
                 if taken is not False and _same(handle, file):  # else the folder was moved aside meanwhile
-                    return cls(file, handle, _sign(handle), enforced=bool(taken))
+                    directory = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+                    try:
+                        return cls(file, handle, directory, _sign(handle), enforced=bool(taken))
+                    except BaseException:
+                        os.close(directory)
+                        raise
                 if time.monotonic() > end:
-                    raise UserError(
-                        f"another training runs in this folder: {_owner(file)}",
-                        where=str(folder),
-                        todo=f"wait for it, stop it (touch {folder / 'stop'}), or set run to another folder",
-                    )
+                    raise _taken(folder)
             except BaseException:
                 os.close(handle)
                 raise
@@ -87,12 +95,59 @@ class RunLock:
                 "writes nothing more"
             )
 
+    def place(self) -> Path | None:
+        """Where the folder is now: at its path, or where it was renamed to; None where it was removed, or nobody can
+        tell. One look at the file system while nothing has happened to it."""
+        here = self.file.parent
+        if _leads_to(here, self.directory) or _read(self.file).get("token") == self.token:
+            return here
+        there = _name_of(self.directory)
+        return there if there is not None and _leads_to(there, self.directory) else None
+
+    def at(self, folder: Path) -> RunLock:
+        """The same lock, of a folder that was renamed."""
+        return replace(self, file=folder / self.file.name)
+
     def release(self) -> None:
         if not self.enforced:
             with contextlib.suppress(OSError, TlxError):
                 self.check()
                 os.ftruncate(self.handle, 0)
         os.close(self.handle)
+        os.close(self.directory)
+
+
+def wait_until_free(folder: Path, *, patience: float = PATIENCE) -> None:
+    """Waits until no training holds a folder, and takes nothing. Where there are no locks, nobody can tell, and nobody
+    is waited for.
+
+    Raises:
+        UserError: another training still holds it after `patience` seconds.
+    """
+    end = time.monotonic() + patience
+    while _is_busy(folder / ".lock"):
+        if time.monotonic() > end:
+            raise _taken(folder)
+        time.sleep(0.1)
+
+
+def _is_busy(file: Path) -> bool:
+    try:
+        handle = os.open(file, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return _try(handle) is False
+    finally:
+        os.close(handle)
+
+
+def _taken(folder: Path) -> UserError:
+    return UserError(
+        f"another training runs in this folder: {_owner(folder / '.lock')}",
+        where=str(folder),
+        todo=f"wait for it, stop it (touch {folder / 'stop'}), or set run to another folder",
+    )
 
 
 def holder(folder: Path) -> str | None:
@@ -128,6 +183,29 @@ def _same(handle: int, file: Path) -> bool:
         return os.path.samestat(os.fstat(handle), os.stat(file))
     except FileNotFoundError:
         return False
+
+
+def _leads_to(path: Path, directory: int) -> bool:
+    """Whether a path is that of an open folder. A file server that does not answer well is no reason to say no."""
+    try:
+        there = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    try:
+        return os.path.samestat(os.fstat(directory), there)
+    except OSError:  # ESTALE: it was removed by another machine
+        return False
+
+
+def _name_of(directory: int) -> Path | None:
+    """By what path the operating system knows an open folder."""
+    with contextlib.suppress(OSError):
+        if hasattr(fcntl, "F_GETPATH"):  # macOS
+            return Path(os.fsdecode(fcntl.fcntl(directory, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        return Path(os.readlink(f"/proc/self/fd/{directory}"))
+    return None
 
 
 def _sign(handle: int) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from tlx.checkpoint import Checkpoints, Snapshot
 
@@ -15,14 +16,14 @@ class Saver:
     """Writes one checkpoint at a time, in a thread unless `background` is false.
 
     Attributes:
-        check: called by who saves: the folder must still be this run's.
+        place: called by who saves: the folder of checkpoints, where it is now; raises where it is another training's.
         before: called before a checkpoint is written: metrics that it counts must be on the disk.
         say: hears when one cannot be written; training goes on.
         written: the step of the newest on the disk.
     """
 
     checkpoints: Checkpoints
-    check: Callable[[], None]
+    place: Callable[[], Path]
     before: Callable[[], None]
     say: Callable[[str], None]
     background: bool = True
@@ -33,13 +34,17 @@ class Saver:
     def save(self, step: int, snapshot: Snapshot) -> None:
         """Begins to write, once the one before is written; raises what that one raised, but for OSError."""
         self.settle()
-        self.check()
+        self.follow()
         if not self.background:
             self._write(step, snapshot)
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._under_way = self._thread.submit(self._write, step, snapshot)
+
+    def follow(self) -> None:
+        """Checkpoints are where the run folder is now."""
+        self.checkpoints = replace(self.checkpoints, folder=self.place())
 
     def settle(self) -> None:
         """Waits until what was handed over is on the disk, or has failed."""

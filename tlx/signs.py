@@ -73,7 +73,7 @@ class Verdict:
         mute: ranks that cannot speak for the run any more.
     """
 
-    kind: Literal["died", "failed", "refused", "hangs", "store"]
+    kind: Literal["died", "failed", "refused", "hangs", "store", "launcher", "asked"]
     message: str
     mute: Sequence[int] = ()
 

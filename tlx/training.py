@@ -6,43 +6,53 @@ import contextlib
 import functools
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlx import verdict
 from tlx.build import compose, plans_of, together
-from tlx.config import Config, run_of
-from tlx.errors import UserError
-from tlx.extend import Extend, Extension, earlier
-from tlx.launcher import rank, ranked, relaunched
+from tlx.config import Config
+from tlx.errors import TlxError, UserError
+from tlx.extend import Extend, earlier
+from tlx.launcher import ranked, relaunched
 from tlx.parts import backbone_of
 from tlx.run_folder import Claim, RunFolder, Start
 from tlx.terminal import say
 
 if TYPE_CHECKING:
+    from tlx.processes import Early
     from tlx.run import Run
     from tlx.watch import Watch
 
 
 def train(
-    config: Config, *, fresh: bool = False, extend: bool = False, rest: bool = False, command: bool = False
+    config: Config,
+    *,
+    fresh: bool = False,
+    extend: bool = False,
+    rest: bool = False,
+    command: bool = False,
+    early: Early | None = None,
 ) -> Mapping[str, Any] | None:
     """Trains, resumes, extends, or finds the run done; its result, or None after a stop request.
 
-    However it ends, status.json of the run folder says so. Any thread may call it; signals ask for a stop only where
-    the main thread does.
+    Nothing is written into the run folder before the first step can be made; from then on its status.json says how it
+    ends. What is said of a start that was refused, :mod:`tlx.verdict` tells. Any thread may call it; signals ask for a
+    stop only where the main thread does.
 
     Args:
         fresh, extend, rest: see :class:`tlx.run_folder.Start`.
         command: this process is a command's, started for this training alone. Then `stop_after` counts from the start
             of the process, and a training that hangs ends it; else both would hit whoever called.
+        early: what this rank has seen and heard since its process was started.
     """
     from tlx.watch import Watch
 
     start, began = Start(fresh, extend, rest), time.time()
     folder = RunFolder(config.run)
-    watch = Watch(folder, patience_s=60 * config.world.timeout_minutes, ends=command or ranked())
-    folder.spares_resumable = start.extends
+    patience_s = 60 * config.world.timeout_minutes
+    watch = Watch(folder, patience_s=patience_s, ends=command or ranked(), claimed=False, early=early)
     # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
     with contextlib.ExitStack() as leaving:
         try:
@@ -69,34 +79,27 @@ def _train(
 ) -> Mapping[str, Any] | None:
     from tlx import world as worlds
     from tlx.preempt import StopRequest
-    from tlx.report import is_drawn
 
     world = worlds.enter(config, watch)
     leaving.callback(world.leave)
-    claim: Claim = together(world, lambda: _claimed(config, folder, start, world.size) if world.main else None)
+    claim: Claim = together(world, lambda: _look(config, folder, start, world.size) if world.main else None)
     claim = world.from_main(claim)
-    config, extension = claim.config, claim.extension
+    config = claim.config
     if claim.result is not None:
         if world.main:
-            folder.say("done")
-            if config.track.report and not is_drawn(folder.path):  # a kill came before it
-                draw(folder.path)
+            _show_done(config, folder, claim.result)
         return claim.result
-    if extension is None:
-        watch.beat("loading")
-    stop = StopRequest(folder.path, launched=world.launched, after=config.stop_after, began=began)
+    watch.beat("loading")
+    stop = StopRequest(
+        folder.path, launched=world.launched, after=config.stop_after, began=began, is_displaced=folder.is_displaced
+    )
     leaving.callback(stop.close)
-    if world.main:
-        if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
-            stop.clear_older()
-        if extension is None:
-            folder.say("running")
     together(world, lambda: fetch(config) if world.local_main else None)
-    run = compose(config, world, folder, stop, plan_written=extension is None)
-    if extension is not None:
-        together(world, lambda: _extend(run, folder, extension) if world.main else None)
-        watch.beat("loading")
-    watch.last_wish = run.saver.settle
+    run = compose(config, world, folder, stop, anew=claim.aside)
+    together(world, lambda: _claim(run, folder, claim) if world.main else None)
+    watch.claimed = True
+    watch.beat("loading")
+    watch.last_wish, watch.asks_to_stop = run.saver.settle, stop.fail
     result = _to_an_end(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
@@ -106,9 +109,9 @@ def _train(
     return result if result["finished"] else None
 
 
-def _claimed(config: Config, folder: RunFolder, start: Start, ranks: int) -> Claim:
+def _look(config: Config, folder: RunFolder, start: Start, ranks: int) -> Claim:
     wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest) if start.extends else None
-    claim = folder.prepare(config, fresh=start.fresh and not relaunched(), extend=wish)
+    claim = folder.look(config, fresh=start.fresh and not relaunched(), extend=wish)
     if wish is not None and claim.extension is None:
         is_extended = claim.result is None and bool(earlier(folder.path))
         what = "the run is extended already; going on" if is_extended else "nothing is extended"
@@ -116,31 +119,33 @@ def _claimed(config: Config, folder: RunFolder, start: Start, ranks: int) -> Cla
     return claim
 
 
-def _extend(run: Run, folder: RunFolder, extension: Extension) -> None:
-    """Nothing is left that speaks against it: from here on the folder is that of the longer run.
+def _show_done(config: Config, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """What a start that was killed at the very end had left to do."""
+    from tlx.report import is_drawn
+
+    folder.settle_done(result)
+    if config.track.report and not is_drawn(folder.path):
+        draw(folder.path)
+    verdict.give("done", step=result["step"])
+
+
+def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
+    """The first step can be made: from here on the folder is this training's, of the longer run where it is extended.
 
     Raises:
-        UserError: it is of another training, or its folder cannot be written.
+        UserError: it is of another training, or cannot be written; nothing in it has changed.
     """
     from tlx.resume import check_resumable
 
-    check_resumable(run, extension)
-    was_done = folder.done
-    try:
-        extension.record(folder.path)
-        folder.say("running")
-        extension.commit(folder.path, run.plan.data())
-    except OSError as error:
-        if was_done and folder.done:
-            with contextlib.suppress(OSError):
-                folder.say("done")
-        raise UserError(
-            f"cannot be written: {error.strerror or error}",
-            where=str(error.filename or folder.path),
-            todo="make room, or mend that; the same command extends the run",
-        ) from error
-    before, now = extension.steps
-    run.journal.note(f"extended at step {extension.step}: the plan had {before} steps and has {now}")
+    if not claim.aside:
+        check_resumable(run, claim.extension)
+    folder.claim(claim, run.files)
+    if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
+        with contextlib.suppress(OSError):
+            run.stop.clear_older()
+    if claim.extension is not None:
+        before, now = claim.extension.steps
+        run.journal.note(f"extended at step {claim.extension.step}: the plan had {before} steps and has {now}")
 
 
 def _to_an_end(run: Run, folder: RunFolder) -> Mapping[str, Any]:
@@ -157,8 +162,12 @@ def _to_an_end(run: Run, folder: RunFolder) -> Mapping[str, Any]:
         world.watch.beat("saving")
         settle(run)
         finished = ended
+        trouble = _trouble(run, folder)
         world.watch.beat("result")
-        together(world, lambda: conclude(run, folder, result_of(run, finished=finished)) if world.main else None)
+        result = result_of(run, finished=finished)
+        together(world, lambda: conclude(run, folder, result, trouble=trouble) if world.main else None)
+        if trouble is not None:
+            raise TlxError(f"{trouble}\n  (step {run.progress.step} of {run.plan.steps} is saved)")
     except RuntimeError as error:
         if ran_out(error):
             fault = out_of_memory(run.config, run.plan, world, run.progress.step)
@@ -181,14 +190,23 @@ def _to_an_end(run: Run, folder: RunFolder) -> Mapping[str, Any]:
     return result
 
 
-def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
+def _trouble(run: Run, folder: RunFolder) -> str | None:
+    """Why the training could not go on, in the words of the first rank that knows; the same on every rank."""
+    own = run.stop.trouble or (folder.follow() if run.world.main else None)
+    return next((why for why in run.world.gather(own) if why), None)
+
+
+def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble: str | None = None) -> None:
     """The verdict, in the run's folder.
+
+    Args:
+        trouble: why the training ends with a fault all the same.
 
     Raises:
         UserError: it cannot be written.
     """
     step, steps = run.progress.step, run.plan.steps
-    why = run.stop.reason or "a signal to another rank"
+    why = run.stop.reason or (trouble or "a signal to another rank").splitlines()[0]
     if not result["finished"]:
         run.journal.note(f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there")
     try:
@@ -196,6 +214,9 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
         if result["finished"]:
             folder.write_result(result)
             folder.say("done", step=step, steps=steps)
+        elif trouble is not None:
+            # a batch script must not start again by itself where a folder was taken away: it would begin anew
+            folder.say("user-error" if folder.displaced else "fault", step=step, steps=steps, message=trouble)
         else:
             folder.say("resumable", step=step, steps=steps, why=f"stopped by {why}")
     except OSError as error:
@@ -215,17 +236,6 @@ def draw(folder: Path) -> None:
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         say(f"warning: no report was drawn ({why})\n  -> tlx report {shlex.quote(str(folder))}", error=True)
-
-
-def tell_run(file: Path, overrides: Sequence[str], error: UserError, *, extends: bool = False) -> None:
-    """Writes into status.json that a configuration is wrong, as far as it still says which run it is of.
-
-    Args:
-        extends: it was for an extension: without it, the run may go on all the same.
-    """
-    run = run_of(file, overrides)
-    if run is not None and rank() == 0:
-        RunFolder(run, extends).say_if_there("user-error", message=str(error)[:2000])
 
 
 def fetch(config: Config) -> None:

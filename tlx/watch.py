@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import json
 import math
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -28,9 +27,11 @@ from typing import IO, TYPE_CHECKING, Any
 import psutil
 import torch.distributed as dist
 
+from tlx import verdict as verdicts
 from tlx.errors import TlxError, UserError
-from tlx.launcher import environment, launched
+from tlx.launcher import RESUMABLE, environment, launched
 from tlx.launcher import rank as launched_rank
+from tlx.processes import Early, is_gone, launcher_above
 from tlx.run_folder import RunFolder, Status
 from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
 from tlx.terminal import say
@@ -44,6 +45,8 @@ _MISSED_S = 5.0  # without a sign for so long it is dead, where a collective has
 _STUCK_S = 5.0  # left to the main thread to notice what happened by itself
 _BLIND_S = 15.0  # after our own patience; then the threads of this process cannot run any more
 _WISH_S = 120.0  # at most, for what must be on the disk before the process ends
+_ORPHAN_S = 40.0  # for a step boundary and a last checkpoint, once the launcher is gone
+_UNHEARD_S = 30.0  # since ranks have met; then one that has given no sign has died meanwhile
 _CLOSING = ("leaving", "finishing")  # stages in which a rank ends by itself
 _AGAIN = "the same command goes on from the last checkpoint"
 
@@ -55,18 +58,29 @@ class Watch:
         folder: the run's; stacks of a rank that hangs go to FOLDER/stacks/rank-N.txt.
         patience_s: the main thread hangs when it has not beaten for so long.
         ends: a training that hangs ends this process; else that is only told, since the process is not its own.
+        claimed: the run folder is this training's. Before that nothing is written there.
+        early: what was seen and heard since this process was started.
 
     Attributes:
+        asks_to_stop: called, from the watch's thread, where the training cannot go on and can still be saved.
         last_wish: called before the watch ends this process, in a thread of its own, and waited for as long as the
             patience lasts, at most two minutes: a checkpoint that is being written comes to its end.
     """
 
-    def __init__(self, folder: RunFolder | None = None, *, patience_s: float = math.inf, ends: bool = True) -> None:
-        self.folder, self.patience_s, self.ends = folder, patience_s, ends
+    def __init__(
+        self,
+        folder: RunFolder | None = None,
+        *,
+        patience_s: float = math.inf,
+        ends: bool = True,
+        claimed: bool = True,
+        early: Early | None = None,
+    ) -> None:
+        self.folder, self.patience_s, self.ends, self.claimed = folder, patience_s, ends, claimed
+        self.asks_to_stop: Callable[[str], None] | None = None
         self.rank, self.size, self.serves = launched_rank(), 1, False
         self.last_wish: Callable[[], None] | None = None
         self._beat: tuple[int, str, int] = (0, "start", 0)
-        self._begun = False
         self._stepped = False
         self._wire: Wire | None = None
         self._thread: threading.Thread | None = None
@@ -79,6 +93,15 @@ class Watch:
         self._stacks: IO[bytes] | None = None
         self._before = self._unused = self._written = 0
         self._peers: dict[int, _Peer] = {}
+        self._launcher: psutil.Process | None = None
+        self._early, self._meeting = early, False
+
+    def begin(self, rank: int, size: int) -> None:
+        """Begins to watch before ranks can hear of each other: the launcher above, and ranks beside this one."""
+        self.rank, self.size, self._meeting = rank, size, True
+        self._early = self._early or Early.here()
+        self._heard_before = verdicts.read()
+        self._run()
 
     def start(self, store: Store | None, rank: int, size: int, *, serves: bool = False) -> None:
         """Begins to watch.
@@ -88,9 +111,23 @@ class Watch:
             serves: the store lives in this very process.
         """
         self.rank, self.size, self.serves = rank, size, serves
-        self._own = Sign(rank, socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        if self._thread is None:
+            self._run()
+        if store is not None and size > 1:
+            self._wire = Wire(store, self._own, size)
+        self._met()
+
+    def _met(self) -> None:
+        """Ranks hear of each other from here on, or there is nobody else."""
+        self._meeting = False
+        early, self._early = self._early, None
+        if early is not None and early.signals is not None:
+            early.signals.close()
+
+    def _run(self) -> None:
+        self._own = Sign(self.rank, socket.gethostname(), os.getpid(), psutil.Process().create_time())
         self._main = threading.get_ident()
-        self._wire = Wire(store, self._own, size) if store is not None and size > 1 else None
+        self._launcher = launcher_above() if self.ends else None
         self._arm()
         self._thread = threading.Thread(target=self._watch, name="tlx-watch", daemon=True)
         self._thread.start()
@@ -99,7 +136,6 @@ class Watch:
         """The main thread gets on: it begins a stage, at the step that is being made."""
         count, last, before = self._beat
         self._stepped = self._stepped or last == "step"
-        self._begun = self._begun or stage == "loading"
         self._beat = (count + 1, stage, before if step is None else step)
 
     @property
@@ -112,16 +148,18 @@ class Watch:
         return self.rank == min(set(range(self.size)) - set(self._verdict.mute), default=0)
 
     def say(self, status: Status, message: str) -> None:
-        """Writes into status.json how the run ended, if this is the rank to do so."""
-        if not self.speaks or self.folder is None:
-            return
-        if not self._begun:  # another training may be in this folder
-            self.folder.say_if_there(status, message=message[:2000])
+        """Says how this start ended, if this is the rank to do so: in status.json once the run folder is claimed."""
+        if not self.speaks:
+            if self._wire is None and not self.claimed:  # nobody else may know
+                verdicts.give_if_none(status, message=message[:2000])
             return
         # without the folder's lock, which a stopped rank 0 still holds; what a rank has said before counts
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            if json.loads((self.folder.path / "status.json").read_text(encoding="utf-8"))["status"] == "running":
+        said = self.folder.status if self.claimed and self.folder is not None else None
+        if self.folder is not None and said == "running":
+            with contextlib.suppress(OSError):
                 self.folder.say(status, message=message[:2000])
+        elif said is None:
+            verdicts.give(status, message=message[:2000])
 
     def explained(self, error: BaseException) -> BaseException:
         """What an error of the main thread comes from: a :class:`TlxError` that names the rank at fault, or itself.
@@ -159,6 +197,7 @@ class Watch:
         self._ended.set()
         self._thread.join(10)
         self._thread = None
+        self._met()
         if self._wire is not None:
             self._linger(self._wire)
             self._tell("left" if self._state == "alive" else self._state)
@@ -198,7 +237,9 @@ class Watch:
             say(f"note: ranks are not watched any more: {type(error).__name__}: {error}", error=True)
 
     def _look(self, passed: float, still: float) -> None:
-        stuck = still >= self.patience_s
+        self._look_above(passed)
+        self._look_beside(passed)
+        stuck = still >= self.patience_s and not self._meeting  # which has a limit of its own, and says who is missing
         if self._state == "stuck" and not stuck:  # it was only slow
             self._state, self._why = "alive", ""
         if stuck and self._state == "alive":
@@ -228,11 +269,57 @@ class Watch:
         if stuck or self._beat[1] not in _CLOSING:
             self._end(self._verdict)
 
+    def _look_above(self, passed: float) -> None:
+        """A rank whose launcher is gone trains for nobody: there is none to pass a signal on, or to end it in time."""
+        if self._launcher is None or not is_gone(self._launcher):
+            return
+        why = f"the launcher of rank {self.rank} (process {self._launcher.pid} on {self._own.host}) has died"
+        if self._orphan_s == 0 and self.asks_to_stop is not None:
+            self.asks_to_stop(f"{why}\n  -> {_AGAIN}")
+        self._orphan_s += passed
+        saves = self.asks_to_stop is not None and (self._orphan_s < _ORPHAN_S or self._beat[1] in _CLOSING)
+        if not saves:
+            self._end(Verdict("launcher", f"{why}, {self._own.place}\n  -> {_AGAIN}"))
+
+    def _look_beside(self, passed: float) -> None:
+        """Ranks that have not met hear of each other by nothing else: a process beside this one that has ended, the
+        verdict of another rank or of the batch script, a signal of the launcher that ends all of them."""
+        early = self._early
+        if early is None or not self._meeting:
+            return
+        early.siblings.look()
+        gone, said = early.siblings.gone(), verdicts.read()
+        told = said if said != self._heard_before and said is not None else {}
+        signalled = early.signals is not None and early.signals.came()
+        self._alone_s += passed if gone or told or signalled else 0.0
+        if self._alone_s < 2 * BEAT_S:  # who goes first says why, which takes a moment
+            return
+        if told.get("status") in ("user-error", "fault"):
+            refused = told["status"] == "user-error"
+            message = str(told.get("message") or "another rank of this start has ended")
+            self._end(Verdict("refused" if refused else "failed", message))
+        elif gone:
+            names = ", ".join(f"rank {rank} ({self._own.host}, pid {pid})" for rank, pid in sorted(gone.items()))
+            hint = "its last output, or the system's log where memory ran out, says why"
+            message = f"{names} ended while it was starting\n  -> {hint}; the same command begins"
+            self._end(Verdict("died", message, tuple(gone)))
+        elif signalled:
+            message = "stopped by SIGTERM before ranks had met\n  -> the same command begins, or goes on"
+            self._end(Verdict("asked", message))
+
+    _heard_before: Mapping[str, Any] | None = None
+    _orphan_s, _alone_s, _unheard_s = 0.0, 0.0, 0.0
+
     def _follow(self, wire: Wire, passed: float) -> None:
         """How long others have been silent, by what the store has answered."""
         for rank, sign in list(wire.seen.items()):
             peer = self._peers.setdefault(rank, _Peer(sign, self._own.host))
             peer.follow(sign, passed if wire.answered != self._answered else 0.0)
+        unheard = {0, (self.rank + 1) % self.size} - {self.rank} - wire.seen.keys()
+        if not unheard:
+            self._unheard_s = 0.0
+        elif wire.answered != self._answered:
+            self._unheard_s += passed
         self._unanswered = 0.0 if wire.answered != self._answered else self._unanswered + passed
         self._answered = wire.answered
 
@@ -251,7 +338,8 @@ class Watch:
         patience = _MISSED_S if asked or away else LOST_S
         lost = [p for p in self._peers.values() if p.lost(patience) and (asked or away or waits)]
         lonely = wire.gone is not None and (asked or waits or (wire.refused and not agent_serves()))
-        if not (asked or stuck or away or failed or lost or lonely):
+        unheard = self._unheard_s >= _UNHEARD_S
+        if not (asked or stuck or away or failed or lost or lonely or unheard):
             self._doubt, self._read, wire.whole = 0.0, 0.0, False
             return None
         self._doubt += passed
@@ -266,6 +354,8 @@ class Watch:
             verdict = Verdict("refused" if first.state == "refused" else "failed", said)
         elif (away and self._read >= 2 * BEAT_S) or (lost and self._read > _MISSED_S + BEAT_S):
             verdict = self._died(sorted([*away, *lost], key=lambda p: p.sign.rank))
+        elif unheard and self._read >= 2 * BEAT_S:
+            verdict = self._never()
         elif lonely and self._doubt >= _STUCK_S:  # an end in peace takes less
             verdict = self._storeless(wire.gone or "")
         elif stuck and self._read >= 4 * BEAT_S:
@@ -296,6 +386,12 @@ class Watch:
         lines = [f"{sign} died {sign.place}" for sign in signs.values()]
         hint = "its last output, or the system's log where memory ran out, says why"
         return Verdict("died", "\n  ".join(lines) + f"\n  -> {hint}; {_AGAIN}", tuple(signs))
+
+    def _never(self) -> Verdict:
+        """Of ranks that have met the others, and were not heard of since."""
+        never = tuple(rank for rank in range(self.size) if rank != self.rank and rank not in self._peers)
+        ranks = ", ".join(map(str, never))
+        return Verdict("died", f"rank {ranks} has given no sign since ranks met: it died while it was starting", never)
 
     def _storeless(self, why: str) -> Verdict:
         first = self._peers.get(0)
@@ -342,7 +438,7 @@ class Watch:
         return "\n  ".join(lines) + self._todo()
 
     def _todo(self) -> str:
-        stacks = f"stacks of all ranks are in {self.folder.path / 'stacks'}; " if self.folder else ""
+        stacks = f"stacks of all ranks are in {self.folder.path / 'stacks'}; " if self._stacks else ""
         waited = f"nothing has happened for {self.patience_s:g} s (world.timeout_minutes: more, where it is only slow)"
         return f"\n  -> {stacks}{waited}; {_AGAIN}"
 
@@ -392,7 +488,7 @@ class Watch:
 
     def _open(self) -> IO[bytes] | None:
         with contextlib.suppress(OSError):
-            if self._stacks is None and self.folder is not None and self.folder.path.is_dir():
+            if self._stacks is None and self.claimed and self.folder is not None and self.folder.path.is_dir():
                 path = self.folder.path / "stacks" / f"rank-{self.rank}.txt"
                 path.parent.mkdir(exist_ok=True)
                 self._stacks = path.open("a+b", buffering=0)
@@ -441,13 +537,13 @@ class Watch:
     def _end(self, verdict: Verdict) -> None:
         """Ends the process, whatever its main thread is waiting for."""
         self._verdict = verdict
-        refused = verdict.kind == "refused"
+        refused, asked = verdict.kind == "refused", verdict.kind == "asked"
         wish, wish_s = self.last_wish, min(self.patience_s, _WISH_S)
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # of a stderr that is closed
             # should the disk be what hangs
             faulthandler.dump_traceback_later(20 + (wish_s if wish else 0), exit=True, file=sys.__stderr__ or 2)
-        say(f"{'error' if refused else 'fault'}: {verdict.message}", error=True)
-        self.say("user-error" if refused else "fault", verdict.message)
+        say(f"{'note' if asked else 'error' if refused else 'fault'}: {verdict.message}", error=True)
+        self.say("resumable" if asked else "user-error" if refused else "fault", verdict.message)
         self._tell("told")
         if wish is not None:
             last = threading.Thread(target=_grant, args=(wish,), name="tlx-last-wish", daemon=True)
@@ -456,7 +552,7 @@ class Watch:
         if self._wire is not None:
             self._linger(self._wire)
             time.sleep(0.2)
-        os._exit(1 if not refused else 0 if launched() else 2)
+        os._exit(1 if not (refused or asked) else 0 if launched() else 2 if refused else RESUMABLE)
 
 
 def _grant(wish: Callable[[], None]) -> None:
@@ -489,12 +585,7 @@ class _Peer:
     @property
     def away(self) -> bool:
         """Its process, on this machine, is no more."""
-        if self._process is None or not self.expected:
-            return False
-        try:
-            return not self._process.is_running() or self._process.status() == psutil.STATUS_ZOMBIE
-        except psutil.Error:
-            return True
+        return self._process is not None and self.expected and is_gone(self._process)
 
     @property
     def silent(self) -> bool:

@@ -148,7 +148,10 @@ def enter(config: Config, watch: Watch | None = None) -> World:
     size, local = here.size, here.local_rank
     watch = watch or Watch()
     # before anything depends on the configuration: ranks with different ones would wait for each other
-    store = meet(config, watch) if here.meets and not dist.is_initialized() else None
+    meets = here.meets and not dist.is_initialized()
+    if meets and math.isfinite(watch.patience_s):
+        watch.begin(here.rank, size)
+    store = meet(config, watch) if meets else None
     if store is None and math.isfinite(watch.patience_s):
         watch.start(None, 0, 1)
     _check_size(config, here)

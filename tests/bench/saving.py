@@ -50,7 +50,9 @@ def main() -> None:
         print(f"{said.model}, AdamW: {whole.bytes / 2**20:.0f} MiB; the copy in memory takes {copied:.3f} s")
         del whole
         for name in ("nothing saved", "in the step", "beside training"):
-            saver = Saver(Checkpoints(Path(folder) / name), lambda: None, print, background=name == "beside training")
+            place = Path(folder) / name
+            beside = name == "beside training"
+            saver = Saver(Checkpoints(place), lambda place=place: place, lambda: None, print, background=beside)
             others, saving = [], []
             for number in range(1, said.steps + 1):
                 started = time.perf_counter()

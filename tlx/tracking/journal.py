@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from tlx.console import Console
@@ -41,6 +42,15 @@ class Journal:
         """Rows so far outlive a power cut."""
         if self.metrics is not None:
             self.metrics.sync()
+
+    def follow(self, metrics: Path) -> None:
+        """Rows go on under another path: the run folder was renamed, or removed.
+
+        Raises:
+            OSError: they cannot be written there.
+        """
+        if self.metrics is not None:
+            self.metrics.follow(metrics)
 
     def position(self) -> int:
         return self.metrics.position() if self.metrics is not None else 0

@@ -19,17 +19,18 @@ class MetricsFile:
     """Appends rows to `path`, and takes back those that a checkpoint does not know.
 
     A number that is not finite is written as ``null``: strict JSON has no NaN, and pandas makes one of it again. Rows
-    that the disk has no room for wait in memory, and are written before the next one.
+    that the disk has no room for wait in memory, and are written before the next one. Where the file was replaced or
+    removed in the meantime, its rows are written anew under its name.
 
     Args:
+        path: opened, or made, by the first call; its folder must be there by then.
         warn: hears once that rows wait, and once that they are written.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None] = lambda _: None) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self._warn = path, warn
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        self._written = os.fstat(self._file).st_size
+        self._handle: int | None = None
+        self._written = 0
         self._waiting = b""
         self._warned = False
         self._turn = threading.Lock()  # a thread that saves a checkpoint syncs while rows come
@@ -49,6 +50,18 @@ class MetricsFile:
                         "Make room, or mend that"
                     )
 
+    def follow(self, path: Path) -> None:
+        """Goes on under another path, where the folder of the file is now.
+
+        Raises:
+            OSError: the file was removed, and cannot be written anew there.
+        """
+        with self._turn:
+            if path != self.path and self._handle is not None:
+                self.path = path
+                self._keep_name()
+            self.path = path
+
     def sync(self) -> None:
         """Puts everything on the disk, so that it survives a power cut too.
 
@@ -57,24 +70,26 @@ class MetricsFile:
         """
         with self._turn:
             self._write()
-            os.fsync(self._file)
+            os.fsync(self._opened())
 
     def position(self) -> int:
         """Bytes so far, with rows that wait; for a checkpoint, to be given to `cut` on resume."""
         with self._turn:
+            self._opened()
             return self._written + len(self._waiting)
 
     def cut(self, offset: int) -> None:
         """Drops everything from `offset` on, and a torn last line. A file that is shorter keeps its whole lines, and
         that is told."""
+        file = self._opened()
         if self._written < offset:
             self._warn(
                 f"WARNING: {self.path} has lost {offset - self._written:,} bytes since the checkpoint: rows are missing"
             )
         with self._turn:
-            kept = os.pread(self._file, min(offset, self._written), 0)
+            kept = os.pread(file, min(offset, self._written), 0)
             self._written = kept.rfind(b"\n") + 1
-            os.ftruncate(self._file, self._written)
+            os.ftruncate(file, self._written)
             self._waiting = b""
 
     def close(self) -> None:
@@ -87,11 +102,35 @@ class MetricsFile:
             try:
                 self._write()
             finally:
-                os.close(self._file)
+                os.close(self._opened())
+                self._handle = None
+
+    def _opened(self) -> int:
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._written = os.fstat(self._handle).st_size
+        return self._handle
+
+    def _keep_name(self) -> None:
+        """What is open is what the name leads to; where it is not, all rows are copied."""
+        try:
+            if os.path.samestat(os.fstat(self._opened()), os.stat(self.path)):
+                return
+        except FileNotFoundError:
+            if not self.path.parent.is_dir():  # with its folder, which its owner sees to
+                return
+        rows = os.pread(self._opened(), self._written, 0)
+        handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        count = 0
+        while count < len(rows):
+            count += os.pwrite(handle, rows[count:], count)
+        os.close(self._opened())
+        self._handle = handle
 
     def _write(self) -> None:
+        self._keep_name()
         while self._waiting:  # a row of which only a part had room is finished later, from where it broke off
-            count = os.pwrite(self._file, self._waiting, self._written)
+            count = os.pwrite(self._opened(), self._waiting, self._written)
             self._written += count
             self._waiting = self._waiting[count:]
         if self._warned:

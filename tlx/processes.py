@@ -1,0 +1,108 @@
+"""Processes around a rank: the launcher above it, and ranks of the same start beside it.
+
+What the operating system knows of processes on this machine, asked once a second. A signal at the parent's death
+(``PR_SET_PDEATHSIG``) would come when the parent's *thread* ends, and not at all where a shell stands between, so it is
+not used. A parent need not be a launcher: a shell that is closed ends no training that was started with `nohup`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import psutil
+
+from tlx.launcher import environment, is_accelerate
+from tlx.preempt import EarlySignals
+
+_MARKS = ("TORCHELASTIC_RUN_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
+"""What launchers set for the processes that they start, and nobody exports in a shell."""
+
+_START = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What ranks of one start have in common."""
+
+
+def launcher_above(env: Mapping[str, str] | None = None) -> psutil.Process | None:
+    """The process that has started this one as a rank: the nearest ancestor without the mark that launchers leave in
+    the environment of their ranks (torchrun's agent, which accelerate uses too; slurmstepd; mpirun), or `accelerate
+    launch` itself, which starts a lone process without one. None where there is none, or it cannot be seen."""
+    env = environment().variables if env is None else env
+    mark = next((name for name in _MARKS if name in env), None)
+    try:
+        if mark is None:
+            parent = psutil.Process().parent() if "ACCELERATE_MIXED_PRECISION" in env else None
+            return parent if parent is not None and is_accelerate(parent.cmdline()) else None
+        return next((p for p in psutil.Process().parents() if _said(p).get(mark) != env[mark]), None)
+    except psutil.Error:
+        return None
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether it has ended, also where nobody has asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:  # not ours to look at: it is there
+        return False
+
+
+@dataclass
+class Siblings:
+    """Ranks of the same start that the same parent has started on this machine.
+
+    Ranks that have not met cannot hear of each other; one that was seen here and is no more has ended before it came.
+
+    Attributes:
+        seen: process by rank.
+    """
+
+    env: Mapping[str, str]
+    seen: dict[int, psutil.Process] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, env: Mapping[str, str] | None = None) -> Siblings:
+        """As they are now."""
+        env = environment().variables if env is None else env
+        made = cls({name: env[name] for name in ("RANK", *_START) if name in env})
+        made.look()
+        return made
+
+    def look(self) -> None:
+        """Sees who has come."""
+        if len(self.env) <= len(_START):
+            return
+        try:
+            parent = psutil.Process().parent()
+            children = parent.children() if parent is not None and parent.pid > 1 else []
+        except psutil.Error:
+            return
+        for child in children:
+            said = _said(child)
+            rank = said.get("RANK", "")
+            if rank.isdecimal() and rank != self.env["RANK"] and all(said.get(n) == self.env[n] for n in _START):
+                self.seen.setdefault(int(rank), child)
+
+    def gone(self) -> dict[int, int]:
+        """Ranks that were here and have ended: their process ids."""
+        return {rank: child.pid for rank, child in self.seen.items() if is_gone(child)}
+
+
+@dataclass(frozen=True)
+class Early:
+    """What a rank sees and hears from the first moment on, since its imports take seconds."""
+
+    siblings: Siblings
+    signals: EarlySignals | None
+
+    @classmethod
+    def here(cls) -> Early:
+        return cls(Siblings.here(), EarlySignals.heard())
+
+
+def _said(process: psutil.Process) -> Mapping[str, str]:
+    """Its environment; nothing where it is another user's."""
+    try:
+        return process.environ()
+    except (psutil.Error, OSError):
+        return {}
