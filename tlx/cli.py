@@ -1,15 +1,17 @@
 """The commands. `tlx X` is `python -m tlx X`; `train` runs under accelerate launch, torchrun and srun too.
 
-Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault. Launchers turn any non-zero
-code into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0; RUN/status.json tells.
+Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault; 141, as of a process that
+SIGPIPE has ended, where nobody reads any more what a command is there to print (`tlx plan c.yaml | head -1`). Launchers
+turn any non-zero code into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0;
+RUN/status.json tells.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ from tlx.cli_track import track
 from tlx.cli_weights import weights
 from tlx.errors import TlxError, UserError
 from tlx.launcher import launched, rank
-from tlx.terminal import escaped, flush, hand_over, say
+from tlx.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, say, unread, use_utf8
 
 app = typer.Typer(
     help="Transfer learning for images at cluster scale: data -> plan -> loop.",
@@ -45,6 +47,7 @@ app.command(epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; s
 app.command(epilog=EXAMPLES)(submit)
 
 RESUMABLE = 75
+UNREAD = 141  # 128 and SIGPIPE
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="A YAML file; see configs/.")]
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
@@ -78,6 +81,9 @@ def train(
     rest: Annotated[bool, typer.Option("--rest", help=REST)] = False,
 ) -> None:
     """Train, or resume, or show the result of a run that is done."""
+    as_courtesy()
+    if not launched():  # a launcher ends when its terminal is closed, and its ranks are asked to stop; see StopRequest
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from tlx import config as configs
     from tlx import training
 
@@ -91,10 +97,9 @@ def train(
         from tlx.report import is_drawn
         from tlx.result import summary
 
-        with contextlib.suppress(OSError, ValueError):  # of a reader that has gone: the training is done all the same
-            say(summary(result))
-            if is_drawn(wanted.run):
-                say(f"  report: {wanted.run / 'report.html'}")
+        say(summary(result))
+        if is_drawn(wanted.run):
+            say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
 
 
@@ -212,6 +217,7 @@ def report(
 
 def main() -> None:
     """Runs a command; a user's mistake is a message, never a traceback."""
+    use_utf8()
     try:
         code: Any = app(standalone_mode=False)
     except UserError as error:
@@ -221,19 +227,25 @@ def main() -> None:
     except TlxError as error:
         say(f"fault: {error}", error=True)
         code = 1
-    except BrokenPipeError:  # who reads it has enough: `tlx plan c.yaml | head`
-        code = 1
+    except SystemExit as error:
+        lost = error.__context__
+        if not isinstance(lost, BrokenPipeError):
+            raise
+        code = UNREAD if unread(lost) else _fault(lost)  # typer ends both with 1, without a word
     except OSError as error:
         said = _said(error)
         if said is None:
-            code = _fault()
+            code = _fault(error)
         else:
             say(f"error: {said}", error=True)
             code = 1 if launched() else 2  # a launcher is to see the fault of its rank
+    except UnicodeEncodeError as error:
+        say(f"error: {_unnamed(error)}", error=True)
+        code = 2
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # click's own mistakes carry their text
-        code = _tell_usage(error) if hasattr(error, "format_message") else _fault()
+        code = _tell_usage(error) if hasattr(error, "format_message") else _fault(error)
     _leave(code if isinstance(code, int) else 0)
 
 
@@ -251,9 +263,9 @@ def _tell_usage(error: Any) -> int:
     return 2
 
 
-def _fault() -> int:
+def _fault(error: BaseException) -> int:
     """What nobody has thought of: its trace, for a report."""
-    say(traceback.format_exc().rstrip("\n"), error=True)
+    say("".join(traceback.format_exception(error)).rstrip("\n"), error=True)
     return 1
 
 
@@ -277,10 +289,18 @@ _TODO = {
 def _said(error: OSError) -> str | None:
     """Of a file that cannot be read or written, in words; None of other faults."""
     todo = _TODO.get(error.errno or 0)
+    if error.filename == STDOUT:
+        return f"{STDOUT}: {error.strerror}" + (f"\n  -> {todo}" if todo else "")
     if todo is None or (error.filename is None and todo is not _FULL):
         return None
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     return f"{escaped(where)}: {error.strerror}\n  -> {todo}" if where else f"{error.strerror}\n  -> {todo}"
+
+
+def _unnamed(error: UnicodeEncodeError) -> str:
+    """Of a name that the locale cannot write."""
+    name = ascii(error.object)[1:-1][:200]
+    return f"{name}: the locale's encoding, {error.encoding}, lacks letters of this name\n  -> export PYTHONUTF8=1"
 
 
 def _leave(code: int) -> None:

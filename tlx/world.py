@@ -424,7 +424,7 @@ def _promised(size: int) -> tuple[int, str] | None:
         return int(machines), " ".join(command[1:])
     file = _option(command, "--config_file") or _option(command, "--config-file") or _default_file()
     try:
-        content = yaml.safe_load(Path(file).read_text()) if file else None
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8")) if file else None
     except (OSError, yaml.YAMLError):
         return None
     count = content.get("num_processes") if isinstance(content, dict) else None
