@@ -6,6 +6,7 @@ weights is checked here: unknown keys (with a suggestion), types, names of parts
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,7 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
     field_serializer,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -36,6 +38,7 @@ from tlx.layers import Granularity, Kind
 from tlx.metrics import ACCURACY, LOSS, Metric
 from tlx.norms import POLICIES, NormPolicy
 from tlx.parsing import LONGEST, from_yaml
+from tlx.sweep import with_trial
 
 
 class Model(BaseModel):
@@ -427,6 +430,8 @@ class WorldConfig(Model):
 class Config(Model):
     """One training. `stop_after`: a stop is asked for after so much time since the command was started (``3h55m``).
 
+    `run`: the folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.sweep.with_trial`.
+
     `further`: phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those
     does, with its settings but for what is said here, from the last weights; `duration` must be said.
     """
@@ -452,6 +457,14 @@ class Config(Model):
     checkpoint: Checkpoint = Checkpoint()
     track: Track = Track()
     world: WorldConfig = WorldConfig()
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _of_a_trial(cls, value: Any) -> Any:
+        try:
+            return with_trial(value, os.environ) if isinstance(value, str) else value
+        except UserError as error:
+            raise ValueError(error.what) from error
 
     def settings(self, phase: str) -> PhaseSettings:
         """Of one phase: its own over those of `each` over the defaults."""
