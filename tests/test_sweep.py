@@ -107,15 +107,15 @@ cli()
 """
 
 
-def recipe(config: Path, folder: Path) -> Path:
+def recipe(config: Path, folder: Path, *more: str) -> Path:
     """The sweep of launch/README.md, with our configuration, our interpreter, and folders below `folder`."""
     (text,) = re.findall(r"^    # sweep\.yaml\n((?:    .*\n)+)", README.read_text(), re.MULTILINE)
     sweep = yaml.safe_load(re.sub(r"^    ", "", text, flags=re.MULTILINE))
     program, action, _, run, *rest = sweep["command"]
     assert (program, action, run) == ("tlx", "train", "run=runs/sweep/{trial}")
-    words = [sys.executable, "-m", "tlx", "train", str(config), f"run={folder}/{{trial}}"]
+    words = [sys.executable, "-m", "tlx", "train", str(config), f"run={folder}/{{trial}}", *rest, *more]
     made = config.with_name("sweep.yaml")
-    made.write_text(yaml.safe_dump({**sweep, "command": [*words, *rest], "parameters": {"seed": {"values": [3, 4]}}}))
+    made.write_text(yaml.safe_dump({**sweep, "command": words, "parameters": {"seed": {"values": [3, 4]}}}))
     return made
 
 
@@ -123,9 +123,9 @@ def recipe(config: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_real_agent_runs_two_trials_each_with_a_folder_and_a_run_of_its_own(tmp_path, mode):
     shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
-    trackers = {"every": 1, "trackers": [{"name": "wandb", "mode": mode}]}
-    config = write_config(tmp_path / "c.yaml", {**raw_of(shards, tmp_path / "unused"), "track": trackers})
-    made, folder = recipe(config, tmp_path / "runs"), tmp_path / "runs"
+    config = write_config(tmp_path / "c.yaml", {**raw_of(shards, tmp_path / "unused"), "track": {"every": 1}})
+    more = ["track.trackers=[{name: wandb, mode: offline}]"] if mode == "offline" else []
+    made, folder = recipe(config, tmp_path / "runs", *more), tmp_path / "runs"
     with served() as server:
         env = environment(**server.account)
 
