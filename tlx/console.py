@@ -64,12 +64,12 @@ class Console:
         if not self._enabled:
             return
         self._speed = {k: v for k, v in row.items() if k.startswith("time/")} or self._speed
-        if self._has_bar:
+        if self._live:
             self._advance(row)
         else:
             self.close()
         evaluated = any(key.startswith(("val/", "ema/val/")) for key in row)
-        if evaluated or (not self._has_bar and time.monotonic() - self._said >= QUIET_S):
+        if evaluated or (not self._live and time.monotonic() - self._said >= QUIET_S):
             self._said = time.monotonic()
             self.note(_line({**row, **self._speed}, self._total, columns=self._columns))
 
@@ -80,14 +80,14 @@ class Console:
             self._bar = None
 
     @property
-    def _has_bar(self) -> bool:
+    def _live(self) -> bool:
         """On a terminal that is still there."""
         return self._out.is_terminal and self._stream is not None and not self._stream.failed
 
     @property
     def _columns(self) -> int | None:
         """Of a terminal, or as COLUMNS says; None in a log, whose lines stay whole so that they can be searched."""
-        return self._out.width if self._out.is_terminal or os.environ.get("COLUMNS") else None
+        return self._out.width if self._live or os.environ.get("COLUMNS") else None
 
     def _advance(self, row: Mapping[str, Any]) -> None:
         """Starts the bar at the first row, where a resumed run stands, so that the time left is not flattered."""
