@@ -56,7 +56,11 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line, or several, for people: text as it is, no markup, control characters escaped."""
-        if self._enabled:
+        if not self._enabled:
+            return
+        self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
+        if self._bar is not None and not self._live:  # once more, since no frame of the bar is kept
+            self.close()
             self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
 
     def row(self, row: Mapping[str, Any]) -> None:

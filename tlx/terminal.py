@@ -110,7 +110,7 @@ class BestEffort:
             self._told = True
             other = sys.stdout if self.name != STDOUT else sys.stderr
             with contextlib.suppress(OSError, ValueError):
-                _write(escaped(loss, lines=True), other)
+                _write(escaped(loss, lines=True), other.stream if isinstance(other, BestEffort) else other)
         if self.instead is None or not self._waiting:
             return
         with contextlib.suppress(OSError, ValueError):
