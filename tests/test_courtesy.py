@@ -170,7 +170,8 @@ def training(shards, folder):
     """Of 150 steps with an evaluation every 3 and a backbone that speaks; its configuration."""
     phases = {"each": {"lr": 0.02}, "feature_extraction": {"duration": 50}, "fine_tuning": {"duration": 100}}
     raw = raw_of(shards, folder / "run", phases=phases)
-    return write_config(folder / "c.yaml", {**raw, "track": {"every": 1}})
+    speaking = {"name": "toys:speaking", "weights": "none"}
+    return write_config(folder / "c.yaml", {**raw, "track": {"every": 1}, "backbone": speaking})
 
 
 def run_to(out, config, *, ranks=1):
@@ -201,6 +202,7 @@ def ended(process, run):
 def kept(run):
     said = (run / "console.txt").read_text()
     assert said.startswith("warning: standard ")
+    assert "the network speaks" in said
     return said
 
 

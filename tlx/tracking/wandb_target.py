@@ -104,7 +104,7 @@ def choose(
     if agent != (record.id or agent):  # another trial's agent
         sweep = None
     sweep = sweep or record.sweep
-    places = {}
+    places: dict[str, str | None] = {}
     for key in ("project", "entity"):
         written, kept, said = getattr(asked, key), getattr(record, key), env.get(f"WANDB_{key.upper()}") or None
         places[key] = (kept or said or written) if sweep else (written or kept or said)
