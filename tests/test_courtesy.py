@@ -167,11 +167,12 @@ def shards(tmp_path_factory):
 
 
 def training(shards, folder):
-    """Of 150 steps with an evaluation every 3 and a backbone that speaks; its configuration."""
+    """Of 150 steps, with an evaluation every 50 and a backbone that prints; its configuration."""
     phases = {"each": {"lr": 0.02}, "feature_extraction": {"duration": 50}, "fine_tuning": {"duration": 100}}
     raw = raw_of(shards, folder / "run", phases=phases)
     speaking = {"name": "toys:speaking", "weights": "none"}
-    return write_config(folder / "c.yaml", {**raw, "track": {"every": 1}, "backbone": speaking})
+    every = {"track": {"every": 1}, "evaluate": {"every": 50}, "checkpoint": {"every": 50}}
+    return write_config(folder / "c.yaml", {**raw, **every, "backbone": speaking})
 
 
 def run_to(out, config, *, ranks=1):
