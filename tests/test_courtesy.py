@@ -21,7 +21,7 @@ from commands import command, environment, last_step, rows, status, write_config
 from images import make_shards
 from test_extend import raw_of
 
-from tlx import terminal
+from tlx import cli, terminal
 from tlx.console import Console
 from tlx.preempt import StopRequest
 from tlx.terminal import BestEffort, as_courtesy, encodable, hand_over, say, unread
@@ -139,6 +139,20 @@ def test_a_broken_pipe_of_something_else_is_no_reader_that_has_gone(monkeypatch)
         assert unread(BrokenPipeError(errno.EPIPE, "Broken pipe"))
         as_courtesy()
         assert not unread(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
+def test_a_command_whose_other_pipe_breaks_shows_its_trace(monkeypatch, capsys, tmp_path):
+    def broken(folder):
+        raise BrokenPipeError(errno.EPIPE, "of a connection")
+
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))  # typer replaces them
+    monkeypatch.setattr("tlx.standing.standing", broken)
+    monkeypatch.setattr(sys, "argv", ["tlx", "status", str(tmp_path)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 1
+    assert capsys.readouterr().err.endswith("BrokenPipeError: [Errno 32] of a connection\n")
 
 
 # --- a closed terminal
