@@ -23,6 +23,8 @@ from test_extend import raw_of
 
 from tlx import cli, terminal
 from tlx.console import Console
+from tlx.doctor.findings import Finding, Section
+from tlx.doctor.shown import Output
 from tlx.preempt import StopRequest
 from tlx.terminal import BestEffort, as_courtesy, encodable, hand_over, say, unread
 
@@ -350,6 +352,30 @@ def test_a_bar_of_many_files_ends_with_its_terminal_and_not_the_work(monkeypatch
     monkeypatch.setattr(sys, "stderr", Tty(errno.EIO))
     with contextlib.redirect_stdout(io.StringIO()):
         assert list(in_processes(abs, [-1, -2, -3], jobs=1, title="adding")) == [1, 2, 3]
+
+
+def test_a_reader_that_has_enough_leaves_nothing_undone(monkeypatch, tmp_path):
+    from tlx import cli_weights
+    from tlx.models.fetch import Fetched
+
+    done = []
+
+    def fetched(names, folder, *, tag):
+        for name in names:
+            done.append(name)
+            yield Fetched(tmp_path / name, name, True)
+
+    monkeypatch.setattr("tlx.models.fetch.fetch", fetched)
+    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stderr", Gone())
+    cli_weights.fetch(["a", "b", "c"], tmp_path, None)
+    assert done == ["a", "b", "c"]
+
+
+def test_the_doctor_leaves_a_broken_pipe_to_the_command():
+    shown = Output(as_json=False, silent=False, file=Gone())
+    with pytest.raises(BrokenPipeError):
+        shown.add(Section("a", [Finding("b", "ok", "c")]))
 
 
 def test_files_are_read_in_an_encoding_that_the_code_names():
