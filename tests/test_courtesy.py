@@ -157,6 +157,24 @@ def test_a_command_whose_other_pipe_breaks_shows_its_trace(monkeypatch, capsys, 
     assert capsys.readouterr().err.endswith("BrokenPipeError: [Errno 32] of a connection\n")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "code", "said"),
+    [
+        ("iso8859-1", 2, "error: runs/\\u0142: the locale's encoding, iso8859-1, lacks letters of this name\n"),
+        ("utf-8", 1, "Traceback"),
+    ],
+)
+def test_a_letter_that_the_locale_lacks_is_told(monkeypatch, capsys, encoding, code, said):
+    def fail(**_):
+        raise UnicodeEncodeError(encoding, "runs/\u0142", 5, 6, "not in it")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    assert capsys.readouterr().err.startswith(said)
+
+
 # --- a closed terminal
 
 

@@ -240,8 +240,7 @@ def main() -> None:
             say(f"error: {said}", error=True)
             code = 1 if launched() else 2  # a launcher is to see the fault of its rank
     except UnicodeEncodeError as error:
-        say(f"error: {_unnamed(error)}", error=True)
-        code = 2
+        code = _tell_locale(error)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # click's own mistakes carry their text
@@ -297,10 +296,14 @@ def _said(error: OSError) -> str | None:
     return f"{escaped(where)}: {error.strerror}\n  -> {todo}" if where else f"{error.strerror}\n  -> {todo}"
 
 
-def _unnamed(error: UnicodeEncodeError) -> str:
-    """Of a name that the locale cannot write."""
+def _tell_locale(error: UnicodeEncodeError) -> int:
+    """Of a name that the locale's encoding cannot write."""
+    if error.encoding.lower() in ("utf-8", "utf8"):
+        return _fault(error)
     name = ascii(error.object)[1:-1][:200]
-    return f"{name}: the locale's encoding, {error.encoding}, lacks letters of this name\n  -> export PYTHONUTF8=1"
+    lacking = f"{name}: the locale's encoding, {error.encoding}, lacks letters of this name"
+    say(f"error: {lacking}\n  -> export PYTHONUTF8=1", error=True)
+    return 2
 
 
 def _leave(code: int) -> None:
