@@ -23,7 +23,7 @@ from commands import HERE, command, environment, kill_all, rows, status, wait_fo
 from images import make_shards
 from test_extend import raw_of
 from test_tracking import history
-from wandb_server import FakeServer, served
+from wandb_server import FakeRun, FakeServer, served
 
 from tlx import training
 from tlx.config import parse
@@ -336,7 +336,7 @@ def test_a_run_that_was_partly_offline_becomes_one_run(server, folder, monkeypat
     assert "W&B has all up to step 11; nothing was sent" in sync(folder).text
     assert server.runs[ID].steps == list(range(1, 12))
     assert list(server.runs) == [ID]
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == "note: W&B: mode offline (WANDB_MODE)\n"
 
 
 def test_the_last_step_of_a_killed_training_waits_for_its_evaluation(server, tmp_path) -> None:
@@ -416,6 +416,90 @@ def test_a_folder_in_which_a_training_runs_is_refused(server, folder, monkeypatc
     lock.release()
     sync(folder)
     assert server.runs[ID].steps == [1]
+
+
+# --- the environment
+
+
+def start(folder: Path, steps: range, *, finished: bool = False, **asked: Any) -> None:
+    """A training whose configuration says `asked` of its tracker."""
+    metrics = MetricsFile(folder / "metrics.jsonl")
+    about = RunInfo(folder, folder.name, ID, {"seed": 3}, steps.start > 1)
+    logger = guarded("wandb", lambda: wandb(about, **asked))
+    for step in steps:
+        metrics.append({"step": step})
+        logger.log({"step": step})
+    result = {"finished": finished, "step": steps[-1]}
+    logger.finish(result)
+    if finished:
+        (folder / "result.json").write_text(json.dumps(result))
+
+
+SAID = {
+    "WANDB_PROJECT": "vision", "WANDB_ENTITY": "team", "WANDB_TAGS": "a,b", "WANDB_NAME": "first",
+    "WANDB_RUN_ID": "mine", "WANDB_RUN_GROUP": "seeds", "WANDB_NOTES": "why", "WANDB_JOB_TYPE": "fit",
+}  # fmt: skip
+
+
+def test_the_environment_wins_over_defaults_and_loses_to_the_configuration(server, folder, monkeypatch, capfd) -> None:
+    for name, value in SAID.items():
+        monkeypatch.setenv(name, value)
+    elsewhere = folder.parent / "scratch"
+    elsewhere.mkdir()
+    monkeypatch.setenv("WANDB_DIR", str(elsewhere))
+    start(folder, range(1, 3))
+    (run,) = server.runs.values()
+    shown = ("name", "project", "entity", "displayName", "groupName", "notes", "jobType", "tags")
+    assert [run.about.get(key) for key in shown] == [
+        "mine", "vision", "team", "first", "seeds", "why", "fit", ["a", "b"],
+    ]  # fmt: skip
+    assert list((elsewhere / "wandb").glob("run-*-mine"))
+    assert not (folder / "wandb").exists()
+    won = "id mine (WANDB_RUN_ID), project vision (WANDB_PROJECT), entity team (WANDB_ENTITY), tags a,b (WANDB_TAGS), "
+    assert capfd.readouterr().err == f"note: W&B: {won}name first (WANDB_NAME), files in {elsewhere} (WANDB_DIR)\n"
+    other = run_folder(folder.parent / "other")
+    monkeypatch.delenv("WANDB_RUN_ID")
+    monkeypatch.delenv("WANDB_DIR")
+    start(other, range(1, 3), project="p", entity="me", tags=["c"], mode="online")
+    run = server.runs[ID]
+    assert [run.about[key] for key in ("project", "entity", "tags")] == ["p", "me", ["c"]]
+    lost = "WANDB_PROJECT=vision (the configuration says p), WANDB_ENTITY=team (the configuration says me), "
+    lost += "WANDB_TAGS=a,b (the configuration says c)"
+    assert capfd.readouterr().err == f"note: W&B: name first (WANDB_NAME); not used: {lost}\n"
+
+
+TRIAL = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "t1", "WANDB_PROJECT": "q", "WANDB_ENTITY": "team"}
+
+
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_trial_keeps_the_id_of_its_agent_when_it_goes_on_and_when_it_is_sent(
+    server, folder, monkeypatch, mode
+) -> None:
+    server.runs["t1"] = FakeRun("t1", state="pending")  # which the agent was given
+    for name, value in TRIAL.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WANDB_MODE", mode)
+    start(folder, range(1, 5))
+    kept = json.loads((folder / "wandb.json").read_text())
+    assert {**kept, "url": None} == {"id": "t1", "project": "q", "entity": "team", "sweep": "s1", "url": None}
+    for name in [*TRIAL, "WANDB_MODE"]:
+        monkeypatch.delenv(name)
+    if mode == "online":
+        start(folder, range(5, 7), finished=True)
+    sync(folder)
+    assert list(server.runs) == ["t1"], "a second run"
+    run = server.runs["t1"]
+    assert run.steps == list(range(1, 7 if mode == "online" else 5))
+    assert (run.about["project"], run.about["entity"], run.about["sweep"]) == ("q", "team", "s1")
+    assert sync(folder).steps == ()
+
+
+def test_a_folder_whose_record_is_older_goes_on_with_the_run_that_its_page_names(server, folder) -> None:
+    """Before, the id that was asked for was kept, and in a sweep W&B had taken the agent's."""
+    page = f"{server.url}/team/q/runs/t1"
+    (folder / "wandb.json").write_text(json.dumps({"id": ID, "project": "q", "entity": "team", "url": page}))
+    start(folder, range(1, 3), finished=True)
+    assert list(server.runs) == ["t1"]
 
 
 # --- other places

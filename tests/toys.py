@@ -158,3 +158,16 @@ class Faulty(Small):
             raise ValueError("a fault of the backbone")
         elif self.how == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def speaking(classes: int) -> nn.Module:
+    """The small one, which prints a line at every training pass, as code of others may."""
+    plain = small(classes)
+    return Speaking(plain.features, plain.fc)
+
+
+class Speaking(Small):
+    def forward(self, x):
+        if self.training:
+            print("the network speaks")
+        return super().forward(x)

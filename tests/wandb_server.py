@@ -1,4 +1,4 @@
-"""A small W&B server for tests: GraphQL and the file stream, as far as a run of numbers needs them.
+"""A small W&B server for tests: GraphQL and the file stream, as far as a run of numbers and a sweep's agent need them.
 
 It speaks to the real client and its service; that the real server behaves the same is not proven by it. What a run
 sent is kept as it came, so that a row that came twice is seen.
@@ -7,6 +7,7 @@ sent is kept as it came, so that a row that came twice is seen.
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import re
 import threading
@@ -14,6 +15,8 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import yaml
 
 
 @dataclass
@@ -39,8 +42,22 @@ class FakeRun:
         return [row["step"] for row in self.sent]
 
 
+@dataclass
+class FakeSweep:
+    """A grid. `project`: where its trials are; `trials`: by id, what was set; `left`: those that no agent has yet."""
+
+    name: str
+    project: dict
+    config: str
+    trials: dict[str, dict] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        asked = {name: said["values"] for name, said in yaml.safe_load(self.config)["parameters"].items()}
+        self.left = [dict(zip(asked, values, strict=True)) for values in itertools.product(*asked.values())]
+
+
 class FakeServer(ThreadingHTTPServer):
-    """`mode`: up | hang (connections are taken and never answered) | 401 | 403 | 500; `runs`: by id.
+    """`mode`: up | hang (connections are taken and never answered) | 401 | 403 | 500; `runs`, `sweeps`: by id.
 
     `received`: the body of every request, unpacked.
     """
@@ -50,6 +67,7 @@ class FakeServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.runs: dict[str, FakeRun] = {}
+        self.sweeps: dict[str, FakeSweep] = {}
         self.up()
         self.lock = threading.Lock()
         self.requests: list[str] = []
@@ -160,11 +178,40 @@ class _Handler(BaseHTTPRequestHandler):
             return {
                 "viewer": {"id": "V", "entity": "me", "username": "me", "email": "", "flags": flags, "teams": teams}
             }
+        if name == "UpsertSweep":
+            return {"upsertSweep": {"sweep": self._upsert_sweep(given), "configValidationWarnings": []}}
+        if name == "SweepWithRuns":
+            found = self.server.sweeps.get(given["sweep"])
+            about = found and {"id": found.name, "name": found.name, "config": found.config, "runs": {"edges": []}}
+            return {"project": {"sweep": about}}
+        if name == "CreateAgent":
+            return {"createAgent": {"agent": {"id": f"agent-of-{given['sweep']}"}}}
+        if name == "Heartbeat":
+            busy = any(json.loads(given["runState"]).values())
+            commands = [] if busy else self._next_trial(self.server.sweeps[given["id"].removeprefix("agent-of-")])
+            return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
         if name == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if "serverInfo" in query:
             return {"serverInfo": {"cliVersionInfo": {"max_cli_version": "0.99.0"}, "latestLocalVersionInfo": None}}
         return {}
+
+    def _upsert_sweep(self, given: dict) -> dict:
+        name = f"sweep{len(self.server.sweeps) + 1}"
+        project = {"id": "P", "name": given["projectName"], "entity": {"id": "E", "name": given["entityName"] or "me"}}
+        self.server.sweeps[name] = FakeSweep(name, project, given["config"])
+        return {"name": name, "project": project}
+
+    def _next_trial(self, sweep: FakeSweep) -> list[dict]:
+        """What an agent is to start; the server has its run before the trial speaks."""
+        if not sweep.left:
+            return [{"type": "exit"}]
+        trial, said = f"{sweep.name}trial{len(sweep.trials) + 1}", sweep.left.pop(0)
+        sweep.trials[trial] = said
+        self.server.runs[trial] = FakeRun(trial, about={"sweep": sweep.name}, state="pending")
+        args = {name: {"value": value} for name, value in said.items()}
+        program = yaml.safe_load(sweep.config).get("program", "")
+        return [{"type": "run", "run_id": trial, "program": program, "args": args}]
 
     def _upsert(self, given: dict) -> dict:
         run = self.server.runs.get(given["name"])
@@ -182,8 +229,8 @@ class _Handler(BaseHTTPRequestHandler):
         project = {"id": "P", "name": given["project"], "entity": {"id": "E", "name": entity}}
         bucket = {
             "id": given["name"], "name": given["name"], "displayName": given.get("displayName") or given["name"],
-            "description": "", "config": json.dumps(run.config), "sweepName": "", "project": project,
-            "historyLineCount": len(run.lines),
+            "description": "", "config": json.dumps(run.config), "project": project,
+            "sweepName": run.about.get("sweep") or "", "historyLineCount": len(run.lines),
         }  # fmt: skip
         return {"bucket": bucket, "inserted": inserted}
 

@@ -1,16 +1,17 @@
 """The commands. `tlx X` is `python -m tlx X`; `train` runs under accelerate launch, torchrun and srun too.
 
-Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault. Launchers turn any non-zero
-code into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0. The file that TLX_VERDICT
-names tells, and RUN/status.json of a training that has begun.
+Exit codes: 0 done, 2 the user's mistake, 75 stopped on request and resumable, 1 a fault; 141, as of a process that
+SIGPIPE has ended, where nobody reads any more what a command is there to print (`tlx plan c.yaml | head -1`). Launchers
+turn any non-zero code into 1, a banner and perhaps a restart: under them a mistake and a requested stop exit 0. The
+file that TLX_VERDICT names tells, and RUN/status.json of a training that has begun.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ from tlx.cli_weights import weights
 from tlx.cli_words import FORWARDED, ConfigFile, Overrides, config_path, path
 from tlx.errors import TlxError, UserError
 from tlx.launcher import RESUMABLE, launched, rank, ranked, verdict_file
-from tlx.terminal import escaped, flush, hand_over, say
+from tlx.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, say, unread, use_utf8
 
 if TYPE_CHECKING:
     from tlx.processes import Early
@@ -52,6 +53,7 @@ app.command(
 )(doctor)
 app.command(epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
+UNREAD = 141  # 128 and SIGPIPE
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
 MEASURE = "Try each phase on the device here: the memory it takes beside the estimate, and the micro-batch that fits."
@@ -85,6 +87,9 @@ def train(
     rest: Annotated[bool, typer.Option("--rest", help=REST)] = False,
 ) -> None:
     """Train, or resume, or show the result of a run that is done."""
+    as_courtesy()
+    if not launched():  # a launcher ends when its terminal is closed, and its ranks are asked to stop; see StopRequest
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     early = _early()
     from tlx import config as configs
     from tlx import training
@@ -95,10 +100,9 @@ def train(
         from tlx.report import is_drawn
         from tlx.result import summary
 
-        with contextlib.suppress(OSError, ValueError):  # of a reader that has gone: the training is done all the same
-            say(summary(result))
-            if is_drawn(wanted.run):
-                say(f"  report: {wanted.run / 'report.html'}")
+        say(summary(result))
+        if is_drawn(wanted.run):
+            say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
 
 
@@ -236,6 +240,7 @@ def report(
 def main() -> None:
     """Runs a command; a user's mistake is a message, never a traceback."""
     message = None
+    use_utf8()
     try:
         code: Any = app(standalone_mode=False)
     except UserError as error:
@@ -247,20 +252,25 @@ def main() -> None:
         message = str(error)
         say(f"fault: {error}", error=True)
         code = 1
-    except BrokenPipeError:  # who reads it has enough: `tlx plan c.yaml | head`
-        code = 1
+    except SystemExit as error:
+        lost = error.__context__
+        if not isinstance(lost, BrokenPipeError):
+            raise
+        code = UNREAD if unread(lost) else _fault(lost)  # typer ends both with 1, without a word
     except OSError as error:
         message = _said(error)
         if message is None:
-            code = _fault()
+            code = _fault(error)
         else:
             say(f"error: {message}", error=True)
             code = 1 if launched() else 2  # a launcher is to see the fault of its rank
+    except UnicodeEncodeError as error:
+        code = _tell_locale(error)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:  # click's own mistakes carry their text
         message = error.format_message() if hasattr(error, "format_message") else None
-        code = _tell_usage(error) if message is not None else _fault()
+        code = _tell_usage(error) if message is not None else _fault(error)
     code = code if isinstance(code, int) else 0
     _tell_verdict(code, message)
     _leave(code)
@@ -289,9 +299,9 @@ def _tell_usage(error: Any) -> int:
     return 2
 
 
-def _fault() -> int:
+def _fault(error: BaseException) -> int:
     """What nobody has thought of: its trace, for a report."""
-    say(traceback.format_exc().rstrip("\n"), error=True)
+    say("".join(traceback.format_exception(error)).rstrip("\n"), error=True)
     return 1
 
 
@@ -315,10 +325,22 @@ _TODO = {
 def _said(error: OSError) -> str | None:
     """Of a file that cannot be read or written, in words; None of other faults."""
     todo = _TODO.get(error.errno or 0)
+    if error.filename == STDOUT:
+        return f"{STDOUT}: {error.strerror}" + (f"\n  -> {todo}" if todo else "")
     if todo is None or (error.filename is None and todo is not _FULL):
         return None
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes, os.PathLike)) else ""
     return f"{escaped(where)}: {error.strerror}\n  -> {todo}" if where else f"{error.strerror}\n  -> {todo}"
+
+
+def _tell_locale(error: UnicodeEncodeError) -> int:
+    """Of a name that the locale's encoding cannot write."""
+    if error.encoding.lower() in ("utf-8", "utf8"):
+        return _fault(error)
+    name = ascii(error.object)[1:-1][:200]
+    lacking = f"{name}: the locale's encoding, {error.encoding}, lacks letters of this name"
+    say(f"error: {lacking}\n  -> export PYTHONUTF8=1", error=True)
+    return 2
 
 
 def _leave(code: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tlx.cli_words import path, place
-from tlx.terminal import drawn, escaped, say
+from tlx.terminal import as_courtesy, drawn, escaped, say
 
 if TYPE_CHECKING:
     from tlx.data.check import SplitCounts
@@ -84,6 +84,7 @@ def build(
     from tlx.data.build_parts import Part
     from tlx.data.write import BuildOptions, build_part, build_shards
 
+    as_courtesy()
     options = BuildOptions(
         val=val,
         seed=seed,
@@ -153,6 +154,7 @@ def index(
     from tlx.data.index import index_shards
     from tlx.data.labels import LabelRule
 
+    as_courtesy()
     rule = LabelRule.make(label_from, label_key) if label_from or label_key is not None else None
     made = index_shards(folder, classes=classes, labels=rule, jobs=jobs, progress=True)
     for name, manifest in made.items():

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tlx.cli_words import path
-from tlx.terminal import say
+from tlx.terminal import as_courtesy, say
 
 track = typer.Typer(help="Bring trackers up to date with run folders.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -33,5 +33,6 @@ def sync(
     """
     from tlx.tracking.sync import sync as synced
 
+    as_courtesy()  # a reader that has enough is no reason to leave runs out
     for run in runs:
         say(synced(run, project=project, entity=entity, offline=offline).text)

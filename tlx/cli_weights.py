@@ -9,7 +9,7 @@ import typer
 
 from tlx.cli_words import path
 from tlx.paths import written
-from tlx.terminal import say
+from tlx.terminal import as_courtesy, say
 
 weights = typer.Typer(
     help="Bring pretrained weights to machines without internet.", no_args_is_help=True, rich_markup_mode=None
@@ -32,6 +32,7 @@ def fetch(
     from tlx.models import shelf
     from tlx.models.fetch import fetch as fetched
 
+    as_courtesy()  # a reader that has enough is no reason to leave weights out
     folder = to or next(iter(shelf.folders()), Path("weights"))
     for one in fetched(names, folder, tag=tag):
         how = "was there already, kept" if one.kept else f"{one.path.stat().st_size / 2**20:.1f} MB"

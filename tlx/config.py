@@ -35,12 +35,14 @@ from tlx.data.sampling import Sampling
 from tlx.durations import Duration, Length, TimeSpan
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
+from tlx.launcher import environment
 from tlx.layers import Granularity, Kind
 from tlx.metrics import ACCURACY, LOSS, Metric
 from tlx.norms import POLICIES, NormPolicy
 from tlx.overrides import Group, Names, changed, keys_at
 from tlx.parsing import from_yaml_file, to_yaml
 from tlx.paths import expanded, written
+from tlx.sweep import with_trial
 from tlx.usual_names import USUAL, right_key
 from tlx.validation import mistakes, refuse_truth
 
@@ -512,6 +514,8 @@ class WorldConfig(Model):
 class Config(Model):
     """One training. `stop_after`: a stop is asked for after so much time since the command was started (``3h55m``).
 
+    `run`: the folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.sweep.with_trial`.
+
     `further`: phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those
     does, with its settings but for what is said here, from the last weights; `duration` must be said.
     """
@@ -537,6 +541,14 @@ class Config(Model):
     checkpoint: Checkpoint = Checkpoint()
     track: Track = Track()
     world: WorldConfig = WorldConfig()
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _of_a_trial(cls, value: Any) -> Any:
+        try:
+            return with_trial(value, environment().variables) if isinstance(value, str) else value
+        except UserError as error:
+            raise ValueError(error.what) from error
 
     def settings(self, phase: str) -> PhaseSettings:
         """Of one phase: its own over those of `each` over the defaults."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tlx.launcher import environment
-from tlx.terminal import clock, escaped
+from tlx.terminal import BestEffort, clock, escaped, keep_in
 
 QUIET_S = 5.0
 """In a log, rows of training come at most this often; evaluations always."""
@@ -25,11 +26,25 @@ _ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/")
 
 
 class Console:
-    """Shows plan, progress and notes of a run of `total_steps`; silent on ranks where `enabled` is false."""
+    """Shows plan, progress and notes of a run of `total_steps`; silent on ranks where `enabled` is false.
 
-    def __init__(self, total_steps: int, enabled: bool, *, file: IO[str] | None = None) -> None:
-        self._total, self._enabled = total_steps, enabled
-        self._out = Terminal(file=file, highlight=False, soft_wrap=True, emoji=False)
+    It is a courtesy: a reader that has gone, a terminal that was closed or a log without room ends nothing.
+
+    Args:
+        file: by default standard output.
+        instead: the file that keeps what `file` does not take; see :class:`tlx.terminal.BestEffort`.
+    """
+
+    def __init__(
+        self, total_steps: int, enabled: bool, *, file: IO[str] | None = None, instead: Path | None = None
+    ) -> None:
+        shown = file or sys.stdout
+        self._total, self._enabled = total_steps, enabled and shown is not None  # the shell's `>&-`
+        self._stream = BestEffort.over(shown) if self._enabled else None
+        if self._stream is not None and instead is not None:
+            self._stream.instead = instead
+            keep_in(instead)
+        self._out = Terminal(file=self._stream, highlight=False, soft_wrap=True, emoji=False)  # type: ignore[arg-type]
         self._bar: Progress | None = None
         self._task: Any = None
         self._said = 0.0
@@ -41,43 +56,42 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line, or several, for people: text as it is, no markup, control characters escaped."""
-        if self._enabled:
-            with self._courtesy():
-                self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
-                self._out.file.flush()
+        if not self._enabled:
+            return
+        self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
+        if self._bar is not None and not self._live:  # once more, since no frame of the bar is kept
+            self.close()
+            self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """A row of ``metrics.jsonl``, with the speed of the last row that tells it."""
         if not self._enabled:
             return
         self._speed = {k: v for k, v in row.items() if k.startswith("time/")} or self._speed
-        if self._out.is_terminal:
-            with self._courtesy():
-                self._advance(row)
+        if self._live:
+            self._advance(row)
+        else:
+            self.close()
         evaluated = any(key.startswith(("val/", "ema/val/")) for key in row)
-        if evaluated or (not self._out.is_terminal and time.monotonic() - self._said >= QUIET_S):
+        if evaluated or (not self._live and time.monotonic() - self._said >= QUIET_S):
             self._said = time.monotonic()
             self.note(_line({**row, **self._speed}, self._total, columns=self._columns))
 
     def close(self) -> None:
         """Takes the bar away; what was printed stays."""
         if self._bar is not None:
-            with self._courtesy():
-                self._bar.stop()
+            self._bar.stop()
             self._bar = None
 
-    @contextlib.contextmanager
-    def _courtesy(self) -> Iterator[None]:
-        """A reader that has gone (`| head`), or a log without room, ends what is shown and not the training."""
-        try:
-            yield
-        except (OSError, ValueError, SystemExit):  # rich ends the process at a broken pipe
-            self._enabled = False
+    @property
+    def _live(self) -> bool:
+        """On a terminal that is still there."""
+        return self._out.is_terminal and self._stream is not None and not self._stream.failed
 
     @property
     def _columns(self) -> int | None:
         """Of a terminal, or as COLUMNS says; None in a log, whose lines stay whole so that they can be searched."""
-        return self._out.width if self._out.is_terminal or environment().get("COLUMNS") else None
+        return self._out.width if self._live or environment().get("COLUMNS") else None
 
     def _advance(self, row: Mapping[str, Any]) -> None:
         """Starts the bar at the first row, where a resumed run stands, so that the time left is not flattered."""

@@ -1,4 +1,5 @@
-"""Requests to stop: SIGTERM, Ctrl-C, SIGUSR1 under plain python, a file `stop` in the run folder, a time limit.
+"""Requests to stop: SIGTERM, Ctrl-C, SIGUSR1 under plain python, SIGHUP under a launcher, a file `stop` in the run
+folder, a time limit.
 
 And what a training cannot go on after, though its state is whole and can be saved: its folder or its launcher is gone.
 """
@@ -29,8 +30,9 @@ class StopRequest:
 
     The first signal asks; another one, from PATIENCE_S on, ends the process at once. (Not before: a terminal's Ctrl-C
     reaches the whole process group, and then torchrun sends it to the ranks again.) SIGUSR1 is for plain python and
-    srun: launchers die of it. Python lets only the main thread handle signals: in another one, such as a notebook's,
-    the file and the time limit remain.
+    srun: launchers die of it. SIGHUP, of a terminal that is closed, ends launchers, which pass it on and kill the ranks
+    half a minute later; a training without one goes on, as under nohup (tlx.cli ignores the signal). Python lets only
+    the main thread handle signals: in another one, such as a notebook's, the file and the time limit remain.
 
     Args:
         after: seconds since the command was started, with its launcher and all restarts by it; None for no limit.
@@ -58,7 +60,7 @@ class StopRequest:
         self._end = None if after is None else self._began + after
         self.reason: str | None = None
         self._since: float | None = None
-        signals = [signal.SIGTERM, signal.SIGINT] + ([] if launched else [signal.SIGUSR1])
+        signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP if launched else signal.SIGUSR1]
         self._former: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread of the main interpreter
             for number in signals:

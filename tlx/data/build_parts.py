@@ -154,7 +154,7 @@ def _is_held(path: Path) -> bool:
 
 def _holder(path: Path) -> str:
     try:
-        text = path.read_text(errors="replace")
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     return text if text.isprintable() and text else "another process"

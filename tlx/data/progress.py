@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -35,5 +35,8 @@ def in_processes(
     from rich.console import Console
     from rich.progress import track
 
+    from tlx.terminal import BestEffort
+
+    shown: Any = BestEffort(sys.stderr, "standard error")  # a terminal that is closed does not end the work
     first = list(islice(results, 1))  # so that the processes are there before the bar's thread is
-    yield from track(chain(first, results), description=title, total=len(tasks), console=Console(stderr=True))
+    yield from track(chain(first, results), description=title, total=len(tasks), console=Console(file=shown))

@@ -25,6 +25,7 @@ from typing import Any, Generic, TypeVar
 
 from tlx.data.slots import Slots
 from tlx.errors import TlxError
+from tlx.terminal import as_courtesy
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -232,6 +233,7 @@ def _work(pipe: Connection[Any, Any], number: int, function: Callable[..., Any],
     for end in list(_ends):  # the asking process's: a copy here would hide from the workers that it is gone
         end.close()
     _settle()
+    as_courtesy()  # what a decoder or a transform of the user's prints
     _count_here(slots.notes, number)
     tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, tasks), daemon=True).start()

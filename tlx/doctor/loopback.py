@@ -41,7 +41,11 @@ class Pair:
         try:
             for rank in range(_RANKS):
                 own = {**clean, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-                processes.append(subprocess.Popen(words, env=own, stdin=nothing, stdout=pipe, stderr=pipe, text=True))
+                processes.append(
+                    subprocess.Popen(
+                        words, env=own, stdin=nothing, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
+                    )
+                )
         except OSError:
             cls(processes).end()
             raise

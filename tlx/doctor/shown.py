@@ -33,6 +33,7 @@ class Output:
 
         self._json, self._silent = as_json, silent
         self._out = Console(file=file, highlight=False, soft_wrap=True, markup=False, emoji=False)
+        self._out.on_broken_pipe = _reraise  # type: ignore[method-assign]  # rich would end the process itself
         self.sections: list[Section] = []
 
     @property
@@ -78,6 +79,10 @@ class Output:
     def _width(self) -> int | None:
         """On a terminal; a log's lines stay whole, so that they can be searched."""
         return max(self._out.width - _INDENT, 40) if self._out.is_terminal else None
+
+
+def _reraise() -> None:
+    raise  # it is called while the exception is handled
 
 
 def _wrapped(text: str, width: int | None, *, more: str = "") -> str:

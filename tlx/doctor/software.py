@@ -85,7 +85,9 @@ def driver() -> Driver:
         text = ""
     found = re.search(r"Kernel Module[^\d]*?(\d+\.\d+[\d.]*)", text)
     if not devices and shutil.which("nvidia-smi"):  # WSL has no device files
-        said = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=False)
+        said = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, encoding="utf-8", errors="replace", timeout=10, check=False
+        )
         devices = sum(line.startswith("GPU ") for line in said.stdout.splitlines()) if said.returncode == 0 else 0
     return Driver(devices, found[1] if found else None)
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,6 +25,7 @@ from tlx.launcher import environment
 from tlx.models import Backbone
 from tlx.models.sources import Source
 from tlx.models.trace import build_empty
+from tlx.terminal import BestEffort
 
 CLASSES = 1000
 LIBRARIES = ("timm", "torchvision")
@@ -41,8 +43,9 @@ def count(wanted: Sequence[tuple[Source, str | None]]) -> list[int | None]:
     found: dict[str, int] = {}
     try:
         shown = sys.stderr.isatty() and len(missing) > 1
+        bar: Any = BestEffort(sys.stderr, "standard error")
         for key, source, tag in track(
-            missing, "counting parameters", console=Console(stderr=True), transient=True, disable=not shown
+            missing, "counting parameters", console=Console(file=bar), transient=True, disable=not shown
         ):
             number = _count(source, tag)
             if number is not None:

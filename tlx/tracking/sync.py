@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ from tlx.parsing import from_yaml_file
 from tlx.run_lock import holder
 from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
-from tlx.tracking.wandb_run import RECORD, Target
+from tlx.tracking.wandb_run import Target
+from tlx.tracking.wandb_target import PROJECT, Asked, Record, choose
 
 SEND_S = 600.0
 """How long the server may take for all of it."""
@@ -129,34 +132,35 @@ def _target(folder: Path, project: str | None, entity: str | None) -> Target:
     run_id = _json(folder / "status.json").get("id")
     if not run_id:
         raise UserError("no status.json says the id of this run", where=str(folder), todo="is it complete?")
-    config = _config(folder / "config.yaml")
+    config, record = _config(folder / "config.yaml"), Record.read(folder)
     said = _arguments(config)
-    record = _json(folder / RECORD)
-    project = project or record.get("project") or said.get("project")
-    if not project:
+    env = {name: os.environ.get(name, "") for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_DIR")}
+    if said is None and not (project or record.id or env["WANDB_PROJECT"]):
         raise UserError(
             "this run was never logged to W&B",
             where=str(folder),
             todo=f"tlx track sync {folder} --project NAME makes a W&B run of it",
         )
-    entity = entity or record.get("entity") or said.get("entity")
-    tags = [str(tag) for tag in said.get("tags") or ()]
-    return Target(folder, str(run_id), folder.resolve().name, config, str(project), entity, tags)
+    said = said or {}
+    asked = Asked(said.get("project"), said.get("entity"), [str(tag) for tag in said.get("tags") or ()])
+    choice = choose(asked, record, env, run_id=str(run_id), name=folder.resolve().name)
+    wanted = {"project": project or choice.project or PROJECT, "entity": entity or choice.entity}
+    return Target(folder, dataclasses.replace(choice, **wanted), config)  # type: ignore[arg-type]
 
 
 def _refuse_twice(folder: Path, target: Target) -> None:
     """``wandb sync`` sends a folder whole, also what the server has."""
-    record = _json(folder / RECORD)
-    if record.get("id") == target.run_id and record.get("project") == target.project:
+    record = Record.read(folder)
+    if record.url and (record.id, record.project) == (target.choice.run_id, target.choice.project):
         raise UserError(
-            f"a part of this run is on the server already ({record.get('url')}); an offline folder would repeat it",
+            f"a part of this run is on the server already ({record.url}); an offline folder would repeat it",
             where=str(folder),
             todo="without --offline, where there is a network; a copy of the folder without checkpoints will do",
         )
 
 
-def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of the W&B tracker in a configuration; nothing where it has none."""
+def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Of the W&B tracker in a configuration; None where it has none."""
     track = config.get("track")
     trackers = track.get("trackers") if isinstance(track, Mapping) else None
     for raw in trackers if isinstance(trackers, list) else ():
@@ -164,7 +168,7 @@ def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
             part = Part.model_validate(raw)
             if part.name == "wandb":
                 return plug.defaults(plug.find("tracker", "wandb")) | part.args
-    return {}
+    return None
 
 
 def _config(file: Path) -> dict[str, Any]:

@@ -10,24 +10,28 @@ from typing import Any
 
 from tlx.errors import UserError
 from tlx.invocation import command
+from tlx.terminal import say
 from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
 from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
 from tlx.tracking.wandb_run import Mode
+from tlx.tracking.wandb_target import Asked, Record, choose
 
 
 def wandb(
     run: RunInfo,
     *,
-    project: str = "tlx",
+    project: str | None = None,
     entity: str | None = None,
     tags: Sequence[str] = (),
     mode: Mode | None = None,
 ) -> Tracker:
     """Weights & Biases: one run per training, however often it was resumed, and each step in it once.
 
-    Without `mode`, WANDB_MODE decides; without that, online where credentials are configured, offline, with a warning,
-    where not, where nothing answers at the server's address within two seconds, and where W&B has not begun within 30.
+    What is not said here, W&B's variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_TAGS, WANDB_NAME, WANDB_RUN_ID,
+    WANDB_DIR, WANDB_MODE. A note tells which of them won and which did not. Without any, the project is "tlx", and the
+    run is online where credentials are configured, offline, with a warning, where not, where nothing answers at the
+    server's address within two seconds, and where W&B has not begun within 30.
     ``tlx track sync RUN`` sends later what W&B lacks.
 
     Raises:
@@ -35,10 +39,13 @@ def wandb(
     """
     rows = read_rows(run.folder / "metrics.jsonl")
     wandb_run.forget_empty_variables()
-    target = wandb_run.Target(run.folder, run.run_id, run.name, run.config, project, entity, tags, command(run.folder))
-    asked = mode or os.environ.get("WANDB_MODE")
-    if asked:
-        return wandb_run.begin(target, asked, rows)  # type: ignore[arg-type]
+    asked, record = Asked(project, entity, tags, mode), Record.read(run.folder)
+    choice = choose(asked, record, os.environ, run_id=run.run_id, name=run.name, here=Path.cwd())
+    if choice.note is not None:
+        say(f"note: {choice.note}", error=True)
+    target = wandb_run.Target(run.folder, choice, run.config, command(run.folder))
+    if choice.mode is not None:
+        return wandb_run.begin(target, choice.mode, rows)  # type: ignore[arg-type]
     why: str | None = "there is no key for Weights & Biases"
     if wandb_run.has_key() and (why := wandb_run.unreachable()) is None:
         try:

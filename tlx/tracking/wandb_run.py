@@ -8,13 +8,14 @@ that the server has; what the server lacks, because the training or the network 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 import os
 import re
 import shlex
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,7 @@ from tlx.files import write_whole
 from tlx.metrics import Metric
 from tlx.reachable import reachable
 from tlx.tracking.tracker import TrackingError, warn
+from tlx.tracking.wandb_target import RECORD, Choice, Record
 
 Mode = Literal["online", "offline", "disabled"]
 
@@ -42,21 +44,14 @@ SEND_S = 30.0
 LEAVE_S = 20.0
 """How long a run that was abandoned in this process may take until it is gone."""
 
-RECORD = "wandb.json"
-"""In the run folder: which run on which server it is. Written when the server has accepted it."""
-
 
 @dataclass(frozen=True)
 class Target:
     """Which run it is to be, of a run folder. `command`: what started it, without credentials."""
 
     folder: Path
-    run_id: str
-    name: str
+    choice: Choice
     config: Mapping[str, Any]
-    project: str
-    entity: str | None = None
-    tags: Sequence[str] = ()
     command: str | None = None
 
     @property
@@ -120,16 +115,21 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
     """
     import wandb as library
 
-    heard = _listen(mode)
+    heard, choice, root = _listen(mode), target.choice, target.choice.folder or target.folder
+    # where the environment is an agent's, W&B would drop our id, project and entity for the environment's
+    library.setup().settings.sweep_id = None
     settings: Any = library.Settings(
-        console="off", silent=True, init_timeout=INIT_S, finish_timeout=send_s or SEND_S, finish_timeout_raises=True,
+        console="off", silent=True, finish_timeout=send_s or SEND_S, finish_timeout_raises=True, sweep_id=choice.sweep,
+        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_S)),
         # W&B would take sys.argv, git's difference and the program as they are; addresses in them may hold passwords.
         x_disable_meta=True, disable_git=True, save_code=False,
     )  # fmt: skip
+    if mode != "disabled":
+        _keep(target.folder, {"id": choice.run_id, "project": choice.project, "entity": choice.entity}, choice.sweep)
     try:
         handle = library.init(
-            mode=mode, project=target.project, entity=target.entity, tags=list(target.tags), id=target.run_id,
-            name=target.name, config=dict(target.config), dir=target.folder, resume="allow", settings=settings,
+            mode=mode, project=choice.project, entity=choice.entity, tags=list(choice.tags), id=choice.run_id,
+            name=choice.name, config=dict(target.config), dir=root, resume="allow", settings=settings,
         )  # fmt: skip
         handle.define_metric("step")
         handle.define_metric("*", step_metric="step")
@@ -141,18 +141,29 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
     except Exception as error:
         let_go()  # the service would hold the run's id
         raise TrackingError(_said(error), todo=target.later) from error
-    if mode == "online":
-        about = {"id": target.run_id, "project": handle.project, "entity": handle.entity, "url": handle.url}
-        with contextlib.suppress(OSError):
-            write_whole(target.folder / RECORD, json.dumps(about) + "\n")
-    root = Path(handle.settings.root_dir)
-    if mode != "disabled" and root.resolve() != target.folder.resolve():
+    if mode != "disabled":
+        page = handle.url if mode == "online" else None  # offline, W&B warns of the question
+        came = {"id": handle.id, "project": handle.project, "entity": handle.entity, "url": page}
+        _keep(target.folder, came, choice.sweep)
+    elsewhere = Path(handle.settings.root_dir)
+    if mode != "disabled" and elsewhere.resolve() != root.resolve():
         heard.warnings.clear()
         warn(
-            f"{target.folder} cannot be written by W&B, which keeps its files in {root}; training goes on, and "
+            f"{root} cannot be written by W&B, which keeps its files in {elsewhere}; training goes on, and "
             f"metrics.jsonl has everything\n  -> {target.later}"
         )
     return run
+
+
+def _keep(folder: Path, came: Mapping[str, Any], sweep: str | None) -> None:
+    """Writes wandb.json: before the start what was chosen, so that a start that comes to nothing is known, too; then
+    what W&B has made of it. Offline it names no page, and perhaps no entity: those of an earlier start stay."""
+    known = {key: value for key, value in dataclasses.asdict(Record.read(folder)).items() if value}
+    if known.get("id") != came["id"] or known.get("project") != (came["project"] or known.get("project")):
+        known = {}  # of another run
+    record = {**known, **{key: str(value) for key, value in came.items() if value}, "sweep": sweep}
+    with contextlib.suppress(OSError):
+        write_whole(folder / RECORD, json.dumps(record) + "\n")
 
 
 class WandbRun:
