@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import chain, islice
-from typing import TypeVar
+from typing import IO, Any, TextIO, TypeVar, cast
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -35,5 +36,25 @@ def in_processes(
     from rich.console import Console
     from rich.progress import track
 
+    shown = Console(file=cast(IO[str], _BestEffort(sys.stderr)))
     first = list(islice(results, 1))  # so that the processes are there before the bar's thread is
-    yield from track(chain(first, results), description=title, total=len(tasks), console=Console(stderr=True))
+    yield from track(chain(first, results), description=title, total=len(tasks), console=shown)
+
+
+class _BestEffort:
+    """A terminal that may be closed while the work goes on."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self._file.write(text)
+        return 0
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
