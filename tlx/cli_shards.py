@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -71,7 +72,7 @@ def build(
     from tlx.data.build_parts import Part
     from tlx.data.write import BuildOptions, build_part, build_shards
 
-    if hasattr(signal, "SIGHUP"):
+    with suppress(AttributeError, ValueError):  # of Windows; of another thread than the main one
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     options = BuildOptions(
         val=val,
@@ -163,8 +164,9 @@ def check(
     report_file: Annotated[Path | None, typer.Option("--json", help="Write the whole report to this file.")] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Read and decode everything; name every bad sample and duplicate, and every tar whose bytes are not those that were
-    indexed. Exit code 1 if a sample or tar is bad.
+    """Read and decode everything; name every bad sample and duplicate, and every tar whose bytes are not as indexed.
+
+    Exit code 1 if a sample or tar is bad.
     """
     from tlx.data.check import check_shards
     from tlx.errors import UserError
@@ -180,8 +182,8 @@ def check(
     _print_statistics(report.statistics)
     _print_duplicates(report.duplicates, report.splits)
     if report.unhashed:
-        shards_without = _count(report.unhashed, "tar has", "tars have")
-        say(f"note: {shards_without} no hash in the index, so that changed bytes may go unseen; tlx shards index adds it")
+        without = _count(report.unhashed, "tar has", "tars have")
+        say(f"note: {without} no hash in the index, so that other bytes may go unseen; tlx shards index adds it")
     say(f"{report.samples:,} samples, {len(report.bad)} bad, {len(report.stale)} tars not as indexed")
     raise typer.Exit(0 if report.good else 1)
 

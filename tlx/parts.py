@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class Parts:
     objective: Objective
     optimizer: Any
     normalise: Normalise
+    view: Callable[..., Any] | None = None  # of a training picture; once the plan stands
 
 
 def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:

@@ -214,6 +214,16 @@ class Manifest:
         name = self.shards[shard].name
         return shown(self._cache.location, name) if self._cache is not None else str(self.path / name)
 
+    def here(self, shard: int) -> Path | None:
+        """The file of a shard on this machine; None of one from elsewhere that is not in the cache."""
+        path = self._here(shard)
+        return path if self._cache is None or path.exists() else None
+
+    def forget(self, shard: int) -> None:
+        """Removes the cached copy of a shard from elsewhere, because it is damaged."""
+        if self._cache is not None:
+            self._cache.forget(self._wanted(shard))
+
     def _here(self, shard: int) -> Path:
         """Where a shard is on this machine, if it is."""
         return self.tar(shard) if self._cache is None else self._cache.path(self._wanted(shard))
