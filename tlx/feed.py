@@ -278,7 +278,6 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class
     """
     from tlx.data.stream import ShardStream
 
-
     return ShardStream(
         manifest,
         batch=config.data.batch,
