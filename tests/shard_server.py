@@ -83,7 +83,7 @@ def serve(folder: Path) -> Iterator[ShardServer]:
             if concerned and files.due("failing"):
                 self._refuse(503)
                 return
-            if concerned and files.login:
+            if concerned and files.login and files.login != self.path:
                 self.send_response(302)
                 self.send_header("Location", files.login)
                 self.send_header("Content-Length", "0")

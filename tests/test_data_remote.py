@@ -925,6 +925,13 @@ def test_a_page_to_sign_in_is_told(folder, server, cache):
     with pytest.raises(IndexUnavailable, match=told):
         opened(server, CacheSpec(cache.folder / "other"))
     opened(server, cache)  # as without network
+    server.login = "/train/index.json/"
+    server.only = "index.json"
+    with pytest.raises(IndexUnavailable, match="a web page"):
+        opened(server, CacheSpec(cache.folder / "other"))
+    server.login = f"{server.url}/train/index.json"  # which is another text than its path
+    with pytest.raises(IndexUnavailable, match="redirected in circles, as by a page to sign in"):
+        opened(server, CacheSpec(cache.folder / "other"))
 
 
 def test_a_coding_that_nobody_asked_for_is_told(server, cache):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
+import threading
 
 import pytest
 from composed import composer
@@ -23,6 +25,7 @@ from tlx.engine import fit
 from tlx.errors import UserError
 from tlx.resume import resume
 from tlx.verification import record, verify
+from tlx.watch import Watch
 from tlx.world import World
 
 
@@ -167,6 +170,73 @@ def test_a_staged_shard_is_verified_on_the_way(shards, tmp_path):
     before, after = change(shards / "train" / "000000.tar")
     with pytest.raises(Exception, match=f"000000.tar: cannot be fetched: .* SHA-256 {after}, expected {before}"):
         staged.tar(0)
+
+
+# Several ranks
+
+
+@dataclasses.dataclass
+class Rank:
+    """As much of a world as comparing shards takes; a thread each."""
+
+    rank: int
+    everybody: list
+    meeting: threading.Barrier
+    watch: Watch = dataclasses.field(default_factory=Watch)
+
+    @property
+    def main(self):
+        return self.rank == 0
+
+    def gather(self, value):
+        self.everybody[self.rank] = value
+        self.meeting.wait(20)
+        values = list(self.everybody)
+        self.meeting.wait(20)
+        return values
+
+    def from_main(self, value):
+        return self.gather(value)[0]
+
+
+@pytest.mark.parametrize(
+    ("how", "hosts", "read"),
+    [("all", ["a", "a"], [2, 2]), ("all", ["a", "b"], [4, 4]), ("changed", ["a", "b"], [1, 0])],
+)
+def test_the_ranks_of_a_machine_share_the_reading(shards, run, monkeypatch, how, hosts, read):
+    """And all of them refuse what one of them has found; none waits long for another."""
+    manifests = {f"data.{key}": Manifest.open(shards / key) for key in ("train", "val")}
+    assert sum(len(m.shards) for m in manifests.values()) == 4
+    record(run, verify("changed", run, alone(), manifests))
+    before, after = change(shards / "train" / "000001.tar")
+    done = collections.Counter()
+    plain = verification.read_and_compare
+
+    def counted(*given):
+        done[worlds[int(threading.current_thread().name)].rank] += 1
+        return plain(*given)
+
+    monkeypatch.setattr(verification, "read_and_compare", counted)
+    monkeypatch.setattr(verification, "cores", lambda: 1)
+    monkeypatch.setattr(verification, "ROUND_S", -1.0)
+    monkeypatch.setattr(verification.socket, "gethostname", lambda: hosts[int(threading.current_thread().name)])
+    everybody, meeting, told = [None] * 2, threading.Barrier(2), [None] * 2
+    worlds = [Rank(rank, everybody, meeting) for rank in range(2)]
+
+    def start(rank):
+        try:
+            verify(how, run, worlds[rank], manifests)
+        except UserError as error:
+            told[rank] = str(error)
+
+    threads = [threading.Thread(target=start, args=(rank,), name=str(rank)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told[0] == told[1]
+    assert f"a shard is not what this run was trained on so far:\n    {shards}/train/000001.tar: " in told[0]
+    assert [done[rank] for rank in range(2)] == read
 
 
 # Lengths

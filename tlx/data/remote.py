@@ -304,6 +304,8 @@ def _where(location: str, name: str) -> str:
 
 def _failed(error: Exception, where: str, location: str) -> _Failed:
     """What clients of storages raise: their own kinds, which change from release to release."""
+    if type(error).__name__ == "TooManyRedirects":
+        return _Failed("it is redirected in circles, as by a page to sign in that nobody answers", definite=True)
     refused = isinstance(error, (FileNotFoundError, PermissionError, IsADirectoryError))
     refused |= isinstance(error, ValueError) and where.lower().startswith(_HTTP)  # it is no URL
     return _Failed(_said(error, location), refused=refused)
