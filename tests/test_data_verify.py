@@ -282,6 +282,7 @@ def test_a_training_is_refused_and_goes_on_once_the_file_is_back(shards, compose
     training = compose()
     training.stop.asked = lambda *, look: training.progress.step >= 2
     fit(training)
+    training.saver.settle()
     assert 0 < training.progress.step < training.plan.steps
     tar, kept = shards / "train" / "000001.tar", tmp_path / "kept.tar"
     shutil.copy(tar, kept)
@@ -299,6 +300,7 @@ def test_checkpoints_know_the_content(shards, compose):
     training = compose()
     training.stop.asked = lambda *, look: training.progress.step >= 1
     fit(training)
+    training.saver.settle()
     saved = training.identity
     assert saved["train_content"] == Manifest.open(shards / "train").content
     (training.folder / "shards.json").unlink()

@@ -131,7 +131,12 @@ def _read_together(
         return []
     if world.main:
         size = sum(manifests[key].shards[s.shard].bytes for key, s in wanted)
-        say(f"data.verify: reading {len(wanted)} shards, {size / 1e9:.1f} GB, to compare their hashes", error=True)
+        count, less = len(wanted), "changed" if everywhere else "lengths"
+        say(
+            f"note: reading {count} shard{'' if count == 1 else 's'}, {size / 1e9:.2f} GB, to compare hashes "
+            f"(data.verify={less} reads less)",
+            error=True,
+        )
     own = hosts[world.rank]
     beside = [rank for rank, host in enumerate(hosts) if host == own]
     part = wanted[beside.index(world.rank) :: len(beside)] if everywhere or own == hosts[0] else []
