@@ -345,7 +345,8 @@ def test_fifty_bytes_changed_in_a_tar_are_found(train):
     found = hashlib.sha256(content).hexdigest()
     report = check_shards(train, jobs=0)
     assert report.bad == ()
-    assert report.stale == (f"{tar}: its bytes were changed: their SHA-256 is {found}, expected {expected}",)
+    changed = f"{tar}: its bytes were changed: their SHA-256 is {found}, expected {expected}"
+    assert report.stale == (f"{changed}; bring the former file back, or tlx shards index {train}",)
     index_shards(train, hashes=False, jobs=0)
     assert check_shards(train, jobs=0).good
     said = CliRunner().invoke(shards, ["check", str(train), "--jobs", "0"])

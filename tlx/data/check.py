@@ -203,7 +203,10 @@ def _stale(manifest: Manifest, shard: int, own: range) -> str | None:
         for label, name, number in zip(scan.labels, labels, records["label"], strict=False)
     )
     if list(scan.places) == known and same:
-        return None if scan.sha256 == expected else f"{where}: {other_bytes(scan.sha256, expected)}"
+        if scan.sha256 == expected:
+            return None
+        todo = f"remove the cached copy, {path}" if manifest.remote else "bring the former file back"
+        return f"{where}: {other_bytes(scan.sha256, expected)}; {todo}, or tlx shards index {manifest.location}"
     return f"{where}: its members or labels are not what the index says; tlx shards index {manifest.location}"
 
 
