@@ -28,6 +28,11 @@ class ShardServer:
         after_cut: called when a body was cut off.
         pause: seconds between the `pieces` in which a body is sent.
         password: asked for, where it is set, of any user.
+        coding: claimed of every body (Content-Encoding), which stays as it is.
+        page: sent in place of files, as HTML.
+        login: where questions for files are redirected to, and answered with `page`.
+        unasked: answers are the first half as a part (206) that nobody asked for.
+        known: so many questions were answered by 304, since the asking side had that version.
         only: knobs but the password concern paths with this in them.
     """
 
@@ -43,6 +48,11 @@ class ShardServer:
     pause: float = 0.0
     pieces: int = 10
     password: str | None = None
+    coding: str = ""
+    page: bytes = b""
+    login: str = ""
+    unasked: bool = False
+    known: int = 0
     only: str = ".tar"
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,6 +83,15 @@ def serve(folder: Path) -> Iterator[ShardServer]:
             if concerned and files.due("failing"):
                 self._refuse(503)
                 return
+            if concerned and files.login and files.login != self.path:
+                self.send_response(302)
+                self.send_header("Location", files.login)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if files.page and (concerned or files.login == self.path):
+                self._send_page(files.page)
+                return
             path = files.folder / self.path.partition("?")[0].lstrip("/")
             if not path.is_file():
                 self._refuse(404)
@@ -81,17 +100,26 @@ def serve(folder: Path) -> Iterator[ShardServer]:
 
         def _send(self, content: bytes, wanted: str, concerned: bool) -> None:
             tag = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+            if self.headers.get("If-None-Match") == tag:
+                files.known += 1
+                self.send_response(304)
+                self.end_headers()
+                return
             if concerned and files.short:
                 content = content[: -files.short] if files.short > 0 else content + b"\0" * -files.short
             start = 0
             same = self.headers.get("If-Range", tag) == tag or not files.if_range
             if files.ranges and wanted and same:
                 start = int(wanted.removeprefix("bytes=").rstrip("-"))
-            self.send_response(206 if start else 200)
+            half = concerned and files.unasked
+            whole, content = len(content), content[: len(content) // 2] if half else content
+            self.send_response(206 if start or half else 200)
             self.send_header("ETag", tag)
             self.send_header("Content-Length", str(len(content) - start))
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            if concerned and files.coding:
+                self.send_header("Content-Encoding", files.coding)
+            if start or half:
+                self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{whole}")
             self.end_headers()
             body = content[start:]
             if concerned and files.due("cut"):
@@ -106,6 +134,13 @@ def serve(folder: Path) -> Iterator[ShardServer]:
                         time.sleep(files.pause)
             except OSError:  # who asked was killed
                 pass
+
+        def _send_page(self, page: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
 
         def _refuse(self, code: int) -> None:
             self.send_response(code)

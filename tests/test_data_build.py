@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -12,18 +13,22 @@ import subprocess
 import sys
 import tarfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from textwrap import dedent
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import webdataset
 from images import encoded, make_folder, picture
 from PIL import ExifTags, Image, ImageCms, features
 from torchvision.transforms.v2 import functional
+from typer.testing import CliRunner
 
 from tlx import locks
-from tlx.data import content, write
+from tlx.cli_shards import shards as command
+from tlx.data import content, progress, write
 from tlx.data.check import check_shards, describe_shards
 from tlx.data.datasets import read_items
 from tlx.data.decode import decode
@@ -31,7 +36,7 @@ from tlx.data.examine import examine
 from tlx.data.manifest import Manifest
 from tlx.data.reader import ShardReader
 from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import UserError
+from tlx.errors import TlxError, UserError
 from tlx.files import write_whole
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -492,6 +497,106 @@ def test_the_command_killed_at_random_moments(tmp_path):
     assert killed > 3
     build_shards(str(src), out, options(shard_samples=20))
     assert_same_files(out, whole)
+
+
+def slow_build(src, out, jobs):
+    plain = write._stored
+
+    def slow(*given):
+        time.sleep(0.01)
+        return plain(*given)
+
+    write._stored = slow
+    build_shards(str(src), out, options(jobs=jobs))
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
+def from_a_shell(src, out, jobs, told):
+    """A shell that starts a build in the background and ends; the build's number comes through `told`."""
+    builder = multiprocessing.get_context("fork").Process(target=slow_build, args=(src, out, jobs))
+    builder.start()
+    told.send(builder.pid)
+    wait_until(lambda: list(out.glob("train/.*.tmp")))
+    os._exit(0)
+
+
+@pytest.fixture
+def left_alone(tmp_path, request):
+    """A build in so many processes, whose shell is gone: its source, its folder, and its process."""
+    src, out = make_folder(tmp_path / "src", per_class=40, size=24), tmp_path / "out"
+    here, there = multiprocessing.Pipe()
+    shell = multiprocessing.get_context("fork").Process(target=from_a_shell, args=(src, out, request.param, there))
+    shell.start()
+    builder = psutil.Process(here.recv())
+    shell.join()
+    yield src, out, builder
+    with contextlib.suppress(psutil.NoSuchProcess):
+        builder.kill()
+
+
+@pytest.mark.parametrize("left_alone", [0, 2], indirect=True)
+def test_a_build_outlives_the_shell_that_started_it(left_alone, tmp_path):
+    src, out, builder = left_alone
+    assert builder.is_running()
+    wait_until(lambda: not builder.is_running() or builder.status() == psutil.STATUS_ZOMBIE)
+    assert json.loads((out / "build.json").read_text())["state"] == "done"
+    build_shards(str(src), tmp_path / "whole", options())
+    assert_same_files(out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("left_alone", [2], indirect=True)
+def test_its_workers_end_with_it(left_alone):
+    _, out, builder = left_alone
+    crew = builder.children()
+    assert len(crew) == 2
+    builder.kill()
+    assert psutil.wait_procs(crew, timeout=20)[1] == []
+    assert json.loads((out / "build.json").read_text())["state"] == "building"
+
+
+def test_a_worker_that_the_build_has_left_writes_no_more(src, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "is_orphaned", lambda: True)
+    with pytest.raises(TlxError, match="the build that asked for this shard is gone"):
+        build_shards(str(src), tmp_path / "out", options())
+    assert not list((tmp_path / "out").glob("train/*"))
+
+
+@pytest.mark.parametrize("thread", [False, True])
+def test_the_command_ignores_a_hangup(src, tmp_path, thread):
+    """As under nohup, and so of any terminal that is closed."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    words = ["build", str(src), str(tmp_path / "out"), "--val", "0.2", "--jobs", "0"]
+    try:
+        if thread:  # where signals cannot be set, it builds all the same
+            with ThreadPoolExecutor(1) as pool:
+                done = pool.submit(CliRunner().invoke, command, words).result()
+        else:
+            done = CliRunner().invoke(command, words)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert done.exit_code == 0, done.output
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_is_closed_ends_no_work(monkeypatch):
+    class Closed(io.StringIO):
+        def isatty(self):
+            return True
+
+        def write(self, text):
+            raise OSError(errno.EIO, "Input/output error")
+
+        def flush(self):
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    assert list(progress.in_processes(abs, [-1, -2, -3], jobs=0, title="working")) == [1, 2, 3]
 
 
 def test_killed_before_the_first_word(src, tmp_path):

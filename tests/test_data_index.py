@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from tlx.data.index import index_shards, label_rule
 from tlx.data.labels import LabelRule
 from tlx.data.manifest import Manifest, write_index
 from tlx.data.reader import ShardReader
+from tlx.data.shard_cache import CacheSpec
 from tlx.errors import UserError
 
 JPEG = encoded(picture(0, size=16))
@@ -306,10 +308,99 @@ def rewrite(folder, **changes):
     (folder / "index.json").write_text(json.dumps(header | changes))
 
 
+def test_shards_have_hashes(train):
+    """By hand: of the whole file, as `sha256sum` gives it; from a build and from indexing alike."""
+    header = json.loads((train / "index.json").read_text())
+    assert header["format"] == 2
+    for shard in header["shards"]:
+        assert shard["sha256"] == hashlib.sha256((train / shard["name"]).read_bytes()).hexdigest()
+    whole = (train / "index.json").read_bytes()
+    built = Manifest.open(train)
+    assert index_shards(train, jobs=0)["train"].content == built.content
+    assert (train / "index.json").read_bytes() == whole
+    hashes = "\n".join(shard["sha256"] for shard in header["shards"])
+    assert built.content == hashlib.sha256(hashes.encode()).hexdigest()
+
+
+def test_an_index_without_hashes_is_the_same_data(train):
+    """As earlier versions wrote it, whose digest is that of the text."""
+    whole = Manifest.open(train)
+    without = index_shards(train, hashes=False, jobs=0)["train"]
+    text = (train / "index.json").read_bytes()
+    assert json.loads(text)["format"] == 1
+    assert without.digest == whole.digest == hashlib.sha256(text).hexdigest()
+    assert without.content is None
+    assert [s.sha256 for s in without.shards] == [None, None]
+    assert without.records.tolist() == whole.records.tolist()
+
+
+def test_fifty_bytes_changed_in_a_tar_are_found(train):
+    """In what fills a label of one byte up to its block: pictures and labels are as they were."""
+    tar, offset, _ = Manifest.open(train).locate(9)
+    content = bytearray(tar.read_bytes())
+    expected = hashlib.sha256(content).hexdigest()
+    assert content[offset - 612 : offset - 562] == bytes(50)
+    content[offset - 612 : offset - 562] = b"x" * 50
+    tar.write_bytes(content)
+    found = hashlib.sha256(content).hexdigest()
+    report = check_shards(train, jobs=0)
+    assert report.bad == ()
+    changed = f"{tar}: its bytes were changed: their SHA-256 is {found}, expected {expected}"
+    assert report.stale == (f"{changed}; bring the former file back, or tlx shards index {train}",)
+    index_shards(train, hashes=False, jobs=0)
+    assert check_shards(train, jobs=0).good
+    said = CliRunner().invoke(shards, ["check", str(train), "--jobs", "0"])
+    assert said.exit_code == 0
+    assert "note: 2 tars have no hash in the index" in said.stdout
+    CliRunner().invoke(shards, ["index", str(train), "--jobs", "0"])
+    assert Manifest.open(train).shards[1].sha256 == found
+
+
+@pytest.mark.parametrize("stage", [False, True])
+def test_an_index_that_claims_what_no_file_has(train, tmp_path, stage):
+    header = json.loads((train / "index.json").read_text())
+    header["shards"][1]["bytes"] = 1 << 62
+    (train / "index.json").write_text(json.dumps(header))
+    told = r"index is damaged: it says that 000001\.tar has 4,611,686,018,427,387,904 bytes; no file has"
+    for location in (train, f"file://{train}", f"pipe:cat {train}/{{}}"):
+        with pytest.raises(UserError, match=told):
+            Manifest.open(location, CacheSpec(tmp_path / "cache", stage=stage))
+    for command in ("show", "check"):
+        with pytest.raises(UserError, match=told):
+            CliRunner().invoke(shards, [command, str(train)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("sample", "field", "value"),
+    [
+        (0, "offset", 0),
+        (9, "offset", 100),
+        (9, "offset", 513),
+        (14, "offset", 1 << 62),
+        (14, "offset", 2**64 - 512),
+        (14, "size", 2**32 - 1),
+    ],
+)
+def test_places_that_are_in_no_tar(train, sample, field, value):
+    records = np.array(Manifest.open(train).records)
+    records[field][sample] = value
+    header = json.loads((train / "index.json").read_text())
+    buffer = io.BytesIO()
+    np.save(buffer, records)
+    (train / "index.npy").write_bytes(buffer.getvalue())
+    rewrite(train, sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+    name = header["shards"][0 if sample < 8 else 1]["name"]
+    with pytest.raises(UserError, match=rf"index is damaged: it has a sample of {name} at a place that is not in"):
+        Manifest.open(train)
+    rewrite(train, samples=1 << 40)
+    with pytest.raises(UserError, match="do not add up"):
+        Manifest.open(train)
+
+
 def test_damaged_indexes(train):
     good = (train / "index.json").read_text()
     for changes, message in (
-        ({"format": 9}, "has format 9; this tlx reads 1"),
+        ({"format": 9}, "has format 9; this tlx reads 1 and 2"),
         ({"sha256": "0"}, "not the one that index.json was written for"),
         ({"classes": ["only"]}, "labels without a class name"),
         ({"shards": [{"name": "../../etc/passwd", "samples": 15, "bytes": 1}]}, "outside its folder"),
@@ -330,8 +421,6 @@ def test_damaged_indexes(train):
 
 def test_pickles_inside_an_index_are_not_loaded(train):
     """np.save of objects is a pickle, which runs code when it is loaded."""
-    import hashlib
-
     buffer = io.BytesIO()
     np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
     (train / "index.npy").write_bytes(buffer.getvalue() + b" " * 500)

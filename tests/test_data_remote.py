@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -27,6 +29,7 @@ from tlx.config import dump, parse
 from tlx.data import ahead, cache_room, remote, shard_cache
 from tlx.data import manifest as manifests
 from tlx.data.file_lock import locked
+from tlx.data.index import index_shards
 from tlx.data.location import address, folder_name, scrubbed, shown
 from tlx.data.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.reader import ShardReader
@@ -71,6 +74,22 @@ def cache(tmp_path):
 
 def opened(server, cache):
     return Manifest.open(f"{server.url}/train", cache)
+
+
+def without_hashes(folder):
+    """As earlier versions wrote the index."""
+    header = json.loads((folder / "index.json").read_text())
+    for shard in header["shards"]:
+        del shard["sha256"]
+    (folder / "index.json").write_text(json.dumps({**header, "format": 1}, indent=1))
+
+
+def change(tar, at=-600):
+    """Other bytes in a tar of the same length, in what fills it up at its end."""
+    content = bytearray(tar.read_bytes())
+    content[at : at + 50] = b"x" * 50
+    tar.write_bytes(content)
+    return bytes(content)
 
 
 def all_bytes(manifest):
@@ -246,6 +265,7 @@ def test_a_cut_body_goes_on_where_it_ended(folder, server, cache):
 
 
 def test_a_cut_body_begins_anew_where_it_has_to(folder, server, cache):
+    without_hashes(folder)
     manifest = opened(server, cache)
     server.cut, server.ranges = 2, False
     assert manifest.tar(0).read_bytes() == (folder / "000000.tar").read_bytes()
@@ -254,12 +274,12 @@ def test_a_cut_body_begins_anew_where_it_has_to(folder, server, cache):
     changed = bytearray((folder / "000001.tar").read_bytes())
     changed[600] ^= 1  # in the half that had come already
 
-    def change() -> None:  # between the first answer and the second question
+    def replaced() -> None:  # between the first answer and the second question
         waited(lambda: len(server.asked) > asked)
         (folder / "000001.tar").write_bytes(changed)
 
     server.pause, server.pieces = 0.05, 4
-    thread = threading.Thread(target=change)
+    thread = threading.Thread(target=replaced)
     thread.start()
     found = manifest.tar(1).read_bytes()
     thread.join()
@@ -280,6 +300,7 @@ def test_a_tar_of_another_length(server, cache, short):
 
 def test_another_version_is_not_joined_to_the_first_part(folder, server, cache):
     """By a server that knows Range, and not If-Range."""
+    without_hashes(folder)
     manifest = opened(server, cache)
     server.if_range, server.cut, old = False, 1, (folder / "000000.tar").read_bytes()
     changed = bytes([*old[:600], old[600] ^ 1, *old[601:]])
@@ -291,8 +312,8 @@ def test_attempts_that_bring_more_do_not_count(folder, server, cache, capsys):
     manifest = opened(server, cache)
     server.cut = 6  # each brings half of the rest
     with (folder.parent / "x").open("w+b") as file:
-        size = remote.download(manifest._cache.location, "000000.tar", file, size=manifest.shards[0].bytes, tries=2)
-    assert size == manifest.shards[0].bytes
+        came = remote.download(manifest._cache.location, "000000.tar", file, size=manifest.shards[0].bytes, tries=2)
+    assert (came.bytes, came.sha256) == (manifest.shards[0].bytes, manifest.shards[0].sha256)
     assert capsys.readouterr().err == ""
     server.failing = 2
     manifest.tar(1)
@@ -353,10 +374,12 @@ def test_not_an_index(folder, server, cache, tmp_path):
     (folder / "index.json").write_text(json.dumps(header | {"sha256": "0" * 64}))
     with pytest.raises(IndexUnavailable, match="another hash than the index says"):
         opened(server, cache)
-    for text in ("<html>", "[" * 200_000):
-        (folder / "index.json").write_text(text)
-        with pytest.raises(UserError, match="not an index of tlx"):
-            opened(server, cache)
+    (folder / "index.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="not an index of tlx"):
+        opened(server, cache)
+    (folder / "index.json").write_text("<!DOCTYPE html>\n<html>")
+    with pytest.raises(IndexUnavailable, match="a web page came in its place, such as one to sign in"):
+        opened(server, CacheSpec(cache.folder / "empty"))
     first = header["shards"][0]
     for odd in (
         {"classes": 5},
@@ -368,6 +391,8 @@ def test_not_an_index(folder, server, cache, tmp_path):
         {"shards": [{"name": "a.tar"}]},
         {"samples": "x"},
         {"sha256": 7},
+        {"shards": [first | {"sha256": "0" * 63}]},
+        {"shards": [first | {"sha256": 7}]},
     ):
         (folder / "index.json").write_text(json.dumps(header | odd))
         for location in (folder, f"{server.url}/train"):
@@ -678,8 +703,11 @@ def test_a_changed_index_is_fetched_and_with_it_what_changed(made, folder, serve
     after = opened(server, cache)
     assert after.digest != before.digest
     assert all_bytes(after) == all_bytes(Manifest.open(folder))
-    assert server.counts()["index.npy"] == server.counts()["000000.tar"] == 2
-    assert all(server.counts()[s.name] == 1 for s in shards[1:])
+    assert server.counts()["index.npy"] == 2
+    assert all(server.counts()[s.name] == 1 for s in shards)  # the bytes of the tars are the same
+    without_hashes(folder)  # then they are known by where their pictures lie
+    assert all_bytes(opened(server, cache)) == all_bytes(Manifest.open(folder))
+    assert server.counts()["000000.tar"] == 2
     assert before.records["size"][0] == records["size"][0] + 2  # who has it open keeps it
 
 
@@ -763,6 +791,181 @@ def test_what_is_shown_of_locations():
     )
 
 
+# Other bytes of the same length
+
+
+def test_other_bytes_than_indexed_are_not_taken(folder, server, cache):
+    manifest = opened(server, cache)
+    expected = manifest.shards[0].sha256
+    assert expected == hashlib.sha256((folder / "000000.tar").read_bytes()).hexdigest()
+    found = hashlib.sha256(change(folder / "000000.tar")).hexdigest()
+    with pytest.raises(ShardUnavailable) as caught:
+        ShardReader(manifest).read(0)
+    assert f"{server.url}/train/000000.tar: cannot be fetched: what came has another hash" in str(caught.value)
+    assert f"SHA-256 {found}, expected {expected}" in str(caught.value)
+    assert server.counts()["000000.tar"] == 2
+    assert not [p for p in manifest.path.iterdir() if ".tar" in p.name]
+
+
+def test_tars_that_were_replaced_and_indexed_again_are_fetched_anew(folder, server, cache):
+    before = opened(server, cache)
+    old = before.tar(0).read_bytes()
+    before.tar(1)
+    new = change(folder / "000000.tar")
+    index_shards(folder, jobs=0)
+    after = opened(server, cache)
+    assert after.digest == before.digest  # places and labels are the same
+    assert after.content != before.content
+    assert after.tar(0).read_bytes() == new != old
+    after.tar(1)
+    assert (server.counts()["000000.tar"], server.counts()["000001.tar"]) == (2, 1)
+    assert before.tar(0).read_bytes() == old  # who has the former one in use keeps it
+
+
+def test_what_came_is_noted_beside_it(folder, server, cache):
+    manifest = opened(server, cache)
+    path = manifest.tar(0)
+    noted = json.loads((path.parent / f".{path.name}.json").read_text())
+    assert noted["sha256"] == manifest.shards[0].sha256
+    assert noted["version"] == f'"{manifest.shards[0].sha256[:16]}"'  # what the server says
+    assert abs(noted["checked"] - time.time()) < 60
+
+
+def test_without_hashes_the_servers_version_decides(folder, server, cache):
+    without_hashes(folder)
+    first = opened(server, cache)
+    for shard in (0, 1):
+        first.tar(shard)
+        first.tar(shard)
+    assert [server.counts()[f"00000{s}.tar"] for s in (0, 1)] == [1, 1]  # nobody is asked again in one run
+    new = change(folder / "000000.tar")
+    again = opened(server, cache)
+    assert again.digest == first.digest
+    assert again.tar(0).read_bytes() == new
+    assert again.tar(1).read_bytes() == (folder / "000001.tar").read_bytes()
+    assert server.known == 1
+    again.tar(1)
+    assert pickle.loads(pickle.dumps(again)).tar(1).exists()  # nor by another process of it
+    assert server.counts()["000001.tar"] == 2
+
+
+def test_two_versions_are_not_mixed_in_one_run(folder, server, cache):
+    """It was replaced while it had left the cache; or somebody else's start has brought the new one."""
+    without_hashes(folder)
+    runs = [opened(server, cache) for _ in range(2)]
+    old = hashlib.sha256(runs[0].tar(0).read_bytes()).hexdigest()
+    runs[1].tar(0)
+    new = hashlib.sha256(change(folder / "000000.tar")).hexdigest()
+    runs[0].tar(0).unlink()
+    for run in runs:
+        with pytest.raises(UserError, match=rf"train/000000\.tar: it was replaced .* SHA-256 {new}, before {old}"):
+            run.tar(0)
+    later = opened(server, cache)
+    later.tar(0)
+    with pytest.raises(UserError, match=f"SHA-256 {new}, before {old}"):
+        runs[1].tar(0)
+    assert later.tar(0).exists()
+
+
+def test_without_hashes_and_without_network_the_cache_is_used(folder, cache, capsys):
+    without_hashes(folder)
+    with serve(folder.parent) as server:
+        first = opened(server, cache)
+        first.tar(0)
+        second = opened(server, cache)
+    assert ShardReader(second).read(0) == ShardReader(Manifest.open(folder)).read(0)
+    assert "shards in the cache are used as they are" in capsys.readouterr().err
+    assert opened(server, cache).tar(0).exists()  # not even its index is to be had
+
+
+@pytest.mark.parametrize("protocol", ["memory", "stage", "pipe"])
+def test_without_hashes_of_other_places(folder, cache, protocol):
+    import fsspec
+
+    without_hashes(folder)
+    memory = fsspec.filesystem("memory")
+
+    def put():
+        for file in folder.iterdir():
+            memory.pipe(f"/other/train/{file.name}", file.read_bytes())
+
+    put()
+    location = {"memory": "memory://other/train", "stage": folder, "pipe": f"pipe:cat {folder}/{{}}"}[protocol]
+    spec = CacheSpec(cache.folder, stage=protocol == "stage")
+    old = Manifest.open(location, spec).tar(0).read_bytes()
+    new = change(folder / "000000.tar")
+    put()
+    # a command does not say which version it prints
+    assert Manifest.open(location, spec).tar(0).read_bytes() == (old if protocol == "pipe" else new)
+
+
+def test_a_cache_of_an_earlier_version_is_asked_about(folder, server, cache):
+    without_hashes(folder)
+    path = opened(server, cache).tar(0)
+    (path.parent / f".{path.name}.json").unlink()
+    new = change(folder / "000000.tar")
+    assert opened(server, cache).tar(0).read_bytes() == new
+
+
+# What is no file
+
+
+def test_a_page_to_sign_in_is_told(folder, server, cache):
+    manifest = opened(server, cache)
+    server.page = b"<!DOCTYPE html>\n<html><head><title>Sign in to  Example</title></head>" + b" " * 5000
+    told = r'a web page \("Sign in to Example"\) came in its place'
+    with pytest.raises(ShardUnavailable, match=told + r", such as one to sign in.*netrc \(asked twice\)"):
+        manifest.tar(0)
+    server.login = "/login?next=secret"
+    moved = rf", from {server.url}/login where it is redirected to,"
+    with pytest.raises(ShardUnavailable, match=told + moved) as caught:
+        manifest.tar(0)
+    assert "secret" not in str(caught.value)
+    server.only = ""
+    with pytest.raises(IndexUnavailable, match=told):
+        opened(server, CacheSpec(cache.folder / "other"))
+    opened(server, cache)  # as without network
+    server.login = "/train/index.json/"
+    server.only = "index.json"
+    with pytest.raises(IndexUnavailable, match="a web page"):
+        opened(server, CacheSpec(cache.folder / "other"))
+    server.login = f"{server.url}/train/index.json"  # which is another text than its path
+    with pytest.raises(IndexUnavailable, match="redirected in circles, as by a page to sign in"):
+        opened(server, CacheSpec(cache.folder / "other"))
+
+
+def test_a_coding_that_nobody_asked_for_is_told(server, cache):
+    manifest = opened(server, cache)
+    server.coding = "gzip"
+    with pytest.raises(ShardUnavailable, match=r"000000\.tar: .*compressed on the way \(Content-Encoding: gzip\)"):
+        manifest.tar(0)
+    assert server.counts()["000000.tar"] == 2
+    server.coding = "identity"
+    manifest.tar(0)
+
+
+def test_a_compressed_tar_is_told(folder, server, cache):
+    manifest = opened(server, cache)
+    (folder / "000000.tar").write_bytes(gzip.compress((folder / "000000.tar").read_bytes()))
+    with pytest.raises(ShardUnavailable, match=r"what came is compressed \(gzip\)"):
+        manifest.tar(0)
+
+
+def test_parts_that_were_not_asked_for_are_told(server, cache):
+    manifest = opened(server, cache)
+    server.unasked = True
+    told = r"the server sent another part \(bytes 0-\d+/\d+\) than it was asked for, the whole"
+    with pytest.raises(ShardUnavailable, match=told):
+        manifest.tar(0)
+
+
+def test_a_server_that_ignores_range_is_told(server, cache):
+    manifest = opened(server, cache)
+    server.ranges, server.cut = False, 1000
+    with pytest.raises(ShardUnavailable, match=r"\(8 attempts\); the server ignores Range, so that every attempt"):
+        manifest.tar(0)
+
+
 # The configuration, and the whole
 
 
@@ -832,13 +1035,14 @@ def test_a_million_samples_are_mapped_and_not_copied(tmp_path):
     """1.3 million in 1,300 shards, in three processes: pages of the index are the files', none are anybody's own."""
     count, shards = 1_300_000, 1300
     records = np.zeros(count, RECORD)
-    records["offset"], records["size"], records["label"] = np.arange(count) % 1000 * 512, 300, np.arange(count) % 1000
+    places = (np.arange(count) % 1000 + 1) * 512
+    records["offset"], records["size"], records["label"] = places, 300, np.arange(count) % 1000
     for i in range(shards):
         (tmp_path / f"{i:06d}.tar").touch()
     write_index(
         tmp_path,
         classes=[str(i) for i in range(1000)],
-        shards=[Shard(f"{i:06d}.tar", 1000, 512_000) for i in range(shards)],
+        shards=[Shard(f"{i:06d}.tar", 1000, 513_000) for i in range(shards)],
         records=records,
     )
     code = """

@@ -176,7 +176,7 @@ def test_records_that_claim_what_they_are_not(train, monkeypatch, records):
         {"offset": 2**64 - 1},
         {"offset": 0},
         {"offset": 100},
-        {"size": 2**32 - 1},
+        {"offset": 2**50},
         {"offset": 2**63 - 1, "size": 2**32 - 1},
     ],
 )
@@ -186,15 +186,28 @@ def test_places_outside_of_the_tar(train, value):
     for name, number in value.items():
         records[name][0] = number
     for shard in header["shards"]:
-        shard["bytes"] = 2**62
+        shard["bytes"] = 2**50
     write_index(train, header, npy(records))
 
     def one():
-        manifest = use(train)
-        if "offset" in value and value["offset"] < 1000:
-            return
+        with pytest.raises(UserError, match="at a place that is not in that tar"):
+            use(train)
+
+    apart(one)
+
+
+def test_a_picture_that_is_longer_than_its_tar_is(train):
+    """In an index that claims a longer tar."""
+    header, _ = parts(train)
+    records = np.array(Manifest.open(train).records)
+    records["size"][0] = 2**32 - 1
+    for shard in header["shards"]:
+        shard["bytes"] = 2**50
+    write_index(train, header, npy(records))
+
+    def one():
         with pytest.raises(ReadError, match="truncated"):
-            ShardReader(manifest).read(0)
+            ShardReader(use(train)).read(0)
 
     apart(one)
 

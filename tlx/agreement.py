@@ -156,7 +156,8 @@ def _module(part: tuple[str, str]) -> str | None:
 
 
 def _shards(manifest: Manifest) -> str:
-    return f"{len(manifest)} samples, digest {manifest.digest[:12]}"
+    hashes = f", content {manifest.content[:12]}" if manifest.content else ""
+    return f"{len(manifest)} samples, digest {manifest.digest[:12]}{hashes}"
 
 
 def _of_file(path: Path) -> str:

@@ -14,7 +14,7 @@ from tlx.data.order import ORDER_VERSION
 from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.extend import kept_for_good
-from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of
+from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of, warnings_of
 from tlx.files import json_text
 from tlx.launcher import environment
 from tlx.metrics import metric_names
@@ -36,6 +36,7 @@ from tlx.plan import Plan
 from tlx.run_folder import RunFolder
 from tlx.terminal import escaped, folded
 from tlx.timetable import timetable
+from tlx.verification import verify
 from tlx.written_config import essential
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     backbone = found.of(lambda: backbone_of(config, classes, empty=True))
     made = None
     if backbone is not None:
-        made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1))
+        made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1)[0])
     untried = None
     if backbone is not None and samples is not None and made is not None:
         untried = found.of(lambda: try_on_shapes(config, made, backbone, samples.counts))
@@ -92,8 +93,11 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     return samples, backbone, made, untried or []
 
 
-def checked_plan(config: Config, backbone: Backbone, samples: Samples | None, world: int) -> Plan | None:
-    """The plan of a configuration whose every part can be made: what is looked at before weights, device and pictures.
+def checked_plan(
+    config: Config, backbone: Backbone, samples: Samples | None, world: int
+) -> tuple[Plan | None, Callable[..., Any] | None]:
+    """The plan of a configuration whose every part can be made: what is looked at before weights, device and pictures;
+    and the view of a picture that training shows, which was tried out.
 
     Args:
         samples: None where the data are at fault: the rest is looked at all the same, and there is no plan.
@@ -108,10 +112,10 @@ def checked_plan(config: Config, backbone: Backbone, samples: Samples | None, wo
         found.of(lambda: _check_objective(config, samples))
     if samples is not None and made is not None:
         found.of(lambda: check_metrics(config, made, samples.classes, validated=config.data.val is not None))
-    found.of(lambda: view_of(config, config.input.over(backbone.input)))
+    view = found.of(lambda: view_of(config, config.input.over(backbone.input)))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
     found.refuse()
-    return made
+    return made, view
 
 
 def _check_objective(config: Config, samples: Samples) -> None:
@@ -309,17 +313,20 @@ def compose(
     from tlx.micro_batch import Share, choose
     from tlx.preempt import StopRequest
 
-    def begin() -> tuple[Sets, Parts, Plan]:
+    def begin() -> tuple[Parts, Plan]:
         seed_all(config)
-        sets = open_sets(config)
         parts = parts_of(config, world, sets.samples.counts)
-        made = checked_plan(config, parts.backbone, sets.samples, world.size)
+        made, view = checked_plan(config, parts.backbone, sets.samples, world.size)
         assert made is not None
         try_network(parts, made, world.device, output_check(config, parts.objective))
-        return sets, parts, made
+        return dataclasses.replace(parts, view=view), made
 
-    sets, parts, made = together(world, begin)
-    warning = check_parts(world, parts.net, {"data.train": sets.train, "data.val": sets.val})
+    sets: Sets = together(world, lambda: open_sets(config))
+    warnings = together(world, lambda: warnings_of(sets) if world.main else None)  # every plan has rank 0's
+    sets = dataclasses.replace(sets, warnings=world.from_main(warnings))
+    verified = verify(config.data.verify, None if anew else folder.path, world, sets.manifests)
+    parts, made = together(world, begin)
+    warning = check_parts(world, parts.net, sets.manifests)
     validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
     share = Share.of(config, made, ranks=world.size, validation=validation)
     trial = functools.partial(trial_of, config, world, parts, made, ranks=world.size)
@@ -328,9 +335,10 @@ def compose(
         world, lambda: _compose(choice.over(config), world, folder, sets, parts, choice.said, silent=silent)
     )
     run.stop = stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after)
-    if warning is not None:
-        run.journal.note(warning)
-    run.files = {"plan.json": json_text(run.plan.data()), **({MEMORY: choice.record} if choice.record else {})}
+    for note in (*verified.notes, *([warning] if warning is not None else [])):
+        run.journal.note(note)
+    memory = {MEMORY: choice.record} if choice.record else {}
+    run.files = {"plan.json": json_text(run.plan.data()), SHARDS: record_of(verified), **memory}
     return run
 
 
@@ -358,7 +366,7 @@ def _compose(
         optimizer=parts.optimizer,
         objective=objective,
         normalise=parts.normalise,
-        stream=stream_of(config, sets.train, spec, world, objective.class_weights),
+        stream=stream_of(config, sets.train, spec, world, objective.class_weights, parts.view),
         evaluation=evaluation_of(config, sets.val, spec, world),
         classes=len(sets.train.classes),
         identity=identity_of(config, sets, spec),
@@ -401,6 +409,8 @@ def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:
         "order_version": ORDER_VERSION,
         "train_shards": sets.train.digest,
         "val_shards": sets.val.digest if sets.val is not None else None,
+        "train_content": sets.train.content,
+        "val_content": sets.val.content if sets.val is not None else None,
         "config": essential(plain(config)),
     }
 

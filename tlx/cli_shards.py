@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,11 +82,15 @@ def build(
 
     On several machines that share OUT: --part 1/8 on one, --part 2/8 on another ... then once without --part, which
     finishes, and writes what is still missing. slurm/shards.sbatch does that.
+
+    It goes on when the shell or the terminal that started it is closed, as under nohup; Ctrl-C or kill end it.
     """
     from tlx.data.build_parts import Part
     from tlx.data.write import BuildOptions, build_part, build_shards
 
     as_courtesy()
+    with suppress(AttributeError, ValueError):  # of Windows; of another thread than the main one
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     options = BuildOptions(
         val=val,
         seed=seed,
@@ -148,15 +154,25 @@ def index(
     label_key: Annotated[
         str | None, typer.Option(help="Where in the .json, such as annotation.label; else label, cls or class.")
     ] = None,
+    hashes: Annotated[
+        bool,
+        typer.Option(
+            help="Read all of each tar and keep its SHA-256, so that later changes are noticed (about a second of a "
+            "core per GB, at the disk's speed); without, only headers and labels are read."
+        ),
+    ] = True,
     jobs: Jobs = None,
 ) -> None:
-    """Add the index to tars that were made elsewhere; they stay as they are."""
+    """Add the index to tars that were made elsewhere; they stay as they are.
+
+    Over an earlier index without hashes it adds them; trainings that were stopped go on with either.
+    """
     from tlx.data.index import index_shards
     from tlx.data.labels import LabelRule
 
     as_courtesy()
     rule = LabelRule.make(label_from, label_key) if label_from or label_key is not None else None
-    made = index_shards(folder, classes=classes, labels=rule, jobs=jobs, progress=True)
+    made = index_shards(folder, classes=classes, labels=rule, hashes=hashes, jobs=jobs, progress=True)
     for name, manifest in made.items():
         tars = _count(len(manifest.shards), "shard")
         say(f"{name}: {len(manifest):,} samples in {tars}, {len(manifest.classes)} classes")
@@ -170,7 +186,10 @@ def check(
     ] = None,
     jobs: Jobs = None,
 ) -> None:
-    """Read and decode everything; name every bad sample and duplicate. Exit code 1 if a sample or tar is bad."""
+    """Read and decode everything; name every bad sample and duplicate, and every tar whose bytes are not as indexed.
+
+    Exit code 1 if a sample or tar is bad.
+    """
     from tlx.data.check import check_shards
     from tlx.errors import UserError
     from tlx.files import write_whole
@@ -184,6 +203,9 @@ def check(
         say(problem)
     _print_statistics(report.statistics)
     _print_duplicates(report.duplicates, report.splits)
+    if report.unhashed:
+        without = _count(report.unhashed, "tar has", "tars have")
+        say(f"note: {without} no hash in the index, so that other bytes may go unseen; tlx shards index adds it")
     say(f"{report.samples:,} samples, {len(report.bad)} bad, {len(report.stale)} tars not as indexed")
     raise typer.Exit(0 if report.good else 1)
 

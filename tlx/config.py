@@ -275,6 +275,10 @@ class Data(Model):
     `window`: so many shards mix, all by default. `parts`: set to the number of nodes, each needs only its part of the
     shards. `exif_orientation`: pictures are turned as the camera noted. `scaled_decoding`: in training, JPEGs are
     decoded at a half, a quarter or an eighth where that leaves twice the pixels that are shown.
+
+    `verify`: before the first step, the `lengths` of local tars are compared with the index, always; of a run that goes
+    on, tars that were written since its last start are read, and hashed (`changed`); or every tar, at every start
+    (`all`), which takes about a second of a core per GB, or as long as the disk does.
     """
 
     train: Place
@@ -287,6 +291,7 @@ class Data(Model):
     drop_last: bool = False
     exif_orientation: bool = True
     scaled_decoding: bool = True
+    verify: Literal["lengths", "changed", "all"] = "changed"
     workers: Annotated[int, Field(ge=0)] = 2
     bad_samples: Annotated[int | str, BeforeValidator(_quota)] = "error"
     expected: Expected | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from tlx.world import World
 
 TOO_GOOD = "pictures that are trained on do not measure the training; its metrics will look too good"
+_NAMED = 5  # tars in a message
 DEFAULT_TRANSFORMS = [Part(name="random_resized_crop"), Part(name="horizontal_flip")]
 
 
@@ -49,11 +50,21 @@ class Samples:
 
 @dataclass(frozen=True)
 class Sets:
-    """Opened shards, and which of their samples make an epoch."""
+    """Opened shards, and which of their samples make an epoch.
+
+    Attributes:
+        warnings: what about the shards was hardly meant, as far as somebody has looked.
+    """
 
     train: Manifest
     val: Manifest | None
     sampling: Sampling
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """By the key that names them in the configuration."""
+        return {"data.train": self.train, **({"data.val": self.val} if self.val is not None else {})}
 
     @property
     def samples_per_epoch(self) -> int:
@@ -65,15 +76,20 @@ class Sets:
         from tlx.data.stream import epoch_counts
 
         counts = epoch_counts(self.train, self.sampling)
-        same = _same_data(self.train, self.val)
         return Samples(
             classes=len(self.train.classes),
             train=int(counts.sum()),
             counts=tuple(counts.tolist()),
             names=tuple(self.train.classes),
             note=_of_epoch(self.sampling, counts.tolist(), len(self.train)),
-            warnings=(same,) if same else (),
+            warnings=self.warnings,
         )
+
+
+def warnings_of(sets: Sets) -> tuple[str, ...]:
+    """What about the shards was hardly meant. Reads some pictures, so that one rank does it for all."""
+    same = _same_data(sets.train, sets.val)
+    return (*sets.warnings, same) if same else sets.warnings
 
 
 def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | None:
@@ -102,7 +118,8 @@ def _same_data(train: Manifest, val: Manifest | None) -> str | None:
 def count_samples(config: Config) -> Samples:
     """From the shards; where they are not built yet, from `data.expected`."""
     try:
-        return open_sets(config, staged=False).samples
+        sets = open_sets(config, staged=False)
+        return replace(sets, warnings=warnings_of(sets)).samples
     except UserError as error:
         expected, where = config.data.expected, config.data.train
         absent = isinstance(error, IndexUnavailable) if is_remote(where) else not Path(where).exists()
@@ -135,7 +152,8 @@ def open_sets(config: Config, *, staged: bool = True) -> Sets:
         staged: with `data.cache.stage`, folders are read through the cache; else where they lie, and nothing is copied.
 
     Raises:
-        UserError: missing or empty shards, one class, other classes in validation, other counts than expected.
+        UserError: missing or empty shards, one class, other classes in validation, other counts than expected, tars of
+            another length than indexed.
     """
     cache = cache_of(config)
     if cache is not None and not staged:
@@ -162,7 +180,26 @@ def open_sets(config: Config, *, staged: bool = True) -> Sets:
             if manifest is not None:
                 _check_largest(manifest, cache)
         _check_window(config, train, cache)
-    return Sets(train, val, config.data.sampling.made())
+    sets = Sets(train, val, config.data.sampling.made())
+    return replace(sets, warnings=_check_lengths(config, sets.manifests))
+
+
+def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
+    """Warnings, where unreadable samples are allowed; else tars that are too short or too long are an error."""
+    from tlx.data.verify import wrong_lengths
+
+    wrong = [f"{key}: {line}" for key, manifest in manifests.items() for line in wrong_lengths(manifest)]
+    if not wrong:
+        return ()
+    listed = "; ".join(wrong[:_NAMED]) + (f"; and {len(wrong) - _NAMED} more" if len(wrong) > _NAMED else "")
+    count = "a tar is" if len(wrong) == 1 else f"{len(wrong)} tars are"
+    if config.data.bad_samples != "error":
+        return (f"{count} not as indexed, which data.bad_samples will count: {listed}",)
+    raise UserError(
+        f"{count} not as indexed: {listed}",
+        where="shards",
+        todo="bring the former files back, or index them as they are: tlx shards index FOLDER",
+    )
 
 
 def cache_of(config: Config) -> CacheSpec | None:
@@ -233,14 +270,19 @@ def view_of(config: Config, spec: Any) -> Any:
     return train_transform([(p.name, p.args) for p in parts], spec)
 
 
-def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any) -> Any:
+def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any, view: Any) -> Any:
+    """Training batches.
+
+    Args:
+        view: of a picture, as `view_of` gives it.
+    """
     from tlx.data.stream import ShardStream
 
     return ShardStream(
         manifest,
         batch=config.data.batch,
         seed=config.seed,
-        transform=view_of(config, spec),
+        transform=view,
         channels=spec.channels,
         drop_last=config.data.drop_last,
         window=config.data.window,

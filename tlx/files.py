@@ -77,6 +77,22 @@ def sha256_of(file: IO[bytes]) -> str:
     return found.hexdigest()
 
 
+class HashedFile:
+    """A file that is written from its start to its end, and the SHA-256 of what was written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._hash = file, hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._file.write(data)
+
+    @property
+    def sha256(self) -> str:
+        """In hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
 def json_text(content: Any) -> str:
     """Strict JSON: a number that is not finite becomes null."""
     return json.dumps(plain(content), indent=1, allow_nan=False)

@@ -41,6 +41,7 @@ class Parts:
     objective: Objective
     optimizer: Any
     normalise: Normalise
+    view: Callable[..., Any] | None = None  # of a training picture; once the plan stands
 
 
 def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:

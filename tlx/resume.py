@@ -240,7 +240,10 @@ def check_identity(
     Raises:
         UserError: with the differences.
     """
-    others = ({k: v for k, v in identity.items() if k != "config"} for identity in (saved, run.identity))
+    # hashes of shards, which indexes of before lack: adding them makes no other training
+    hashes = ("train_content", "val_content")
+    apart = {"config", *(key for key in hashes if not (saved.get(key) and run.identity.get(key)))}
+    others = ({k: v for k, v in identity.items() if k not in apart} for identity in (saved, run.identity))
     differ = differences(*others)
     if not any(_meant(saved["config"], entry["before"]["config"]) for entry in extensions):
         differ += [f"config.{line}" for line in changes(saved["config"], run.config)]

@@ -13,6 +13,7 @@ from tlx.errors import ConfigError
 
 MAY_CHANGE = (
     *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),
+    *("data.verify",),
     *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""

@@ -26,12 +26,15 @@ class Wanted:
 
     Attributes:
         bytes: its length.
-        layout: a hash of where its pictures lie, by which a tar that was made anew is told from the old one.
+        layout: 12 hexadecimal digits, of its hash; in an index without hashes, of where its pictures lie: by these a
+            tar that was made anew is told from the old one.
+        sha256: of its bytes, where the index says it.
     """
 
     name: str
     bytes: int
     layout: str
+    sha256: str | None = None
 
 
 class Ahead:

@@ -18,7 +18,7 @@ import numpy as np
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.index import folders_in, has_tars, label_rule, scan_tar, split_folders
 from tlx.data.location import is_remote
-from tlx.data.manifest import Manifest
+from tlx.data.manifest import Manifest, other_bytes
 from tlx.data.progress import in_processes
 from tlx.data.reader import BadSample, ReadError, ShardReader
 from tlx.data.remote import ShardUnavailable
@@ -53,7 +53,8 @@ class CheckReport:
     Attributes:
         splits: folder name -> what it holds.
         bad: every sample that cannot be read, and why.
-        stale: tars whose members are not where the index says.
+        stale: tars whose members are not where the index says, or whose bytes have another hash.
+        unhashed: tars of which the index has no hash.
         statistics: folder name -> what its readable pictures are like.
         duplicates: pictures with the same content, by their places in the tars.
     """
@@ -63,6 +64,7 @@ class CheckReport:
     stale: tuple[str, ...]
     statistics: dict[str, Statistics] = field(default_factory=dict)
     duplicates: Duplicates = field(default_factory=Duplicates)
+    unhashed: int = 0
 
     @property
     def samples(self) -> int:
@@ -81,6 +83,7 @@ class CheckReport:
             "splits": {name: {**asdict(split), "path": str(split.path)} for name, split in self.splits.items()},
             "bad": [asdict(b) for b in self.bad],
             "stale": list(self.stale),
+            "unhashed": self.unhashed,
             "statistics": {name: asdict(said) for name, said in self.statistics.items()},
             "duplicates": self.duplicates.plain(),
         }
@@ -138,6 +141,7 @@ def check_shards(location: str | os.PathLike[str], *, jobs: int | None = None, p
         tuple(s for f in found for s in f.stale),
         statistics,
         _named(manifests, records),
+        sum(shard.sha256 is None for m in manifests for shard in m.shards),
     )
 
 
@@ -186,8 +190,9 @@ def _named(manifests: Sequence[Manifest], records: dict[str, NDArray[np.void]]) 
 
 
 def _stale(manifest: Manifest, shard: int, own: range) -> str | None:
-    path, where = manifest.tar(shard), manifest.describe_shard(shard)
-    scan = scan_tar(path, label_rule(manifest.path)) if path.exists() else None
+    path, where, expected = manifest.tar(shard), manifest.describe_shard(shard), manifest.shards[shard].sha256
+    # all of it was just read, so that its hash costs no second reading from the disk
+    scan = scan_tar(path, label_rule(manifest.path), hashed=expected is not None) if path.exists() else None
     if scan is None or scan.problems:
         return f"{where}: {scan.problems[0].removeprefix(f'{path}: ') if scan else 'missing'}"
     records = manifest.records[own.start : own.stop]
@@ -198,7 +203,10 @@ def _stale(manifest: Manifest, shard: int, own: range) -> str | None:
         for label, name, number in zip(scan.labels, labels, records["label"], strict=False)
     )
     if list(scan.places) == known and same:
-        return None
+        if scan.sha256 == expected:
+            return None
+        todo = f"remove the cached copy, {path}" if manifest.remote else "bring the former file back"
+        return f"{where}: {other_bytes(scan.sha256, expected)}; {todo}, or tlx shards index {manifest.location}"
     return f"{where}: its members or labels are not what the index says; tlx shards index {manifest.location}"
 
 

@@ -1,9 +1,9 @@
 """The index over a folder of tars, here or elsewhere: exact counts, byte positions, labels, class names.
 
 Two files beside the tars. ``index.npy`` is a structured array (`RECORD`), one record per sample in tar order,
-memory-mapped. ``index.json`` holds the format version, the class names, the shards and the hash of ``index.npy``; it is
-written last, so an index is whole or it is not there. Of a remote folder, or a staged one, the index is fetched when it
-is opened, a tar when it is wanted; both are kept by :mod:`tlx.data.shard_cache`.
+memory-mapped. ``index.json`` holds the format version, the class names, the shards with the hash (SHA-256) of each, and
+the hash of ``index.npy``; it is written last, so an index is whole or it is not there. Of a remote folder, or a staged
+one, the index is fetched when it is opened, a tar when it is wanted; both are kept by :mod:`tlx.data.shard_cache`.
 
 ``index.npy`` is hashed at each opening, also where it is large: 100 million samples are 1.6 GB and cost about a second,
 beside the pass over all labels that follows in any case, and nothing has to be remembered or trusted. Processes that a
@@ -16,9 +16,10 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -38,19 +39,32 @@ from tlx.terminal import escaped, say
 if TYPE_CHECKING:
     from tlx.data.shard_cache import CacheSpec, ShardCache
 
-FORMAT = 1
+FORMAT = 2
+"""With a hash of each shard; an index without any is of format 1, as all were before."""
+LARGEST = 1 << 50
+"""Bytes of a tar: more than any disk or object store takes as one file."""
 _PART = 1 << 20
+_GROUP = 1024  # shards whose samples are looked at together
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
 """One sample: where its picture's bytes start in its tar, how many there are, its class."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar: its file name, how many samples it holds, how long it is in bytes."""
+    """One tar.
+
+    Attributes:
+        name: of its file.
+        samples: how many it holds.
+        bytes: its length.
+        sha256: of all its bytes, in hexadecimal digits; None in an index that was made without.
+    """
 
     name: str
     samples: int
     bytes: int
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +76,8 @@ class Manifest:
         location: what people know the folder by: its path or URL, without credentials.
         classes: names; a label is a position in it.
         records: `RECORD` per sample, memory-mapped.
-        digest: hash of everything the index says; the same for the same data wherever it lies.
+        digest: hash of everything the index says but the shards' hashes; the same for the same index wherever it lies,
+            and the same whether it was made with hashes or without.
     """
 
     path: Path
@@ -72,6 +87,7 @@ class Manifest:
     records: NDArray[np.void]
     digest: str
     _cache: ShardCache | None = field(default=None, repr=False)
+    _written: str = field(default="", repr=False)  # hash of index.json as it is
 
     @staticmethod
     def open(location: str | os.PathLike[str], cache: CacheSpec | None = None) -> Manifest:
@@ -101,7 +117,7 @@ class Manifest:
 
     def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Path, str, str, ShardCache | None]]:
         # a memory map would be pickled as a copy of all its bytes
-        return _reopen, (self.path, self.location, self.digest, self._cache)
+        return _reopen, (self.path, self.location, self._written, self._cache)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -115,6 +131,14 @@ class Manifest:
     def name(self) -> str:
         """The folder's own, without what it lies in."""
         return self.location.rstrip("/").rpartition("/")[2] if self.remote else self.path.name
+
+    @cached_property
+    def content(self) -> str | None:
+        """A hash of the hashes of all shards, in hexadecimal digits; None where the index lacks one."""
+        hashes = [s.sha256 for s in self.shards]
+        if None in hashes:
+            return None
+        return hashlib.sha256("\n".join(map(str, hashes)).encode()).hexdigest()
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -154,6 +178,8 @@ class Manifest:
 
     def _wanted(self, shard: int) -> Wanted:
         known, end = self.shards[shard], int(self.ends[shard])
+        if known.sha256 is not None:
+            return Wanted(known.name, known.bytes, known.sha256[:12], known.sha256)
         own = self.records[end - known.samples : end]
         layout = hashlib.blake2b(digest_size=6)
         layout.update(np.ascontiguousarray(own["offset"]).data)
@@ -188,6 +214,16 @@ class Manifest:
         name = self.shards[shard].name
         return shown(self._cache.location, name) if self._cache is not None else str(self.path / name)
 
+    def here(self, shard: int) -> Path | None:
+        """The file of a shard on this machine; None of one from elsewhere that is not in the cache."""
+        path = self._here(shard)
+        return path if self._cache is None or path.exists() else None
+
+    def forget(self, shard: int) -> None:
+        """Removes the cached copy of a shard from elsewhere, because it is damaged."""
+        if self._cache is not None:
+            self._cache.forget(self._wanted(shard))
+
     def _here(self, shard: int) -> Path:
         """Where a shard is on this machine, if it is."""
         return self.tar(shard) if self._cache is None else self._cache.path(self._wanted(shard))
@@ -211,14 +247,14 @@ def write_index(
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(records, dtype=RECORD), allow_pickle=False)
     header = {
-        "format": FORMAT,
+        "format": FORMAT if any(s.sha256 for s in shards) else 1,
         "classes": list(classes),
         **({"labels": dict(labels)} if labels else {}),
         "samples": len(records),
-        "shards": [asdict(s) for s in shards],
+        "shards": [_entry(s) for s in shards],
         "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
     }
-    text = json.dumps(header, indent=1, ensure_ascii=False).encode()
+    text = _as_text(header)
     with scratch(folder / "index.npy") as array, scratch(folder / "index.json") as said:
         for path, content in ((array, buffer.getbuffer()), (said, text)):
             with path.open("wb") as file:
@@ -228,6 +264,29 @@ def write_index(
         os.replace(array, folder / "index.npy")
         os.replace(said, folder / "index.json")
     return Manifest.open(folder)
+
+
+def other_bytes(found: str | None, expected: str | None) -> str:
+    """What is said of a shard whose bytes have another hash."""
+    return f"its bytes were changed: their SHA-256 is {found}, expected {expected}"
+
+
+def _entry(shard: Shard) -> dict[str, Any]:
+    said = {"name": shard.name, "samples": shard.samples, "bytes": shard.bytes}
+    return {**said, "sha256": shard.sha256} if shard.sha256 else said
+
+
+def _as_text(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, indent=1, ensure_ascii=False).encode()
+
+
+def _digest(header: Mapping[str, Any], text: bytes) -> str:
+    """Of what the index would say without hashes of shards, so that adding them makes no other data of it."""
+    if header["format"] == 1:
+        return hashlib.sha256(text).hexdigest()
+    plain = {k: header[k] for k in ("classes", "labels", "samples", "shards", "sha256") if k in header}
+    plain["shards"] = [{k: s[k] for k in ("name", "samples", "bytes")} for s in header["shards"]]
+    return hashlib.sha256(_as_text({"format": 1, **plain})).hexdigest()
 
 
 def _member_at(tar: Path, offset: int) -> str | None:
@@ -306,7 +365,7 @@ def _kept(kept: ShardCache, text: bytes, header: dict[str, Any], trouble: str | 
     return manifest
 
 
-def _reopen(folder: Path, location: str, digest: str, cache: ShardCache | None) -> Manifest:
+def _reopen(folder: Path, location: str, written: str, cache: ShardCache | None) -> Manifest:
     """In another process: maps what was checked already.
 
     Raises:
@@ -316,7 +375,7 @@ def _reopen(folder: Path, location: str, digest: str, cache: ShardCache | None) 
         text = (folder / "index.json").read_bytes()
     except OSError as error:
         raise TlxError(f"{location}: the index cannot be read any more: {error}") from error
-    if hashlib.sha256(text).hexdigest() != digest:
+    if hashlib.sha256(text).hexdigest() != written:
         raise TlxError(f"{location}: the index was changed while it was in use\n  -> start again")
     header = _parse(location, text)
     manifest = _manifest(folder, text, header, _map(folder / "index.npy", location, None), location, cache)
@@ -332,9 +391,10 @@ def _manifest(
     location: str | None = None,
     cache: ShardCache | None = None,
 ) -> Manifest:
-    shards = tuple(Shard(s["name"], s["samples"], s["bytes"]) for s in header["shards"])
-    digest = hashlib.sha256(text).hexdigest()
-    return Manifest(folder, location or str(folder), tuple(header["classes"]), shards, records, digest, cache)
+    shards = tuple(Shard(s["name"], s["samples"], s["bytes"], s.get("sha256")) for s in header["shards"])
+    classes, written = tuple(header["classes"]), hashlib.sha256(text).hexdigest()
+    digest = _digest(header, text)
+    return Manifest(folder, location or str(folder), classes, shards, records, digest, cache, written)
 
 
 def _parse(where: str, text: bytes) -> dict[str, Any]:
@@ -343,9 +403,9 @@ def _parse(where: str, text: bytes) -> dict[str, Any]:
         version = header["format"]
     except (ValueError, KeyError, TypeError):
         _damaged(where, "index.json is not an index of tlx")
-    if version != FORMAT:
+    if version not in (1, FORMAT):
         raise UserError(
-            f"the index has format {str(version)[:40]}; this tlx reads {FORMAT}",
+            f"the index has format {str(version)[:40]}; this tlx reads 1 and {FORMAT}",
             where=where,
             todo=_make_again(where),
         )
@@ -356,6 +416,11 @@ def _parse(where: str, text: bytes) -> dict[str, Any]:
         _damaged(where, "it names a tar outside its folder")
     if len(set(names)) < len(names):
         _damaged(where, "it names a tar twice")
+    for shard in header["shards"]:
+        if shard["bytes"] > LARGEST:
+            _damaged(where, f"it says that {escaped(shard['name'])[:200]} has {shard['bytes']:,} bytes; no file has")
+    if sum(s["samples"] for s in header["shards"]) != header["samples"]:
+        _damaged(where, "its shards and its samples do not add up")
     return header  # type: ignore[no-any-return]
 
 
@@ -368,6 +433,7 @@ def _whole(header: dict[str, Any]) -> bool:
         and isinstance(shards, list)
         and all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in shards)
         and all(_is_count(s.get("samples")) and _is_count(s.get("bytes")) for s in shards)
+        and all(s.get("sha256") is None or _is_sha256(s["sha256"]) for s in shards)
         and _is_count(header.get("samples"))
         and isinstance(header.get("sha256"), str)
     )
@@ -375,6 +441,10 @@ def _whole(header: dict[str, Any]) -> bool:
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def _is_sha256(value: object) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def _missing(folder: Path, header: dict[str, Any]) -> list[str]:
@@ -430,6 +500,28 @@ def _verify(manifest: Manifest) -> None:
     labels = manifest.labels.view(np.uint32)  # where what is below zero is large: one pass over the file, not two
     if len(labels) and int(labels.max()) >= len(manifest.classes):
         _damaged(manifest.location, "it holds labels without a class name")
+    shard = _misplaced(manifest)
+    if shard is not None:
+        name = escaped(manifest.shards[shard].name)[:200]
+        _damaged(manifest.location, f"it has a sample of {name} at a place that is not in that tar")
+
+
+def _misplaced(manifest: Manifest) -> int | None:
+    """The first shard with a sample that begins where no member of a tar does, or ends behind the tar's end."""
+    filled = np.flatnonzero(manifest.samples_per_shard)
+    lengths = np.array([s.bytes for s in manifest.shards], dtype=np.uint64)
+    starts = manifest.ends[filled] - manifest.samples_per_shard[filled]
+    for at in range(0, len(filled), _GROUP):
+        shards, first = filled[at : at + _GROUP], starts[at]
+        own, parts = manifest.records[first : manifest.ends[shards[-1]]], starts[at : at + _GROUP] - first
+        begin = own["offset"].astype(np.uint64)
+        wrong = np.maximum.reduceat(begin, parts) >= lengths[shards]  # before it is added to: 64 bits may not hold that
+        wrong |= np.maximum.reduceat(begin + own["size"], parts) > lengths[shards]
+        wrong |= np.bitwise_or.reduceat(begin, parts) % tarfile.BLOCKSIZE != 0
+        wrong |= np.minimum.reduceat(begin, parts) < tarfile.BLOCKSIZE  # a header comes first
+        if wrong.any():
+            return int(shards[wrong.argmax()])
+    return None
 
 
 def _add_up(manifest: Manifest) -> None:

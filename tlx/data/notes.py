@@ -47,11 +47,13 @@ class Note:
 
     Attributes:
         size: of the tar in bytes; 0 if there is none, because no picture of it could be read.
+        sha256: of the tar, as it was written.
         bad: what was left out, and why.
         records, pixels: as `tlx.data.statistics.Facts.packed` gives them.
     """
 
     size: int
+    sha256: str
     bad: tuple[str, ...]
     records: NDArray[np.void]
     pixels: tuple[float, ...]
@@ -62,6 +64,7 @@ class Note:
         return json.dumps(
             {
                 "size": self.size,
+                "sha256": self.sha256,
                 "bad": self.bad,
                 "records": self.records.tobytes().hex(),
                 "pixels": self.pixels,
@@ -77,4 +80,5 @@ def read_note(path: Path) -> Note:
     """
     said = from_json(path.read_bytes())
     records = np.frombuffer(bytes.fromhex(said["records"]), FACT)
-    return Note(said["size"], tuple(said["bad"]), records, tuple(said["pixels"]), Rewrites(**said["rewrites"]))
+    pixels, rewrites = tuple(said["pixels"]), Rewrites(**said["rewrites"])
+    return Note(said["size"], said["sha256"], tuple(said["bad"]), records, pixels, rewrites)

@@ -2,7 +2,8 @@
 first. Elsewhere is a remote folder, or one on a disk that nodes share.
 
 Under the cache's folder each of these has one of its own: ``index.json``, ``index.npy`` and its tars, under names
-that begin with the hash of their layout, so that shards of an older index are not taken for those of a newer one.
+that begin with their hash, which is verified while they come. Of shards without a hash in the index they begin with the
+hash of their layout, and whether such a one is still what lies there is asked once per start (see `tlx.data.kept`).
 ``NAME.part`` is a file that is arriving. Whoever fetches it holds a lock on that very file, which goes with the process
 that holds it; everybody else waits for the lock.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, NoReturn
 
@@ -22,10 +25,12 @@ from tlx.data import remote
 from tlx.data.ahead import LOOK_S, Ahead, Wanted
 from tlx.data.cache_room import MARK, CacheSpec, default_folder, limit_of, no_room, part_of, reserve
 from tlx.data.file_lock import locked
+from tlx.data.kept import Kept, read_kept
 from tlx.data.location import folder_name, is_remote, shown
 from tlx.data.remote import IndexUnavailable, ShardUnavailable
 from tlx.errors import UserError
 from tlx.files import sha256_of, write_whole
+from tlx.terminal import say
 
 __all__ = ["CacheSpec", "ShardCache", "default_folder"]
 
@@ -37,19 +42,22 @@ HEADER = 64 << 20
 class ShardCache:
     """Files of one folder elsewhere on this machine; for threads, and for processes that were forked or spawned."""
 
-    def __init__(self, location: str, spec: CacheSpec, version: int | None = None) -> None:
+    def __init__(self, location: str, spec: CacheSpec, version: int | None = None, began: float | None = None) -> None:
         """
         Args:
             version: of a folder's shards; by default what the folder is at now.
+            began: when it was opened, in seconds since the epoch; by default now. What the other side has said since
+                then counts; it is not asked again.
         """
         self.location, self.spec = location, spec
         named = location if is_remote(location) else f"file:{os.path.abspath(location)}"
         self.folder = spec.folder / folder_name(named)
         self._version = self._found() if version is None and not is_remote(location) else version
+        self._began = time.time() if began is None else began
         self._ahead: tuple[int, Ahead] | None = None
 
-    def __reduce__(self) -> tuple[Callable[..., ShardCache], tuple[str, CacheSpec, int | None]]:
-        return ShardCache, (self.location, self.spec, self._version)
+    def __reduce__(self) -> tuple[Callable[..., ShardCache], tuple[str, CacheSpec, int | None, float]]:
+        return ShardCache, (self.location, self.spec, self._version, self._began)
 
     def _found(self) -> int | None:
         """When the index of a folder was written, or of a folder that is gone, the index that was kept: shards that
@@ -74,6 +82,7 @@ class ShardCache:
         except remote.TransferError as error:
             if cached is None or error.refused:
                 self._no_index(error.reason)
+            self._began = -math.inf  # it cannot be reached: what is here is used, and nobody is asked
             return cached, error.reason
 
     def kept_header(self) -> bytes | None:
@@ -100,7 +109,7 @@ class ShardCache:
         """
         path = self.folder / "index.npy"
 
-        def there() -> bool:
+        def there(ask: bool) -> bool:
             with path.open("rb") as file:
                 return sha256_of(file) == sha256
 
@@ -117,7 +126,7 @@ class ShardCache:
     def path(self, shard: Wanted) -> Path:
         """Where a shard is or would be."""
         layout = shard.layout
-        if self._version is not None:
+        if self._version is not None and shard.sha256 is None:
             layout = hashlib.blake2b(f"{layout} {self._version}".encode(), digest_size=6).hexdigest()
         return self.folder / f"{layout}-{shard.name}"
 
@@ -125,13 +134,17 @@ class ShardCache:
         """A shard as a local file, fetched if need be.
 
         Raises:
-            ShardUnavailable: it does not come, or not with its length.
-            UserError: the limit or the disk is too small for it.
+            ShardUnavailable: it does not come, or not with its length and hash.
+            UserError: the limit or the disk is too small for it; it was replaced there while it was in use here.
         """
         path = self._fetched(shard)
         with suppress(FileNotFoundError):
             os.utime(path, ns=(time.time_ns(), time.time_ns()))  # finer than the kernel's own clock for files
         return path
+
+    def forget(self, shard: Wanted) -> None:
+        """Removes a shard that was damaged here, so that it is fetched anew."""
+        self.path(shard).unlink(missing_ok=True)
 
     def ahead(self, shards: Sequence[Wanted]) -> None:
         """Begins to fetch these in the background (see `Ahead`)."""
@@ -143,42 +156,84 @@ class ShardCache:
     def _fetched(self, shard: Wanted) -> Path:
         path, what = self.path(shard), shown(self.location, shard.name)
 
-        def there() -> bool:
-            return path.stat().st_size == shard.bytes
+        def there(ask: bool) -> bool:
+            return path.stat().st_size == shard.bytes and self._is_current(path, shard, ask=ask)
 
-        def fetch(file: IO[bytes]) -> None:
+        def fetch(file: IO[bytes]) -> Kept:
             while not reserve(self.spec, file, shard.bytes, path, what):
                 time.sleep(LOOK_S)
             try:
-                remote.download(self.location, shard.name, file, size=shard.bytes)
+                came = remote.download(self.location, shard.name, file, size=shard.bytes, sha256=shard.sha256)
             except remote.TransferError as error:
                 raise ShardUnavailable(
                     f"{what}: cannot be fetched: {error.reason}\n"
                     "  -> start the same command again when it can; what has been fetched stays in the cache. If the "
                     "shards were changed there, index them again"
                 ) from None
+            kept = Kept(came.version, came.sha256, time.time()).after(read_kept(path))
+            if shard.sha256 is None:
+                self._refuse_replaced(kept, what)
+            return kept
 
         return self._bring(path, there, fetch)
 
-    def _bring(self, path: Path, there: Callable[[], bool], fetch: Callable[[IO[bytes]], None]) -> Path:
+    def _is_current(self, path: Path, shard: Wanted, *, ask: bool) -> bool:
+        """Whether a shard that is here is the one that lies there, as far as is known.
+
+        Args:
+            ask: the other side, where that was not done since the beginning.
+        """
+        if shard.sha256 is not None:  # which is in its name
+            return True
+        kept = read_kept(path)
+        if kept is not None:
+            self._refuse_replaced(kept, shown(self.location, shard.name))
+        if self._began == -math.inf or (kept is not None and kept.checked >= self._began):
+            return True
+        if not ask:
+            return False
+        kept = kept or Kept("", "", 0.0)  # of an earlier tlx: nobody knows which version it is
+        try:
+            now = remote.version(self.location, shard.name, kept.version)
+        except remote.TransferError as error:
+            if not error.refused:
+                say(f"warning: {error}: shards in the cache are used as they are", error=True)
+                self._began = -math.inf
+            now = ""
+        if now and now != kept.version:
+            return False
+        replace(kept, checked=time.time()).write(path)
+        return True
+
+    def _refuse_replaced(self, kept: Kept, what: str) -> None:
+        if kept.replaced and kept.replaced_checked >= self._began > -math.inf:
+            raise UserError(
+                f"it was replaced there while it was in use: SHA-256 {kept.sha256}, before {kept.replaced}",
+                where=what,
+                todo="bring the former file back, or begin anew with one version of all (tlx train --fresh)",
+            )
+
+    def _bring(self, path: Path, there: Callable[[bool], bool], fetch: Callable[[IO[bytes]], Kept | None]) -> Path:
         """The file, fetched by one process while the others wait."""
         part = part_of(path)
         while True:
             try:
-                if _holds(there):
+                if _holds(there, ask=False):
                     return path
                 self._make()
                 with locked(part) as file:
                     if file is None:
                         continue
-                    if _holds(there):
+                    if _holds(there, ask=True):
                         part.unlink()
                         return path
                     try:
-                        fetch(file)
+                        kept = fetch(file)
                         file.flush()
                         os.fsync(file.fileno())
                         os.replace(part, path)
+                        if kept is not None:
+                            kept.write(path)
                     except BaseException:
                         part.unlink(missing_ok=True)
                         raise
@@ -216,8 +271,8 @@ class ShardCache:
         ) from error
 
 
-def _holds(there: Callable[[], bool]) -> bool:
+def _holds(there: Callable[[bool], bool], *, ask: bool) -> bool:
     try:
-        return there()
+        return there(ask)
     except FileNotFoundError:
         return False

@@ -38,6 +38,7 @@ _REQUESTS = {
 _IDLE = -1
 _ends: weakref.WeakSet[Connection[Any, Any]] = weakref.WeakSet()
 _note: Callable[[int], None] = lambda number: None  # noqa: E731, replaced in workers
+_asker: int | None = None  # in workers, the process that started them
 
 
 class WorkerDied(TlxError):
@@ -59,6 +60,14 @@ class InWorker(Exception):
 def at_work_on(sample: int) -> None:
     """A function says what it is about to do, in case its process does not survive it."""
     _note(sample)
+
+
+def is_orphaned() -> bool:
+    """Whether this process is a worker, and the one that asked for its work is gone.
+
+    Never true of the process that asks, whoever started that: a shell that ends is no reason to end.
+    """
+    return _asker is not None and os.getppid() != _asker
 
 
 @dataclass(frozen=True)
@@ -230,6 +239,8 @@ def _start_method() -> str | None:
 
 
 def _work(pipe: Connection[Any, Any], number: int, function: Callable[..., Any], slots: Slots) -> None:
+    global _asker
+    _asker = os.getppid()
     for end in list(_ends):  # the asking process's: a copy here would hide from the workers that it is gone
         end.close()
     _settle()
@@ -287,7 +298,9 @@ def _settle() -> None:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_SETMASK, {signal.SIGTERM})  # the others were blocked until here
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        asking = multiprocessing.parent_process()  # not os.getppid(): a fork server may stand between
+        if asking is not None:
+            threading.Thread(target=_end_with_parent, args=(asking.pid,), daemon=True).start()
 
 
 def _end_with_parent(parent: int) -> None:

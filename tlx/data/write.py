@@ -20,7 +20,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,8 +50,9 @@ from tlx.data.sources import Picture, Source, prepare
 from tlx.data.specs import read_source
 from tlx.data.statistics import Facts, Statistics, chosen_for_measuring, summarise
 from tlx.data.threads import in_threads
+from tlx.data.workers import is_orphaned
 from tlx.errors import TlxError, UserError
-from tlx.files import scratch, write_whole
+from tlx.files import HashedFile, scratch, write_whole
 from tlx.locks import locked
 from tlx.terminal import escaped
 
@@ -377,7 +378,7 @@ def _write(
     """One shard, under its name only when it is whole; one that is there already is kept. What was unreadable."""
     from webdataset.writer import TarWriter
 
-    path, parent = folder / task.split / task.name, os.getppid()
+    path = folder / task.split / task.name
     known = _known(folder, task, options)
     if known is not None:
         return known.bad
@@ -388,9 +389,10 @@ def _write(
     )
     with scratch(path) as beside:
         with open(beside, "wb") as file:
-            with TarWriter(file, encoder=False, mtime=0) as tar:
+            hashed = HashedFile(file)
+            with TarWriter(hashed, encoder=False, mtime=0) as tar:
                 for (place, picture), content in zip(enumerate(task.pictures, task.first), made, strict=True):
-                    if os.getppid() != parent:  # the build was killed, and perhaps another one has begun
+                    if is_orphaned():  # the build was killed, and perhaps another one has begun
                         raise TlxError("the build that asked for this shard is gone")
                     if isinstance(content, str):
                         bad.append(f"{picture.origin}: {content}")
@@ -405,7 +407,7 @@ def _write(
             beside.unlink()
             return tuple(bad)
         size = beside.stat().st_size if facts.rows else 0
-        write_whole(_note_of(folder, task), Note(size, tuple(bad), *facts.packed(), rewrites).text())
+        write_whole(_note_of(folder, task), Note(size, hashed.sha256, tuple(bad), *facts.packed(), rewrites).text())
         if facts.rows:
             os.replace(beside, path)
         else:
@@ -486,13 +488,16 @@ def _index(
     kept = [(task, note) for task, note in zip(tasks, notes, strict=True) if note.size]
     for split in dict.fromkeys(task.split for task, _ in kept):
         tars = [folder / split / task.name for task, _ in kept if task.split == split]
-        scans: list[Scan] = list(in_processes(scan_tar, tars, jobs=options.jobs, title=None))
+        read = partial(scan_tar, hashed=False)  # the notes have the hashes
+        scans: list[Scan] = list(in_processes(read, tars, jobs=options.jobs, title=None))
         problems = [p for scan in scans for p in scan.problems]
         expected = [len(note.records) for task, note in kept if task.split == split]
         if problems or [len(scan.labels) for scan in scans] != expected:
             raise UserError(
                 f"the shards on the disk are not what was written: {problems[:3]}", where=str(folder / split)
             )
+        hashes = [note.sha256 for task, note in kept if task.split == split]
+        scans = [replace(scan, sha256=sha256) for scan, sha256 in zip(scans, hashes, strict=True)]
         manifest = write_scans(folder / split, scans, source.classes)
         lost = [source.classes[i] for i in (manifest.counts() == 0).nonzero()[0]] if split == "train" else []
         if lost:

@@ -86,7 +86,7 @@ def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
     from tlx.parts import backbone_of
 
     backbone = backbone_of(config, samples.classes, empty=True)
-    made = checked_plan(config, backbone, samples, world)
+    made, _ = checked_plan(config, backbone, samples, world)
     if made is not None:
         try_on_shapes(config, made, backbone, samples.counts)
     return made
