@@ -36,7 +36,8 @@ from tlx.plan import Plan
 from tlx.run_folder import RunFolder
 from tlx.terminal import escaped, folded
 from tlx.timetable import timetable
-from tlx.verification import verify
+from tlx.verification import FILE as SHARDS
+from tlx.verification import record_of, verify
 from tlx.written_config import essential
 
 if TYPE_CHECKING:
