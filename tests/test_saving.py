@@ -437,6 +437,7 @@ def test_who_waits_for_a_folder_that_is_moved_aside_gets_the_new_one(tmp_path):
     time.sleep(0.3)
     folder.rename(tmp_path / "aside")
     first.release()
+    time.sleep(0.3)  # in which nothing is there
     folder.mkdir()
     waiting.join()
     assert got[0].file == folder / ".lock"

@@ -42,7 +42,7 @@ def main(how: str, rank: int, port: int, folder: Path) -> None:
         time.sleep(40)
     error = watch.explained(UserError(f"a mistake, on rank {rank}"))
     watch.say("user-error", str(error))
-    print(error)
+    print(error, flush=True)
     watch.close()
     os._exit(2)
 

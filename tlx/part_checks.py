@@ -86,7 +86,9 @@ def check_training_output(objective: Any, output: Any, *, mixed: bool, label: st
     if not isinstance(output, tuple):
         return
     samples, classes = output[0].shape
-    made = [None if o is None else torch.linspace(-1, 1, o.numel()).reshape(o.shape).requires_grad_() for o in output]
+    made: list[Any] = [
+        None if o is None else torch.linspace(-1, 1, o.numel()).reshape(o.shape).requires_grad_() for o in output
+    ]
     given = type(output)(*made) if hasattr(output, "_fields") else tuple(made)
     words = ", ".join("logits" if not n else "None" if o is None else "auxiliary logits" for n, o in enumerate(output))
     what = f"{label}: loss of ({words}), as the network returns it in training mode,"

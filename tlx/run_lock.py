@@ -62,9 +62,17 @@ class RunLock:
             OSError: the folder cannot be written.
         """
         file, end = folder / ".lock", time.monotonic() + patience
+        was_there = False
         while True:
-            # NFS locks only what is open for writing
-            handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                # NFS locks only what is open for writing
+                handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            except FileNotFoundError:
+                if not was_there or time.monotonic() > end:
+                    raise
+                time.sleep(0.1)  # whoever has moved the folder aside makes a new one
+                continue
+            was_there = True
             try:
                 taken = _try(handle)
                 if taken is not False and _same(handle, file):  # else the folder was moved aside meanwhile
