@@ -188,7 +188,7 @@ def test_every_answer_is_a_key(file):
             "mix={mixup: -1, cutmix: x}",
             ["mix.mixup: input should be greater", "mix.cutmix: input should be a valid number"],
         ),
-        ("data.sampling={method: repeat_factors}", ["data.sampling: "]),
+        ("data.sampling.limit=-1", ["data.sampling: "]),
     ],
 )
 def test_one_mistake_is_one_problem_at_its_place(file, word, problems):
@@ -218,18 +218,18 @@ def test_options_named_after_keys_are_changes(file):
     assert folder(file, "--run=runs/a #3").stdout == "runs/a #3\n"
     assert folder(file, "--seed=1", "--optimizer.weight_decay=0.1", "--phases.each.lr=1e-3", "run=y").stdout == "y\n"
     wrong = folder(file, "--optimizer.weight_decay=x").exception
-    assert "optimizer.weight_decay: input should be a valid number" in str(wrong)
+    assert "optimizer.weight_decay: 'x' is not a number" in str(wrong)
     assert 'lr: unknown key; did you mean "phases.each.lr"?' in str(folder(file, "--lr=0.1").exception)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["train", "FILE", "--fersh"], 'there is no option --fersh; did you mean "--fresh"?'),
-        (["train", "FILE", "--fersh=1"], 'there is no option --fersh; did you mean "--fresh"?'),
+        (["train", "FILE", "--fersh"], 'there is no option --fersh; did you mean "--fresh"'),
+        (["train", "FILE", "--fersh=1"], 'there is no option --fersh; did you mean "--fresh"'),
         (["plan", "FILE", "--writ"], 'did you mean "--write"?'),
-        (["submit", "FILE", "--partitoin=x"], 'there is no option --partitoin; did you mean "--partition"?'),
-        (["status", "FILE", "--sead=1"], 'there is no option --sead; did you mean "seed"?'),
+        (["submit", "FILE", "--partitoin=x"], 'there is no option --partitoin; did you mean "--partition"'),
+        (["status", "FILE", "--sead=1"], 'there is no option --sead; did you mean "seed" or "head"?'),
         (["status", "FILE", "--seed", "1"], "--seed has no value\n  -> write it into the same word: seed=value"),
         (["status", "FILE", "-x"], "there is no option -x"),
         (["train", "--seed=1", "FILE"], "there is no option --seed=1\n  -> the configuration comes first"),
@@ -254,7 +254,7 @@ def test_numbers_that_an_earlier_tlx_kept_as_text_are_the_same_setting(file):
     then = essential(plain(config)) | {"optimizer.weight_decay": "1e-3"}
     assert changes(then, config) == []
     assert changes(then | {"optimizer.weight_decay": "2e-3"}, config) == ["optimizer.weight_decay: 0.002 -> 0.001"]
-    assert parse(plain(config)) == config
+    assert plain(parse(plain(config))) == plain(config)
 
 
 @pytest.mark.parametrize("said", ["yes", "on", "true", "True"])

@@ -725,7 +725,7 @@ def test_a_run_folder_that_cannot_be_written(here):
 def test_words_that_no_shell_or_script_may_read(cluster, here, monkeypatch):
     """Names of a configuration and words of a command with quotes, $() and line breaks."""
     bad = here / "bad"
-    words = [f"run=runs/\"x\"; touch {bad} $(touch {bad}) 'y'", f"seed=1\n#SBATCH --wrap='touch {bad}'"]
+    words = [f"run=runs/\"x\"; touch {bad} $(touch {bad}) 'y'", f"input.std=[1,\n#SBATCH --wrap='touch {bad}'\n1, 1]"]
     words += ["input.mean=[0.5,\n0.5,\n0.5]"]
     monkeypatch.setattr(sys, "argv", ["tlx", "submit", "c.yaml", *words])
     done = submit(*words)

@@ -598,7 +598,8 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     for word in overrides:
         raw = problems.of(functools.partial(changed, raw, word, Config)) or raw
     problems.refuse()
-    return raw
+    made: dict[str, Any] = raw
+    return made
 
 
 def parse(raw: Mapping[str, Any], *, where: str | None = None, libraries: bool = True) -> Config:

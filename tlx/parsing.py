@@ -106,8 +106,9 @@ def scalar(text: str) -> str | int | float | bool | None:
     Raises:
         ValueError: a number of more than 64 bits.
     """
-    kind = next((kind for kind, form in _CORE.items() if form.match(text)), "str")
-    return _read(kind, text)
+    found: str | int | float | bool | None
+    found = _read(next((kind for kind, form in _CORE.items() if form.match(text)), "str"), text)
+    return found
 
 
 def to_yaml(value: Any, *, flow: bool = False) -> str:
@@ -122,7 +123,8 @@ def to_yaml(value: Any, *, flow: bool = False) -> str:
     dumper = yaml.SafeDumper(text, default_flow_style=flow, width=width, sort_keys=False, allow_unicode=True)
     theirs = yaml.SafeDumper.yaml_implicit_resolvers
     dumper.yaml_implicit_resolvers = {**theirs, None: [*theirs.get(None, []), *_RESOLVERS[None]]}
-    dumper.yaml_representers = {**yaml.SafeDumper.yaml_representers, str: _text}
+    representers: dict[type, Any] = {**yaml.SafeDumper.yaml_representers, str: _text}
+    dumper.yaml_representers = representers  # type: ignore[misc]
     dumper.ignore_aliases = lambda data: True  # type: ignore[method-assign]
     try:
         dumper.open()  # type: ignore[no-untyped-call]

@@ -74,7 +74,7 @@ class _Found:
     @property
     def is_of_form(self) -> bool:
         """Whether the value has another form altogether."""
-        return self.error["type"].endswith(("_type", "_parsing", "literal_error", "is_instance_of"))
+        return str(self.error["type"]).endswith(("_type", "_parsing", "literal_error", "is_instance_of"))
 
     @property
     def text(self) -> str:
