@@ -75,7 +75,7 @@ def test_the_launcher_is_found_above_a_shell_and_a_shell_is_none():
 
 def test_ranks_beside_this_one_are_those_of_the_same_start(sleeper):
     one, other = sleeper(RANK="1", **START), sleeper(RANK="1", **{**START, "MASTER_PORT": "9"})
-    siblings = Siblings.here({"RANK": "0", **START})
+    siblings = Siblings.here({"RANK": "0", **START}, parent=psutil.Process())
     assert {rank: process.pid for rank, process in siblings.seen.items()} == {1: one.pid}
     assert siblings.gone() == {}
     other.kill()
@@ -94,7 +94,7 @@ def meeting(sleeper, tmp_path, monkeypatch):
     """A watch of rank 0 that has met nobody, rank 1 beside it; `ended` is what it would have ended this process for."""
     monkeypatch.setenv("TLX_VERDICT", str(tmp_path / "verdict"))
     other = sleeper(RANK="1", **START)
-    early = Early(Siblings.here({"RANK": "0", **START}), EarlySignals.heard())
+    early = Early(Siblings.here({"RANK": "0", **START}, parent=psutil.Process()), EarlySignals.heard())
     watch = Watch(RunFolder(tmp_path / "run"), patience_s=600, claimed=False, early=early)
     watch.ended = []
     watch._end = watch.ended.append
@@ -144,7 +144,7 @@ def test_a_rank_that_met_the_others_and_gave_no_sign_has_died(monkeypatch):
     until(lambda: watch._verdict)
     watch.close()
     assert watch._verdict.message == "rank 1 has given no sign since ranks met: it died while it was starting"
-    assert watch._verdict.mute == (1,)
+    assert list(watch._verdict.mute) == [1]
 
 
 def test_a_launcher_that_dies_is_a_request_to_stop_and_then_the_end(sleeper, monkeypatch):

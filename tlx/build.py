@@ -448,4 +448,5 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, s
         return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
 
     console = Console(steps, world.main and not silent, instead=folder.path / "console.txt")
-    return Journal(MetricsFile(folder.metrics, console.note) if world.main else None, console, trackers)
+    metrics = MetricsFile(folder.metrics, console.note, folder.is_displaced)
+    return Journal(metrics if world.main else None, console, trackers)

@@ -54,34 +54,35 @@ class Siblings:
     Ranks that have not met cannot hear of each other; one that was seen here and is no more has ended before it came.
 
     Attributes:
+        env: what tells ranks of this start, and this one's own.
         seen: process by rank.
     """
 
+    parent: psutil.Process | None
     env: Mapping[str, str]
     seen: dict[int, psutil.Process] = field(default_factory=dict)
 
     @classmethod
-    def here(cls, env: Mapping[str, str] | None = None) -> Siblings:
-        """As they are now."""
+    def here(cls, env: Mapping[str, str] | None = None, *, parent: psutil.Process | None = None) -> Siblings:
+        """As they are now; `parent`: of this process, unless it is another one."""
         env = environment().variables if env is None else env
-        made = cls({name: env[name] for name in ("RANK", *_START) if name in env})
+        made = cls(parent or psutil.Process().parent(), {name: env[name] for name in ("RANK", *_START) if name in env})
         made.look()
         return made
 
     def look(self) -> None:
         """Sees who has come."""
-        if len(self.env) <= len(_START):
+        if len(self.env) <= len(_START) or self.parent is None or self.parent.pid == 1:
             return
         try:
-            parent = psutil.Process().parent()
-            children = parent.children() if parent is not None and parent.pid > 1 else []
+            children = self.parent.children()
         except psutil.Error:
             return
         for child in children:
             said = _said(child)
-            rank = said.get("RANK", "")
-            if rank.isdecimal() and rank != self.env["RANK"] and all(said.get(n) == self.env[n] for n in _START):
-                self.seen.setdefault(int(rank), child)
+            rank, same = said.get("RANK", ""), all(said.get(name) == self.env[name] for name in _START)
+            if same and rank.isdecimal() and rank != self.env["RANK"] and not is_gone(child):
+                self.seen[int(rank)] = child
 
     def gone(self) -> dict[int, int]:
         """Ranks that were here and have ended: their process ids."""
@@ -103,6 +104,6 @@ class Early:
 def _said(process: psutil.Process) -> Mapping[str, str]:
     """Its environment; nothing where it is another user's."""
     try:
-        return process.environ()
+        return dict(process.environ())
     except (psutil.Error, OSError):
         return {}

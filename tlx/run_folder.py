@@ -9,7 +9,7 @@ import platform
 import secrets
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -299,9 +299,14 @@ class RunFolder:
     def _rescued(self) -> Path:
         """A run folder that training can go on from, once it has a checkpoint."""
         name = f"{self.path.name}.rescued-{time.strftime('%Y%m%d-%H%M%S')}"
-        for parent in (lambda: self.path.absolute().parent, Path.cwd, lambda: Path(tempfile.gettempdir())):
+        beside: list[Callable[[], Path]] = [
+            lambda: self.path.absolute().parent,
+            Path.cwd,
+            lambda: Path(tempfile.gettempdir()),
+        ]
+        for place in beside:
             with contextlib.suppress(OSError):
-                folder = parent() / name
+                folder = place() / name
                 folder.mkdir()
                 for file, text in self._texts.items():
                     write_whole(folder / file, text)

@@ -210,8 +210,9 @@ def _leads_to(path: Path, directory: int) -> bool:
 def _name_of(directory: int) -> Path | None:
     """By what path the operating system knows an open folder."""
     with contextlib.suppress(OSError):
-        if hasattr(fcntl, "F_GETPATH"):  # macOS
-            return Path(os.fsdecode(fcntl.fcntl(directory, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        asks = getattr(fcntl, "F_GETPATH", None)  # macOS
+        if asks is not None:
+            return Path(os.fsdecode(fcntl.fcntl(directory, asks, bytes(1024)).rstrip(b"\0")))
         return Path(os.readlink(f"/proc/self/fd/{directory}"))
     return None
 

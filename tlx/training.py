@@ -206,8 +206,8 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
         UserError: it cannot be written.
     """
     step, steps = run.progress.step, run.plan.steps
-    why = run.stop.reason or (trouble or "a signal to another rank").splitlines()[0]
-    if not result["finished"]:
+    why = run.stop.reason or "a signal to another rank"
+    if not result["finished"] and trouble is None:
         run.journal.note(f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there")
     try:
         run.stop.clear()

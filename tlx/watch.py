@@ -32,9 +32,10 @@ from tlx.errors import TlxError, UserError
 from tlx.launcher import RESUMABLE, environment, launched
 from tlx.launcher import rank as launched_rank
 from tlx.processes import Early, is_gone, launcher_above
-from tlx.run_folder import RunFolder, Status
+from tlx.run_folder import RunFolder
 from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
 from tlx.terminal import say
+from tlx.verdict import Status
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -291,7 +292,7 @@ class Watch:
         gone, said = early.siblings.gone(), verdicts.read()
         told = said if said != self._heard_before and said is not None else {}
         signalled = early.signals is not None and early.signals.came()
-        self._alone_s += passed if gone or told or signalled else 0.0
+        self._alone_s = self._alone_s + passed if gone or told or signalled else 0.0
         if self._alone_s < 2 * BEAT_S:  # who goes first says why, which takes a moment
             return
         if told.get("status") in ("user-error", "fault"):
@@ -438,7 +439,7 @@ class Watch:
         return "\n  ".join(lines) + self._todo()
 
     def _todo(self) -> str:
-        stacks = f"stacks of all ranks are in {self.folder.path / 'stacks'}; " if self._stacks else ""
+        stacks = f"stacks of all ranks are in {self.folder.path / 'stacks'}; " if self.folder and self._stacks else ""
         waited = f"nothing has happened for {self.patience_s:g} s (world.timeout_minutes: more, where it is only slow)"
         return f"\n  -> {stacks}{waited}; {_AGAIN}"
 

@@ -25,10 +25,13 @@ class MetricsFile:
     Args:
         path: opened, or made, by the first call; its folder must be there by then.
         warn: hears once that rows wait, and once that they are written.
+        is_displaced: whether the folder at its path is another one by now, which gets no file of ours.
     """
 
-    def __init__(self, path: Path, warn: Callable[[str], None] = lambda _: None) -> None:
-        self.path, self._warn = path, warn
+    def __init__(
+        self, path: Path, warn: Callable[[str], None] = lambda _: None, is_displaced: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.path, self._warn, self._is_displaced = path, warn, is_displaced
         self._handle: int | None = None
         self._written = 0
         self._waiting = b""
@@ -58,7 +61,7 @@ class MetricsFile:
         """
         with self._turn:
             if path != self.path and self._handle is not None:
-                self.path = path
+                self.path, self._is_displaced = path, lambda: False
                 self._keep_name()
             self.path = path
 
@@ -117,8 +120,9 @@ class MetricsFile:
             if os.path.samestat(os.fstat(self._opened()), os.stat(self.path)):
                 return
         except FileNotFoundError:
-            if not self.path.parent.is_dir():  # with its folder, which its owner sees to
-                return
+            pass
+        if self._is_displaced() or not self.path.parent.is_dir():  # whoever writes the next checkpoint follows
+            return
         rows = os.pread(self._opened(), self._written, 0)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
         count = 0
