@@ -38,8 +38,10 @@ def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usua
         alone = world.enter(config)
         place = RunFolder(config.run)
         place.prepare(config, fresh=False)
-        made = build.compose(config, alone, place)
-        place.release()
+        try:
+            made = build.compose(config, alone, place)
+        finally:
+            place.release()
         made.stop.close()
         made.notes = []
         monkeypatch.setattr(made.journal.console, "note", made.notes.append)
