@@ -84,8 +84,8 @@ def without_hashes(folder):
     (folder / "index.json").write_text(json.dumps({**header, "format": 1}, indent=1))
 
 
-def change(tar, at=-600):
-    """Other bytes in a tar of the same length, in what fills it up at its end."""
+def change(tar, at=700):
+    """Other bytes in a tar of the same length, in what fills its first label up to a block."""
     content = bytearray(tar.read_bytes())
     content[at : at + 50] = b"x" * 50
     tar.write_bytes(content)

@@ -19,6 +19,7 @@ from test_training import raw_for, same_bits
 from tlx import feed
 from tlx.config import CacheConfig, parse
 from tlx.data import ahead, remote, shard_cache
+from tlx.data.index import index_shards
 from tlx.data.manifest import Manifest
 from tlx.data.reader import ShardReader
 from tlx.data.remote import ShardUnavailable
@@ -91,7 +92,8 @@ def test_the_same_data_under_the_same_names(folder, stage, copied):
     assert not Manifest.open(folder, CacheSpec(stage.folder)).remote
 
 
-def test_shards_that_were_built_anew_are_copied_anew(tmp_path, stage):
+@pytest.mark.parametrize("hashes", [True, False])
+def test_shards_that_were_built_anew_are_copied_anew(tmp_path, stage, hashes):
     """Pictures of one size, without compression: the former tars, of the same names, lengths and layout, would do."""
     pictures, out = tmp_path / "pictures", tmp_path / "out"
     for place in range(24):
@@ -102,9 +104,10 @@ def test_shards_that_were_built_anew_are_copied_anew(tmp_path, stage):
     for seed in (0, 1):
         shutil.rmtree(out, ignore_errors=True)
         build_shards(str(pictures), out, BuildOptions(val=0.0, seed=seed, shard_samples=9, jobs=1))
-        here, staged = Manifest.open(out / "train"), Manifest.open(out / "train", stage)
+        here = index_shards(out / "train", hashes=hashes, jobs=0)["train"]
+        staged = Manifest.open(out / "train", stage)
         assert all_bytes(staged) == all_bytes(here)
-        seen.append((here.shards, here.records["offset"].tolist(), all_bytes(here)))
+        seen.append(([(s.name, s.bytes) for s in here.shards], here.records["offset"].tolist(), all_bytes(here)))
     assert seen[0][:2] == seen[1][:2]
     assert seen[0][2] != seen[1][2]
     shutil.rmtree(out)
