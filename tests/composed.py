@@ -45,17 +45,11 @@ def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usua
         config = parse({**raw, "run": str(run), **over})
         alone = world.enter(config)
         place = RunFolder(config.run)
-<<<<<<< HEAD
         claimed(place, config)
-        made = build.compose(config, alone, place)
-        place.release()
-=======
-        place.prepare(config, fresh=False)
         try:
             made = build.compose(config, alone, place)
         finally:
             place.release()
->>>>>>> shards
         made.stop.close()
         made.notes = []
         monkeypatch.setattr(made.journal.console, "note", made.notes.append)
