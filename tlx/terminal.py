@@ -265,7 +265,7 @@ def unread(error: OSError) -> bool:
     """Whether a broken pipe is that of standard output, whose reader has gone (`| head -1`)."""
     stream = getattr(sys.stdout, "wrapped", sys.stdout)  # typer's, after the error
     if error.filename == STDOUT or stream is None or isinstance(stream, BestEffort):
-        return error.filename == STDOUT
+        return bool(error.filename == STDOUT)
     poll = select.poll()
     with contextlib.suppress(OSError, ValueError):
         poll.register(stream.fileno(), 0)
