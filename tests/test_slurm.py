@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -381,3 +382,142 @@ def test_a_time_limit_in_the_middle_of_a_step(cluster, submit, config, tmp_path)
     job = cluster.wait(number, lambda job: job["Restarts"] == "1" and job["JobState"] == "TIMEOUT", timeout=400)
     assert job["Restarts"] == "1"
     assert "2 starts in a row have brought no new checkpoint: not requeued" in said(run)
+
+
+# What needs Slurm and no training: a stand-in for python says what each launcher is given, in a second.
+
+STAND_IN = r"""#!/bin/bash
+for word in "$@"; do case $word in run=*) run=${word#run=} ;; esac; done
+case "$*" in
+-c*) [ "$(hostname)" != "${LACKS:-}" ]; exit ;;
+"-m tlx status"*) echo "$run"; exit ;;
+esac
+echo "$(hostname) $*"
+[ "${SLURM_RESTART_COUNT:-0}" -ge "${FAILS:-0}" ] || exit 1
+[ "$SLURM_PROCID" != 0 ] || echo '{"status": "done"}' >"$run/status.json"
+"""
+SMALL = ("--gpus-per-node=1", "--cpus-per-task=2")
+
+
+@pytest.fixture
+def launch(cluster, tmp_path):
+    """Submits slurm/train.sbatch with the stand-in; the job's number and the run."""
+    (tmp_path / "python").write_text(STAND_IN)
+    (tmp_path / "python").chmod(0o755)
+    (tmp_path / "c.yaml").touch()
+
+    def call(name, *options, script=TRAIN, **env):
+        run = tmp_path / name / "run"
+        run.parent.mkdir()
+        env = environment(**{"PYTHON": str(tmp_path / "python"), **env})
+        words = ["sbatch", "--parsable", *options, script, tmp_path / "c.yaml", f"run={run}"]
+        return cluster.call(*words, env=env, cwd=run.parent).strip(), run
+
+    return call
+
+
+def told(run):
+    """By the script of a launch; the job may run in a chain of them."""
+    return "".join(path.read_text() for path in sorted(run.parent.rglob("*.out")))
+
+
+@pytest.mark.slow
+def test_a_job_submitted_inside_another_one_is_its_own(cluster, launch, tmp_path, record_property):
+    """sbatch hands on the outer array's number and its memory per CPU. With them the outer job was requeued in place of
+    the inner one, whose step srun refused."""
+    began, run = time.monotonic(), tmp_path / "inner" / "run"
+    run.parent.mkdir()
+    words = [
+        "sbatch",
+        "--parsable",
+        *SMALL,
+        "--mem=100",
+        f"--chdir={run.parent}",
+        TRAIN,
+        tmp_path / "c.yaml",
+        f"run={run}",
+    ]
+    inside = f"{shlex.join(map(str, words))} >{tmp_path}/number; sleep 100"
+    outer = cluster.call(
+        "sbatch", "--parsable", "--array=7", "--mem-per-cpu=10", f"--output={tmp_path}/outer", f"--wrap={inside}",
+        env=environment(FAILS="1", PYTHON=str(tmp_path / "python")), cwd=tmp_path,
+    ).strip()  # fmt: skip
+    number = slurm_cluster._until(
+        lambda: (tmp_path / "number").exists() and (tmp_path / "number").read_text().strip(),
+        40,
+        lambda: "not submitted",
+    )
+    job = cluster.ended(number, timeout=60)
+    assert (job["JobState"], job["Restarts"]) == ("COMPLETED", "1"), told(run)
+    assert f" job {number}, start 2: " in told(run)
+    around = cluster.job(outer)
+    assert (around["JobState"], around["Restarts"]) == ("RUNNING", "0")
+    cluster.call("scancel", outer)
+    took = time.monotonic() - began
+    record_property("figures", f"slurm: a failing job inside an array's element, requeued itself: {took:.0f} s")
+
+
+@pytest.mark.slow
+def test_what_no_other_start_would_mend_ends_at_once(cluster, launch, tmp_path, record_property):
+    """A node without an interpreter, one that does not see the run's folder, options that srun does not take."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    inside = slurm_cluster._first_child(cluster.daemons[cluster.names[1]].pid)
+    subprocess.run(["nsenter", "-t", inside, "-m", "mount", "-t", "tmpfs", "tmpfs", hidden], check=True)
+    other = cluster.names[1]
+    wrong = {
+        "lacks": (SMALL, {"LACKS": other}, f"error: {other}: PYTHON={tmp_path / 'python'} cannot train: (exit code 1)"),
+        "hides": (SMALL, {"TLX_RUN": str(hidden / "run")}, f"error: {other} cannot write into {hidden}/run/slurm"),
+        "option": (SMALL, {"SRUN_OPTIONS": "--nonsense"}, "srun refuses this step, in its own words above"),
+        "gres": (SMALL, {"SRUN_OPTIONS": "--gres=gpu:2"}, "srun refuses this step, in its own words above"),
+        "uneven": (("--gpus=3", "--gpus-per-node=0", "--cpus-per-task=2"), {"LAUNCHER": "accelerate"}, "have 2 1 GPUs"),
+        "bare": (SMALL, {"PYTHON": "nowhere/python"}, "PYTHON=nowhere/python cannot train: "),
+    }  # fmt: skip
+    made = {name: launch(name, *options, **env) for name, (options, env, _) in wrong.items()}
+    seconds = 0
+    for name, (number, run) in made.items():
+        job = cluster.ended(number, timeout=60)
+        assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), told(run)
+        assert wrong[name][2] in told(run), told(run)
+        minutes, rest = map(int, job["RunTime"].split(":")[1:])
+        seconds = max(seconds, 60 * minutes + rest)
+    assert seconds < 20
+    record_property("figures", f"slurm: six starts that nothing would mend, told within {seconds} s each")
+
+
+@pytest.mark.slow
+def test_what_a_job_has_is_what_its_launchers_get(cluster, launch):
+    """Unequal nodes, GPUs asked for as gres, bound GPUs, a name that would be a path; another job's variables."""
+    foreign = {
+        "SLURM_MEM_PER_CPU": "10", "SLURM_CPU_BIND": "mask_cpu:0x1", "SLURM_GPUS_PER_TASK": "1",
+        "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "7", "SLURM_GPUS_ON_NODE": "2",
+    }  # fmt: skip
+    made = {
+        "uneven": launch("uneven", "--gpus=3", "--gpus-per-node=0", "--cpus-per-task=2"),
+        "gres": launch("gres", "--gres=gpu:1", "--cpus-per-task=2"),
+        "bound": launch("bound", *SMALL, "--gpu-bind=single:1", "--mem=100", **foreign),
+        "cpu": launch("cpu", "--gpus-per-node=0", "--cpus-per-task=2", "--job-name=a/b", **foreign),
+    }
+    ranks = {}
+    for name, (number, run) in made.items():
+        assert cluster.ended(number, timeout=60)["JobState"] == "COMPLETED", told(run)
+        lines = nodes_said(run).splitlines()
+        ranks[name] = [int(re.search(r" --nproc-per-node=(\d+) ", line)[1]) for line in lines]
+    assert ranks == {"uneven": [2, 1], "gres": [1, 1], "bound": [1, 1], "cpu": [1, 1]}
+
+
+@pytest.mark.slow
+def test_where_slurm_does_not_requeue_a_chain_of_jobs_goes_on(cluster, launch, tmp_path):
+    """The script holds all its options, as those of tlx submit do: the successor is the same job."""
+    text = TRAIN.read_text()
+    for option, value in (("gpus-per-node", "1"), ("cpus-per-task", "2")):
+        text = re.sub(rf"(?m)^#SBATCH --{option}=.*$", f"#SBATCH --{option}={value}", text)
+    text = text.replace("#SBATCH --requeue\n", "#SBATCH --no-requeue\n")
+    (tmp_path / "chain.sbatch").write_text(text)
+    first, run = launch("chain", script=tmp_path / "chain.sbatch", FAILS="1", MAX_TRIES="1", CHAIN="yes")
+    assert cluster.ended(first, timeout=60)["ExitCode"] == "1:0", told(run)
+    second = re.search(rf"job {first}, start 1: Slurm does not requeue this job; job (\d+) goes on", told(run))[1]
+    assert cluster.ended(second, timeout=60)["Dependency"] in ("(null)", ""), told(run)
+    # which fails too, and counts on: two starts in a row without a checkpoint
+    assert f"job {second}, start 1: 2 starts in a row have brought no new checkpoint: not requeued" in told(run)
+    assert (run / "slurm" / f"{first}.tries").read_text() == "2\n"

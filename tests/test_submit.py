@@ -158,7 +158,7 @@ def test_no_text_can_leave_its_line(run, name, account, stage, option, word):
     except UserError:
         return
     lines = script(job, TOY, ["tlx", "submit", f"run={word}"]).split("\n")
-    assert len(lines) == 15 + len(job.options)
+    assert len(lines) == 9 + len(job.settings) + len(job.options)
     assert not any(c in line for line in lines for c in "\r\x0b\x0c\x85\u2028\u2029")
     directives = dict(line[10:].split("=", 1) for line in lines if line.startswith("#SBATCH") and "=" in line)
     assert [i for i, line in enumerate(lines) if line.startswith("#SBATCH")] == [*range(3, 3 + len(job.options))]

@@ -18,6 +18,7 @@ case "${0##*/} $*" in
 "scontrol show hostnames"*) echo localhost; echo localhost ;;
 "scontrol requeue"*) exit 1 ;;
 squeue*) echo RUNNING None ;;
+"sbatch --test-only"*) echo "${REFUSES:-}" >&2; [ -z "${REFUSES:-}" ] ;;
 sbatch*) env >"$FAKE/sbatch.env"; echo 77 ;;
 srun*)
     env >"$FAKE/srun.env"
@@ -123,6 +124,21 @@ def test_a_node_that_cannot_train_ends_the_job_at_once(job):
     assert time.monotonic() - began < 20
 
 
+@pytest.mark.parametrize(("seen", "code", "requeues"), [("Exited with exit code 1", 2, 0), ("", 1, 1)])
+def test_a_node_that_does_not_see_the_runs_folder_is_asked_again(job, seen, code, requeues):
+    """srun says the same of a node that it cannot reach for a moment, and that is no mistake."""
+    job.record(requeue=0)
+    step = (
+        f'if [[ $* == *"test -w"* ]]; then echo "srun: error: n2: task 0: {seen}" >&2; exit 1; fi\n'
+        'echo "srun: error: task 1 launch failed: Slurmd could not connect IO" >&2; exec sleep 60'
+    )
+    done = job.start(step=step)
+    assert done.returncode == code, done
+    assert ("cannot write into" in done.stderr) is (code == 2)
+    assert "--nodelist=localhost" in job.calls("srun")[-1]
+    assert len([call for call in job.calls("scontrol") if "requeue" in call]) == requeues
+
+
 @pytest.mark.parametrize(
     ("said", "heals"),
     [
@@ -220,11 +236,11 @@ def test_an_array_is_looked_at_by_one_command_and_handed_no_other_job(job):
     python.chmod(0o755)
     (job.folder / "c.yaml").touch()
 
-    def submit(*words: str) -> subprocess.CompletedProcess[str]:
+    def submit(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         path = f"{job.folder / 'bin'}:/usr/bin:/bin"
         return subprocess.run(
             ["bash", ROOT / "slurm" / "array.sbatch", *words],
-            env={"PATH": path, "FAKE": str(job.folder), "PYTHON": str(python), **OWN, **OTHERS, "TLX_RUN": "/other"},
+            env={"PATH": path, "FAKE": str(job.folder), "PYTHON": str(python), **OWN, **OTHERS, "TLX_RUN": "/r", **env},
             cwd=job.folder, capture_output=True, text=True, timeout=60, check=False,
         )  # fmt: skip
 
@@ -236,6 +252,10 @@ def test_an_array_is_looked_at_by_one_command_and_handed_no_other_job(job):
     assert asked == ["-m tlx status --folder c.yaml data.batch=8 --each=seed=0 --each=seed=1 --each=seed=2"]
     handed = job.environment("sbatch")
     assert not {*OTHERS, *OWN, "TLX_RUN"} & {*handed}
-    array, report = job.calls("sbatch")
+    tried, array, report = job.calls("sbatch")
+    assert tried.startswith("sbatch --test-only ")
+    assert "warning" not in done.stderr
     assert f"--output={job.folder}/runs/a-sweep/slurm/%A_%a.out" in array
     assert "--dependency=afterany:77" in report
+    done = submit("c.yaml", "seed=0,1", REFUSES="allocation failure: Requested node configuration is not available")
+    assert "warning: no node that works now can take a training (1 GPU and 8 CPUs" in done.stderr
