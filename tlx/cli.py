@@ -81,12 +81,11 @@ def train(
     rest: Annotated[bool, typer.Option("--rest", help=REST)] = False,
 ) -> None:
     """Train, or resume, or show the result of a run that is done."""
-    early = _early()
     from tlx import config as configs
     from tlx import training
 
     wanted = configs.load(config, overrides or ())
-    result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True, early=early)
+    result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True, early=_early())
     if result is not None and rank() == 0:
         from tlx.report import is_drawn
         from tlx.result import summary
@@ -99,12 +98,12 @@ def train(
 
 
 def _early() -> Early | None:
-    """Of a rank, before the imports that take seconds: another one may die meanwhile."""
+    """Of a rank: `python -m tlx` looks before the imports that take seconds, since another one may die meanwhile."""
     if not ranked():
         return None
-    from tlx.processes import Early
+    from tlx.processes import early
 
-    return Early.here()
+    return early()
 
 
 @app.command(
