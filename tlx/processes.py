@@ -82,8 +82,8 @@ class Siblings:
                 self.seen[int(rank)] = child
 
     def nameless(self) -> list[int]:
-        """Processes that ended before anybody could tell which ranks they were, while not all of this machine have come:
-        alike, of the same moment, and their parent has yet to ask for their exit codes."""
+        """Processes that ended before anybody could tell which ranks they were, while not all of this machine have
+        come: alike, of the same moment, and their parent has yet to ask for their exit codes."""
         ranks = self.env.get("LOCAL_WORLD_SIZE", self.env.get("WORLD_SIZE", ""))
         if not ranks.isdecimal() or len(self.seen) + 1 >= int(ranks):
             return []
@@ -95,7 +95,7 @@ class Siblings:
         if self.parent is None or self.parent.pid == 1 or not self.env.keys() >= {"RANK", *_START}:
             return []
         try:
-            return self.parent.children()
+            return list(self.parent.children())
         except psutil.Error:
             return []
 
@@ -107,7 +107,7 @@ class Siblings:
 def _is_zombie(process: psutil.Process, *, born: float, name: str) -> bool:
     try:
         zombie = process.status() == psutil.STATUS_ZOMBIE
-        return zombie and abs(process.create_time() - born) < _SAME_MOMENT_S and process.name() == name
+        return bool(zombie and abs(process.create_time() - born) < _SAME_MOMENT_S and process.name() == name)
     except psutil.Error:
         return False
 
