@@ -266,10 +266,14 @@ def losses(run):
     return [(row["step"], row["train/loss"]) for row in read_rows(run / "metrics.jsonl") if "train/lr_head" in row]
 
 
-@pytest.fixture
-def straight(raw, tmp_path):
-    train(raw(tmp_path / "straight"))
-    return tmp_path / "straight"
+@pytest.fixture(scope="module")
+def straight(shards, tmp_path_factory):
+    """A training that nothing happened to."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("RANK", raising=False)
+        run = tmp_path_factory.mktemp("straight") / "run"
+        train(raw_of(shards, run))
+    return run
 
 
 def assert_same(run, straight):
@@ -301,7 +305,7 @@ def test_a_folder_that_goes_in_mid_training_is_noticed_and_nothing_is_lost(
     assert [s for s, _ in losses(place)] == list(range(1, ended + 1))
     assert (status(place)["status"], status(place)["step"]) == ("done" if ended == STEPS else "user-error", ended)
     assert verdict()["status"] == status(place)["status"]  # a batch script does not begin anew
-    assert {p.name for p in tmp_path.iterdir()} == {"straight", "verdict", place.name}
+    assert {p.name for p in tmp_path.iterdir()} == {"verdict", place.name}
     place.rename(run)
     assert train(raw(run))["step"] == STEPS
     assert_same(run, straight)

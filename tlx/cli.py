@@ -90,12 +90,11 @@ def train(
     as_courtesy()
     if not launched():  # a launcher ends when its terminal is closed, and its ranks are asked to stop; see StopRequest
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    early = _early()
     from tlx import config as configs
     from tlx import training
 
     wanted = configs.load(config, overrides or ())
-    result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True, early=early)
+    result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True, early=_early())
     if result is not None and rank() == 0:
         from tlx.report import is_drawn
         from tlx.result import summary
@@ -107,12 +106,12 @@ def train(
 
 
 def _early() -> Early | None:
-    """Of a rank, before the imports that take seconds: another one may die meanwhile."""
+    """Of a rank: `python -m tlx` looks before the imports that take seconds, since another one may die meanwhile."""
     if not ranked():
         return None
-    from tlx.processes import Early
+    from tlx.processes import early
 
-    return Early.here()
+    return early()
 
 
 @app.command(

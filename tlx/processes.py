@@ -7,6 +7,7 @@ not used. A parent need not be a launcher: a shell that is closed ends no traini
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -47,6 +48,9 @@ def is_gone(process: psutil.Process) -> bool:
         return False
 
 
+_SAME_MOMENT_S = 10.0
+
+
 @dataclass
 class Siblings:
     """Ranks of the same start that the same parent has started on this machine.
@@ -66,27 +70,48 @@ class Siblings:
     def here(cls, env: Mapping[str, str] | None = None, *, parent: psutil.Process | None = None) -> Siblings:
         """As they are now; `parent`: of this process, unless it is another one."""
         env = environment().variables if env is None else env
-        made = cls(parent or psutil.Process().parent(), {name: env[name] for name in ("RANK", *_START) if name in env})
+        said = {name: env[name] for name in ("RANK", *_START, "LOCAL_WORLD_SIZE") if name in env}
+        made = cls(parent or psutil.Process().parent(), said)
         made.look()
         return made
 
     def look(self) -> None:
         """Sees who has come."""
-        if len(self.env) <= len(_START) or self.parent is None or self.parent.pid == 1:
-            return
-        try:
-            children = self.parent.children()
-        except psutil.Error:
-            return
-        for child in children:
+        for child in self._children():
             said = _said(child)
             rank, same = said.get("RANK", ""), all(said.get(name) == self.env[name] for name in _START)
             if same and rank.isdecimal() and rank != self.env["RANK"] and not is_gone(child):
                 self.seen[int(rank)] = child
 
+    def nameless(self) -> list[int]:
+        """Processes that ended before anybody could tell which ranks they were, while not all of this machine have
+        come: alike, of the same moment, and their parent has yet to ask for their exit codes."""
+        ranks = self.env.get("LOCAL_WORLD_SIZE", self.env.get("WORLD_SIZE", ""))
+        if not ranks.isdecimal() or len(self.seen) + 1 >= int(ranks):
+            return []
+        own, known = psutil.Process(), {child.pid for child in self.seen.values()}
+        born, name = own.create_time(), own.name()
+        return [c.pid for c in self._children() if c.pid not in known and _is_zombie(c, born=born, name=name)]
+
+    def _children(self) -> list[psutil.Process]:
+        if self.parent is None or self.parent.pid == 1 or not self.env.keys() >= {"RANK", *_START}:
+            return []
+        try:
+            return list(self.parent.children())
+        except psutil.Error:
+            return []
+
     def gone(self) -> dict[int, int]:
         """Ranks that were here and have ended: their process ids."""
         return {rank: child.pid for rank, child in self.seen.items() if is_gone(child)}
+
+
+def _is_zombie(process: psutil.Process, *, born: float, name: str) -> bool:
+    try:
+        zombie = process.status() == psutil.STATUS_ZOMBIE
+        return bool(zombie and abs(process.create_time() - born) < _SAME_MOMENT_S and process.name() == name)
+    except psutil.Error:
+        return False
 
 
 @dataclass(frozen=True)
@@ -96,9 +121,11 @@ class Early:
     siblings: Siblings
     signals: EarlySignals | None
 
-    @classmethod
-    def here(cls) -> Early:
-        return cls(Siblings.here(), EarlySignals.heard())
+
+@functools.cache
+def early() -> Early:
+    """Of this process, from the first call on."""
+    return Early(Siblings.here(), EarlySignals.heard())
 
 
 def _said(process: psutil.Process) -> Mapping[str, str]:

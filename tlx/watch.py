@@ -31,7 +31,7 @@ from tlx import verdict as verdicts
 from tlx.errors import TlxError, UserError
 from tlx.launcher import RESUMABLE, environment, launched
 from tlx.launcher import rank as launched_rank
-from tlx.processes import Early, is_gone, launcher_above
+from tlx.processes import Early, early, is_gone, launcher_above
 from tlx.run_folder import RunFolder
 from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
 from tlx.terminal import say
@@ -47,7 +47,7 @@ _STUCK_S = 5.0  # left to the main thread to notice what happened by itself
 _BLIND_S = 15.0  # after our own patience; then the threads of this process cannot run any more
 _WISH_S = 120.0  # at most, for what must be on the disk before the process ends
 _ORPHAN_S = 40.0  # for a step boundary and a last checkpoint, once the launcher is gone
-_UNHEARD_S = 30.0  # since ranks have met; then one that has given no sign has died meanwhile
+_UNHEARD_S = 30.0  # then a rank that has given no sign since ranks met, or ended as it was starting, is not waited for
 _CLOSING = ("leaving", "finishing")  # stages in which a rank ends by itself
 _AGAIN = "the same command goes on from the last checkpoint"
 
@@ -100,7 +100,7 @@ class Watch:
     def begin(self, rank: int, size: int) -> None:
         """Begins to watch before ranks can hear of each other: the launcher above, and ranks beside this one."""
         self.rank, self.size, self._meeting = rank, size, True
-        self._early = self._early or Early.here()
+        self._early = self._early or early()
         self._heard_before = verdicts.read()
         self._run()
 
@@ -121,9 +121,9 @@ class Watch:
     def _met(self) -> None:
         """Ranks hear of each other from here on, or there is nobody else."""
         self._meeting = False
-        early, self._early = self._early, None
-        if early is not None and early.signals is not None:
-            early.signals.close()
+        around, self._early = self._early, None
+        if around is not None and around.signals is not None:
+            around.signals.close()
 
     def _run(self) -> None:
         self._own = Sign(self.rank, socket.gethostname(), os.getpid(), psutil.Process().create_time())
@@ -285,13 +285,19 @@ class Watch:
     def _look_beside(self, passed: float) -> None:
         """Ranks that have not met hear of each other by nothing else: a process beside this one that has ended, the
         verdict of another rank or of the batch script, a signal of the launcher that ends all of them."""
-        early = self._early
-        if early is None or not self._meeting:
+        around = self._early
+        if around is None or not self._meeting:
             return
-        early.siblings.look()
-        gone, said = early.siblings.gone(), verdicts.read()
+        around.siblings.look()
+        gone, said = around.siblings.gone(), verdicts.read()
         told = said if said != self._heard_before and said is not None else {}
-        signalled = early.signals is not None and early.signals.came()
+        signalled = around.signals is not None and around.signals.came()
+        nameless = around.siblings.nameless()
+        self._nameless_s = self._nameless_s + passed if nameless else 0.0
+        if self._nameless_s >= _UNHEARD_S:
+            pids = ", ".join(map(str, nameless))
+            message = f"not all ranks have come, and process {pids} on {self._own.host}, started with them, has ended"
+            self._end(Verdict("died", f"{message}\n  -> look at its output; the same command begins"))
         self._alone_s = self._alone_s + passed if gone or told or signalled else 0.0
         if self._alone_s < 2 * BEAT_S:  # who goes first says why, which takes a moment
             return
@@ -309,7 +315,7 @@ class Watch:
             self._end(Verdict("asked", message))
 
     _heard_before: Mapping[str, Any] | None = None
-    _orphan_s, _alone_s, _unheard_s = 0.0, 0.0, 0.0
+    _orphan_s, _alone_s, _unheard_s, _nameless_s = 0.0, 0.0, 0.0, 0.0
 
     def _follow(self, wire: Wire, passed: float) -> None:
         """How long others have been silent, by what the store has answered."""
