@@ -85,7 +85,8 @@ def _become(env: Mapping[str, str], logs: tuple[str, str]) -> None:
     """A process group, output and environment of its own."""
     os.setsid()
     for number, log in enumerate(logs, start=1):
-        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), number)
+        how = os.O_RDWR if log.startswith("/dev/pts/") else os.O_WRONLY  # to be read as well, it becomes the session's
+        os.dup2(os.open(log, how | os.O_CREAT | os.O_APPEND, 0o644), number)
     os.environ.clear()
     os.environ.update(env)
 

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -199,9 +200,9 @@ def shards(tmp_path_factory):
     return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
 
 
-def training(shards, folder):
-    """Of 150 steps, with an evaluation every 50 and a backbone that prints; its configuration."""
-    phases = {"each": {"lr": 0.02}, "feature_extraction": {"duration": 50}, "fine_tuning": {"duration": 100}}
+def training(shards, folder, *, steps=150):
+    """With an evaluation every 50 steps and a backbone that prints; its configuration."""
+    phases = {"each": {"lr": 0.02}, "feature_extraction": {"duration": 50}, "fine_tuning": {"duration": steps - 50}}
     raw = raw_of(shards, folder / "run", phases=phases)
     speaking = {"name": "toys:speaking", "weights": "none"}
     every = {"track": {"every": 1}, "evaluate": {"every": 50}, "checkpoint": {"every": 50}}
@@ -278,28 +279,36 @@ def test_a_log_on_a_full_disk_does_not_end_a_training(shards, tmp_path):
 
 
 def test_a_terminal_that_is_closed_does_not_end_a_training(shards, tmp_path):
-    """Its kernel sends SIGHUP to the session, whose writes fail from then on."""
-    master, slave = pty.openpty()
-    os.set_inheritable(slave, False)
-    process = run_to(os.ttyname(slave), training(shards, tmp_path))
-    shown, run = b"", tmp_path / "run"
-    deadline = time.monotonic() + 60
-    while last_step(run) < 20:
-        assert process.exitcode is None
-        assert time.monotonic() < deadline, shown
-        shown += os.read(master, 1 << 16) if ready(master) else b""
-    os.close(master)
-    os.close(slave)
+    run = tmp_path / "run"
+    process, shown = in_a_terminal_that_is_closed(training(shards, tmp_path), run)
     ended(process, run)
     assert b"feature_extraction" in shown
     assert "Input/output error" in kept(run)
     assert "phase fine_tuning: steps 50 to 150" in kept(run)
 
 
-def ready(handle):
-    import select
+@pytest.mark.slow
+def test_a_launcher_whose_terminal_is_closed_leaves_a_training_that_goes_on_later(shards, tmp_path):
+    run = tmp_path / "run"
+    process, _ = in_a_terminal_that_is_closed(training(shards, tmp_path, steps=20_000), run, ranks=2)
+    process.join(120)
+    assert (status(run)["status"], status(run)["why"]) == ("resumable", "stopped by SIGHUP")
+    assert status(run)["step"] == max(r["step"] for r in rows(run))
 
-    return bool(select.select([handle], [], [], 0.01)[0])
+
+def in_a_terminal_that_is_closed(config, run, *, ranks=1):
+    """A training whose kernel sends SIGHUP to its session at step 20 or so, and refuses what is written from then on:
+    the process, and what it had shown."""
+    master, slave = pty.openpty()
+    process, shown = run_to(os.ttyname(slave), config, ranks=ranks), b""
+    deadline = time.monotonic() + 120
+    while last_step(run) < 20:
+        assert process.exitcode is None, shown
+        assert time.monotonic() < deadline, shown
+        shown += os.read(master, 1 << 16) if select.select([master], [], [], 0.01)[0] else b""
+    os.close(master)
+    os.close(slave)
+    return process, shown
 
 
 # --- commands whose output is their purpose

@@ -494,6 +494,18 @@ def test_a_trial_keeps_the_id_of_its_agent_when_it_goes_on_and_when_it_is_sent(
     assert sync(folder).steps == ()
 
 
+def test_the_agent_of_another_trial_does_not_take_a_run_over(server, folder, monkeypatch, capfd) -> None:
+    """W&B itself would drop our id, project and entity for the agent's."""
+    kept = {"id": "t1", "project": "q", "entity": "team", "sweep": "s1", "url": f"{server.url}/team/q/runs/t1"}
+    (folder / "wandb.json").write_text(json.dumps(kept))
+    for name, value in {**TRIAL, "WANDB_SWEEP_ID": "s2", "WANDB_RUN_ID": "t2", "WANDB_PROJECT": "other"}.items():
+        monkeypatch.setenv(name, value)
+    start(folder, range(1, 3), finished=True)
+    assert list(server.runs) == ["t1"]
+    assert (server.runs["t1"].about["project"], server.runs["t1"].about["sweep"]) == ("q", "s1")
+    assert "WANDB_RUN_ID=t2 (wandb.json: the run in this folder is t1)" in capfd.readouterr().err
+
+
 def test_a_folder_whose_record_is_older_goes_on_with_the_run_that_its_page_names(server, folder) -> None:
     """Before, the id that was asked for was kept, and in a sweep W&B had taken the agent's."""
     page = f"{server.url}/team/q/runs/t1"
