@@ -48,6 +48,8 @@ def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usua
         claimed(place, config)
         try:
             made = build.compose(config, alone, place)
+            for name, text in made.files.items():
+                (place.path / name).write_text(text)
         finally:
             place.release()
         made.stop.close()

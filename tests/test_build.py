@@ -430,7 +430,7 @@ def wide_backbone(classes: int):
         ),
         ({"transforms": ["test_build:no_transform"]}, "test_build:no_transform returned int"),
         ({"transforms": ["random_resized_crop", "test_build:float_transform"]}, "3 x 16 x 16 torch.float32"),
-        ({"transforms": ["test_build:broken_part"]}, r"transforms\[0\]: test_build:broken_part fails: KeyError: 'oh'"),
+        ({"transforms": ["test_build:broken_part"]}, r"transforms\.0: test_build:broken_part fails: KeyError: 'oh'"),
         ({"head": "test_build:no_head"}, "head test_build:no_head returned NoneType"),
         ({"head": "test_build:wide_head"}, "head test_build:wide_head gives .* instead of 3 classes"),
         ({"head": "test_build:broken_part"}, "head test_build:broken_part fails: KeyError: 'oh'"),

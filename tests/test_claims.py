@@ -153,7 +153,7 @@ def test_a_start_that_is_refused_changes_no_byte_of_a_run_that_goes_on(raw, stop
     shutil.copytree(shown["train"], shards / "train")
     try:
         for how in ({}, {"extend": True}):
-            with pytest.raises(UserError, match="the checkpoint belongs to another training"):
+            with pytest.raises(UserError, match="not what this run was trained on"):
                 train(raw(run, phases=longer if how else raw(run)["phases"]), **how)
             assert content(run) == before
     finally:

@@ -11,6 +11,7 @@ import shutil
 import threading
 
 import pytest
+from commands import status, tlx, write_config
 from composed import composer
 from images import make_shards
 from trainings import alone
@@ -347,3 +348,28 @@ def test_every_rank_has_the_verdict_of_rank_0(shards, tmp_path, monkeypatch):
     with pytest.raises(pytest.fail.Exception, match="journal"):
         build.compose(config_of(shards, tmp_path), one, RunFolder(tmp_path / "run"))
     assert set(noticed) == {("told by rank 0",)}
+
+
+@pytest.mark.slow
+def test_two_ranks_refuse_a_changed_shard_and_go_on_once_it_is_back(shards, tmp_path):
+    data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 1}
+    raw = {
+        "run": str(tmp_path / "run"),
+        "data": data,
+        "input": {"size": 16},
+        "backbone": {"name": "toys:small", "weights": "none"},
+        "phases": {"each": {"lr": 0.01, "duration": 60}},
+    }
+    config = write_config(tmp_path / "c.yaml", raw, stop_after=1)
+    tlx("train", config, ranks=2, is_forked=True)
+    assert status(tmp_path / "run")["status"] == "resumable"
+    tar = shards / "train" / "000001.tar"
+    kept = tar.read_bytes()
+    before, after = change(tar)
+    said = tlx("train", config, "stop_after=600", ranks=2, is_forked=True)
+    assert said.returncode == 0  # of a launcher, which would start its ranks again
+    assert said.stderr.count(f"{tar}: its bytes were changed: their SHA-256 is {after}, expected {before}") == 1
+    assert status(tmp_path / "run")["status"] == "user-error"
+    tar.write_bytes(kept)
+    said = tlx("train", config, "stop_after=600", "data.verify=all", ranks=2, is_forked=True)
+    assert status(tmp_path / "run")["status"] == "done", said.stderr
