@@ -128,7 +128,6 @@ def test_a_run_whose_settings_mean_the_same_is_extended(v0_1):
 
 
 FURTHER = ["further.more.duration=2ep", "further.more.warmup=1", "further.more.curve={name: multi_step, at: ['50%']}"]
-"""A curve that meant something else to 0.1.0, in a phase that 0.1.0 has never trained."""
 
 
 @pytest.mark.parametrize("rewritten", [False, True], ids=["at once", "after a start by now"])

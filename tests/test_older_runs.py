@@ -14,7 +14,7 @@ from tlx.checkpoint import _hash_of
 from tlx.config import EMA, dump, parse
 from tlx.engine import fit
 from tlx.errors import UserError
-from tlx.extend import Extend
+from tlx.extend import FILE, Extend, shape
 from tlx.resume import resume, settle
 from tlx.run_folder import RunFolder
 from tlx.written_config import changes, essential
@@ -190,3 +190,18 @@ def test_a_curve_that_every_phase_overrides_is_none_of_them(tmp_path):
     older(tmp_path, raw, phases=[{"name": "head"}]).refuse_changes(parse(raw))
     with pytest.raises(UserError, match=r"phases\.tuning\.curve \(step\): its points"):
         older(tmp_path, raw, phases=[{"name": "head"}, {"name": "tuning"}]).refuse_changes(parse(raw))
+
+
+@pytest.mark.parametrize(("step", "refused"), [(4, False), (7, True)])
+def test_of_an_extended_run_what_was_trained_before_counts(tmp_path, step, refused):
+    """A curve whose points meant something else came with the extension, or was there while 0.1.0 trained its phase."""
+    said = {"each": {"lr": 0.1, "duration": "4ep"}}
+    changed = {**said, "tuning": {"curve": {"name": "step", "every": "2ep"}, "warmup": "1ep"}}
+    raw = {**RAW, "run": str(tmp_path), "phases": {**changed, "head": {}}}
+    run = older(tmp_path, raw, phases=[{"name": "head", "start": 0}, {"name": "tuning", "start": 6}])
+    former = as_before(parse({**raw, "phases": {**(changed if refused else said), "head": {}}, "seed": 9}))
+    asked = shape(parse(raw))
+    entry = {"step": step, "before": {"config": former}, "asked": asked, "now": asked}
+    (tmp_path / FILE).write_text(json.dumps([entry]))
+    with pytest.raises(UserError, match=r"phases\.tuning\.curve \(step\): its points") if refused else nullcontext():
+        run.refuse_changes(parse(raw))
