@@ -447,6 +447,6 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, s
         about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
         return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
 
-    console = Console(steps, world.main and not silent, instead=folder.path / "console.txt")
+    console = Console(steps, world.main and not silent)
     metrics = MetricsFile(folder.metrics, console.note, folder.is_displaced)
     return Journal(metrics if world.main else None, console, trackers)

@@ -276,10 +276,10 @@ def main() -> None:
 
 
 def _tell_verdict(code: int, message: str | None) -> None:
-    """For whoever asked for it by TLX_VERDICT: what has not been said by whoever knew more."""
+    """Of a training, for whoever asked for it by TLX_VERDICT: what has not been said by whoever knew more."""
     from tlx import verdict
 
-    if verdict_file() is not None:
+    if sys.argv[1:2] == ["train"] and verdict_file() is not None:
         status: verdict.Status = "done" if code == 0 else "user-error" if code == 2 else "fault"
         verdict.give_if_none("resumable" if code == 130 else status, **({"message": message[:2000]} if message else {}))
 

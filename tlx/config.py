@@ -125,7 +125,7 @@ class Part(Model):
 
 def _part_of(group: str) -> Any:
     def check(part: Part, info: ValidationInfo) -> Part:
-        if group not in plug.PURE and info.context == WITHOUT_LIBRARIES:
+        if info.context == WITHOUT_LIBRARIES and (group not in plug.PURE or ":" in part.name):
             return part
         return _of_value(lambda: _known_part(group, part))
 
@@ -635,6 +635,9 @@ def dump(config: Config) -> str:
 def _meant(steps: Sequence[str | int]) -> str:
     """A clause of what an unknown key was meant to be."""
     *above, word = steps
+    own = _elsewhere().get(str(word).lower().replace("-", "_"), "").partition("=")[0].rpartition(".")[2]
+    if above and own in keys_at(Config, above):  # the same word beside it
+        return f'; did you mean "{".".join(map(str, (*above, own)))}"?'
     return right_key(str(word), keys=_elsewhere()) or did_you_mean(str(word), keys_at(Config, above))
 
 

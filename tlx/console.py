@@ -12,7 +12,8 @@ from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tlx.launcher import environment
-from tlx.terminal import BestEffort, clock, escaped, keep_in
+from tlx.terminal import BestEffort, clock, escaped
+from tlx.terminal import keep_in as keep_all_in
 
 QUIET_S = 5.0
 """In a log, rows of training come at most this often; evaluations always."""
@@ -41,14 +42,19 @@ class Console:
         shown = file or sys.stdout
         self._total, self._enabled = total_steps, enabled and shown is not None  # the shell's `>&-`
         self._stream = BestEffort.over(shown) if self._enabled else None
-        if self._stream is not None and instead is not None:
-            self._stream.instead = instead
-            keep_in(instead)
+        if instead is not None:
+            self.keep_in(instead)
         self._out = Terminal(file=self._stream, highlight=False, soft_wrap=True, emoji=False)  # type: ignore[arg-type]
         self._bar: Progress | None = None
         self._task: Any = None
         self._said = 0.0
         self._speed: dict[str, float] = {}
+
+    def keep_in(self, file: Path) -> None:
+        """From now on what cannot be shown is kept there, also what has waited in memory."""
+        if self._stream is not None:
+            self._stream.instead = file
+            keep_all_in(file)
 
     def plan(self, text: str) -> None:
         """The plan, on top of everything."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from tlx.errors import UserError, did_you_mean
 
 VARIABLE = "WANDB_RUN_ID"
+_PLACE = re.compile(r"(?<!\$)\{trial\}")  # ${trial} is a variable
 
 
 def with_trial(path: str, env: Mapping[str, str]) -> str:
@@ -19,10 +20,10 @@ def with_trial(path: str, env: Mapping[str, str]) -> str:
     Raises:
         UserError: nobody has given one, it cannot be a folder's name, or the placeholder is misspelt.
     """
-    for word in re.findall(r"\{(\w+)\}", path):
+    for word in re.findall(r"(?<!\$)\{(\w+)\}", path):
         if word != "trial" and (near := did_you_mean(word, ["trial"])).startswith("; did"):
             raise UserError(f'there is no "{{{word}}}" to fill in{near}')
-    if "{trial}" not in path:
+    if not _PLACE.search(path):
         return path
     trial = env.get(VARIABLE, "")
     if not trial:
@@ -32,4 +33,4 @@ def with_trial(path: str, env: Mapping[str, str]) -> str:
         )
     if "/" in trial or trial in (".", "..") or not trial.isprintable():
         raise UserError(f"{{trial}}: {VARIABLE}={trial!a} cannot be a folder's name")
-    return path.replace("{trial}", trial)
+    return _PLACE.sub(lambda _: trial, path)

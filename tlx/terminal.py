@@ -15,7 +15,7 @@ import select
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -88,6 +88,9 @@ class BestEffort:
 
     def __getattr__(self, name: str) -> Any:  # isatty, fileno, encoding, buffer ...
         return getattr(self.stream, name)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        self.write("".join(lines))
 
     def write(self, text: str) -> int:
         try:

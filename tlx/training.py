@@ -59,7 +59,8 @@ def train(
             return _train(config, folder, watch, leaving, start, began=None if command else began)
         except BaseException as error:
             told = watch.explained(error)
-            watch.say("user-error" if isinstance(told, UserError) else "fault", str(told))
+            stopped = "resumable" if isinstance(told, KeyboardInterrupt) else "fault"
+            watch.say("user-error" if isinstance(told, UserError) else stopped, str(told) or type(told).__name__)
             if told is error:
                 raise
             raise told from error
@@ -140,6 +141,7 @@ def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
     if not claim.aside:
         check_resumable(run, claim.extension)
     folder.claim(claim, run.files)
+    run.journal.console.keep_in(folder.path / "console.txt")
     if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
         with contextlib.suppress(OSError):
             run.stop.clear_older()

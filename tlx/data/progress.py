@@ -37,6 +37,6 @@ def in_processes(
 
     from tlx.terminal import BestEffort
 
-    shown: Any = BestEffort(sys.stderr, "standard error")  # a terminal that is closed does not end the work
+    shown: Any = BestEffort.over(sys.stderr, "standard error")  # a terminal that is closed does not end the work
     first = list(islice(results, 1))  # so that the processes are there before the bar's thread is
     yield from track(chain(first, results), description=title, total=len(tasks), console=Console(file=shown))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from tlx import plug
 from tlx.config import Part
 from tlx.errors import UserError
 from tlx.history import read_history
+from tlx.launcher import environment
 from tlx.parsing import from_yaml_file
 from tlx.run_lock import holder
 from tlx.tracking import wandb_run
@@ -134,7 +134,7 @@ def _target(folder: Path, project: str | None, entity: str | None) -> Target:
         raise UserError("no status.json says the id of this run", where=str(folder), todo="is it complete?")
     config, record = _config(folder / "config.yaml"), Record.read(folder)
     said = _arguments(config)
-    env = {name: os.environ.get(name, "") for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_DIR")}
+    env = {name: environment().get(name) for name in ("WANDB_PROJECT", "WANDB_ENTITY", "WANDB_DIR")}
     if said is None and not (project or record.id or env["WANDB_PROJECT"]):
         raise UserError(
             "this run was never logged to W&B",

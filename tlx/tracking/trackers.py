@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tlx.errors import UserError
 from tlx.invocation import command
+from tlx.launcher import environment
 from tlx.terminal import say
 from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
@@ -40,7 +40,7 @@ def wandb(
     rows = read_rows(run.folder / "metrics.jsonl")
     wandb_run.forget_empty_variables()
     asked, record = Asked(project, entity, tags, mode), Record.read(run.folder)
-    choice = choose(asked, record, os.environ, run_id=run.run_id, name=run.name, here=Path.cwd())
+    choice = choose(asked, record, environment().variables, run_id=run.run_id, name=run.name, here=Path.cwd())
     if choice.note is not None:
         say(f"note: {choice.note}", error=True)
     target = wandb_run.Target(run.folder, choice, run.config, command(run.folder))

@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from tlx.data.location import without_credentials
 from tlx.files import write_whole
+from tlx.launcher import environment
 from tlx.metrics import Metric
 from tlx.reachable import reachable
 from tlx.tracking.tracker import TrackingError, warn
@@ -120,7 +121,7 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
     library.setup().settings.sweep_id = None
     settings: Any = library.Settings(
         console="off", silent=True, finish_timeout=send_s or SEND_S, finish_timeout_raises=True, sweep_id=choice.sweep,
-        init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT", INIT_S)),
+        init_timeout=float(environment().get("WANDB_INIT_TIMEOUT") or INIT_S),
         # W&B would take sys.argv, git's difference and the program as they are; addresses in them may hold passwords.
         x_disable_meta=True, disable_git=True, save_code=False,
     )  # fmt: skip
