@@ -25,6 +25,7 @@ elif [ "$gpus" -eq 1 ]; then launch=(accelerate launch --config_file launch/one_
 else launch=(accelerate launch --config_file launch/cpu.yaml); fi
 verdict="$(mktemp)"
 train() {  # under a launcher a mistake or a stop exits 0: the verdict tells
+    : >"$verdict"
     TLX_VERDICT="$verdict" "${launch[@]}" -m tlx train "configs/quickstart/$1.yaml"
     grep -q '^{"status": "done"' "$verdict"
 }

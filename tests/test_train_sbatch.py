@@ -166,10 +166,14 @@ def test_a_task_that_has_begun_may_fail_with_such_words(job):
 
 def test_where_slurm_does_not_requeue_the_next_job_is_queued(job):
     job.record(requeue=0)
+    script = ROOT / "slurm" / "train.sbatch"
+    queued = f"sbatch --parsable --dependency=afterany:5 {script} c.yaml seed=1"
+    job.start("seed=1", "--fresh", CHAIN="yes", **OTHERS)
+    assert job.calls("sbatch") == [f"{queued} --fresh"]  # it ended before it had begun anew
+    (job.run / "slurm" / "5.fresh").touch()
     done = job.start("seed=1", "--fresh", CHAIN="yes", **OTHERS)
     assert "Slurm does not requeue this job; job 77 goes on in its place" in done.stdout, done
-    script = ROOT / "slurm" / "train.sbatch"
-    assert job.calls("sbatch") == [f"sbatch --parsable --dependency=afterany:5 {script} c.yaml seed=1"]
+    assert job.calls("sbatch")[1:] == [queued]
     handed = job.environment("sbatch")
     assert handed["TLX_CHAIN"] == "5"
     assert not [name for name in handed if name.startswith("SLURM_")]

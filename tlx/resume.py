@@ -144,7 +144,7 @@ def settle(run: Run) -> None:
     if run.world.main:
         run.saver.settle()
         run.saver.follow()
-        if run.saver.written == run.saved >= 0 and not run.checkpoints.path(run.saved).is_dir():
+        if run.saved >= 0 and not run.checkpoints.path(run.saved).is_dir():
             run.saver.save(run.saved, snapshot(run))
             run.saver.settle()
     written = run.world.from_main(run.saver.written)

@@ -85,7 +85,7 @@ def _train(
     leaving.callback(world.leave)
     claim: Claim = together(world, lambda: _look(config, folder, start, world.size) if world.main else None)
     claim = world.from_main(claim)
-    config = claim.config
+    config = _with_own_cache(claim.config, config)
     if claim.result is not None:
         if world.main:
             _show_done(config, folder, claim.result)
@@ -130,6 +130,12 @@ def _show_done(config: Config, folder: RunFolder, result: Mapping[str, Any]) -> 
     verdict.give("done", step=result["step"])
 
 
+def _with_own_cache(config: Config, own: Config) -> Config:
+    """Rank 0's configuration, with the folder of this machine's cache, which may be another one on each ($TMPDIR)."""
+    cache = config.data.cache.model_copy(update={"folder": own.data.cache.folder})
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": cache})})
+
+
 def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
     """The first step can be made: from here on the folder is this training's, of the longer run where it is extended.
 
@@ -141,6 +147,7 @@ def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
     if not claim.aside:
         check_resumable(run, claim.extension)
     folder.claim(claim, run.files)
+    run.world.watch.claimed = True
     run.journal.console.keep_in(folder.path / "console.txt")
     if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
         with contextlib.suppress(OSError):

@@ -76,7 +76,10 @@ def verify(how: Verify, run: Path | None, world: World, manifests: Manifests) ->
     if how == "all":
         unknown = [m.describe_shard(i) for m in manifests.values() for i, s in enumerate(m.shards) if not s.sha256]
     merged = {
-        key: {name: _with_hash(one, former.get(key, {}).get(name)) for name, one in shards.items()}
+        key: {
+            name: _with_hash(one, former.get(key, {}).get(name), unread=how == "lengths")
+            for name, one in shards.items()
+        }
         for key, shards in seen.items()
     }
     return Verified(merged, _notes(unknown, how))
@@ -107,18 +110,19 @@ def _has_checkpoint(run: Path) -> bool:
     return any((run / "checkpoints").glob("step-*"))
 
 
-def _with_hash(now: Seen, before: Seen | None) -> Seen:
+def _with_hash(now: Seen, before: Seen | None, *, unread: bool) -> Seen:
     known = now.sha256 or (before.sha256 if before is not None else None)
-    return Seen(now.bytes, now.modified, known)
+    is_owed = unread and before is not None and before.bytes == now.bytes  # a later start is to read it
+    return Seen(now.bytes, before.modified if before is not None and is_owed else now.modified, known)
 
 
 def _read_together(
     world: World, manifests: Manifests, wanted: Sequence[tuple[str, Suspect]], *, everywhere: bool
 ) -> list[str]:
     """Reads shards, on each machine or on rank 0's, each rank of it its part; every rank gets what all have found."""
-    hosts = world.gather(socket.gethostname()) if wanted else []
-    if not wanted:
+    if not any(world.gather(bool(wanted))):  # machines may have indexes of their own, with hashes and without
         return []
+    hosts = world.gather(socket.gethostname())
     if world.main:
         size = sum(manifests[key].shards[s.shard].bytes for key, s in wanted)
         count, less = len(wanted), "changed" if everywhere else "lengths"

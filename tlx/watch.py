@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from tlx import verdict as verdicts
 from tlx.errors import TlxError, UserError
-from tlx.launcher import RESUMABLE, environment, launched, relaunched
+from tlx.launcher import RESUMABLE, environment, launched, relaunched, verdict_file
 from tlx.launcher import rank as launched_rank
 from tlx.processes import Early, early, is_gone, launcher_above
 from tlx.run_folder import RunFolder
@@ -101,7 +101,7 @@ class Watch:
         """Begins to watch before ranks can hear of each other: the launcher above, and ranks beside this one."""
         self.rank, self.size, self._meeting = rank, size, True
         self._early = self._early or early()
-        self._heard_before = verdicts.read() if relaunched() else None  # each start has a file of its own
+        self._heard_before = verdicts.read() if relaunched() or _is_old(verdict_file()) else None
         self._run()
 
     def start(self, store: Store | None, rank: int, size: int, *, serves: bool = False) -> None:
@@ -624,3 +624,11 @@ def _from_others(error: BaseException) -> bool:
     if isinstance(error, dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _OTHERS)
+
+
+def _is_old(verdict: Path | None) -> bool:
+    """Whether a verdict is of a start before this one; a minute is for clocks that differ."""
+    try:
+        return verdict is not None and verdict.stat().st_mtime < psutil.Process().create_time() - 60
+    except OSError:
+        return False

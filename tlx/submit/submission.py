@@ -16,6 +16,7 @@ from tlx.data.location import without_credentials
 from tlx.errors import UserError
 from tlx.extend import Extend
 from tlx.files import write_whole
+from tlx.parsing import to_yaml
 from tlx.run_folder import JOBS, RunFolder, Start
 from tlx.submit import checks, slurm
 from tlx.submit import job as jobs
@@ -102,7 +103,7 @@ def prepare(
         ended.of(lambda: RunFolder(config.run).refuse_changes(config))
         return Submission(job, script(job, template, command), arguments, ended, done=not ended.problems)
     made = checks.check_training(config, job, findings)
-    frozen = _written(config)
+    frozen = _written(config, file, overrides)
     findings.warnings += checks.check_words(overrides, frozen=frozen is not None)
     checks.check_folder(config, job, findings, changed=start.fresh or start.extends)
     text = script(job, template, command)
@@ -170,9 +171,17 @@ def follow(job: str, run: Path) -> str:
     return "\n".join(f"  {command:<{width}}  {what}" for command, what in lines)
 
 
-def _written(config: Config) -> str | None:
+def _written(config: Config, file: Path, overrides: Sequence[str]) -> str | None:
+    """The configuration as the job will read it; None where it would hold credentials. The cache's folder stays as it
+    was written, since a variable in it (`$TMPDIR`) is another folder on each node."""
     places = [place for place in (config.data.train, config.data.val) if place]
-    return configs.dump(config) if all(without_credentials(place) == place for place in places) else None
+    if any(without_credentials(place) != place for place in places):
+        return None
+    content, raw = configs.plain(config), configs.read(file, overrides)
+    cache = (raw.get("data") or {}).get("cache")
+    if isinstance(cache, dict) and cache.get("folder") is not None:
+        content["data"]["cache"]["folder"] = str(cache["folder"])
+    return to_yaml(content)
 
 
 def _kept(folder: Path, text: str) -> Path:
