@@ -59,14 +59,19 @@ def train(
             return _train(config, folder, watch, leaving, start, began=None if command else began)
         except BaseException as error:
             told = watch.explained(error)
-            stopped = "resumable" if isinstance(told, KeyboardInterrupt) else "fault"
-            watch.say("user-error" if isinstance(told, UserError) else stopped, str(told) or type(told).__name__)
+            watch.say(_status_of(told), str(told) or type(told).__name__)
             if told is error:
                 raise
             raise told from error
         finally:
             watch.close()
             folder.release()
+
+
+def _status_of(error: BaseException) -> verdict.Status:
+    if isinstance(error, UserError):
+        return "user-error"
+    return "resumable" if isinstance(error, KeyboardInterrupt) else "fault"
 
 
 def _train(
