@@ -185,7 +185,7 @@ def test_where_slurm_does_not_requeue_the_next_job_is_queued(job):
     done = job.start(CHAIN="yes", TLX_CHAIN="1", MAX_TRIES="3", step=step)
     assert "4 starts in a row have brought no new checkpoint: not requeued" in done.stdout, done
     assert "the first node to fail, start by start: n2 n2 n2 n2. To leave one out: --exclude=NODE" in done.stdout
-    assert len(job.calls("sbatch")) == 1
+    assert len(job.calls("sbatch")) == 2
 
 
 def test_nodes_with_unequal_gpus(job):

@@ -61,7 +61,7 @@ def _value(match: re.Match[str], where: str | None) -> str:
     shown = escaped(match[0][:100])
     if not _NAME.fullmatch(name):
         raise UserError(f"{shown} is no variable", where=where, todo="only a name may stand in the braces: ${NAME}")
-    value = environment().get(name)
+    value = environment().variables.get(name)
     if not value:
         raise UserError(
             f"the variable {shown} is {'not set' if value is None else 'empty'}",
