@@ -14,7 +14,8 @@ FAKES = {
     "scontrol": '[ "$1 $2" != "show hostnames" ] || echo localhost; [ "$1" != requeue ] || touch "$RUN/../requeued"',
     "squeue": "echo RUNNING None",
     "sleep": "",
-    "training": '[ "$1" != -c ] || exit 0; [ -z "$SAYS" ] || echo "$SAYS" >"$TLX_VERDICT"; eval "${DOES:-}"; exit "$CODE"',
+    "training": '[ "$1" != -c ] || exit 0\n'
+    '[ -z "$SAYS" ] || echo "$SAYS" >"$TLX_VERDICT"; eval "${DOES:-}"; exit "$CODE"',
 }
 
 
