@@ -363,6 +363,7 @@ def test_where_a_run_stands_is_told_from_its_folder(whole, config, tmp_path):
         folder_of(killed, ["seed=1"])
 
 
+@pytest.mark.slow
 def test_a_stream_that_is_closed_changes_no_exit_code(config, tmp_path):
     short = "phases.feature_extraction.duration=2 phases.fine_tuning.duration=2"
 
