@@ -394,7 +394,7 @@ case "$*" in
 esac
 echo "$(hostname) $*"
 [ "${SLURM_RESTART_COUNT:-0}" -ge "${FAILS:-0}" ] || exit 1
-[ "$SLURM_PROCID" != 0 ] || echo '{"status": "done"}' >"$run/status.json"
+[ "$SLURM_PROCID" != 0 ] || echo '{"status": "done"}' >"$TLX_VERDICT"
 """
 SMALL = ("--gpus-per-node=1", "--cpus-per-task=2")
 
