@@ -16,6 +16,7 @@ from images import make_shards
 from test_extend import raw_of
 from wandb_server import served
 
+from tlx import sweep
 from tlx.config import parse
 from tlx.errors import ConfigError
 from tlx.tracking.wandb_target import Asked, Record, choose
@@ -157,3 +158,9 @@ def test_a_real_agent_runs_two_trials_each_with_a_folder_and_a_run_of_its_own(tm
             assert run.steps == sorted({row["step"] for row in rows(folder / trial)})
             assert (run.about["project"], run.about["sweep"], run.state) == ("vision", "sweep1", "finished")
     assert not (Path(os.getcwd()) / "runs" / "sweep").exists()
+
+
+def test_a_variable_of_that_name_is_no_trial():
+    """``${trial}`` is filled in by tlx.paths."""
+    assert sweep.with_trial("runs/${trial_id}/${trial}", {}) == "runs/${trial_id}/${trial}"
+    assert sweep.with_trial("runs/${trial}/{trial}", {sweep.VARIABLE: "x1"}) == "runs/${trial}/x1"
