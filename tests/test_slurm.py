@@ -507,17 +507,18 @@ def test_what_a_job_has_is_what_its_launchers_get(cluster, launch):
 
 
 @pytest.mark.slow
-def test_where_slurm_does_not_requeue_a_chain_of_jobs_goes_on(cluster, launch, tmp_path):
-    """The script holds all its options, as those of tlx submit do: the successor is the same job."""
-    text = TRAIN.read_text()
-    for option, value in (("gpus-per-node", "1"), ("cpus-per-task", "2")):
-        text = re.sub(rf"(?m)^#SBATCH --{option}=.*$", f"#SBATCH --{option}={value}", text)
-    text = text.replace("#SBATCH --requeue\n", "#SBATCH --no-requeue\n")
-    (tmp_path / "chain.sbatch").write_text(text)
-    first, run = launch("chain", script=tmp_path / "chain.sbatch", FAILS="1", MAX_TRIES="1", CHAIN="yes")
-    assert cluster.ended(first, timeout=60)["ExitCode"] == "1:0", told(run)
+def test_where_slurm_does_not_requeue_a_chain_of_jobs_goes_on(cluster, launch):
+    """The successor is the same job, also where the command line of sbatch says otherwise than the script's header."""
+    options = (*SMALL, "--time=11:00:00", "--no-requeue")
+    first, run = launch("chain", *options, FAILS="1", MAX_TRIES="1", CHAIN="yes")
+    before = cluster.ended(first, timeout=60)
+    assert before["ExitCode"] == "1:0", told(run)
     second = re.search(rf"job {first}, start 1: Slurm does not requeue this job; job (\d+) goes on", told(run))[1]
-    assert cluster.ended(second, timeout=60)["Dependency"] in ("(null)", ""), told(run)
+    after = cluster.ended(second, timeout=60)
+    assert after["Dependency"] in ("(null)", ""), told(run)
+    asked = ("TimeLimit", "NumNodes", "CPUs/Task", "TresPerNode", "Partition", "Requeue")
+    assert [after[name] for name in asked] == [before[name] for name in asked]
+    assert [after[name] for name in asked[:4]] == ["11:00:00", "2", "2", "gres:gpu:1"], told(run)
     # which fails too, and counts on: two starts in a row without a checkpoint
     assert f"job {second}, start 1: 2 starts in a row have brought no new checkpoint: not requeued" in told(run)
     assert (run / "slurm" / f"{first}.tries").read_text() == "2\n"

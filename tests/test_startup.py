@@ -11,7 +11,7 @@ import pytest
 import yaml
 from commands import environment
 
-from tlx.errors import ConfigError
+from tlx.errors import ConfigError, UserError
 from tlx.standing import folder_of
 
 HEAVY = (
@@ -39,7 +39,8 @@ for words in json.loads(sys.argv[1]):
 @pytest.fixture
 def config(tmp_path):
     raw = {"run": str(tmp_path / "run"), "data": {"train": "x", "batch": 8}, "backbone": {"name": "timm/resnet18"}}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw | {"optimizer": "sgd", "phases": {"each": {"lr": 0.1}}}))
+    raw |= {"optimizer": "sgd", "phases": {"each": {"lr": 0.1}}, "transforms": ["random_resized_crop"]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(raw))
     return tmp_path / "c.yaml"
 
 
@@ -48,6 +49,7 @@ def test_commands_that_only_look_import_no_library(config, tmp_path):
     (tmp_path / "old").mkdir()
     commands = [
         ["--version"], ["-h"], ["status", "-h"], ["submit", "-h"], ["train", "-h"], ["status", str(tmp_path / "old")],
+        ["status", "--folder", str(config), "optimizer=adamw", "optimizer.betas.1=0.9", "transforms.0.scale.0=0.5"],
         ["status", "--folder", str(config), "seed=1", "--each", "seed=2", "--each", "phases.each.curve=cosine"],
     ]  # fmt: skip
     done = subprocess.run(
@@ -56,7 +58,7 @@ def test_commands_that_only_look_import_no_library(config, tmp_path):
     )  # fmt: skip
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert [words for words, _, _ in shown] == commands
-    assert shown[-1][1] == f"{tmp_path / 'run'}\n"
+    assert [said for _, said, _ in shown[-2:]] == [f"{tmp_path / 'run'}\n"] * 2
     for words, said, modules in shown:
         assert said, words
         assert not {*HEAVY} & {*modules}, words
@@ -74,3 +76,17 @@ def test_a_folder_comes_with_what_is_wrong_with_the_values(config):
     assert 'optimizer: there is no optimizer "adamv"; did you mean "adam" or "adamw"' in part
     with pytest.raises(ConfigError, match=r'phases\.each\.curve: there is no curve "cosin"'):
         folder_of(config, ["phases.each.curve=cosin"])
+
+
+def test_values_that_say_the_same_are_one_training(config):
+    """Of a sweep each value is a run: 010 is 10 in YAML 1.2, and a rate may be written in two ways."""
+    several = ["seed=10", "seed=9", "seed=010", "phases.each.lr=1e-3", "phases.each.lr=0.001", "data.batch=010"]
+    with pytest.raises(ConfigError) as caught:
+        folder_of(config, [], several)
+    assert caught.value.problems == (
+        "seed=010 is the same as seed=10; leave one of them out",
+        "phases.each.lr=0.001 is the same as phases.each.lr=1e-3; leave one of them out",
+    )
+    with pytest.raises(UserError, match=r"^seed=1 stands twice\n  -> leave one of them out$"):
+        folder_of(config, [], ["seed=1", "seed=1"])
+    assert folder_of(config, ["seed=1"], ["seed=1", "data.batch=8", "data.batch=9"])

@@ -3,6 +3,7 @@ another job's. What a real cluster does is in test_slurm.py."""
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 import time
@@ -29,7 +30,7 @@ esac
 """
 RECORD = """\
 JobId=5 JobName=tlx
-   UserId=me(1) Requeue={requeue} Restarts={restarts} BatchFlag=1
+   UserId=me(1) Requeue={requeue} Restarts={restarts} BatchFlag=1 {about}
    JOB_GRES=
      Nodes=localhost CPU_IDs=0-3 Mem=0 GRES={gres}
      Nodes=other CPU_IDs=0-3 Mem=0 GRES={other}
@@ -59,8 +60,11 @@ class Job:
             (folder / "bin" / name).chmod(0o755)
         self.record()
 
-    def record(self, *, restarts: int = 0, requeue: int = 1, gres: str = "", other: str | None = None) -> None:
-        text = RECORD.format(restarts=restarts, requeue=requeue, gres=gres, other=gres if other is None else other)
+    def record(
+        self, *, restarts: int = 0, requeue: int = 1, gres: str = "", other: str | None = None, about: str = ""
+    ) -> None:
+        numbers = {"restarts": restarts, "requeue": requeue}
+        text = RECORD.format(**numbers, gres=gres, other=gres if other is None else other, about=about)
         (self.folder / "record").write_text(text)
 
     def start(self, *words: str, step: str = "exit 1", **env: str) -> subprocess.CompletedProcess[str]:
@@ -165,7 +169,7 @@ def test_a_task_that_has_begun_may_fail_with_such_words(job):
 
 
 def test_where_slurm_does_not_requeue_the_next_job_is_queued(job):
-    job.record(requeue=0)
+    job.record(requeue=0, about=f"NumNodes=2 TresPerNode=gres:gpu:2 Comment=tlx:{job.run}")
     script = ROOT / "slurm" / "train.sbatch"
     queued = f"sbatch --parsable --dependency=afterany:5 {script} c.yaml seed=1"
     job.start("seed=1", "--fresh", CHAIN="yes", **OTHERS)
@@ -186,6 +190,33 @@ def test_where_slurm_does_not_requeue_the_next_job_is_queued(job):
     assert "4 starts in a row have brought no new checkpoint: not requeued" in done.stdout, done
     assert "the first node to fail, start by start: n2 n2 n2 n2. To leave one out: --exclude=NODE" in done.stdout
     assert len(job.calls("sbatch")) == 2
+
+
+def test_a_successor_has_the_options_that_only_the_command_line_said(job):
+    """Its header has those of the script; the other ones are known to Slurm alone, and what is lost is said at once."""
+    about = (
+        "Account=me QOS=(null) TimeLimit=1-06:00:00 Partition=gpu ReqNodeList=(null) ExcNodeList=n[7-8] NumNodes=4 "
+        "CPUs/Task=96 MinMemoryNode=480G Features=a100&ib MailUser=me MailType=END,FAIL\n"
+        "   TresPerNode=gres:gpu:a100:8,gres:nvme:1"
+    )
+    job.record(requeue=0, about=about)
+    done = job.start("seed=1", CHAIN="yes")
+    (call,) = job.calls("sbatch")
+    own = "--nodes=4 --time=1-06:00:00 --partition=gpu --account=me --constraint=a100&ib --cpus-per-task=96 --mem=480G "
+    own += "--exclude=n[7-8] --mail-user=me --mail-type=END,FAIL --gpus-per-node=a100:8 --gres=nvme:1 --no-requeue"
+    script = str(ROOT / "slurm" / "train.sbatch")
+    assert shlex.split(call) == [
+        *("sbatch", "--parsable", "--dependency=afterany:5", *own.split(), script, "c.yaml", "seed=1")
+    ]
+    first = done.stdout.splitlines()[0]
+    assert f"its successor is queued with {own}; any other option of sbatch's command line (--signal, " in first, done
+    job.record(
+        requeue=0, about="NumNodes=2 MinMemoryCPU=2G MinMemoryNode=0 TresPerNode=gres/gpu"
+    )  # as later Slurms say
+    assert "is queued with --nodes=2 --mem-per-cpu=2G --gpus-per-node=1 --no-requeue; " in job.start(CHAIN="yes").stdout
+    job.record(requeue=0, about="NumNodes=2")
+    assert "is queued with --nodes=2 --gpus-per-node=0 --no-requeue; " in job.start(CHAIN="yes").stdout
+    assert "successor" not in job.start(CHAIN="").stdout
 
 
 def test_nodes_with_unequal_gpus(job):
@@ -238,7 +269,8 @@ def test_an_array_is_looked_at_by_one_command_and_handed_no_other_job(job):
         f'#!/bin/sh\nprintf "%s\\n" "$*" >>"{job.folder}/asked"\n[ "$1" != -m ] || echo "{job.folder}/runs/a"\n'
     )
     python.chmod(0o755)
-    (job.folder / "c.yaml").touch()
+    config = f"{{run: {job.folder}/runs/a, data: {{train: x, batch: 8}}, backbone: {{name: 'toys:small'}}}}"
+    (job.folder / "c.yaml").write_text(config)
 
     def submit(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
         path = f"{job.folder / 'bin'}:/usr/bin:/bin"
@@ -261,5 +293,11 @@ def test_an_array_is_looked_at_by_one_command_and_handed_no_other_job(job):
     assert "warning" not in done.stderr
     assert f"--output={job.folder}/runs/a-sweep/slurm/%A_%a.out" in array
     assert "--dependency=afterany:77" in report
+    twice = submit("c.yaml", "seed=10,010", PYTHON=sys.executable)
+    assert (twice.returncode, twice.stderr) == (
+        2,
+        "error: seed=010 is the same as seed=10\n  -> leave one of them out\n",
+    )
+    assert len(job.calls("sbatch")) == 3
     done = submit("c.yaml", "seed=0,1", REFUSES="allocation failure: Requested node configuration is not available")
     assert "warning: no node that works now can take a training (1 GPU and 8 CPUs" in done.stderr

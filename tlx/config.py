@@ -35,11 +35,12 @@ from tlx.data.sampling import Sampling
 from tlx.durations import Duration, Length, TimeSpan
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.inputs import InputSpec, Interpolation
+from tlx.later_keys import completed, is_written
 from tlx.launcher import environment
 from tlx.layers import Granularity, Kind
 from tlx.metrics import ACCURACY, LOSS, Metric
-from tlx.norms import POLICIES, NormPolicy
-from tlx.overrides import Group, Names, changed, keys_at
+from tlx.norms import POLICIES, NormPolicy, written_out
+from tlx.overrides import Group, Names, Short, changed, keys_at
 from tlx.parsing import from_yaml_file, to_yaml
 from tlx.paths import expanded, written
 from tlx.sweep import with_trial
@@ -125,7 +126,7 @@ class Part(Model):
 
 def _part_of(group: str) -> Any:
     def check(part: Part, info: ValidationInfo) -> Part:
-        if info.context == WITHOUT_LIBRARIES and (group not in plug.PURE or ":" in part.name):
+        if info.context == WITHOUT_LIBRARIES and not plug.is_pure(group, part.name):
             return part
         return _of_value(lambda: _known_part(group, part))
 
@@ -199,7 +200,7 @@ class PhaseSettings(Model):
     curve: _part_of("curve") = Part(name="constant")  # type: ignore[valid-type]
     warmup: Length = Duration(0, "steps")
     layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
-    norm: Annotated[str | NormPolicy, AfterValidator(_policy)] = "frozen_is_frozen"
+    norm: Annotated[str | NormPolicy, Short(written_out), AfterValidator(_policy)] = "frozen_is_frozen"
     stochastic: Literal["off_in_frozen", "on"] = "off_in_frozen"
     optimizer_state: Literal["keep", "reset", "reset_thawed"] = "keep"
     start_from: Literal["last", "best"] = "last"
@@ -562,7 +563,7 @@ class Config(Model):
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = True) -> Config:
-    """Reads a configuration file.
+    """Reads a configuration file. One that an earlier tlx wrote, such as a run's config.yaml, means what it meant then.
 
     Args:
         path: a YAML file.
@@ -573,9 +574,16 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = T
 
     Raises:
         UserError: no such file, or not YAML.
-        ConfigError: everything that is wrong with the content, together.
+        ConfigError: everything that is wrong with the content and the overrides, together.
     """
-    return parse(read(path, overrides), where=str(path), libraries=libraries)
+    problems = Problems()
+    raw = _overridden(_of_file(Path(path)), overrides, problems, libraries=libraries)
+    config = problems.of(lambda: parse(raw, where=str(path), libraries=libraries))
+    if len(problems.errors) > 1:
+        raise ConfigError(problems.errors, where=str(path))
+    problems.refuse()
+    assert config is not None
+    return config
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -584,7 +592,13 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         UserError: no such file, or not YAML; a word that is no override.
     """
-    path = Path(path)
+    problems = Problems()
+    raw = _overridden(_of_file(Path(path)), overrides, problems)
+    problems.refuse()
+    return raw
+
+
+def _of_file(path: Path) -> dict[str, Any]:
     try:
         raw = from_yaml_file(path)
     except OSError as error:
@@ -594,12 +608,16 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise UserError(f"is not YAML: {error}", where=str(path)) from error
     if not isinstance(raw, dict):
         raise UserError("is not a mapping of keys to values", where=str(path), todo="see configs/ for examples")
-    problems = Problems()
+    return completed(raw) if is_written(raw) else raw
+
+
+def _overridden(
+    raw: dict[str, Any], overrides: Sequence[str], problems: Problems, *, libraries: bool = True
+) -> dict[str, Any]:
+    """With the overrides that can be made; the others become problems."""
     for word in overrides:
-        raw = problems.of(functools.partial(changed, raw, word, Config)) or raw
-    problems.refuse()
-    made: dict[str, Any] = raw
-    return made
+        raw = problems.of(functools.partial(changed, raw, word, Config, libraries=libraries)) or raw
+    return raw
 
 
 def parse(raw: Mapping[str, Any], *, where: str | None = None, libraries: bool = True) -> Config:

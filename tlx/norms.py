@@ -10,8 +10,8 @@ and for the variance of EvoNorm-B0. A BatchNorm without running statistics has n
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,8 @@ POLICIES: dict[str, NormPolicy] = {
     # Weights of norms learn, pretrained statistics stay: the usual choice for small batches.
     "statistics_fixed": NormPolicy(frozen=_FIXED, trained=NormState("fixed", "trained")),
 }
+
+
+def written_out(policy: Any) -> Any:
+    """The mapping that a policy's name stands for, as plain data; anything else as it is."""
+    return asdict(POLICIES[policy]) if isinstance(policy, str) and policy in POLICIES else policy

@@ -7,7 +7,7 @@ list by its number or by its part's name, an argument of a part.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -40,30 +40,43 @@ class Names:
 
 
 @dataclass(frozen=True)
+class Short:
+    """Beside the annotation of a value that a name may stand for: what gives its long form, a mapping; of anything
+    else the value itself."""
+
+    opened: Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
 class Place:
     """What the schema knows of a place in a configuration.
 
     Attributes:
         model: of the value, or of each value in a mapping of names (`names`) or a list (`list`); None of plain data.
         group: of a part.
+        opened: gives the long form of a value.
         base: see :class:`Names`.
         usual: settings that are the defaults here, before those of the model; None where nobody knows them yet.
+        libraries: whether a part is looked up for its defaults where a library has to be imported for it.
     """
 
     model: Any = None
     holds: Literal["one", "names", "list"] = "one"
     group: str = ""
+    opened: Callable[[Any], Any] | None = None
     base: str | None = ""
     usual: Mapping[str, Any] | None = field(default_factory=dict)
+    libraries: bool = True
 
     def below(self, name: str, node: Mapping[Any, Any]) -> Place:
         """What a key of `node`, the value here, leads to."""
         if self.holds == "names":
             said = node.get(self.base) if self.base and name != self.base else {}
             usual = None if self.base is None else said if isinstance(said, Mapping) else {}
-            return Place(self.model, group=self.group, usual=usual)
+            return replace(self, holds="one", base="", usual=usual)
         known = self.model.model_fields.get(name) if self.model is not None and not self.group else None
-        return _of_annotation(known.annotation, known.metadata) if known is not None else Place()
+        found = _of_annotation(known.annotation, known.metadata) if known is not None else Place()
+        return replace(found, libraries=self.libraries)
 
     def default(self, name: str, node: Mapping[Any, Any]) -> Any:
         """What a key that `node` does not say is by default, as plain data.
@@ -78,16 +91,18 @@ class Place:
         if name in self.usual:
             return copy.deepcopy(self.usual[name])
         if self.group:
-            return _plain(_arguments(self.group, node.get("name")).get(name))
+            return _plain(_arguments(self.group, node.get("name"), libraries=self.libraries).get(name))
         known = self.model.model_fields.get(name) if self.model is not None else None
         return _plain(known.get_default()) if isinstance(known, FieldInfo) and not known.is_required() else None
 
 
-def changed(raw: Mapping[str, Any], word: str, schema: type[BaseModel]) -> dict[str, Any]:
+def changed(raw: Mapping[str, Any], word: str, schema: type[BaseModel], *, libraries: bool = True) -> dict[str, Any]:
     """A configuration with one override.
 
     Args:
         word: ``key.sub=value``; see :func:`tlx.parsing.from_word` for the value.
+        libraries: False for a configuration that is to be looked at, not trained from: what an argument of a part is by
+            default stays out, where a library has to be imported to know it.
 
     Raises:
         UserError: it is no override, its value cannot be read, or its key leads through what has no keys.
@@ -105,7 +120,7 @@ def changed(raw: Mapping[str, Any], word: str, schema: type[BaseModel]) -> dict[
             f'"{_short(word)}": the value is not YAML: {error}',
             todo=f"where it is a text, put it in quotes of its own: '{_short(key)}=\"...\"'",
         ) from error
-    made: dict[str, Any] = _with(dict(raw), steps, value, Place(schema), ())
+    made: dict[str, Any] = _with(dict(raw), steps, value, Place(schema, libraries=libraries), ())
     return made
 
 
@@ -136,18 +151,18 @@ def _with(node: Any, steps: Sequence[str], value: Any, place: Place, done: tuple
     try:
         present = node[name] if name in node else place.default(name, node) if rest else None
     except LookupError:
-        key = ".".join(here)
+        key, is_part = ".".join(here), bool(place.below(name, node).group)
         raise UserError(
             f"{key} is by default what the phase before it has, which the configuration alone does not tell",
-            todo=f"say all of it: {key}={{name: ..., {rest[0]}: ...}}",
+            todo=f"say all of it: {key}={{{'name: ..., ' if is_part else ''}{rest[0]}: ...}}",
         ) from None
     return {**node, name: _with(present, rest, value, place.below(name, node), here)}
 
 
 def _opened(node: Any, place: Place) -> Any:
     """A value that keys lead into: its long form, as a new mapping or list."""
-    if place.holds == "one" and hasattr(place.model, "opened") and node is not None:
-        node = place.model.opened(node)
+    if place.holds == "one" and place.opened is not None and node is not None:
+        node = place.opened(node)
     if node is None:
         return [] if place.holds == "list" else {}
     if isinstance(node, Mapping):
@@ -192,6 +207,9 @@ def _of_annotation(annotation: Any, metadata: Sequence[Any] = ()) -> Place:
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _of_annotation(inner[0], (*inner[1:], *metadata))
+    short = next((m for m in metadata if isinstance(m, Short)), None)
+    if short is not None:
+        return Place(opened=short.opened)
     if origin in (Union, UnionType):
         return next((p for p in (_of_annotation(one, metadata) for one in inner) if p.model is not None), Place())
     if origin in (dict, list):
@@ -199,14 +217,17 @@ def _of_annotation(annotation: Any, metadata: Sequence[Any] = ()) -> Place:
         base = next((m.base for m in metadata if isinstance(m, Names)), "")
         return replace(found, holds="names" if origin is dict else "list", base=base) if found.model else Place()
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return Place(annotation, group=next((m.name for m in metadata if isinstance(m, Group)), ""))
+        group = next((m.name for m in metadata if isinstance(m, Group)), "")
+        return Place(annotation, group=group, opened=getattr(annotation, "opened", None))
     return Place()
 
 
-def _arguments(group: str, name: Any) -> Mapping[str, Any]:
+def _arguments(group: str, name: Any, *, libraries: bool) -> Mapping[str, Any]:
     """The defaults of a part's arguments; none of a part that cannot be found, which the validation tells."""
+    if not isinstance(name, str) or not (libraries or plug.is_pure(group, name)):
+        return {}
     try:
-        return plug.defaults(plug.find(group, name)) if isinstance(name, str) else {}
+        return plug.defaults(plug.find(group, name))
     except UserError:
         return {}
 

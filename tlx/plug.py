@@ -49,6 +49,11 @@ PURE = ("unfreeze", "curve", "layer_decay")
 """Groups whose own parts are found without torch."""
 
 
+def is_pure(group: str, name: str) -> bool:
+    """Whether a part can be looked up without torch or a library of networks."""
+    return group in PURE and ":" not in name
+
+
 def names(group: str) -> list[str]:
     """Every name that a configuration can use in this group, dotted paths aside."""
     return sorted({*_ours(group), *(e.name for e in _theirs(group))})

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx import config as configs
+from tlx.config import Config
 from tlx.errors import Problems, UserError
 from tlx.extend import earlier
 from tlx.parsing import from_json
@@ -33,16 +34,26 @@ def folder_of(which: Path, overrides: Sequence[str], others: Sequence[str] = ())
         others: further overrides, of which each is tried alone. One that names a part is looked up.
 
     Raises:
-        UserError: neither, or a configuration that is wrong; every wrong one of `others`.
+        UserError: neither, or a configuration that is wrong; every wrong one of `others`, and every one that sets its
+            key to what another one sets it to.
     """
     if which.is_dir():
         if overrides:
             raise UserError("a run's folder takes no key=value; a configuration does", where=str(which))
         return which
     folder, problems = configs.load(which, overrides, libraries=False).run, Problems()
+    known: dict[str, dict[str, Config]] = {}
     for word in others:
-        looked_up = word.partition("=")[0].partition(".")[0] in _OF_LIBRARIES
-        problems.of(functools.partial(configs.load, which, [*overrides, word], libraries=looked_up))
+        key = word.partition("=")[0]
+        looked_up = key.partition(".")[0] in _OF_LIBRARIES
+        made = problems.of(functools.partial(configs.load, which, [*overrides, word], libraries=looked_up))
+        if made is None:
+            continue
+        same = next((other for other, config in known.get(key, {}).items() if config == made), None)
+        if same is not None:
+            what = f"{word} stands twice" if word == same else f"{word} is the same as {same}"
+            problems.errors.append(UserError(what, todo="leave one of them out"))
+        known.setdefault(key, {})[word] = made
     problems.refuse()
     return folder
 

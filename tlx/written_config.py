@@ -10,6 +10,7 @@ from typing import Any
 from tlx.config import Config, parse, plain
 from tlx.differences import differences, flat
 from tlx.errors import ConfigError
+from tlx.later_keys import completed, lacking
 
 MAY_CHANGE = (
     *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),
@@ -17,10 +18,6 @@ MAY_CHANGE = (
     *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""
-
-BEFORE_THEY_CAME: Mapping[str, tuple[str, Any]] = {"loop.ema.ramp": ("loop.ema.decay", False)}
-"""Keys whose default is not what tlx did before they came: a key of that time that they belong to, and what it did. A
-configuration that tlx wrote says every key that there was."""
 
 
 def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) -> list[str]:
@@ -36,7 +33,7 @@ def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) ->
     now = plain(config)
     if before == essential(now):
         return []
-    later = {key: value for key, (needs, value) in BEFORE_THEY_CAME.items() if needs in before and key not in before}
+    later = lacking(before)
     if done:
         own = essential(now)
         later = {key: own[key] for key in later if key in own}
@@ -51,8 +48,7 @@ def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) ->
 def hints(before: Mapping[str, Any]) -> dict[str, str]:
     """What to say behind a difference in a key that came after a configuration (as :func:`essential` gives it), by
     key."""
-    later = BEFORE_THEY_CAME.items()
-    return {key: _hint(key, value) for key, (needs, value) in later if needs in before and key not in before}
+    return {key: _hint(key, value) for key, value in lacking(before).items()}
 
 
 def _hint(key: str, value: Any) -> str:
@@ -116,11 +112,4 @@ def meant(written: Mapping[str, Any]) -> Config:
     for directed in (raw.get("evaluate"), *lengths):
         if isinstance(directed, dict):
             directed.pop("mode", None)
-    for key, (needs, value) in BEFORE_THEY_CAME.items():
-        if needs in flat(raw) and key not in flat(raw):
-            *parents, last = key.split(".")
-            node: Any = raw
-            for parent in parents:
-                node = node[parent]
-            node[last] = value
-    return parse(raw)
+    return parse(completed(raw))
