@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import functools
 import json
 import os
 import shutil
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -17,12 +20,15 @@ from safetensors.torch import load_file
 
 import tlx.engine
 import tlx.files
-from tlx import training
+from tlx import build, cli, plug, training
+from tlx import verdict as verdicts
 from tlx.config import parse
+from tlx.console import Console
 from tlx.errors import TlxError, UserError
-from tlx.run_folder import RunFolder
+from tlx.run_folder import Claim, RunFolder
 from tlx.run_lock import RunLock
 from tlx.tracking.metrics import MetricsFile, read_rows
+from tlx.world import World
 
 STEPS = 6  # two epochs of 24 samples in batches of 8
 
@@ -130,6 +136,48 @@ def test_a_start_that_is_refused_leaves_no_folder_and_the_corrected_command_work
     if mistake == "shards":
         assert train(raw(run))["step"] == STEPS
         assert verdict()["status"] == "done"
+
+
+def test_a_tracker_whose_package_is_not_installed_is_noticed_by_plan_and_start(raw, tmp_path, monkeypatch, verdict):
+    """It is made when the folder is claimed already. A folder that has the package's name is no package."""
+    (tmp_path / "wandb").mkdir()
+    monkeypatch.setattr(plug, "find_spec", lambda name: PathFinder.find_spec(name, [str(tmp_path)]))
+    wanted = parse(raw(tmp_path / "run", track={"trackers": ["wandb", "tensorboard"]}))
+    for act in (build.plan, training.train):
+        with pytest.raises(UserError) as caught:
+            act(wanted)
+        for line in (
+            "track.trackers: tracker wandb needs the package wandb, not installed here; pip install wandb",
+            "track.trackers: tracker tensorboard needs the package tensorboard, not installed here; "
+            "pip install 'tlx[tensorboard]'",
+        ):
+            assert line in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    assert verdict()["status"] == "user-error"
+
+
+def test_a_machine_keeps_its_own_cache_folder(raw, tmp_path, monkeypatch):
+    """$TMPDIR may be another one on each; the rest of the configuration is rank 0's."""
+
+    def wanted(folder, **over):
+        run = raw(tmp_path / "run", **over)
+        return {**run, "data": {**run["data"], "cache": {"folder": folder}}}
+
+    def composed(config, *_, **__):
+        seen.append(config)
+        raise UserError("composed")
+
+    seen, of_rank_0 = [], parse(wanted("/of/rank/0", seed=6))
+    with monkeypatch.context() as patched:
+        patched.setattr(training, "compose", composed)
+        patched.setattr(
+            World,
+            "from_main",
+            lambda _, value: dataclasses.replace(value, config=of_rank_0) if isinstance(value, Claim) else value,
+        )
+        with pytest.raises(UserError, match="composed"):
+            train(wanted("/of/this/machine"))
+    assert (seen[0].data.cache.folder, seen[0].seed) == (Path("/of/this/machine"), 6)
 
 
 def test_a_start_that_is_refused_changes_no_byte_of_a_run_that_goes_on(raw, stopped, shards, tmp_path, verdict):
@@ -243,6 +291,44 @@ def test_who_looks_at_its_parts_while_another_start_trains_takes_nothing_from_it
     assert status(run)["status"] == "done"
 
 
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_who_interrupts_a_training_finds_it_resumable(raw, tmp_path, monkeypatch, verdict):
+    run = tmp_path / "run"
+    for owner, act in ((training, "compose"), (tlx.engine, "fit")):  # before the claim, and after it
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, act, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                train(raw(run))
+        assert verdict()["status"] == "resumable"
+        assert run.exists() is (act == "fit")
+    assert status(run)["status"] == "resumable"
+    assert train(raw(run))["step"] == STEPS
+
+
+def test_who_interrupts_a_command_before_it_trains_finds_it_resumable(monkeypatch, verdict):
+    monkeypatch.setattr(cli, "app", interrupted)
+    monkeypatch.setattr(verdicts, "_given", [])
+    monkeypatch.setattr(sys, "argv", ["tlx", "train", "c.yaml"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code, verdict()["status"]) == (130, "resumable")
+
+
+def test_a_fault_right_after_the_claim_is_told_in_the_folder(raw, tmp_path, monkeypatch):
+    """Else it would say that it is running, for ever."""
+
+    def broken(*_):
+        raise RuntimeError("no console")
+
+    monkeypatch.setattr(Console, "keep_in", broken)
+    with pytest.raises(RuntimeError, match="no console"):
+        train(raw(tmp_path / "run"))
+    assert (status(tmp_path / "run")["status"], status(tmp_path / "run")["message"]) == ("fault", "no console")
+
+
 def test_no_report_is_drawn_after_a_stop(raw, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(training, "draw", drawn.append)
@@ -306,6 +392,27 @@ def test_a_folder_that_goes_in_mid_training_is_noticed_and_nothing_is_lost(
     assert (status(place)["status"], status(place)["step"]) == ("done" if ended == STEPS else "user-error", ended)
     assert verdict()["status"] == status(place)["status"]  # a batch script does not begin anew
     assert {p.name for p in tmp_path.iterdir()} == {"verdict", place.name}
+    place.rename(run)
+    assert train(raw(run))["step"] == STEPS
+    assert_same(run, straight)
+
+
+def test_a_last_checkpoint_that_went_with_its_folder_is_written_again(raw, straight, tmp_path, monkeypatch):
+    """After the last step no other one is due."""
+    run, fit = tmp_path / "run", tlx.engine.fit
+
+    def fitted(trained):
+        ended = fit(trained)
+        trained.saver.settle()
+        shutil.rmtree(run)
+        return ended
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tlx.engine, "fit", fitted)
+        with pytest.raises(TlxError, match="was removed in mid-training"):
+            train(raw(run))
+    (place,) = tmp_path.glob("run.rescued-*")
+    assert (place / "checkpoints" / "latest").resolve().name == f"step-{STEPS:08d}"
     place.rename(run)
     assert train(raw(run))["step"] == STEPS
     assert_same(run, straight)

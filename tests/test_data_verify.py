@@ -86,7 +86,9 @@ def test_fifty_bytes_changed_while_a_run_was_stopped_are_refused(shards, started
             f"    {shards}/train/000001.tar: its bytes were changed: their SHA-256 is {after}, expected {before}\n"
             "  -> bring the former files back, or begin anew: another run folder, or --fresh"
         )
-    assert started("lengths") == ()
+    assert started("lengths") == ()  # reads nothing, and leaves it to a later start
+    with pytest.raises(UserError, match=f"{after}, expected {before}"):
+        started()
 
 
 def test_a_run_that_has_trained_nothing_takes_shards_as_they_are(shards, started, run):
@@ -200,11 +202,37 @@ class Rank:
         return self.gather(value)[0]
 
 
+@pytest.fixture
+def on_two_ranks(monkeypatch):
+    """Does something on two ranks at once, each of a machine; the mistake that each has met."""
+
+    def on_both(act, hosts):
+        everybody, meeting, told = [None] * 2, threading.Barrier(2), [None] * 2
+
+        def start(rank):
+            try:
+                act(Rank(rank, everybody, meeting))
+            except UserError as error:
+                told[rank] = str(error)
+
+        monkeypatch.setattr(verification, "cores", lambda: 1)  # what a rank reads, it reads in its own thread
+        monkeypatch.setattr(verification, "ROUND_S", -1.0)
+        monkeypatch.setattr(verification.socket, "gethostname", lambda: hosts[int(threading.current_thread().name)])
+        threads = [threading.Thread(target=start, args=(rank,), name=str(rank)) for rank in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return told
+
+    return on_both
+
+
 @pytest.mark.parametrize(
     ("how", "hosts", "read"),
     [("all", ["a", "a"], [2, 2]), ("all", ["a", "b"], [4, 4]), ("changed", ["a", "b"], [1, 0])],
 )
-def test_the_ranks_of_a_machine_share_the_reading(shards, run, monkeypatch, how, hosts, read):
+def test_the_ranks_of_a_machine_share_the_reading(shards, run, monkeypatch, on_two_ranks, how, hosts, read):
     """And all of them refuse what one of them has found; none waits long for another."""
     manifests = {f"data.{key}": Manifest.open(shards / key) for key in ("train", "val")}
     assert sum(len(m.shards) for m in manifests.values()) == 4
@@ -214,30 +242,25 @@ def test_the_ranks_of_a_machine_share_the_reading(shards, run, monkeypatch, how,
     plain = verification.read_and_compare
 
     def counted(*given):
-        done[worlds[int(threading.current_thread().name)].rank] += 1
+        done[int(threading.current_thread().name)] += 1
         return plain(*given)
 
     monkeypatch.setattr(verification, "read_and_compare", counted)
-    monkeypatch.setattr(verification, "cores", lambda: 1)
-    monkeypatch.setattr(verification, "ROUND_S", -1.0)
-    monkeypatch.setattr(verification.socket, "gethostname", lambda: hosts[int(threading.current_thread().name)])
-    everybody, meeting, told = [None] * 2, threading.Barrier(2), [None] * 2
-    worlds = [Rank(rank, everybody, meeting) for rank in range(2)]
-
-    def start(rank):
-        try:
-            verify(how, run, worlds[rank], manifests)
-        except UserError as error:
-            told[rank] = str(error)
-
-    threads = [threading.Thread(target=start, args=(rank,), name=str(rank)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    told = on_two_ranks(lambda world: verify(how, run, world, manifests), hosts)
     assert told[0] == told[1]
     assert f"a shard is not what this run was trained on so far:\n    {shards}/train/000001.tar: " in told[0]
     assert [done[rank] for rank in range(2)] == read
+
+
+def test_ranks_agree_on_reading_where_only_one_machines_index_has_hashes(shards, run, on_two_ranks):
+    """The first one has nothing to read itself, and must not leave the other one waiting."""
+    with_hashes = Manifest.open(shards / "train")
+    before, after = change(shards / "train" / "000001.tar")
+    index_shards(shards / "train", hashes=False, jobs=0)
+    own = [Manifest.open(shards / "train"), with_hashes]
+    told = on_two_ranks(lambda world: verify("all", run, world, {"data.train": own[world.rank]}), ["a", "b"])
+    assert told[0] == told[1]
+    assert f"000001.tar: its bytes were changed: their SHA-256 is {after}, expected {before}" in told[0]
 
 
 # Lengths

@@ -8,16 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from commands import rows, status
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tlx import config as configs
 from tlx.cli import app
+from tlx.config import EMA, load
 from tlx.data.manifest import Manifest
 from tlx.errors import UserError
 from tlx.extend import Extend
 from tlx.history import read_history
+from tlx.later_keys import is_written
 from tlx.report import report
 from tlx.run_folder import RunFolder
 from tlx.training import train
@@ -84,6 +87,23 @@ def test_the_configuration_that_a_run_has_written_is_read(v0_1, name):
     asked = configs.load(f"{name}.yaml")
     assert written.settings("fine_tuning") == asked.settings("fine_tuning")
     assert written.data == asked.data
+
+
+def test_a_key_that_came_later_means_in_a_written_configuration_what_was_done_without_it(v0_1):
+    """The average did not ramp when config.yaml was written; who writes a configuration now gets the default of now."""
+    written = "runs/changed/config.yaml"
+    assert load(written, ["run=runs/new", "loop.ema.decay=0.5"]).loop.ema == EMA(decay=0.5, ramp=False)
+    assert load("changed.yaml").loop.ema == EMA(decay=0.9, ramp=True)
+    assert load(written, ["loop.ema={decay: 0.5}"]).loop.ema == EMA(decay=0.5, ramp=True)
+    again = Path("again.yaml")
+    again.write_text(configs.dump(load("changed.yaml")))
+    assert load(again).loop.ema == EMA(decay=0.9, ramp=True)
+    assert is_written(yaml.safe_load(again.read_text()))
+    assert not is_written(yaml.safe_load(Path("changed.yaml").read_text()))
+    raw = yaml.safe_load(Path(written).read_text())
+    again.write_text(yaml.safe_dump({**raw, "loop": None, "loop.ema": {"decay": 0.5}}))
+    with pytest.raises(UserError, match="2 mistakes"):
+        load(again)
 
 
 def files(folder):

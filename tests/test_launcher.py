@@ -108,3 +108,16 @@ def test_the_environment_is_this_process_own(monkeypatch):
     assert os.environ["TLX_SOMETHING"] == "1"
     launcher.export("TLX_SOMETHING", "2")
     assert launcher.environment().get("TLX_SOMETHING") == "2"
+    launcher.withdraw("TLX_SOMETHING")
+    launcher.withdraw("TLX_SOMETHING")
+    assert "TLX_SOMETHING" not in os.environ
+
+
+def test_an_empty_variable_of_wandb_is_none(monkeypatch):
+    """`export WANDB_MODE=` means "not set" to who writes it, and is an error to W&B."""
+    from tlx.tracking.wandb_run import forget_empty_variables
+
+    monkeypatch.setenv("WANDB_MODE", "")
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    forget_empty_variables()
+    assert ("WANDB_MODE" in os.environ, os.environ["WANDB_NAME"]) == (False, "mine")

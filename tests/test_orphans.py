@@ -137,6 +137,23 @@ def test_the_verdict_of_another_rank_ends_the_waiting_for_it(meeting, tmp_path, 
     assert watch.ended[0] == Verdict(kind, "torchrun on n2 ended with code 1")
 
 
+@pytest.mark.parametrize(("older_s", "is_taken"), [(59, True), (61, False)])
+def test_the_verdict_of_an_earlier_start_is_not_taken_for_this_ones(tmp_path, monkeypatch, older_s, is_taken):
+    """It is older than this process; a minute is for clocks that differ."""
+    file = tmp_path / "verdict"
+    monkeypatch.setenv("TLX_VERDICT", str(file))
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    file.write_text(json.dumps({"status": "fault", "message": "torchrun on n2 ended with code 1"}))
+    then = psutil.Process().create_time() - older_s
+    os.utime(file, (then, then))
+    monkeypatch.setattr(Watch, "_run", lambda _: None)  # it looks when it is told to
+    watch, ended = Watch(early=Early(Siblings.here({}), None)), []
+    watch._end = ended.append
+    watch.begin(0, 2)
+    watch._look_beside(10.0)
+    assert ended == ([Verdict("failed", "torchrun on n2 ended with code 1")] if is_taken else [])
+
+
 def test_a_launcher_that_ends_all_ranks_is_answered_though_the_main_thread_waits_in_c(meeting):
     watch, _ = meeting
     os.kill(os.getpid(), signal.SIGTERM)

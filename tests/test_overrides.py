@@ -19,7 +19,7 @@ backbone: {name: toys:small, weights: none}
 transforms: [{name: random_resized_crop, scale: [0.8, 1]}, horizontal_flip]
 unfreeze: {name: gradual, every: 2ep}
 phases:
-  each: {lr: 1e-3, curve: {name: step, every: 7ep}}
+  each: {lr: 1e-3, curve: {name: step, every: 7ep}, norm: statistics_move}
   from_features.1.0: {lr: 1e-4}
 checkpoint: {keep: 5}
 loop: {nonfinite: skip}
@@ -65,6 +65,16 @@ def at(config, key):
         ("phases.each.layer_decay.name=exponential", "phases/each/layer_decay/factor", 0.75),
         # what a phase does not say is that of `each`
         ("phases.head.curve.gamma=0.5", "phases/head/curve", {"name": "step", "every": "7ep", "gamma": 0.5}),
+        # a policy's name opens, also the one that a phase has from `each`, or by default
+        (
+            "phases.head.norm.trained.affine=frozen",
+            "phases/head/norm",
+            {
+                "frozen": {"statistics": "moving", "affine": "frozen"},
+                "trained": {"statistics": "moving", "affine": "frozen"},
+            },
+        ),
+        ("phases.each.norm.frozen.statistics=fixed", "phases/each/norm/trained", {"statistics": "moving"}),
         # names of phases hold dots
         ("phases.from_features.1.0.lr=0.5", "phases/from_features.1.0", {"lr": 0.5}),
         ("phases.from_features.0.0.lr=0.5", "phases/from_features.0.0", {"lr": 0.5}),
@@ -95,6 +105,7 @@ def test_words_act_in_their_order(file):
         ("data.train.x=3", "data.train is shards/train, which has no keys below it"),
         ("phases.each.curve.every.x=3", "phases.each.curve.every is 7ep, which has no keys"),
         ("further.more.curve.final=0.1", r"what the phase before it has.*\n.*further.more.curve=\{name: \.\.\., final"),
+        ("further.more.norm.trained.affine=frozen", r"\n.*say all of it: further.more.norm=\{trained: "),
         ("data..batch=3", "is not an override"),
         ("data.batch=[1", r"not YAML: line 1, column 3: expected ',' or '\]'.*\n.*in quotes of its own"),
         ("head={name: mlp, name: linear}", 'the key "name" was said in line 1 already'),
@@ -105,6 +116,17 @@ def test_what_cannot_be_set_says_why(file, word, said):
         load(file, [word])
     with pytest.raises(ConfigError, match="2 mistakes"):
         load(file, [word, "nonsense"])
+
+
+def test_words_that_cannot_be_set_and_mistakes_of_the_file_are_one_report(file):
+    file.write_text(BASE.replace("batch: 32", "batch: none") + "sed: 1\n")
+    with pytest.raises(ConfigError) as caught:
+        load(file, ["nonsense", "head.dropout=2", "data.val.x=1"])
+    assert str(caught.value).startswith(f"{file}: 5 mistakes in the configuration\n")
+    assert [problem[:24] for problem in caught.value.problems] == [
+        '"nonsense" is not an ove', "data.val is shards/val, ", "data.batch: input should", "head.dropout: input shou",
+        'sed: unknown key; did yo',
+    ]  # fmt: skip
 
 
 def test_an_element_of_an_empty_list_or_of_two_of_a_name(file):

@@ -26,7 +26,7 @@ from tlx.config import load as load_config
 from tlx.errors import UserError
 from tlx.run_folder import RunFolder
 from tlx.run_lock import RunLock
-from tlx.submit import checks, slurm, template, times
+from tlx.submit import checks, slurm, submission, template, times
 from tlx.submit import job as jobs
 from tlx.submit import site as sites
 from tlx.submit.job import Wish
@@ -707,6 +707,17 @@ def test_shards_are_not_staged_on_the_login_node(cluster, here):
     done = submit("--dry-run", f"data.cache.folder={here / 'cache'}", "data.cache.stage=true")
     assert done.exit_code == 0, done.exception
     assert not (here / "cache").exists()
+
+
+def test_the_cache_of_a_job_is_a_folder_of_its_node(here, monkeypatch):
+    """Its variables are filled in where the job runs; those of everything else are filled in now."""
+    monkeypatch.setenv("SCRATCH", "/login")
+    words = ["data.cache.folder=$SCRATCH/shards", "run=$SCRATCH/run"]
+    config = load_config("c.yaml", words, libraries=False)
+    (here / "job.yaml").write_text(submission._written(config, Path("c.yaml"), words))
+    monkeypatch.setenv("SCRATCH", "/node")
+    of_job = load_config("job.yaml", libraries=False)
+    assert (of_job.data.cache.folder, of_job.run) == (Path("/node/shards"), Path("/login/run"))
 
 
 def test_words_that_anybody_may_read():

@@ -22,6 +22,7 @@ from tlx.parsing import from_json
 from tlx.parts import (
     Parts,
     backbone_of,
+    check_trackers,
     make,
     objective_of,
     optimizer_of,
@@ -115,6 +116,7 @@ def checked_plan(
         found.of(lambda: check_metrics(config, made, samples.classes, validated=config.data.val is not None))
     view = found.of(lambda: view_of(config, config.input.over(backbone.input)))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
+    found.of(lambda: check_trackers(config))
     found.refuse()
     return made, view
 

@@ -180,6 +180,11 @@ def export(name: str, value: str, *, replace: bool = True) -> None:
         os.environ[name] = value
 
 
+def withdraw(name: str) -> None:
+    """The same libraries and processes find nothing under this name any more."""
+    os.environ.pop(name, None)
+
+
 def launched() -> bool:
     return environment().launched
 

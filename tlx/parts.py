@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlx import plug
 from tlx.config import Config, Part
-from tlx.errors import UserError
+from tlx.errors import Problems, UserError
 from tlx.feed import mixing_of
 from tlx.launcher import export
 from tlx.layers import LayerMap
@@ -191,6 +191,18 @@ def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
     made = make("optimizer", config.optimizer, [dict(group) for group in groups])
     check_optimizer(made, groups, label=f"optimizer {config.optimizer.name}")
     return made
+
+
+def check_trackers(config: Config) -> None:
+    """
+    Raises:
+        UserError: packages that trackers need are not installed; all of them.
+    """
+    problems = Problems()
+    for part in config.track.trackers:
+        function, label = plug.find("tracker", part.name), f"tracker {part.name}"
+        problems.of(functools.partial(plug.check_packages, function, label=label, where="track.trackers"))
+    problems.refuse()
 
 
 def tracker_of(part: Part, about: RunInfo) -> Tracker:

@@ -20,8 +20,9 @@ import typing
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
@@ -31,6 +32,8 @@ from tlx.parsing import scalar
 from tlx.paths import expanded, written
 from tlx.usual_names import right_key
 from tlx.validation import mistakes, refuse_truth
+
+P = TypeVar("P", bound=Callable[..., Any])
 
 GROUPS: dict[str, str] = {
     "unfreeze": "tlx.unfreeze",
@@ -117,6 +120,41 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
     if problems:
         raise ConfigError(problems, where=label)
     return checked
+
+
+def needs(package: str, *, install: str) -> Callable[[P], P]:
+    """Decorates a part that imports a package only when it is made. A tracker is made when the run folder is claimed
+    already: whether the package is installed is looked at before.
+
+    Args:
+        package: at the top, without dots.
+        install: the command that brings it.
+    """
+
+    def mark(part: P) -> P:
+        part.needs = (*getattr(part, "needs", ()), (package, install))  # type: ignore[attr-defined]
+        return part
+
+    return mark
+
+
+def check_packages(part: Callable[..., Any], *, label: str, where: str | None = None) -> None:
+    """Imports nothing.
+
+    Raises:
+        UserError: a package is not installed that the part needs; see :func:`needs`.
+    """
+    missing = [(name, install) for name, install in getattr(part, "needs", ()) if not _is_installed(name)]
+    if missing:
+        names, installs = zip(*missing, strict=True)
+        what = f"{label} needs the package{'s' * (len(names) > 1)} {' and '.join(names)}, not installed here"
+        raise UserError(what, where=where, todo="; ".join(dict.fromkeys(installs)))
+
+
+def _is_installed(package: str) -> bool:
+    """A folder that only has its name, such as those that trackers write, is no package."""
+    found = find_spec(package)
+    return found is not None and found.origin is not None
 
 
 def as_written(given: Any, checked: Any) -> Any:

@@ -78,7 +78,7 @@ def take_up(run: Run, path: Path) -> None:
 
 
 def begin_journal(run: Run, metrics_bytes: int, *, resumed: bool) -> None:
-    """Rank 0's; its mistake, such as a tracker that is not installed, is everybody's, so that none waits for it."""
+    """Rank 0's; its mistake, such as a tracker that lacks a method, is everybody's, so that none waits for it."""
     mistake: UserError | None = None
     try:
         run.journal.start(metrics_bytes, resumed=resumed)

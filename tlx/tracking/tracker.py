@@ -79,7 +79,7 @@ def guarded(name: str, make: Callable[[], Tracker], *, begin_s: float = BEGIN_S,
     said to be slow, and gets its rows when it is there.
 
     Raises:
-        UserError: from `make`, for what the user must mend (a package that is not installed).
+        UserError: from `make`, for what the user must mend (a tracker that lacks a method).
     """
     guard = _Guarded(name, finish_s)
     guard.begin(make, begin_s)

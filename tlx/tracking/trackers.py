@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlx.errors import UserError
 from tlx.invocation import command
 from tlx.launcher import environment
+from tlx.plug import needs
 from tlx.terminal import say
 from tlx.tracking import wandb_run
 from tlx.tracking.metrics import read_rows
@@ -18,6 +18,7 @@ from tlx.tracking.wandb_run import Mode
 from tlx.tracking.wandb_target import Asked, Record, choose
 
 
+@needs("wandb", install="pip install wandb")
 def wandb(
     run: RunInfo,
     *,
@@ -57,17 +58,18 @@ def wandb(
     return tracker
 
 
+@needs("tensorboard", install="pip install 'tlx[tensorboard]'")
 def tensorboard(run: RunInfo, *, folder: Path = Path("tensorboard")) -> Tracker:
     """TensorBoard event files in `folder` of the run folder; after a resume, later points are taken back.
 
     Raises:
-        UserError: TensorBoard is not installed.
+        TrackingError: TensorBoard cannot be imported.
     """
     rows = read_rows(run.folder / "metrics.jsonl") if run.resumed else []
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise UserError("TensorBoard is not installed", todo="pip install 'tlx[tensorboard]'") from error
+        raise TrackingError(f"TensorBoard cannot be imported: {error}") from error
     first = max((row["step"] for row in rows), default=-1) + 1
     return _TensorBoard(SummaryWriter(run.folder / folder, purge_step=first))  # type: ignore[no-untyped-call]
 

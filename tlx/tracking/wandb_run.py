@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import re
 import shlex
 import time
@@ -22,7 +21,7 @@ from typing import Any, Literal
 
 from tlx.data.location import without_credentials
 from tlx.files import write_whole
-from tlx.launcher import environment
+from tlx.launcher import environment, withdraw
 from tlx.metrics import Metric
 from tlx.reachable import reachable
 from tlx.tracking.tracker import TrackingError, warn
@@ -78,8 +77,9 @@ class Heard:
 
 def forget_empty_variables() -> None:
     """A batch script's ``export WANDB_MODE=`` is an error to wandb, and means "not set" to its author."""
-    for name in [n for n, value in os.environ.items() if n.startswith("WANDB_") and not value]:
-        del os.environ[name]
+    for name, value in environment().variables.items():
+        if name.startswith("WANDB_") and not value:
+            withdraw(name)
 
 
 def has_key() -> bool:
