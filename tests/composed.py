@@ -1,4 +1,4 @@
-"""Runs composed as `tlx train` composes them, in this process: a test can look into one and break it."""
+"""Runs in this process, composed as `tlx train` composes them: a test can look into one and break it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tlx import build, world
+from tlx import build, training, world
 from tlx.config import Config, parse
 from tlx.run import Run
 from tlx.run_folder import Claim, RunFolder
@@ -22,6 +22,27 @@ def claimed(folder: RunFolder, config: Config, **how: Any) -> Claim:
     return claim
 
 
+def raw_of(shards: Path, run: Path | str, **over: Any) -> dict[str, Any]:
+    """The configuration of a short training of one rank on the small network."""
+    return {
+        "run": str(run),
+        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
+        "input": {"size": 16},
+        "backbone": {"name": "toys:small", "weights": "none"},
+        "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
+        "world": {"device": "cpu"},
+        **over,
+    }
+
+
+def finished(raw: dict[str, Any]) -> Path:
+    """The folder of a training that nothing happened to, for the fixture of a module."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("RANK", raising=False)
+        training.train(parse(raw))
+    return Path(raw["run"])
+
+
 def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usual: Any) -> Callable[..., Run]:
     """Makes a run of one rank on the small network, as often as it is called; the same folder resumes.
 
@@ -32,17 +53,9 @@ def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usua
         usual: settings of the configuration, before those of a call.
     """
     monkeypatch.delenv("RANK", raising=False)
-    raw = {
-        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
-        "input": {"size": 16},
-        "backbone": {"name": "toys:small", "weights": "none"},
-        "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
-        "world": {"device": "cpu"},
-        **usual,
-    }
 
     def compose(run: Path | str = folder, **over: Any) -> Run:
-        config = parse({**raw, "run": str(run), **over})
+        config = parse(raw_of(shards, run, **{**usual, **over}))
         alone = world.enter(config)
         place = RunFolder(config.run)
         claimed(place, config)

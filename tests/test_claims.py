@@ -12,6 +12,7 @@ import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+import composed
 import pytest
 import torch
 from commands import status
@@ -52,18 +53,14 @@ def raw(shards, verdict):
 
 
 def raw_of(shards, run, **over):
-    return {
-        "run": str(run),
+    own = {
         "seed": 5,
-        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
-        "input": {"size": 16},
         "backbone": {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}},
         "phases": {"each": {"lr": 0.02, "duration": "1ep"}},
-        "world": {"device": "cpu"},
         "track": {"every": 1, "report": False},
         "checkpoint": {"every": 2},
-        **over,
     }
+    return composed.raw_of(shards, run, **{**own, **over})
 
 
 def train(raw, **how):
@@ -354,12 +351,7 @@ def losses(run):
 
 @pytest.fixture(scope="module")
 def straight(shards, tmp_path_factory):
-    """A training that nothing happened to."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.delenv("RANK", raising=False)
-        run = tmp_path_factory.mktemp("straight") / "run"
-        train(raw_of(shards, run))
-    return run
+    return composed.finished(raw_of(shards, tmp_path_factory.mktemp("straight") / "run"))
 
 
 def assert_same(run, straight):

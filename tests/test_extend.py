@@ -12,6 +12,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import composed
 import pytest
 import torch
 import yaml
@@ -51,27 +52,18 @@ def raw(shards, alone):
 def raw_of(shards, run, **over):
     """Two epochs of the head, then two of everything, at a constant rate; dropout, AdamW's moments, moving norms."""
     phases = {"each": {"lr": 0.02}, "feature_extraction": {"duration": "2ep"}, "fine_tuning": {"duration": "2ep"}}
-    return {
-        "run": str(run),
+    own = {
         "seed": 5,
-        "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
-        "input": {"size": 16},
         "backbone": {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}},
-        "world": {"device": "cpu"},
         "track": {"every": 1},
-        **over,
-        "phases": {**phases, **over.get("phases", {})},
     }
+    return composed.raw_of(shards, run, **{**own, **over, "phases": {**phases, **over.get("phases", {})}})
 
 
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory):
     """A run that is done, which nobody changes."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.delenv("RANK", raising=False)
-        run = tmp_path_factory.mktemp("finished") / "run"
-        train(raw_of(shards, run))
-    return run
+    return composed.finished(raw_of(shards, tmp_path_factory.mktemp("finished") / "run"))
 
 
 def longer(epochs=4, **said):

@@ -730,7 +730,7 @@ def test_words_that_anybody_may_read():
 def test_a_run_folder_that_cannot_be_written(here):
     found = checks.Findings()
     checks.check_folder(load_config("c.yaml", ["run=/proc/1/x"]), made(run="/proc/1/x"), found, changed=True)
-    assert "/proc/1 cannot be written" in found.problems[0]
+    assert "/proc/1 cannot be written" in str(found.problems.errors[0])
 
 
 def test_words_that_no_shell_or_script_may_read(cluster, here, monkeypatch):

@@ -71,12 +71,15 @@ class Problems:
 
     errors: list[UserError] = field(default_factory=list)
 
+    def add(self, error: UserError) -> None:
+        self.errors.append(error)
+
     def of(self, act: Callable[[], T]) -> T | None:
         """What `act` gives; None where it raised a user's mistake, which is kept."""
         try:
             return act()
         except UserError as error:
-            self.errors.append(error)
+            self.add(error)
             return None
 
     def refuse(self) -> None:

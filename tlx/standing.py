@@ -52,7 +52,7 @@ def folder_of(which: Path, overrides: Sequence[str], others: Sequence[str] = ())
         same = next((other for other, config in known.get(key, {}).items() if config == made), None)
         if same is not None:
             what = f"{word} stands twice" if word == same else f"{word} is the same as {same}"
-            problems.errors.append(UserError(what, todo="leave one of them out"))
+            problems.add(UserError(what, todo="leave one of them out"))
         known.setdefault(key, {})[word] = made
     problems.refuse()
     return folder

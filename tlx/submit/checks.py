@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from tlx.config import Config
 from tlx.data.location import without_credentials
 from tlx.data.order import micro_batches, share
 from tlx.doctor import services, storage
-from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.errors import ConfigError, Problems, UserError, did_you_mean, lines
 from tlx.launcher import environment
 from tlx.run_folder import JOBS, RunFolder
 from tlx.run_lock import holder
@@ -29,25 +30,20 @@ T = TypeVar("T")
 class Findings:
     """What was found: `problems` keep a job from being queued, `warnings` do not."""
 
-    problems: list[str] = field(default_factory=list)
+    problems: Problems = field(default_factory=Problems)
     warnings: list[str] = field(default_factory=list)
 
     def of(self, act: Callable[[], T]) -> T | None:
         """What `act` gives; a user's mistake in it becomes a problem."""
-        try:
-            return act()
-        except ConfigError as error:
-            self.problems += [f"{error.where}: {p}" if error.where else p for p in error.problems]
-        except UserError as error:
-            self.problems.append(str(error))
-        return None
+        return self.problems.of(act)
 
     def refuse(self) -> None:
         """
         Raises:
             UserError: with every problem.
         """
-        problems = list(dict.fromkeys(self.problems))  # the plan and the weights may meet the same one
+        texts = [lines(e) if isinstance(e, ConfigError) else [str(e)] for e in self.problems.errors]
+        problems = list(dict.fromkeys(itertools.chain(*texts)))  # the plan and the weights may meet the same one
         if problems:
             count = len(problems)
             found = "\n".join("  - " + problem.replace("\n", "\n    ") for problem in problems)
@@ -68,12 +64,12 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     made = findings.of(lambda: _plan(config, samples, job.world)) if samples is not None else None
     findings.of(lambda: services.load(config, samples.classes if samples is not None else 2))
     if config.world.size not in (None, job.world):
-        findings.problems.append(
-            f"world.size: the configuration expects {config.world.size} ranks, the job has {job.world}\n"
-            f"  -> world.size={job.world}, or other --nodes and --gpus"
-        )
+        what = f"the configuration expects {config.world.size} ranks, the job has {job.world}"
+        todo = f"world.size={job.world}, or other --nodes and --gpus"
+        findings.problems.add(UserError(what, where="world.size", todo=todo))
     if config.world.device == "cuda" and not job.gpus:
-        findings.problems.append("world.device: cuda is asked for, and the job has no GPUs\n  -> world.device=auto")
+        what = "cuda is asked for, and the job has no GPUs"
+        findings.problems.add(UserError(what, where="world.device", todo="world.device=auto"))
     if made is not None:
         findings.warnings += made.warnings
     findings.warnings += dealing(config, job.world)
@@ -155,10 +151,9 @@ def check_folder(config: Config, job: Job, findings: Findings, *, changed: bool)
     findings.of(lambda: _writable(job.run))
     owner = holder(job.run)
     if owner is not None:
-        findings.problems.append(
-            f"{job.run}: a training runs in this folder: {owner}\n"
-            f"  -> wait for it, stop it (touch {job.run / 'stop'}), or set run to another folder"
-        )
+        todo = f"wait for it, stop it (touch {job.run / 'stop'}), or set run to another folder"
+        what = f"a training runs in this folder: {owner}"
+        findings.problems.add(UserError(what, where=str(job.run), todo=todo))
     if not changed:
         findings.of(lambda: RunFolder(config.run).refuse_changes(config))
 
@@ -182,13 +177,15 @@ def check_queue(job: Job, findings: Findings, *, dry: bool) -> bool:
     try:
         same = slurm.jobs_of(job.run)
     except UserError as error:  # the rest would only say so again
-        (findings.warnings if dry else findings.problems).append(str(error))
+        if dry:
+            findings.warnings.append(str(error))
+        else:
+            findings.problems.add(error)
         return False
     for number, state in same:
-        findings.problems.append(
-            f"job {number} is for the same run, and {state.lower()}\n"
-            f"  -> wait for it, scancel {number}, or set run to another folder"
-        )
+        what = f"job {number} is for the same run, and {state.lower()}"
+        todo = f"wait for it, scancel {number}, or set run to another folder"
+        findings.problems.add(UserError(what, todo=todo))
     partitions = findings.of(slurm.partitions)
     if partitions:
         findings.of(lambda: _limit(job, partitions, findings.warnings))

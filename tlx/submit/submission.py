@@ -101,14 +101,14 @@ def prepare(
     if RunFolder(config.run).done and not start.fresh and longer is False:
         ended = Findings()
         ended.of(lambda: RunFolder(config.run).refuse_changes(config))
-        return Submission(job, script(job, template, command), arguments, ended, done=not ended.problems)
+        return Submission(job, script(job, template, command), arguments, ended, done=not ended.problems.errors)
     made = checks.check_training(config, job, findings)
     frozen = _written(config, file, overrides)
     findings.warnings += checks.check_words(overrides, frozen=frozen is not None)
     checks.check_folder(config, job, findings, changed=start.fresh or start.extends)
     text = script(job, template, command)
     about += _about(config, job, made)
-    if slurm.there() and checks.check_queue(job, findings, dry=dry) and not findings.problems:
+    if slurm.there() and checks.check_queue(job, findings, dry=dry) and not findings.problems.errors:
         said = findings.of(lambda: slurm.tried(text, job.options))
         about += [f"sbatch --test-only: {said}"] if said else []
     return Submission(job, text, arguments, findings, config=frozen, about=tuple(about))
@@ -139,7 +139,7 @@ def send(submission: Submission) -> tuple[str, Path]:
         UserError: problems were found; there is no Slurm here; sbatch refuses; the folder cannot be written.
     """
     if not slurm.there():
-        submission.findings.problems.append(str(slurm.absent()))
+        submission.findings.problems.add(slurm.absent())
     submission.findings.refuse()
     assert submission.job is not None
     file = _kept(submission.job.run / JOBS, submission.text)
