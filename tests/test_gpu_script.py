@@ -39,7 +39,10 @@ def step(runner, tmp_path):
     return step
 
 
-ROW = "import sys, json; open(sys.argv[sys.argv.index('--rows') + 1], 'a').write(json.dumps({'what': 'a', 'ok': True, 'x': 0.123456}) + chr(10))\n"
+ROW = """import json, sys
+with open(sys.argv[sys.argv.index("--rows") + 1], "a") as file:
+    file.write(json.dumps({"what": "a", "ok": True, "x": 0.123456}) + chr(10))
+"""
 SLEEPER = "import subprocess; child = subprocess.Popen(['sleep', '1234.5'])\n"
 
 
