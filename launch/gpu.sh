@@ -8,9 +8,10 @@
 #
 # The table and its JSON come to .gpu/out (--out FOLDER). Exit code 1: something is not as it must be.
 #
-# For --wheels, on a machine with a network, for the Python there (here 3.12):
-#   pip download --dest FOLDER --only-binary=:all: --no-deps --python-version 3.12 webdataset braceexpand pydantic ...
-# PYTHON=/path/to/python3 names the Python that holds torch; tlx itself needs no wheel.
+# For --wheels: what that machine's Python lacks of pyproject.toml (torch and torchvision are there), fetched where there is a
+# network, for its version; what is still missing is named:
+#   pip download --dest FOLDER --only-binary=:all: --no-deps --python-version 3.12 -c launch/constraints.txt pydantic ...
+# PYTHON=/path/to/python3 names it if it is not python3; tlx itself needs no wheel.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 wheels=""
@@ -38,7 +39,20 @@ else
     find "$wheels" -name '*.whl' -print0 |
         xargs -0 -r "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --upgrade --target "$site"
     export PYTHONPATH="$site:$PWD${PYTHONPATH:+:$PYTHONPATH}"
-    "$python" setup.py -q build_ext --inplace >/dev/null 2>&1 || true # says at its use what is missing without it
+    "$python" - "$wheels" <<'EOF' || exit 2
+import importlib, sys
+missing = []
+for name in "torch torchvision timm accelerate tlx.training tlx.engine tlx.build tlx.cli pytest hypothesis".split():
+    try:
+        importlib.import_module(name)
+    except ImportError as error:
+        missing.append(f"{name}: {error}")
+if missing:
+    print("error: packages are missing\n  " + "\n  ".join(missing) + f"\n  -> add their wheels to {sys.argv[1]}", file=sys.stderr)
+sys.exit(bool(missing))
+EOF
+    "$python" setup.py -q build_ext --inplace >/dev/null 2>&1 ||
+        echo "environment: no C compiler or libjpeg header: tlx decodes with torchvision (slower)"
 fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" PYTHONUNBUFFERED=1
 exec "$python" tests/gpu/run.py ${words[@]+"${words[@]}"}

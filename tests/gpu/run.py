@@ -20,7 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from steps import PARTS, Step, steps
+
+from tlx.run_folder import versions
 
 PART_S = 240.0
 LEAST_S = 10.0
@@ -62,6 +65,9 @@ class Result:
 def main() -> int:
     said = words()
     asked = chosen(steps(), said.only)
+    if not said.dry and not torch.cuda.is_available():
+        print("error: there is no GPU that torch can use\n  -> --dry runs every step on a CPU", file=sys.stderr)
+        return 2
     said.out.mkdir(parents=True, exist_ok=True)
     results = []
     for part in dict.fromkeys(step.part for step in asked):
@@ -144,10 +150,6 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def machine() -> dict[str, str]:
     """The device and the versions, in words."""
-    import torch
-
-    from tlx.run_folder import versions
-
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     driver = torch.version.cuda or "none"
     about = {"device": device, "cuda": driver, "cores": str(os.cpu_count()), "python": platform.python_version()}
