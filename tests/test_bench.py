@@ -212,3 +212,20 @@ def test_train_says_what_its_figures_mean():
     assert "pictures keep up" in training.verdict(slow)
     assert "10% more than a bare one" in training.verdict(slow)
     assert "over a bare loop: +10.0%" in train_text.text(slow)
+
+
+def test_an_interval_of_a_median_is_between_ranks_of_the_sign_test():
+    """Of 6 values the ends (1 - 2/64 = 0.969); of 15 the 4th and the 12th (0.965), as tables of the sign test say."""
+    assert clock.median_interval([5.0, 1.0, 4.0, 2.0, 3.0]) is None
+    assert clock.median_interval([6.0, 1.0, 5.0, 2.0, 4.0, 3.0]) == (1.0, 6.0)
+    assert clock.median_interval([float(n) for n in range(1, 16)]) == (4.0, 12.0)
+
+
+def test_a_loop_that_costs_something_in_every_round_is_told_though_rounds_differ():
+    about = {"spread": 0.5, "steps": 30, "batch": 64, "phase": "p", "device": "GPU", "precision": "bf16", "workers": 2}
+    slow = training.Report(
+        shards=0.11, resident=0.11, bare=0.1, waited=0.0, overheads=[0.05, 0.1, 0.2, 0.1, 0.1, 0.1], **about
+    )
+    assert slow.interval == (0.05, 0.2)
+    assert "the loop costs 10% more than a bare one" in training.verdict(slow)
+    assert "95 % of the median of rounds: +5.0% to +20.0%" in train_text.text(slow)

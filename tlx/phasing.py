@@ -69,10 +69,9 @@ def average_statistics(norms: Sequence[nn.Module], world: World, *, samples: int
 
 
 @torch.no_grad()
-def take_back(buffers: Sequence[torch.Tensor], before: Sequence[torch.Tensor], norm: torch.Tensor) -> None:
-    """What a step has moved becomes again what it was where its gradient's norm is not finite; the device is not waited
-    for."""
-    finite = torch.isfinite(norm)
+def take_back(buffers: Sequence[torch.Tensor], before: Sequence[torch.Tensor], finite: torch.Tensor) -> None:
+    """What a step has moved becomes again what it was where its gradient's norm is not `finite` (bool, on the device,
+    which is not waited for)."""
     for buffer, former in zip(buffers, before, strict=True):
         buffer.copy_(torch.where(finite, buffer, former))
 

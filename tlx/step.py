@@ -141,14 +141,14 @@ class Updater:
             own += 0 if batch.idle else len(batch.labels)
             total = batch.total
             counts.append(self.backward(trainee, batch))
-        norm = self._step(trainee)
+        finite = torch.isfinite(self._step(trainee))
         if returns:
-            take_back(moved(trainee.norms), before, norm)
+            take_back(moved(trainee.norms), before, finite)
         average_statistics(trainee.norms, self.world, samples=own)
-        if self.ema is not None and (not returns or bool(torch.isfinite(norm))):
-            self.ema.update(trainee.net)
-        finite = torch.isfinite(norm).logical_not().double().to(self.world.device)
-        return torch.cat([torch.stack(counts).sum(0), finite[None]]), bad, total
+        if self.ema is not None:
+            self.ema.update(trainee.net, taken=finite if returns else None)
+        unfinite = finite.logical_not().double().to(self.world.device)
+        return torch.cat([torch.stack(counts).sum(0), unfinite[None]]), bad, total
 
     def backward(self, trainee: Trainee, batch: Batch) -> torch.Tensor:
         """One micro-batch: gradients are added to, the last of a step shares them; its loss, right ones, samples."""
@@ -187,11 +187,11 @@ class Updater:
             scaler.step(self.optimizer)  # leaves the weights alone after an overflow, and counts it
             scaler.update()
         elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            # fused: the kernel itself looks at the flag, the host does not wait for the device
+            # the update itself looks at the flag: the host does not wait for the device
             self.optimizer.found_inf = torch.isfinite(norm).logical_not().float()  # type: ignore[attr-defined]
             self.optimizer.step()
             del self.optimizer.found_inf  # type: ignore[attr-defined]
-        elif torch.isfinite(norm):
+        elif torch.isfinite(norm):  # an optimizer of others
             self.optimizer.step()
         return norm
 

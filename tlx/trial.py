@@ -29,6 +29,18 @@ from tlx.step import Trainee, Updater, dress
 MARGIN = 0.03
 """The share of a GPU's memory that must stay free: for NCCL, and for pieces between tensors that are of no use."""
 
+_FULL = (
+    "out of memory",
+    "can't allocate memory",  # torch's allocator for CPUs
+    "STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
+    "ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
+    "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # no room for its handle
+    # of a convolution none of whose algorithms had room: torch passes over what each of them says
+    "unable to find an engine to execute this computation",
+    "Unable to find a valid cuDNN algorithm",
+)
+"""How those who raise no OutOfMemoryError say that there is no memory."""
+
 Stage = Literal["training", "evaluation"]
 
 
@@ -190,9 +202,7 @@ def ran_out(error: BaseException) -> bool:
     """Whether this is for want of memory, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    # libraries that torch calls, and its allocator for CPUs, say so in words only
-    words = ("out of memory", "STATUS_ALLOC_FAILED", "can't allocate memory")
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
 
 
 def _mix(labels: torch.Tensor, shape: tuple[int, int, int]) -> Mix:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +26,19 @@ class Spent:
 
 def median(spent: Sequence[Spent]) -> Spent:
     return Spent(statistics.median(s.wall for s in spent), statistics.median(s.cpu for s in spent))
+
+
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """An interval of the median that assumes no distribution: between two values whose ranks a fair coin's throws
+    leave outside in at most 1 - confidence of cases; None where there are too few values (six for 0.95)."""
+    count, ordered = len(values), sorted(values)
+    outside, rank = 0.0, 0
+    while rank < count / 2:
+        outside += 2 * math.comb(count, rank) / 2**count
+        if outside > 1 - confidence:
+            break
+        rank += 1
+    return (ordered[rank - 1], ordered[count - rank]) if rank else None
 
 
 class Watch:

@@ -21,6 +21,7 @@ import torch
 
 from tlx import build, parts
 from tlx import world as worlds
+from tlx.bench.clock import median_interval
 from tlx.config import Config, Input
 from tlx.data.stream import Batch
 from tlx.data.transfer import on_device
@@ -50,6 +51,7 @@ class Report:
         waited: of a step on shards, what this process waits for the loader. A GPU may be computing meanwhile.
         spread: the largest difference between rounds of one loop, as a share of its median.
         steps: of each loop that were measured.
+        overheads: of each round, what the loop cost more than the bare one that ran after it, as a share of that.
     """
 
     shards: float
@@ -64,6 +66,12 @@ class Report:
     precision: str
     workers: int
     notes: Sequence[str] = ()
+    overheads: Sequence[float] = ()
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % of the median of `overheads`; None of fewer than six rounds."""
+        return median_interval(self.overheads)
 
     @property
     def waiting(self) -> float:
@@ -82,23 +90,25 @@ class Report:
         seconds = {f"{name}_ms": 1e3 * said.pop(name) for name in ("shards", "resident", "bare", "waited")}
         rates = {f"{name}_images_per_s": self.batch / getattr(self, name) for name in ("shards", "resident", "bare")}
         return {
-            **seconds, **rates, "waiting": self.waiting, "overhead": self.overhead, **said, "verdict": verdict(self)
+            **seconds, **rates, "waiting": self.waiting, "overhead": self.overhead, "interval": self.interval, **said,
+            "verdict": verdict(self),
         }  # fmt: skip
 
 
-def measure(config: Config, *, steps: int = 30, phase: str | None = None) -> Report:
+def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds: int = _ROUNDS) -> Report:
     """
     Args:
         steps: of each loop.
         phase: by name; None is the last one, in which everything trains that ever will.
+        rounds: that the loops take turns, each with its part of the steps; from six on there is an interval.
 
     Raises:
         UserError: several processes, no such phase, and whatever a training would raise before its first step.
     """
     if environment().size > 1:
         raise UserError("tlx bench train measures one process", todo="start it without a launcher")
-    if steps < _ROUNDS:
-        raise UserError(f"--steps is at least {_ROUNDS}")
+    if steps < rounds:
+        raise UserError(f"--steps is at least {rounds}")
     with tempfile.TemporaryDirectory(prefix="tlx-bench-") as folder:
         alone, notes = _alone(config, Path(folder) / "run")
         world = worlds.enter(alone)
@@ -107,7 +117,7 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None) -> Rep
         run.stop.close()  # Ctrl-C ends a measurement at once
         try:
             run.journal.start(0, resumed=False)
-            return _measure(run, _phase(run, phase), steps, notes)
+            return _measure(run, _phase(run, phase), steps, notes, rounds)
         finally:
             run.journal.finish({})
 
@@ -149,7 +159,7 @@ def _phase(run: Run, name: str | None) -> Phase:
     raise UserError(f'there is no phase "{name}"{did_you_mean(name, names)}', where="--phase")
 
 
-def _measure(run: Run, phase: Phase, steps: int, notes: list[str]) -> Report:
+def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) -> Report:
     run.progress.step = phase.start
     begin(run, phase)
     trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
@@ -174,10 +184,10 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str]) -> Report:
     # batches that were made while the other loops ran are no measure of the loader
     ready = 2 * run.config.data.workers + 3
     warm = {"shards": ready, "resident": 2, "bare": 2}
-    each = -(-steps // _ROUNDS)
+    each = -(-steps // rounds)
     found: dict[str, list[float]] = {name: [] for name in loops}
     waited: list[float] = []
-    for number in range(_ROUNDS):
+    for number in range(rounds):
         for name, loop in loops.items():
             for _ in range(warm[name] + (3 if number == 0 else 0)):
                 loop()
@@ -198,13 +208,14 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str]) -> Report:
         **middle,
         waited=statistics.median(waited),
         spread=max((max(seconds) - min(seconds)) / middle[name] for name, seconds in found.items()),
-        steps=each * _ROUNDS,
+        steps=each * rounds,
         batch=run.stream.batch,
         phase=phase.name,
         device=torch.cuda.get_device_name(run.world.device) if run.world.cuda else "CPU",
         precision=run.config.loop.precision,
         workers=run.config.data.workers,
         notes=tuple(notes),
+        overheads=tuple(ours / bare - 1 for ours, bare in zip(found["resident"], found["bare"], strict=True)),
     )
 
 
@@ -277,7 +288,8 @@ def verdict(report: Report) -> str:
         )
     else:
         fed = f"pictures keep up with the training ({report.waiting:.0%} of the time is spent on them)"
-    if abs(report.overhead) <= report.spread:
+    low, high = report.interval or (-report.spread, report.spread)
+    if low <= 0 <= high if report.interval else low <= report.overhead <= high:
         return f"{fed}; the loop costs as much as a bare one, to within what rounds differ by ({report.spread:.0%})"
     more = "more" if report.overhead > 0 else "less"
     return f"{fed}; the loop costs {abs(report.overhead):.0%} {more} than a bare one"

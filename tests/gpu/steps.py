@@ -1,0 +1,69 @@
+"""The steps of `launch/gpu.sh`: what each shows, how it is started, how long it may take. The most telling come first.
+
+A step is a process of its own, so that a crash, a hang or a full memory is that step's; it leaves rows as it goes, so
+that one that is cut off has shown what it got to.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+HERE = Path(__file__).parent
+TESTS = HERE.parent
+Part = Literal["tests", "precision", "memory", "speed"]
+PARTS: Sequence[Part] = get_args(Part)
+FIRST = ("test_gpu.py", "test_precision.py", "test_data_dealing.py", "test_trial.py")
+"""Files of tests that show most; the others follow."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step.
+
+    Attributes:
+        shows: in a few words.
+        module: a program in this folder.
+        words: its arguments; that it is a dry run, and where rows go, is added.
+        limit_s: after which it is ended.
+    """
+
+    part: Part
+    name: str
+    shows: str
+    module: str
+    words: Sequence[str] = ()
+    limit_s: float = 100.0
+
+    def command(self, rows: Path, *, dry: bool, work: Path) -> list[str]:
+        said = [sys.executable, str(HERE / f"{self.module}.py"), *self.words, "--rows", str(rows), "--work", str(work)]
+        return [*said, "--dry"] if dry else said
+
+
+def files_of_tests() -> list[str]:
+    """Of all tests marked gpu."""
+    marked = [f.name for f in sorted(TESTS.glob("test_*.py")) if "mark.gpu" in f.read_text(encoding="utf-8")]
+    return sorted(marked, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+
+
+def steps() -> list[Step]:
+    """All of them, by part and in the order in which they are run."""
+    tests = [Step("tests", f.removesuffix(".py"), "tests marked gpu", "run_tests", [f], 110) for f in files_of_tests()]
+    networks = ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0")
+    return [
+        *tests,
+        Step("precision", "waits", "calls that wait for the device, by a profile", "precision", ["waits"], 70),
+        Step("precision", "overflow", "a first step that overflows moves nothing", "precision", ["overflow"], 40),
+        Step("precision", "losses", "bf16, fp16, channels_last beside fp32", "precision", ["losses"], 50),
+        Step("precision", "compile", "compiled over a phase change, beside eager", "precision", ["compile"], 110),
+        *(Step("memory", n, "estimate and trial beside the peak", "memory", ["peaks", n], 60) for n in networks),
+        Step("memory", "words", "what libraries say when memory is full", "memory", ["words", "all"], 30),
+        Step("speed", "resnet50", "the loop beside a bare one", "speed", ["loop", "resnet50"], 80),
+        Step("speed", "vit_b_16", "the loop beside a bare one", "speed", ["loop", "vit_b_16"], 80),
+        Step("speed", "data", "what the data path gives a core", "speed", ["data", "all"], 50),
+        Step("speed", "resnet50 compiled", "the same, compiled", "speed", ["loop", "resnet50", "--compile"], 110),
+        Step("speed", "vit_b_16 compiled", "the same, compiled", "speed", ["loop", "vit_b_16", "--compile"], 110),
+    ]
