@@ -180,8 +180,8 @@ def index(
     numbers: Annotated[
         str | None,
         typer.Option(
-            help="Whether numbers as labels are names of classes or positions in the list: names, positions. To be said "
-            "only where both are possible and differ."
+            help="What numbers as labels are: names (of classes) or positions (in their list). To be said only where "
+            "both are possible and differ."
         ),
     ] = None,
     fresh: Annotated[

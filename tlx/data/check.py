@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -211,9 +212,9 @@ def _stale(manifest: Manifest, shard: int, own: range) -> tuple[str | None, Scan
             return None, scan
         todo = f"remove the cached copy, {path}" if manifest.remote else "bring the former file back"
         return f"{where}: {other_bytes(scan.sha256, expected)}; {todo}, or tlx shards index {manifest.location}", scan
-    more, fewer = len(set(scan.places) - set(known)), len(set(known) - set(scan.places))
-    counts = [f"{n:,} {what}" for n, what in ((more, "samples more"), (fewer, "fewer")) if n]
-    said = f" ({' and '.join(counts)})" if counts else ""
+    there, indexed = Counter(scan.places), Counter(known)
+    more, fewer = (there - indexed).total(), (indexed - there).total()
+    said = f" ({more:,} more, {fewer:,} fewer samples)" if more or fewer else ""
     again = f"tlx shards index {manifest.location}"
     return f"{where}: its members or labels are not what the index says{said}; {again}", scan
 
