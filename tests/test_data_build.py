@@ -401,6 +401,11 @@ def test_folders_that_are_not_ours_are_refused(src, tmp_path):
     assert not (src / "shards").exists()
 
 
+def test_a_new_disk_is_an_empty_folder(src, tmp_path):
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    assert build_shards(str(src), tmp_path / "disk", options()).splits["train"]["samples"] == 36
+
+
 @pytest.mark.parametrize(
     "settings", [{"shard_samples": 0}, {"resize": 0}, {"quality": 101}, {"val": 1.5}, {"jobs": -4}]
 )

@@ -236,7 +236,7 @@ def _open(location: str | os.PathLike[str]) -> list[Manifest]:
     if is_remote(location):
         return [Manifest.open(location)]
     folder = Path(location)
-    if (folder / "index.json").exists() or any(folder.glob("*.tar")):
+    if (folder / "index.json").exists() or (folder.is_dir() and has_tars(folder)):
         return [Manifest.open(folder)]
     inside = folders_in(folder) if folder.is_dir() else []
     bare = [f for f in inside if has_tars(f) and not (f / "index.json").exists()]

@@ -227,7 +227,7 @@ def split_folders(folder: Path) -> list[Path]:
         raise UserError("there is no such folder", where=str(folder))
     found = [folder] if has_tars(folder) else [f for f in folders_in(folder) if has_tars(f)]
     for place in found or [folder]:
-        packed = sorted(p.name for p in place.iterdir() if p.name.endswith(_COMPRESSED))
+        packed = [p.name for p in listed(place) if p.name.endswith(_COMPRESSED) and not kind_of_name(p.name)]
         if packed:
             raise UserError(
                 f"{len(packed)} compressed tar{'s' if len(packed) > 1 else ''}, such as {packed[0]}: samples inside "
@@ -301,6 +301,7 @@ def scan_tar(path: Path, rule: LabelRule = AUTO, *, hashed: bool = True) -> Scan
 def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule) -> Scan:
     groups, problems, passed_over = _group(contents.members, str(path))
     passed_over += contents.passed_over
+    lost = _lost_links(contents)
     samples, unlabelled, folders, bare = _Samples(), [], [], []
     for key, group in groups.items():
 
@@ -316,7 +317,7 @@ def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule)
             folders.append(folder_of(_with_slashes(picture.name)))
             samples.add(picture, label_of(rule, _with_slashes(picture.name), group, read), group, rule)
         except NoLabel as error:
-            unlabelled.append(f"{path}: {escaped(key)}: {error}{_lost(key, contents)}")
+            unlabelled.append(f"{path}: {escaped(key)}: {error}{lost.get(key, '')}")
         except ValueError as error:
             problems.append(f"{path}: {escaped(key)}: {error}")
     by_folder = rule.place == "auto" and not (samples.labels or problems) and bool(folders) and all(folders)
@@ -327,7 +328,7 @@ def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule)
             passed_over += [PassedOver(no_picture(member.name), member.name) for member in group.values()]
         else:
             among = ", ".join(map(escaped, group))
-            problems.append(f"{path}: {escaped(key)}: no pictures among {among}{_lost(key, contents)}")
+            problems.append(f"{path}: {escaped(key)}: no pictures among {among}{lost.get(key, '')}")
     found, labels = tuple(samples.places), tuple(samples.labels)
     unused = (PassedOver(UNUSED, f"*.{extension}", count) for extension, count in samples.unused.items())
     return Scan(path.name, size, found, labels, (*problems, *unlabelled), passed_over=(*passed_over, *unused))
@@ -361,11 +362,10 @@ def _is_stray(key: str, group: Mapping[str, Member], of_labels: Collection[str],
     return not any(e.rpartition(".")[2] in LABELS and (not of_labels or e in of_labels) for e in group)
 
 
-def _lost(key: str, contents: Contents) -> str:
-    """What is said of a link of a sample that leads nowhere."""
-    links = (p.name for p in contents.passed_over if p.kind == DANGLING)
-    lost = next((name for name in links if _parts_of(name.partition(" -> ")[0])[0] == key), None)
-    return f"; {escaped(lost)} leads to nothing in this tar" if lost else ""
+def _lost_links(contents: Contents) -> dict[str, str]:
+    """By the name of a sample, what is said of its link that leads nowhere."""
+    links = [p.name for p in contents.passed_over if p.kind == DANGLING]
+    return {_parts_of(n.partition(" -> ")[0])[0]: f"; {escaped(n)} leads to nothing in this tar" for n in links}
 
 
 def _verify_end(path: Path, offset: int) -> None:
