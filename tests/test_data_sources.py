@@ -338,7 +338,8 @@ def test_separators_and_further_columns(tmp_path, separator, header):
 
 
 def test_columns_of_other_names(tmp_path):
-    text = "file;class;subset\np/class0/0000.jpg;cat;train\np/class1/0000.jpg;dog;Validation\n"
+    text = "file;class;subset\np/class0/0000.jpg;cat;train\np/class1/0000.jpg;dog;train\n"
+    text += "p/class1/0001.jpg;dog;Validation\n"
     path = table(tmp_path, text)
     with pytest.raises(
         UserError, match=r"the columns are file, class, subset\n.*--path-column file --label-column class"
@@ -348,9 +349,9 @@ def test_columns_of_other_names(tmp_path):
     with pytest.raises(UserError, match=r'the column "subset" holds Validation, train\n.*--split-column subset'):
         read_source(path, reading=reading)
     source = read_source(path, reading=Reading(path_column="file", label_column="class", split_column="subset"))
-    assert (source.classes, split_sizes(source)) == (("cat", "dog"), {"train": 1, "val": 1})
+    assert (source.classes, split_sizes(source)) == (("cat", "dog"), {"train": 2, "val": 1})
     source = read_source(path, val=0, reading=Reading(path_column="file", label_column="class", split_column=""))
-    assert split_sizes(source) == {"train": 2}
+    assert split_sizes(source) == {"train": 3}
 
 
 def test_a_separator_that_has_to_be_said(tmp_path):
