@@ -317,6 +317,14 @@ def test_every_kind_of_picture_in_and_out(tmp_path, name, format, stored):
     assert (found, extension) == (data, stored)
 
 
+def test_a_picture_with_a_second_one_for_the_other_eye(tmp_path):
+    """Of MPO, a JPEG with further ones behind it, the first is shown."""
+    data = encoded(picture(0, size=20), "MPO", save_all=True, append_images=[picture(1, size=20)])
+    assert one_stored(tmp_path, "IMG_1.MPO", data) == (data, "jpg")
+    alone = decode(encoded(picture(0, size=20), "JPEG", quality=75))
+    assert (decode(data).float() - alone.float()).abs().mean() < 2
+
+
 def test_pictures_without_files_are_stored_without_loss(tmp_path):
     class Digits:
         def __len__(self):
@@ -391,6 +399,11 @@ def test_folders_that_are_not_ours_are_refused(src, tmp_path):
         with pytest.raises(UserError, match=words):
             build_shards(str(src), out, options())
     assert not (src / "shards").exists()
+
+
+def test_a_new_disk_is_an_empty_folder(src, tmp_path):
+    (tmp_path / "disk" / "lost+found").mkdir(parents=True)
+    assert build_shards(str(src), tmp_path / "disk", options()).splits["train"]["samples"] == 36
 
 
 @pytest.mark.parametrize(
@@ -742,8 +755,8 @@ def test_a_build_that_waited_for_another_finds_its_work_done(src, tmp_path, monk
     out, meanwhile = tmp_path / "out", []
     reading = write._read
 
-    def slow(source, settings):
-        found = reading(source, settings)
+    def slow(source, settings, *order):
+        found = reading(source, settings, *order)
         if not meanwhile:
             meanwhile.append(True)
             build_shards(source, out, settings)

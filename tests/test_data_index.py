@@ -8,6 +8,7 @@ import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from tlx.cli_shards import shards
 from tlx.data.check import check_shards
-from tlx.data.index import index_shards, label_rule
+from tlx.data.index import index_folder, index_shards, label_rule
 from tlx.data.labels import LabelRule
 from tlx.data.manifest import Manifest, write_index
 from tlx.data.reader import ShardReader
@@ -220,7 +221,9 @@ def test_our_own_shards_keep_their_names_and_their_digest(tmp_path):
     [
         ([("1.jpg", JPEG)], r"a\.tar: 1: no label among jpg; looked for \.cls"),
         ([("1.cls", b"0")], "1: no pictures among cls"),
-        ([("1.jpg", JPEG), ("1.png", JPEG), ("1.cls", b"0")], "1: 2 pictures among jpg, png, cls"),
+        ([("1.jpg", JPEG), ("1.png", JPEG), ("1.cls", b"0")], "1: 2 pictures among jpg, png, cls; --picture jpg"),
+        ([("1.a.jpg", JPEG), ("1.b.png", JPEG), ("1.cls", b"0")], "1: 2 pictures among a.jpg, b.png, cls; --picture a"),
+        ([("1.jpg", JPEG), ("1.a.cls", b"0"), ("1.b.cls", b"0")], "1: 2 labels among a.cls, b.cls; --label-from a.cls"),
         ([*samples([0]), *samples([1])], "two samples are called 0000"),
         ([("1.jpg", JPEG), ("1.jpg", JPEG), ("1.cls", b"0")], "two samples are called 1"),
         ([("1.jpg", JPEG), ("2.jpg", JPEG), ("1.cls", b"0"), ("2.cls", b"0")], "two samples are called 1"),
@@ -230,7 +233,8 @@ def test_our_own_shards_keep_their_names_and_their_digest(tmp_path):
         ([("1.jpg", JPEG), ("1.json", b'{"caption": "x"}')], "none of the keys label, cls, class; its keys: caption"),
         ([("1.jpg", JPEG), ("1.json", b"{")], "1: "),
         ([("1.jpg", JPEG), ("1.txt", b"a\x1b[2Jb")], "cannot be shown"),
-        ([("1.jpg", JPEG), ("1.cls", b"99999999999")], "out of range"),
+        ([("1.jpg", JPEG), ("1.cls", b"99999999999")], "labels go from 99999999999 to 99999999999, but none is 0"),
+        ([("1.jpg", JPEG), ("1.cls", b"9" * 2000)], "has 2,000 characters"),
         ([*samples([0, 2])], "labels go from 0 to 2, but none is 1"),
         ([*samples([1, 2])], r"labels go from 1 to 2, but none is 0[\s\S]*--classes"),
         ([*samples([0, "rose"])], r"some labels are numbers \(0\), others names \(rose\)"),
@@ -481,3 +485,214 @@ def test_an_index_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypatc
     after = Manifest.open(tmp_path / "d")
     assert (after.digest, after.classes) == (before.digest, before.classes)
     assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["a.tar", "index.json", "index.npy"]
+
+
+# What is passed over
+
+
+def link(name, target, type=tarfile.LNKTYPE):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = type, target
+    return info
+
+
+def tar_with_links(path, members):
+    """Members are (name, data), or headers without data."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            info = member if isinstance(member, tarfile.TarInfo) else tarfile.TarInfo(member[0])
+            data = b"" if isinstance(member, tarfile.TarInfo) else member[1]
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def told_of(passed_over):
+    return [(p.kind, p.name, p.count) for p in passed_over]
+
+
+OTHER = encoded(picture(1, size=16))
+
+
+def test_links_in_a_tar_are_their_targets(tmp_path):
+    """Hard links by their whole name, symbolic ones from where they lie, links to links; labels too."""
+    members = [
+        ("a/1.jpg", JPEG),
+        link("a/2.jpg", "a/1.jpg"),
+        ("b/1.jpg", OTHER),
+        link("b/2.jpg", "1.jpg", tarfile.SYMTYPE),
+        link("b/3.jpg", "../a/2.jpg", tarfile.SYMTYPE),
+        link("b/4.jpg", "5.jpg", tarfile.SYMTYPE),
+        link("b/5.jpg", "./b/2.jpg"),
+        link("b/6.jpg", "/etc/passwd", tarfile.SYMTYPE),
+        link("b/7.jpg", "b/8.jpg"),
+        link("b/8.jpg", "8.jpg", tarfile.SYMTYPE),
+        link("c", "a", tarfile.SYMTYPE),
+        link("d/1.jpg", "../../a/1.jpg", tarfile.SYMTYPE),
+    ]
+    tar_with_links(tmp_path / "d" / "a.tar", members)
+    made = index_folder(tmp_path / "d", jobs=0)
+    manifest = made.manifests["d"]
+    assert [ShardReader(manifest).read(i) for i in range(len(manifest))] == [
+        JPEG,
+        JPEG,
+        OTHER,
+        OTHER,
+        JPEG,
+        OTHER,
+        OTHER,
+    ]
+    assert manifest.labels.tolist() == [0, 0, 1, 1, 1, 1, 1]
+    dangling = [
+        "b/6.jpg -> /etc/passwd",
+        "b/7.jpg -> b/8.jpg",
+        "b/8.jpg -> 8.jpg",
+        "c -> a",
+        "d/1.jpg -> ../../a/1.jpg",
+    ]
+    assert told_of(made.passed_over) == [("link to what is not in the tar", name, 1) for name in dangling]
+    report = check_shards(tmp_path / "d", jobs=0)
+    assert (report.good, report.samples, report.passed_over) == (True, 7, made.passed_over)
+    assert report.plain()["passed_over"][3] == {"kind": "link to what is not in the tar", "name": "c -> a", "count": 1}
+
+
+def test_a_label_that_is_a_link(tmp_path):
+    tar = tmp_path / "d" / "a.tar"
+    tar_with_links(tar, [("1.jpg", JPEG), ("1.cls", b"0"), ("2.jpg", OTHER), link("2.cls", "1.cls")])
+    assert index_shards(tmp_path / "d", jobs=0)["d"].labels.tolist() == [0, 0]
+    tar_with_links(tar, [("1.jpg", JPEG), ("1.cls", b"0"), ("2.jpg", OTHER), link("2.cls", "/x", tarfile.SYMTYPE)])
+    with pytest.raises(UserError, match=r"2: no label among jpg; .*; 2\.cls -> /x leads to nothing in this tar"):
+        index_shards(tmp_path / "d", jobs=0)
+
+
+def test_an_index_of_an_earlier_version_lacks_what_links_stand_for(tmp_path):
+    """It is read as it is; `check` says what is missing."""
+    tar_with_links(tmp_path / "d" / "a.tar", [("a/1.jpg", JPEG), ("b/1.jpg", OTHER), link("b/2.jpg", "a/1.jpg")])
+    before = index_shards(tmp_path / "d", jobs=0)["d"]
+    shards_then = [replace(before.shards[0], samples=2)]
+    write_index(
+        tmp_path / "d", classes=["a", "b"], shards=shards_then, records=before.records[:2], labels={"from": "folder"}
+    )
+    assert len(Manifest.open(tmp_path / "d")) == 2
+    report = check_shards(tmp_path / "d", jobs=0)
+    assert len(report.stale) == 1
+    assert "its members or labels are not what the index says (1 more, 0 fewer samples)" in report.stale[0]
+
+
+def test_what_is_no_sample_is_counted(tmp_path):
+    members = [
+        ("README.md", b"x"),
+        ("README.txt", b"x"),
+        ("LICENSE", b"x"),
+        ("data/classes.txt", b"a\nb"),
+        *samples([0, 1, 1]),
+        ("0002.seg.png", b"x"),
+        ("0003.jpg", JPEG),
+        ("0003.cls", b"0"),
+        ("0003.seg.png", b"x"),
+        ("@eaDir/1.jpg", b"x"),
+        ("._0001.jpg", b"x"),
+        (".git/1.jpg", b"x"),
+        ("info.json", b"{}"),
+    ]
+    tar_of(tmp_path / "d" / "a.tar", members)
+    tar_of(tmp_path / "d" / "._a.tar", [])
+    made = index_folder(tmp_path / "d", jobs=0)
+    assert made.manifests["d"].labels.tolist() == [0, 1, 1, 0]
+    assert told_of(made.passed_over) == [
+        ("made by a system or program", str(tmp_path / "d" / "._a.tar"), 1),
+        ("made by a system or program", "@eaDir/1.jpg", 1),
+        ("made by a system or program", "._0001.jpg", 1),
+        ("hidden", ".git/1.jpg", 1),
+        ("no picture (.md)", "README.md", 1),
+        ("no picture (.txt)", "README.txt", 1),
+        ("no picture", "LICENSE", 1),
+        ("no picture (.txt)", "data/classes.txt", 1),
+        ("no picture (.json)", "info.json", 1),
+        ("member that is not used", "*.seg.png", 2),
+    ]
+    assert check_shards(tmp_path / "d", jobs=0).good
+
+
+def test_a_picture_that_is_missing_is_no_stray_document(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", [*samples([0, 1]), ("0005.cls", b"0")])
+    with pytest.raises(UserError, match="0005: no pictures among cls"):
+        index_shards(tmp_path / "d", jobs=0)
+
+
+def test_a_readme_among_class_folders(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", [("README.txt", b"x"), ("labels.json", b"[]"), *by_folder()])
+    made = index_folder(tmp_path / "d", jobs=0)
+    assert len(made.manifests["d"]) == 4
+    assert [p.name for p in made.passed_over] == ["README.txt", "labels.json"]
+
+
+@pytest.mark.parametrize(
+    ("picture", "label"),
+    [
+        ("image.jpg", "label.cls"),
+        ("IMAGE.JPEG", "meta.json"),
+        ("jpg", "label.cls"),
+        ("left.png", "cls"),
+        ("x.jpg", "y.txt"),
+    ],
+)
+def test_extensions_of_several_parts(tmp_path, picture, label):
+    members = []
+    for n, i in enumerate((0, 1, 0)):
+        members += [(f"d/{n}.{picture}", JPEG), (f"d/{n}.{label}", str(i).encode())]
+    tar_of(tmp_path / "d" / "a.tar", members)
+    manifest = index_shards(tmp_path / "d", jobs=0)["d"]
+    assert manifest.labels.tolist() == [0, 1, 0]
+    assert manifest.describe(1).endswith(f"d/1.{picture}")
+    assert check_shards(tmp_path / "d", jobs=0).good
+
+
+def test_the_picture_and_the_label_can_be_said(tmp_path):
+    members = [("1.left.jpg", JPEG), ("1.right.jpg", OTHER), ("1.coarse.cls", b"0"), ("1.fine.cls", b"1")]
+    (tmp_path / "names.txt").write_text("x\ny\n")
+    tar_of(tmp_path / "d" / "a.tar", members)
+    arguments = ["--picture", "right.jpg", "--label-from", "fine.cls", "--classes", tmp_path / "names.txt", "--jobs", 0]
+    run = CliRunner().invoke(shards, ["index", str(tmp_path / "d"), *map(str, arguments)])
+    assert run.exit_code == 0, run.output
+    assert "left out, member that is not used: 2 (*.left.jpg, *.coarse.cls)" in run.output
+    manifest = Manifest.open(tmp_path / "d")
+    assert (ShardReader(manifest).read(0), manifest.labels.tolist()) == (OTHER, [1])
+    assert label_rule(tmp_path / "d") == LabelRule("fine.cls", picture="right.jpg")
+    assert check_shards(tmp_path / "d", jobs=0).good
+    for arguments, message in (
+        ({"picture": "exe"}, "is no extension of a picture"),
+        ({"place": "label.xml"}, 'labels are not read from "label.xml"'),
+        ({"numbers": "name"}, 'did you mean "names"'),
+    ):
+        with pytest.raises(UserError, match=message):
+            LabelRule.make(**arguments)
+
+
+def test_meta_data_beside_a_picture_are_no_label(tmp_path):
+    members = [m for name, data in by_folder() for m in ((name, data), (name.replace(".jpg", ".meta.json"), b"{}"))]
+    tar_of(tmp_path / "d" / "a.tar", members)
+    assert index_shards(tmp_path / "d", jobs=0)["d"].classes == ("007", "cats")
+
+
+@pytest.mark.parametrize("extension", ["cls", "txt", "json"])
+def test_a_byte_order_mark_before_a_label(tmp_path, extension):
+    tar_of(tmp_path / "d" / "a.tar", samples([b"\xef\xbb\xbf1", b"0"], extension))
+    assert index_shards(tmp_path / "d", jobs=0)["d"].labels.tolist() == [1, 0]
+
+
+def test_backslashes_in_a_tar(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", [(f"v1.0\\{c}\\{i}.jpg", JPEG) for c in "ab" for i in range(2)])
+    manifest = index_shards(tmp_path / "d", jobs=0)["d"]
+    assert (manifest.classes, manifest.labels.tolist()) == (("a", "b"), [0, 0, 1, 1])
+
+
+def test_tars_in_a_folder_and_below_it(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", samples([0, 1]))
+    tar_of(tmp_path / "d" / "train" / "b.tar", samples([0, 1, 0]))
+    (tmp_path / "d" / "empty").mkdir()
+    run = CliRunner().invoke(shards, ["index", str(tmp_path / "d"), "--jobs", "0"])
+    said = f"left out, folder of tars below tars; index it on its own: 1 ({tmp_path}/d/train)"
+    assert said in run.output
+    assert len(Manifest.open(tmp_path / "d")) == 2
+    assert said in CliRunner().invoke(shards, ["check", str(tmp_path / "d"), "--jobs", "0"]).output

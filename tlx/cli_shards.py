@@ -67,6 +67,15 @@ def build(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download it there.")] = False,
     variant: Annotated[str | None, typer.Option(help="Of the splits: article, for Flowers102.")] = None,
+    path_column: Annotated[str, typer.Option(help="The CSV's column of paths, relative to the CSV.")] = "path",
+    label_column: Annotated[str, typer.Option(help="Its column of class names.")] = "label",
+    split_column: Annotated[str, typer.Option(help="Its column of train, val and test; '' for none.")] = "split",
+    separator: Annotated[
+        str | None, typer.Option(help="Between its cells, such as ';' or tab; by default whichever its header has.")
+    ] = None,
+    splits: Annotated[
+        bool, typer.Option("--splits/--no-splits", help="Folders called train, val, test are splits, not classes.")
+    ] = True,
     jobs: Jobs = None,
     part: Annotated[
         str | None,
@@ -77,6 +86,8 @@ def build(
 ) -> None:
     """Write shards from a folder per class, a CSV (path,label[,split]) or a torchvision data set.
 
+    Classes are sorted by value if all are integers, else as text.
+
     Every picture is read to its end, and one that cannot be is named. Pictures are shuffled before they are dealt to
     shards, so each shard has about the mix of classes of the whole. After an interruption the same command goes on.
 
@@ -86,6 +97,7 @@ def build(
     It goes on when the shell or the terminal that started it is closed, as under nohup; Ctrl-C or kill end it.
     """
     from tlx.data.build_parts import Part
+    from tlx.data.passed_over import told
     from tlx.data.write import BuildOptions, build_part, build_shards
 
     as_courtesy()
@@ -104,6 +116,11 @@ def build(
         root=root,
         download=download,
         variant=variant,
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        separator=separator,
+        splits=splits,
     )
     if part is not None:
         _print_part(build_part(src, out, Part.read(part), options, progress=True), out)
@@ -111,9 +128,10 @@ def build(
     done = build_shards(src, out, options, progress=True)
     for name in done.bad:
         say(f"left out, unreadable: {escaped(name)}", error=True)
-    for name in done.left_out:
-        say(f"left out, no picture: {escaped(name)}", error=True)
+    for line in told(done.left_out):
+        say(line, error=True)
     _print_statistics(done.statistics)
+    _warn_of_classes({split: said.counts for split, said in done.statistics.items()})
     for split, made in done.splits.items():
         size = made["bytes"] / 2**20
         say(f"{out / split}: {made['samples']:,} samples in {_count(made['shards'], 'shard')}, {size:.1f} MB")
@@ -147,13 +165,29 @@ def index(
     label_from: Annotated[
         str | None,
         typer.Option(
-            help="Where a sample's label is: cls, json or txt (the member of that name), or folder (cats/0001.jpg is a "
-            "cats). By default the first of .cls, .json, .txt; the folder, if no sample has any."
+            help="Where a sample's label is: cls, json or txt (the member of that name), a whole extension such as "
+            "label.cls, or folder (cats/0001.jpg is a cats). By default the first of .cls, .json, .txt; the folder, if "
+            "no sample has any."
         ),
     ] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Where in the .json, such as annotation.label; else label, cls or class.")
     ] = None,
+    picture: Annotated[
+        str | None,
+        typer.Option(help="Extension of the picture, such as image.jpg, where a sample has several pictures."),
+    ] = None,
+    numbers: Annotated[
+        str | None,
+        typer.Option(
+            help="What numbers as labels are: names (of classes) or positions (in their list). To be said only where "
+            "both are possible and differ."
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="Forget what an earlier index says: its classes, and where it found the labels."),
+    ] = False,
     hashes: Annotated[
         bool,
         typer.Option(
@@ -165,17 +199,31 @@ def index(
 ) -> None:
     """Add the index to tars that were made elsewhere; they stay as they are.
 
+    Labels are names: sorted by value if all are integers, else as text. A list (--classes, or the earlier index, which
+    is kept) has its own order, and labels are found in it by name; numbers of .cls, .txt and .json that are no names in
+    it are positions from 0.
+
     Over an earlier index without hashes it adds them; trainings that were stopped go on with either.
     """
-    from tlx.data.index import index_shards
+    from tlx.data.index import index_folder
     from tlx.data.labels import LabelRule
+    from tlx.data.passed_over import told
 
     as_courtesy()
-    rule = LabelRule.make(label_from, label_key) if label_from or label_key is not None else None
-    made = index_shards(folder, classes=classes, labels=rule, hashes=hashes, jobs=jobs, progress=True)
-    for name, manifest in made.items():
+    rule = LabelRule.make(label_from, label_key, picture, numbers)
+    made = index_folder(folder, classes=classes, labels=rule, hashes=hashes, jobs=jobs, fresh=fresh, progress=True)
+    for line in told(made.passed_over):
+        say(line, error=True)
+    for name, manifest in made.manifests.items():
         tars = _count(len(manifest.shards), "shard")
         say(f"{name}: {len(manifest):,} samples in {tars}, {len(manifest.classes)} classes")
+    if made.kept:
+        listed = ", ".join(f'"{escaped(name)}"' for name in made.kept[:_NAMED]) + (
+            " ..." if len(made.kept) > _NAMED else ""
+        )
+        source = "--classes" if classes is not None else "the earlier index or build; --fresh makes a new list"
+        say(f"warning: {_count(len(made.kept), 'class', 'classes')} without a sample kept from {source}: {listed}")
+    _warn_of_classes({m.name: dict(zip(m.classes, m.counts().tolist(), strict=True)) for m in made.manifests.values()})
 
 
 @shards.command(epilog="Example: tlx shards check shards --json report.json")
@@ -191,6 +239,7 @@ def check(
     Exit code 1 if a sample or tar is bad.
     """
     from tlx.data.check import check_shards
+    from tlx.data.passed_over import told
     from tlx.errors import UserError
     from tlx.files import write_whole
 
@@ -201,7 +250,10 @@ def check(
         write_whole(report_file, json.dumps(report.plain(), indent=1))
     for problem in (*report.bad, *report.stale):
         say(problem)
+    for line in told(report.passed_over):
+        say(line, error=True)
     _print_statistics(report.statistics)
+    _warn_of_classes({name: split.counts for name, split in report.splits.items()})
     _print_duplicates(report.duplicates, report.splits)
     if report.unhashed:
         without = _count(report.unhashed, "tar has", "tars have")
@@ -223,6 +275,13 @@ def show(shards: Places) -> None:
         say("what the build noted of the pictures cannot be read: tlx shards build makes it anew")
     for name, split in splits.items():
         say(f"{name}: {split.samples:,} samples in {_count(split.shards, 'shard')}, {split.bytes / 2**20:.1f} MB")
+
+
+def _warn_of_classes(counts: Mapping[str, Mapping[str, int]]) -> None:
+    from tlx.data.class_warnings import class_warnings
+
+    for warning in class_warnings(counts):
+        say(f"warning: classes: {warning}")
 
 
 def _print_counts(splits: Mapping[str, SplitCounts]) -> None:

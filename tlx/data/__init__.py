@@ -10,9 +10,10 @@
 `transforms`     a picture to a view of it; `pictures`: samples to views; `mix`: mixup and cutmix
 `stream`         batches for training and for evaluation; `loader`: what its `workers` do, writing to `slots`;
                  `transfer`: to the device
-`sources`        folders, CSV files and torchvision data sets (`specs`, `datasets`); `write`: shards from them
-                 (`content`, `markers`, `notes`, `threads`; `build_tasks`, `build_folder`, `build_parts`);
-                 `index`: an index for tars made elsewhere (`labels`); `check`: reads everything (`examine`,
-                 `statistics`, `duplicates`)
+`sources`        folders, CSV files and torchvision data sets (`specs`, `tables`, `datasets`); `write`: shards from them
+                 (`content`, `markers`, `heif`, `notes`, `threads`; `build_tasks`, `build_folder`, `build_parts`);
+                 `index`: an index for tars made elsewhere (`labels`, `tars`); `check`: reads everything (`examine`,
+                 `statistics`, `duplicates`); `class_names`: which class a label is; `class_warnings`: classes that
+                 were hardly meant; `passed_over`: what is no sample, counted and named
 ===============  ===========================================================================================
 """

@@ -15,6 +15,7 @@ import psutil
 
 from tlx import locks
 from tlx.data.build_parts import FILES as PARTS
+from tlx.data.passed_over import SYSTEM, kind_of_name
 from tlx.data.sources import SPLITS
 from tlx.errors import UserError
 from tlx.files import write_whole
@@ -49,7 +50,7 @@ def state_of(folder: Path) -> dict[str, Any] | None:
         if (folder / "build.json").exists():  # since a moment
             return state_of(folder)
         # a build at its very beginning, or killed there, has only its lock and the file that it is about to rename
-        if any(not _OURS.fullmatch(name) for name in inside):
+        if any(not _OURS.fullmatch(name) and kind_of_name(name) != SYSTEM for name in inside):
             raise UserError(
                 "the folder is not empty and was not made by tlx shards build", where=str(folder), todo="name a new one"
             ) from None

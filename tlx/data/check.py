@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tlx.data.class_names import may_be_position
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
-from tlx.data.index import folders_in, has_tars, label_rule, scan_tar, split_folders
+from tlx.data.index import Scan, folders_in, has_tars, label_rule, passed_over_beside, scan_tar, split_folders
 from tlx.data.location import is_remote
 from tlx.data.manifest import Manifest, other_bytes
+from tlx.data.passed_over import PassedOver, merged
 from tlx.data.progress import in_processes
 from tlx.data.reader import BadSample, ReadError, ShardReader
 from tlx.data.remote import ShardUnavailable
@@ -55,6 +58,7 @@ class CheckReport:
         bad: every sample that cannot be read, and why.
         stale: tars whose members are not where the index says, or whose bytes have another hash.
         unhashed: tars of which the index has no hash.
+        passed_over: what in the tars, and beside them, is no sample.
         statistics: folder name -> what its readable pictures are like.
         duplicates: pictures with the same content, by their places in the tars.
     """
@@ -65,6 +69,7 @@ class CheckReport:
     statistics: dict[str, Statistics] = field(default_factory=dict)
     duplicates: Duplicates = field(default_factory=Duplicates)
     unhashed: int = 0
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -86,6 +91,7 @@ class CheckReport:
             "unhashed": self.unhashed,
             "statistics": {name: asdict(said) for name, said in self.statistics.items()},
             "duplicates": self.duplicates.plain(),
+            "passed_over": [asdict(p) for p in self.passed_over],
         }
 
 
@@ -135,6 +141,7 @@ def check_shards(location: str | os.PathLike[str], *, jobs: int | None = None, p
         said = summarise(records[manifest.name], [f.pixels for f in own], manifest.classes)
         if said:
             statistics[manifest.name] = said
+    beside = [] if is_remote(location) else passed_over_beside(Path(location))
     return CheckReport(
         {m.name: _counts(m) for m in manifests},
         tuple(b for f in found for b in f.bad),
@@ -142,6 +149,7 @@ def check_shards(location: str | os.PathLike[str], *, jobs: int | None = None, p
         statistics,
         _named(manifests, records),
         sum(shard.sha256 is None for m in manifests for shard in m.shards),
+        merged((*beside, *(p for f in found for p in f.passed_over))),
     )
 
 
@@ -153,6 +161,7 @@ class _Found:
     stale: list[str]
     records: NDArray[np.void]
     pixels: tuple[float, ...]
+    passed_over: tuple[PassedOver, ...] = ()
 
 
 def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tuple[int, int]) -> _Found:
@@ -175,8 +184,8 @@ def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tupl
             facts.add(sample, label, len(data), examine(data, measured=sample in chosen))
         except (ReadError, DecodeError) as error:
             bad.append(BadSample(sample, manifest.describe(sample), str(error)))
-    stale = _stale(manifest, shard, own)
-    return _Found(bad, [stale] if stale else [], *facts.packed())
+    stale, scan = _stale(manifest, shard, own)
+    return _Found(bad, [stale] if stale else [], *facts.packed(), scan.passed_over if scan else ())
 
 
 def _named(manifests: Sequence[Manifest], records: dict[str, NDArray[np.void]]) -> Duplicates:
@@ -189,25 +198,32 @@ def _named(manifests: Sequence[Manifest], records: dict[str, NDArray[np.void]]) 
     return Duplicates(tuple(tuple(copy(*place) for place in group) for group in find_duplicates(records)))
 
 
-def _stale(manifest: Manifest, shard: int, own: range) -> str | None:
+def _stale(manifest: Manifest, shard: int, own: range) -> tuple[str | None, Scan | None]:
+    """What is other in a tar than the index says, and what the tar holds."""
     path, where, expected = manifest.tar(shard), manifest.describe_shard(shard), manifest.shards[shard].sha256
     # all of it was just read, so that its hash costs no second reading from the disk
     scan = scan_tar(path, label_rule(manifest.path), hashed=expected is not None) if path.exists() else None
     if scan is None or scan.problems:
-        return f"{where}: {scan.problems[0].removeprefix(f'{path}: ') if scan else 'missing'}"
+        return f"{where}: {scan.problems[0].removeprefix(f'{path}: ') if scan else 'missing'}", scan
     records = manifest.records[own.start : own.stop]
     known = list(zip(records["offset"].tolist(), records["size"].tolist(), strict=True))
-    labels = [manifest.classes[i] for i in records["label"]]
-    same = all(
-        label == (name if isinstance(label, str) else int(number))
-        for label, name, number in zip(scan.labels, labels, records["label"], strict=False)
-    )
-    if list(scan.places) == known and same:
+    if list(scan.places) == known and _are_labels(scan.labels, records["label"].tolist(), manifest.classes):
         if scan.sha256 == expected:
-            return None
+            return None, scan
         todo = f"remove the cached copy, {path}" if manifest.remote else "bring the former file back"
-        return f"{where}: {other_bytes(scan.sha256, expected)}; {todo}, or tlx shards index {manifest.location}"
-    return f"{where}: its members or labels are not what the index says; tlx shards index {manifest.location}"
+        return f"{where}: {other_bytes(scan.sha256, expected)}; {todo}, or tlx shards index {manifest.location}", scan
+    there, indexed = Counter(scan.places), Counter(known)
+    more, fewer = (there - indexed).total(), (indexed - there).total()
+    said = f" ({more:,} more, {fewer:,} fewer samples)" if more or fewer else ""
+    again = f"tlx shards index {manifest.location}"
+    return f"{where}: its members or labels are not what the index says{said}; {again}", scan
+
+
+def _are_labels(labels: Sequence[str], numbers: Sequence[int], classes: Sequence[str]) -> bool:
+    """Whether labels as they are written are these classes: all by name, or all by position."""
+    pairs = list(zip(labels, numbers, strict=True))
+    by_name = all(label == classes[number] for label, number in pairs)
+    return by_name or all(may_be_position(label) and int(label) == number for label, number in pairs)
 
 
 def _counts(manifest: Manifest) -> SplitCounts:
@@ -220,7 +236,7 @@ def _open(location: str | os.PathLike[str]) -> list[Manifest]:
     if is_remote(location):
         return [Manifest.open(location)]
     folder = Path(location)
-    if (folder / "index.json").exists() or any(folder.glob("*.tar")):
+    if (folder / "index.json").exists() or (folder.is_dir() and has_tars(folder)):
         return [Manifest.open(folder)]
     inside = folders_in(folder) if folder.is_dir() else []
     bare = [f for f in inside if has_tars(f) and not (f / "index.json").exists()]

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from PIL import ExifTags, Image, features
 
+from tlx.data import heif
 from tlx.data.decode import MAX_PIXELS, DecodeError, decode, open_picture
 from tlx.data.examine import Examined, content_digest, examine, format_of
 from tlx.data.markers import coding
@@ -33,6 +34,9 @@ _SHORT = {
     "jpe": "jpg",
     "jfif": "jpg",
     "mpo": "jpg",
+    "apng": "png",
+    "heif": "heic",
+    "hif": "heic",
 }  # readers of WebDataset know pictures by their extension
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 _KEPT = 2  # a JPEG may be decoded at a half, a quarter or an eighth that is at least so many times what is wanted
@@ -109,6 +113,8 @@ def _by_content(data: bytes) -> str:
     format = ""
     with suppress(Exception), open_picture(data) as image:
         format = (image.format or "").lower()
+    if not format and heif.is_heif(data):
+        raise DecodeError(heif.NEEDED)
     if _SHORT.get(format, format) not in EXTENSIONS:
         raise DecodeError("neither its name nor its content is that of a picture")
     return format

@@ -23,6 +23,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from tlx.data import heif
 from tlx.errors import TlxError
 
 try:
@@ -39,8 +40,8 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """A picture that claims more pixels (179 million) is refused before memory is taken for it: a decompression bomb."""
 
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-"""What Pillow calls the kinds of pictures that are read; MPO comes with JPEG."""
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", heif.FORMAT)
+"""What Pillow calls the kinds of pictures that are read; MPO comes with JPEG, HEIF with a package (`tlx.data.heif`)."""
 
 Channels = Literal[1, 3, 4]
 _MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -58,6 +59,7 @@ def open_picture(data: bytes) -> Image.Image:
 @cache
 def _known() -> tuple[str, ...]:
     Image.init()
+    heif.register()
     return tuple(format for format in FORMATS if format in Image.OPEN)  # Pillow has AVIF since 11.3
 
 
@@ -119,6 +121,8 @@ def _opaque(pixels: Tensor) -> Tensor:
 def _reason(data: bytes, error: Exception) -> str:
     if not data:
         return "the file is empty"
+    if isinstance(error, UnidentifiedImageError) and heif.is_heif(data) and not heif.register():
+        return heif.NEEDED
     if isinstance(error, UnidentifiedImageError):
         return f"not a picture: it starts with {bytes(data[:8])!r}"
     if isinstance(error, Image.DecompressionBombError):

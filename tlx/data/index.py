@@ -1,18 +1,21 @@
 """An index for WebDataset tars, ours or made elsewhere.
 
-``index_shards(folder, classes=None, labels=None, hashes=True, jobs=None, progress=False) -> dict[split, Manifest]``
+``index_shards(folder, classes=None, labels=None, hashes=True, jobs=None, fresh=False) -> dict[split, Manifest]``
+``index_folder(...) -> Indexed``, with what was passed over
 
 A sample is the members of a tar that share a name up to its first dot: one picture and one label, which is a number or
 a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under a key, or the folder in the name (see `LabelRule`).
+Which class a label is: `tlx.data.class_names`. What is neither is counted and named by kind (`tlx.data.passed_over`).
 Each tar is read once from its start to its end, for its hash: at the disk's speed, and about a second of a core per GB.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,11 +23,24 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.data.labels import AUTO, LabelRule, NoLabel, folder_of, label_of
+from tlx.data.class_names import ClassList, are_ambiguous, class_list
+from tlx.data.labels import AUTO, LabelRule, NoLabel, folder_of, label_of, pictures_in
+from tlx.data.labels import EXTENSIONS as LABELS
 from tlx.data.manifest import RECORD, Manifest, Shard, write_index
+from tlx.data.passed_over import (
+    BELOW,
+    DANGLING,
+    UNUSED,
+    PassedOver,
+    is_document,
+    kind_of_name,
+    kind_of_path,
+    merged,
+    no_picture,
+)
 from tlx.data.progress import in_processes
-from tlx.data.sources import EXTENSIONS, listed
-from tlx.data.tars import Member, read_members
+from tlx.data.sources import listed
+from tlx.data.tars import Contents, Member, read_members
 from tlx.errors import UserError
 from tlx.files import sha256_of
 from tlx.parsing import from_json
@@ -36,7 +52,7 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 @dataclass(frozen=True)
 class Scan:
-    """What a tar holds: one (offset, size) and one label, a number or a name, per sample; or what is wrong with it.
+    """What a tar holds: one (offset, size) and one label, as it is written, per sample; or what is wrong with it.
 
     Attributes:
         by_folder: nothing said where labels are, no sample had a member for one, and the folders' names were taken.
@@ -46,10 +62,26 @@ class Scan:
     name: str
     bytes: int
     places: tuple[tuple[int, int], ...] = ()
-    labels: tuple[int | str, ...] = ()
+    labels: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     by_folder: bool = False
     sha256: str | None = None
+    passed_over: tuple[PassedOver, ...] = ()
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """The indexes that were made of a folder.
+
+    Attributes:
+        manifests: folder name -> what was indexed.
+        passed_over: what is no sample, and what lies beside the tars.
+        kept: classes of the earlier index, or of `--classes`, that no sample has.
+    """
+
+    manifests: dict[str, Manifest]
+    passed_over: tuple[PassedOver, ...] = ()
+    kept: tuple[str, ...] = ()
 
 
 def index_shards(
@@ -59,31 +91,45 @@ def index_shards(
     labels: LabelRule | None = None,
     hashes: bool = True,
     jobs: int | None = None,
-    progress: bool = False,
+    fresh: bool = False,
 ) -> dict[str, Manifest]:
     """Indexes the tars of a folder, or of each folder in it (train, val ...) with one list of classes.
 
     Args:
         classes: where the class names come from, in the order of their labels: a text file with one name per line, or
-            a folder that is already indexed. Without it, those of an earlier index; or else labels that are names are
-            sorted, and labels that are numbers are their own names.
+            a folder that is already indexed. Without it, those of an earlier index; or else the labels that there are.
         labels: which part of a sample is its label. Without it, what an earlier index was told, or "auto". The index
             remembers it.
         hashes: read all of each tar and keep its hash; otherwise only headers and labels are read, and nobody can tell
             later whether the bytes of a tar are still those that were indexed.
         jobs: processes; None is one per core.
-        progress: show a bar on a terminal.
+        fresh: forget what an earlier index says: its classes, and where it found the labels.
 
     Returns:
         folder name -> what was indexed.
 
     Raises:
-        UserError: no tars, compressed tars, duplicate names, samples without a label or picture; all that is wrong,
-            with what to do.
+        UserError: no tars, compressed tars, duplicate names, samples without a label or picture, labels that could be
+            read in two ways; all that is wrong, with what to do.
     """
-    folders = split_folders(Path(folder))
-    tars = [tar for f in folders for tar in sorted(f.glob("*.tar"))]
-    rule = labels or next((r for r in map(label_rule, folders) if r != AUTO), AUTO)
+    return index_folder(folder, classes=classes, labels=labels, hashes=hashes, jobs=jobs, fresh=fresh).manifests
+
+
+def index_folder(
+    folder: str | os.PathLike[str],
+    *,
+    classes: str | os.PathLike[str] | None = None,
+    labels: LabelRule | None = None,
+    hashes: bool = True,
+    jobs: int | None = None,
+    fresh: bool = False,
+    progress: bool = False,
+) -> Indexed:
+    """`index_shards`, with what was passed over; `progress` shows a bar on a terminal."""
+    folders, passed_over = split_folders(Path(folder)), passed_over_beside(Path(folder))
+    tars = [tar for f in folders for tar in tars_in(f)]
+    before = AUTO if fresh else next((r for r in map(label_rule, folders) if r != AUTO), AUTO)
+    rule = (labels or AUTO).over(before)
     titled = "reading tars" if progress else None
     scans = list(in_processes(partial(scan_tar, rule=rule, hashed=hashes), tars, jobs=jobs, title=titled))
     rule, mixed = _settled(rule, tars, scans)
@@ -99,16 +145,48 @@ def index_shards(
     by_folder: dict[Path, list[Scan]] = {f: [] for f in folders}
     for tar, scan in zip(tars, scans, strict=True):
         by_folder[tar.parent].append(scan)
-    known = _names_in(Path(classes)) if classes is not None else _names_before(folders)
-    names = _class_names((label for scan in scans for label in scan.labels), known, where=str(folder))
-    return {f.name: write_scans(f, by_folder[f], names, rule) for f in folders}
+    found = {label for scan in scans for label in scan.labels}
+    named, rule = _class_list(found, classes, folders, rule, fresh=fresh)
+    made = {f.name: write_scans(f, by_folder[f], named, rule) for f in folders}
+    used = set(named.place.values())
+    kept = tuple(name for i, name in enumerate(named.names) if i not in used)
+    return Indexed(made, merged((*passed_over, *(p for scan in scans for p in scan.passed_over))), kept)
+
+
+def _class_list(
+    labels: Collection[str],
+    classes: str | os.PathLike[str] | None,
+    folders: Sequence[Path],
+    rule: LabelRule,
+    *,
+    fresh: bool,
+) -> tuple[ClassList, LabelRule]:
+    """The classes of labels, and the rule with what is known of numbers."""
+    where = str(folders[0] if len(folders) == 1 else folders[0].parent)
+    earlier, built = _names_before(folders, fresh=fresh)
+    is_folder = rule.place == "folder"
+    if built and classes is None and rule.numbers is None and not is_folder and are_ambiguous(earlier or ()):
+        rule = replace(rule, numbers="positions")  # a build writes nothing else
+    given = _names_in(Path(classes)) if classes is not None else None
+    known = given if given is not None else earlier
+    named = class_list(labels, known, numbers=rule.numbers, named=is_folder, where=where)
+    reordered = given is not None and earlier is not None and given != earlier and set(given) == set(earlier)
+    if reordered and rule.numbers is None and any(label not in named.names for label in named.place):
+        assert earlier is not None
+        at = next(i for i, name in enumerate(earlier) if name != named.names[i])
+        raise UserError(
+            f'the labels are positions: {at} is "{escaped(earlier[at])}" in the earlier index or build, and '
+            f'"{escaped(named.names[at])}" in --classes',
+            where=where,
+            todo="leave --classes out, and the earlier list is kept; --numbers positions, if --classes is right",
+        )
+    return named, rule
 
 
 def label_rule(folder: Path) -> LabelRule:
     """What the index of a folder remembers about where its labels are; "auto" if nothing, or nothing sensible."""
     try:
-        told = from_json((folder / "index.json").read_bytes()).get("labels", {})
-        return LabelRule.make(told.get("from"), told.get("key"))
+        return LabelRule.read(from_json((folder / "index.json").read_bytes()).get("labels", {}))
     except (OSError, ValueError, AttributeError, TypeError, UserError):
         return AUTO
 
@@ -119,25 +197,24 @@ def _settled(rule: LabelRule, tars: Sequence[Path], scans: Sequence[Scan]) -> tu
     if not by_folder:
         return rule, []
     if all(scan.by_folder or not scan.labels for scan in scans):
-        return LabelRule("folder"), []
+        return replace(rule, place="folder"), []
     return rule, [f"{tar}: no sample has a label, in other tars they have" for tar in by_folder]
 
 
-def write_scans(folder: Path, scans: Sequence[Scan], classes: Sequence[str], rule: LabelRule = AUTO) -> Manifest:
-    """Writes the index of a folder from what its tars hold; labels are numbers or names out of `classes`.
+def write_scans(folder: Path, scans: Sequence[Scan], classes: ClassList, rule: LabelRule = AUTO) -> Manifest:
+    """Writes the index of a folder from what its tars hold.
 
     Raises:
         UserError: no samples.
     """
-    place = {name: i for i, name in enumerate(classes)}
-    labels = [label if isinstance(label, int) else place[label] for scan in scans for label in scan.labels]
+    labels = [classes.place[label] for scan in scans for label in scan.labels]
     if not labels:
         raise UserError("these tars hold no samples", where=str(folder))
     records = np.zeros(len(labels), RECORD)
     places = np.array([p for scan in scans for p in scan.places], dtype=np.uint64).reshape(-1, 2)
     records["offset"], records["size"], records["label"] = places[:, 0], places[:, 1], labels
     shards = [Shard(scan.name, len(scan.labels), scan.bytes, scan.sha256) for scan in scans]
-    return write_index(folder, classes=classes, shards=shards, records=records, labels=rule.header())
+    return write_index(folder, classes=classes.names, shards=shards, records=records, labels=rule.header())
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -150,7 +227,7 @@ def split_folders(folder: Path) -> list[Path]:
         raise UserError("there is no such folder", where=str(folder))
     found = [folder] if has_tars(folder) else [f for f in folders_in(folder) if has_tars(f)]
     for place in found or [folder]:
-        packed = sorted(p.name for p in place.iterdir() if p.name.endswith(_COMPRESSED))
+        packed = [p.name for p in listed(place) if p.name.endswith(_COMPRESSED) and not kind_of_name(p.name)]
         if packed:
             raise UserError(
                 f"{len(packed)} compressed tar{'s' if len(packed) > 1 else ''}, such as {packed[0]}: samples inside "
@@ -164,12 +241,21 @@ def split_folders(folder: Path) -> list[Path]:
 
 
 def folders_in(folder: Path) -> list[Path]:
-    """Its folders, without hidden ones and what a file system keeps for itself.
+    """Its folders, without what is passed over everywhere (`tlx.data.passed_over`).
 
     Raises:
         UserError: it cannot be read.
     """
-    return [p for p in listed(folder) if p.is_dir() and not p.name.startswith(".") and p.name != "lost+found"]
+    return [p for p in listed(folder) if p.is_dir() and not kind_of_name(p.name)]
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """Its tars, without what is passed over everywhere, such as ``._000.tar`` of macOS.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return [p for p in listed(folder) if p.name.endswith(".tar") and not kind_of_name(p.name)]
 
 
 def has_tars(folder: Path) -> bool:
@@ -177,7 +263,20 @@ def has_tars(folder: Path) -> bool:
     Raises:
         UserError: it cannot be read.
     """
-    return any(p.name.endswith(".tar") for p in listed(folder))
+    return bool(tars_in(folder))
+
+
+def passed_over_beside(folder: Path) -> list[PassedOver]:
+    """What looks like tars of a set of shards and is not read with it: tars in folders below its own, or hidden."""
+    has_own, found = has_tars(folder), []
+    for path in listed(folder):
+        kind = kind_of_name(path.name)
+        with suppress(UserError):  # a folder that nobody may read is not ours either
+            if kind and path.name.endswith(".tar"):
+                found.append(PassedOver(kind, str(path)))
+            elif has_own and not kind and path.is_dir() and has_tars(path):
+                found.append(PassedOver(BELOW, str(path)))
+    return found
 
 
 def scan_tar(path: Path, rule: LabelRule = AUTO, *, hashed: bool = True) -> Scan:
@@ -189,39 +288,84 @@ def scan_tar(path: Path, rule: LabelRule = AUTO, *, hashed: bool = True) -> Scan
     size = 0
     try:
         size = path.stat().st_size
-        members, end = read_members(path)
-        _verify_end(path, end)
+        contents = read_members(path)
+        _verify_end(path, contents.end)
         with open(path, "rb", buffering=0) as file:
-            scan = _scan(path, size, file.fileno(), members, rule)
+            scan = _scan(path, size, file.fileno(), contents, rule)
             # a second reader of the headers, which is little, and in the page cache by now
             return replace(scan, sha256=sha256_of(file)) if hashed and not scan.problems else scan
     except (tarfile.TarError, OSError, EOFError) as error:
         return Scan(path.name, size, problems=(f"{path}: {_why(path, error)}",))
 
 
-def _scan(path: Path, size: int, file: int, members: Sequence[Member], rule: LabelRule) -> Scan:
-    groups, problems = _group(members, str(path))
-    labels: list[int | str] = []
-    places, unlabelled, folders = [], [], []
+def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule) -> Scan:
+    groups, problems, passed_over = _group(contents.members, str(path))
+    passed_over += contents.passed_over
+    lost = _lost_links(contents)
+    samples, unlabelled, folders, bare = _Samples(), [], [], []
     for key, group in groups.items():
 
         def read(extension: str, group: Mapping[str, Member] = group) -> bytes:
             member = group[extension]
             return os.pread(file, min(member.size, _LONGEST), member.offset_data)
 
+        if not pictures_in(group):
+            bare.append((key, group))
+            continue
         try:
-            picture = _picture(group)
-            places.append((picture.offset_data, picture.size))
-            folders.append(folder_of(picture.name))
-            labels.append(label_of(rule, picture.name, group, read))
+            picture = _picture(group, rule)
+            folders.append(folder_of(_with_slashes(picture.name)))
+            samples.add(picture, label_of(rule, _with_slashes(picture.name), group, read), group, rule)
         except NoLabel as error:
-            unlabelled.append(f"{path}: {escaped(key)}: {error}")
+            unlabelled.append(f"{path}: {escaped(key)}: {error}{lost.get(key, '')}")
         except ValueError as error:
             problems.append(f"{path}: {escaped(key)}: {error}")
-    by_folder = rule.place == "auto" and not (labels or problems) and bool(folders) and all(folders)
+    by_folder = rule.place == "auto" and not (samples.labels or problems) and bool(folders) and all(folders)
     if by_folder:
-        return replace(_scan(path, size, file, members, LabelRule("folder")), by_folder=True)
-    return Scan(path.name, size, tuple(places), tuple(labels), (*problems, *unlabelled))
+        return replace(_scan(path, size, file, contents, replace(rule, place="folder")), by_folder=True)
+    for key, group in bare:
+        if _is_stray(key, group, samples.label_extensions, rule):
+            passed_over += [PassedOver(no_picture(member.name), member.name) for member in group.values()]
+        else:
+            among = ", ".join(map(escaped, group))
+            problems.append(f"{path}: {escaped(key)}: no pictures among {among}{lost.get(key, '')}")
+    found, labels = tuple(samples.places), tuple(samples.labels)
+    unused = (PassedOver(UNUSED, f"*.{extension}", count) for extension, count in samples.unused.items())
+    return Scan(path.name, size, found, labels, (*problems, *unlabelled), passed_over=(*passed_over, *unused))
+
+
+class _Samples:
+    """Samples of a tar: where their pictures are, their labels, and the extensions of what else they have."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[int, int]] = []
+        self.labels: list[str] = []
+        self.label_extensions: set[str] = set()
+        self.unused: Counter[str] = Counter()
+
+    def add(self, picture: Member, label: str, group: Mapping[str, Member], rule: LabelRule) -> None:
+        """Adds one sample."""
+        own = next(extension for extension, member in group.items() if member is picture)
+        of_label = None if rule.place == "folder" else rule.label_in(group, own)
+        self.places.append((picture.offset_data, picture.size))
+        self.labels.append(sys.intern(label))
+        self.label_extensions |= {of_label} if of_label else set()
+        self.unused.update(extension for extension in group if extension not in (own, of_label))
+
+
+def _is_stray(key: str, group: Mapping[str, Member], of_labels: Collection[str], rule: LabelRule) -> bool:
+    """Whether members without a picture belong to no sample: README.md, or classes.txt where labels are in .cls."""
+    if is_document(key.rpartition("/")[2]) or rule.place == "folder":
+        return True
+    if rule.place != "auto":
+        return not any(e == rule.place or e.endswith(f".{rule.place}") for e in group)
+    return not any(e.rpartition(".")[2] in LABELS and (not of_labels or e in of_labels) for e in group)
+
+
+def _lost_links(contents: Contents) -> dict[str, str]:
+    """By the name of a sample, what is said of its link that leads nowhere."""
+    links = [p.name for p in contents.passed_over if p.kind == DANGLING]
+    return {_parts_of(n.partition(" -> ")[0])[0]: f"; {escaped(n)} leads to nothing in this tar" for n in links}
 
 
 def _verify_end(path: Path, offset: int) -> None:
@@ -246,67 +390,61 @@ def _verify_end(path: Path, offset: int) -> None:
         )
 
 
-def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, Member]], list[str]]:
+def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, Member]], list[str], list[PassedOver]]:
+    """The members of each sample by extension; what is wrong with them; what is none of a sample."""
     groups: dict[str, dict[str, Member]] = {}
-    problems, last = [], None
+    problems, passed_over, last = [], [], None
     for member in members:
-        folder, slash, file = member.name.rpartition("/")
-        stem, _, extension = file.partition(".")
-        key, extension = folder + slash + stem, extension.lower()
-        if not stem:  # .DS_Store and the like
+        kind = kind_of_path(_with_slashes(member.name))
+        if kind is not None:
+            passed_over.append(PassedOver(kind, member.name))
             continue
+        key, extension = _parts_of(member.name)
         # WebDataset takes neighbours together, so the same name further on would be another sample there
         if extension in groups.get(key, {}) or (key in groups and key != last):
             problems.append(f"{where}: two samples are called {escaped(key)}")
         groups.setdefault(key, {})[extension] = member
         last = key
-    return groups, problems
+    return groups, problems, passed_over
 
 
-def _picture(group: Mapping[str, Member]) -> Member:
-    pictures = [m for extension, m in group.items() if extension in EXTENSIONS]
-    if len(pictures) != 1:
-        raise ValueError(f"{len(pictures) or 'no'} pictures among {', '.join(map(escaped, group))}")
-    if pictures[0].size >= 1 << 32:
+def _parts_of(name: str) -> tuple[str, str]:
+    """What a member's name has before its first dot, folders included, and after it, in small letters."""
+    folder, slash, file = _with_slashes(name).rpartition("/")
+    stem, _, extension = file.partition(".")
+    return folder + slash + stem, extension.lower()
+
+
+def _with_slashes(name: str) -> str:
+    """A name that was written on Windows, as others write it."""
+    return name if "/" in name else name.replace("\\", "/")
+
+
+def _picture(group: Mapping[str, Member], rule: LabelRule) -> Member:
+    picture = group[rule.picture_in(group)]
+    if picture.size >= 1 << 32:
         raise ValueError("a picture of 4 GiB or more")
-    return pictures[0]
+    return picture
 
 
-def _class_names(labels: Iterable[int | str], known: Sequence[str] | None, *, where: str) -> tuple[str, ...]:
-    counted = Counter(labels)
-    numbers = {label for label in counted if isinstance(label, int)}
-    names = {label for label in counted if isinstance(label, str)}
-    if numbers and names:
-        raise UserError(f"some labels are numbers ({min(numbers)}), others names ({escaped(min(names))})", where=where)
-    if known is not None:
-        unknown: list[str | int] = [*sorted(names - set(known)), *sorted(n for n in numbers if n >= len(known))]
-        if unknown:
-            raise UserError(
-                f"the label {unknown[0]} is not among the {len(known)} classes of --classes or the earlier index",
-                where=where,
-                todo="give a complete list: --classes FILE (a name per line)",
-            )
-        return tuple(known)
-    absent = next((i for i, number in enumerate(sorted(numbers)) if i != number), None)
-    if absent is not None:
-        raise UserError(
-            f"labels go from {min(numbers)} to {max(numbers)}, but none is {absent}",
-            where=where,
-            todo="name the classes, also those without samples: --classes FILE (a name per line) or an indexed folder",
-        )
-    return tuple(sorted(names)) if names else tuple(map(str, range(len(numbers))))
+def _names_before(folders: Sequence[Path], *, fresh: bool) -> tuple[tuple[str, ...] | None, bool]:
+    """The class names that an earlier index or build of these tars knew; and whether a build has made the tars.
+
+    Args:
+        fresh: only a build counts: its tars hold positions in its list, and no names.
+    """
+    of_build = _names_of(folders[0].parent / "build.json")
+    of_index = next((n for f in folders if (n := _names_of(f / "index.json")) is not None), None)
+    known = of_index if of_index is not None and not fresh else of_build
+    return known, of_build is not None and known == of_build
 
 
-def _names_before(folders: Sequence[Path]) -> tuple[str, ...] | None:
-    """The class names that an earlier index or build of these tars knew."""
-    for file in [f / "index.json" for f in folders] + [f.parent / "build.json" for f in folders]:
-        try:
-            names = from_json(file.read_bytes())["classes"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if isinstance(names, list) and all(isinstance(name, str) for name in names):
-            return tuple(names)
-    return None
+def _names_of(file: Path) -> tuple[str, ...] | None:
+    try:
+        names = from_json(file.read_bytes())["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _names_in(source: Path) -> tuple[str, ...]:

@@ -298,7 +298,7 @@ def _member_at(tar: Path, offset: int) -> str | None:
             name = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").name
         if len(name.encode("utf-8", "surrogateescape")) < 100:  # longer names are kept elsewhere in the tar
             return name
-        return next((m.name for m in read_members(tar)[0] if m.offset_data == offset), name)
+        return next((m.name for m in read_members(tar).members if m.offset_data == offset), name)
     except (OSError, ValueError, OverflowError, tarfile.TarError):  # a place that no file has
         return None
 

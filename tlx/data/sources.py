@@ -1,4 +1,4 @@
-"""Pictures to be written into shards: from a folder per class or a CSV file. Nothing is decoded here.
+"""Pictures to be written into shards: from a folder per class (a CSV file: `tables`). Nothing is decoded here.
 
 A `Source` holds class names and, per split, what to write. Every split shares the class names, which are kept as they
 are and never become part of a path.
@@ -6,9 +6,9 @@ are and never become part of a path.
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,16 +16,52 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from tlx.data import heif
+from tlx.data.class_names import in_order
 from tlx.data.order import derive, permutation
+from tlx.data.passed_over import LINK, OUTSIDE, PassedOver, kind_of_name, no_picture
 from tlx.errors import UserError, did_you_mean
 
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""What a split may be called -> what it is called here."""
+SPLITS = {
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["val", "valid", "validation", "dev"], "val"),
+    **dict.fromkeys(["test", "testing"], "test"),
+}
+"""What a split may be called, in small letters -> what it is called here; see `split_of`."""
+
+_OF_A_SPLIT = re.compile(r"[ _-]?(set|data)\Z")
 
 EXTENSIONS = frozenset(
-    ["jpg", "jpeg", "jpe", "jfif", "png", "webp", "avif", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm"]
-)
-"""Names of pictures end like this, in small or capital letters. AVIF needs Pillow 11.3."""
+    "jpg jpeg jpe jfif mpo png apng webp avif gif bmp tif tiff ppm pgm pbm pnm".split()  # noqa: SIM905
+).union(heif.EXTENSIONS)
+"""Names of pictures end like this, in small or capital letters. AVIF needs Pillow 11.3, HEIC `tlx.data.heif`."""
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder or a cell names: ``Train``, ``validation``, ``test_set`` ...; None for anything else."""
+    return SPLITS.get(_OF_A_SPLIT.sub("", name.casefold()))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How folders and CSV files are read.
+
+    Attributes:
+        path_column, label_column, split_column: of a CSV file; no split_column ("") where no column is one.
+        separator: of its cells; None takes the one of comma, semicolon, tab and ``|`` by which there are these columns.
+        splits: folders called train, val, test and the like are splits; otherwise they are classes.
+        order: classes of an earlier build, whose order is kept where they are the same.
+    """
+
+    path_column: str = "path"
+    label_column: str = "label"
+    split_column: str = "split"
+    separator: str | None = None
+    splits: bool = True
+    order: tuple[str, ...] = ()
+
+
+USUAL = Reading()
 
 
 @dataclass(frozen=True)
@@ -55,13 +91,13 @@ class Source:
         classes: names, at least two.
         splits: train, val, test (those there are) -> pictures.
         items: data sets that `Picture.place` points into.
-        left_out: files among the pictures that are none.
+        left_out: what lies among the pictures and is passed over.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Picture, ...]]
     items: Mapping[str, Any] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[PassedOver, ...] = ()
 
 
 def prepare(source: Source, *, val: float | None, seed: int, where: str) -> Source:
@@ -75,98 +111,65 @@ def prepare(source: Source, *, val: float | None, seed: int, where: str) -> Sour
     return source
 
 
-def read_folder(folder: Path) -> Source:
+def read_folder(folder: Path, reading: Reading = USUAL) -> Source:
     """A folder per class, with or without train, val and test folders above; pictures may lie deeper in a class folder.
 
+    A link in a class folder is followed, unless it leads to what is read as another class or split, or to a folder that
+    such a one lies in.
+
     Raises:
-        UserError: no class folders, or class folders mixed with split folders.
+        UserError: no class folders, class folders mixed with split folders, two class folders that are one.
     """
-    inside = _folders(folder)
+    left_out: list[PassedOver] = []
+    inside = _folders(folder, left_out)
     if not inside:
         _no_classes(folder)
-    named = {f: SPLITS[f.name] for f in inside if f.name in SPLITS}
-    if named and len(named) < len(inside):
-        odd = next(f for f in inside if f not in named)
-        if "train" in named.values():
-            raise UserError(
-                f'"{odd.name}" beside "{next(iter(named)).name}" is no split'
-                + did_you_mean(odd.name, ("train", "val", "test")),
-                where=str(folder),
-                todo="keep only train, val and test here, with the class folders inside each",
-            )
-        named = {}  # a class that happens to be called test
-    if len(set(named.values())) < len(named):
-        raise UserError("two folders for one split", where=str(folder), todo=f"keep one of {', '.join(SPLITS)}")
-    found = {split: _class_folders(f) for f, split in named.items()} or {"train": _class_folders(folder)}
-    classes = tuple(sorted({name for classes in found.values() for name in classes}))
-    left_out: list[str] = []
+    named = _split_folders(folder, inside) if reading.splits else {}
+    classes_of = (
+        {split: _class_folders(f, left_out) for f, split in named.items()}
+        if named
+        else {"train": {f.name: f for f in inside}}
+    )
+    classes = in_order({name for folders in classes_of.values() for name in folders}, reading.order)
+    read = _ReadFolders.of([list(folders.values()) for folders in classes_of.values()])
+    place = {name: i for i, name in enumerate(classes)}
     splits = {
-        split: tuple(p for name, f in of.items() for p in _pictures_in(f, classes.index(name), left_out))
-        for split, of in found.items()
+        split: tuple(p for name, f in folders.items() for p in _pictures_in(f, place[name], read, left_out))
+        for split, folders in classes_of.items()
     }
     return Source(classes, splits, left_out=tuple(left_out))
 
 
-def read_csv(path: Path) -> Source:
-    """A CSV file with the columns path, label and perhaps split; paths are relative to the file.
+def _split_folders(folder: Path, inside: Sequence[Path]) -> dict[Path, str]:
+    """Those of its folders that are splits; none where folders called so are classes.
 
     Raises:
-        UserError: other columns, empty cells, unknown splits, files that are missing or listed twice.
+        UserError: two folders for one split, class folders beside them.
     """
-    try:
-        rows = list(_rows(path))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"neither a folder nor a CSV file: {error}", where=str(path)) from error
-    if not rows:
-        raise UserError("there are no rows below the header", where=str(path))
-    labels = {label for _, label, _, _ in rows}
-    numbers = all(label.isdecimal() and len(label) < 20 for label in labels)
-    classes = tuple(sorted(labels, key=int) if numbers else sorted(labels))
-    place = {name: i for i, name in enumerate(classes)}
-    splits: dict[str, list[Picture]] = {}
-    missing, seen = [], set()
-    for name, label, split, line in rows:
-        file = path.parent / name
-        if name in seen:
-            raise UserError(f"{name} is listed twice", where=f"{path}:{line}", todo="keep one row per picture")
-        seen.add(name)
-        try:
-            size = file.stat().st_size
-        except (OSError, ValueError):  # ValueError: a name that no file can have
-            missing.append(f"line {line}: {name}")
-            continue
-        splits.setdefault(split, []).append(Picture(str(file), place[label], str(file), bytes=size))
-    if missing:
-        listed = "\n".join(f"  {m}" for m in missing[:10])
+    named = {f: split for f in inside if (split := split_of(f.name)) is not None}
+    if named and len(named) < len(inside):
+        # a class may be called test, or train, and then it holds pictures, not classes
+        if "train" not in named.values() or not any(_has_folders(f) for f in named):
+            return {}
+        odd = next(f for f in inside if f not in named)
         raise UserError(
-            f"{len(missing)} of {len(rows)} files are missing:\n{listed}",
-            where=str(path),
-            todo="paths are relative to the CSV file",
+            f'"{odd.name}" beside "{next(iter(named)).name}" is no split'
+            + did_you_mean(odd.name, ("train", "val", "test")),
+            where=str(folder),
+            todo="keep only train, val and test here, with the class folders inside each; "
+            "or --no-splits, if all of these are classes",
         )
-    return Source(classes, {s: tuple(p) for s, p in splits.items()})
+    if len(set(named.values())) < len(named):
+        raise UserError(
+            f"two folders for one split: {', '.join(f.name for f in named)}",
+            where=str(folder),
+            todo="keep one for each of train, val and test; or --no-splits, if all of these are classes",
+        )
+    return named
 
 
-def _rows(path: Path) -> Iterable[tuple[str, str, str, int]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        columns = [c.strip() for c in reader.fieldnames or []]
-        unknown = sorted(set(columns) - {"path", "label", "split"})
-        if unknown or not {"path", "label"} <= set(columns) or len(set(columns)) < len(columns):
-            raise UserError(
-                f"the columns are {', '.join(columns) or 'none'}",
-                where=f"{path}:1",
-                todo="the first line must be path,label or path,label,split",
-            )
-        reader.fieldnames = columns
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            cells = {c: (row[c] or "").strip() for c in columns}
-            if None in row or not cells["path"] or not cells["label"]:
-                raise UserError("a row needs a path and a label, and no more than the header names", where=where)
-            split = cells.get("split", "train")
-            if split not in SPLITS:
-                raise UserError(f'unknown split "{split}"{did_you_mean(split, ("train", "val", "test"))}', where=where)
-            yield cells["path"], cells["label"], SPLITS[split], reader.line_num
+def _has_folders(folder: Path) -> bool:
+    return any(p.is_dir() and not kind_of_name(p.name) for p in listed(folder))
 
 
 def size_of(path: str) -> int:
@@ -195,33 +198,116 @@ def _unreadable(error: OSError) -> NoReturn:
     ) from error
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in listed(folder) if p.is_dir() and not p.name.startswith(".") and p.name != "__MACOSX")
+def _folders(folder: Path, left_out: list[PassedOver]) -> list[Path]:
+    """The folders in it, sorted; what else there is, is noted."""
+    here, found = os.path.realpath(folder), []
+    for path in listed(folder):
+        kind = kind_of_name(path.name)
+        if kind is None and path.is_dir():
+            if not path.is_symlink() or not _is_within(here, os.path.realpath(path)):
+                found.append(path)
+                continue
+            kind = LINK
+        left_out.append(PassedOver(kind or (OUTSIDE if _is_picture(path.name) else no_picture(path.name)), str(path)))
+    return found
 
 
-def _class_folders(folder: Path) -> dict[str, Path]:
-    return {f.name: f for f in _folders(folder)} or _no_classes(folder)
+def _class_folders(folder: Path, left_out: list[PassedOver]) -> dict[str, Path]:
+    return {f.name: f for f in _folders(folder, left_out)} or _no_classes(folder, split=True)
 
 
-def _no_classes(folder: Path) -> Any:
-    loose = sum(p.suffix[1:].lower() in EXTENSIONS for p in folder.iterdir())
+def _no_classes(folder: Path, *, split: bool = False) -> NoReturn:
+    loose = sum(_is_picture(p.name) for p in folder.iterdir())
     raise UserError(
         f"there are no class folders here{f', but {loose} loose pictures' if loose else ''}",
         where=str(folder),
-        todo="one folder per class with its pictures inside; or a CSV file with the columns path,label",
+        todo="one folder per class with its pictures inside; or a CSV file with the columns path,label"
+        + ("; --no-splits, if this is no split but a class" if split else ""),
     )
 
 
-def _pictures_in(folder: Path, label: int, left_out: list[str]) -> Iterable[Picture]:
-    seen = set()
+def _is_picture(name: str) -> bool:
+    return name.rpartition(".")[2].lower() in EXTENSIONS
+
+
+def _is_within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
+
+
+@dataclass(frozen=True)
+class _ReadFolders:
+    """The folders that are read as classes, by their real paths.
+
+    Attributes:
+        own: the folders.
+        above: every folder that one of them lies in.
+    """
+
+    own: frozenset[str]
+    above: frozenset[str]
+
+    @staticmethod
+    def of(splits: Sequence[Sequence[Path]]) -> _ReadFolders:
+        """
+        Args:
+            splits: the class folders of each.
+
+        Raises:
+            UserError: a class folder is a link to, or into, another one of its split, or to what holds class folders.
+        """
+        every: dict[str, Path] = {}
+        for folders in splits:
+            real = {os.path.realpath(f): f for f in folders}
+            for f in folders:
+                inside = next((p for p in _upward(os.path.realpath(f)) if real.get(p, f) != f), None)
+                if inside is not None:
+                    raise UserError(
+                        f'the class folders "{f.name}" and "{real[inside].name}" are one, by a link',
+                        where=str(f),
+                        todo="remove one of them",
+                    )
+            every |= real
+        above = frozenset(p for f in every for p in _upward(os.path.dirname(f)))
+        holder = next((f for path, f in every.items() if path in above), None)
+        if holder is not None:
+            raise UserError("this class folder is a link to class folders", where=str(holder), todo="remove it")
+        return _ReadFolders(frozenset(every), above)
+
+    def is_elsewhere(self, target: str, own: str) -> bool:
+        """Whether a link from class folder `own` to `target` would bring other classes' pictures, or its own again."""
+        return target in self.above or any(p in self.own and p != own for p in _upward(target))
+
+
+def _upward(path: str) -> Iterator[str]:
+    """A real path, and every folder that it lies in."""
+    while True:
+        yield path
+        above = os.path.dirname(path)
+        if above == path:
+            return
+        path = above
+
+
+def _pictures_in(folder: Path, label: int, read: _ReadFolders, left_out: list[PassedOver]) -> Iterable[Picture]:
+    own, seen = os.path.realpath(folder), set()
     for at, inside, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         seen.add(os.path.realpath(at))  # a link may lead back up
-        deeper = sorted(d for d in inside if not d.startswith("."))
-        inside[:] = [d for d in deeper if os.path.realpath(os.path.join(at, d)) not in seen]
+        deeper = []
+        for name in sorted(inside):
+            path = os.path.join(at, name)
+            kind = kind_of_name(name)
+            if kind is None and os.path.islink(path) and read.is_elsewhere(os.path.realpath(path), own):
+                kind = LINK
+            if kind is not None:
+                left_out.append(PassedOver(kind, path))
+            elif os.path.realpath(path) not in seen:
+                deeper.append(name)
+        inside[:] = deeper
         for name in sorted(names):
             path = os.path.join(at, name)
-            if name.startswith(".") or name.rpartition(".")[2].lower() not in EXTENSIONS:
-                left_out.append(path)
+            kind = kind_of_name(name) or (None if _is_picture(name) else no_picture(name))
+            if kind is not None:
+                left_out.append(PassedOver(kind, path))
             else:
                 yield Picture(path, label, path, bytes=size_of(path))
 

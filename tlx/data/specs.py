@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 from tlx.data.datasets import read_torchvision
-from tlx.data.sources import Source, prepare, read_csv, read_folder
+from tlx.data.sources import USUAL, Reading, Source, prepare, read_folder
+from tlx.data.tables import read_csv
 from tlx.errors import UserError
 
 
@@ -18,6 +19,7 @@ def read_source(
     root: str | os.PathLike[str] | None = None,
     download: bool = False,
     variant: str | None = None,
+    reading: Reading = USUAL,
 ) -> Source:
     """The source that `spec` names: ``torchvision:NAME``, a ``.csv`` file or a folder.
 
@@ -26,6 +28,7 @@ def read_source(
             a source that shall have none.
         seed: of that split.
         root, download, variant: of a torchvision data set (see `read_torchvision`).
+        reading: how a folder or CSV file is read.
 
     Raises:
         UserError: whatever is wrong with the source: where it is and what to do.
@@ -39,5 +42,5 @@ def read_source(
         hint = "give a folder, a .csv file, or torchvision:Flowers102 for one of torchvision's data sets"
         raise UserError("there is no such file or folder", where=spec, todo=hint)
     else:
-        source = read_folder(Path(spec)) if Path(spec).is_dir() else read_csv(Path(spec))
+        source = read_folder(Path(spec), reading) if Path(spec).is_dir() else read_csv(Path(spec), reading)
     return prepare(source, val=val, seed=seed, where=spec)

@@ -39,14 +39,17 @@ from tlx.data.build_folder import (
 )
 from tlx.data.build_parts import Part, at_work_on, refuse_other_division, wait_for_parts
 from tlx.data.build_tasks import ShardTask, shard_tasks
+from tlx.data.class_names import are_ambiguous, by_position
 from tlx.data.content import Stored, needs_extension, read, stored
 from tlx.data.decode import DecodeError
 from tlx.data.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.index import Scan, scan_tar, write_scans
+from tlx.data.labels import AUTO, LabelRule
 from tlx.data.manifest import Manifest
 from tlx.data.notes import Note, Rewrites, read_note
+from tlx.data.passed_over import PassedOver, no_picture
 from tlx.data.progress import cores, in_processes
-from tlx.data.sources import Picture, Source, prepare
+from tlx.data.sources import USUAL, Picture, Reading, Source, prepare
 from tlx.data.specs import read_source
 from tlx.data.statistics import Facts, Statistics, chosen_for_measuring, summarise
 from tlx.data.threads import in_threads
@@ -75,6 +78,7 @@ class BuildOptions:
         skip_bad: leave unreadable pictures out and list them; otherwise they are an error.
         jobs: processes; None is one per core.
         root, download, variant: of a torchvision data set.
+        path_column, label_column, split_column, separator, splits: of a CSV file, of folders (see `Reading`).
     """
 
     val: float | None = None
@@ -89,6 +93,17 @@ class BuildOptions:
     root: str | None = None
     download: bool = False
     variant: str | None = None
+    path_column: str = USUAL.path_column
+    label_column: str = USUAL.label_column
+    split_column: str = USUAL.split_column
+    separator: str | None = None
+    splits: bool = True
+
+    def reading(self, order: Sequence[str] = ()) -> Reading:
+        """How the source is read; with the classes in this order, where they are the same."""
+        return Reading(
+            self.path_column, self.label_column, self.split_column, self.separator, self.splits, tuple(order)
+        )
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ class BuildSummary:
         classes: names, shared by all splits.
         splits: split -> {"samples", "shards", "bytes"}.
         bad: unreadable pictures that were left out, each with its reason.
-        left_out: files among the pictures that are none.
+        left_out: what lay among the pictures and was passed over.
         statistics: split -> what its pictures are like.
         duplicates: pictures with the same content, by the names they have in the source.
         rewrites: what --rewrite did; None where it was not asked for.
@@ -111,7 +126,7 @@ class BuildSummary:
     classes: tuple[str, ...]
     splits: dict[str, dict[str, int]]
     bad: tuple[str, ...]
-    left_out: tuple[str, ...]
+    left_out: tuple[PassedOver, ...]
     statistics: dict[str, Statistics] = field(default_factory=dict)
     duplicates: Duplicates = field(default_factory=Duplicates)
     rewrites: Rewrites | None = None
@@ -161,7 +176,7 @@ def build_shards(
     already = _already(folder, request, source)
     if already is not None:
         return already
-    found, tasks, plan = _planned(source, options, request)
+    found, tasks, plan = _planned(source, options, request, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder, "another build is writing shards here", todo=_WAIT):
         already = _already(folder, request, source)
@@ -202,7 +217,7 @@ def build_part(
     request = _request(source, options)
     if _already(folder, request, source) is not None:
         return PartSummary(part, already=True)
-    found, tasks, plan = _planned(source, options, request)
+    found, tasks, plan = _planned(source, options, request, folder)
     own = part.share(tasks)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -254,7 +269,7 @@ def _request(source: str | Source, options: BuildOptions) -> dict[str, Any]:
     return {"source": spec, **asked, "root": options.root and os.path.abspath(options.root)}
 
 
-def _read(source: str | Source, options: BuildOptions) -> Source:
+def _read(source: str | Source, options: BuildOptions, order: Sequence[str] = ()) -> Source:
     if isinstance(source, Source):
         return prepare(source, val=options.val, seed=options.seed, where="the source")
     return read_source(
@@ -264,14 +279,16 @@ def _read(source: str | Source, options: BuildOptions) -> Source:
         root=options.root,
         download=options.download,
         variant=options.variant,
+        reading=options.reading(order),
     )
 
 
 def _planned(
-    source: str | Source, options: BuildOptions, request: dict[str, Any]
+    source: str | Source, options: BuildOptions, request: dict[str, Any], folder: Path
 ) -> tuple[Source, list[ShardTask], dict[str, Any]]:
     """What there is to store, the shards to write, and what build.json says from the beginning."""
-    found = _read(source, options)
+    begun = state_of(folder)
+    found = _read(source, options, begun["classes"] if begun else ())  # by an earlier version, perhaps in another order
     plan = {"format": FORMAT, "request": request, "pictures": _listing(found), "classes": list(found.classes)}
     tasks = shard_tasks(found, seed=options.seed, samples=options.shard_samples, size=options.shard_bytes)
     return found, list(tasks), plan
@@ -298,7 +315,8 @@ def _already(folder: Path, request: dict[str, Any], source: str | Source) -> Bui
         return None
     same_request(folder, state, request, asdict(BuildOptions()), "holds finished shards of another request")
     if isinstance(source, Source) or os.path.exists(request["source"]):
-        now = _read(source, BuildOptions(val=request["val"], seed=request["seed"]))
+        as_asked = ("val", "seed", "path_column", "label_column", "split_column", "separator", "splits")
+        now = _read(source, BuildOptions(**{key: request[key] for key in as_asked}), state["classes"])
         if _listing(now) != state["pictures"]:
             raise UserError(
                 "the source has changed since these shards were built",
@@ -333,13 +351,21 @@ def _summary(folder: Path, state: dict[str, Any], *, already: bool = False, seco
         tuple(state["classes"]),
         state["splits"],
         tuple(state["bad"]),
-        tuple(state["left_out"]),
+        _left_out(state),
         statistics={split: Statistics.read(said) for split, said in state.get("statistics", {}).items()},
         duplicates=Duplicates.read(state.get("duplicates", [])),
         rewrites=Rewrites(**rewrites) if rewrites else None,
         already=already,
         seconds=seconds,
     )
+
+
+def _left_out(state: dict[str, Any]) -> tuple[PassedOver, ...]:
+    """What was passed over; an earlier version said no kinds."""
+    names, kinds = state["left_out"], state.get("left_out_kinds")
+    if not isinstance(kinds, list) or len(kinds) != len(names):
+        kinds = [no_picture(name) for name in names]
+    return tuple(PassedOver(str(kind), name) for name, kind in zip(names, kinds, strict=True))
 
 
 # Writing
@@ -469,7 +495,8 @@ def _finish(
     return {
         "splits": splits,
         "bad": [b for note in notes for b in note.bad],
-        "left_out": list(source.left_out),
+        "left_out": [passed.name for passed in source.left_out],
+        "left_out_kinds": [passed.kind for passed in source.left_out],
         "statistics": statistics,
         "duplicates": Duplicates(tuple(groups)).plain(),
         "rewrites": asdict(rewrites) if options.rewrite else None,
@@ -485,6 +512,7 @@ def _index(
 ) -> dict[str, dict[str, int]]:
     """An index for each split, from what lies on the disk."""
     splits: dict[str, dict[str, int]] = {}
+    rule = LabelRule(numbers="positions") if are_ambiguous(source.classes) else AUTO
     kept = [(task, note) for task, note in zip(tasks, notes, strict=True) if note.size]
     for split in dict.fromkeys(task.split for task, _ in kept):
         tars = [folder / split / task.name for task, _ in kept if task.split == split]
@@ -498,7 +526,7 @@ def _index(
             )
         hashes = [note.sha256 for task, note in kept if task.split == split]
         scans = [replace(scan, sha256=sha256) for scan, sha256 in zip(scans, hashes, strict=True)]
-        manifest = write_scans(folder / split, scans, source.classes)
+        manifest = write_scans(folder / split, scans, by_position(source.classes), rule)
         lost = [source.classes[i] for i in (manifest.counts() == 0).nonzero()[0]] if split == "train" else []
         if lost:
             raise UserError(f"no readable training picture is left of: {', '.join(lost)}", where=str(folder))
