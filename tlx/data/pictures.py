@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tlx.data.decode import Channels, DecodeError, decode
 from tlx.data.framed import Framed, show
 from tlx.data.framing import Draw
 from tlx.data.manifest import Manifest
+from tlx.data.one_picture import at_picture
 from tlx.data.randomness import own_randomness
 from tlx.data.reader import BadSample, ReadError, ShardReader
 from tlx.data.regions import Regions
@@ -88,6 +89,10 @@ class Pictures:
             seed: for what draws from the global states.
         """
         at_work_on(sample)
+        with at_picture(partial(self.manifest.describe, sample)):
+            return self._show(sample, key, seed, out)
+
+    def _show(self, sample: int, key: int, seed: Callable[[int], None], out: NDArray[np.uint8]) -> BadSample | None:
         try:
             data = self.reader.read(sample)
             if self._framed is None or self._regions is None:
