@@ -91,7 +91,7 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
     buffer = io.BytesIO()
     try:
         _lossless(source.items[split][place][0]).save(buffer, "PNG")
-    except DecodeError:
+    except (DecodeError, MemoryError):
         raise
     except Exception as error:  # whatever the data set's own reading may raise
         raise DecodeError(f"the data set gives no picture: {error}") from error

@@ -66,7 +66,9 @@ class Pictures:
             try:
                 view = self.transform(image)
                 channels, height, width = view.shape
-            except Exception as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever the user's transforms raise
                 raise _failed(self.manifest.location, image, error) from error
             if view.dtype != torch.uint8:
                 raise _no_bytes(self.manifest.location, view)
@@ -142,7 +144,9 @@ class Pictures:
         assert self._rest is not None
         try:
             return self._rest(image)
-        except Exception as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the user's transforms raise
             raise _failed(self.manifest.describe(sample), image, error) from error
 
     def __getstate__(self) -> dict[str, Any]:
