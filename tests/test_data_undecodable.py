@@ -190,11 +190,12 @@ NUMBERS = np.array([[-5, 0, 70_000]])
         (tiff(NUMBERS.astype("<u4").tobytes(), 3, 1, (258, 3, 32)), "32 bits, or with a sign, have no known range"),
         (tiff(NUMBERS.astype("<i4").tobytes(), 3, 1, (258, 3, 32), (339, 3, 2)), "have no known range"),
         (tiff(NUMBERS.astype("<i2").tobytes(), 3, 1, (258, 3, 16), (339, 3, 2)), "have no known range"),
+        (tiff(np.array([-5, 0, 7], np.int8).tobytes(), 3, 1, (339, 3, 2)), "have no known range"),
         (tiff(NUMBERS.astype("<f4").tobytes(), 3, 1, (258, 3, 32), (339, 3, 3)), "floating-point .* no known range"),
         (tiff(SIXTEEN.tobytes(), 3, 1, (258, 3, 16), (262, 3, 0)), "16 bits in which 0 is white"),
         (b"Pf 3 1 -1.0\n" + NUMBERS.astype("<f4").tobytes(), "floating-point .* no known range"),
     ],
-    ids=["u32", "i32", "i16", "f32", "16, 0 is white", "PFM"],
+    ids=["u32", "i32", "i16", "i8", "f32", "16, 0 is white", "PFM"],
 )
 def test_what_has_no_known_range_is_refused(data, reason):
     with pytest.raises(DecodeError, match=reason):

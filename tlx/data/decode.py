@@ -55,7 +55,8 @@ _MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 _BETWEEN = {"La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts in two steps
 _PEAKS = {"WEBP": 6}  # decoded sizes of memory that Pillow takes, where they are more than PEAK
 _STRIP = 4 << 20  # bytes of pixels that are converted at a time
-_ORIENTATION, _BITS, _PHOTOMETRIC, _PLANAR = 0x0112, 258, 262, 284  # TIFF's tags
+_BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _SAMPLE_FORMAT = 258, 262, 274, 284, 339  # TIFF's tags
+_SIGNED = 2  # a sample format
 _TO_8_BITS = "convert the picture to 8 bits"
 _WRITTEN_OF = (b"\xff\xd8", b"II", b"MM")  # JPEG and TIFF begin so: their libraries write to standard error
 _NO_MEMORY = ("out of memory", "allocate memory")  # in OSErrors of Pillow, RuntimeErrors of torch
@@ -225,7 +226,7 @@ def _conversion(image: Image.Image, channels: Channels) -> tuple[Callable[[Image
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode == "F":
         raise DecodeError(f"floating-point pixels have no known range; {_TO_8_BITS}")
-    if image.mode == "I" and image.format == "TIFF":
+    if image.format == "TIFF" and (image.mode == "I" or _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))):
         raise DecodeError(f"pixels of 32 bits, or with a sign, have no known range; {_TO_8_BITS}")
     if image.mode == "LAB":
         raise DecodeError("Pillow does not convert LAB colours; convert the picture to RGB")
