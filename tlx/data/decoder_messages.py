@@ -55,7 +55,7 @@ class Heard:
         if not self.lines:
             return
         more = f" ... and {len(self.lines) - _MOST_LINES} more" if len(self.lines) > _MOST_LINES else ""
-        names = " or ".join(name() for name in self.names)
+        names = " or ".join(dict.fromkeys(name() for name in self.names))
         text = f"{escaped(names)}: {escaped('; '.join(self.lines[:_MOST_LINES]))}{more}"
         if text in _told or len(_told) > _MOST_TOLD:
             return

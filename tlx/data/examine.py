@@ -96,13 +96,13 @@ def _coarse_by_extension(data: bytes, coded: Coding) -> tuple[int, int] | None:
 
 def _coarse_by_pillow(data: bytes, coded: Coding) -> tuple[int, int] | None:
     try:
+        image = open_picture(data)
+        size = image.size
+        if image.mode not in ("L", "RGB") or size[0] * size[1] > MAX_PIXELS:
+            return None
+        if coded == "progressive":
+            reserve(3 * size[0] * size[1])
         with reading(data), library():
-            image = open_picture(data)
-            size = image.size
-            if image.mode not in ("L", "RGB") or size[0] * size[1] > MAX_PIXELS:
-                return None
-            if coded == "progressive":
-                reserve(3 * size[0] * size[1])
             image.draft("L", (1, 1))
             image.load()
     except DecodeError:
