@@ -15,12 +15,14 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from commands import environment, tlx, write_config
 from images import make_shards
 from typer.testing import CliRunner
 
+from tlx import limits
 from tlx.cli import app
 from tlx.config import parse
 from tlx.doctor import (
@@ -29,7 +31,6 @@ from tlx.doctor import (
     facts,
     findings,
     hardware,
-    limits,
     meeting,
     network,
     place,
@@ -275,6 +276,7 @@ def test_quotas_of_control_groups(tmp_path, version):
         (base / "memory/job/memory.stat").write_text(f"total_inactive_file {GIB}\n")
     assert limits.cpu_quota(tmp_path) == 2.5
     assert limits.memory_left(tmp_path) == 4 * GIB
+    assert limits.memory_limit(tmp_path) == min(8 * GIB, psutil.virtual_memory().total)
     assert limits.cpu_quota(tmp_path / "nothing") is None
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -147,7 +148,7 @@ def _keep(run: Run, step: int, batch: Batch) -> str | None:
     folder = run.folder / "nonfinite"
     file = folder / f"step-{step:08d}-rank-{run.world.rank}.safetensors"
     tensors = {"images": batch.images, "labels": batch.labels, "ids": batch.ids}
-    with suppress(OSError, RuntimeError):
+    with suppress(OSError, RuntimeError, SafetensorError):  # safetensors has an error of its own for a full disk
         folder.mkdir(exist_ok=True)
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, file)
         return str(file)

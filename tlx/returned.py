@@ -141,7 +141,7 @@ def number(value: Any) -> float | None:
         return None
     try:
         return float(value)
-    except Exception:  # an array of several, a complex number, an integer beyond all floats
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array of several, complex, beyond all floats
         return None
 
 

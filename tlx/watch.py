@@ -453,7 +453,8 @@ class Watch:
         _, stage, step = self._beat
         collectives = 0
         if dist.is_initialized():
-            with contextlib.suppress(Exception):  # not of the public interface: without it, steps decide
+            # not of the public interface: without it, steps decide
+            with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
                 group: Any = dist.distributed_c10d._get_default_group()
                 collectives = group._get_sequence_number_for_group()
         self._own = replace(

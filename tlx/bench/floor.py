@@ -24,6 +24,7 @@ from tlx.data import regions
 from tlx.data.decode import Channels, decode
 from tlx.data.framed import show
 from tlx.data.framing import Draw, Frame, Framing, Rectangle, stored
+from tlx.data.orientation import jpeg_orientation, turned, upright_size
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -60,11 +61,12 @@ class Cut:
 
 @dataclass(frozen=True)
 class Whole:
-    """A picture that is decoded whole, and what is shown of it."""
+    """A picture that is decoded whole, turned by a JPEG's orientation, and what is shown of it."""
 
     data: bytes
     encoded: torch.Tensor
     frame: Frame
+    orientation: int
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,7 @@ class Floor:
         if decode_jpeg is None or whole.data[:2] != b"\xff\xd8" or self.channels == 4:
             return decode(whole.data, self.channels)
         mode = ImageReadMode.GRAY if self.channels == 1 else ImageReadMode.RGB
-        return decode_jpeg(whole.encoded, mode=mode, apply_exif_orientation=True)
+        return turned(decode_jpeg(whole.encoded, mode=mode), whole.orientation)
 
 
 def prepare(
@@ -162,7 +164,8 @@ def prepare(
         pixels = decode(data, channels, upright=upright)
         size = (pixels.shape[-1], pixels.shape[-2])
         encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        wholes.append(Whole(data, encoded, framing(*size, Draw(key))))
+        orientation = jpeg_orientation(data) if upright and data[:2] == b"\xff\xd8" else 1
+        wholes.append(Whole(data, encoded, framing(*size, Draw(key)), orientation))
         sizes.append(size)
     return Floor(cuts, wholes, framing, channels, least, sizes)
 
@@ -175,9 +178,9 @@ def _cut(
         return None
     decoder: Any = regions._jpeg.Decoder()
     try:
-        width, height, _, orientation = decoder.open(data)
-        orientation = orientation if upright else 1
-        seen = (height, width) if orientation >= 5 else (width, height)
+        width, height, _ = decoder.open(data)
+        orientation = jpeg_orientation(data) if upright else 1
+        seen = upright_size(width, height, orientation)
         plan = stored(framing(*seen, Draw(key)), width, height, orientation)
         crop, resized, window, _ = plan.frame
         place = np.empty((window[3], window[2], colours), np.uint8)

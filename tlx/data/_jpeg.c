@@ -142,7 +142,6 @@ static struct jpeg_error_mgr *failure_init(struct failure *f) {
 struct source {
     struct jpeg_source_mgr mgr;
     int skipped;
-    int orientation;
 };
 
 static void source_nothing(j_decompress_ptr d) { (void)d; }
@@ -180,76 +179,7 @@ static void source_set(j_decompress_ptr d, struct source *s, const void *data, s
     s->mgr.next_input_byte = data;
     s->mgr.bytes_in_buffer = size;
     s->skipped = 0;
-    s->orientation = 0;
     d->src = &s->mgr;
-}
-
-/* ---- EXIF ---- */
-
-static unsigned get16(const uint8_t *p, int big) {
-    return big ? (unsigned)p[0] << 8 | p[1] : (unsigned)p[1] << 8 | p[0];
-}
-
-static uint32_t get32(const uint8_t *p, int big) {
-    return big ? (uint32_t)get16(p, 1) << 16 | get16(p + 2, 1) : (uint32_t)get16(p + 2, 0) << 16 | get16(p, 0);
-}
-
-/* Orientation (tag 0x0112) of a TIFF's first directory; 1 where it is absent or nonsense */
-static int tiff_orientation(const uint8_t *t, size_t n) {
-    int big;
-    uint32_t at;
-    unsigned entries, i;
-    if (n < 8)
-        return 1;
-    if (t[0] == 'I' && t[1] == 'I')
-        big = 0;
-    else if (t[0] == 'M' && t[1] == 'M')
-        big = 1;
-    else
-        return 1;
-    at = get32(t + 4, big);
-    if (get16(t + 2, big) != 42 || at < 8 || at > n - 2)
-        return 1;
-    entries = get16(t + at, big);
-    at += 2;
-    for (i = 0; i < entries && n - at >= 12; i++, at += 12) {
-        uint32_t value;
-        if (get16(t + at, big) != 0x0112)
-            continue;
-        if (get32(t + at + 4, big) != 1)
-            return 1;
-        switch (get16(t + at + 2, big)) {
-        case 3: /* SHORT */
-            value = get16(t + at + 8, big);
-            break;
-        case 4: /* LONG */
-            value = get32(t + at + 8, big);
-            break;
-        default:
-            return 1;
-        }
-        return value >= 1 && value <= 8 ? (int)value : 1;
-    }
-    return 1;
-}
-
-/* reads APP1 where it lies: jpeg_save_markers would copy it */
-static boolean on_app1(j_decompress_ptr d) {
-    struct source *s = (struct source *)d->src;
-    const uint8_t *p = s->mgr.next_input_byte;
-    size_t length;
-    if (s->mgr.bytes_in_buffer < 2)
-        leave((j_common_ptr)d, ENDS_EARLY);
-    length = get16(p, 1);
-    if (length < 2)
-        leave((j_common_ptr)d, "a marker's length is wrong");
-    if (length > s->mgr.bytes_in_buffer)
-        leave((j_common_ptr)d, ENDS_EARLY);
-    if (!s->orientation && length >= 8 && !memcmp(p + 2, "Exif\0\0", 6))
-        s->orientation = tiff_orientation(p + 8, length - 8);
-    s->mgr.next_input_byte += length;
-    s->mgr.bytes_in_buffer -= length;
-    return TRUE;
 }
 
 /* what both Decoder.open and rewrite() refuse, after jpeg_read_header */
@@ -639,7 +569,6 @@ static int decoder_create(Decoder *self) {
     self->created = 1;
     self->progress.progress_monitor = on_progress;
     self->d.progress = &self->progress;
-    jpeg_set_marker_processor(&self->d, JPEG_APP0 + 1, on_app1);
     return 1;
 }
 
@@ -912,8 +841,7 @@ static PyObject *Decoder_open(Decoder *self, PyObject *data) {
     self->busy = 0;
     if (!ok)
         return raise_failure(&self->failure);
-    return Py_BuildValue("(iiii)", (int)self->d.image_width, (int)self->d.image_height, self->d.num_components,
-                         self->source.orientation ? self->source.orientation : 1);
+    return Py_BuildValue("(iii)", (int)self->d.image_width, (int)self->d.image_height, self->d.num_components);
 }
 
 static const char *impossible(const Decoder *self, struct view *v, Py_ssize_t size) {
@@ -982,7 +910,7 @@ static PyObject *Decoder_close(Decoder *self, PyObject *unused) {
 }
 
 static PyMethodDef Decoder_methods[] = {
-    {"open", (PyCFunction)Decoder_open, METH_O, "open(data) -> (width, height, components, orientation)"},
+    {"open", (PyCFunction)Decoder_open, METH_O, "open(data) -> (width, height, components)"},
     {"view", (PyCFunction)(void (*)(void))Decoder_view, METH_VARARGS | METH_KEYWORDS,
      "view(out, crop, resized, window, *, bicubic=False, mirror=False, flip=False, least=0.0) -> denominator"},
     {"close", (PyCFunction)Decoder_close, METH_NOARGS, "close() -> None"},

@@ -21,11 +21,10 @@ class Decoder:
     """
 
     def __init__(self) -> None: ...
-    def open(self, data: Buffer) -> tuple[int, int, int, int]:
-        """Read the header: width, height, components, orientation.
+    def open(self, data: Buffer) -> tuple[int, int, int]:
+        """Read the header: width, height, components.
 
-        Components are 1 (grey), 3 (colour) or 4 (CMYK, YCCK); the orientation is EXIF's, 1 to 8, 1 where there is none.
-        `data` is held until `view`, `close` or the next `open`.
+        Components are 1 (grey), 3 (colour) or 4 (CMYK, YCCK). `data` is held until `view`, `close` or the next `open`.
 
         Raises:
             ValueError: with the reason: no JPEG, a damaged header, a kind that is not supported (arithmetic coding,

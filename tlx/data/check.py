@@ -167,6 +167,7 @@ class _Found:
 def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tuple[int, int]) -> _Found:
     from tlx.data.decode import DecodeError
     from tlx.data.examine import examine
+    from tlx.data.one_picture import at_picture
     from tlx.data.statistics import Facts
 
     manifest, chosen, shard = manifests[task[0]], measured[task[0]], task[1]
@@ -181,7 +182,8 @@ def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tupl
     for sample, label in zip(own, labels, strict=True):
         try:
             data = reader.read(sample)
-            facts.add(sample, label, len(data), examine(data, measured=sample in chosen))
+            with at_picture(partial(manifest.describe, sample)):
+                facts.add(sample, label, len(data), examine(data, measured=sample in chosen))
         except (ReadError, DecodeError) as error:
             bad.append(BadSample(sample, manifest.describe(sample), str(error)))
     stale, scan = _stale(manifest, shard, own)

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import io
 import os
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
-from PIL import ExifTags, Image, features
+from PIL import Image, features
 
 from tlx.data import heif
-from tlx.data.decode import MAX_PIXELS, DecodeError, decode, open_picture
+from tlx.data.decode import DecodeError, check_pixels, decode, library, open_picture, reading
 from tlx.data.examine import Examined, content_digest, examine, format_of
 from tlx.data.markers import coding
+from tlx.data.one_picture import reserve
+from tlx.data.orientation import jpeg_orientation, turned
 from tlx.data.sources import EXTENSIONS, Picture, Source
 from tlx.errors import UserError
 
@@ -40,15 +42,6 @@ _SHORT = {
 }  # readers of WebDataset know pictures by their extension
 _GREY = ("1", "L", "I", "I;16", "I;16B", "I;16L")
 _KEPT = 2  # a JPEG may be decoded at a half, a quarter or an eighth that is at least so many times what is wanted
-_TURN = {  # EXIF orientation -> what makes the picture upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 Rewrite = Literal["", "kept", "rewritten", "failed"]
 
@@ -101,18 +94,35 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
     split, place = picture.place
     buffer = io.BytesIO()
     try:
-        image = source.items[split][place][0]
-        (image if image.mode in _LOSSLESS else image.convert("RGB")).save(buffer, "PNG")
+        _lossless(source.items[split][place][0]).save(buffer, "PNG")
+    except (DecodeError, MemoryError):
+        raise
     except Exception as error:  # whatever the data set's own reading may raise
         raise DecodeError(f"the data set gives no picture: {error}") from error
     return buffer.getvalue(), "png"
 
 
+def _lossless(image: Image.Image) -> Image.Image:
+    """The same picture as a PNG can hold it.
+
+    Raises:
+        DecodeError: its pixels have no known range.
+    """
+    if image.mode in _LOSSLESS:
+        return image
+    if image.mode in ("I", "F"):
+        raise DecodeError(f"the data set gives pixels without a known range (mode {image.mode})")
+    if image.mode.startswith("I;16"):  # of another byte order; Pillow would cut off at 255
+        return Image.fromarray(np.asarray(image).astype(np.uint16))
+    return image.convert("RGB")
+
+
 def _by_content(data: bytes) -> str:
     """Any other extension in a shard would not be taken for a picture, or for the label."""
-    format = ""
-    with suppress(Exception), open_picture(data) as image:
-        format = (image.format or "").lower()
+    try:
+        format = (open_picture(data).format or "").lower()
+    except DecodeError:
+        format = ""
     if not format and heif.is_heif(data):
         raise DecodeError(heif.NEEDED)
     if _SHORT.get(format, format) not in EXTENSIONS:
@@ -144,6 +154,7 @@ def stored(data: bytes, extension: str, *, resize: int | None, quality: int, rew
     coded = coding(data) if rewrite else None
     if coded is None or not seen.format.startswith("jpeg"):
         return Stored(data, extension, seen, len(data), "")
+    reserve(3 * seen.width * seen.height)
     again = _written_again(data)
     if again is None:
         return Stored(data, extension, seen, len(data), "failed")
@@ -159,63 +170,60 @@ def _written_again(data: bytes) -> bytes | None:
     Coefficients stay what they are, but libjpeg smooths a progressive picture whose last scans are missing, and not a
     baseline one.
     """
-    with suppress(ValueError, DecodeError):
+    try:
         again: bytes = _jpeg.rewrite(data, restarts=True)
-        if torch.equal(decode(data), decode(again)):
-            return again
-    return None
+        return again if torch.equal(decode(data), decode(again)) else None
+    except (ValueError, DecodeError):
+        return None
 
 
 def _short_side(data: bytes) -> int:
     """0 for what is no picture."""
-    with suppress(Exception), open_picture(data) as image:
-        return int(min(image.size))
-    return 0
+    try:
+        return int(min(open_picture(data).size))
+    except DecodeError:
+        return 0
 
 
 def _smaller(data: bytes, resize: int, quality: int) -> tuple[bytes, str]:
     """JPEGs stay JPEGs, everything else becomes PNG; upright, with transparency and colour profile, without what a
     camera wrote beside. With the triangle filter of the transforms, antialiased: as if they had resized the original.
+
+    Raises:
+        DecodeError: it cannot be read.
     """
-    try:
-        with open_picture(data) as image:
-            if image.width * image.height > MAX_PIXELS:
-                decode(data)  # says so
-            profile = image.info.get("icc_profile")
-            jpeg = data[:2] == b"\xff\xd8"
-            simple = jpeg and image.mode in ("L", "RGB") and coding(data) in ("baseline", "progressive")
-            picture = _scaled(data, image, resize) if simple else _resized(data, image, resize)
-    except DecodeError:
-        raise
-    except Exception as error:  # whatever Pillow raises for bytes that strangers made
-        decode(data)  # says what is wrong
-        raise DecodeError(f"it cannot be made smaller: {error}") from error
+    image = open_picture(data)
+    check_pixels(image.width, image.height)
+    profile = image.info.get("icc_profile")
+    jpeg = data[:2] == b"\xff\xd8"
+    simple = jpeg and image.mode in ("L", "RGB") and coding(data) in ("baseline", "progressive")
+    picture = _scaled(data, image, resize) if simple else _resized(data, image, resize)
     picture.info.clear()
     options: dict[str, Any] = {"icc_profile": profile} if profile and _fits(profile, picture) else {}
     buffer = io.BytesIO()
-    if jpeg:
-        picture.save(buffer, "JPEG", quality=quality, optimize=True, **options)
-    else:
-        picture.save(buffer, "PNG", **options)
+    with reading(data), library():
+        if jpeg:
+            picture.save(buffer, "JPEG", quality=quality, optimize=True, **options)
+        else:
+            picture.save(buffer, "PNG", **options)
     return buffer.getvalue(), "jpg" if jpeg else "png"
 
 
 def _scaled(data: bytes, image: Image.Image, resize: int) -> Image.Image:
     """A JPEG, decoded no larger than needed."""
+    reserve(3 * image.width * image.height)
     width, height = _sides(image.width, image.height, resize)
-    turn = _TURN.get(_orientation(data, image))
-    image.draft(image.mode, (_KEPT * width, _KEPT * height))
-    small = image.resize((width, height), Image.Resampling.BILINEAR)
-    return small if turn is None else small.transpose(turn)  # not exif_transpose, which writes the broken note again
+    with reading(data), library():
+        image.draft(image.mode, (_KEPT * width, _KEPT * height))
+        small = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(small))  # [height, width] or [height, width, 3]
+    channels_first = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+    return _image(turned(channels_first, jpeg_orientation(data)))
 
 
-def _orientation(data: bytes, image: Image.Image) -> int:
-    """A JPEG's, as `examine` finds it: of a broken note of the camera Pillow may make something else, or fail."""
-    with suppress(Exception):
-        if _jpeg is not None:
-            return int(_jpeg.Decoder().open(data)[3])
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return 1
+def _image(pixels: torch.Tensor) -> Image.Image:
+    """Of uint8 [channels, height, width]."""
+    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
 
 
 def _resized(data: bytes, image: Image.Image, resize: int) -> Image.Image:
@@ -226,7 +234,7 @@ def _resized(data: bytes, image: Image.Image, resize: int) -> Image.Image:
     width, height = _sides(pixels.shape[2], pixels.shape[1], resize)
     # not by Pillow, which would make what is transparent black: transparency is dropped, not blended, in training
     small = functional.resize(pixels, [height, width], antialias=True)
-    return Image.fromarray(small.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
+    return _image(small)
 
 
 def _sides(width: int, height: int, short: int) -> tuple[int, int]:

@@ -5,25 +5,35 @@ other kind: for EPS, whatever a file is called, it would start Ghostscript, and 
 through torchvision: version 0.29's decoder ended the process with a segmentation fault on 288 of 300 in which six bytes
 had been changed, and is no faster; its JPEG decoder survived 12,000 damaged files.
 
-The camera's orientation (EXIF) is applied unless told otherwise; transparency is dropped, not blended, where it is not
-asked for as a fourth channel; of an animation the first frame counts; 16 bits become 8. A JPEG that ends too early is
-refused, one that libjpeg repairs by itself is taken, as Pillow and torchvision do.
+The camera's orientation is applied unless told otherwise; transparency is dropped, not blended, where it is not asked
+for as a fourth channel; of an animation the first frame counts; 16 bits become 8. Pixels without a known range (floats,
+32-bit or signed integers) are refused. A JPEG that ends too early is refused, one that libjpeg repairs by itself is
+taken, as Pillow and torchvision do; what libjpeg says of it is told with the picture's name.
+
+A picture takes at most three times its decoded size of memory while it is decoded (`tlx.data.one_picture`), except
+WebP: Pillow's decoder of animations takes five times as much.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tlx.data import heif
+from tlx.data.decoder_messages import listening
+from tlx.data.one_picture import PEAK, at_picture, reserve
+from tlx.data.orientation import info_orientation, inverse, jpeg_orientation, stored_view, turned, upright_size
+from tlx.data.png_rows import rows_are_missing
 from tlx.errors import TlxError
 
 try:
@@ -31,10 +41,8 @@ try:
 except ImportError:  # announced by torchvision 0.29: its decoders will go; Pillow gives the same pixels, slower
     decode_jpeg = None
 
-# each would come once per picture: torchvision's announcement, what MAX_PIXELS decides here, dropped transparency
+# it would come once in a process, where torchvision's decoder is called elsewhere
 warnings.filterwarnings("ignore", message="The image decoding and encoding capab", category=DeprecationWarning)
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-warnings.filterwarnings("ignore", message="Palette images with Transparency", category=UserWarning)
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """A picture that claims more pixels (179 million) is refused before memory is taken for it: a decompression bomb."""
@@ -45,15 +53,67 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", heif.FORM
 
 Channels = Literal[1, 3, 4]
 _MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}
+_BETWEEN = {"La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts in two steps
+_PEAKS = {"WEBP": 6}  # decoded sizes of memory that Pillow takes, where they are more than PEAK
+_STRIP = 4 << 20  # bytes of pixels that are converted at a time
+_BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _SAMPLE_FORMAT = 258, 262, 274, 284, 339  # TIFF's tags
+_SIGNED = 2  # a sample format
+_TO_8_BITS = "convert the picture to 8 bits"
+_WRITTEN_OF = (b"\xff\xd8", b"II", b"MM")  # JPEG and TIFF begin so: their libraries write to standard error
+_NO_MEMORY = ("out of memory", "allocate memory")  # in OSErrors of Pillow, RuntimeErrors of torch
+_MOST_SAID = 2  # lines of what libtiff says of a picture that it cannot read
 
 
 class DecodeError(TlxError):
     """These bytes are no picture, or a damaged one."""
 
 
+class _Failed(Exception):
+    """What Pillow or torchvision raised."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+
 def open_picture(data: bytes) -> Image.Image:
-    """The picture, of which only the header was read; raises whatever Pillow raises."""
-    return Image.open(io.BytesIO(data), formats=_known())
+    """The picture, of which only the header was read.
+
+    Raises:
+        DecodeError: with the reason.
+    """
+    with reading(data):
+        return _open(data)
+
+
+@contextmanager
+def reading(data: bytes) -> Iterator[None]:
+    """In here a picture is read: what is raised within `library` becomes a DecodeError, what Pillow, libtiff and
+    libjpeg say is told with its name."""
+    try:
+        with at_picture(), listening(writes=data[:2] in _WRITTEN_OF) as heard:
+            yield
+    except _Failed as failed:
+        raise DecodeError(_reason(data, failed.error, heard.own)) from failed.error
+    heard.tell()
+
+
+@contextmanager
+def library() -> Iterator[None]:
+    """In here, within `reading`, Pillow or torchvision is called."""
+    try:
+        yield
+    except (DecodeError, MemoryError):
+        raise
+    except Exception as error:  # they raise many kinds for bytes that strangers made
+        if any(word in str(error) for word in _NO_MEMORY):
+            raise MemoryError(str(error)) from error
+        raise _Failed(error) from error
+
+
+def _open(data: bytes) -> Image.Image:
+    with library():
+        return Image.open(io.BytesIO(data), formats=_known())
 
 
 @cache
@@ -76,55 +136,154 @@ def decode(data: bytes, channels: Channels = 3, *, upright: bool = True) -> Tens
     """The picture as uint8 [channels, height, width].
 
     Args:
-        upright: it is turned as the camera noted (EXIF).
+        upright: it is turned as the camera noted (see `tlx.data.orientation`).
         channels: 3 for RGB; 1 for grey, the luma of ITU-R BT.601, which JPEGs hold as it is; 4 for RGB and alpha, 255
             (opaque) where the picture has none.
 
     Raises:
         DecodeError: with the reason.
     """
-    try:
+    with reading(data):
         # reads the header only: what it is and how large, before any memory is taken
-        image = open_picture(data)
+        image = _open(data)
         check_pixels(image.width, image.height)
-        if image.format == "JPEG" and b"\xff\xd9" not in data:  # Pillow would not miss it if all pixels are there
+        jpeg = image.format in ("JPEG", "MPO")
+        if jpeg and b"\xff\xd9" not in data:  # Pillow would not miss it if all pixels are there
             raise DecodeError("damaged: it ends too early")
-        if image.format not in ("JPEG", "MPO") or decode_jpeg is None:
-            return _with_pillow(image, channels, upright)
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-        pixels: Tensor = decode_jpeg(encoded, mode=mode, apply_exif_orientation=upright)
-        return _opaque(pixels) if channels == 4 else pixels
-    except (DecodeError, MemoryError):
-        raise
-    except Exception as error:  # Pillow and libjpeg raise many kinds for bytes that strangers made
-        raise DecodeError(_reason(data, error)) from error
+        reserve(channels * image.width * image.height, peak=_PEAKS.get(image.format or "", PEAK))
+        if jpeg and decode_jpeg is not None:
+            return _with_torchvision(data, channels, jpeg_orientation(data) if upright else 1)
+        return _with_pillow(image, data, channels, upright=upright)
 
 
-def _with_pillow(image: Image.Image, channels: Channels, upright: bool) -> Tensor:
-    with suppress(Exception):  # a broken note of the camera; broken pixels are noticed below
-        image = ImageOps.exif_transpose(image) if upright else image
+def _with_torchvision(data: bytes, channels: Channels, orientation: int) -> Tensor:
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    with library():
+        stored = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+    pixels = turned(stored, orientation)
+    return _opaque(pixels) if channels == 4 else pixels
+
+
+def _with_pillow(image: Image.Image, data: bytes, channels: Channels, *, upright: bool) -> Tensor:
+    turns = 1
+    if image.format == "TIFF":
+        if not _covers(image):
+            raise DecodeError("damaged: parts of the picture are missing")
+        if not upright:  # Pillow turns a TIFF while it decodes
+            with library():
+                turns = inverse(image.getexif().get(_ORIENTATION, 1))
+    with library():
+        image.load()
+    if image.format == "PNG" and _may_miss_rows(image, data):
+        with library():
+            missing = rows_are_missing(data)
+        if missing:
+            raise DecodeError("damaged: rows are missing at its end")
+    if upright and image.format in ("JPEG", "MPO"):
+        turns = jpeg_orientation(data)
+    elif upright and image.format != "TIFF":  # a PNG may hold it behind the pixels
+        turns = info_orientation(image.info)
+    return _pixels(image, channels, turns)
+
+
+def _covers(image: Any) -> bool:
+    """Whether a TIFF's strips or tiles are enough for all of its pixels: Pillow leaves the others black."""
+    planes = len(image.getbands()) if image.tag_v2.get(_PLANAR) == 2 else 1
+    parts = [tile[1] for tile in image.tile]
+    if len(parts) == 1 and planes == 1:  # libtiff looks itself
+        return True
+    return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in parts) >= planes * image.width * image.height
+
+
+def _may_miss_rows(image: Image.Image, data: bytes) -> bool:
+    """Whether a PNG's last row is all zeros; of an interlaced one that does not tell."""
+    return data[28:29] != b"\0" or not any(image.crop((0, image.height - 1, image.width, image.height)).tobytes())
+
+
+def _pixels(image: Image.Image, channels: Channels, orientation: int) -> Tensor:
+    """The loaded picture in 8 bits, upright; converted some rows at a time, so that no second copy of it is made."""
+    convert, depth = _conversion(image, channels)
+    width, height = upright_size(image.width, image.height, orientation)
+    upright = np.empty((height, width, depth), np.uint8)
+    stored = stored_view(upright, orientation)
+    rows = max(_STRIP // (4 * image.width), 1)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        with library():
+            part = image.crop((0, top, image.width, bottom)) if rows < image.height else image
+            stored[top:bottom] = convert(part).reshape(bottom - top, image.width, depth)
+    pixels = torch.from_numpy(upright).permute(2, 0, 1)
+    if depth == channels:
+        return pixels
+    pixels = pixels.expand(min(channels, 3), -1, -1)
+    return _opaque(pixels) if channels == 4 else pixels
+
+
+def _conversion(image: Image.Image, channels: Channels) -> tuple[Callable[[Image.Image], NDArray[np.uint8]], int]:
+    """What converts a part of the picture to 8 bits, and how many channels that gives: those asked for, or one.
+
+    Raises:
+        DecodeError: it has no known range, or colours that Pillow does not convert.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
     if image.mode == "F":
-        raise DecodeError("floating-point pixels have no known range; convert the picture to 8 bits")
+        raise DecodeError(f"floating-point pixels have no known range; {_TO_8_BITS}")
+    if image.format == "TIFF" and (image.mode == "I" or _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))):
+        raise DecodeError(f"pixels of 32 bits, or with a sign, have no known range; {_TO_8_BITS}")
+    if image.mode == "LAB":
+        raise DecodeError("Pillow does not convert LAB colours; convert the picture to RGB")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off at 255
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
-        pixels = torch.from_numpy(grey).expand(min(channels, 3), -1, -1)
-        return _opaque(pixels) if channels == 4 else pixels
-    array = np.array(image.convert(_MODES[channels]))
-    return torch.from_numpy(array[None] if channels == 1 else array.transpose(2, 0, 1))
+        if tags.get(_PHOTOMETRIC) == 0:  # Pillow would show the negative
+            raise DecodeError(f"16 bits in which 0 is white are not supported; {_TO_8_BITS}")
+        shift = 4 if tags.get(_BITS) in (12, (12,)) else 8
+        return lambda part: np.clip(np.asarray(part) >> shift, 0, 255).astype(np.uint8), 1
+    mode, between = _MODES[channels], _BETWEEN.get(image.mode)
+    return lambda part: np.asarray((part.convert(between) if between else part).convert(mode)), channels
 
 
 def _opaque(pixels: Tensor) -> Tensor:
     return torch.cat([pixels, torch.full_like(pixels[:1], 255)])
 
 
-def _reason(data: bytes, error: Exception) -> str:
+def _reason(data: bytes, error: Exception, said: Sequence[str]) -> str:
+    """
+    Args:
+        said: by libtiff, whose reason Pillow does not know.
+    """
     if not data:
         return "the file is empty"
     if isinstance(error, UnidentifiedImageError) and heif.is_heif(data) and not heif.register():
         return heif.NEEDED
     if isinstance(error, UnidentifiedImageError):
-        return f"not a picture: it starts with {bytes(data[:8])!r}"
+        format, why = _signed(data)
+        if not format:
+            return f"not a picture: it starts with {bytes(data[:8])!r}"
+        return f"a damaged {format}, or of a kind that Pillow does not read: {why}"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS} pixels: a decompression bomb?"
-    return f"damaged: {str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__}"
+    if said:
+        return f"damaged, or of a kind that Pillow does not read: {'; '.join(said[-_MOST_SAID:])}"
+    return f"damaged: {_last_line(error)}"
+
+
+def _signed(data: bytes) -> tuple[str, str]:
+    """The format that a file begins as, and what Pillow says against it; empty where it begins as none."""
+    for format in _known():
+        factory, accept = Image.OPEN[format]
+        answer = accept(data[:16]) if accept is not None else False
+        if isinstance(answer, str):
+            return format, answer
+        if answer:
+            try:
+                with listening(), library():
+                    factory(io.BytesIO(data), "")
+            except _Failed as failed:
+                return format, _last_line(failed.error)
+    return "", ""
+
+
+def _last_line(error: Exception) -> str:
+    if isinstance(error.__cause__, KeyError):
+        return f"unknown code {error.__cause__}"  # in one of Pillow's tables
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import hashlib
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags
 from torch import Tensor
 
-from tlx.data.decode import MAX_PIXELS, decode, open_picture
-from tlx.data.markers import coding, scans_are_plain, without_notes
+from tlx.data.decode import MAX_PIXELS, DecodeError, decode, library, open_picture, reading
+from tlx.data.markers import Coding, coding, scans_are_plain, without_notes
+from tlx.data.one_picture import reserve
+from tlx.data.orientation import jpeg_orientation, upright_size
 
 _jpeg: Any
 try:
@@ -25,7 +25,6 @@ except ImportError:  # built where there is a compiler and libjpeg's header
     _jpeg = None
 
 _ROWS = 64
-_ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 
 
 @dataclass(frozen=True)
@@ -59,43 +58,56 @@ def examine(data: bytes, *, measured: bool = False) -> Examined:
         DecodeError: with the reason.
     """
     coded = coding(data)
-    if coded in ("baseline", "progressive") and not measured:
-        size = _coarse(data)
-        if size is not None and scans_are_plain(data):
+    if coded in ("baseline", "progressive") and not measured and scans_are_plain(data):
+        size = _coarse(data, coded)
+        if size is not None:
             return Examined(*size, format_of(data, "jpeg"), content_digest(data), None)
     # whatever went wrong there, only this decides
     pixels = decode(data)
     format = "jpeg"
     if coded is None:
-        with suppress(Exception), open_picture(data) as image:
-            format = (image.format or "").lower()
+        format = (open_picture(data).format or "").lower()
     moments = _moments(pixels) if measured else None
     return Examined(pixels.shape[2], pixels.shape[1], format_of(data, format), content_digest(data), moments)
 
 
-def _coarse(data: bytes) -> tuple[int, int] | None:
+def _coarse(data: bytes, coded: Coding) -> tuple[int, int] | None:
     """Reads a JPEG at an eighth of its size: its width and height upright; None if that fails, or is not enough to
     know whether `decode` could."""
-    with suppress(Exception):
-        if _jpeg is not None:
-            decoder = _jpeg.Decoder()  # a used one still has the last picture's tables, and would lend them to this
-            width, height, components, orientation = decoder.open(data)
-            if components > 3 or width * height > MAX_PIXELS:
-                return None
-            small = max(width // 8, 1), max(height // 8, 1)
-            out = np.empty(small[0] * small[1], np.uint8)  # luma
-            decoder.view(out, (0, 0, width, height), small, (0, 0, *small), least=1.0)
-        else:
-            with open_picture(data) as image:
-                (width, height), orientation = image.size, 1
-                if image.mode not in ("L", "RGB") or width * height > MAX_PIXELS:
-                    return None
-                with suppress(Exception):  # a broken note of the camera
-                    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-                image.draft("L", (1, 1))
-                image.load()
-        return (height, width) if orientation in _ON_ITS_SIDE else (width, height)
-    return None
+    size = _coarse_by_extension(data, coded) if _jpeg is not None else _coarse_by_pillow(data, coded)
+    return None if size is None else upright_size(*size, jpeg_orientation(data))
+
+
+def _coarse_by_extension(data: bytes, coded: Coding) -> tuple[int, int] | None:
+    decoder = _jpeg.Decoder()  # a used one still has the last picture's tables, and would lend them to this
+    try:
+        width, height, components = decoder.open(data)
+        if components > 3 or width * height > MAX_PIXELS:
+            return None
+        if coded == "progressive":  # libjpeg keeps all coefficients
+            reserve(3 * width * height)
+        small = max(width // 8, 1), max(height // 8, 1)
+        out = np.empty(small[0] * small[1], np.uint8)  # luma
+        decoder.view(out, (0, 0, width, height), small, (0, 0, *small), least=1.0)
+    except ValueError:
+        return None
+    return width, height
+
+
+def _coarse_by_pillow(data: bytes, coded: Coding) -> tuple[int, int] | None:
+    try:
+        image = open_picture(data)
+        size = image.size
+        if image.mode not in ("L", "RGB") or size[0] * size[1] > MAX_PIXELS:
+            return None
+        if coded == "progressive":
+            reserve(3 * size[0] * size[1])
+        with reading(data), library():
+            image.draft("L", (1, 1))
+            image.load()
+    except DecodeError:
+        return None
+    return size
 
 
 def format_of(data: bytes, format: str) -> str:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from tlx.data.orientation import steps
+
 Rectangle = tuple[int, int, int, int]
 """Left, top, width, height in pixels."""
 
@@ -199,8 +201,7 @@ def stored(frame: Frame, width: int, height: int, orientation: int) -> Stored:
     """
     if orientation == 1:
         return Stored(frame, frame.mirrored, False, False)
-    transposed = orientation >= 5
-    mirror, flip = orientation in (2, 3, 7, 8), orientation in (3, 4, 6, 7)
+    mirror, flip, transposed = steps(orientation)
     crop, resized, window = frame.crop, frame.resized, frame.window
     if transposed:
         crop, window, resized = _exchanged(crop), _exchanged(window), (resized[1], resized[0])

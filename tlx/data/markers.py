@@ -9,6 +9,7 @@ from typing import Literal
 _START, _SCAN, _END = 0xD8, 0xDA, 0xD9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # of these markers, three are no frame
 _NOTES = frozenset([*range(0xE0, 0xF0), 0xFE])  # APPn and comments
+_ALONE = frozenset([0, 0x01, *range(0xD0, 0xD8)])  # no segment follows: a stuffed zero, TEM, restart markers
 _AMONG_SCANS = frozenset([_SCAN, 0xC4, 0xDB])
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
@@ -16,12 +17,16 @@ Coding = Literal["baseline", "progressive", "other"]
 
 
 def segments(data: bytes) -> Iterator[tuple[int, int, int]]:
-    """(marker, start, stop) of each segment before the first scan, in order; stops at anything that is none."""
+    """(marker, start, stop) of each segment before the first scan, in order; stops at one that is cut off. What stands
+    between two is passed over, as libjpeg and Pillow do."""
     at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
+    while (at := data.find(b"\xff", at)) >= 0 and at + 4 <= len(data):
         marker = data[at + 1]
         if marker == 0xFF:  # a fill byte
             at += 1
+            continue
+        if marker in _ALONE:
+            at += 2
             continue
         stop = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in (_SCAN, _END) or stop > len(data) or stop < at + 4:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from tlx.data.decode import Channels, DecodeError, decode
 from tlx.data.framed import Framed, show
 from tlx.data.framing import Draw
 from tlx.data.manifest import Manifest
+from tlx.data.one_picture import at_picture
 from tlx.data.randomness import own_randomness
 from tlx.data.reader import BadSample, ReadError, ShardReader
 from tlx.data.regions import Regions
@@ -65,7 +66,9 @@ class Pictures:
             try:
                 view = self.transform(image)
                 channels, height, width = view.shape
-            except Exception as error:
+            except MemoryError:
+                raise
+            except Exception as error:  # whatever the user's transforms raise
                 raise _failed(self.manifest.location, image, error) from error
             if view.dtype != torch.uint8:
                 raise _no_bytes(self.manifest.location, view)
@@ -88,6 +91,10 @@ class Pictures:
             seed: for what draws from the global states.
         """
         at_work_on(sample)
+        with at_picture(partial(self.manifest.describe, sample)):
+            return self._show(sample, key, seed, out)
+
+    def _show(self, sample: int, key: int, seed: Callable[[int], None], out: NDArray[np.uint8]) -> BadSample | None:
         try:
             data = self.reader.read(sample)
             if self._framed is None or self._regions is None:
@@ -137,7 +144,9 @@ class Pictures:
         assert self._rest is not None
         try:
             return self._rest(image)
-        except Exception as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever the user's transforms raise
             raise _failed(self.manifest.describe(sample), image, error) from error
 
     def __getstate__(self) -> dict[str, Any]:

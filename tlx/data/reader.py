@@ -11,7 +11,9 @@ from tlx.data.manifest import Manifest
 from tlx.data.remote import ShardUnavailable
 from tlx.errors import TlxError
 
-_OURS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)  # this machine's trouble, not the tar's
+MACHINES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR)
+"""What an OSError says that is this machine's trouble, and not a file's."""
+
 _READ = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
 _OPEN = 64  # files kept open per process; the usual limit is 1024, and shared-memory tensors need some too
 _AGAIN = 10  # a remote shard may leave the cache, for others', between being fetched and being opened
@@ -70,7 +72,7 @@ class ShardReader:
                 raise ReadError(f"the tar is truncated: {left} of {size} bytes are left of this picture")
             data = os.pread(file, size, offset)
         except OSError as error:
-            if error.errno in _OURS:
+            if error.errno in MACHINES:
                 raise
             raise ReadError(f"the tar cannot be read: {error}") from error
         if len(data) != size:

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from tlx.data.decode import check_pixels
 from tlx.data.framing import Draw, Framing, stored
+from tlx.data.markers import coding
+from tlx.data.one_picture import LARGE, reserve
+from tlx.data.orientation import jpeg_orientation, upright_size
 
 _jpeg: Any
 try:
@@ -54,15 +57,19 @@ class Regions:
         if self._decoder is None or data[:2] != b"\xff\xd8":
             return False
         try:
-            width, height, components, orientation = self._decoder.open(data)
-            check_pixels(width, height)
-            if components > 3:
-                return False
-            turned = self.upright and orientation >= 5
-            seen = (height, width) if turned else (width, height)
-            frame = self.framing(*seen, Draw(key))
-            plan = stored(frame, width, height, orientation if self.upright else 1)
-            (crop, resized, window, _), mirror, flip, transposed = plan
+            header = self._decoder.open(data)
+        except ValueError:
+            return False
+        width, height, components = header
+        check_pixels(width, height)
+        if components > 3:
+            return False
+        if 3 * width * height > LARGE and coding(data) == "progressive":  # libjpeg keeps all coefficients
+            reserve(3 * width * height)
+        orientation = jpeg_orientation(data) if self.upright else 1
+        frame = self.framing(*upright_size(width, height, orientation), Draw(key))
+        (crop, resized, window, _), mirror, flip, transposed = stored(frame, width, height, orientation)
+        try:
             place = np.empty((window[3], window[2], out.shape[2]), np.uint8) if transposed else out
             self._decoder.view(
                 place, crop, resized, window, bicubic=self.framing.bicubic, mirror=mirror, flip=flip, least=self.least

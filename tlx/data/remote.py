@@ -421,7 +421,7 @@ def _start(content_range: str) -> int:
 def _of_fsspec(url: str, location: str, begun: _Begun) -> Iterator[tuple[int, bytes]]:
     system, path = _file_system(url, location)
     begun.named = ""
-    with suppress(Exception):  # of file systems that do not tell
+    with suppress(NotImplementedError, AttributeError, OSError, ValueError, LookupError):  # of those that do not tell
         begun.named = str(system.ukey(path))
     with system.open(path, "rb") as file:
         start = 0

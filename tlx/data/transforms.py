@@ -318,7 +318,7 @@ def _try_out(steps: Sequence[View], names: Sequence[str], input: InputSpec) -> N
                 picture = f"a picture of {shape[0]} x {shape[1]} pixels in {input.channels} channels"
                 try:
                     out = step(out)
-                except Exception as error:
+                except Exception as error:  # whatever the user's transforms raise
                     raise UserError(f"{name} fails on {picture}: {error}", where="transforms") from error
                 if not isinstance(out, Tensor):
                     raise UserError(f"{name} makes {type(out).__name__} of {picture}, not a tensor", where="transforms")

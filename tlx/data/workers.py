@@ -271,11 +271,11 @@ def _listen(pipe: Connection[Any, Any], tasks: queue.SimpleQueue[Any]) -> None:
 def _answer(function: Callable[..., Any], task: Any, slots: Slots, slot: int) -> tuple[Any, Exception | None, str]:
     try:
         return function(task, slots, slot), None, ""
-    except Exception as error:
+    except Exception as error:  # it is raised again in the process that asks
         where = traceback.format_exc()
         try:
             pickle.loads(pickle.dumps(error))
-        except Exception:
+        except Exception:  # whatever an exception of the user's own transforms does when it is copied
             error = TlxError(f"{type(error).__name__}: {error}")
         return None, error, where
 

@@ -47,8 +47,10 @@ from tlx.data.index import Scan, scan_tar, write_scans
 from tlx.data.labels import AUTO, LabelRule
 from tlx.data.manifest import Manifest
 from tlx.data.notes import Note, Rewrites, read_note
+from tlx.data.one_picture import at_picture
 from tlx.data.passed_over import PassedOver, no_picture
 from tlx.data.progress import cores, in_processes
+from tlx.data.reader import MACHINES
 from tlx.data.sources import USUAL, Picture, Reading, Source, prepare
 from tlx.data.specs import read_source
 from tlx.data.statistics import Facts, Statistics, chosen_for_measuring, summarise
@@ -456,16 +458,23 @@ def _stored(source: Source, options: BuildOptions, measured: frozenset[int], tas
     """What to store of a picture, or why it cannot be read."""
     place, picture = task
     try:
-        data, extension = read(source, picture)
-        return stored(
-            data,
-            extension,
-            resize=options.resize,
-            quality=options.quality,
-            rewrite=options.rewrite,
-            measured=place in measured,
-        )
-    except (DecodeError, OSError) as error:
+        with at_picture(lambda: picture.origin):
+            data, extension = read(source, picture)
+            return stored(
+                data,
+                extension,
+                resize=options.resize,
+                quality=options.quality,
+                rewrite=options.rewrite,
+                measured=place in measured,
+            )
+    except DecodeError as error:
+        return str(error)
+    except MemoryError as error:
+        raise TlxError(f"{picture.origin}: there is not enough memory to read it\n  -> fewer --jobs") from error
+    except OSError as error:
+        if error.errno in MACHINES:
+            raise
         return str(error)
     except Exception as error:  # one odd picture is named, and does not end the build
         return f"{type(error).__name__}: {error}"

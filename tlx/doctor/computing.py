@@ -61,7 +61,7 @@ def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) ->
     except RuntimeError as error:
         yield fault("all_reduce", f"failed: {first_line(error)}", remedy(error))
     finally:
-        with suppress(Exception):
+        with suppress(RuntimeError, ValueError, OSError):  # of a process group that has failed; the finding says how
             world.close()
 
 

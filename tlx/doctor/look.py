@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 
 import psutil
 
+from tlx import limits
 from tlx.config import Config
-from tlx.doctor import accelerates, hardware, limits, network, place, services, slurm, software, storage
+from tlx.doctor import accelerates, hardware, network, place, services, slurm, software, storage
 from tlx.doctor.findings import PATIENCE_S, Finding, Section, guarded, of_error, ok
 from tlx.doctor.needs import Needs, needs_of
 from tlx.doctor.place import Place

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from tlx.doctor import limits
+from tlx import limits
 from tlx.doctor.findings import Finding, fault, ok, warning
 from tlx.doctor.place import Place, in_step
 from tlx.slurm import present, records, run

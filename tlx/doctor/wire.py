@@ -75,7 +75,7 @@ class Wire:
         """Nobody needs rank 0's store any more."""
         self.store.set(f"bye/{self.rank}", "")
         if self.rank == 0:
-            with suppress(Exception):  # a rank that has died needs it no more
+            with suppress(RuntimeError):  # a rank that has died needs it no more
                 self.store.wait([f"bye/{rank}" for rank in range(self.size)], timedelta(seconds=10))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from contextlib import suppress
@@ -83,7 +84,7 @@ class Timm:
             return None
         try:
             return dict(group_parameters(net, matcher(coarse=False), reverse=True))
-        except Exception:  # a matcher that fails is as good as none: the structure of the network speaks
+        except (LookupError, AttributeError, TypeError, ValueError, AssertionError, re.error):  # as good as none
             return None
 
     def tags(self) -> tuple[str, ...]:
@@ -176,6 +177,6 @@ def _settable(model: str) -> dict[str, Any]:
 def _hint(model: str) -> type | None:
     try:
         found = typing.get_type_hints(model_entrypoint(model)).get("return")
-    except Exception:  # annotations of other people's code need not evaluate
+    except (NameError, AttributeError, TypeError, ValueError, SyntaxError):  # annotations need not evaluate
         return None
     return found if isinstance(found, type) and found is not nn.Module else None

@@ -103,7 +103,7 @@ def _converted(plain: Reading, net: nn.Module, convert: Convert) -> Reading | No
         with torch.no_grad(), warnings.catch_warnings(), followed:
             warnings.simplefilter("ignore")  # of old habits in the libraries' code
             state = convert(dict(plain.state), net)
-    except Exception:  # made for other files than this one
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError):  # made for other files
         return None
     if not all(isinstance(t, torch.Tensor) for t in state.values()):
         return None

@@ -129,7 +129,7 @@ def required(network: type) -> set[str]:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
-    except Exception:  # annotations of other people's code need not evaluate
+    except (NameError, AttributeError, TypeError, ValueError, SyntaxError):  # annotations need not evaluate
         return {}
 
 

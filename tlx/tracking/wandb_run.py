@@ -277,7 +277,7 @@ def let_go() -> None:
         with contextlib.suppress(psutil.Error):
             if child.name() == "wandb-core":
                 child.kill()
-    with contextlib.suppress(Exception):  # a thread that would miss the service, with a traceback
+    with contextlib.suppress(AttributeError, RuntimeError):  # a thread that would miss the service, with a traceback
         library.run._run_status_checker.stop()  # type: ignore[union-attr]
     with contextlib.suppress(Exception, SystemExit):  # it ends the process with the code of the service
         library.teardown()

@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
+_LIMITS = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
+
 
 def cores() -> list[int]:
     """Numbers of the cores that this process may run on."""
@@ -33,11 +37,17 @@ def memory_left(root: Path = Path("/")) -> int | None:
     """
     left = []
     for folder in _groups("memory", root):
-        for most, now in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for most, now in _LIMITS.items():
             limit, used = _text(folder / most), _text(folder / now)
             if limit.isdigit() and used.isdigit() and int(limit) < 1 << 60:
                 left.append(int(limit) - int(used) + _file_pages(folder / "memory.stat"))
     return min(left, default=None)
+
+
+def memory_limit(root: Path = Path("/")) -> int:
+    """Bytes of memory that this machine has, or that this process's control groups allow where that is less."""
+    limits = [_text(folder / most) for folder in _groups("memory", root) for most in _LIMITS]
+    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _file_pages(path: Path) -> int:

@@ -1,0 +1,271 @@
+"""Memory that large pictures take: at most three times the decoded one, and a limit over all processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from images import encoded, make_folder, picture
+from PIL import Image
+
+from tlx.data import one_picture, write
+from tlx.data.check import check_shards
+from tlx.data.content import stored
+from tlx.data.decode import decode
+from tlx.data.examine import examine
+from tlx.data.one_picture import at_picture, reserve
+from tlx.data.stream import evaluation_batches
+from tlx.data.transforms import eval_transform
+from tlx.data.write import BuildOptions, build_shards
+from tlx.inputs import InputSpec
+
+SIDE = 4000
+DECODED = 3 * SIDE * SIDE
+MIB = 1 << 20
+
+
+def png(side: int = SIDE, *, colour: int = 2, bits: int = 8, more: bytes = b"") -> bytes:
+    """A small file of a large picture: each row is of one value, the number of the row and 1."""
+    compress, row = zlib.compressobj(1), {0: 1, 2: 3, 6: 4}[colour] * side * bits // 8
+    rows = b"".join(compress.compress(b"\0" + bytes([y % 255 + 1]) * row) for y in range(side)) + compress.flush()
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    start = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, bits, colour, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + start + more + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = exif.tobytes()[6:]
+    return struct.pack(">I", len(body)) + b"eXIf" + body + struct.pack(">I", zlib.crc32(b"eXIf" + body))
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes by which the resident memory of a child that does `work` grows at most."""
+    inside, outside = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            work()
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            os.write(outside, str(grown * 1024).encode())
+        finally:
+            os._exit(0)
+    os.close(outside)
+    with os.fdopen(inside, "rb") as file:
+        said = file.read()
+    os.waitpid(child, 0)
+    return int(said)
+
+
+def shown_by_training(data: bytes, folder: Path) -> Callable[[], object]:
+    (folder / "src" / "a").mkdir(parents=True)
+    (folder / "src" / "b").mkdir()
+    (folder / "src" / "a" / "large.png").write_bytes(data)
+    (folder / "src" / "b" / "small.png").write_bytes(encoded(picture(0), "PNG"))
+    manifest_of = build_shards(str(folder / "src"), folder / "out", BuildOptions(val=0, jobs=0)).out / "train"
+
+    def show() -> None:
+        from tlx.data.manifest import Manifest
+
+        batches = evaluation_batches(
+            Manifest.open(manifest_of), batch=2, transform=eval_transform(InputSpec(size=(32, 32)))
+        )
+        assert sum(len(batch.labels) for batch in batches) == 2
+
+    return show
+
+
+READINGS = {
+    "decoded": lambda data: decode(data),
+    "decoded, grey": lambda data: decode(data, 1),
+    "looked at": lambda data: examine(data),
+    "measured": lambda data: examine(data, measured=True),
+    "made smaller": lambda data: stored(data, "png", resize=100, quality=90, rewrite=False, measured=True),
+}
+FILES = {
+    "RGB": lambda: png(),
+    "RGB, turned": lambda: png(more=turned()),
+    "RGBA": lambda: png(colour=6),
+    "grey": lambda: png(colour=0),
+    "16 bits": lambda: png(colour=0, bits=16),
+}
+QUICK = [("decoded", "RGB"), ("made smaller", "RGB, turned")]
+
+
+@pytest.mark.parametrize(
+    ("reading", "file"),
+    [
+        pytest.param(reading, file, marks=[] if (reading, file) in QUICK else pytest.mark.slow)
+        for reading in READINGS
+        for file in FILES
+    ],
+)
+def test_at_most_three_times_the_decoded_picture(reading, file):
+    data = FILES[file]()
+    assert len(data) < DECODED // 50
+    READINGS[reading](png(8))  # what is imported when it is first used
+    taken = peak(lambda: READINGS[reading](data))
+    print(f"{file}, {reading}: {taken / DECODED:.2f} x decoded")
+    assert taken <= 3 * DECODED + 8 * MIB
+
+
+def test_and_it_is_the_picture():
+    """Converted in strips, the rows are where they were."""
+    for data in (png(1500), png(1500, colour=0, bits=16), png(1500, colour=6)):
+        expected = (np.arange(1500) % 255 + 1).astype(np.uint8)
+        np.testing.assert_array_equal(decode(data)[:, :, 7], np.stack([expected] * 3))
+        exif = data[:33] + turned() + data[33:]
+        np.testing.assert_array_equal(decode(exif)[:, 7], np.stack([expected[::-1]] * 3))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["JPEG", "progressive JPEG", "TIFF", "LZW", "BMP", "WEBP", "AVIF"])
+def test_other_kinds(format):
+    y, x = np.mgrid[0:SIDE, 0:SIDE]
+    image = Image.fromarray(np.stack([x % 256, y % 256, (x + y) % 256], 2).astype(np.uint8))
+    options = {"progressive JPEG": {"progressive": True}, "LZW": {"compression": "tiff_lzw"}, "AVIF": {"speed": 10}}
+    if format not in Image.SAVE and format in ("AVIF", "WEBP"):
+        pytest.skip("this Pillow cannot write it")
+    name = {"progressive JPEG": "JPEG", "LZW": "TIFF"}.get(format, format)
+    data = encoded(image, name, **options.get(format, {}))
+    del x, y, image
+    for reading in ("decoded", "made smaller"):
+        taken = peak(lambda reading=reading: READINGS[reading](data))
+        print(f"{format}, {reading}: {taken / DECODED:.2f} x decoded")
+        assert taken <= {"WEBP": 6, "AVIF": 4}.get(format, 3) * DECODED + 8 * MIB + len(data)
+
+
+@pytest.mark.slow
+def test_in_training(tmp_path):
+    show = shown_by_training(png(), tmp_path)
+    show()
+    taken = peak(show)
+    print(f"shown: {taken / DECODED:.2f} x decoded")
+    assert taken <= 3 * DECODED + 8 * MIB
+
+
+# Over all processes
+
+
+@pytest.fixture
+def little_room(tmp_path, monkeypatch):
+    """Room for two units."""
+    monkeypatch.setattr(one_picture.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(one_picture, "_units", lambda: 2)
+    return tmp_path
+
+
+def hold(size: int, notes: Path, seconds: float = 0.15) -> None:
+    with at_picture():
+        reserve(size)
+        began = time.monotonic()
+        time.sleep(seconds)
+        ended = time.monotonic()
+    with notes.open("a") as file:
+        file.write(f"{size} {began} {ended}\n")
+
+
+@pytest.mark.parametrize(("size", "together"), [(60 * MIB, 1), (20 * MIB, 2), (500 * MIB, 1)])
+def test_processes_wait_for_room(little_room, size, together):
+    """A unit is 128 MiB, and reading takes three times the picture: 180 MiB are both units, 60 MiB are one."""
+    notes = little_room / "notes"
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=hold, args=(size, notes)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(30)
+        assert process.exitcode == 0
+    times = [tuple(float(word) for word in line.split()[1:]) for line in notes.read_text().splitlines()]
+    assert len(times) == 4
+    most = max(sum(began <= at < ended for began, ended in times) for at, _ in times)
+    assert most == together
+
+
+def test_small_pictures_wait_for_nothing(little_room):
+    with at_picture():
+        reserve(500 * MIB)
+        with at_picture(lambda: "another, which does not"):
+            reserve(16 * MIB)
+    assert {p.name for p in (little_room / f"tlx-picture-memory-{os.getuid()}").iterdir()} == {"turn", "00", "01"}
+
+
+def test_room_comes_back_from_who_is_killed(little_room):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=hold, args=(500 * MIB, little_room / "notes", 60.0))
+    process.start()
+    folder = little_room / f"tlx-picture-memory-{os.getuid()}"
+    until = time.monotonic() + 10
+    while not (folder / "01").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(10)
+    hold(500 * MIB, little_room / "notes", 0.0)
+    assert len((little_room / "notes").read_text().splitlines()) == 1
+
+
+def test_without_a_folder_there_is_no_limit(little_room, monkeypatch):
+    monkeypatch.setattr(one_picture.tempfile, "gettempdir", lambda: str(little_room / "nowhere"))
+    hold(500 * MIB, little_room / "notes", 0.0)
+    assert (little_room / "notes").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+def test_a_folder_of_somebody_elses_is_not_used(little_room, kind):
+    place = little_room / f"tlx-picture-memory-{os.getuid()}"
+    (little_room / "elsewhere").mkdir()
+    place.symlink_to(little_room / "elsewhere") if kind == "link" else place.write_bytes(b"")
+    hold(500 * MIB, little_room / "notes", 0.0)
+    assert not list((little_room / "elsewhere").iterdir())
+
+
+def test_builds_checks_and_training_ask_for_room(tmp_path, monkeypatch):
+    """For pictures and for progressive JPEGs, of which libjpeg keeps all coefficients; each once."""
+    taken: list[tuple[str, int]] = []
+    monkeypatch.setattr(one_picture, "_take", lambda room, count: taken.append((one_picture.name_here()(), count)))
+    source = make_folder(tmp_path / "src", 2, 1, size=40)
+    large = encoded(Image.new("RGB", (2500, 2400), (9, 9, 9)), "PNG")  # 18 MB decoded: 54 MB of room
+    progressive = encoded(Image.new("RGB", (2500, 2400), (9, 9, 9)), "JPEG", progressive=True)
+    (source / "class0" / "large.png").write_bytes(large)
+    (source / "class1" / "progressive.jpg").write_bytes(progressive)
+    build_shards(str(source), tmp_path / "out", BuildOptions(val=0, jobs=0))
+    build_shards(str(source), tmp_path / "small", BuildOptions(val=0, jobs=0, resize=30))
+    names = [name.rpartition("/")[2] for name, count in taken]
+    assert sorted(names) == ["large.png", "large.png", "progressive.jpg", "progressive.jpg"]
+    assert {count for _, count in taken} == {1}
+    taken.clear()
+    check_shards(tmp_path / "out", jobs=0)
+    assert len(taken) == 2
+    taken.clear()
+    from tlx.data.manifest import Manifest
+
+    manifest = Manifest.open(tmp_path / "out" / "train")
+    for batch in evaluation_batches(manifest, batch=4, transform=eval_transform(InputSpec(size=(16, 16)))):
+        assert not batch.bad
+    assert len(taken) == 2
+    assert all("train/000000.tar: " in name for name, _ in taken)
+
+
+def test_a_lack_of_memory_ends_a_build_and_is_no_bad_picture(tmp_path, monkeypatch):
+    source = make_folder(tmp_path / "src", 2, 1, size=40)
+
+    def lacking(*given, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(write, "stored", lacking)
+    with pytest.raises(Exception, match=r"0000\.jpg: there is not enough memory to read it\n  -> fewer --jobs"):
+        build_shards(str(source), tmp_path / "out", BuildOptions(val=0, jobs=0, skip_bad=True))
