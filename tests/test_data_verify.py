@@ -389,10 +389,12 @@ def test_two_ranks_refuse_a_changed_shard_and_go_on_once_it_is_back(shards, tmp_
     tar = shards / "train" / "000001.tar"
     kept = tar.read_bytes()
     before, after = change(tar)
-    said = tlx("train", config, "stop_after=600", ranks=2, is_forked=True)
+    verdict = tmp_path / "verdict"
+    said = tlx("train", config, "stop_after=600", ranks=2, is_forked=True, TLX_VERDICT=str(verdict))
     assert said.returncode == 0  # of a launcher, which would start its ranks again
     assert said.stderr.count(f"{tar}: its bytes were changed: their SHA-256 is {after}, expected {before}") == 1
-    assert status(tmp_path / "run")["status"] == "user-error"
+    assert json.loads(verdict.read_text())["status"] == "user-error"
+    assert status(tmp_path / "run")["status"] == "resumable"  # a start that has claimed nothing leaves it
     tar.write_bytes(kept)
     said = tlx("train", config, "stop_after=600", "data.verify=all", ranks=2, is_forked=True)
     assert status(tmp_path / "run")["status"] == "done", said.stderr

@@ -20,7 +20,7 @@ from commands import command, environment, kill_all, ranks_of, start, status, wa
 from test_ranks_faults import Plain, config, run, shards, took  # noqa: F401
 
 import tlx.watch
-from tlx.preempt import EarlySignals
+from tlx.preempt import EarlySignals, StopRequest
 from tlx.processes import Early, Siblings, launcher_above
 from tlx.run_folder import RunFolder
 from tlx.signs import Verdict
@@ -230,6 +230,19 @@ def ended(ranks, record_property, what) -> None:
     _, alive = psutil.wait_procs(ranks, WITHIN_S)
     assert not alive
     took(record_property, what, since)
+
+
+def test_a_signal_after_the_meeting_and_before_training_is_a_request_to_stop(tmp_path):
+    """Not the end of a process that nobody then speaks for."""
+    former = signal.getsignal(signal.SIGTERM)
+    watch = Watch(early=Early(Siblings.here({}), EarlySignals.heard()))
+    watch._met()
+    os.kill(os.getpid(), signal.SIGTERM)
+    stop = StopRequest(tmp_path, launched=True, early=watch.hand_over_signals())
+    assert stop.reason == "SIGTERM"
+    stop.close()
+    assert signal.getsignal(signal.SIGTERM) is former
+    assert signal.set_wakeup_fd(-1) == -1
 
 
 @pytest.mark.slow

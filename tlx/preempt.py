@@ -38,6 +38,7 @@ class StopRequest:
         after: seconds since the command was started, with its launcher and all restarts by it; None for no limit.
         began: when that was, in seconds since the epoch; None asks the operating system when this process was started.
         is_displaced: whether the folder was renamed or removed.
+        early: what has heard signals so far; one that has come is a request.
 
     Attributes:
         trouble: why the training ends with a fault once it is saved; any thread may set it.
@@ -51,6 +52,7 @@ class StopRequest:
         after: float | None = None,
         began: float | None = None,
         is_displaced: Callable[[], bool] = lambda: False,
+        early: EarlySignals | None = None,
     ) -> None:
         self.file = folder / "stop"
         self.trouble: str | None = None
@@ -65,6 +67,10 @@ class StopRequest:
         with contextlib.suppress(ValueError):  # not the main thread of the main interpreter
             for number in signals:
                 self._former[number] = signal.signal(number, self._notice)
+        if early is not None:
+            self._former[signal.SIGTERM] = early.release()
+            if early.came():
+                self._notice(signal.SIGTERM, None)
 
     def asked(self, *, look: bool) -> bool:
         """Whether a stop was asked for; `look` also at the file (rank 0 does, for all)."""
@@ -105,8 +111,9 @@ class StopRequest:
 
 
 class EarlySignals:
-    """Hears SIGTERM while ranks look for each other, when the main thread may wait inside of C code: Python's handlers
-    would run when that returns, but the number of the signal is written into a pipe at once."""
+    """Hears SIGTERM from a rank's first moment until a :class:`StopRequest` does, so that none ends a start without a
+    word. While ranks look for each other the main thread may wait inside of C code: Python's handlers would run when
+    that returns, but the number of the signal is written into a pipe at once."""
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
@@ -126,6 +133,11 @@ class EarlySignals:
         with contextlib.suppress(OSError):  # nothing is in the pipe
             self._came = self._came or signal.SIGTERM in os.read(self._read, 64)
         return self._came
+
+    def release(self) -> Any:
+        """Hears no more, where another handler is set already; the handler of before."""
+        signal.set_wakeup_fd(self._former_fd)
+        return self._former
 
     def close(self) -> None:
         """Signals act as before; one that has come does now. The pipe stays open: another thread may be reading it."""

@@ -97,7 +97,12 @@ def _train(
         return claim.result
     watch.beat("loading")
     stop = StopRequest(
-        folder.path, launched=world.launched, after=config.stop_after, began=began, is_displaced=folder.is_displaced
+        folder.path,
+        launched=world.launched,
+        after=config.stop_after,
+        began=began,
+        is_displaced=folder.is_displaced,
+        early=watch.hand_over_signals(),
     )
     leaving.callback(stop.close)
     together(world, lambda: fetch(config) if world.local_main else None)

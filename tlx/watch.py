@@ -31,6 +31,7 @@ from tlx import verdict as verdicts
 from tlx.errors import TlxError, UserError
 from tlx.launcher import RESUMABLE, environment, launched, relaunched, verdict_file
 from tlx.launcher import rank as launched_rank
+from tlx.preempt import EarlySignals
 from tlx.processes import Early, early, is_gone, launcher_above
 from tlx.run_folder import RunFolder
 from tlx.signs import BEAT_S, Sign, State, Verdict, Wire
@@ -121,9 +122,11 @@ class Watch:
     def _met(self) -> None:
         """Ranks hear of each other from here on, or there is nobody else."""
         self._meeting = False
+
+    def hand_over_signals(self) -> EarlySignals | None:
+        """What hears signals so far, for whoever takes over; None where nothing does."""
         around, self._early = self._early, None
-        if around is not None and around.signals is not None:
-            around.signals.close()
+        return around.signals if around is not None else None
 
     def _run(self) -> None:
         self._own = Sign(self.rank, socket.gethostname(), os.getpid(), psutil.Process().create_time())
@@ -199,6 +202,9 @@ class Watch:
         self._thread.join(10)
         self._thread = None
         self._met()
+        signals = self.hand_over_signals()
+        if signals is not None:
+            signals.close()
         if self._wire is not None:
             self._linger(self._wire)
             self._tell("left" if self._state == "alive" else self._state)
