@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 def environment(*, path: str = "", **extra: str) -> dict[str, str]:
     """Ours, with tests/ and `path` importable and nothing of an outer launcher."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("ACCELERATE_", "WANDB_"))}
-    paths = os.pathsep.join(p for p in (str(HERE), path) if p)
+    paths = os.pathsep.join(p for p in (str(HERE), path, inherited.get("PYTHONPATH", "")) if p)
     return {**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **extra}
 
 

@@ -12,6 +12,8 @@ import pytest
 
 os.environ.pop("COLUMNS", None)  # which xdist sets to 80: plans and logs would be folded
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once in a process
+
 COSTS = Path(__file__).with_name("costs.csv")
 """Seconds of each file's tests, those of the quick tier and the slow ones; `launch/test.sh --all` writes it."""
 

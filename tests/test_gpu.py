@@ -7,12 +7,14 @@ import signal
 
 import pytest
 import torch
+from commands import write_config
 from composed import composer
 from images import make_shards
 from test_no_wait import OPTIONS
-from test_ranks_faults import BOUND_S, PATIENCE_S, RAW, Plain, write_config
+from test_ranks_faults import BOUND_S, PATIENCE_S, RAW, Plain
 
-from tlx.engine import begin, fit, steps_of, take
+from tlx.data.slots import Slots
+from tlx.engine import absorb, begin, fit, steps_of, take
 from tlx.resume import resume, save_when_due, settle
 from tlx.step import dress
 
@@ -40,6 +42,7 @@ def compose(shards, tmp_path, monkeypatch):
         return made[-1]
 
     yield compose
+    torch.use_deterministic_algorithms(False)
     for run in made:
         run.world.leave()
 
@@ -84,7 +87,10 @@ def test_a_first_step_that_overflows_leaves_nothing_behind(compose, name, precis
     for _ in range(3):
         take(run, phase, trainee, *next(each))
     each.close()
-    assert run.ema.updates == 3
+    absorb(run, run.exchange.readings(settle=True))
+    skipped = run.progress.overflows + run.progress.unfinite  # at fp16's first scale others may too
+    assert skipped >= 1
+    assert run.ema.updates == 4 - skipped
     state = [t for s in run.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
     assert all(t.isfinite().all() for t in [*run.net.parameters(), *run.ema.module.parameters(), *state])
 
@@ -110,13 +116,21 @@ def test_kernels_of_one_piece_give_what_torchs_plain_ones_give(name):
     assert torch.allclose(*found, rtol=1e-4, atol=1e-6)
 
 
+def test_batches_are_read_from_pinned_memory():
+    """The memory that workers share (memfd) is registered with the driver."""
+    slots = Slots(2, 1 << 20)
+    assert slots.pin()
+    batch = slots.lend(slots.take(), (1 << 20,))
+    assert batch.is_pinned()
+    assert torch.equal(batch.to("cuda", non_blocking=True).cpu(), batch)
+
+
 def test_resuming_on_a_gpu_gives_the_bits(compose, tmp_path):
     said = {"loop": {"deterministic": True, "precision": "bf16", "ema": {}}, "checkpoint": {"every": 5}}
     whole = compose(tmp_path / "whole", **said)
     assert fit(whole)
     settle(whole)
     run = compose(tmp_path / "parts", **said)
-    run.config.__dict__["stop_after"] = None
     resume(run)
     phase = run.plan.phases[0]
     begin(run, phase)

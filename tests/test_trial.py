@@ -257,11 +257,17 @@ def test_what_is_out_of_memory():
     assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
     assert ran_out(RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"))
     assert ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"))
-    assert ran_out(RuntimeError("FIND was unable to find an engine to execute this computation"))
     assert not ran_out(RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasSgemm`"))
     assert ran_out(RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory"))
     assert not ran_out(RuntimeError("does not have a deterministic implementation"))
     assert not ran_out(ValueError("out of memory"))
+
+
+@pytest.mark.parametrize(("free", "is_want"), [(5, True), (50, False)])
+def test_a_convolution_without_an_algorithm_is_want_of_memory_where_memory_is_short(monkeypatch, free, is_want):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 100))
+    assert ran_out(RuntimeError("FIND was unable to find an engine to execute this computation")) == is_want
 
 
 # What is chosen
@@ -515,7 +521,8 @@ def test_the_plan_shows_what_was_tried(shards, tmp_path):
 @pytest.fixture
 def on_gpu(shards, monkeypatch):
     """Composes a training of a ResNet on the GPU."""
-    monkeypatch.delenv("ACCELERATE_USE_CPU")
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    worlds = []
 
     def compose(run, **over):
         from tlx import world
@@ -523,14 +530,19 @@ def on_gpu(shards, monkeypatch):
 
         said = raw(shards, run, name="timm/resnet18", fit="auto", world={"device": "cuda"}, input={"size": 224}, **over)
         config = parse(said)
+        while worlds:  # another precision
+            worlds.pop().leave()
         ranks, folder = world.enter(config), RunFolder(config.run)
+        worlds.append(ranks)
         claim = folder.look(config)
         composed = build.compose(config, ranks, folder)
         folder.claim(claim, composed.files)
         composed.stop.close()
         return composed
 
-    return compose
+    yield compose
+    for left in worlds:
+        left.leave()
 
 
 FIXED = {"each": {"lr": 0.01, "duration": 3, "norm": "norms_fixed"}}

@@ -35,11 +35,11 @@ _FULL = (
     "STATUS_ALLOC_FAILED",  # cuBLAS, cuDNN
     "ALLOCATION_FAILED",  # cuDNN 9: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED
     "CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate",  # no room for its handle
-    # of a convolution none of whose algorithms had room: torch passes over what each of them says
-    "unable to find an engine to execute this computation",
-    "Unable to find a valid cuDNN algorithm",
 )
 """How those who raise no OutOfMemoryError say that there is no memory."""
+
+_NO_ALGORITHM = ("unable to find an engine to execute this computation", "Unable to find a valid cuDNN algorithm")
+"""Of a convolution: torch tries all algorithms, and passes over what each says. There may have been no room."""
 
 Stage = Literal["training", "evaluation"]
 
@@ -145,9 +145,16 @@ class Trial:
             coming = torch.empty_like(batch.images)
             self.updater.backward(trainee, batch)
         del batch
-        if not self.updater.optimizer.defaults.get("fused"):
-            _bytes(gradients, world.device)  # what an update makes and forgets, if it is not one kernel
+        if not self.updater.optimizer.defaults.get(
+            "fused"
+        ):  # what an update makes and forgets, if it is not one kernel
+            _bytes(max(gradients, 3 * self._largest_group()), world.device)
         return [*left, coming, trainee]  # DDP's buckets live as long as its wrapper
+
+    def _largest_group(self) -> int:
+        """Bytes of what trains in one of the optimizer's groups, which it updates one after the other."""
+        groups = [group["params"] for group in self.updater.optimizer.param_groups]
+        return max(sum(p.numel() * p.element_size() for p in group if p.requires_grad) for group in groups)
 
     @torch.no_grad()
     def _evaluate(self, samples: int) -> None:
@@ -202,7 +209,18 @@ def ran_out(error: BaseException) -> bool:
     """Whether this is for want of memory, on a GPU or a CPU."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    if not isinstance(error, RuntimeError):
+        return False
+    said = str(error)
+    return any(words in said for words in _FULL) or (any(words in said for words in _NO_ALGORITHM) and _is_short())
+
+
+def _is_short() -> bool:
+    """Whether hardly anything of the GPU's memory is free."""
+    if not torch.cuda.is_available():
+        return False
+    free, total = torch.cuda.mem_get_info()
+    return free < 0.1 * total
 
 
 def _mix(labels: torch.Tensor, shape: tuple[int, int, int]) -> Mix:

@@ -30,10 +30,10 @@ def config_of(setting: Setting, name: str, precision: str, *, recomputes: bool) 
     return parse(
         {
             "run": "unused",
-            "data": {"train": "unused", "batch": 4 if setting.dry else 32},
+            "data": {"train": "unused", "batch": 2 if setting.dry else 32},
             "backbone": {"name": f"torchvision/{name}", "weights": "none"},
             "unfreeze": "two_phase",
-            "phases": {"each": {"lr": 1e-4, "duration": 3}},
+            "phases": {"each": {"lr": 1e-4, "duration": 1 if setting.dry else 3}},
             "loop": {"precision": precision, "gradient_checkpointing": recomputes},
             "world": {"device": setting.device.type},
         }
@@ -46,7 +46,7 @@ def peaks(setting: Setting, name: str) -> None:
     cases = list(itertools.product(("fp32", "bf16"), (False, True)))
     for precision, recomputes in cases[1:2] if setting.dry else cases:
         config = config_of(setting, name, precision, recomputes=recomputes)
-        torch.manual_seed(0)
+        parts.seed_all(config)
         here = world.enter(config)
         made = parts.parts_of(config, here, [8] * CLASSES)
         plan = Plan.make(config, made.backbone.layers, samples=3 * config.data.batch, world=1)
@@ -118,23 +118,32 @@ def words(setting: Setting) -> None:
     if setting.dry:
         tried = {"allocator": lambda: torch.empty(2**60, dtype=torch.uint8)}
     else:
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        weights = [torch.randn(512, 512, device=device), torch.randn(64, 64, 3, 3, device=device)]
-        images = torch.randn(8, 64, 56, 56, device=device)
-        size = free_bytes
+        # their outputs have room, so that what fails is what the libraries want beside them
+        a, out = torch.randn(512, 512, device=device), torch.empty(512, 512, device=device)
+        weight, images = torch.randn(64, 64, 3, 3, device=device), torch.randn(8, 64, 56, 56, device=device)
+        room = torch.empty_like(images)
+        size, _ = torch.cuda.mem_get_info(device)
         while size >= 2**20:  # all that is there, in ever smaller pieces
             try:
                 hoard.append(torch.empty(size, dtype=torch.uint8, device=device))
             except torch.OutOfMemoryError:
                 size //= 2
+
+        def convolve() -> None:
+            nonlocal room
+            del room
+            torch.nn.functional.conv2d(images, weight, padding=1)
+
         tried = {
-            "cuBLAS": lambda: weights[0] @ weights[0],
-            "cuDNN": lambda: torch.nn.functional.conv2d(images, weights[1]),
+            "cuBLAS": lambda: torch.mm(a, a, out=out),
+            "cuDNN": convolve,
             "allocator": lambda: torch.empty(2**40, dtype=torch.uint8, device=device),
         }
     for name, task in tried.items():
         try:
             task()
+            if not setting.dry:
+                torch.cuda.synchronize(device)
         except Exception as error:
             setting.row(name, ok=ran_out(error), says=f"{type(error).__name__}: {str(error).splitlines()[0][:120]}")
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 
@@ -54,11 +55,14 @@ def waits_of(run) -> Counter[str]:
     take(run, phase, trainee, *next(each))
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if run.world.cuda else []
-    with torch.profiler.profile(activities=kinds) as profile:
+    with torch.profiler.profile(activities=kinds) as profile, torch.profiler.record_function("steps"):
         for _ in range(STEPS):
             take(run, phase, trainee, *next(each))
     each.close()
-    return Counter(event.name for event in profile.events())
+    events = profile.events()
+    (steps,) = [e.time_range for e in events if e.name == "steps" and e.device_type == torch.autograd.DeviceType.CPU]
+    # the profiler itself waits at its end
+    return Counter(e.name for e in events if steps.start <= e.time_range.start <= steps.end)
 
 
 def overflow(setting: Setting) -> None:
@@ -100,6 +104,7 @@ def distance(one: Sequence[float], other: Sequence[float]) -> float:
 def losses_of_precisions(setting: Setting) -> None:
     """Losses of 16 steps over a phase change, beside those in fp32."""
     plain = train(setting)
+    clipped = train(setting, clip=1.0)
     setting.row("fp32", ok=all(map(math.isfinite, plain)), first=plain[0], last=plain[-1])
     again = train(setting)
     setting.row("fp32 again", ok=None, differs=distance(again, plain))
@@ -107,8 +112,8 @@ def losses_of_precisions(setting: Setting) -> None:
     for precision, bound in tried.items():
         for channels_last in (False, True):
             found = train(setting, precision=precision, channels_last=channels_last, clip=1.0)
-            clipped = train(setting, clip=1.0)
-            apart = distance(found, clipped)
+            # a step that overflows in fp16 is skipped, and the curve comes one step later from there
+            apart = statistics.mean(abs(a - b) for a, b in zip(found, clipped, strict=True))
             name = f"{precision}{' channels_last' if channels_last else ''}, clipped"
             setting.row(name, ok=apart <= bound, differs=apart, bound=bound)
     same = [train(setting, precision="bf16", deterministic=True) for _ in range(2)]

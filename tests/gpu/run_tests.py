@@ -1,4 +1,7 @@
-"""The tests of one file that are marked gpu, a row for each: ``run_tests.py FILE``. A dry run only finds them."""
+"""Tests of one file that are marked gpu, a row for each: ``run_tests.py FILE WORDS``, words of pytest's ``-k``.
+
+A dry run only finds them.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ class Told:
 
 
 def main() -> None:
-    setting, said = setting_of(["file"])
+    setting, said = setting_of(["file", "words"])
     tests = Path(__file__).parents[1]
     words = [
         str(tests / said.file),
@@ -41,6 +44,7 @@ def main() -> None:
         "-p",
         "no:cacheprovider",
     ]
+    words += ["-k", said.words] if said.words else []
     raise SystemExit(pytest.main([*words, *(["--collect-only"] if setting.dry else [])], plugins=[Told(setting)]))
 
 

@@ -47,12 +47,12 @@ def config_of(setting: Setting, name: str, *, compiled: bool) -> Config:
         "run": "unused",
         "data": {
             "train": str(photographs(setting)),
-            "batch": 8 if setting.dry else 256,
+            "batch": 8 if setting.dry else 128,
             "workers": min(cores() - 1, 16),
         },
         "backbone": {"name": "toys:small" if setting.dry else f"torchvision/{name}", "weights": "none"},
         "unfreeze": "all",
-        "phases": {"each": {"lr": 1e-3, "duration": "40ep", "norm": "statistics_move"}},
+        "phases": {"each": {"lr": 1e-3, "duration": "60ep", "norm": "statistics_move"}},
         "loop": {"precision": "bf16", "channels_last": True, "compile": compiled, "fit_micro_batch": "never"},
         "world": {"device": setting.device.type},
     }
@@ -111,7 +111,7 @@ def settle(device: torch.device) -> None:
 def data(setting: Setting) -> None:
     """Training pictures a second of one core, from shards to the device's door."""
     manifest = Manifest.open(str(photographs(setting)))
-    setup = data_bench.Setup(batch=8 if setting.dry else 256)
+    setup = data_bench.Setup(batch=8 if setting.dry else 128)
     seconds = 1.0 if setting.dry else 25.0
     workers = [0] if setting.dry else sorted({1, 8, cores()})
     found = data_bench.measure(manifest, setup, workers=workers, seconds=seconds)

@@ -16,8 +16,13 @@ HERE = Path(__file__).parent
 TESTS = HERE.parent
 Part = Literal["tests", "precision", "memory", "speed"]
 PARTS: Sequence[Part] = get_args(Part)
-FIRST = ("test_gpu.py", "test_precision.py", "test_data_dealing.py", "test_trial.py")
-"""Files of tests that show most; the others follow."""
+FIRST = (
+    ("test_precision.py", "nccl or two_ranks"),
+    ("test_data_dealing.py", ""),
+    ("test_gpu.py", "waits or overflows or pinned or checkpoint"),
+    ("test_gpu.py", "rank_on_a_gpu"),
+)
+"""Files of tests, and which of them, that show most; the rest follows."""
 
 
 @dataclass(frozen=True)
@@ -45,22 +50,39 @@ class Step:
 
 def files_of_tests() -> list[str]:
     """Of all tests marked gpu."""
-    marked = [f.name for f in sorted(TESTS.glob("test_*.py")) if "mark.gpu" in f.read_text(encoding="utf-8")]
-    return sorted(marked, key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+    return [f.name for f in sorted(TESTS.glob("test_*.py")) if "mark.gpu" in f.read_text(encoding="utf-8")]
+
+
+def tests() -> list[tuple[str, str]]:
+    """Files and words for pytest's ``-k``; each test is in one of them."""
+    chosen: dict[str, list[str]] = {}
+    for file, words in FIRST:
+        chosen.setdefault(file, []).append(words)
+    left = [file for file in files_of_tests() if "" not in chosen.get(file, ())]
+    return [*FIRST, *((file, f"not ({' or '.join(chosen[file])})" if file in chosen else "") for file in left)]
 
 
 def steps() -> list[Step]:
     """All of them, by part and in the order in which they are run."""
-    tests = [Step("tests", f.removesuffix(".py"), "tests marked gpu", "run_tests", [f], 110) for f in files_of_tests()]
     networks = ("resnet50", "vit_b_16", "convnext_tiny", "swin_t", "efficientnet_b0")
     return [
-        *tests,
+        *(
+            Step(
+                "tests",
+                f"{file.removesuffix('.py')} {words}".rstrip(),
+                "tests marked gpu",
+                "run_tests",
+                [file, words],
+                90,
+            )
+            for file, words in tests()
+        ),
         Step("precision", "waits", "calls that wait for the device, by a profile", "precision", ["waits"], 70),
         Step("precision", "overflow", "a first step that overflows moves nothing", "precision", ["overflow"], 40),
         Step("precision", "losses", "bf16, fp16, channels_last beside fp32", "precision", ["losses"], 50),
         Step("precision", "compile", "compiled over a phase change, beside eager", "precision", ["compile"], 110),
-        *(Step("memory", n, "estimate and trial beside the peak", "memory", ["peaks", n], 60) for n in networks),
         Step("memory", "words", "what libraries say when memory is full", "memory", ["words", "all"], 30),
+        *(Step("memory", n, "estimate and trial beside the peak", "memory", ["peaks", n], 60) for n in networks),
         Step("speed", "resnet50", "the loop beside a bare one", "speed", ["loop", "resnet50"], 80),
         Step("speed", "vit_b_16", "the loop beside a bare one", "speed", ["loop", "vit_b_16"], 80),
         Step("speed", "data", "what the data path gives a core", "speed", ["data", "all"], 50),

@@ -38,7 +38,7 @@ def config_of(setting: Setting, **over: Any) -> Config:
         "data": {"train": str(place / "train"), "val": str(place / "val"), "batch": 16, "workers": 0},
         "input": {"size": 32 if setting.dry else SIDE},
         "backbone": {"name": "toys:small" if setting.dry else "timm/resnet18", "weights": "none"},
-        "phases": {"each": {"lr": 1e-3, "duration": "2ep", "norm": "statistics_move"}},
+        "phases": {"each": {"lr": 1e-4, "duration": "2ep", "norm": "statistics_move"}},
         "world": {"device": setting.device.type},
     }
     return parse({**raw, **over})
@@ -46,7 +46,7 @@ def config_of(setting: Setting, **over: Any) -> Config:
 
 @contextmanager
 def composed(config: Config) -> Iterator[Run]:
-    """A run in a folder that goes afterwards, with everything that lay on the device."""
+    """A run in a folder that goes afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         alone = config.model_copy(update={"run": Path(folder) / "run"})
         here = world.enter(alone)

@@ -100,7 +100,8 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
     Args:
         steps: of each loop.
         phase: by name; None is the last one, in which everything trains that ever will.
-        rounds: that the loops take turns, each with its part of the steps; from six on there is an interval.
+        rounds: that the loops take turns, each with its part of the steps, that on shards three times at most. From
+            six on there is an interval.
 
     Raises:
         UserError: several processes, no such phase, and whatever a training would raise before its first step.
@@ -184,11 +185,14 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
     # batches that were made while the other loops ran are no measure of the loader
     ready = 2 * run.config.data.workers + 3
     warm = {"shards": ready, "resident": 2, "bare": 2}
-    each = -(-steps // rounds)
+    turns = {"shards": min(rounds, _ROUNDS), "resident": rounds, "bare": rounds}
     found: dict[str, list[float]] = {name: [] for name in loops}
     waited: list[float] = []
     for number in range(rounds):
         for name, loop in loops.items():
+            if number >= turns[name]:
+                continue
+            each = -(-steps // turns[name])
             for _ in range(warm[name] + (3 if number == 0 else 0)):
                 loop()
             _settle(run)
@@ -208,7 +212,7 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
         **middle,
         waited=statistics.median(waited),
         spread=max((max(seconds) - min(seconds)) / middle[name] for name, seconds in found.items()),
-        steps=each * rounds,
+        steps=-(-steps // rounds) * rounds,
         batch=run.stream.batch,
         phase=phase.name,
         device=torch.cuda.get_device_name(run.world.device) if run.world.cuda else "CPU",
