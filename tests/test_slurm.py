@@ -509,16 +509,22 @@ def test_what_a_job_has_is_what_its_launchers_get(cluster, launch):
 @pytest.mark.slow
 def test_where_slurm_does_not_requeue_a_chain_of_jobs_goes_on(cluster, launch):
     """The successor is the same job, also where the command line of sbatch says otherwise than the script's header."""
-    options = (*SMALL, "--time=11:00:00", "--no-requeue")
-    first, run = launch("chain", *options, FAILS="1", MAX_TRIES="1", CHAIN="yes")
-    before = cluster.ended(first, timeout=60)
-    assert before["ExitCode"] == "1:0", told(run)
-    second = re.search(rf"job {first}, start 1: Slurm does not requeue this job; job (\d+) goes on", told(run))[1]
-    after = cluster.ended(second, timeout=60)
-    assert after["Dependency"] in ("(null)", ""), told(run)
-    asked = ("TimeLimit", "NumNodes", "CPUs/Task", "TresPerNode", "Partition", "Requeue")
-    assert [after[name] for name in asked] == [before[name] for name in asked]
-    assert [after[name] for name in asked[:4]] == ["11:00:00", "2", "2", "gres:gpu:1"], told(run)
-    # which fails too, and counts on: two starts in a row without a checkpoint
-    assert f"job {second}, start 1: 2 starts in a row have brought no new checkpoint: not requeued" in told(run)
-    assert (run / "slurm" / f"{first}.tries").read_text() == "2\n"
+    said = {
+        "per_node": (*SMALL, "--time=11:00:00", "--no-requeue"),
+        "in_all": ("--gpus=3", "--gpus-per-node=0", "--cpus-per-task=2", "--mem=100M", "--no-requeue"),
+    }
+    made = {n: launch(n, *options, FAILS="1", MAX_TRIES="1", CHAIN="yes") for n, options in said.items()}
+    asked = ("TimeLimit", "NumNodes", "CPUs/Task", "MinMemoryNode", "TresPerNode", "TresPerJob", "Partition", "Requeue")
+    found = {}
+    for name, (first, run) in made.items():
+        before = cluster.ended(first, timeout=60)
+        assert before["ExitCode"] == "1:0", told(run)
+        second = re.search(rf"job {first}, start 1: Slurm does not requeue this job; job (\d+) goes on", told(run))[1]
+        after = found[name] = cluster.ended(second, timeout=60)
+        assert after["Dependency"] in ("(null)", ""), told(run)
+        assert [after.get(field) for field in asked] == [before.get(field) for field in asked], told(run)
+        # which fails too, and counts on: two starts in a row without a checkpoint
+        assert f"job {second}, start 1: 2 starts in a row have brought no new checkpoint: not requeued" in told(run)
+        assert (run / "slurm" / f"{first}.tries").read_text() == "2\n"
+    assert [found["per_node"].get(field) for field in asked[:5]] == ["11:00:00", "2", "2", "0", "gres:gpu:1"]
+    assert [found["in_all"].get(field) for field in asked[3:6:2]] == ["100M", "gres:gpu:3"]

@@ -3,6 +3,7 @@ another job's. What a real cluster does is in test_slurm.py."""
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 import sys
@@ -67,12 +68,14 @@ class Job:
         text = RECORD.format(**numbers, gres=gres, other=gres if other is None else other, about=about)
         (self.folder / "record").write_text(text)
 
-    def start(self, *words: str, step: str = "exit 1", **env: str) -> subprocess.CompletedProcess[str]:
+    def start(
+        self, *words: str, step: str = "exit 1", script: Path = ROOT / "slurm" / "train.sbatch", **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """Args: step: what srun does, in shell; $log is the pattern of the tasks' logs."""
         known = {"HOME": str(self.folder), "FAKE": str(self.folder), "STEP": step, "TLX_RUN": str(self.run)}
         path = f"{self.folder / 'bin'}:/usr/bin:/bin"
         return subprocess.run(
-            ["bash", ROOT / "slurm" / "train.sbatch", "c.yaml", *words],
+            ["bash", script, "c.yaml", *words],
             env={**known, "PATH": path, "PYTHON": sys.executable, **OWN, **env},
             cwd=self.folder, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
@@ -210,13 +213,40 @@ def test_a_successor_has_the_options_that_only_the_command_line_said(job):
     ]
     first = done.stdout.splitlines()[0]
     assert f"its successor is queued with {own}; any other option of sbatch's command line (--signal, " in first, done
-    job.record(
-        requeue=0, about="NumNodes=2 MinMemoryCPU=2G MinMemoryNode=0 TresPerNode=gres/gpu"
-    )  # as later Slurms say
+    later = "NumNodes=2 MinMemoryCPU=2G MinMemoryNode=0 TresPerNode=gres/gpu"  # as a later Slurm says
+    job.record(requeue=0, about=later)
     assert "is queued with --nodes=2 --mem-per-cpu=2G --gpus-per-node=1 --no-requeue; " in job.start(CHAIN="yes").stdout
-    job.record(requeue=0, about="NumNodes=2")
-    assert "is queued with --nodes=2 --gpus-per-node=0 --no-requeue; " in job.start(CHAIN="yes").stdout
-    assert "successor" not in job.start(CHAIN="").stdout
+    assert "is queued with" not in job.start(CHAIN="").stdout
+
+
+@pytest.mark.parametrize(
+    ("about", "own", "without_header"),
+    [
+        ("", "--gpus-per-node=0 ", ""),
+        ("TresPerNode=gres:gpu:0", "--gpus-per-node=0 ", "--gpus-per-node=0 "),
+        ("TresPerJob=gres:gpu:3", "--gpus=3 --gpus-per-node=0 ", "--gpus=3 "),
+        (
+            "TresPerJob=gres/gpu:8,gres/nvme:1 TresPerNode=gres/gpu:2",
+            "--gpus-per-node=2 --gpus=8 ",
+            "--gpus-per-node=2 --gpus=8 ",
+        ),
+        ("TresPerTask=gres:gpu:a100:1", "--gpus-per-task=a100:1 --gpus-per-node=0 ", "--gpus-per-task=a100:1 "),
+        ("TresPerTask=cpu=4,gres/gpu=1", "--gpus-per-task=1 --gpus-per-node=0 ", "--gpus-per-task=1 "),
+        ("MinMemoryNode=0 TresPerNode=gres:gpu:2", "--mem=0 --gpus-per-node=2 ", "--mem=0 --gpus-per-node=2 "),
+        (
+            "MinMemoryNode=0 MemPerTres=gres:gpu:10240 TresPerNode=gres:gpu:2",
+            "--mem-per-gpu=10240 --gpus-per-node=2 ",
+            "--mem-per-gpu=10240 --gpus-per-node=2 ",
+        ),
+    ],
+)
+def test_gpus_and_memory_of_a_successor_are_asked_for_as_they_were(job, about, own, without_header):
+    """GPUs of each node that the header asks for are taken back where the command line has taken them back."""
+    job.record(requeue=0, about=f"NumNodes=2 {about}")
+    assert f"is queued with --nodes=2 {own}--no-requeue; " in job.start(CHAIN="yes").stdout
+    script, real = job.folder / "own.sbatch", (ROOT / "slurm" / "train.sbatch").read_text()
+    script.write_text(re.sub(r"(?m)^#SBATCH --gpus-per-node=.*\n", "", real))
+    assert f"is queued with --nodes=2 {without_header}--no-requeue; " in job.start(CHAIN="yes", script=script).stdout
 
 
 def test_nodes_with_unequal_gpus(job):
