@@ -141,8 +141,17 @@ def test_folders_are_no_labels_where_some_have_others(tmp_path, members):
 def test_tars_with_and_without_labels(tmp_path):
     tar_of(tmp_path / "d" / "a.tar", by_folder())
     tar_of(tmp_path / "d" / "b.tar", samples([0, 1]))
-    with pytest.raises(UserError, match=r"a\.tar: no sample has a label, in other tars they have"):
+    with pytest.raises(UserError, match=r"a\.tar: no sample has a label, in other tars they have\n"):
         index_shards(tmp_path / "d", jobs=0)
+    tar_of(tmp_path / "e" / "train" / "a.tar", by_folder())
+    tar_of(tmp_path / "e" / "val" / "b.tar", samples(["007", "cats"]))
+    with pytest.raises(
+        UserError, match=r"train/a\.tar: no sample has a label, .* one by one, the second with --classes"
+    ):
+        index_shards(tmp_path / "e", jobs=0)
+    index_shards(tmp_path / "e" / "train", jobs=0)
+    val = index_shards(tmp_path / "e" / "val", classes=tmp_path / "e" / "train", jobs=0)["val"]
+    assert val.labels.tolist() == [0, 1]
 
 
 def test_the_choice_is_kept_and_another_may_be_made(tmp_path):

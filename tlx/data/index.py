@@ -198,7 +198,9 @@ def _settled(rule: LabelRule, tars: Sequence[Path], scans: Sequence[Scan]) -> tu
         return rule, []
     if all(scan.by_folder or not scan.labels for scan in scans):
         return replace(rule, place="folder"), []
-    return rule, [f"{tar}: no sample has a label, in other tars they have" for tar in by_folder]
+    folders = {tar.parent for tar in tars}
+    apart = f"; index {tars[0].parent.parent}/... one by one, the second with --classes" if len(folders) > 1 else ""
+    return rule, [f"{tar}: no sample has a label, in other tars they have{apart}" for tar in by_folder]
 
 
 def write_scans(folder: Path, scans: Sequence[Scan], classes: ClassList, rule: LabelRule = AUTO) -> Manifest:
