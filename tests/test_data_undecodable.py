@@ -97,7 +97,6 @@ UNDECODABLE = {
     "interlaced rows are missing": (png(bytes(39), interlaced=1), "damaged: rows are missing at its end"),
     "a damaged header": (flipped(PNG, 16), "a damaged PNG, or of a kind"),
     "a damaged first chunk": (flipped(PNG, 12), "a damaged PNG, or of a kind"),
-    "LAB": (tiff(bytes(1800), 30, 20, (262, 3, 8), (277, 3, 3)), "Pillow does not convert LAB colours"),
 }
 
 
@@ -229,7 +228,7 @@ def test_what_libjpeg_says_names_the_picture(capfd):
     with at_picture(lambda: "shards/0.tar: a.jpg"):
         assert decode(REPAIRED).shape == (3, 20, 30)
     err = capfd.readouterr().err
-    assert err.startswith("warning: shards/0.tar: a.jpg: Corrupt JPEG data: 10 extraneous bytes before marker 0xd9")
+    assert err == "warning: shards/0.tar: a.jpg: Corrupt JPEG data: 3 extraneous bytes before marker 0xd9\n"
     with at_picture(lambda: "shards/0.tar: a.jpg"):
         decode(REPAIRED)
     assert capfd.readouterr().err == ""  # once in a process

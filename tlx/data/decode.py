@@ -186,10 +186,10 @@ def _with_pillow(image: Image.Image, data: bytes, channels: Channels, *, upright
 
 def _covers(image: Any) -> bool:
     """Whether a TIFF's strips or tiles are enough for all of its pixels: Pillow leaves the others black."""
+    if image.tile and image.tile[0][0] == "libtiff":  # which refuses it then
+        return True
     planes = len(image.getbands()) if image.tag_v2.get(_PLANAR) == 2 else 1
     parts = [tile[1] for tile in image.tile]
-    if len(parts) == 1 and planes == 1:  # libtiff looks itself
-        return True
     return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in parts) >= planes * image.width * image.height
 
 
@@ -221,15 +221,13 @@ def _conversion(image: Image.Image, channels: Channels) -> tuple[Callable[[Image
     """What converts a part of the picture to 8 bits, and how many channels that gives: those asked for, or one.
 
     Raises:
-        DecodeError: it has no known range, or colours that Pillow does not convert.
+        DecodeError: it has no known range.
     """
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode == "F":
         raise DecodeError(f"floating-point pixels have no known range; {_TO_8_BITS}")
     if image.format == "TIFF" and (image.mode == "I" or _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))):
         raise DecodeError(f"pixels of 32 bits, or with a sign, have no known range; {_TO_8_BITS}")
-    if image.mode == "LAB":
-        raise DecodeError("Pillow does not convert LAB colours; convert the picture to RGB")
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off at 255
         if tags.get(_PHOTOMETRIC) == 0:  # Pillow would show the negative
             raise DecodeError(f"16 bits in which 0 is white are not supported; {_TO_8_BITS}")
