@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -54,6 +56,9 @@ def turned() -> bytes:
 
 def peak(work: Callable[[], object]) -> int:
     """Bytes by which the resident memory of a child that does `work` grows at most."""
+    gc.collect()
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)  # else the child would use what earlier tests have freed
     inside, outside = os.pipe()
     child = os.fork()
     if not child:
@@ -146,7 +151,7 @@ def test_other_kinds(format):
     for reading in ("decoded", "made smaller"):
         taken = peak(lambda reading=reading: READINGS[reading](data))
         print(f"{format}, {reading}: {taken / DECODED:.2f} x decoded")
-        assert taken <= {"WEBP": 6, "AVIF": 4}.get(format, 3) * DECODED + 8 * MIB + len(data)
+        assert taken <= {"AVIF": 4}.get(format, 3) * DECODED + 8 * MIB + len(data)
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, features
 
 from tlx.data import heif
-from tlx.data.decode import DecodeError, check_pixels, decode, library, open_picture, reading
+from tlx.data.decode import Channels, DecodeError, check_pixels, decode, library, open_picture, reading
 from tlx.data.examine import Examined, content_digest, examine, format_of
 from tlx.data.markers import coding
 from tlx.data.one_picture import reserve
@@ -197,7 +197,13 @@ def _smaller(data: bytes, resize: int, quality: int) -> tuple[bytes, str]:
     profile = image.info.get("icc_profile")
     jpeg = data[:2] == b"\xff\xd8"
     simple = jpeg and image.mode in ("L", "RGB") and coding(data) in ("baseline", "progressive")
-    picture = _scaled(data, image, resize) if simple else _resized(data, image, resize)
+    if simple:
+        picture = _scaled(data, image, resize)
+    else:
+        alpha = "A" in image.getbands() or "transparency" in image.info
+        channels: Channels = 4 if alpha else 1 if image.mode in _GREY else 3
+        del image  # of a WebP it holds as much memory as the picture
+        picture = _resized(data, channels, resize)
     picture.info.clear()
     options: dict[str, Any] = {"icc_profile": profile} if profile and _fits(profile, picture) else {}
     buffer = io.BytesIO()
@@ -226,11 +232,10 @@ def _image(pixels: torch.Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
 
 
-def _resized(data: bytes, image: Image.Image, resize: int) -> Image.Image:
+def _resized(data: bytes, channels: Channels, resize: int) -> Image.Image:
     from torchvision.transforms.v2 import functional
 
-    alpha = "A" in image.getbands() or "transparency" in image.info
-    pixels = decode(data, 4 if alpha else 1 if image.mode in _GREY else 3)
+    pixels = decode(data, channels)
     width, height = _sides(pixels.shape[2], pixels.shape[1], resize)
     # not by Pillow, which would make what is transparent black: transparency is dropped, not blended, in training
     small = functional.resize(pixels, [height, width], antialias=True)

@@ -84,7 +84,9 @@ class _Ear:
         with self.lock:
             if not self.readers:
                 self.catching = warnings.catch_warnings(record=True)
-                self.python = self.catching.__enter__() or []
+                recorded = self.catching.__enter__()
+                assert recorded is not None
+                self.python = recorded
                 warnings.simplefilter("always")
             if writes:
                 self.writers += 1

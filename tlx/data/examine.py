@@ -63,10 +63,8 @@ def examine(data: bytes, *, measured: bool = False) -> Examined:
         if size is not None:
             return Examined(*size, format_of(data, "jpeg"), content_digest(data), None)
     # whatever went wrong there, only this decides
+    format = "jpeg" if coded is not None else (open_picture(data).format or "").lower()
     pixels = decode(data)
-    format = "jpeg"
-    if coded is None:
-        format = (open_picture(data).format or "").lower()
     moments = _moments(pixels) if measured else None
     return Examined(pixels.shape[2], pixels.shape[1], format_of(data, format), content_digest(data), moments)
 
