@@ -29,6 +29,7 @@ from tlx.config import parse
 from tlx.errors import TlxError, UserError
 from tlx.history import read_history
 from tlx.models import weights
+from tlx.models.filling import fill
 from tlx.models.pretrained import choose
 from tlx.models.shelf import header
 from tlx.page import Section, cells, page
@@ -85,7 +86,7 @@ def imported(tmp_path_factory):
 def use(path):
     with contextlib.suppress(UserError):
         header(path)
-    weights.fill(net(), weights.read(path), heads=["fc"], where=str(path))
+    fill(net(), weights.opened(path), name="toys:small", heads=["fc"])
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".legacy.pt"])

@@ -56,16 +56,23 @@ def with_head_of(backbone: Backbone, other: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize(("name", "args", "first"), NETWORKS)
 def test_pretrained_values_for_grey_and_rgba(name: str, args: dict[str, Any], first: str, tmp_path: Path) -> None:
-    """Summed for one channel, so that grey gives what it gave as R = G = B; repeated and scaled for four."""
+    """Summed for one channel, so that grey gives what it gave as R = G = B; beside zeros for alpha."""
     rgb, file = rgb_file(name, args, tmp_path / "rgb.pth")
     images, weight = torch.randn(2, 1, 64, 64), rgb.get_submodule(first).weight
     one = models.load(name, classes=3, weights=file, args=args, channels=1)
     assert one.module.get_submodule(first).weight.shape[1] == one.input.channels == 1  # type: ignore[index, union-attr]
     assert torch.allclose(with_head_of(one, rgb)(images), rgb(images.expand(-1, 3, -1, -1)), atol=1e-4, rtol=1e-4)
     four = models.load(name, classes=3, weights=file, args=args, channels=4)
-    expected = torch.cat([weight, weight[:, :1]], 1) * 3 / 4  # type: ignore[index]
+    expected = torch.cat([weight, torch.zeros_like(weight[:, :1])], 1)  # type: ignore[index]
     assert torch.equal(four.module.get_submodule(first).weight, expected)  # type: ignore[arg-type]
-    assert four.module(torch.randn(2, 4, 64, 64)).shape == (2, 3)
+    coloured, opaque = torch.randn(2, 3, 64, 64), torch.ones(2, 1, 64, 64)  # 255 by a mean and deviation of 0.5
+    seen = with_head_of(four, rgb)(torch.cat([coloured, opaque], 1))
+    assert torch.allclose(seen, rgb(coloured), atol=1e-5, rtol=1e-5)
+    four.module.get_submodule(first).weight.requires_grad_()  # type: ignore[union-attr, operator]
+    four.module(torch.cat([coloured, opaque], 1)).square().sum().backward()
+    assert four.module.get_submodule(first).weight.grad[:, 3].abs().max() > 0  # type: ignore[index, union-attr]
+    six = models.load(name, classes=3, weights=file, args=args, channels=6).module.get_submodule(first).weight
+    assert torch.equal(six, torch.cat([weight, weight], 1) / 2)  # type: ignore[list-item, arg-type]
     assert one.layers.names == four.layers.names
 
 

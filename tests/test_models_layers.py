@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+from fnmatch import fnmatch
 
 import pytest
 import torch
+from test_models_train import CASES
 from torch import nn
 
 from tlx import models
@@ -426,6 +428,33 @@ def test_kinds_of_parameters() -> None:
     resnet = kinds("torchvision/resnet50")
     assert {k for n, k in resnet.items() if "bn" in n or "downsample.1" in n} == {"norm"}
     assert {k for n, k in resnet.items() if "conv" in n or n == "fc.weight"} == {"weight"}
+
+
+EXEMPT = {  # matrices that the authors' own lists keep from decay, beside what has no matrix or is a table
+    "timm/swinv2_tiny_window8_256": {".attn.cpb_mlp.0.weight": 12, ".attn.cpb_mlp.2.weight": 12},
+    "torchvision/swin_v2_t": {".attn.cpb_mlp.0.weight": 12, ".attn.cpb_mlp.2.weight": 12},
+    "timm/twins_svt_small": {".proj.0.weight": 4},
+    "timm/xcit_nano_12_p16_224": {"pos_embed.token_projection.weight": 1},
+}
+
+
+@pytest.mark.parametrize("name", EXEMPT)
+def test_what_the_authors_exempt_from_decay(name: str) -> None:
+    net = models.load(name, classes=3, weights="none", empty=True)
+    found = {p.name for y in net.layers for p in y.parameters if p.kind == "embedding" and p.name.endswith(".weight")}
+    assert {end: sum(name.endswith(end) for name in found) for end in EXEMPT[name]} == EXEMPT[name]
+    assert len(found) == sum(EXEMPT[name].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith("timm/")])
+def test_every_familys_own_list_is_kept_from_decay(name: str) -> None:
+    """As timm's optimizers read it: shell patterns over names."""
+    net = models.load(name, classes=3, weights="none", empty=True, args=CASES[name].get("args", {}))
+    listed = getattr(net.module, "no_weight_decay", set)()
+    kinds = {p.name: p.kind for y in net.layers for p in y.parameters}
+    decaying = [n for n, kind in kinds.items() if kind == "weight" and any(fnmatch(n, w) for w in listed)]
+    assert decaying == []
 
 
 def test_blocks_for_checkpointing_are_modules() -> None:

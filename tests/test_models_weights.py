@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -17,8 +19,10 @@ import torchvision
 from safetensors.torch import save_file
 
 from tlx import models
+from tlx.config import parse
 from tlx.errors import UserError
-from tlx.models import download
+from tlx.models import WeightsOptions, download
+from tlx.parts import backbone_of
 
 SMALL: dict[str, Any] = {"channels": [8, 8, 16, 16]}
 VIT: dict[str, Any] = {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 3}
@@ -82,7 +86,10 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     state["layer9.weight"] = torch.zeros(1)
     torch.save(state, tmp_path / "w.pth")
     text = error(tmp_path / "w.pth")
-    assert "w.pth: does not fit ResNet: 1 missing (layer1.0.conv1.weight); 1 not in the network (layer9.weight)" in text
+    assert (
+        "w.pth: does not fit timm/resnet10t: 1 missing (layer1.0.conv1.weight); 1 not in the network (layer9.weight)\n"
+        in text
+    )
     torch.save(resnet(channels=[8, 8, 16, 32]), tmp_path / "w.pth")
     text = error(tmp_path / "w.pth")
     assert "of another shape (layer4.0.conv1.weight (32, 16, 3, 3) instead of (16, 16, 3, 3)" in text
@@ -96,9 +103,9 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
 def test_files_that_are_no_weights(tmp_path: Path) -> None:
     assert "no such file" in error(tmp_path / "none.pth")
     (tmp_path / "noise.pth").write_bytes(b"not a file of torch")
-    assert "cannot be read as weights" in error(tmp_path / "noise.pth")
+    assert 'cannot be read as weights: it is a text file, which begins with "not a' in error(tmp_path / "noise.pth")
     torch.save({"a": Path("code")}, tmp_path / "pickle.pth")  # an object, not tensors: weights_only refuses it
-    assert "cannot be read as weights" in error(tmp_path / "pickle.pth")
+    assert "cannot be read as weights: it holds a pickled pathlib.PosixPath" in error(tmp_path / "pickle.pth")
     torch.save([torch.zeros(1)], tmp_path / "list.pth")
     assert "holds no state dict" in error(tmp_path / "list.pth")
 
@@ -142,6 +149,9 @@ def test_a_network_inside_a_larger_one(tmp_path: Path) -> None:
     torch.save({**both, **{n.replace("encoder_k.", "encoder_q."): t for n, t in both.items()}}, tmp_path / "w.pth")
     text = error(tmp_path / "w.pth")
     assert "w.pth: the network is in there 2 times, under encoder_k. and encoder_q." in text
+    assert "set backbone.weights_key to the one that is meant: encoder_k" in text
+    asked = load(tmp_path / "w.pth", options=WeightsOptions(key="encoder_q"))
+    assert same_body(asked, {**asked, **{n: t for n, t in state.items() if not n.endswith("num_batches_tracked")}})
     wrapped(tmp_path / "w.pth", lambda n: n, **{f"ema.{n}": t for n, t in state.items()})
     assert "not in the network (ema." in error(tmp_path / "w.pth")
 
@@ -167,9 +177,138 @@ def test_what_training_scripts_put_around_a_state_dict(tmp_path: Path) -> None:
         torch.save(content, tmp_path / "w.pth")
         assert same_body(load(tmp_path / "w.pth"), state)
     torch.save({"epoch": 3, "student": state, "teacher": state}, tmp_path / "w.pth")
-    assert "holds no state dict (parameter names with tensors); it has epoch, student, teacher" in error(
-        tmp_path / "w.pth"
+    assert (
+        "w.pth: holds 2 state dicts, and nothing says which is meant: student, teacher\n  -> set backbone.weights_key "
+        "to one of them: student"
+    ) in error(tmp_path / "w.pth")
+    torch.save({"epoch": 3, "student": 4}, tmp_path / "w.pth")
+    assert "holds no state dict (parameter names with tensors); it has epoch, student\n" in error(tmp_path / "w.pth")
+
+
+def test_the_dict_that_is_meant(tmp_path: Path) -> None:
+    """By a name of its own where there is one dict, by the key where there are several; the others are told."""
+    state, other = resnet(), {n: torch.zeros_like(t) for n, t in resnet().items()}
+    optimizer = {"state": {"fc.weight": {"exp_avg": torch.zeros(2)}}, "param_groups": []}
+    path = tmp_path / "w.pth"
+    torch.save({"epoch": 3, "model_state_dict": state, "optimizer_state_dict": optimizer}, path)
+    assert same_body(load(path), state)
+    torch.save({"epoch": 3, "generator": state, "optimizer": optimizer}, path)
+    found = models.load("timm/resnet10t", classes=3, args=SMALL, weights=str(path))
+    assert same_body(dict(found.module.state_dict()), state)
+    assert str(found.loaded).endswith("; from its generator")
+    torch.save({"ckpt": {"student": other, "teacher": state}, "model": other, "model_ema": other}, path)
+    assert same_body(load(path, options=WeightsOptions(key="ckpt.teacher")), state)
+    wrong = error(path, options=WeightsOptions(key="ckpt.techer"))
+    assert 'w.pth: has no state dict "ckpt.techer"; did you mean "ckpt.teacher" or' in wrong
+    assert "backbone.weights_key is one of model, model_ema, ckpt.student, ckpt.teacher" in wrong
+    torch.save({"model": other, "model_ema": state}, path)
+    told = models.load("timm/resnet10t", classes=3, args=SMALL, weights=str(path)).loaded
+    assert str(told).endswith("; from its model_ema; model is in there too (backbone.weights_key)")
+    assert same_body(load(path, options=WeightsOptions(key="model")), other)
+    raw = {"name": "timm/resnet10t", "args": SMALL, "weights": str(path), "weights_key": "model"}
+    config = parse({"run": "r", "data": {"train": "t", "batch": 4}, "backbone": raw})
+    assert same_body(dict(backbone_of(config, 3).module.state_dict()), other)
+
+
+def test_averages_of_weights_with_their_counters(tmp_path: Path) -> None:
+    """torch's AveragedModel, as torchvision's reference scripts save it beside the network."""
+    net = timm.create_model("resnet10t", num_classes=10, **SMALL)
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    state, path = dict(net.state_dict()), tmp_path / "w.pth"
+    assert "n_averaged" in averaged.state_dict()
+    torch.save(averaged.state_dict(), path)
+    found = models.load("timm/resnet10t", classes=3, args=SMALL, weights=str(path))
+    assert same_body(dict(found.module.state_dict()), state)
+    assert found.loaded is not None
+    assert set(found.loaded.left) == {"n_averaged", "module.fc.weight", "module.fc.bias"}
+    zeros = {n: torch.zeros_like(t) for n, t in state.items()}
+    options = argparse.Namespace(lr=0.1)
+    torch.save({"model": zeros, "model_ema": averaged.state_dict(), "epoch": 3, "args": options}, path)
+    assert same_body(load(path), state)
+    torch.save({**averaged.state_dict(), "decay": torch.tensor(0.9)}, path)  # a number that may be a weight
+    assert "1 not in the network (decay)" in error(path)
+
+
+MAE: dict[str, Any] = {**VIT, "img_size": 32}
+
+
+def mae_encoder() -> dict[str, torch.Tensor]:
+    """As its authors publish it: with the norm of the class token, the decoder and the token for what is masked."""
+    torch.manual_seed(1)
+    state = dict(timm.create_model("vit_tiny_patch16_224", num_classes=0, **MAE).state_dict())
+    decoder = {
+        "decoder_embed.weight": (8, 24),
+        "decoder_blocks.0.norm1.weight": (8,),
+        "decoder_blocks.1.mlp.bias": (8,),
+    }
+    decoder |= {"mask_token": (1, 1, 8), "decoder_pos_embed": (1, 17, 8), "decoder_norm.weight": (8,)}
+    return {**state, **{name: torch.zeros(shape) for name, shape in decoder.items()}}
+
+
+def test_what_may_differ_is_offered_and_allowed(tmp_path: Path) -> None:
+    state, path = mae_encoder(), tmp_path / "mae.pth"
+    torch.save({"model": state}, path)
+    wish: dict[str, Any] = {"name": "timm/vit_tiny_patch16_224", "args": {**MAE, "global_pool": "avg"}}
+    text = error(path, **wish)
+    assert "mae.pth: does not fit timm/vit_tiny_patch16_224: 2 missing (fc_norm.weight, fc_norm.bias)" in text
+    offered = re.search(r"backbone\.allow: (\{new: (\[.*?\]), unused: (\[.*?\])\})", text)
+    assert offered is not None
+    assert json.loads(offered[2]) == ["fc_norm.*"]
+    assert {"norm.*", "decoder_embed.*", "decoder_blocks.*", "decoder_pos_embed", "decoder_norm.*"} <= set(
+        json.loads(offered[3])
     )
+    allow = {"new": json.loads(offered[2]), "unused": json.loads(offered[3])}
+    raw = {"name": wish["name"], "args": wish["args"], "weights": str(path), "allow": allow}
+    config = parse({"run": "r", "data": {"train": "t", "batch": 4}, "backbone": raw})
+    found = backbone_of(config, 3)
+    values = found.module.state_dict()
+    assert all(torch.equal(values[n], state[n]) for n in values if n in state)
+    assert torch.equal(values["fc_norm.weight"], torch.ones(24))
+    assert found.loaded is not None
+    assert set(found.loaded.new) == {"fc_norm.weight", "fc_norm.bias", "head.weight", "head.bias"}
+    assert set(found.loaded.left) == {n for n in state if n.startswith(("decoder", "mask", "norm."))}
+    short = load(path, **wish, options=WeightsOptions(new=("fc_*",), unused=("decoder_*", "mask_token", "norm.*")))
+    assert torch.equal(short["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc1.weight"])
+
+
+def test_a_pattern_allows_what_it_says_and_nothing_else(tmp_path: Path) -> None:
+    path, state = tmp_path / "w.pth", resnet()
+    state["layer9.weight"] = state.pop("layer1.0.conv1.weight")
+    torch.save(state, path)
+    assert "1 missing (layer1.0.conv1.weight)" in error(path, options=WeightsOptions(unused=("layer9.*",)))
+    assert "1 not in the network (layer9.weight)" in error(path, options=WeightsOptions(new=("layer1.0.conv1.*",)))
+    both = WeightsOptions(new=("layer1.0.conv1.*",), unused=("layer9.*",))
+    assert same_body({n: t for n, t in load(path, options=both).items() if n in state}, state)
+    for which, options in (
+        ("new", WeightsOptions(new=("layer8.*",), unused=both.unused)),
+        ("unused", WeightsOptions(new=both.new, unused=("layer9.*", "decoder_*"))),
+    ):
+        assert f"backbone.allow.{which}: no parameter" in error(path, options=options)
+    with pytest.raises(UserError, match=r'allow.new: no parameter of timm/resnet10t matches "layer8'):
+        models.load("timm/resnet10t", classes=3, args=SMALL, empty=True, options=WeightsOptions(new=("layer8.*",)))
+    torch.save(resnet(channels=[8, 8, 16, 32]), path)  # of another shape: as if it were not there
+    new = load(path, options=WeightsOptions(new=("layer4.*",)))
+    assert new["layer4.0.conv1.weight"].shape == (16, 16, 3, 3)
+    wide: dict[str, Any] = {"channels": [64, 64, 128, 256]}
+    torch.save(resnet(**wide), path)
+    assert "backbone.allow" not in error(path)  # another network: nothing is offered
+
+
+@pytest.mark.parametrize(
+    ("kind", "rounds"), [(torch.float8_e4m3fn, "0.062"), (torch.float8_e5m2, "0.12"), (torch.bfloat16, "0.0039")]
+)
+def test_a_low_precision_is_taken_and_told(tmp_path: Path, kind: torch.dtype, rounds: str) -> None:
+    state = {n: t.to(kind) if t.is_floating_point() else t for n, t in resnet().items()}
+    torch.save(state, tmp_path / "w.pth")
+    found = models.load("timm/resnet10t", classes=3, args=SMALL, weights=str(tmp_path / "w.pth"))
+    values = found.module.state_dict()
+    assert {t.dtype for t in values.values() if t.is_floating_point()} == {torch.float32}
+    assert same_body(dict(values), {n: t.float() if t.is_floating_point() else t for n, t in state.items()})
+    name = str(kind).removeprefix("torch.")
+    assert re.search(rf"\d+ of \d+ tensors are stored as {name}, which rounds by up to {rounds} of", str(found.loaded))
+    state["layer1.0.conv1.weight"] = torch.full((8, 8, 3, 3), torch.nan).to(kind)
+    torch.save(state, tmp_path / "w.pth")
+    assert "1 not finite or no real numbers (layer1.0.conv1.weight)" in error(tmp_path / "w.pth")
 
 
 def test_what_was_loaded_is_told(tmp_path: Path) -> None:
@@ -292,8 +431,10 @@ def test_timms_cache(offline: Path) -> None:
     backbone = models.load("timm/resnet10t", classes=4)
     assert same_body(dict(backbone.module.state_dict()), given)
     assert backbone.input.size == (176, 176)
-    with pytest.raises(UserError, match=r"timm/resnet10t.c3_in1k: does not fit ResNet: .* of another shape"):
+    with pytest.raises(UserError, match=r"timm/resnet10t.c3_in1k: does not fit timm/resnet10t: .* of another shape"):
         models.load("timm/resnet10t", classes=4, args=SMALL)
     (snapshot / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(UserError, match=r"model.safetensors: timm cannot load the weights"):
+    with pytest.raises(
+        UserError, match=r"model.safetensors: cannot be read as weights: it is a text file, which begins with"
+    ):
         models.load("timm/resnet10t", classes=4)

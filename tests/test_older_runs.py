@@ -15,6 +15,7 @@ from tlx.config import EMA, dump, parse
 from tlx.engine import fit
 from tlx.errors import UserError
 from tlx.extend import FILE, Extend, shape
+from tlx.older_meaning import _of_0_1
 from tlx.resume import resume, settle
 from tlx.run_folder import RunFolder
 from tlx.written_config import changes, essential
@@ -182,6 +183,16 @@ def test_auxiliary_classifiers_are_those_that_the_network_has(tmp_path, name, ar
     said = f"backbone \\({name}\\): auxiliary classifiers trained as part of the head"
     with pytest.raises(UserError, match=said) if refused else nullcontext():
         run.refuse_changes(parse(raw))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "decayed"), [({"name": "adamw", "weight_decay": 0.05}, True), ({"name": "sgd"}, False)]
+)
+def test_matrices_that_decayed_before_are_told(optimizer, decayed):
+    name = "timm/swinv2_tiny_window8_256"
+    config = parse({**RAW, "backbone": {"name": name, "weights": "none"}, "optimizer": optimizer})
+    told = "no_decay: 24 matrices that the network's authors exempt decayed (layers.0.blocks.0.attn.cpb_mlp.0.weight)"
+    assert list(_of_0_1(config, {})) == [told] * decayed
 
 
 def test_a_curve_that_every_phase_overrides_is_none_of_them(tmp_path):

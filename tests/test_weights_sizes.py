@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tlx import models
+from tlx.config import parse
 from tlx.errors import UserError
-from tlx.models import shelf
+from tlx.models import WeightsOptions, shelf
 from tlx.models.fetch import fetch
 from tlx.models.from_timm import Timm
+from tlx.parts import backbone_of
 
 VIT: dict[str, Any] = {"depth": 1, "embed_dim": 24, "num_heads": 3}
 SWIN: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [1, 2]}
@@ -29,9 +33,12 @@ def library(name: str, args: dict[str, Any]) -> dict[str, Tensor]:
     return dict(timm.create_model(name.removeprefix("timm/"), num_classes=10, **args).state_dict())
 
 
-def load(path: Path, state: dict[str, Tensor], name: str, args: dict[str, Any]) -> models.Backbone:
+def load(
+    path: Path, state: dict[str, Tensor], name: str, args: dict[str, Any], size: tuple[int, int] | None = None
+) -> models.Backbone:
     torch.save(state, path / "w.pth")
-    found = models.load(name, classes=3, args=args, weights=str(path / "w.pth"))
+    options = WeightsOptions(size=size)
+    found = models.load(name, classes=3, args=args, weights=str(path / "w.pth"), options=options)
     size = found.input.size
     with torch.no_grad():
         assert found.module.eval()(torch.zeros(1, 3, *size)).shape == (1, 3)
@@ -85,6 +92,132 @@ def test_a_grid_of_positions(
     assert torch.allclose(grid[..., 1:3][inside, inside], ramp(side)[inside, inside], atol=0.01)
     assert torch.all(grid[..., 1].diff(dim=0) > 0)
     assert torch.all(grid[..., 2].diff(dim=1) > 0)
+
+
+WIDE: dict[str, Any] = {**VIT, "patch_size": 8}
+
+
+def on_grid(rows: int, columns: int) -> dict[str, Tensor]:
+    """A network whose position embedding rises down in one channel, across in another, and is 7 in a third."""
+    state = library("vit_tiny_patch16_224", {**WIDE, "img_size": (8 * rows, 8 * columns)})
+    grid = state["pos_embed"][0, 1:].unflatten(0, (rows, columns))
+    grid[..., 0] = 7.0
+    grid[..., 1] = ((torch.arange(rows) + 0.5) / rows)[:, None]
+    grid[..., 2] = ((torch.arange(columns) + 0.5) / columns)[None]
+    return state
+
+
+def lies_on(found: models.Backbone, rows: int, columns: int) -> bool:
+    grid = found.module.state_dict()["pos_embed"][0, 1:].unflatten(0, (rows, columns))
+    down, across = grid[..., 1], grid[..., 2]
+    flat = torch.allclose(grid[..., 0], torch.tensor(7.0), atol=1e-5)
+    straight = torch.allclose(down, down[:, :1].expand_as(down), atol=1e-5)
+    straight &= torch.allclose(across, across[:1].expand_as(across), atol=1e-5)
+    return flat and straight and bool((down.diff(dim=0) > 0).all() and (across.diff(dim=1) > 0).all())
+
+
+NAME = "timm/vit_tiny_patch16_224"
+GRIDS_OF_FILES = [((4, 16), (8, 8)), ((8, 8), (4, 16)), ((10, 14), (14, 14)), ((16, 4), (4, 16)), ((4, 16), (4, 16))]
+
+
+@pytest.mark.parametrize("told", ["by the configuration", "by the run", "by the file"])
+@pytest.mark.parametrize(("old", "new"), GRIDS_OF_FILES)
+def test_a_table_lies_on_the_grid_of_its_file(
+    tmp_path: Path, old: tuple[int, int], new: tuple[int, int], told: str
+) -> None:
+    """64 places are 8 x 8 or 4 x 16, and no shape says which: pictures of 32 x 128 into a network for 64 x 64."""
+    state, path, (height, width) = on_grid(*old), tmp_path / "w.pth", (8 * old[0], 8 * old[1])
+    args = {**WIDE, "img_size": (8 * new[0], 8 * new[1])}
+    options = WeightsOptions(size=(height, width) if told == "by the configuration" else None)
+    torch.save({"model": state, "args": argparse.Namespace(img_size=None, input_size=(3, height, width))}, path)
+    if told != "by the file":
+        torch.save(state, path)
+    if told == "by the run":
+        config = {"backbone.args.img_size": [height, width], "head": "linear"}
+        said = {"config": config, "classes": ["a"], "input": {"size": [9, 9], "mean": [0.5] * 3, "std": [0.5] * 3}}
+        (tmp_path / "state.json").write_text(json.dumps({"identity": said}))
+    found = models.load(NAME, classes=3, args=args, weights=str(path), options=options)
+    assert lies_on(found, *new)
+    assert found.loaded is not None
+    assert found.loaded.resized == (("pos_embed",) if old != new else ())
+    assert "which the file does not say" not in str(found.loaded)
+    assert torch.equal(found.module.state_dict()["pos_embed"][:, :1], state["pos_embed"][:, :1])
+
+
+def test_a_grid_that_nobody_says_is_square_or_of_the_networks_shape_or_asked_for(tmp_path: Path) -> None:
+    for old, new in (((8, 8), (8, 8)), ((8, 8), (14, 14)), ((10, 14), (10, 14)), ((5, 7), (10, 14))):
+        found = load(tmp_path, on_grid(*old), NAME, {**WIDE, "img_size": (8 * new[0], 8 * new[1])})
+        assert lies_on(found, *new)
+        assert f"pos_embed read as {old[0]} x {old[1]} places, which the file does not say" in str(found.loaded)
+    with pytest.raises(UserError, match=r"w.pth: the position embeddings \(pos_embed\) are of 140 places") as asked:
+        load(tmp_path, on_grid(10, 14), NAME, {**WIDE, "img_size": 112})
+    assert "set backbone.weights_size to height and width" in str(asked.value)
+    assert "[80, 112] for 10 x 14 or [112, 80] for 14 x 10 or" in str(asked.value)
+    with pytest.raises(UserError, match=r"of 64 places, and nothing says .* timm/vit_tiny_patch16_224 has 4 x 16"):
+        load(tmp_path, on_grid(8, 8), NAME, {**WIDE, "img_size": (32, 128)})
+    with pytest.raises(UserError, match=r"backbone.weights_size: pictures of 96 x 96 are 12 x 12 patches of 8 x 8"):
+        load(tmp_path, on_grid(10, 14), NAME, {**WIDE, "img_size": 112}, size=(96, 96))
+    state = dict(timm.create_model("resnet10t", num_classes=10).state_dict())
+    with pytest.raises(UserError, match=r"backbone.weights_size: timm/resnet10t has no position embeddings"):
+        load(tmp_path, state, "timm/resnet10t", {}, size=(96, 96))
+
+
+def test_the_size_that_weights_were_trained_at_is_a_setting(tmp_path: Path) -> None:
+    torch.save(on_grid(4, 16), tmp_path / "w.pth")
+    raw = {"name": NAME, "weights": str(tmp_path / "w.pth"), "args": {**WIDE, "img_size": 64}}
+    data = {"train": "t", "batch": 4}
+    config = parse({"run": "r", "data": data, "backbone": {**raw, "weights_size": [32, 128]}})
+    assert lies_on(backbone_of(config, 3), 8, 8)
+    assert parse({"run": "r", "data": data, "backbone": {**raw, "weights_size": 64}}).backbone.trained_size == (64, 64)
+
+
+def test_under_other_names_and_prefixes_too(tmp_path: Path) -> None:
+    """DeiT III's, which timm renames; timm alone would take the grid for that of its own weights."""
+    args = {**WIDE, "img_size": (64, 64)}
+    state = library("deit3_small_patch16_224", {**args, "img_size": (32, 128)})
+    grid = state["pos_embed"][0].unflatten(0, (4, 16))
+    grid[..., 0], grid[..., 1], grid[..., 2] = 7.0, torch.arange(4.0)[:, None], torch.arange(16.0)[None]
+    published = {n.replace("ls1.gamma", "gamma_1").replace("ls2.gamma", "gamma_2"): t for n, t in state.items()}
+    torch.save({f"backbone.{n}": t for n, t in published.items()}, tmp_path / "w.pth")
+    options = WeightsOptions(size=(32, 128))
+    weights = str(tmp_path / "w.pth")
+    found = models.load("timm/deit3_small_patch16_224", classes=3, args=args, weights=weights, options=options)
+    table = found.module.state_dict()["pos_embed"][0].unflatten(0, (8, 8))
+    assert torch.allclose(table[..., 0], torch.tensor(7.0), atol=1e-5)
+    assert torch.allclose(table[..., 1], table[:, :1, 1].expand(8, 8), atol=1e-5)
+    assert torch.all(table[..., 2].diff(dim=1) > 0)
+    assert found.loaded is not None
+    assert found.loaded.resized == ("pos_embed",)
+
+
+def test_the_librarys_own_weights_for_a_picture_of_another_shape(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """10 x 10 places of 160 pixels and 5 x 20 of 80 x 320 are as many."""
+    state = dict(timm.create_model("test_vit").state_dict())
+    grid = state["pos_embed"][0, 1:].unflatten(0, (10, 10))
+    grid[..., 0], grid[..., 1], grid[..., 2] = 7.0, torch.arange(10.0)[:, None], torch.arange(10.0)[None]
+    save_file(state, tmp_path / "w.safetensors")
+    monkeypatch.delenv(shelf.VARIABLE, raising=False)
+    monkeypatch.setattr(Timm, "_located", lambda *_self: {"file": str(tmp_path / "w.safetensors")})
+    assert lies_on(models.load("timm/test_vit", classes=3, args={"img_size": [80, 320]}), 5, 20)
+
+
+def test_biases_of_distances_on_another_grid(tmp_path: Path) -> None:
+    """BEiT: 4 x 8 places into 8 x 4, as many distances."""
+    args = {**VIT, "patch_size": 8}
+    state = library("beit_base_patch16_224", {**args, "img_size": (32, 64)})
+    name = "blocks.0.attn.relative_position_bias_table"
+    down, across = torch.meshgrid(torch.arange(7) - 3.0, torch.arange(15) - 7.0, indexing="ij")
+    state[name][:105, 0] = (100 * down + across).flatten()
+    found = load(tmp_path, state, "timm/beit_base_patch16_224", {**args, "img_size": (64, 32)}, size=(32, 64))
+    table = found.module.state_dict()[name]
+    bias = table[:105, 0].unflatten(0, (15, 7))
+    assert bias[8, 3] == pytest.approx(100, rel=0.02)  # one place down
+    assert bias[7, 4] == pytest.approx(1, rel=0.02)  # one across
+    assert torch.equal(table[105:], state[name][105:])
+    assert found.loaded is not None
+    assert name in found.loaded.resized
 
 
 def test_half_precision_is_resized_in_full(tmp_path: Path) -> None:

@@ -18,7 +18,6 @@ from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, str
 from tlx.files import json_text
 from tlx.launcher import environment
 from tlx.metrics import metric_names
-from tlx.parsing import from_json
 from tlx.parts import (
     Parts,
     backbone_of,
@@ -81,7 +80,7 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     samples = found.of(lambda: count_samples(config))
     expected = config.data.expected.classes if config.data.expected else 2
     classes = samples.classes if samples is not None else expected
-    backbone = found.of(lambda: backbone_of(config, classes, empty=True))
+    backbone = found.of(lambda: backbone_of(config, classes, empty=True, names=_known_names(config, samples)))
     made = None
     if backbone is not None:
         made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1)[0])
@@ -92,7 +91,14 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     assert samples is not None
     assert backbone is not None
     assert made is not None
-    return samples, backbone, made, untried or []
+    return samples, backbone, made, [*(untried or []), *normalisation(config, backbone)]
+
+
+def _known_names(config: Config, samples: Samples | None) -> Sequence[str] | None:
+    """Of the classes; None of shards that are not built yet, whose classes have numbers alone."""
+    if samples is None or (config.data.expected and samples.names == tuple(map(str, range(samples.classes)))):
+        return None
+    return samples.names
 
 
 def checked_plan(
@@ -131,7 +137,7 @@ def plan_of(
     config: Config, backbone: Backbone, samples: Samples, world: int, ends: Mapping[str, int] | None = None
 ) -> Plan:
     """The plan, warnings about the data and the input included; see :meth:`tlx.plan.Plan.make`."""
-    noticed = [*samples.warnings, *other_input(config, backbone)]
+    noticed = [*samples.warnings, *other_input(config, backbone), *left_out_pixels(config, backbone)]
     return Plan.make(config, backbone.layers, samples=samples.train, world=world, ends=ends, noticed=noticed)
 
 
@@ -153,11 +159,42 @@ def other_input(config: Config, backbone: Backbone) -> list[str]:
     ]
 
 
+def normalisation(config: Config, backbone: Backbone) -> list[str]:
+    """What pictures are normalised by, where weights do not say what they were trained with."""
+    from tlx.models.pretrained import HUB
+
+    weights = config.backbone.weights
+    if not (weights.startswith(HUB) or Path(weights).is_file()) or _own_input(config, backbone) is not None:
+        return []
+    spec = config.input.over(backbone.input)
+    return [
+        f"pictures are normalised by means {_row(spec.mean)} and deviations {_row(spec.std)}; {escaped(weights)} does "
+        "not say what it was trained with (input.mean, input.std)"
+    ]
+
+
+def left_out_pixels(config: Config, backbone: Backbone) -> list[str]:
+    """Edges of pictures that the network cuts off, because they are no whole patch."""
+    from tlx.models.patches import unseen, whole
+
+    size, blocks = config.input.over(backbone.input).size, backbone.blocks
+    rows, columns = unseen(backbone.module, size, config.input.channels, blocks)
+    if not rows and not columns:
+        return []
+    multiples = whole(backbone.module, blocks)
+    sides = [max(side // multiple, 1) * multiple for side, multiple in zip(size, multiples, strict=True)]
+    return [
+        f"{config.backbone.name} leaves out {rows} rows and {columns} columns of pixels at the lower and right edge of "
+        f"pictures of {size[0]} x {size[1]}, which fill no whole patch; input.size: {sides} has none to leave out"
+    ]
+
+
 def _own_input(config: Config, backbone: Backbone) -> tuple[str, Sequence[float], Sequence[float]] | None:
     """Whose the weights are, in words, and the mean and std that they were trained with; None where that is not known:
-    of a file, only a run of tlx says so beside it."""
+    of a file, only a run of tlx says so beside it, or `tlx weights fetch` in it; of the hub, timm's own."""
     from tlx.models import source
-    from tlx.models.pretrained import choose
+    from tlx.models.pretrained import HUB, choose
+    from tlx.models.provenance import record_of
 
     if config.backbone.weights == "none":
         return None
@@ -165,13 +202,12 @@ def _own_input(config: Config, backbone: Backbone) -> tuple[str, Sequence[float]
         origin = choose(source(config.backbone.name), config.backbone.weights, there=False)
     except UserError:  # which whoever reads them tells
         return None
+    if origin.tag is None and origin.name.startswith(HUB):
+        return None
     if origin.file is None or origin.tag is not None:
         return f"the weights of {config.backbone.name}", backbone.input.mean, backbone.input.std
-    try:
-        said = from_json((origin.file.parent / "state.json").read_bytes())["identity"]["input"]
-        return f"the weights in {origin.file}", tuple(map(float, said["mean"])), tuple(map(float, said["std"]))
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
+    record = record_of(origin.file)
+    return (f"the weights in {origin.file}", record.mean, record.std) if record is not None else None
 
 
 def _list(values: Sequence[float]) -> str:
@@ -210,12 +246,7 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     if environment().size > 1:
         raise UserError("tlx plan --measure measures one process", todo="start it without a launcher")
     ranks = config.world.size or 1
-    alone = config.model_copy(
-        update={
-            "world": config.world.model_copy(update={"size": None}),
-            "backbone": config.backbone.model_copy(update={"weights": "none"}),
-        }
-    )
+    alone = config.untrained().model_copy(update={"world": config.world.model_copy(update={"size": None})})
     world = worlds.enter(alone)
     seed_all(alone)
     validation = max(config.data.batch, config.evaluate.batch or 0) if config.data.val else 0
@@ -318,7 +349,7 @@ def compose(
 
     def begin() -> tuple[Parts, Plan]:
         seed_all(config)
-        parts = parts_of(config, world, sets.samples.counts)
+        parts = parts_of(config, world, sets.samples.counts, sets.samples.names)
         made, view = checked_plan(config, parts.backbone, sets.samples, world.size)
         assert made is not None
         try_network(parts, made, world.device, output_check(config, parts.objective))
@@ -357,6 +388,7 @@ def _compose(
     except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
         raise UserError(f"{said}; {error.what}" if said else error.what, where=error.where, todo=error.todo) from error
     notes = [str(backbone.loaded)] if backbone.loaded else []
+    notes += normalisation(config, backbone)
     notes += [sets.samples.note] if sets.samples.note else []
     notes += [said] if said else []
     text = "\n".join([header(config, len(sets.train.classes)), timetable(made), *notes])

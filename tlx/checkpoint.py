@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from tlx.errors import TlxError, UserError
 from tlx.files import sha256_of, write_whole
+from tlx.models.formats import reason
 from tlx.models.weights import verify_packing
 from tlx.older_meaning import WRITERS
 
@@ -239,9 +240,8 @@ def understood(path: Path) -> Iterator[None]:
         of_the_disk = isinstance(error, OSError) and error.filename is not None  # torch has some without a file
         if of_the_disk or isinstance(error, (torch.OutOfMemoryError, UserError)):
             raise
-        why = (str(error).strip().splitlines() or [""])[0][:300]
         raise TlxError(
-            f"{path}: this is not a checkpoint of this training ({type(error).__name__}: {why})\n"
+            f"{path}: this is not a checkpoint of this training ({type(error).__name__}: {reason(error)})\n"
             "  -> move it elsewhere, and the one before is used; or --fresh"
         ) from error
 

@@ -140,10 +140,27 @@ def _known_part(group: str, part: Part) -> Part:
         UserError: no such part, or arguments that it does not take.
     """
     function = plug.find(group, part.name)
+    if group == "head" and KEEP in part.args and not plug.takes(function, KEEP):
+        kept = plug.arguments(_kept, {KEEP: part.args[KEEP]}, label=f"head {part.name}")[KEEP]
+        known = _known_part(group, Part(name=part.name, args=_without_keep(part.args)))
+        return Part(name=known.name, args={**known.args, **({KEEP: True} if kept else {})})
     checked = plug.arguments(function, part.args, label=f"{group} {part.name}")
     said = {name: plug.as_written(value, value) for name, value in plug.defaults(function).items()}
     own = {name: plug.as_written(value, checked[name]) for name, value in part.args.items()}
     return Part(name=part.name, args={**said, **own})
+
+
+KEEP = "keep"
+"""``head: {name: ..., keep: true}``: the head is not new, but that of the checkpoint that `backbone.weights` names, of
+a run of tlx with the same classes in the same order. A head from elsewhere with an argument of that name gets it."""
+
+
+def _kept(*, keep: bool = False) -> None:
+    """What is checked as an argument of every head."""
+
+
+def _without_keep(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if name != KEEP}
 
 
 def _policy(value: str | NormPolicy) -> str | NormPolicy:
@@ -358,12 +375,29 @@ class Mixing(Model):
     switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
 
 
+class Allow(Model):
+    """Where weights and network may differ, as shell patterns of names: `new`, parameters of the network that the file
+    need not have, or has in another shape, and that keep their initial values; `unused`, what the file holds beside the
+    network. A pattern that matches nothing is an error."""
+
+    new: list[Annotated[str, Field(min_length=1)]] = []
+    unused: list[Annotated[str, Field(min_length=1)]] = []
+
+
 class BackboneConfig(Model):
     """`weights`: default, a tag of the library, a file, a folder that `tlx weights fetch` filled,
-    hf-hub:OWNER/REPO[@REVISION], or none. `layers`: how finely the network is cut."""
+    hf-hub:OWNER/REPO[@REVISION], or none. `layers`: how finely the network is cut.
+
+    Of a file: `weights_key` is the dict inside that is meant, or what its names begin with, where there are several;
+    `weights_size` a side, or height and width, of the pictures that it was trained on, for position embeddings, where
+    the file does not say that.
+    """
 
     name: str
     weights: Annotated[str, BeforeValidator(_weights)] = "default"
+    weights_key: Annotated[str, Field(min_length=1)] | None = None
+    weights_size: Pixels | tuple[Pixels, Pixels] | None = None
+    allow: Allow = Allow()
     args: dict[str, Any] = {}
     layers: Granularity = "block"
 
@@ -388,6 +422,11 @@ class BackboneConfig(Model):
             return args
         checked = _of_value(lambda: models.check_args(info.data["name"], args))
         return {name: plug.as_written(value, checked.get(name, value)) for name, value in args.items()}
+
+    @property
+    def trained_size(self) -> tuple[int, int] | None:
+        """`weights_size` as height and width."""
+        return (self.weights_size, self.weights_size) if isinstance(self.weights_size, int) else self.weights_size
 
     @field_serializer("weights")
     def _as_a_path(self, weights: str) -> str:
@@ -555,6 +594,22 @@ class Config(Model):
             return with_trial(value, environment().variables) if isinstance(value, str) else value
         except UserError as error:
             raise ValueError(error.what) from error
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the head is that of `backbone.weights`."""
+        return KEEP in self.head.args and not plug.takes(plug.find("head", self.head.name), KEEP)
+
+    @property
+    def head_args(self) -> dict[str, Any]:
+        """The arguments of the head's own function."""
+        return _without_keep(self.head.args) if self.keeps_head else self.head.args
+
+    def untrained(self) -> Config:
+        """The same without weights: to measure, not to train."""
+        head = Part(name=self.head.name, args=self.head_args)
+        backbone = self.backbone.model_copy(update={"weights": "none"})
+        return self.model_copy(update={"backbone": backbone, "head": head})
 
     def settings(self, phase: str) -> PhaseSettings:
         """Of one phase: its own over those of `each` over the defaults."""

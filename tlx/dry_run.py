@@ -21,14 +21,12 @@ from tlx.data.randomness import own_randomness
 from tlx.errors import UserError
 from tlx.inputs import InputSpec
 from tlx.models import Backbone, source
+from tlx.models.provenance import SIZE_ARGUMENTS
 from tlx.models.trace import needs_values
 from tlx.phasing import unfreeze
 from tlx.plan import Phase, Plan
 from tlx.plug import raised
 from tlx.trial import lone_norms, ran_out, unchanged
-
-SIZE_ARGUMENTS = ("img_size", "image_size", "input_size")
-"""What networks call the size of the images that they are built for."""
 
 
 @dataclass(frozen=True)

@@ -84,17 +84,27 @@ def _of_0_1(config: Config, plan: Mapping[str, Any]) -> Iterator[str]:
     in_block = "classifier" in [layer.get("role") for layer in _listed(plan, "layers")]
     if in_block and config.unfreeze.name in ("gradual", "last_n"):
         yield f"unfreeze ({config.unfreeze.name}): the whole classifier block thawed with the head"
-    if _has_auxiliary(config):
-        yield f"backbone ({config.backbone.name}): auxiliary classifiers trained as part of the head"
+    yield from _of_the_network(config)
 
 
-def _has_auxiliary(config: Config) -> bool:
+def _of_the_network(config: Config) -> Iterator[str]:
+    """What tlx 0.1.0 did otherwise with some networks."""
+    from torch.nn import Embedding
+
     from tlx.parts import backbone_of
 
     try:
-        return bool(backbone_of(config, 2, empty=True).auxiliary)
+        backbone = backbone_of(config, 2, empty=True)
     except UserError:  # which the training will tell
-        return False
+        return
+    if backbone.auxiliary:
+        yield f"backbone ({backbone.name}): auxiliary classifiers trained as part of the head"
+    embeddings = [p.name for y in backbone.layers for p in y.parameters if p.kind == "embedding"]
+    computed = [name for name in embeddings if name.endswith(".weight")]  # a layer's matrix and no table
+    owners = (backbone.module.get_submodule(name.removesuffix(".weight")) for name in computed)
+    exempt = [name for name, owner in zip(computed, owners, strict=True) if not isinstance(owner, Embedding)]
+    if exempt and "embedding" in config.no_decay and config.optimizer.args.get("weight_decay"):
+        yield f"no_decay: {len(exempt)} matrices that the network's authors exempt decayed ({exempt[0]})"
 
 
 def _listed(plan: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:

@@ -6,10 +6,12 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx import plug
 from tlx.config import Config, Part
+from tlx.differences import differences
 from tlx.errors import Problems, UserError
 from tlx.feed import mixing_of
 from tlx.launcher import export
@@ -44,11 +46,12 @@ class Parts:
     view: Callable[..., Any] | None = None  # of a training picture; once the plan stands
 
 
-def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:
+def parts_of(config: Config, world: World, counts: Sequence[int], names: Sequence[str] | None = None) -> Parts:
     """The network on its device, and what works on it.
 
     Args:
         counts: samples of a training epoch by class.
+        names: of the classes; see :func:`backbone_of`.
 
     Raises:
         UserError: the network does not fit the memory.
@@ -60,7 +63,7 @@ def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:
     from tlx.sync_norms import synchronise
     from tlx.trial import ran_out
 
-    backbone = backbone_of(config, len(counts))
+    backbone = backbone_of(config, len(counts), names=names)
     spec = config.input.over(backbone.input)
     try:
         net = backbone.module.to(world.device)
@@ -87,21 +90,66 @@ def parts_of(config: Config, world: World, counts: Sequence[int]) -> Parts:
     )
 
 
-def backbone_of(config: Config, classes: int, *, empty: bool = False) -> Backbone:
+def backbone_of(config: Config, classes: int, *, empty: bool = False, names: Sequence[str] | None = None) -> Backbone:
+    """The network with its head.
+
+    Args:
+        names: of the classes, by which a head is kept where that is wanted; without them it is new.
+
+    Raises:
+        UserError: it cannot be had, or the head that is to be kept is one for other classes.
+    """
     from tlx import models
 
-    asked = config.backbone
+    asked, kept = config.backbone, config.keeps_head and names is not None
+    if kept and names is not None and not (empty and not Path(asked.weights).exists()):
+        refuse_other_classes(config, names)
     return models.load(
         asked.name,
         classes=classes,
         weights=asked.weights,
         args=asked.args,
         head=config.head.name,
-        head_args=config.head.args,
+        head_args=config.head_args,
         granularity=asked.layers,
         channels=config.input.channels,
         empty=empty,
+        options=models.WeightsOptions(
+            key=asked.weights_key or "",
+            size=asked.trained_size,
+            new=tuple(asked.allow.new),
+            unused=tuple(asked.allow.unused),
+            keep_head=kept,
+        ),
     )
+
+
+def refuse_other_classes(config: Config, names: Sequence[str]) -> None:
+    """Whether the head that is to be kept is for these classes, in this order.
+
+    Raises:
+        UserError: nothing says what it is for, or it is for others, or is another head.
+    """
+    from tlx.models.provenance import record_of
+
+    file, key = Path(config.backbone.weights), "head.keep"
+    record = record_of(file) if file.is_file() else None
+    if record is None:
+        raise UserError(
+            f"backbone.weights ({config.backbone.weights}) is no file in a checkpoint of tlx, so that nothing says "
+            "which classes its head is for",
+            where=key,
+            todo="set backbone.weights to RUN/checkpoints/best/model.safetensors, where it lies beside its state.json; "
+            "without head.keep the head is new",
+        )
+    differ = differences({"classes": list(record.classes)}, {"classes": list(names)})
+    differ += [] if record.head == config.head.name else [f"head: {record.head} -> {config.head.name}"]
+    if differ:
+        raise UserError(
+            f"the head of {file} is another one:\n    " + "\n    ".join(differ),
+            where=key,
+            todo="go on with the same classes, in the same order, and the same head; without head.keep the head is new",
+        )
 
 
 def make(group: str, part: Part, *given: Any) -> Any:

@@ -231,6 +231,11 @@ def not_finite(value: Any) -> float | None:
     return value if isinstance(value, float) and not math.isfinite(value) else None
 
 
+def takes(part: Callable[..., Any], name: str) -> bool:
+    """Whether the user may set this argument of a part."""
+    return name in _settable(part, "the part")
+
+
 def defaults(part: Callable[..., Any]) -> dict[str, Any]:
     """The user's arguments that have a default value, for a configuration that says everything."""
     return {name: p.default for name, p in _settable(part, "the part").items() if p.default is not p.empty}

@@ -24,6 +24,8 @@ USUAL: Mapping[str, str] = {
     **dict.fromkeys(("cutmix_alpha",), "mix.cutmix"),
     **dict.fromkeys(("model", "arch", "architecture", "net", "network", "encoder", "model_name"), "backbone.name"),
     **dict.fromkeys(("pretrained", "checkpoint_path", "init_checkpoint", "pretrained_weights"), "backbone.weights"),
+    **dict.fromkeys(("checkpoint_key", "model_key"), "backbone.weights_key"),
+    **dict.fromkeys(("strict", "load_strict"), "backbone.allow"),
     **dict.fromkeys(("drop_path", "drop_path_rate"), "backbone.args.drop_path_rate"),
     **dict.fromkeys(("opt", "optim"), "optimizer"),
     **dict.fromkeys(("wd", "weight_decay"), "optimizer.weight_decay"),

@@ -143,11 +143,10 @@ def _alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
         "run": folder,
         "data": data,
         "input": seen,
-        "backbone": config.backbone.model_copy(update={"weights": "none"}),
         "track": config.track.model_copy(update={"trackers": []}),
         "world": config.world.model_copy(update={"size": None}),
     }
-    return config.model_copy(update=changes), notes
+    return config.untrained().model_copy(update=changes), notes
 
 
 def _phase(run: Run, name: str | None) -> Phase:

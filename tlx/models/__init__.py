@@ -25,6 +25,7 @@ __all__ = [
     "Loaded",
     "Only",
     "Row",
+    "WeightsOptions",
     "adopt",
     "check_args",
     "describe",
@@ -63,6 +64,31 @@ class Backbone:
 
 
 @dataclass(frozen=True)
+class WeightsOptions:
+    """What a file of weights does not say of itself, and what may differ between it and the network.
+
+    Attributes:
+        key: of the dict in the file that is meant (``teacher``), or what its names begin with (``encoder_q``); "" for
+            the one that there is.
+        size: height and width of the pictures that it was trained on: for position embeddings.
+        new: shell patterns of parameters of the network that the file need not have, or has in another shape; they
+            keep their initial values.
+        unused: shell patterns of what the file holds beside the network.
+        keep_head: whether the head is the file's, a checkpoint of tlx with the same classes.
+    """
+
+    key: str = ""
+    size: tuple[int, int] | None = None
+    new: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    keep_head: bool = False
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        return (*self.new, *self.unused)
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What became of the weights that a network got. As a string, one line for people.
 
@@ -72,6 +98,7 @@ class Loaded:
         resized: names of those that were made for another image size.
         left: names in the file that were not taken: the old classifier, and what is not of this network.
         new: names of parameters that keep their initial values, the new head's above all.
+        notes: what else there is to know of it: the dict inside the file, a low precision, a grid that was assumed.
     """
 
     where: str
@@ -79,11 +106,12 @@ class Loaded:
     resized: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lists = {"resized": self.resized, "not taken": self.left, "new": self.new}
         said = [f"{what}: {_few(names)}" for what, names in lists.items() if names]
-        return "; ".join([f"weights: {self.tensors} tensors of {self.where}", *said])
+        return "; ".join([f"weights: {self.tensors} tensors of {self.where}", *said, *self.notes])
 
 
 @dataclass(frozen=True)
@@ -165,6 +193,7 @@ def load(
     granularity: Granularity = "block",
     channels: int = 3,
     empty: bool = False,
+    options: WeightsOptions = WeightsOptions(),
 ) -> Backbone:
     """The network `name` with a new head for `classes`.
 
@@ -173,20 +202,22 @@ def load(
             point of the group ``tlx.backbone``, or ``package.module:function``.
         weights: ``default``, a tag of the library, a file (.safetensors, or a torch file read with weights_only), a
             folder that `tlx weights fetch` filled, ``hf-hub:OWNER/REPO[@REVISION]``, or ``none``. The classifier's own
-            values are never taken: the head is new.
+            values are not taken: the head is new, but with `options.keep_head`.
         args: for the network's class (drop_path_rate, img_size ...).
         head, head_args: a part of the group ``head`` and the user's arguments for it.
-        channels: of the images. Pretrained values of the first convolution, which see RGB, are summed for one channel
-            and repeated and scaled for others, as timm does; a file that was trained on as many is taken as it is.
+        channels: of the images. Pretrained values of the first convolution, which see RGB, are summed for one channel,
+            stand beside zeros for alpha where there are four, and are repeated and scaled for others, as timm does; a
+            file that was trained on as many is taken as it is.
             `input` of the Backbone then has as many means (see :meth:`tlx.inputs.InputSpec.for_channels`).
         empty: no weights and no initialisation; parameters on the meta device. For plans.
+        options: how a file of weights is read.
 
     Raises:
         UserError: unknown names or arguments, weights that are missing or do not fit, a head that does not suit.
     """
     from tlx.models.assemble import Wish, assemble
 
-    wish = Wish(classes, str(weights), args, head, head_args, empty, channels)
+    wish = Wish(classes, str(weights), args, head, head_args, empty, channels, options)
     return assemble(source(name), wish, granularity)
 
 

@@ -13,15 +13,18 @@ from tlx.errors import UserError, did_you_mean
 from tlx.heads import Takes
 from tlx.inputs import InputSpec
 from tlx.layers import Granularity
-from tlx.models import Backbone, Loaded, pretrained, surgery
-from tlx.models import weights as files
+from tlx.models import Backbone, Loaded, WeightsOptions, pretrained, surgery
 from tlx.models.auxiliary import Auxiliary, auxiliary, branch_units, is_auxiliary, leave_out_frozen
 from tlx.models.channels import RGB, adapted, adapting, image_weights
+from tlx.models.filling import Filled, fill, refuse_unknown, take_head
 from tlx.models.gradients import idle_parameters
+from tlx.models.positions import KEY as SIZE_KEY
+from tlx.models.positions import Positions
 from tlx.models.sources import Source
 from tlx.models.structure import Anatomy
 from tlx.models.trace import BATCH, Trace, build_empty, trace
 from tlx.models.units import Labels, cut
+from tlx.models.weights import Given
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Wish:
     head_args: Mapping[str, Any]
     empty: bool
     channels: int = 3
+    options: WeightsOptions = WeightsOptions()  # noqa: RUF009  # frozen
 
 
 @dataclass(frozen=True)
@@ -68,19 +72,19 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     wish = _checked(source, wish)
     origin = pretrained.choose(source, wish.weights, there=not wish.empty)
     tag = origin.tag
-    given = None if wish.empty else origin.state(source, wish.args)  # first: missing weights are noticed at once
+    key = wish.options.key
+    given = None if wish.empty else origin.state(source, wish.args, key)  # first: missing weights are noticed at once
     net = _build(source, wish, tag)
     if isinstance(net, Backbone):
         return _as_given(net, source, wish)
     plain = examine(source, net, wish, tag)
-    skipped = plain.heads + _dropped_units(plain, wish.head)
-    convert = source.convert(wish.args)
-    if given and wish.channels != RGB:
-        shapes = image_weights(net, build_empty(lambda: source.build(wish.classes, wish.args, tag)))
-        given = replace(given, state=adapted(given.state, shapes, wish.channels))
-        convert = adapting(convert, shapes, wish.channels)
-    filled = files.fill(net, given.state, heads=skipped, where=given.where, convert=convert) if given else None
+    if origin.name:
+        refuse_unknown(net, wish.options, name=source.name)
+    filled = _filled(source, plain, wish, tag, given) if given else None
     finished, features = _with_head(source, plain, wish)
+    if given and filled and wish.options.keep_head:
+        kept = take_head(net, given, finished.heads, name=source.name)
+        filled = replace(filled, taken=filled.taken | kept, left=tuple(n for n in filled.left if n not in kept))
     anatomy = finished.anatomy()
     leave_out_frozen(net, plain.auxiliary)
     return Backbone(
@@ -93,6 +97,27 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
         auxiliary=plain.auxiliary.heads,
         loaded=_loaded(net, given.where, filled) if given and filled else None,
     )
+
+
+def _filled(source: Source, plain: Plain, wish: Wish, tag: str | None, given: Given) -> Filled:
+    """Fills the network but for its classifiers; made for RGB images, weights are adapted to other ones."""
+    net, options = plain.net, wish.options
+    skipped = plain.heads + _dropped_units(plain, wish.head)
+    convert = source.convert(wish.args)
+    positions = None
+    if convert is not None:
+        positions = Positions.of(net, source.name, plain.spec.size, said=options.size, sizes=given.sizes)
+    if options.size is not None and not (positions and positions.tables):
+        what = f"{source.name} has no position embeddings: at which size its weights were trained does not matter"
+        raise UserError(what, where=SIZE_KEY, todo="leave it out")
+    if wish.channels != RGB:
+        shapes = image_weights(net, build_empty(lambda: source.build(wish.classes, wish.args, tag)))
+        try:
+            given = replace(given, state=adapted(given.state, shapes, wish.channels))
+        except UserError as error:
+            raise UserError(error.what, where=source.name, todo=error.todo) from error
+        convert = adapting(convert, shapes, wish.channels)
+    return fill(net, given, name=source.name, heads=skipped, convert=convert, positions=positions, options=options)
 
 
 def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec, granularity: Granularity) -> Backbone:
@@ -170,9 +195,10 @@ def _checked(source: Source, wish: Wish) -> Wish:
     return replace(wish, args=source.check(wish.args), head_args=head_args)
 
 
-def _loaded(net: nn.Module, where: str, filled: files.Filled) -> Loaded:
+def _loaded(net: nn.Module, where: str, filled: Filled) -> Loaded:
     new = tuple(name for name, _ in net.named_parameters() if name not in filled.taken)
-    return Loaded(where, len(filled.taken), resized=filled.resized, left=filled.left, new=new)
+    resized, left = filled.resized, filled.left
+    return Loaded(where, len(filled.taken), resized=resized, left=left, new=new, notes=filled.notes)
 
 
 def _build(source: Source, wish: Wish, tag: str | None) -> nn.Module:
@@ -181,8 +207,8 @@ def _build(source: Source, wish: Wish, tag: str | None) -> nn.Module:
 
     try:
         return build_empty(build) if wish.empty else build()
-    except UserError:
-        raise
+    except UserError as error:
+        raise error if error.where else UserError(error.what, where=source.name, todo=error.todo) from error
     except Exception as error:
         if not wish.args and wish.channels == RGB:
             raise

@@ -1,9 +1,10 @@
 """Networks for images of other than three channels: which parameters see the image, and what values they get.
 
-The values are timm's (``adapt_input_conv``), for networks of every library. For one channel the weights of the three
-are summed: a grey image gives what it gave as R = G = B, but for means and deviations, which are averaged. For more
-they are repeated (R, G, B, R ...) and scaled by 3 / channels. A network without pretrained weights starts likewise from
-what its library draws for three channels, or, where the library builds it for any number (timm), from what that draws.
+For one channel the weights of the three are summed: a grey image gives what it gave as R = G = B, but for means and
+deviations, which are averaged. For four, RGBA, those of alpha are zero: an opaque picture gives what it gave as RGB,
+and what transparency means is learned. For other numbers they are timm's (``adapt_input_conv``): repeated (R, G, B,
+R ...) and scaled by 3 / channels. A network without pretrained weights starts likewise from what its library draws for
+three channels, or, where the library builds it for any number (timm), from what that draws.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tlx.errors import UserError
 from tlx.models.readings import Convert, State
 from tlx.models.trace import BATCH, Shape, trace
 
-RGB = 3
+RGB, RGBA = 3, 4
 
 
 def rechannel(net: nn.Module, channels: int, size: tuple[int, int]) -> None:
@@ -83,6 +84,8 @@ def _first(net: nn.Module, size: tuple[int, int]) -> list[str]:
 def _adapted(weight: torch.Tensor, channels: int, name: str) -> torch.Tensor:
     from timm.models import adapt_input_conv
 
+    if channels == RGBA and weight.dim() == 4 and weight.shape[1] == RGB:
+        return torch.cat([weight, torch.zeros_like(weight[:, :1])], 1)
     try:
         changed: torch.Tensor = adapt_input_conv(channels, weight)
     except (NotImplementedError, ValueError) as error:  # timm 1.0.20 unpacks the shape of a linear layer's weight

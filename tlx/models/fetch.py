@@ -72,12 +72,12 @@ def _wanted(name: str, tag: str | None) -> _Wanted:
 
 def _fetch(wanted: _Wanted, folder: Path) -> Fetched:
     name, tag, source = wanted.origin.name, wanted.origin.tag, wanted.source
-    path = folder.expanduser() / shelf.file_name(name)
+    path = folder / shelf.file_name(name)
     backbone = source.name if source else None
     if path.exists():
         shelf.header(path)
         return Fetched(path, backbone, kept=True)
-    shelf.make(folder.expanduser())  # before the download, which may take long
+    shelf.make(folder)  # before the download, which may take long
     try:
         state = source.pretrained({}, tag) if source and tag is not None else files.read(_of_hub(name))
     except download.NotHere as absent:

@@ -69,6 +69,9 @@ class Outside:
     def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
         raise UserError(f'{self.name} has no weights called "{tag}"', todo="use a file, or none")
 
+    def trained_size(self, tag: str) -> None:
+        return None
+
     def convert(self, args: Mapping[str, Any]) -> None:
         return None
 

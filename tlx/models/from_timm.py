@@ -22,6 +22,8 @@ from tlx.inputs import InputSpec
 from tlx.models import download
 from tlx.models import weights as files
 from tlx.models.channels import RGB
+from tlx.models.formats import format_of, reason
+from tlx.models.provenance import SIZE_ARGUMENTS
 from tlx.models.sources import check_arguments, signature
 from tlx.models.timm_filter import converter
 from tlx.models.trace import Uninitialised, build_empty
@@ -93,8 +95,13 @@ class Timm:
         return tuple(dict.fromkeys(first + _tags().get(self.model, [])))
 
     def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
-        """From a network that timm itself fills, so that its own filters are used, with `args` where timm manages."""
+        """From a network that timm itself fills, so that its own filters are used, with `args` where timm manages.
+
+        Pictures of another shape than a square are left to :mod:`tlx.models.positions`: timm takes a grid of as many
+        places for the same one.
+        """
         overlay = self._located(tag)
+        args = {name: value for name, value in args.items() if name not in SIZE_ARGUMENTS or _is_square(value)}
         if args:
             with suppress(Exception):  # the state without args then shows, tensor by tensor, what does not fit
                 usual = build_empty(lambda: timm.create_model(self._tagged(tag))).state_dict()
@@ -104,10 +111,21 @@ class Timm:
         try:
             return self._filled(overlay, {}, tag)
         except Exception as error:  # of timm, torch and safetensors
-            reason, path = " ".join(str(error).split())[:300], str(overlay.get("file", self.name))
+            path = Path(str(overlay.get("file", self.name)))
+            if path.suffix in files.SUFFIXES and path.is_file():
+                format_of(path)
             raise UserError(
-                f"timm cannot load the weights: {reason}", where=path, todo="if damaged, delete it"
+                f"timm cannot load the weights of {self.name}: {reason(error)}",
+                where=str(path),
+                todo="if damaged, delete it",
             ) from error
+
+    def trained_size(self, tag: str) -> tuple[int, int] | None:
+        cfg = timm.get_pretrained_cfg(self._tagged(tag))
+        if cfg is None:
+            return None
+        _, height, width = cfg.input_size
+        return height, width
 
     def convert(self, args: Mapping[str, Any]) -> files.Convert | None:
         """timm's filter of the network's own module: other layouts, position embeddings of another size."""
@@ -150,6 +168,10 @@ def find(model: str) -> Timm | None:
     if base not in names() or (tag and tag not in Timm(base).tags()):
         return None
     return Timm(base, tag)
+
+
+def _is_square(size: Any) -> bool:
+    return not isinstance(size, list | tuple) or len(set(size)) == 1
 
 
 def _filenames(override: str | None) -> list[str]:

@@ -6,6 +6,7 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from pickle import UnpicklingError
 from typing import Any
 
 import torchvision
@@ -17,6 +18,7 @@ from tlx.inputs import InputSpec
 from tlx.models import download
 from tlx.models import weights as files
 from tlx.models.channels import RGB, rechannel
+from tlx.models.formats import format_of, reason
 from tlx.models.sources import check_arguments, required, signature
 from tlx.models.trace import Uninitialised
 
@@ -81,6 +83,7 @@ class Torchvision:
         """From a network that torchvision itself fills, so that its own renaming of old files is used."""
         member = self._member(tag)
         path = download.from_url(member.url)
+        format_of(path)
         more = {name: value for name, value in args.items() if name not in ("image_size", "transform_input")}
         if "aux_logits" in self._signature():
             more.setdefault("aux_logits", True)
@@ -88,12 +91,16 @@ class Torchvision:
             with Uninitialised(), files.unpickled():
                 return dict(get_model_builder(self.model)(weights=member, **more).state_dict())
         except Exception as error:  # torchvision's and torch's own, for what does not fit or is damaged
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"torchvision cannot load the weights{' with these args' if more else ''}: {reason}",
+                f"torchvision cannot load the weights of {self.name}{' with these args' if more else ''}: "
+                + (reason(error) if isinstance(error, UnpicklingError) else " ".join(str(error).split())[:300]),
                 where=str(path),
                 todo="leave out the args that change the network's shape, or use weights: none",
             ) from error
+
+    def trained_size(self, tag: str) -> tuple[int, int]:
+        side = int(self._preset(tag).crop_size[0])
+        return side, side
 
     def convert(self, args: Mapping[str, Any]) -> files.Convert | None:
         """Position embeddings resized by torchvision's own function; auxiliary classifiers left that are not wanted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
+from fnmatch import fnmatchcase
 
 from torch import nn
 
@@ -22,6 +23,10 @@ _EMBEDDING = re.compile(
     r"|\w*(relative_position_bias_table|attention_biases|attention_bias|rel_pos_[hw]|rel_height|rel_width)$"
     r"|(height|width)_rel$|latent|query_embed|q_learned|rope_\w+$"
 )
+_POSITIONS = re.compile(r"(^|\.)cpb_mlp\.")
+"""Networks that compute a table of positions: Swin V2's (Liu et al. 2022), which its authors exempt from decay. timm
+lists it so, torchvision has no list."""
+
 _SCALE = re.compile(
     r"(layer_?scale|gamma|alpha|lambda|temperature|logit_scale|scale|gain|resscale|skipinit|ls)(_?\w+)?$"
 )
@@ -63,7 +68,8 @@ def kind(owner: nn.Module, name: str, listed: Collection[str]) -> Kind:
     """The kind of the parameter `name` (its full name), which is an attribute of `owner`.
 
     Args:
-        listed: what the model itself exempts from weight decay (timm's ``no_weight_decay()``).
+        listed: what the model itself exempts from weight decay (timm's ``no_weight_decay()``): names, ends of names, or
+            shell patterns, as timm's optimizers read them. A matrix among them is an ``embedding``.
     """
     last = name.rpartition(".")[2]
     if is_norm(owner):
@@ -79,8 +85,8 @@ def kind(owner: nn.Module, name: str, listed: Collection[str]) -> Kind:
         return "bias"
     if vector and "norm" in type(owner).__name__.lower():
         return "norm"
-    if any(name == word or name.endswith(f".{word}") for word in listed) and not _is_weight(owner, last):
-        return "scale" if vector else "embedding"
+    if _POSITIONS.search(name) or any(fnmatchcase(name, w) or name.endswith(f".{w}") for w in listed):
+        return "scale" if vector and not _is_weight(owner, last) else "embedding"
     return "scale" if vector and not _is_weight(owner, last) else "weight"
 
 

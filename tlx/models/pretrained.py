@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tlx.errors import UserError, did_you_mean
 from tlx.models import download, shelf
 from tlx.models import weights as files
+from tlx.models.provenance import record_of
 from tlx.models.sources import Source
 
 HUB = ("hf-hub:", "hf_hub:")
 """How timm writes that a name is a repository of the Hugging Face hub."""
-
-
-@dataclass(frozen=True)
-class Given:
-    """Tensors by name, and where they are from, in words."""
-
-    state: files.State
-    where: str
 
 
 @dataclass(frozen=True)
@@ -40,8 +33,11 @@ class Origin:
     tag: str | None = None
     file: Path | None = None
 
-    def state(self, source: Source, args: Mapping[str, Any]) -> Given | None:
+    def state(self, source: Source, args: Mapping[str, Any], key: str = "") -> files.Given | None:
         """The tensors; None where the network keeps what it was built with.
+
+        Args:
+            key: see :func:`tlx.models.weights.opened`.
 
         Raises:
             UserError: they are not on this machine and cannot be had from here, or are damaged.
@@ -49,12 +45,19 @@ class Origin:
         if not self.name:
             return None
         path = self.file or shelf.find(self.name)
+        known = [source.trained_size(self.tag)] if self.tag is not None else []
+        sizes = [size for size in known if size is not None]
         if path is not None:
-            return Given(files.read(path), str(path))
+            given, record = files.opened(path, key), record_of(path)
+            return replace(given, sizes=(*sizes, *(record.sizes if record else ()), *given.sizes))
         try:
             if self.name.startswith(HUB) or self.tag is None:
-                return Given(files.read(download.from_hub(*repository(self.name))), self.name)
-            return Given(source.pretrained(args, self.tag), self.name)
+                given = files.opened(download.from_hub(*repository(self.name)), key)
+                return replace(given, where=self.name, sizes=(*sizes, *given.sizes))
+            if key:
+                what = f"{self.name} are weights of a library, in one dict"
+                raise UserError(what, where="backbone.weights_key", todo="leave it out")
+            return files.Given(source.pretrained(args, self.tag), self.name, sizes)
         except download.NotHere as absent:
             raise _missing(self.name, absent) from absent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from tlx.errors import UserError
+from tlx.models.positions import Positions
 
 State = dict[str, torch.Tensor]
 Convert = Callable[[State, nn.Module], State]
@@ -29,21 +30,31 @@ class Reading:
     Attributes:
         state: tensors by the network's names, if this is the right way.
         origins: such a name -> the names in the file that its values come from.
+        resized: position embeddings that were put on the network's grid here.
     """
 
     state: State
     origins: Mapping[str, Collection[str]]
+    resized: frozenset[str] = frozenset()
 
 
-def readings(net: nn.Module, state: State, wanted: Collection[str], convert: Convert | None) -> Iterator[Reading]:
+def readings(
+    net: nn.Module,
+    state: State,
+    wanted: Collection[str],
+    convert: Convert | None,
+    positions: Positions | None = None,
+) -> Iterator[Reading]:
     """The ways that make sense, the plainest first.
 
     Args:
         wanted: names of the network without its classifiers.
         convert: the library's own way to read other layouts and sizes.
+        positions: the network's position embeddings; where they are not of its library they are read as they are.
 
     Raises:
-        UserError: the network is in the file twice, under two prefixes.
+        UserError: the network is in the file twice, under two prefixes; position embeddings on a grid that cannot be
+            known.
     """
     seen: list[set[str]] = []
     for names in _renamings(list(state), wanted):
@@ -51,10 +62,40 @@ def readings(net: nn.Module, state: State, wanted: Collection[str], convert: Con
             continue
         seen.append(set(names))
         plain = Reading({new: state[old] for new, old in names.items()}, {new: (old,) for new, old in names.items()})
+        if positions is not None:
+            plain = _placed(plain, positions.placed(plain.state, net, remaining=False))
         yield plain
         converted = _converted(plain, net, convert) if convert else None
+        if converted and positions is not None:
+            converted = _settled(converted, plain, state, net, positions)
         if converted:
             yield converted
+
+
+def _placed(reading: Reading, tables: State) -> Reading:
+    return replace(reading, state={**reading.state, **tables}, resized=reading.resized.union(tables))
+
+
+def _settled(converted: Reading, plain: Reading, state: State, net: nn.Module, positions: Positions) -> Reading:
+    """A conversion whose position embeddings are on the network's grid.
+
+    A library takes a table of as many places as the network's for one on the same grid, or on that of its own weights:
+    what was known before it is what holds. Tables that it has renamed or left at another size are placed now.
+    """
+    shapes = {name: parameter.shape for name, parameter in net.named_parameters()}
+    known, left = {}, {}
+    for table in positions.tables:
+        name, shape = table.name, shapes[table.name]
+        if name in plain.state and plain.state[name].shape == shape:
+            known[name] = plain.state[name]
+        elif name in converted.state:
+            given = converted.state[name]
+            sizes = [state[origin].numel() for origin in converted.origins[name]]
+            if given.shape != shape or (name not in plain.state and sizes == [given.numel()]):
+                left[name] = given
+    placed = positions.placed(left, net, remaining=True)
+    resized = plain.resized.intersection(known).union(placed)
+    return replace(converted, state={**converted.state, **known, **placed}, resized=resized)
 
 
 def _renamings(names: list[str], wanted: Collection[str]) -> Iterator[dict[str, str]]:
@@ -82,8 +123,11 @@ def _prefix(names: Collection[str], wanted: Collection[str]) -> str:
     if "" in full:
         return ""
     if len(full) > 1 and best == len(known):
-        both = " and ".join(full)
-        raise UserError(f"the network is in there {len(full)} times, under {both}", todo="keep one of them")
+        both, one = " and ".join(full), full[0].rstrip(".")
+        raise UserError(
+            f"the network is in there {len(full)} times, under {both}",
+            todo=f"set backbone.weights_key to the one that is meant: {one}",
+        )
     return full[0]
 
 

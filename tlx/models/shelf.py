@@ -16,6 +16,7 @@ import torch
 
 from tlx.errors import UserError
 from tlx.launcher import environment
+from tlx.models.formats import format_of, refused
 from tlx.paths import expanded_path
 
 VARIABLE = "TLX_WEIGHTS"
@@ -97,14 +98,15 @@ def header(path: Path) -> Mapping[str, str]:
     """What a file of a shelf says about itself; nothing if it is another kind of file.
 
     Raises:
-        UserError: a safetensors file that is not whole.
+        UserError: it is not whole, or something else under the name of a safetensors file.
     """
     from safetensors import safe_open
 
     if path.suffix != ".safetensors" or not path.is_file():
         return {}
+    format_of(path)
     try:
         with safe_open(path, framework="pt") as file:
             return dict(file.metadata() or {})
-    except Exception as error:
-        raise UserError(f"is not a whole safetensors file ({error})", where=str(path), todo="delete it") from error
+    except Exception as error:  # safetensors' own, whatever a damaged file leads to
+        raise refused(path, error) from error

@@ -65,6 +65,9 @@ class Source(Protocol):
     def pretrained(self, args: Mapping[str, Any], tag: str) -> State:
         """The state dict of pretrained weights, in the network's names. Raises UserError."""
 
+    def trained_size(self, tag: str) -> tuple[int, int] | None:
+        """Height and width of the pictures that pretrained weights were trained on, where the library says so."""
+
     def convert(self, args: Mapping[str, Any]) -> Convert | None:
         """The library's way to read other layouts and image sizes."""
 

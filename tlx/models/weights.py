@@ -1,45 +1,49 @@
-"""Weights from files: read safely, loaded completely or not at all."""
+"""Weights from files, read safely: one state dict, and where it is from."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import warnings
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from tlx.errors import UserError
-from tlx.models.readings import Convert, Reading, State, readings
+from tlx.errors import UserError, did_you_mean
+from tlx.models.formats import NOT_READ, SAFETENSORS, TORCH, format_of, listed, refused
+from tlx.models.provenance import Size, sizes_beside
+from tlx.models.readings import Convert, State
+from tlx.terminal import escaped
 
-__all__ = ["Convert", "Filled", "State", "fill", "is_file", "read", "unpickled"]
+__all__ = ["Convert", "Given", "State", "is_file", "opened", "read", "unpickled"]
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
-_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "net")
+SUFFIXES = (*SAFETENSORS, *TORCH)
+_INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "model_state_dict")
 """Where training scripts put the state dict in what they save, the better one first."""
 
-
+_DEEP = 4  # dicts in dicts that a state dict is looked for in
 _REPEATED = 64 << 20  # bytes that a tensor may have of repeating a smaller storage
 
 
 @dataclass(frozen=True)
-class Filled:
-    """What `fill` did.
+class Given:
+    """Tensors by name, and where they are from.
 
     Attributes:
-        taken: names of the network that got values.
-        resized: those of `taken` whose values were resized.
-        left: names of the file that were not taken.
+        where: in words, or the file.
+        sizes: of the pictures that they were trained on, as far as that is known; the likeliest first.
+        notes: what people should know of how the file was read.
     """
 
-    taken: frozenset[str]
-    resized: tuple[str, ...]
-    left: tuple[str, ...]
+    state: State
+    where: str
+    sizes: Sequence[Size] = ()
+    notes: tuple[str, ...] = ()
 
 
 def is_file(weights: str) -> bool:
@@ -48,58 +52,157 @@ def is_file(weights: str) -> bool:
 
 
 def location(weights: str) -> Path:
-    """The path that a setting names.
+    """The path that a setting names; ``~`` and variables in it were filled in where it was read.
 
     Raises:
         UserError: no file can have this name.
     """
     try:
-        path = Path(weights).expanduser()
+        path = Path(weights)
         path.exists()
-    except (OSError, ValueError, RuntimeError) as error:  # too long; a null character; ~ and nobody's name
+    except (OSError, ValueError) as error:  # too long; a null character
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"no file can have this name: {why}", where=ascii(weights)[:200]) from error
     return path
 
 
-def read(path: str | Path) -> State:
-    """The tensors of a ``.safetensors`` or torch file, by name.
+def read(path: str | Path, key: str = "") -> State:
+    """The tensors of a file of weights, by name; see :func:`opened`."""
+    return opened(path, key).state
+
+
+def opened(path: str | Path, key: str = "") -> Given:
+    """A ``.safetensors`` or torch file.
 
     Torch files are read with ``weights_only=True``: nothing in them is executed.
 
+    Args:
+        key: of the dict in the file that is meant (``teacher``, ``model.state_dict``), or what its names begin with
+            (``encoder_q``); by default the one that there is, or that training scripts are known to mean.
+
     Raises:
-        UserError: no such file, not readable, or no state dict inside.
+        UserError: no such file, not readable, no state dict inside, or several and nobody says which is meant.
     """
     path = location(str(path))
     if not path.is_file():
         todo = "backbone.weights is default, a tag, a file, a folder, hf-hub:OWNER/REPO, or none"
         raise UserError("no such file", where=str(path), todo=todo)
+    content = _content(path)
+    name, state, notes = _state_dict(content, key, str(path))
+    odd = [one for one, tensor in state.items() if not _is_plain(tensor)]
+    if odd:
+        raise UserError(f"holds tensors without values of their own ({listed(odd)})", where=str(path))
+    taken = (f"from its {escaped(name)}",) if name else ()
+    return Given(dict(state), str(path), sizes_beside(content), (*taken, *notes))
+
+
+def _content(path: Path) -> Any:
+    """What a file holds: tensors and plain data."""
+    form = format_of(path)
     try:
-        if path.suffix == ".safetensors":
+        if form == "safetensors":
             from safetensors.torch import load_file
 
-            content: Any = load_file(path)
-        else:
-            verify_packing(path)
-            with torch.serialization.safe_globals([argparse.Namespace]):  # plain data: the options of a training script
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        todo = "it must be a state dict saved with torch.save or safetensors; nothing else is unpickled"
-        raise UserError(f"cannot be read as weights ({reason})", where=str(path), todo=todo) from error
-    for _ in range(4):  # a file may hold itself
-        if isinstance(content, Mapping):
-            content = next((content[key] for key in _INSIDE if isinstance(content.get(key), Mapping)), content)
-    if not isinstance(content, Mapping) or not all(
-        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in content.items()
-    ):
-        named = [k[:100] for k in content if isinstance(k, str)] if isinstance(content, Mapping) else []
-        found = f"; it has {_some(named)}" if named else ""
-        raise UserError(f"holds no state dict (parameter names with tensors){found}", where=str(path))
-    odd = [name for name, tensor in content.items() if not _is_plain(tensor)]
-    if odd:
-        raise UserError(f"holds tensors without values of their own ({_some(odd)})", where=str(path))
-    return dict(content)
+            return load_file(path)
+        verify_packing(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # a script's options
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what comes of it is told
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _Compressed as error:
+        raise UserError(f"{NOT_READ}: {error}", where=str(path), todo="save it anew with torch.save") from error
+    except Exception as error:  # of safetensors and torch, which raise whatever a damaged file leads to
+        raise refused(path, error) from error
+
+
+def _state_dict(content: Any, key: str, where: str) -> tuple[str, Mapping[str, torch.Tensor], tuple[str, ...]]:
+    """The state dict that is meant in what a file holds.
+
+    Returns:
+        its key, "" for all of it; the dict; notes.
+    """
+    found = dict(_state_dicts(content))
+    if key:
+        return _asked(found, key, where)
+    path = _usual(content)
+    if path not in found and len(found) == 1:
+        path = next(iter(found))
+    others = [name for name in found if name != path]
+    if path in found:
+        also = f"{listed(others)} is in there too (backbone.weights_key)"
+        return path, found[path], (also,) if others and path else ()
+    if found:
+        raise UserError(
+            f"holds {len(found)} state dicts, and nothing says which is meant: {listed(list(found))}",
+            where=where,
+            todo=f"set backbone.weights_key to one of them: {escaped(next(iter(found)))[:100]}",
+        )
+    names = [str(name)[:100] for name in content if isinstance(name, str)] if isinstance(content, Mapping) else []
+    raise UserError(
+        f"holds no state dict (parameter names with tensors){f'; it has {listed(names)}' if names else ''}",
+        where=where,
+        todo='it must be a state dict: torch.save(model.state_dict(), "weights.pth")',
+    )
+
+
+def _asked(
+    found: Mapping[str, Mapping[str, torch.Tensor]], key: str, where: str
+) -> tuple[str, Mapping[str, torch.Tensor], tuple[str, ...]]:
+    """The dict of this key, or the part of one whose names begin with it."""
+    if key in found:
+        return key, found[key], ()
+    for path, state in found.items():
+        start = f"{key.removeprefix(f'{path}.') if path else key}."
+        part = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
+        if part:
+            return key, part, ()
+    starts = dict.fromkeys(name.partition(".")[0] for state in found.values() for name in state if "." in name)
+    known = [path for path in found if path] or list(starts)
+    raise UserError(
+        f'has no state dict "{escaped(key)}"{did_you_mean(key, known[:100])}',
+        where=where,
+        todo=f"backbone.weights_key is one of {listed(known)}" if known else "leave backbone.weights_key out",
+    )
+
+
+def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
+    """Every mapping of names to tensors in what a file holds, by the keys that lead to it, joined by dots."""
+    verdicts: dict[int, bool] = {}  # a file may hold a dict twice, and itself
+    level = [("", content)]
+    for _ in range(_DEEP + 1):
+        below = []
+        for path, value in level:
+            if not isinstance(value, Mapping) or not value or verdicts.get(id(value)) is False:
+                continue
+            verdicts[id(value)] = verdicts.get(id(value)) or _is_state_dict(value)
+            if verdicts[id(value)]:
+                yield path, value
+            elif all(isinstance(k, str) for k in value):  # an optimizer's states are no weights
+                below += [(f"{path}.{k}" if path else k, v) for k, v in value.items() if not k.startswith("optim")]
+        level = below
+
+
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
+    return all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
+
+
+def _usual(content: Any) -> str:
+    """The keys that lead to the state dict where training scripts put it."""
+    path: list[str] = []
+    for _ in range(_DEEP):  # a file may hold itself
+        inside = next((k for k in _INSIDE if isinstance(content.get(k), Mapping)), None) if _is_dict(content) else None
+        if inside is None:
+            break
+        content = content[inside]
+        path.append(inside)
+    return ".".join(path)
+
+
+def _is_dict(value: Any) -> bool:
+    return isinstance(value, Mapping)
+
+
+class _Compressed(ValueError):
+    """An archive whose parts are compressed."""
 
 
 def verify_packing(path: Path) -> None:
@@ -116,7 +219,7 @@ def verify_packing(path: Path) -> None:
     except Exception as error:  # zipfile's own, and whatever else its fields lead to
         raise ValueError(f"not a whole file: {error}") from error
     if unpacked > path.stat().st_size:
-        raise ValueError("it is compressed")
+        raise _Compressed("it is compressed")
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -137,87 +240,3 @@ def unpickled() -> Iterator[None]:
     finally:
         os.environ.pop(names[0])
         os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-def fill(net: nn.Module, state: State, *, heads: Collection[str], where: str, convert: Convert | None = None) -> Filled:
-    """Loads `state` into `net` completely, its classifiers left out; half precision becomes fp32.
-
-    Names may carry what DataParallel and torch.compile add, and a prefix under which the whole network is found.
-
-    Args:
-        heads: paths of modules whose values stay as they are and may be of any shape or absent in `state`.
-        convert: the library's own way to read other layouts and sizes; tried when `state` does not fit as it is.
-
-    Raises:
-        UserError: parameters missing, unknown, of another shape or not numbers, listed.
-    """
-    state = {n: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for n, t in state.items()}
-    wanted = {n: t for n, t in net.state_dict().items() if not _under(n, heads)}
-    misfits = []
-    try:
-        for reading in readings(net, state, wanted, convert):
-            misfit = _misfit(net, wanted, reading.state, heads)
-            if not misfit:
-                filled = _fill(wanted, state, reading)
-                if wanted and not filled.taken:
-                    raise UserError("holds nothing of this network")
-                return filled
-            misfits.append(misfit)
-    except UserError as error:
-        raise UserError(error.what, where=where, todo=error.todo) from error
-    worst = min(misfits, key=lambda misfit: sum(len(names) for names in misfit.values()))
-    problems = "; ".join(f"{len(names)} {what} ({_some(names)})" for what, names in worst.items())
-    raise UserError(f"does not fit {type(net).__name__}: {problems}", where=where, todo=_advice(worst))
-
-
-def _fill(wanted: State, state: State, reading: Reading) -> Filled:
-    taken = [name for name in wanted if name in reading.state]
-    used: set[str] = set()
-    resized = []
-    with torch.no_grad():
-        for name in taken:
-            wanted[name].copy_(reading.state[name])
-            used |= set(reading.origins[name])
-            sizes = [state[origin].numel() for origin in reading.origins[name]]
-            if len(sizes) == 1 and sizes[0] != wanted[name].numel():
-                resized.append(name)
-    return Filled(frozenset(taken), tuple(resized), tuple(name for name in state if name not in used))
-
-
-def _misfit(net: nn.Module, wanted: State, state: State, heads: Collection[str]) -> dict[str, list[str]]:
-    """What is wrong -> names."""
-    want = {n: tuple(t.shape) for n, t in wanted.items()}
-    have = {n: tuple(t.shape) for n, t in state.items() if not _under(n, heads) and not _foreign_head(n, net)}
-    lists = {
-        "missing": [n for n in want if n not in have and not n.endswith("num_batches_tracked")],
-        "not in the network": [n for n in have if n not in want and not n.endswith("num_batches_tracked")],
-        "of another shape": [f"{n} {have[n]} instead of {want[n]}" for n in want if n in have and want[n] != have[n]],
-        "not finite or no real numbers": [n for n, t in state.items() if n in want and not _numbers(t, like=wanted[n])],
-    }
-    return {what: names for what, names in lists.items() if names}
-
-
-def _numbers(given: torch.Tensor, *, like: torch.Tensor) -> bool:
-    """Whether values can stand for those of a tensor of the network."""
-    if not like.is_floating_point():
-        return not (given.is_floating_point() or given.is_complex())
-    return given.is_floating_point() and bool(given.isfinite().all())
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (" ..." if len(names) > 4 else "")
-
-
-def _advice(misfit: Collection[str]) -> str:
-    if list(misfit) == ["of another shape"]:
-        return "backbone.args must be those that the weights were trained with (img_size, channels ...)"
-    return "the file must come from this network with the same backbone.args; only the classifier may differ"
-
-
-def _under(name: str, paths: Collection[str]) -> bool:
-    return any(name.startswith(f"{path}.") for path in paths)
-
-
-def _foreign_head(name: str, net: nn.Module) -> bool:
-    """A head that tlx put on when it wrote the file."""
-    return name.startswith(("head.new.", "new_head.")) or (name.startswith("head.") and not hasattr(net, "head"))
