@@ -134,9 +134,9 @@ class FlaggedRMSprop(RMSprop):
             return value if overflow is None else torch.where(overflow, neutral, value)
 
         squares = self._states("square_avg", parameters)
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         if group["weight_decay"]:
-            gradients = torch._foreach_add(gradients, parameters, alpha=group["weight_decay"])
+            gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
         if overflow is not None:
             gradients = [g.masked_fill(overflow, 0.0) for g in gradients]
         torch._foreach_mul_(squares, factor(group["alpha"], 1.0))
@@ -148,7 +148,7 @@ class FlaggedRMSprop(RMSprop):
             torch._foreach_mul_(moves, factor(group["momentum"], 1.0))
             torch._foreach_addcdiv_(moves, gradients, divisors)
         else:
-            moves = torch._foreach_div(gradients, divisors)
+            moves = list(torch._foreach_div(gradients, list(divisors)))
         torch._foreach_add_(parameters, torch._foreach_mul(moves, factor(-group["lr"], 0.0)))
 
     def _states(self, name: str, parameters: list[torch.Tensor]) -> list[torch.Tensor]:

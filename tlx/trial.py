@@ -154,7 +154,7 @@ class Trial:
     def _largest_group(self) -> int:
         """Bytes of what trains in one of the optimizer's groups, which it updates one after the other."""
         groups = [group["params"] for group in self.updater.optimizer.param_groups]
-        return max(sum(p.numel() * p.element_size() for p in group if p.requires_grad) for group in groups)
+        return max(0, *(sum(p.numel() * p.element_size() for p in group if p.requires_grad) for group in groups)
 
     @torch.no_grad()
     def _evaluate(self, samples: int) -> None:
