@@ -145,16 +145,14 @@ class Trial:
             coming = torch.empty_like(batch.images)
             self.updater.backward(trainee, batch)
         del batch
-        if not self.updater.optimizer.defaults.get(
-            "fused"
-        ):  # what an update makes and forgets, if it is not one kernel
+        if not self.updater.optimizer.defaults.get("fused"):  # else an update is one kernel, and makes nothing
             _bytes(max(gradients, 3 * self._largest_group()), world.device)
         return [*left, coming, trainee]  # DDP's buckets live as long as its wrapper
 
     def _largest_group(self) -> int:
         """Bytes of what trains in one of the optimizer's groups, which it updates one after the other."""
-        groups = [group["params"] for group in self.updater.optimizer.param_groups]
-        return max(0, *(sum(p.numel() * p.element_size() for p in group if p.requires_grad) for group in groups)
+        groups: list[list[torch.Tensor]] = [group["params"] for group in self.updater.optimizer.param_groups]
+        return max((sum(p.numel() * p.element_size() for p in g if p.requires_grad) for g in groups), default=0)
 
     @torch.no_grad()
     def _evaluate(self, samples: int) -> None:
