@@ -37,10 +37,6 @@ def test_a_configuration_is_read_and_written_back_whole(good, tmp_path):
     assert "momentum" in dump(load(good, ["optimizer=sgd"]))  # defaults of parts are said too
 
 
-def test_an_override_may_open_a_part_written_by_its_name(good):
-    assert load(good, ["optimizer=sgd", "optimizer.momentum=0.5"]).optimizer.args["momentum"] == 0.5
-
-
 def test_all_mistakes_are_told_at_once(good):
     wrong = [
         "data.bach=3",
