@@ -337,9 +337,8 @@ def test_a_large_webp_is_the_same_picture(mode, lossless, monkeypatch):
     data = encoded(image, "WEBP", lossless=lossless, exif=exif)
     small = [decode(data, channels) for channels in (1, 3, 4)]
     monkeypatch.setattr("tlx.data.decode.LARGE", 100)
-    assert [torch.equal(decode(data, channels), pixels) for channels, pixels in zip((1, 3, 4), small, strict=True)] == [
-        True
-    ] * 3
+    for channels, pixels in zip((1, 3, 4), small, strict=True):
+        assert torch.equal(decode(data, channels), pixels)
     frames = encoded(image, "WEBP", save_all=True, append_images=[image.rotate(90)])
     assert decode(frames).shape == (3, 40, 30)
     with pytest.raises(DecodeError, match="damaged"):

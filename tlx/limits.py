@@ -47,7 +47,8 @@ def memory_left(root: Path = Path("/")) -> int | None:
 def memory_limit(root: Path = Path("/")) -> int:
     """Bytes of memory that this machine has, or that this process's control groups allow where that is less."""
     limits = [_text(folder / most) for folder in _groups("memory", root) for most in _LIMITS]
-    return min([psutil.virtual_memory().total, *(int(limit) for limit in limits if limit.isdigit())])
+    total: int = psutil.virtual_memory().total
+    return min([total, *(int(limit) for limit in limits if limit.isdigit())])
 
 
 def _file_pages(path: Path) -> int:

@@ -204,7 +204,8 @@ def _covers(image: Any) -> bool:
         return True
     planes = len(image.getbands()) if image.tag_v2.get(_PLANAR) == 2 else 1
     parts = [tile[1] for tile in image.tile]
-    return sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in parts) >= planes * image.width * image.height
+    covered = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in parts)
+    return bool(covered >= planes * image.width * image.height)
 
 
 def _may_miss_rows(image: Image.Image, data: bytes) -> bool:
