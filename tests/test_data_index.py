@@ -169,6 +169,8 @@ def test_the_choice_is_kept_and_another_may_be_made(tmp_path):
 
 def test_rules_that_make_no_sense():
     assert LabelRule.make() == LabelRule("auto")
+    assert LabelRule.make(".cls") == LabelRule.make("CLS") == LabelRule("cls")
+    assert LabelRule.make("Label.cls", picture=".Image.JPG") == LabelRule("label.cls", picture="image.jpg")
     assert LabelRule.make("json", "a") == LabelRule.make(key="a") == LabelRule("json", "a")
     for arguments, message in (
         (("foldr",), 'did you mean "folder"'),

@@ -144,8 +144,9 @@ def test_the_name_of_a_folder_is_a_name(tmp_path):
 
 
 def built(tmp_path, names):
-    """Shards of ours, whose .cls hold positions."""
-    make_folder(tmp_path / "p", len(names), 4, 16, names=names)
+    """Shards of ours, whose .cls hold positions; of each class as many pictures as 4 and its place here."""
+    for place, name in enumerate(names):
+        make_folder(tmp_path / "p", 1, 4 + place, 16, names=[name])
     build_shards(tmp_path / "p", tmp_path / "s", BuildOptions(val=0.25, jobs=0))
     return tmp_path / "s"
 
@@ -171,12 +172,57 @@ def test_an_index_of_ours_says_nothing_of_numbers_without_need(tmp_path):
 def test_a_list_in_another_order_than_the_build_is_not_taken_by_position(tmp_path):
     folder = built(tmp_path, ["ant", "bee"])
     (tmp_path / "names.txt").write_text("bee\nant\n")
-    with pytest.raises(UserError, match=r'0 is "ant" in the earlier index or build, and "bee" in --classes'):
+    with pytest.raises(UserError, match=r'"ant" is at position 0 in the earlier index or build, at 1 in --classes'):
         index_shards(folder / "train", classes=tmp_path / "names.txt", jobs=0)
     turned = index_shards(folder / "train", classes=tmp_path / "names.txt", labels=POSITIONS, jobs=0)["train"]
     assert turned.classes == ("bee", "ant")
     (tmp_path / "names.txt").write_text("Ant\nBee\n")  # other names for the same positions
     assert index_shards(folder / "val", classes=tmp_path / "names.txt", jobs=0)["val"].classes == ("Ant", "Bee")
+
+
+def test_a_list_in_another_order_than_the_earlier_list_is_not_taken_by_position(tmp_path):
+    tar_of(tmp_path / "d" / "a.tar", samples([0, 1, 1]))
+    names = tmp_path / "names.txt"
+    names.write_text("ant\nbee\n")
+    assert counts(index_shards(tmp_path / "d", classes=names, jobs=0)["d"]) == {"ant": 1, "bee": 2}
+    names.write_text("bee\nant\n")
+    with pytest.raises(UserError, match='"ant" is at position 0 in the earlier index or build, at 1 in --classes'):
+        index_shards(tmp_path / "d", classes=names, jobs=0)
+    assert counts(index_shards(tmp_path / "d", classes=names, fresh=True, jobs=0)["d"]) == {"bee": 1, "ant": 2}
+
+
+def counts(manifest):
+    return dict(zip(manifest.classes, manifest.counts().tolist(), strict=True))
+
+
+def test_what_was_remembered_of_numbers_is_not_said_of_a_new_list(tmp_path):
+    """The build remembers that a 1 in a .cls is a position, in its own list: x, 1, 2, 3 would be wrong throughout."""
+    train = built(tmp_path, ["1", "2", "3", "x"]) / "train"
+    right = {"1": 3, "2": 4, "3": 4, "x": 5}  # 4 to 7 less a quarter for validation
+    assert counts(Manifest.open(train)) == right
+    for listed in (["x", "1", "2", "3"], ["1", "2", "more", "3", "x"]):
+        (tmp_path / "names.txt").write_text("\n".join(listed))
+        for fresh in (False, True):
+            with pytest.raises(UserError, match=r"the labels are positions, and [\s\S]* --numbers positions, if"):
+                index_shards(train, classes=tmp_path / "names.txt", fresh=fresh, jobs=0)
+    (tmp_path / "names.txt").write_text("1\n2\n3\nx\ny\n")  # what there was keeps its place
+    assert counts(index_shards(train, classes=tmp_path / "names.txt", jobs=0)["train"]) == {**right, "y": 0}
+    (tmp_path / "names.txt").write_text("x\n1\n2\n3\n")
+    said = index_shards(train, classes=tmp_path / "names.txt", labels=POSITIONS, jobs=0)["train"]
+    assert counts(said) == {"x": 3, "1": 4, "2": 4, "3": 5}
+
+
+def test_a_list_by_value_for_a_build_that_was_sorted_as_text(tmp_path):
+    """In the list 0 to 11 name and position are one; in the build, by an earlier version, position 2 is class 10."""
+    tar_of(tmp_path / "s" / "train" / "a.tar", samples(range(12)))
+    (tmp_path / "s" / "build.json").write_text(json.dumps({"classes": sorted(TWELVE)}))
+    before = index_shards(tmp_path / "s" / "train", jobs=0)["train"]
+    assert [before.classes[i] for i in before.labels[:4]] == ["0", "1", "10", "11"]
+    (tmp_path / "names.txt").write_text("\n".join(TWELVE))
+    with pytest.raises(UserError, match='"10" is at position 2 in the earlier index or build, at 10 in --classes'):
+        index_shards(tmp_path / "s" / "train", classes=tmp_path / "names.txt", jobs=0)
+    again = index_shards(tmp_path / "s" / "train", jobs=0)["train"]
+    assert (again.classes, again.labels.tolist()) == (before.classes, before.labels.tolist())
 
 
 # A list that is wrong

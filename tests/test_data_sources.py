@@ -90,6 +90,19 @@ def test_a_class_may_be_called_as_a_split(folder, name):
     assert read_source(str(folder), val=0.1).classes == tuple(sorted(["class0", "class2", name]))
 
 
+@pytest.mark.parametrize("name", ["val", "test", "Validation"])
+def test_a_split_beside_classes_is_none_of_them(tmp_path, name):
+    """Whose folders have the names of its neighbours; a class with folders of its own in it stays a class."""
+    make_folder(tmp_path / "a", 2, 2, 16, names=["cats", "dogs"])
+    make_folder(tmp_path / "a" / name, 2, 2, 16, names=["cats", "dogs"])
+    with pytest.raises(UserError, match=rf'"cats" beside "{name}" is no split[\s\S]*--no-splits'):
+        read_source(str(tmp_path / "a"), val=0)
+    assert len(read_source(str(tmp_path / "a"), val=0, reading=Reading(splits=False)).classes) == 3
+    make_folder(tmp_path / "b", 2, 2, 16, names=["cats", "dogs"])
+    make_folder(tmp_path / "b" / name, 2, 2, 16, names=["day", "night"])
+    assert set(read_source(str(tmp_path / "b"), val=0).classes) == {"cats", "dogs", name}
+
+
 def test_splits_may_be_classes(tmp_path):
     make_folder(tmp_path, 2, 4, 16, names=["train", "test"])
     with pytest.raises(UserError, match=r"no class folders here, but 4 loose pictures[\s\S]*--no-splits"):
@@ -134,6 +147,7 @@ def test_what_lies_around_is_left_out_and_named(folder):
         ("no picture (.md)", "README.md"),
         (SYSTEM, ".DS_Store"),
         ("no picture (.txt)", "notes.txt"),
+        (LINK, "back"),
     ]
 
 
@@ -184,6 +198,22 @@ def test_a_link_brings_no_pictures_of_other_classes(tmp_path, target):
     source = read_source(str(linked(tmp_path, "class0/link", target)), val=0)
     assert [(p.label, "class0" in p.path) for p in source.splits["train"]] == [(0, True)] * 3 + [(1, False)] * 3
     assert left_out(source) == [(LINK, "link")]
+
+
+def test_a_link_within_a_class_brings_nothing_twice(tmp_path):
+    src = make_folder(tmp_path / "src", 2, 3, 16)
+    (src / "class0" / "sub").mkdir()
+    (src / "class0" / "0000.jpg").rename(src / "class0" / "sub" / "0000.jpg")
+    (src / "class0" / "link").symlink_to("sub")
+    (src / "class0" / "sub" / "back").symlink_to("../../class0")
+    source = read_source(str(src), val=0)
+    assert [p.path.removeprefix(f"{src}/class0/") for p in source.splits["train"][:3]] == [
+        "0001.jpg",
+        "0002.jpg",
+        "sub/0000.jpg",
+    ]
+    assert len(source.splits["train"]) == 6
+    assert left_out(source) == [(LINK, "link"), (LINK, "back")]
 
 
 def test_a_link_into_the_other_split_is_not_followed(tmp_path):

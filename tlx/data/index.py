@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.data.class_names import ClassList, are_ambiguous, class_list
+from tlx.data.class_names import ClassList, Numbers, are_ambiguous, class_list
 from tlx.data.labels import AUTO, LabelRule, NoLabel, folder_of, label_of, pictures_in
 from tlx.data.labels import EXTENSIONS as LABELS
 from tlx.data.manifest import RECORD, Manifest, Shard, write_index
@@ -129,7 +129,8 @@ def index_folder(
     folders, passed_over = split_folders(Path(folder)), passed_over_beside(Path(folder))
     tars = [tar for f in folders for tar in tars_in(f)]
     before = AUTO if fresh else next((r for r in map(label_rule, folders) if r != AUTO), AUTO)
-    rule = (labels or AUTO).over(before)
+    given = labels or AUTO
+    rule = given.over(before)
     titled = "reading tars" if progress else None
     scans = list(in_processes(partial(scan_tar, rule=rule, hashed=hashes), tars, jobs=jobs, title=titled))
     rule, mixed = _settled(rule, tars, scans)
@@ -146,7 +147,7 @@ def index_folder(
     for tar, scan in zip(tars, scans, strict=True):
         by_folder[tar.parent].append(scan)
     found = {label for scan in scans for label in scan.labels}
-    named, rule = _class_list(found, classes, folders, rule, fresh=fresh)
+    named, rule = _class_list(found, classes, folders, rule, said=given.numbers, fresh=fresh)
     made = {f.name: write_scans(f, by_folder[f], named, rule) for f in folders}
     used = set(named.place.values())
     kept = tuple(name for i, name in enumerate(named.names) if i not in used)
@@ -159,28 +160,43 @@ def _class_list(
     folders: Sequence[Path],
     rule: LabelRule,
     *,
+    said: Numbers | None,
     fresh: bool,
 ) -> tuple[ClassList, LabelRule]:
-    """The classes of labels, and the rule with what is known of numbers."""
-    where = str(folders[0] if len(folders) == 1 else folders[0].parent)
+    """The classes of labels, and the rule with what is known of numbers.
+
+    Args:
+        said: what numbers are, as it was said now; `rule` may remember it from an earlier time, of an earlier list.
+    """
+    where, is_folder = str(folders[0] if len(folders) == 1 else folders[0].parent), rule.place == "folder"
     earlier, built = _names_before(folders, fresh=fresh)
-    is_folder = rule.place == "folder"
-    if built and classes is None and rule.numbers is None and not is_folder and are_ambiguous(earlier or ()):
-        rule = replace(rule, numbers="positions")  # a build writes nothing else
     given = _names_in(Path(classes)) if classes is not None else None
     known = given if given is not None else earlier
+    # a build writes nothing but positions in its own list
+    positional = not is_folder and said is None and (built or rule.numbers == "positions")
+    if positional and are_ambiguous(known or ()):
+        rule = replace(rule, numbers="positions")
     named = class_list(labels, known, numbers=rule.numbers, named=is_folder, where=where)
-    reordered = given is not None and earlier is not None and given != earlier and set(given) == set(earlier)
-    if reordered and rule.numbers is None and any(label not in named.names for label in named.place):
-        assert earlier is not None
-        at = next(i for i, name in enumerate(earlier) if name != named.names[i])
+    positional |= not is_folder and said is None and any(label not in named.names for label in named.place)
+    if positional and given is not None and earlier is not None:
+        _refuse_moved(earlier, given, where)
+    return named, rule
+
+
+def _refuse_moved(earlier: Sequence[str], given: Sequence[str], where: str) -> None:
+    """
+    Raises:
+        UserError: a class has another position in a list than in the earlier one, which labels are positions in.
+    """
+    place = {name: i for i, name in enumerate(given)}
+    moved = next((name for i, name in enumerate(earlier) if place.get(name, i) != i), None)
+    if moved is not None:
         raise UserError(
-            f'the labels are positions: {at} is "{escaped(earlier[at])}" in the earlier index or build, and '
-            f'"{escaped(named.names[at])}" in --classes',
+            f'the labels are positions, and "{escaped(moved)}" is at position {earlier.index(moved)} '
+            f"in the earlier index or build, at {place[moved]} in --classes",
             where=where,
             todo="leave --classes out, and the earlier list is kept; --numbers positions, if --classes is right",
         )
-    return named, rule
 
 
 def label_rule(folder: Path) -> LabelRule:

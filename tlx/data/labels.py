@@ -56,6 +56,7 @@ class LabelRule:
         """
         if place is None:
             place = "auto" if key is None else "json"
+        place = place.lower().removeprefix(".")
         last = place.rpartition(".")[2]
         if place not in PLACES and not ("." in place and last in EXTENSIONS):
             raise UserError(f'labels are not read from "{place}"{did_you_mean(place, PLACES)}')

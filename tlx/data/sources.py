@@ -149,7 +149,9 @@ def _split_folders(folder: Path, inside: Sequence[Path]) -> dict[Path, str]:
     named = {f: split for f in inside if (split := split_of(f.name)) is not None}
     if named and len(named) < len(inside):
         # a class may be called test, or train, and then it holds pictures, not classes
-        if "train" not in named.values() or not any(_has_folders(f) for f in named):
+        beside = {f.name for f in inside if f not in named}
+        below = {f: _folder_names(f) for f in named}
+        if not any(names and ("train" in named.values() or names & beside) for names in below.values()):
             return {}
         odd = next(f for f in inside if f not in named)
         raise UserError(
@@ -168,8 +170,8 @@ def _split_folders(folder: Path, inside: Sequence[Path]) -> dict[Path, str]:
     return named
 
 
-def _has_folders(folder: Path) -> bool:
-    return any(p.is_dir() and not kind_of_name(p.name) for p in listed(folder))
+def _folder_names(folder: Path) -> set[str]:
+    return {p.name for p in listed(folder) if p.is_dir() and not kind_of_name(p.name)}
 
 
 def size_of(path: str) -> int:
@@ -291,18 +293,20 @@ def _upward(path: str) -> Iterator[str]:
 def _pictures_in(folder: Path, label: int, read: _ReadFolders, left_out: list[PassedOver]) -> Iterable[Picture]:
     own, seen = os.path.realpath(folder), set()
     for at, inside, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-        seen.add(os.path.realpath(at))  # a link may lead back up
+        seen.add(os.path.realpath(at))
         deeper = []
-        for name in sorted(inside):
+        # links last: of a folder and a link to it, the folder is read; a link may also lead back up
+        for is_link, name in sorted((os.path.islink(os.path.join(at, name)), name) for name in inside):
             path = os.path.join(at, name)
-            kind = kind_of_name(name)
-            if kind is None and os.path.islink(path) and read.is_elsewhere(os.path.realpath(path), own):
+            real, kind = os.path.realpath(path), kind_of_name(name)
+            if kind is None and is_link and (real in seen or read.is_elsewhere(real, own)):
                 kind = LINK
             if kind is not None:
                 left_out.append(PassedOver(kind, path))
-            elif os.path.realpath(path) not in seen:
+            elif real not in seen:
+                seen.add(real)
                 deeper.append(name)
-        inside[:] = deeper
+        inside[:] = sorted(deeper)
         for name in sorted(names):
             path = os.path.join(at, name)
             kind = kind_of_name(name) or (None if _is_picture(name) else no_picture(name))
