@@ -171,7 +171,8 @@ def open_sets(config: Config, *, staged: bool = True) -> Sets:
             f"training shards have {len(train.classes)} classes, validation shards {len(val.classes)}"
             + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs"),
             where=f"{train.location} and {val.location}",
-            todo="build both with one `tlx shards build`, or index both with one list of classes",
+            todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
+            f"tlx shards index {val.location} --classes {train.location}",
         )
     _check_expected(config, train, val)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
