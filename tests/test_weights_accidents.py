@@ -16,7 +16,8 @@ import toys
 from safetensors.torch import save_file
 
 from tlx import models
-from tlx.errors import UserError
+from tlx.checkpoint import understood
+from tlx.errors import TlxError, UserError
 from tlx.models import weights
 from tlx.models.formats import reason
 from tlx.models.shelf import header
@@ -170,6 +171,11 @@ def test_advice_to_unpickle_is_never_passed_on() -> None:
     )
     assert reason(pickle.UnpicklingError(said)) == "Unsupported operand 149"
     assert reason(pickle.UnpicklingError("")) == "UnpicklingError"
+    with (
+        pytest.raises(TlxError, match=r"step-1: .* \(UnpicklingError: Unsupported operand 149\)"),
+        understood(Path("step-1")),
+    ):
+        raise pickle.UnpicklingError(said)
 
 
 def test_a_folder_whose_name_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_a_configuration_of_before_these_settings_is_the_same_training():
     assert changes(essential(before), parse(now)) == []
 
 
-def test_what_pictures_are_normalised_by_is_told_of_a_file_that_does_not_say(compose, tmp_path, shards):
+def test_what_pictures_are_normalised_by_is_told_of_a_file_that_does_not_say(compose, tmp_path, shards, capsys):
     torch.save(backbone_of(parse(RAW), 3).module.state_dict(), tmp_path / "w.pth")
     raw = {"run": str(tmp_path / "r"), "data": {"train": str(shards / "train"), "batch": 8}}
     raw |= {"input": {"size": 16, "mean": [0.5, 0.25, 0.125]}, "phases": {"each": {"lr": 0.1, "duration": "1ep"}}}
@@ -139,6 +139,11 @@ def test_what_pictures_are_normalised_by_is_told_of_a_file_that_does_not_say(com
     for weights, says in ((tmp_path / "w.pth", True), ("none", False), (checkpoint_of(compose()), False)):
         _, text = build.plan(parse({**raw, "backbone": {"name": "toys:small", "weights": str(weights)}}))
         assert (told in " ".join(text.split())) == says
+    capsys.readouterr()
+    compose(
+        tmp_path / "trained", backbone={"name": "toys:small", "weights": str(tmp_path / "w.pth")}, input=raw["input"]
+    )
+    assert told in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

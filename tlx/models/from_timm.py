@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -22,7 +23,7 @@ from tlx.inputs import InputSpec
 from tlx.models import download
 from tlx.models import weights as files
 from tlx.models.channels import RGB
-from tlx.models.formats import format_of, reason
+from tlx.models.formats import format_of, reason, refused
 from tlx.models.provenance import SIZE_ARGUMENTS
 from tlx.models.sources import check_arguments, signature
 from tlx.models.timm_filter import converter
@@ -114,6 +115,8 @@ class Timm:
             path = Path(str(overlay.get("file", self.name)))
             if path.suffix in files.SUFFIXES and path.is_file():
                 format_of(path)
+                if isinstance(error, UnpicklingError):
+                    raise refused(path, error) from error
             raise UserError(
                 f"timm cannot load the weights of {self.name}: {reason(error)}",
                 where=str(path),

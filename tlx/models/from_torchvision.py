@@ -18,7 +18,7 @@ from tlx.inputs import InputSpec
 from tlx.models import download
 from tlx.models import weights as files
 from tlx.models.channels import RGB, rechannel
-from tlx.models.formats import format_of, reason
+from tlx.models.formats import format_of, refused
 from tlx.models.sources import check_arguments, required, signature
 from tlx.models.trace import Uninitialised
 
@@ -91,9 +91,11 @@ class Torchvision:
             with Uninitialised(), files.unpickled():
                 return dict(get_model_builder(self.model)(weights=member, **more).state_dict())
         except Exception as error:  # torchvision's and torch's own, for what does not fit or is damaged
+            if isinstance(error, UnpicklingError):
+                raise refused(path, error) from error
+            why = " ".join(str(error).split())[:300]
             raise UserError(
-                f"torchvision cannot load the weights of {self.name}{' with these args' if more else ''}: "
-                + (reason(error) if isinstance(error, UnpicklingError) else " ".join(str(error).split())[:300]),
+                f"torchvision cannot load the weights of {self.name}{' with these args' if more else ''}: {why}",
                 where=str(path),
                 todo="leave out the args that change the network's shape, or use weights: none",
             ) from error
