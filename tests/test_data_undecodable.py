@@ -249,6 +249,13 @@ def test_what_pillow_says_names_the_picture(capfd, recwarn):
     assert not recwarn.list
 
 
+def test_what_pillow_logs_is_a_part_of_the_reason(capfd):
+    many = tiff(bytes(9), 3, 1, (277, 4, 65535))
+    with pytest.raises(DecodeError, match=r"a damaged TIFF, or of a kind .*: Invalid value for samples per pixel"):
+        decode(many)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_build_a_check_and_a_view_name_it(tmp_path, capfd):
     make_folder(tmp_path / "src", 2, 2)
     (tmp_path / "src" / "class0" / "repaired.jpg").write_bytes(REPAIRED)

@@ -4,9 +4,9 @@
 Pillow's ``Tests/images`` and imagecodecs' ``tests``, which hold every odd kind of file. Exit 1 where a file is read
 otherwise than Pillow reads it, or although Pillow refuses it.
 
-What Pillow shows is its picture of the first frame, turned by `ImageOps.exif_transpose`, in RGB; 16 bits are shifted to
-8. JPEGs pass through other versions of libjpeg-turbo, which may differ by `ROUNDED` levels. tlx's own decoder is asked
-for the whole picture, too.
+What Pillow shows is its picture of the first frame, turned by `ImageOps.exif_transpose`, in RGB; 16 and 12 bits are
+shifted to 8. JPEGs pass through other versions of libjpeg-turbo, which may differ by `ROUNDED` levels. tlx's own
+decoder is asked for the whole picture, too.
 """
 
 from __future__ import annotations
@@ -59,13 +59,14 @@ def by_pillow(data: bytes) -> NDArray[np.uint8]:
         image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
         if image.width * image.height > MAX_PIXELS:
             raise ValueError("a decompression bomb")
+        bits = 12 if getattr(image, "tag_v2", {}).get(258) == (12,) else 16
         image.load()
         try:
             image = ImageOps.exif_transpose(image)
         except Exception as error:  # a broken note: the picture as it is
             print(f"  (its EXIF cannot be read by Pillow: {error})", file=sys.stderr)
         if image.mode.startswith("I"):
-            grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+            grey = np.clip(np.asarray(image).astype(np.int64) >> (bits - 8), 0, 255).astype(np.uint8)
             return np.stack([grey] * 3, 2)
         if image.mode == "La":
             image = image.convert("LA")

@@ -18,6 +18,7 @@ AVIFs (3.6 times) and large animated WebPs.
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,7 @@ _SIGNED = 2  # a sample format
 _TO_8_BITS = "convert the picture to 8 bits"
 _WRITTEN_OF = (b"\xff\xd8", b"II", b"MM")  # JPEG and TIFF begin so: their libraries write to standard error
 _NO_MEMORY = ("out of memory", "allocate memory")  # in OSErrors of Pillow, RuntimeErrors of torch
+_PLACE = re.compile(r"^\w+, \S+:\d+, ")  # in torchvision's source
 _MOST_SAID = 2  # lines of what libtiff says of a picture that it cannot read
 
 
@@ -272,9 +274,10 @@ def _reason(data: bytes, error: Exception, said: Sequence[str]) -> str:
         return f"a damaged {format}, or of a kind that Pillow does not read: {why}"
     if isinstance(error, Image.DecompressionBombError):
         return f"more than {MAX_PIXELS} pixels: a decompression bomb?"
-    if said:
+    why = _last_line(error)
+    if said and why.startswith("decoder error"):
         return f"damaged, or of a kind that Pillow does not read: {'; '.join(said[-_MOST_SAID:])}"
-    return f"damaged: {_last_line(error)}"
+    return f"{'of a kind that Pillow does not read' if 'nsupported' in why else 'damaged'}: {why}"
 
 
 def _signed(data: bytes) -> tuple[str, str]:
@@ -296,5 +299,5 @@ def _signed(data: bytes) -> tuple[str, str]:
 def _last_line(error: Exception) -> str:
     if isinstance(error.__cause__, KeyError):
         return f"unknown code {error.__cause__}"  # in one of Pillow's tables
-    lines = str(error).strip().splitlines()
+    lines = _PLACE.sub("", str(error).strip()).splitlines()
     return lines[-1] if lines else type(error).__name__

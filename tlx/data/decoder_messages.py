@@ -1,11 +1,12 @@
 """What Pillow, libtiff and libjpeg say while a picture is read, told with the picture's name.
 
-Pillow warns by Python's `warnings`. libtiff, and libjpeg within torchvision, write to the process's standard error,
-which is a file while they are at work; lines that are not theirs go on to standard error.
+Pillow warns by Python's `warnings` and `logging`. libtiff, and libjpeg within torchvision, write to the process's
+standard error, which is a file while they are at work; lines that are not theirs go on to standard error.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -22,6 +23,7 @@ from tlx.data.one_picture import name_here
 from tlx.terminal import escaped, say
 
 _STDERR = 2
+_PILLOWS = logging.getLogger("PIL")
 _MOST_READ = 1 << 16  # bytes of one picture's messages
 _MOST_LINES = 3  # of one picture's messages, told
 _MOST_TOLD = 50  # pictures, by one process
@@ -68,11 +70,23 @@ class Heard:
 _told: set[str] = set()
 
 
+class _Log(logging.Handler):
+    """Of Pillow's log, which without a handler goes to standard error."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
 class _Ear:
     """Listens while at least one thread of this process reads a picture."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
+        self.log = _Log()
         self.readers: list[Heard] = []
         self.catching: warnings.catch_warnings[list[warnings.WarningMessage]] | None = None
         self.python: list[warnings.WarningMessage] = []
@@ -87,6 +101,7 @@ class _Ear:
                 recorded = self.catching.__enter__()
                 assert recorded is not None
                 self.python = recorded
+                _PILLOWS.addHandler(self.log)
                 warnings.simplefilter("always")
             if writes:
                 self.writers += 1
@@ -98,15 +113,21 @@ class _Ear:
 
     def end(self, heard: Heard, *, writes: bool) -> None:
         with self.lock:
-            lines = [_shown(m) for m in self.python if not _is_expected(m)] + self._written()
-            heard.lines = list(dict.fromkeys(line for line in lines if line))
+            lines = [str(m.message) for m in self.python if not _is_expected(m)] + self.log.lines + self._written()
+            heard.lines = list(dict.fromkeys(" ".join(line.split()) for line in lines if line))
             self.python.clear()
+            self.log.lines.clear()
             self.readers.remove(heard)
             self.writers -= writes
             if not self.writers:
                 self._restore()
-            if not self.readers and self.catching is not None:
-                self.catching.__exit__(None, None, None)
+            if not self.readers:
+                self._close()
+
+    def _close(self) -> None:
+        _PILLOWS.removeHandler(self.log)
+        if self.catching is not None:
+            self.catching.__exit__(None, None, None)
 
     def _redirect(self) -> None:
         if self.stderr is not None:
@@ -149,18 +170,14 @@ class _Ear:
     def forget(self) -> None:
         """In a forked process: the threads that read pictures are not in it."""
         self._restore()
-        if self.readers and self.catching is not None:
-            self.catching.__exit__(None, None, None)
+        if self.readers:
+            self._close()
         self.__init__()  # type: ignore[misc]
 
 
 _ear = _Ear()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_ear.forget)
-
-
-def _shown(message: warnings.WarningMessage) -> str:
-    return " ".join(str(message.message).split())
 
 
 def _is_expected(message: warnings.WarningMessage) -> bool:
