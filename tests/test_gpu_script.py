@@ -73,12 +73,12 @@ def test_a_step_that_fails_shows_its_end_and_a_wrong_row_fails_the_whole(runner,
     assert "steps: 1 done; rows that are not as they must be: 1" in runner.run.text([wrong])
 
 
-def test_a_part_or_step_that_is_not_there_is_refused():
-    done = subprocess.run(
-        [sys.executable, GPU / "run.py", "--only", "speed:dta"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "there is no speed:dta\n  -> one of speed:resnet50, speed:vit_b_16, speed:data" in done.stderr
+def test_a_part_or_step_that_is_not_there_is_refused(runner, capsys):
+    with pytest.raises(SystemExit) as caught:
+        runner.run.chosen(runner.steps.steps(), ["speed:dta"])
+    assert caught.value.code == 2
+    said = "there is no speed:dta\n  -> one of speed:resnet50, speed:vit_b_16, speed:data"
+    assert said in capsys.readouterr().err
 
 
 def test_every_test_that_is_marked_gpu_has_a_step(runner):
