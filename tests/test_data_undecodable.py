@@ -344,6 +344,15 @@ def test_an_own_mistake_is_no_damage_of_the_picture(monkeypatch):
         decode(PNG)
 
 
+def test_a_row_beyond_all_bounds_is_no_lack_of_memory():
+    start = struct.pack(">IIBBBBB", 170_000_000, 1, 16, 6, 0, 0, 0)
+    whole = png(b"", 1, 1)
+    at = whole.index(b"IHDR")
+    data = whole[: at + 4] + start + struct.pack(">I", zlib.crc32(b"IHDR" + start)) + whole[at + 21 :]
+    with pytest.raises(DecodeError, match="wider or higher than 33554432 pixels"):
+        decode(data)
+
+
 def test_a_lack_of_memory_is_no_damage_of_the_picture(monkeypatch):
     def lacking(self):
         raise OSError("out of memory error when reading image file")
