@@ -187,7 +187,7 @@ def _with_pillow(image: Image.Image, data: bytes, channels: Channels, *, upright
             raise DecodeError("damaged: parts of the picture are missing")
         if not upright:  # Pillow turns a TIFF while it decodes
             with library():
-                noted = image.getexif().get(_ORIENTATION)
+                noted: Any = image.getexif().get(_ORIENTATION)
             turns = inverse(noted) if noted in range(2, 9) else 1
     with library():
         image.load()
