@@ -179,6 +179,20 @@ def test_other_kinds_of_files(name, number):
     assert decode.decode(data, upright=False).shape[1:] == (HEIGHT, WIDTH)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("kind", [1, 3, 4])
+def test_odd_orientations_of_a_tiff(kind, count, capfd):
+    """Pillow turns it; as it is stored it can be had all the same."""
+    data = bytearray(saved("TIFF", 6))
+    (at,) = struct.unpack_from("<I", data, 4)
+    place = next(p for p in range(at + 2, len(data), 12) if data[p : p + 2] == b"\x12\x01")
+    data[place + 2 : place + 8] = struct.pack("<HI", kind, count)
+    assert seen(decode.decode(bytes(data), upright=False)) == UPRIGHT[1]
+    read = (kind, count) in ((3, 1), (3, 2), (4, 1))  # a byte is no number to Pillow; two LONGs stand elsewhere
+    assert seen(decode.decode(bytes(data))) == UPRIGHT[6 if read else 1]
+    capfd.readouterr()
+
+
 def test_what_turns_a_picture_and_back():
     """Of 2 x 3 numbers: 0 1 2 above 3 4 5."""
     stored = np.arange(6).reshape(2, 3)

@@ -21,10 +21,14 @@ from tlx.data.check import check_shards
 from tlx.data.decode import DecodeError, decode, library, reading
 from tlx.data.examine import examine
 from tlx.data.index import index_shards
+from tlx.data.manifest import Manifest
 from tlx.data.one_picture import at_picture
 from tlx.data.sources import Picture, Source
+from tlx.data.stream import evaluation_batches
+from tlx.data.transforms import eval_transform
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import UserError
+from tlx.inputs import InputSpec
 
 PHOTO = picture(1, size=(20, 30))
 
@@ -238,10 +242,15 @@ def test_what_libjpeg_says_names_the_picture(capfd):
     assert "b.jpg: Corrupt JPEG data" in capfd.readouterr().err
 
 
-def test_what_pillow_says_names_the_picture(capfd, recwarn):
-    data = tiff(bytes([0, 3, 255]), 3, 1, (33432, 2, 0))  # a copyright notice ...
+def with_a_long_notice() -> bytes:
+    """A TIFF with a copyright notice that is longer than the file, it says."""
+    data = tiff(bytes([0, 3, 255]), 3, 1, (33432, 2, 0))
     entry = data.index(struct.pack("<HHI", 33432, 2, 1))
-    data = data[: entry + 4] + struct.pack("<II", 60_000, 8) + data[entry + 12 :]  # ... longer than the file
+    return data[: entry + 4] + struct.pack("<II", 60_000, 8) + data[entry + 12 :]
+
+
+def test_what_pillow_says_names_the_picture(capfd, recwarn):
+    data = with_a_long_notice()
     with at_picture(lambda: "odd\x1b.tif"):
         assert decode(data)[:, 0].tolist() == [[0, 3, 255]] * 3
     err = capfd.readouterr().err
@@ -268,6 +277,17 @@ def test_a_build_a_check_and_a_view_name_it(tmp_path, capfd):
     err = capfd.readouterr().err
     assert err.count("Corrupt") == 1
     assert "train/000000.tar: 00000000" in err
+    decoder_messages._told.clear()
+    (tmp_path / "src" / "class0" / "odd.tif").write_bytes(with_a_long_notice())
+    build_shards(str(tmp_path / "src"), tmp_path / "two", BuildOptions(val=0, jobs=0))
+    assert "class0/odd.tif: Tag data larger than file" in capfd.readouterr().err
+    manifest = Manifest.open(tmp_path / "two" / "train")
+    view = eval_transform(InputSpec(size=(32, 32)))
+    for batch in evaluation_batches(manifest, batch=6, transform=view, workers=1):
+        assert len(batch.labels) == 6
+    err = capfd.readouterr().err
+    assert err.count("Tag data larger than file") == 1
+    assert "two/train/000000.tar: 00000000" in err
 
 
 def test_what_others_write_meanwhile_goes_on_to_standard_error(capfd):
@@ -322,6 +342,15 @@ def test_an_own_mistake_is_no_damage_of_the_picture(monkeypatch):
     monkeypatch.setattr("tlx.data.decode.info_orientation", wrong)
     with pytest.raises(TypeError, match="a mistake of tlx's"):
         decode(PNG)
+
+
+def test_a_row_beyond_all_bounds_is_no_lack_of_memory():
+    start = struct.pack(">IIBBBBB", 170_000_000, 1, 16, 6, 0, 0, 0)
+    whole = png(b"", 1, 1)
+    at = whole.index(b"IHDR")
+    data = whole[: at + 4] + start + struct.pack(">I", zlib.crc32(b"IHDR" + start)) + whole[at + 21 :]
+    with pytest.raises(DecodeError, match="wider or higher than 33554432 pixels"):
+        decode(data)
 
 
 def test_a_lack_of_memory_is_no_damage_of_the_picture(monkeypatch):

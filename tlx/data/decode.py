@@ -57,6 +57,7 @@ Channels = Literal[1, 3, 4]
 _MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 _BETWEEN = {"La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts in two steps
 _PEAKS = {"WEBP": 6, "AVIF": 4}  # decoded sizes of memory that Pillow takes, where they are more than PEAK
+_LONGEST = 1 << 25  # pixels of a side: with 64 bits each, Pillow takes a longer row for a lack of memory
 _STRIP = 4 << 20  # bytes of pixels that are converted at a time
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _SAMPLE_FORMAT = 258, 262, 274, 284, 339  # TIFF's tags
 _SIGNED = 2  # a sample format
@@ -179,13 +180,17 @@ def _with_torchvision(decoder: Any, data: bytes, channels: Channels) -> Tensor:
 
 
 def _with_pillow(image: Image.Image, data: bytes, channels: Channels, *, upright: bool) -> Tensor:
+    _check_range(image)
+    if max(image.size) > _LONGEST:
+        raise DecodeError(f"wider or higher than {_LONGEST} pixels")
     turns = 1
     if image.format == "TIFF":
         if not _covers(image):
             raise DecodeError("damaged: parts of the picture are missing")
         if not upright:  # Pillow turns a TIFF while it decodes
             with library():
-                turns = inverse(image.getexif().get(_ORIENTATION, 1))
+                noted: Any = image.getexif().get(_ORIENTATION)
+            turns = inverse(noted) if noted in range(2, 9) else 1
     with library():
         image.load()
     if image.format == "PNG" and _may_miss_rows(image, data):
@@ -234,21 +239,24 @@ def _pixels(image: Image.Image, channels: Channels, orientation: int) -> Tensor:
     return _opaque(pixels) if channels == 4 else pixels
 
 
-def _conversion(image: Image.Image, channels: Channels) -> tuple[Callable[[Image.Image], NDArray[np.uint8]], int]:
-    """What converts a part of the picture to 8 bits, and how many channels that gives: those asked for, or one.
-
+def _check_range(image: Image.Image) -> None:
+    """
     Raises:
-        DecodeError: it has no known range.
+        DecodeError: nobody knows which numbers are black and white.
     """
     tags: Any = getattr(image, "tag_v2", {})
     if image.mode == "F":
         raise DecodeError(f"floating-point pixels have no known range; {_TO_8_BITS}")
     if image.format == "TIFF" and (image.mode == "I" or _SIGNED in np.atleast_1d(tags.get(_SAMPLE_FORMAT, 1))):
         raise DecodeError(f"pixels of 32 bits, or with a sign, have no known range; {_TO_8_BITS}")
+    if image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0:  # Pillow would show the negative
+        raise DecodeError(f"16 bits in which 0 is white are not supported; {_TO_8_BITS}")
+
+
+def _conversion(image: Image.Image, channels: Channels) -> tuple[Callable[[Image.Image], NDArray[np.uint8]], int]:
+    """What converts a part of the picture to 8 bits, and how many channels that gives: those asked for, or one."""
     if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would cut off at 255
-        if tags.get(_PHOTOMETRIC) == 0:  # Pillow would show the negative
-            raise DecodeError(f"16 bits in which 0 is white are not supported; {_TO_8_BITS}")
-        shift = 4 if tags.get(_BITS) in (12, (12,)) else 8
+        shift = 4 if getattr(image, "tag_v2", {}).get(_BITS) in (12, (12,)) else 8
         return lambda part: np.clip(np.asarray(part) >> shift, 0, 255).astype(np.uint8), 1
     mode, between = _MODES[channels], _BETWEEN.get(image.mode)
     return lambda part: np.asarray((part.convert(between) if between else part).convert(mode)), channels

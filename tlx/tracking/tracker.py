@@ -184,7 +184,7 @@ class _Call:
 def _abandon(tracker: Tracker) -> None:
     abandon = getattr(tracker, "abandon", None)
     if abandon is not None:
-        with contextlib.suppress(Exception, SystemExit):
+        with contextlib.suppress(Exception, SystemExit):  # of one that has failed already, perhaps the user's own
             abandon()
 
 
