@@ -38,12 +38,14 @@ class Given:
         where: in words, or the file.
         sizes: of the pictures that they were trained on, as far as that is known; the likeliest first.
         notes: what people should know of how the file was read.
+        same: whether a run wrote them whose network was built like this one.
     """
 
     state: State
     where: str
     sizes: Sequence[Size] = ()
     notes: tuple[str, ...] = ()
+    same: bool = False
 
 
 def is_file(weights: str) -> bool:
