@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tlx import models
 from tlx.config import parse
 from tlx.errors import UserError
 from tlx.models import WeightsOptions, download
+from tlx.models.weights import _state_dicts
 from tlx.parts import backbone_of
 
 SMALL: dict[str, Any] = {"channels": [8, 8, 16, 16]}
@@ -208,6 +210,45 @@ def test_the_dict_that_is_meant(tmp_path: Path) -> None:
     raw = {"name": "timm/resnet10t", "args": SMALL, "weights": str(path), "weights_key": "model"}
     config = parse({"run": "r", "data": {"train": "t", "batch": 4}, "backbone": raw})
     assert same_body(dict(backbone_of(config, 3).module.state_dict()), other)
+
+
+def test_a_prefix_that_several_dicts_have_is_asked_for(tmp_path: Path) -> None:
+    state, path = resnet(), tmp_path / "w.pth"
+    mine = {f"backbone.{n}": t for n, t in state.items()}
+    other = {n: torch.zeros_like(t) for n, t in mine.items()}
+    torch.save({"student": other, "teacher": mine}, path)
+    text = error(path, options=WeightsOptions(key="backbone"))
+    assert text.startswith(f'{path}: holds "backbone" 2 times: student.backbone, teacher.backbone\n')
+    assert "set backbone.weights_key to the one that is meant: student.backbone" in text
+    assert same_body(load(path, options=WeightsOptions(key="teacher.backbone")), state)
+    torch.save({"student": {"x.w": torch.zeros(1)}, "teacher": mine}, path)
+    assert same_body(load(path, options=WeightsOptions(key="backbone")), state)
+
+
+def test_what_an_optimizer_holds_is_no_network_and_no_other_name_is_an_optimizers(tmp_path: Path) -> None:
+    state, other, path = resnet(), {n: torch.zeros_like(t) for n, t in resnet().items()}, tmp_path / "w.pth"
+    torch.save({"optimal_model": state, "optim": other, "optimizers": {"g": other}, "optimizer_g": other}, path)
+    assert same_body(load(path), state)
+    torch.save({"optim": {"net": state}, "student": other}, path)
+    assert same_body(load(path, options=WeightsOptions(key="optim.net")), state)
+    assert same_body(load(path), other)
+
+
+def test_keys_of_a_file_take_no_memory(tmp_path: Path) -> None:
+    """Each value below a long key, and each of many dicts, had a name of its own of all keys that led to it."""
+    path = tmp_path / "w.pth"
+    for content in (
+        {"k" * 100_000: {str(n): n for n in range(3000)}},
+        {"k" * 100_000: {str(n): {"n": n} for n in range(3000)}},
+        {"k" * 150: {str(n): {"n": n} for n in range(30_000)}},
+    ):
+        torch.save(content, path)
+        held = torch.load(path, weights_only=True)
+        tracemalloc.start()
+        assert list(_state_dicts(held, "")) == []
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+        tracemalloc.stop()
+        assert "holds no state dict" in error(path)
 
 
 def test_averages_of_weights_with_their_counters(tmp_path: Path) -> None:

@@ -6,9 +6,11 @@ import json
 from contextlib import nullcontext
 
 import pytest
+import torch
 import yaml
 from composed import composer
 from images import make_shards
+from torch import nn
 
 from tlx.checkpoint import _hash_of
 from tlx.config import EMA, dump, parse
@@ -16,6 +18,7 @@ from tlx.engine import fit
 from tlx.errors import UserError
 from tlx.extend import FILE, Extend, shape
 from tlx.older_meaning import _of_0_1
+from tlx.parts import backbone_of
 from tlx.resume import resume, settle
 from tlx.run_folder import RunFolder
 from tlx.written_config import changes, essential
@@ -186,13 +189,63 @@ def test_auxiliary_classifiers_are_those_that_the_network_has(tmp_path, name, ar
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "decayed"), [({"name": "adamw", "weight_decay": 0.05}, True), ({"name": "sgd"}, False)]
+    ("optimizer", "decayed"),
+    [({"name": "adamw", "weight_decay": 0.05}, True), ({"name": "adamw"}, True), ({"name": "sgd"}, False)],
 )
 def test_matrices_that_decayed_before_are_told(optimizer, decayed):
     name = "timm/swinv2_tiny_window8_256"
     config = parse({**RAW, "backbone": {"name": name, "weights": "none"}, "optimizer": optimizer})
     told = "no_decay: 24 matrices that the network's authors exempt decayed (layers.0.blocks.0.attn.cpb_mlp.0.weight)"
     assert list(_of_0_1(config, {})) == [told] * decayed
+
+
+class Positions(nn.Module):
+    """Whose positions are computed by a layer named as Swin V2's."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.cpb_mlp = nn.Sequential(nn.Linear(3, 4))
+        self.fc = nn.Linear(4, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.cpb_mlp(images.mean((2, 3))))
+
+
+def positions(classes: int) -> nn.Module:
+    return Positions(classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "refused"),
+    [
+        ({}, True),
+        ({"written": {"backbone.weights_key": None}}, False),  # of now
+        ({"optimizer": {"name": "adamw", "weight_decay": 0}}, False),
+        ({"trains": "norms"}, False),
+        ({"trains": "frozen"}, False),
+        ({"start": 6}, False),  # a phase that trains them only from here on
+        ({"no_decay": ["bias", "norm"]}, False),  # they decay as before
+    ],
+)
+def test_a_run_of_this_format_whose_matrices_decayed_is_refused_where_it_would_go_on_by_halves(
+    tmp_path, change, refused
+):
+    change = {"trains": "all", "start": 0, "written": {}, **change}
+    said = {key: change[key] for key in ("optimizer", "no_decay") if key in change}
+    raw = {**RAW, "run": str(tmp_path), "backbone": {"name": f"{__name__}:positions", "weights": "none"}, **said}
+    layers = {layer.name: {"trains": change["trains"]} for layer in backbone_of(parse(raw), 2).layers}
+    run = older(tmp_path, raw, mode=None, phases=[{"name": "head", "start": change["start"], "layers": layers}])
+    before = {"backbone.name": raw["backbone"]["name"], **change["written"]}
+    state = {"format": 3, "step": 6, "identity": {"config": before}}
+    (tmp_path / "checkpoints" / "latest" / "state.json").write_text(json.dumps(state))
+    told = (
+        r"begun by an earlier tlx, .*\n    no_decay: 1 matrices that the network's authors exempt decayed "
+        r"\(cpb_mlp\.0\.weight\)\n  -> let that one finish it, or begin anew by the same command with --fresh"
+    )
+    with pytest.raises(UserError, match=told) if refused else nullcontext():
+        run.refuse_changes(parse(raw))
+    (tmp_path / "result.json").write_text('{"finished": true}')
+    run.refuse_changes(parse(raw))
 
 
 def test_a_curve_that_every_phase_overrides_is_none_of_them(tmp_path):

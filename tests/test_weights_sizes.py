@@ -144,6 +144,50 @@ def test_a_table_lies_on_the_grid_of_its_file(
     assert torch.equal(found.module.state_dict()["pos_embed"][:, :1], state["pos_embed"][:, :1])
 
 
+def beside(path: Path, name: str, args: dict[str, Any], size: tuple[int, int], **more: Any) -> None:
+    """A state.json of a run that trained this network on pictures of `size`."""
+    config = {f"backbone.args.{key}": value for key, value in args.items()} | {"backbone.name": name, **more}
+    seen = {"size": list(size), "mean": [0.5] * 3, "std": [0.5] * 3}
+    said = {"backbone": name, "config": config, "classes": ["a"], "input": seen}
+    (path / "state.json").write_text(json.dumps({"identity": said}))
+
+
+def test_the_size_of_the_pictures_is_not_that_of_a_table_which_takes_any(tmp_path: Path) -> None:
+    """A table of 28 x 28 for 224 pixels, trained on pictures of 14 x 56 places, which are as many."""
+    args = {**WIDE, "dynamic_img_size": True}
+    state = on_grid(28, 28)
+    torch.save(state, tmp_path / "w.pth")
+    beside(tmp_path, "vit_tiny_patch16_224", args, (112, 448))
+    found = models.load(NAME, classes=3, args=args, weights=str(tmp_path / "w.pth"))
+    assert torch.equal(found.module.state_dict()["pos_embed"], state["pos_embed"])
+    assert "does not say" not in str(found.loaded)
+    wide = models.load(NAME, classes=3, args={**args, "img_size": [112, 448]}, weights=str(tmp_path / "w.pth"))
+    assert lies_on(wide, 14, 56)  # from 28 x 28, which its library builds it for
+
+
+def outside(classes: int, *, img_size: list[int]) -> torch.nn.Module:
+    from tlx.inputs import InputSpec
+
+    net: torch.nn.Module = timm.create_model("vit_tiny_patch16_224", num_classes=classes, img_size=img_size, **WIDE)
+    net.input = InputSpec(size=(img_size[0], img_size[1]))  # type: ignore[assignment]
+    return net
+
+
+def test_tables_of_a_network_from_another_package_too(tmp_path: Path) -> None:
+    name, path = f"{__name__}:outside", tmp_path / "w.pth"
+    torch.save(on_grid(4, 16), path)
+    wide = WeightsOptions(size=(32, 128))
+    assert lies_on(models.load(name, classes=3, args={"img_size": [64, 64]}, weights=str(path), options=wide), 8, 8)
+    with pytest.raises(UserError, match=r"of 64 places, and nothing says"):
+        models.load(name, classes=3, args={"img_size": [32, 128]}, weights=str(path))
+    beside(tmp_path, name, {"img_size": [32, 128]}, (64, 64))
+    assert lies_on(models.load(name, classes=3, args={"img_size": [32, 128]}, weights=str(path)), 4, 16)
+    assert lies_on(models.load(name, classes=3, args={"img_size": [48, 48]}, weights=str(path)), 6, 6)
+    torch.save(on_grid(8, 8), path)
+    (tmp_path / "state.json").unlink()
+    assert lies_on(models.load(name, classes=3, args={"img_size": [96, 96]}, weights=str(path)), 12, 12)
+
+
 def test_a_grid_that_nobody_says_is_square_or_of_the_networks_shape_or_asked_for(tmp_path: Path) -> None:
     for old, new in (((8, 8), (8, 8)), ((8, 8), (14, 14)), ((10, 14), (10, 14)), ((5, 7), (10, 14))):
         found = load(tmp_path, on_grid(*old), NAME, {**WIDE, "img_size": (8 * new[0], 8 * new[1])})

@@ -104,10 +104,9 @@ def _filled(source: Source, plain: Plain, wish: Wish, tag: str | None, given: Gi
     net, options = plain.net, wish.options
     skipped = plain.heads + _dropped_units(plain, wish.head)
     convert = source.convert(wish.args)
-    positions = None
-    if convert is not None:
-        positions = Positions.of(net, source.name, plain.spec.size, said=options.size, sizes=given.sizes)
-    if options.size is not None and not (positions and positions.tables):
+    positions = Positions.of(net, source.name, plain.spec.size)
+    positions = replace(positions, said=options.size, sizes=given.sizes, same=given.same, alone=convert is None)
+    if options.size is not None and not positions.tables:
         what = f"{source.name} has no position embeddings: at which size its weights were trained does not matter"
         raise UserError(what, where=SIZE_KEY, todo="leave it out")
     if wish.channels != RGB:

@@ -59,6 +59,8 @@ class Positions:
         name: of the network, for messages.
         said: their size by the configuration.
         sizes: by the file, or what lies beside it; the likeliest first.
+        same: whether the file was written by a run whose network was built like this one.
+        alone: whether the network's library resizes none, so that all is done here.
         assumed: grids that nobody has said, by name, as they were taken.
     """
 
@@ -66,12 +68,14 @@ class Positions:
     tables: Sequence[Table]
     said: Size | None = None
     sizes: Sequence[Size] = ()
+    same: bool = False
+    alone: bool = False
     assumed: dict[str, Grid] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, net: nn.Module, name: str, image: Size, *, said: Size | None, sizes: Sequence[Size]) -> Positions:
-        """Of a network for pictures of `image`."""
-        return cls(name, tuple(_tables(net, image)), said, sizes)
+    def of(cls, net: nn.Module, name: str, image: Size) -> Positions:
+        """Of a network for pictures of `image`, of whose file nothing is known yet."""
+        return cls(name, tuple(_tables(net, image)))
 
     def placed(self, state: Mapping[str, torch.Tensor], net: nn.Module, *, remaining: bool) -> dict[str, torch.Tensor]:
         """The tables of `state` that are to be resized, on the network's grid.
@@ -92,7 +96,7 @@ class Positions:
             if grid is None or grid == table.grid:
                 continue
             square = grid[0] == grid[1]
-            if remaining or not square or given.shape == wanted.shape:
+            if remaining or self.alone or not square or given.shape == wanted.shape:
                 made[table.name] = _resized(given, table, grid)
         return made
 
@@ -110,6 +114,8 @@ class Positions:
                     todo=f"height and width of the pictures that they were trained on{fits}",
                 )
             return grid
+        if self.same and count == _entries(table.grid, table):
+            return table.grid
         for size in self.sizes:
             grid = _of_size(size, table)
             if _entries(grid, table) == count:

@@ -11,7 +11,7 @@ from typing import Any
 from tlx.errors import UserError, did_you_mean
 from tlx.models import download, shelf
 from tlx.models import weights as files
-from tlx.models.provenance import record_of
+from tlx.models.provenance import RunRecord, Size, base, record_of
 from tlx.models.sources import Source
 
 HUB = ("hf-hub:", "hf_hub:")
@@ -49,7 +49,10 @@ class Origin:
         sizes = [size for size in known if size is not None]
         if path is not None:
             given, record = files.opened(path, key), record_of(path)
-            return replace(given, sizes=(*sizes, *(record.sizes if record else ()), *given.sizes))
+            if record is None:
+                return replace(given, sizes=(*sizes, *given.sizes))
+            built = record.sizes or _usual_size(source, record)
+            return replace(given, sizes=(*sizes, *built, *given.sizes), same=record.is_of(source.name, args))
         try:
             if self.name.startswith(HUB) or self.tag is None:
                 given = files.opened(download.from_hub(*repository(self.name)), key)
@@ -60,6 +63,16 @@ class Origin:
             return files.Given(source.pretrained(args, self.tag), self.name, sizes)
         except download.NotHere as absent:
             raise _missing(self.name, absent) from absent
+
+
+def _usual_size(source: Source, record: RunRecord) -> tuple[Size, ...]:
+    """That the network of a run was built for which said none: its library's, by the weights that it began with."""
+    (name, tag), (own, _) = base(record.backbone), base(source.name)
+    if name != own:
+        return ()
+    tags = [tag_in(source, record.weights), tag]
+    size = source.trained_size(next((one for one in tags if one in source.tags()), ""))
+    return () if size is None else (size,)
 
 
 def choose(source: Source, weights: str, *, there: bool = True) -> Origin:

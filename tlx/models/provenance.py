@@ -3,11 +3,13 @@ training script saved with them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tlx.differences import flat
 from tlx.parsing import from_json
 
 Size = tuple[int, int]
@@ -28,7 +30,10 @@ class RunRecord:
         classes: names, by their index.
         head: the name of its head.
         mean, std: that its pictures were normalised by.
-        sizes: of its pictures, the size that the network was built for first.
+        sizes: that its network was built for, as its arguments say them. What it was trained on may be another one: a
+            network may take pictures of any size (timm's `dynamic_img_size`) on the grid that it was built with.
+        backbone, weights: as its configuration names them.
+        args: of the backbone, and of the head but for what no weight depends on; flat, keys joined by dots.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +41,14 @@ class RunRecord:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sizes: tuple[Size, ...]
+    backbone: str = ""
+    weights: str = ""
+    args: Mapping[str, Any] = field(default_factory=dict)
+    head_args: Mapping[str, Any] = field(default_factory=dict)
+
+    def is_of(self, network: str, args: Mapping[str, Any]) -> bool:
+        """Whether its network is built like the one of this name with these arguments."""
+        return base(self.backbone)[0] == base(network)[0] and self.args == comparable(args)
 
 
 def record_of(file: Path) -> RunRecord | None:
@@ -43,16 +56,37 @@ def record_of(file: Path) -> RunRecord | None:
     try:
         said = from_json((file.parent / "state.json").read_bytes())["identity"]
         config, seen = said.get("config", {}), said["input"]
-        arguments = {name: config.get(f"backbone.args.{name}") for name in SIZE_ARGUMENTS}
+        arguments = _below(config, "backbone.args")
         return RunRecord(
             classes=tuple(map(str, said.get("classes", ()))),
             head=str(config.get("head.name", config.get("head", ""))),
             mean=tuple(map(float, seen["mean"])),
             std=tuple(map(float, seen["std"])),
-            sizes=(*sizes_in(arguments), *sizes_in({"img_size": seen.get("size")})),
+            sizes=sizes_in(arguments),
+            backbone=str(said.get("backbone", config.get("backbone.name", ""))),
+            weights=str(config.get("backbone.weights", "")),
+            args=arguments,
+            head_args=_below(config, "head"),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def base(network: str) -> tuple[str, str]:
+    """A network's name without its library, and the tag behind it: ``timm/vit.augreg`` is ``vit`` and ``augreg``."""
+    name, _, tag = network.rpartition("/")[2].partition(".") if ":" not in network else (network, "", "")
+    return name, tag
+
+
+def comparable(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as state.json holds them: flat, tuples as lists, empty mappings left out."""
+    found: dict[str, Any] = flat(json.loads(json.dumps(args, default=str)))
+    return {key: value for key, value in found.items() if key and value != {}}
+
+
+def _below(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What a flat configuration says below a key, by what is left of the keys."""
+    return {name.removeprefix(f"{key}."): value for name, value in config.items() if name.startswith(f"{key}.")}
 
 
 def sizes_beside(content: Any) -> tuple[Size, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +29,9 @@ _INSIDE = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "model_s
 """Where training scripts put the state dict in what they save, the better one first."""
 
 _DEEP = 4  # dicts in dicts that a state dict is looked for in
+_LOOKED_AT = 10_000  # dicts at one depth
+_LONGEST_KEY = 200  # letters of a key that leads to a state dict
+_OPTIMIZER = re.compile(r"optim($|izer|_state)")
 _REPEATED = 64 << 20  # bytes that a tensor may have of repeating a smaller storage
 
 
@@ -38,12 +43,14 @@ class Given:
         where: in words, or the file.
         sizes: of the pictures that they were trained on, as far as that is known; the likeliest first.
         notes: what people should know of how the file was read.
+        same: whether a run wrote them whose network was built like this one.
     """
 
     state: State
     where: str
     sizes: Sequence[Size] = ()
     notes: tuple[str, ...] = ()
+    same: bool = False
 
 
 def is_file(weights: str) -> bool:
@@ -120,7 +127,7 @@ def _state_dict(content: Any, key: str, where: str) -> tuple[str, Mapping[str, t
     Returns:
         its key, "" for all of it; the dict; notes.
     """
-    found = dict(_state_dicts(content))
+    found = dict(_state_dicts(content, key))
     if key:
         return _asked(found, key, where)
     path = _usual(content)
@@ -150,11 +157,21 @@ def _asked(
     """The dict of this key, or the part of one whose names begin with it."""
     if key in found:
         return key, found[key], ()
+    parts = {}
     for path, state in found.items():
         start = f"{key.removeprefix(f'{path}.') if path else key}."
         part = {name.removeprefix(start): tensor for name, tensor in state.items() if name.startswith(start)}
         if part:
-            return key, part, ()
+            parts[f"{path}.{start}".strip(".")] = part
+    if key in parts or len(parts) == 1:
+        full = key if key in parts else next(iter(parts))
+        return full, parts[full], ()
+    if parts:
+        raise UserError(
+            f'holds "{escaped(key)}" {len(parts)} times: {listed(list(parts))}',
+            where=where,
+            todo=f"set backbone.weights_key to the one that is meant: {escaped(next(iter(parts)))[:100]}",
+        )
     starts = dict.fromkeys(name.partition(".")[0] for state in found.values() for name in state if "." in name)
     known = [path for path in found if path] or list(starts)
     raise UserError(
@@ -164,21 +181,32 @@ def _asked(
     )
 
 
-def _state_dicts(content: Any) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
+def _state_dicts(content: Any, key: str) -> Iterator[tuple[str, Mapping[str, torch.Tensor]]]:
     """Every mapping of names to tensors in what a file holds, by the keys that lead to it, joined by dots."""
     verdicts: dict[int, bool] = {}  # a file may hold a dict twice, and itself
-    level = [("", content)]
+    level = [("", content)] if isinstance(content, Mapping) else []
     for _ in range(_DEEP + 1):
-        below = []
+        below: list[tuple[str, Mapping[Any, Any]]] = []
         for path, value in level:
-            if not isinstance(value, Mapping) or not value or verdicts.get(id(value)) is False:
+            if not value or verdicts.get(id(value)) is False:
                 continue
             verdicts[id(value)] = verdicts.get(id(value)) or _is_state_dict(value)
             if verdicts[id(value)]:
                 yield path, value
-            elif all(isinstance(k, str) for k in value):  # an optimizer's states are no weights
-                below += [(f"{path}.{k}" if path else k, v) for k, v in value.items() if not k.startswith("optim")]
+            elif all(isinstance(k, str) for k in value):
+                below += itertools.islice(_below(path, value, key), _LOOKED_AT - len(below))
         level = below
+
+
+def _below(path: str, value: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """The mappings in a mapping, by the keys that lead to them; an optimizer's states are no weights, unless `key` says
+    so."""
+    for name, inside in value.items():
+        if not isinstance(inside, Mapping) or len(name) > _LONGEST_KEY:
+            continue
+        full = f"{path}.{name}" if path else name
+        if not _OPTIMIZER.match(name) or f"{key}.".startswith(f"{full}."):
+            yield full, inside
 
 
 def _is_state_dict(value: Mapping[Any, Any]) -> bool:
