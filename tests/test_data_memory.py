@@ -10,6 +10,7 @@ import resource
 import signal
 import struct
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from tlx.data.content import stored
 from tlx.data.decode import decode
 from tlx.data.examine import examine
 from tlx.data.one_picture import at_picture, reserve
+from tlx.data.png_rows import rows_are_missing
 from tlx.data.stream import evaluation_batches
 from tlx.data.transforms import eval_transform
 from tlx.data.write import BuildOptions, build_shards
@@ -274,3 +276,33 @@ def test_a_lack_of_memory_ends_a_build_and_is_no_bad_picture(tmp_path, monkeypat
     monkeypatch.setattr(write, "stored", lacking)
     with pytest.raises(Exception, match=r"0000\.jpg: there is not enough memory to read it\n  -> fewer --jobs"):
         build_shards(str(source), tmp_path / "out", BuildOptions(val=0, jobs=0, skip_bad=True))
+
+
+@pytest.mark.parametrize("side", [1, 8])
+def test_what_is_behind_the_last_row_is_not_inflated(side):
+    """A PNG of one black pixel, and of 64, in front of 64 MiB."""
+    compress = zlib.compressobj(9)
+    rows = compress.compress(bytes(side * (1 + 3 * side))) + compress.compress(bytes(64 * MIB)) + compress.flush()
+    whole = png(side)
+    at = whole.index(b"IDAT")
+    data = whole[: at - 4] + struct.pack(">I", len(rows)) + b"IDAT" + rows + struct.pack(">I", zlib.crc32(b"IDAT" + rows))
+    data += whole[-12:]
+    tracemalloc.start()
+    try:
+        assert not rows_are_missing(data)
+        assert tracemalloc.get_traced_memory()[1] < 2 * MIB
+    finally:
+        tracemalloc.stop()
+    assert decode(data).shape == (3, side, side)
+
+
+def test_rows_in_many_chunks_are_counted():
+    """IDATs of 1 and of 7 bytes; and one that lacks its last byte of pixels."""
+    rows = zlib.compress(bytes(30 * 91))
+    head = png(30)[:33]
+    for missing in (False, True):
+        body = zlib.compress(bytes(30 * 91 - 1)) if missing else rows
+        for length in (1, 7, len(body)):
+            pieces = [body[i : i + length] for i in range(0, len(body), length)]
+            chunks = b"".join(struct.pack(">I", len(p)) + b"IDAT" + p + bytes(4) for p in pieces)
+            assert rows_are_missing(head + chunks) is missing
