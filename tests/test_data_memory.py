@@ -10,8 +10,10 @@ import resource
 import signal
 import struct
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from tlx.data.content import stored
 from tlx.data.decode import decode
 from tlx.data.examine import examine
 from tlx.data.one_picture import at_picture, reserve
+from tlx.data.png_rows import rows_are_missing
 from tlx.data.stream import evaluation_batches
 from tlx.data.transforms import eval_transform
 from tlx.data.write import BuildOptions, build_shards
@@ -170,7 +173,8 @@ def test_in_training(tmp_path):
 def little_room(tmp_path, monkeypatch):
     """Room for two units."""
     monkeypatch.setattr(one_picture.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(one_picture, "_units", lambda: 2)
+    monkeypatch.setattr(one_picture, "_units", lambda: (128 * MIB, 2))
+    monkeypatch.setattr(one_picture, "_gave_up", False)
     return tmp_path
 
 
@@ -206,16 +210,16 @@ def test_small_pictures_wait_for_nothing(little_room):
         reserve(500 * MIB)
         with at_picture(lambda: "another, which does not"):
             reserve(16 * MIB)
-    assert {p.name for p in (little_room / f"tlx-picture-memory-{os.getuid()}").iterdir()} == {"turn", "00", "01"}
+    assert {p.name for p in one_picture._folder().iterdir()} == {"turn", "000", "001"}
 
 
 def test_room_comes_back_from_who_is_killed(little_room):
     context = multiprocessing.get_context("fork")
     process = context.Process(target=hold, args=(500 * MIB, little_room / "notes", 60.0))
     process.start()
-    folder = little_room / f"tlx-picture-memory-{os.getuid()}"
+    folder = one_picture._folder()
     until = time.monotonic() + 10
-    while not (folder / "01").exists() and time.monotonic() < until:
+    while len(list(folder.iterdir())) < 3 and time.monotonic() < until:
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.join(10)
@@ -231,17 +235,79 @@ def test_without_a_folder_there_is_no_limit(little_room, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["link", "file"])
 def test_a_folder_of_somebody_elses_is_not_used(little_room, kind):
-    place = little_room / f"tlx-picture-memory-{os.getuid()}"
+    place = one_picture._folder()
+    place.rmdir()
     (little_room / "elsewhere").mkdir()
     place.symlink_to(little_room / "elsewhere") if kind == "link" else place.write_bytes(b"")
     hold(500 * MIB, little_room / "notes", 0.0)
     assert not list((little_room / "elsewhere").iterdir())
 
 
+def test_a_process_that_is_stopped_is_waited_for_only_once(little_room, monkeypatch, capfd):
+    monkeypatch.setattr(one_picture, "_PATIENCE", 0.3)
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=hold, args=(500 * MIB, little_room / "notes", 60.0))
+    process.start()
+    until = time.monotonic() + 10
+    while len(list(one_picture._folder().iterdir())) < 3 and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    for name in ("a.png", "b.png"):
+        with at_picture(lambda name=name: name):
+            reserve(500 * MIB)
+    assert 0.25 < time.monotonic() - began < 5
+    err = capfd.readouterr().err
+    assert err == (
+        "warning: a.png: for 0.3 s no process has given back its share of the memory for large pictures "
+        "(is one stopped?); they are read without a limit\n"
+    )
+    process.kill()
+    process.join(10)
+    with at_picture():
+        reserve(500 * MIB)  # there is room again, and it is waited for again
+        assert not one_picture._gave_up
+
+
+def test_who_has_the_turn_and_is_stopped_is_waited_for_only_once(little_room, monkeypatch):
+    monkeypatch.setattr(one_picture, "_PATIENCE", 0.1)
+    with one_picture.locked(one_picture._folder() / "turn"), at_picture():
+        reserve(500 * MIB)
+        assert one_picture._gave_up
+
+
+def test_a_lock_that_is_removed_meanwhile_is_made_anew(little_room, monkeypatch):
+    """By what tidies the folder for temporary files."""
+    true, removed = one_picture.locked, []
+
+    @contextmanager
+    def locked(path, *, wait=True):
+        with true(path, wait=wait) as file:
+            yield file if removed else removed.append(path)
+
+    monkeypatch.setattr(one_picture, "locked", locked)
+    with at_picture():
+        reserve(500 * MIB)
+        with pytest.raises(BlockingIOError), true(one_picture._folder() / "000", wait=False):
+            pass
+    assert removed[0].name == "turn"
+    with true(one_picture._folder() / "turn", wait=False), true(one_picture._folder() / "000", wait=False):
+        pass
+
+
+def test_room_grows_with_memory(monkeypatch):
+    """Half of 2 GiB, 16 GiB and 2 TiB, in units that a picture of 48 MB fills."""
+    expected = {2 << 30: (32 * MIB, 32), 16 << 30: (32 * MIB, 256), 2 << 40: (4 << 30, 256), 1 << 20: (32 * MIB, 1)}
+    for limit, units in expected.items():
+        monkeypatch.setattr(one_picture, "memory_limit", lambda limit=limit: limit)
+        assert one_picture._units.__wrapped__() == units
+
+
 def test_builds_checks_and_training_ask_for_room(tmp_path, monkeypatch):
     """For pictures and for progressive JPEGs, of which libjpeg keeps all coefficients; each once."""
     taken: list[tuple[str, int]] = []
-    monkeypatch.setattr(one_picture, "_take", lambda room, count: taken.append((one_picture.name_here()(), count)))
+    monkeypatch.setattr(one_picture, "_take", lambda room, count: not taken.append((one_picture.name_here()(), count)))
+    monkeypatch.setattr(one_picture, "_units", lambda: (128 * MIB, 2))
     source = make_folder(tmp_path / "src", 2, 1, size=40)
     large = encoded(Image.new("RGB", (2500, 2400), (9, 9, 9)), "PNG")  # 18 MB decoded: 54 MB of room
     progressive = encoded(Image.new("RGB", (2500, 2400), (9, 9, 9)), "JPEG", progressive=True)
@@ -274,3 +340,35 @@ def test_a_lack_of_memory_ends_a_build_and_is_no_bad_picture(tmp_path, monkeypat
     monkeypatch.setattr(write, "stored", lacking)
     with pytest.raises(Exception, match=r"0000\.jpg: there is not enough memory to read it\n  -> fewer --jobs"):
         build_shards(str(source), tmp_path / "out", BuildOptions(val=0, jobs=0, skip_bad=True))
+
+
+@pytest.mark.parametrize("side", [1, 8])
+def test_what_is_behind_the_last_row_is_not_inflated(side):
+    """A PNG of one black pixel, and of 64, in front of 64 MiB."""
+    compress = zlib.compressobj(9)
+    rows = compress.compress(bytes(side * (1 + 3 * side))) + compress.compress(bytes(64 * MIB)) + compress.flush()
+    whole = png(side)
+    at = whole.index(b"IDAT")
+    data = (
+        whole[: at - 4] + struct.pack(">I", len(rows)) + b"IDAT" + rows + struct.pack(">I", zlib.crc32(b"IDAT" + rows))
+    )
+    data += whole[-12:]
+    tracemalloc.start()
+    try:
+        assert not rows_are_missing(data)
+        assert tracemalloc.get_traced_memory()[1] < 2 * MIB
+    finally:
+        tracemalloc.stop()
+    assert decode(data).shape == (3, side, side)
+
+
+def test_rows_in_many_chunks_are_counted():
+    """IDATs of 1 and of 7 bytes; and one that lacks its last byte of pixels."""
+    rows = zlib.compress(bytes(30 * 91))
+    head = png(30)[:33]
+    for missing in (False, True):
+        body = zlib.compress(bytes(30 * 91 - 1)) if missing else rows
+        for length in (1, 7, len(body)):
+            pieces = [body[i : i + length] for i in range(0, len(body), length)]
+            chunks = b"".join(struct.pack(">I", len(p)) + b"IDAT" + p + bytes(4) for p in pieces)
+            assert rows_are_missing(head + chunks) is missing

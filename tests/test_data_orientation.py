@@ -227,6 +227,19 @@ def test_an_entry_outside_the_block():
     assert orientation(far) == 1
 
 
+@pytest.mark.parametrize("name", [b"exif", b"xmp"])
+def test_a_text_that_is_called_so_is_no_note(name):
+    """Pillow gives the text of a PNG's zTXt and iTXt chunks under the names that they have."""
+    text = b"tiff:Orientation>6<" if name == b"exif" else b"words"
+    for body in (name + b"\0\0" + zlib.compress(text), name + b"\0\0\0\0\0" + text):
+        data = png_with(chunk(b"iTXt" if body.endswith(text) else b"zTXt", body), behind=False)
+        assert seen(decode.decode(data)) == UPRIGHT[1]
+        assert examine.examine(data).height == HEIGHT
+    both = {"exif": "a text", RAW: f"\nexif\n4\n{tiff(6).hex()}\n"}
+    assert info_orientation(both) == 6
+    assert info_orientation({"xmp": ("neither", "nor")}) == 1
+
+
 def test_what_pillow_has_found():
     assert info_orientation({}) == 1
     assert info_orientation({"exif": EXIF + tiff(5)}) == 5

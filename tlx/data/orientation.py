@@ -44,13 +44,16 @@ def jpeg_orientation(data: bytes) -> int:
 def info_orientation(info: dict[str | tuple[int, int], Any]) -> int:
     """The orientation in what Pillow has found beside the pixels (`Image.info`) of a PNG, WebP or AVIF."""
     exif = info.get("exif")
+    if not isinstance(exif, bytes):  # a text that somebody has called so
+        exif = None
     if exif is None and "Raw profile type exif" in info:  # of ImageMagick, in a PNG
         try:
             exif = bytes.fromhex("".join(str(info["Raw profile type exif"]).split("\n")[3:]))
         except ValueError:
             exif = b""
     xmp = info.get("XML:com.adobe.xmp") or info.get("xmp") or b""
-    return orientation(exif or b"", xmp.encode() if isinstance(xmp, str) else xmp)
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    return orientation(exif or b"", xmp if isinstance(xmp, bytes) else b"")
 
 
 def orientation(exif: bytes, xmp: bytes = b"") -> int:

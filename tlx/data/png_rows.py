@@ -24,12 +24,15 @@ def rows_are_missing(data: bytes) -> bool:
             wanted += rows * (1 + -(-columns * bits * _SAMPLES[colour] // 8))
     inflate = zlib.decompressobj()
     for piece in _pixel_data(data):
-        while piece and wanted > 0:
-            wanted -= len(inflate.decompress(piece, _PIECE))
+        while not inflate.eof:
+            if wanted <= 0:
+                return False
+            inflated = inflate.decompress(piece, min(wanted, _PIECE))  # never more: a small file may hold gigabytes
+            wanted -= len(inflated)
             piece = inflate.unconsumed_tail
-        if inflate.eof or wanted <= 0:
-            break
-    return wanted > len(inflate.flush())
+            if not piece and len(inflated) < min(wanted + len(inflated), _PIECE):  # nothing waits inside either
+                break
+    return wanted > 0
 
 
 def _pixel_data(data: bytes) -> Iterator[bytes]:
