@@ -13,12 +13,16 @@ from composed import composer
 from images import make_shards
 from torch import nn
 
-from tlx import build, models
+from tlx import build, models, training
 from tlx.config import dump, load, parse, plain
+from tlx.doctor import services
 from tlx.errors import ConfigError, UserError
 from tlx.models.patches import unseen
 from tlx.parts import backbone_of
 from tlx.resume import save_when_due
+from tlx.submit import checks
+from tlx.submit.checks import Findings
+from tlx.submit.job import Job
 from tlx.written_config import changes, essential
 
 MLP: dict[str, Any] = {"name": "mlp", "hidden": [4]}
@@ -87,9 +91,63 @@ def test_a_head_for_other_classes_is_a_mistake(compose, tmp_path, shards):
 
 def test_a_head_of_another_shape_is_a_mistake(compose, tmp_path):
     file = checkpoint_of(compose(head=MLP))
+    state = file.with_name("state.json")
+    said = json.loads(state.read_text())
+    del said["identity"]["config"]["head.hidden"]
+    state.write_text(json.dumps(said))
     backbone = {"name": "toys:small", "weights": str(file)}
     with pytest.raises(UserError, match=r"its head does not fit that of toys:small: 3 of another shape \(head\.0\.w"):
         compose(tmp_path / "kept", backbone=backbone, head={"name": "mlp", "hidden": [5], "keep": True})
+
+
+def test_a_head_of_other_arguments_is_a_mistake_though_every_shape_fits(compose, tmp_path):
+    backbone = {"name": "toys:small", "weights": str(checkpoint_of(compose(head={**MLP, "dropout": 0.1})))}
+    kept = {**MLP, "keep": True, "dropout": 0.3}
+    compose(tmp_path / "kept", backbone=backbone, head=kept)
+    with pytest.raises(UserError, match=r"the head of .* another one:\n    head\.activation: 'relu' -> 'gelu'"):
+        compose(tmp_path / "other", backbone=backbone, head={**kept, "activation": "gelu"})
+
+
+KEPT = {"name": "linear", "keep": True}
+
+
+@pytest.mark.parametrize("weights", ["none", "default", "r160_in1k", "hf-hub:timm/test_vit.r160_in1k"])
+def test_a_head_that_cannot_be_kept_is_refused_before_any_weights_are_there(tmp_path, weights):
+    raw = {"run": str(tmp_path), "data": {"train": "t", "batch": 4, "expected": {"classes": 3, "train": 9}}}
+    config = parse({**raw, "backbone": {"name": "timm/test_vit", "weights": weights}, "head": KEPT})
+    for names in (None, ["a", "b", "c"]):
+        with pytest.raises(UserError, match=r"head\.keep: backbone\.weights .* is no file in a checkpoint"):
+            backbone_of(config, 3, empty=True, names=names)
+    later = {"name": "toys:small", "weights": str(tmp_path / "later.safetensors")}
+    assert backbone_of(parse({**raw, "backbone": later, "head": KEPT}), 3, empty=True, names=["a", "b", "c"])
+
+
+def test_a_name_that_no_file_can_have(tmp_path):
+    config = parse({**RAW, "backbone": {"name": "toys:small", "weights": "x" * 5000}, "head": KEPT})
+    for empty in (True, False):
+        with pytest.raises(UserError, match="no file can have this name: File name too long"):
+            backbone_of(config, 3, empty=empty, names=["a", "b", "c"])
+    with pytest.raises(UserError, match="no file can have this name"):
+        training.fetch(config)
+
+
+def test_classes_are_compared_before_a_job_is_queued_and_by_the_doctor(compose, shards, tmp_path):
+    file = checkpoint_of(compose())
+    state = file.with_name("state.json")
+    said = json.loads(state.read_text())
+    said["identity"]["classes"].reverse()
+    state.write_text(json.dumps(said))
+    data = {"train": str(shards / "train"), "batch": 8}
+    raw = {"run": str(tmp_path / "r"), "data": data, "input": {"size": 16}, "head": KEPT}
+    config = parse({**raw, "backbone": {"name": "toys:small", "weights": str(file)}})
+    (found,) = services.weights(config)
+    assert found.verdict == "fault"
+    assert "the head of" in found.said
+    findings = Findings()
+    job = Job(tmp_path, nodes=1, gpus=0, ranks=1, cpus=1, time=60, launcher="torchrun", options={}, settings={})
+    checks.check_training(config, job, findings)
+    (told,) = {str(error) for error in findings.problems.errors}
+    assert told.startswith(f"head.keep: the head of {file} is another one")
 
 
 RAW: dict[str, Any] = {"run": "r", "data": {"train": "t", "batch": 4}, "backbone": {"name": "toys:small"}}

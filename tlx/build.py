@@ -14,7 +14,17 @@ from tlx.data.order import ORDER_VERSION
 from tlx.data.sampling import refuse_weightless
 from tlx.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.extend import kept_for_good
-from tlx.feed import Samples, Sets, count_samples, evaluation_of, open_sets, stream_of, view_of, warnings_of
+from tlx.feed import (
+    Samples,
+    Sets,
+    count_samples,
+    evaluation_of,
+    known_names,
+    open_sets,
+    stream_of,
+    view_of,
+    warnings_of,
+)
 from tlx.files import json_text
 from tlx.launcher import environment
 from tlx.metrics import metric_names
@@ -80,7 +90,7 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     samples = found.of(lambda: count_samples(config))
     expected = config.data.expected.classes if config.data.expected else 2
     classes = samples.classes if samples is not None else expected
-    backbone = found.of(lambda: backbone_of(config, classes, empty=True, names=_known_names(config, samples)))
+    backbone = found.of(lambda: backbone_of(config, classes, empty=True, names=known_names(config, samples)))
     made = None
     if backbone is not None:
         made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1)[0])
@@ -92,13 +102,6 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     assert backbone is not None
     assert made is not None
     return samples, backbone, made, [*(untried or []), *normalisation(config, backbone)]
-
-
-def _known_names(config: Config, samples: Samples | None) -> Sequence[str] | None:
-    """Of the classes; None of shards that are not built yet, whose classes have numbers alone."""
-    if samples is None or (config.data.expected and samples.names == tuple(map(str, range(samples.classes)))):
-        return None
-    return samples.names
 
 
 def checked_plan(
@@ -162,9 +165,10 @@ def other_input(config: Config, backbone: Backbone) -> list[str]:
 def normalisation(config: Config, backbone: Backbone) -> list[str]:
     """What pictures are normalised by, where weights do not say what they were trained with."""
     from tlx.models.pretrained import HUB
+    from tlx.models.weights import location
 
     weights = config.backbone.weights
-    if not (weights.startswith(HUB) or Path(weights).is_file()) or _own_input(config, backbone) is not None:
+    if not (weights.startswith(HUB) or location(weights).is_file()) or _own_input(config, backbone) is not None:
         return []
     spec = config.input.over(backbone.input)
     return [

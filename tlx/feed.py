@@ -115,6 +115,13 @@ def _same_data(train: Manifest, val: Manifest | None) -> str | None:
     return f"{count} of {looked} pictures of data.val that were looked at are in data.train, too: {TOO_GOOD}"
 
 
+def known_names(config: Config, samples: Samples | None) -> Sequence[str] | None:
+    """Of the classes; None of shards that are not built yet, whose classes have numbers alone."""
+    if samples is None or (config.data.expected and samples.names == tuple(map(str, range(samples.classes)))):
+        return None
+    return samples.names
+
+
 def count_samples(config: Config) -> Samples:
     """From the shards; where they are not built yet, from `data.expected`."""
     try:

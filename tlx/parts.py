@@ -6,11 +6,10 @@ import functools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx import plug
-from tlx.config import Config, Part
+from tlx.config import KEEP, Config, Part, plain
 from tlx.differences import differences
 from tlx.errors import Problems, UserError
 from tlx.feed import mixing_of
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from tlx.averaging import MovingAverage
     from tlx.inputs import InputSpec
     from tlx.models import Backbone
+    from tlx.models.provenance import RunRecord
     from tlx.objectives import Objective
     from tlx.step import Normalise
     from tlx.tracking import RunInfo, Tracker
@@ -102,8 +102,8 @@ def backbone_of(config: Config, classes: int, *, empty: bool = False, names: Seq
     from tlx import models
 
     asked, kept = config.backbone, config.keeps_head and names is not None
-    if kept and names is not None and not (empty and not Path(asked.weights).exists()):
-        refuse_other_classes(config, names)
+    if config.keeps_head:
+        refuse_other_head(config, names, there=not empty)
     return models.load(
         asked.name,
         classes=classes,
@@ -124,32 +124,53 @@ def backbone_of(config: Config, classes: int, *, empty: bool = False, names: Seq
     )
 
 
-def refuse_other_classes(config: Config, names: Sequence[str]) -> None:
+def refuse_other_head(config: Config, names: Sequence[str] | None, *, there: bool) -> None:
     """Whether the head that is to be kept is for these classes, in this order.
+
+    Args:
+        names: of the classes; None where they are not known yet.
+        there: whether its file must exist.
 
     Raises:
         UserError: nothing says what it is for, or it is for others, or is another head.
     """
+    from tlx import models
+    from tlx.models import pretrained
     from tlx.models.provenance import record_of
 
-    file, key = Path(config.backbone.weights), "head.keep"
-    record = record_of(file) if file.is_file() else None
+    asked, key = config.backbone, "head.keep"
+    file = pretrained.choose(models.source(asked.name), asked.weights, there=False).file
+    if file is not None and not file.exists() and not there:
+        return
+    record = record_of(file) if file is not None else None
     if record is None:
         raise UserError(
-            f"backbone.weights ({config.backbone.weights}) is no file in a checkpoint of tlx, so that nothing says "
+            f"backbone.weights ({asked.weights}) is no file in a checkpoint of tlx, so that nothing says "
             "which classes its head is for",
             where=key,
             todo="set backbone.weights to RUN/checkpoints/best/model.safetensors, where it lies beside its state.json; "
             "without head.keep the head is new",
         )
-    differ = differences({"classes": list(record.classes)}, {"classes": list(names)})
+    differ = differences({"classes": list(record.classes)}, {"classes": list(names)}) if names is not None else []
     differ += [] if record.head == config.head.name else [f"head: {record.head} -> {config.head.name}"]
+    differ += _other_arguments(record, config) if record.head == config.head.name else []
     if differ:
         raise UserError(
             f"the head of {file} is another one:\n    " + "\n    ".join(differ),
             where=key,
             todo="go on with the same classes, in the same order, and the same head; without head.keep the head is new",
         )
+
+
+def _other_arguments(record: RunRecord, config: Config) -> list[str]:
+    """What differs in the arguments of a head that a run has recorded and those of now, but for a dropout: the same
+    values would be another function."""
+    from tlx.models.provenance import comparable
+
+    now = comparable(plain(config)["head"])
+    aside = ("name", KEEP, "dropout")
+    before = {key: value for key, value in record.head_args.items() if key not in aside}
+    return differences({"head": before}, {"head": {key: now.get(key) for key in before}})
 
 
 def make(group: str, part: Part, *given: Any) -> Any:

@@ -259,5 +259,7 @@ def draw(folder: Path) -> None:
 
 def fetch(config: Config) -> None:
     """Brings weights that are not a file into the cache, once per machine, before every rank looks there."""
-    if config.backbone.weights != "none" and not Path(config.backbone.weights).exists():
+    from tlx.models.weights import location
+
+    if config.backbone.weights != "none" and not location(config.backbone.weights).exists():
         backbone_of(config, 2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,7 +123,7 @@ def weights(config: Config | None) -> Iterator[Finding]:
         yield ok("internet", said)
         return
     try:
-        yield ok("weights", load(config, _classes(config)))
+        yield ok("weights", load(config, *_classes(config)))
     except UserError as error:
         from tlx.models.download import NotHere
 
@@ -135,19 +135,24 @@ def weights(config: Config | None) -> Iterator[Finding]:
             yield replace(broken, verdict="warning", said=f"{said}. Compute nodes may have no internet")
 
 
-def _classes(config: Config) -> int:
-    """For a backbone of the user's own, which may want the right number; any will do where there are no shards."""
+def _classes(config: Config) -> tuple[int, Sequence[str] | None]:
+    """How many, for a backbone of the user's own, which may want the right number, and their names, for a head that is
+    kept; any number will do where there are no shards."""
     from tlx.errors import UserError
-    from tlx.feed import count_samples
+    from tlx.feed import count_samples, known_names
 
     try:
-        return count_samples(config).classes
+        samples = count_samples(config)
     except UserError:  # the finding on the shards says why
-        return 2
+        return 2, None
+    return samples.classes, known_names(config, samples)
 
 
-def load(config: Config, classes: int) -> str:
+def load(config: Config, classes: int, names: Sequence[str] | None = None) -> str:
     """Loads the backbone as training does, without a network; says where its weights were.
+
+    Args:
+        names: of the classes, where they are known.
 
     Raises:
         UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
@@ -155,8 +160,8 @@ def load(config: Config, classes: int) -> str:
     from tlx.models import download
     from tlx.parts import backbone_of
 
-    if config.backbone.weights == "none":
+    if config.backbone.weights == "none" and not config.keeps_head:
         return f"{config.backbone.name} begins with random ones (backbone.weights=none)"
     with download.without_network():
-        backbone = backbone_of(config, classes)
+        backbone = backbone_of(config, classes, names=names)
     return str(backbone.loaded) if backbone.loaded else f"{config.backbone.name} needs none"

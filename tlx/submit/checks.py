@@ -62,7 +62,8 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     except UserError:  # which open_sets has found too
         samples = None
     made = findings.of(lambda: _plan(config, samples, job.world)) if samples is not None else None
-    findings.of(lambda: services.load(config, samples.classes if samples is not None else 2))
+    names = feed.known_names(config, samples)
+    findings.of(lambda: services.load(config, samples.classes if samples is not None else 2, names))
     if config.world.size not in (None, job.world):
         what = f"the configuration expects {config.world.size} ranks, the job has {job.world}"
         todo = f"world.size={job.world}, or other --nodes and --gpus"
@@ -79,9 +80,10 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
 
 def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
     from tlx.build import checked_plan, try_on_shapes
+    from tlx.feed import known_names
     from tlx.parts import backbone_of
 
-    backbone = backbone_of(config, samples.classes, empty=True)
+    backbone = backbone_of(config, samples.classes, empty=True, names=known_names(config, samples))
     made, _ = checked_plan(config, backbone, samples, world)
     if made is not None:
         try_on_shapes(config, made, backbone, samples.counts)
