@@ -26,11 +26,13 @@ from tlx.data.check import check_shards
 from tlx.data.content import stored
 from tlx.data.decode import decode
 from tlx.data.examine import examine
+from tlx.data.manifest import Manifest
 from tlx.data.one_picture import at_picture, reserve
 from tlx.data.png_rows import rows_are_missing
 from tlx.data.stream import evaluation_batches
 from tlx.data.transforms import eval_transform
 from tlx.data.write import BuildOptions, build_shards
+from tlx.errors import TlxError
 from tlx.inputs import InputSpec
 
 SIDE = 4000
@@ -87,8 +89,6 @@ def shown_by_training(data: bytes, folder: Path) -> Callable[[], object]:
     manifest_of = build_shards(str(folder / "src"), folder / "out", BuildOptions(val=0, jobs=0)).out / "train"
 
     def show() -> None:
-        from tlx.data.manifest import Manifest
-
         batches = evaluation_batches(
             Manifest.open(manifest_of), batch=2, transform=eval_transform(InputSpec(size=(32, 32)))
         )
@@ -322,8 +322,6 @@ def test_builds_checks_and_training_ask_for_room(tmp_path, monkeypatch):
     check_shards(tmp_path / "out", jobs=0)
     assert len(taken) == 2
     taken.clear()
-    from tlx.data.manifest import Manifest
-
     manifest = Manifest.open(tmp_path / "out" / "train")
     for batch in evaluation_batches(manifest, batch=4, transform=eval_transform(InputSpec(size=(16, 16)))):
         assert not batch.bad
@@ -372,3 +370,23 @@ def test_rows_in_many_chunks_are_counted():
             pieces = [body[i : i + length] for i in range(0, len(body), length)]
             chunks = b"".join(struct.pack(">I", len(p)) + b"IDAT" + p + bytes(4) for p in pieces)
             assert rows_are_missing(head + chunks) is missing
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_lack_of_memory_ends_a_check_and_a_view_with_the_pictures_name(tmp_path, monkeypatch, workers):
+    shards = build_shards(
+        str(make_folder(tmp_path / "src", 2, 1, size=40)), tmp_path / "out", BuildOptions(val=0, jobs=0)
+    )
+
+    def lacking(*given, **options):
+        raise MemoryError
+
+    for place in ("tlx.data.examine.examine", "tlx.data.pictures.decode", "tlx.data.regions.Regions.show"):
+        monkeypatch.setattr(place, lacking)
+    lacks = r"train/000000\.tar: 00000000\d\.jpg: there is not enough memory to read it\n  -> "
+    with pytest.raises(TlxError, match=lacks + "fewer --jobs"):
+        check_shards(tmp_path / "out", jobs=0)
+    manifest = Manifest.open(shards.out / "train")
+    view = eval_transform(InputSpec(size=(16, 16)))
+    with pytest.raises(TlxError, match=lacks + "fewer data.workers"):
+        list(evaluation_batches(manifest, batch=2, transform=view, workers=workers))

@@ -8,6 +8,7 @@ import struct
 import sys
 import tarfile
 import threading
+import warnings
 import zlib
 
 import numpy as np
@@ -25,12 +26,19 @@ from tlx.data.manifest import Manifest
 from tlx.data.one_picture import at_picture
 from tlx.data.sources import Picture, Source
 from tlx.data.stream import evaluation_batches
+from tlx.data.threads import in_threads
 from tlx.data.transforms import eval_transform
 from tlx.data.write import BuildOptions, build_shards
 from tlx.errors import UserError
 from tlx.inputs import InputSpec
 
 PHOTO = picture(1, size=(20, 30))
+
+
+@pytest.fixture(autouse=True)
+def _nobody_else_writes(monkeypatch):
+    """Whatever threads other tests have left."""
+    monkeypatch.setattr(decoder_messages, "_others_write", lambda: False)
 
 
 def with_tag(data: bytes, tag: int, value: bytes) -> bytes:
@@ -291,35 +299,150 @@ def test_a_build_a_check_and_a_view_name_it(tmp_path, capfd):
 
 
 def test_what_others_write_meanwhile_goes_on_to_standard_error(capfd):
-    def write() -> None:
-        os.write(2, b"of another thread\n")
-
-    with reading(b"\xff\xd8"), library():
-        thread = threading.Thread(target=write)
+    """In full, and as it is; only what is certainly a library's is the picture's."""
+    lines = [
+        b"ValueError: of another thread.\n",
+        b"fault: a watchdog's\n",
+        b"Fatal Python error: Aborted\n",
+        b"Corrupt JPEG data: by hand\n",
+        b"TIFFReadDirectory: Warning, by hand.\n",
+        b"tempfile.tif: WEBP compression support is not configured.\n",
+        b"Fax4: a line without an end\n",
+        b"\xff" * 100_000 + b"\n",
+    ]
+    with reading(b""), library(), decoder_messages.written():
+        thread = threading.Thread(target=lambda: [os.write(2, line) for line in lines])
         thread.start()
         thread.join()
-        os.write(2, b"Corrupt JPEG data: by hand\n")
-    assert capfd.readouterr().err == "of another thread\nwarning: a picture: Corrupt JPEG data: by hand\n"
+    errors = capfd.readouterr().err.splitlines()
+    mine = "Corrupt JPEG data: by hand; Warning, by hand.; WEBP compression support is not configured."
+    assert errors[-1] == f"warning: a picture: {mine}"
+    assert errors[:4] == [lines[i].decode().strip() for i in (0, 1, 2, 6)]
+    assert len(errors) == 6
     os.write(2, b"afterwards\n")
     assert capfd.readouterr().err == "afterwards\n"
 
 
-def test_two_threads_at_once_are_both_named(capfd):
-    inside, go_on = threading.Event(), threading.Event()
+def test_where_other_threads_may_write_standard_error_stays(capfd, monkeypatch):
+    """And nothing waits: in training's main process a watchdog may end it at any time."""
+    monkeypatch.undo()
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="tlx-watch")
+    thread.start()
+    try:
+        with at_picture(lambda: "a.jpg"), reading(b""), decoder_messages.written():
+            os.write(2, b"fault: the last words\n")
+            assert capfd.readouterr().err == "fault: the last words\n"
+        assert decode(REPAIRED).shape == (3, 20, 30)
+        assert "Corrupt JPEG data" in capfd.readouterr().err  # nameless, by libjpeg itself
+        monkeypatch.setattr(decoder_messages, "is_worker", lambda: True)  # its threads do not write
+        with reading(b""), decoder_messages.written():
+            os.write(2, b"Premature end of JPEG file\n")
+        assert capfd.readouterr().err == "warning: a picture: Premature end of JPEG file\n"
+    finally:
+        done.set()
+        thread.join()
 
-    def other() -> None:
-        with at_picture(lambda: "b.jpg"), reading(b"\xff\xd8"):
-            inside.set()
-            go_on.wait(10)
 
-    thread = threading.Thread(target=other)
-    with at_picture(lambda: "a.jpg"), reading(b"\xff\xd8"):
-        thread.start()
-        inside.wait(10)
-        os.write(2, b"Corrupt JPEG data: of one of both\n")
-    go_on.set()
-    thread.join()
-    assert capfd.readouterr().err == "warning: a.jpg or b.jpg: Corrupt JPEG data: of one of both\n"
+def test_threads_that_read_pictures_do_not_hinder(capfd, monkeypatch):
+    def others(item: int) -> bool:
+        return decoder_messages._others_write()
+
+    before = [thread for thread in threading.enumerate() if thread is threading.main_thread()]
+    monkeypatch.undo()
+    monkeypatch.setattr(decoder_messages.threading, "enumerate", lambda: [*before, *pool()])
+
+    def pool() -> list[threading.Thread]:
+        return [t for t in threading._active.values() if t.name.startswith("tlx-in-threads")]  # type: ignore[attr-defined]
+
+    assert list(in_threads(others, range(6), 3)) == [False] * 6
+
+
+def test_nothing_is_redirected_while_a_picture_waits_for_room(capfd, monkeypatch):
+    shown = []
+
+    def waits(size: int, peak: int = 3) -> None:
+        os.write(2, b"while it waits\n")
+        shown.append(capfd.readouterr().err)
+
+    monkeypatch.setattr("tlx.data.decode.reserve", waits)
+    decode(LZW)
+    decode(REPAIRED)
+    assert shown == ["while it waits\n"] * 2
+
+
+def test_each_thread_is_told_of_its_own_picture(capfd):
+    """Whatever the others read meanwhile; and a reason is the same each time."""
+    decoder_messages._told.clear()
+    codec, odd = UNDECODABLE["webp in a TIFF"][0], with_a_long_notice()
+
+    def read(number: int) -> str:
+        with at_picture(lambda: f"picture {number}"):
+            try:
+                return str(decode([codec, odd, REPAIRED, PNG][number % 4]).shape)
+            except DecodeError as error:
+                return str(error)
+
+    found = list(in_threads(read, range(40), 4))
+    assert [set(found[i::4]) for i in (1, 2, 3)] == [{"torch.Size([3, 1, 3])"}, *[{"torch.Size([3, 20, 30])"}] * 2]
+    reason = "damaged, or of a kind that Pillow does not read: WEBP compression support is not configured."
+    assert set(found[0::4]) == {reason}
+    told = [line.removeprefix("warning: picture ") for line in capfd.readouterr().err.splitlines()]
+    said = {1: "Tag data larger than file", 2: "Corrupt JPEG data"}
+    assert sorted(line.split(":")[0] for line in told) == sorted(str(i) for i in range(40) if i % 4 in said)
+    assert all(said[int(line.split(":")[0]) % 4] in line for line in told)
+
+
+def test_filters_of_warnings_are_left_alone():
+    """A warning that Python shows once comes once, however many pictures are read in between."""
+    code = "warnings.warn('once', stacklevel=1)"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        decode(PNG)
+        space = {"warnings": warnings, "__name__": "someone"}
+        for _ in range(3):
+            exec(code, space)
+            decode(PNG)
+            decode(with_a_long_notice())
+    assert [str(w.message) for w in caught] == ["once"]
+    shown = warnings.showwarning
+    with warnings.catch_warnings(record=True) as caught:
+        decode(PNG)
+        warnings.simplefilter("always")
+        warnings.warn("of somebody else", stacklevel=1)
+    assert [str(w.message) for w in caught] == ["of somebody else"]
+    assert warnings.showwarning is shown
+
+
+def test_a_data_sets_own_reading_names_the_picture(capfd):
+    class Warns:
+        def __getitem__(self, place: int) -> tuple[Image.Image, int]:
+            with Image.open(io.BytesIO(with_a_long_notice())) as image:
+                image.load()
+                return image.copy(), 0
+
+    source = Source(("a", "b"), {}, items={"train": Warns()})  # type: ignore[dict-item]
+    with at_picture(lambda: "item 7 of train"):
+        content.read(source, Picture("item 7", 0, place=("train", 7)))
+    assert capfd.readouterr().err.startswith("warning: item 7 of train: Tag data larger than file")
+
+
+@pytest.mark.parametrize("upright", [True, False])
+@pytest.mark.parametrize(("kind", "value"), [(3, 9), (3, 0), (2, 0x36)], ids=["9", "0", "text"])
+def test_a_tiffs_orientation_that_is_none(kind, value, upright):
+    data = tiff(bytes([0, 3, 255]), 3, 1, (274, kind, value))
+    assert decode(data, 1, upright=upright)[0].tolist() == [[0, 3, 255]]
+
+
+def test_what_is_too_short_to_tell(monkeypatch):
+    """Early versions of Pillow look beyond its end."""
+
+    def looks(prefix: bytes) -> bool:
+        return prefix[:1] == b"P" and prefix[1] in b"0123456"
+
+    monkeypatch.setitem(Image.OPEN, "PPM", (Image.OPEN["PPM"][0], looks))
+    with pytest.raises(DecodeError, match=r"^not a picture: it starts with b'P'$"):
+        decode(b"P")
 
 
 def test_a_closed_standard_error_is_no_obstacle(capfd):
@@ -353,9 +476,12 @@ def test_a_row_beyond_all_bounds_is_no_lack_of_memory():
         decode(data)
 
 
-def test_a_lack_of_memory_is_no_damage_of_the_picture(monkeypatch):
+@pytest.mark.parametrize(
+    "said", ["out of memory error when reading image file", "Out of memory", "Insufficient memory (case 4)"]
+)
+def test_a_lack_of_memory_is_no_damage_of_the_picture(monkeypatch, said):
     def lacking(self):
-        raise OSError("out of memory error when reading image file")
+        raise OSError(said)
 
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lacking)
     with pytest.raises(MemoryError):

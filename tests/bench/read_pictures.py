@@ -59,7 +59,7 @@ def by_pillow(data: bytes) -> NDArray[np.uint8]:
         image = Image.open(io.BytesIO(data), formats=[f for f in FORMATS if f in Image.OPEN])
         if image.width * image.height > MAX_PIXELS:
             raise ValueError("a decompression bomb")
-        bits = 12 if getattr(image, "tag_v2", {}).get(258) == (12,) else 16
+        bits = 12 if getattr(image, "tag_v2", {}).get(258) in (12, (12,)) else 16
         image.load()
         try:
             image = ImageOps.exif_transpose(image)

@@ -167,7 +167,7 @@ class _Found:
 def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tuple[int, int]) -> _Found:
     from tlx.data.decode import DecodeError
     from tlx.data.examine import examine
-    from tlx.data.one_picture import at_picture
+    from tlx.data.one_picture import at_picture, no_memory
     from tlx.data.statistics import Facts
 
     manifest, chosen, shard = manifests[task[0]], measured[task[0]], task[1]
@@ -186,6 +186,8 @@ def _check(manifests: list[Manifest], measured: list[frozenset[int]], task: tupl
                 facts.add(sample, label, len(data), examine(data, measured=sample in chosen))
         except (ReadError, DecodeError) as error:
             bad.append(BadSample(sample, manifest.describe(sample), str(error)))
+        except MemoryError as error:
+            raise no_memory(manifest.describe(sample), "fewer --jobs") from error
     stale, scan = _stale(manifest, shard, own)
     return _Found(bad, [stale] if stale else [], *facts.packed(), scan.passed_over if scan else ())
 

@@ -17,6 +17,7 @@ from PIL import Image, features
 
 from tlx.data import heif
 from tlx.data.decode import Channels, DecodeError, check_pixels, decode, library, open_picture, reading
+from tlx.data.decoder_messages import listening
 from tlx.data.examine import Examined, content_digest, examine, format_of
 from tlx.data.markers import coding
 from tlx.data.one_picture import reserve
@@ -94,7 +95,9 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
     split, place = picture.place
     buffer = io.BytesIO()
     try:
-        _lossless(source.items[split][place][0]).save(buffer, "PNG")
+        with listening() as heard:
+            _lossless(source.items[split][place][0]).save(buffer, "PNG")
+        heard.tell()
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # whatever the data set's own reading may raise
@@ -172,7 +175,7 @@ def _written_again(data: bytes) -> bytes | None:
     """
     try:
         again: bytes = _jpeg.rewrite(data, restarts=True)
-        return again if torch.equal(decode(data), decode(again)) else None
+        return again if torch.equal(decode(data, sound=True), decode(again, sound=True)) else None
     except (ValueError, DecodeError):
         return None
 

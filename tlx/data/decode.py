@@ -21,7 +21,7 @@ import io
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from tlx.data import heif
-from tlx.data.decoder_messages import listening
+from tlx.data.decoder_messages import listening, written
 from tlx.data.one_picture import LARGE, PEAK, at_picture, reserve
 from tlx.data.orientation import info_orientation, inverse, jpeg_orientation, stored_view, turned, upright_size
 from tlx.data.png_rows import rows_are_missing
@@ -62,8 +62,7 @@ _STRIP = 4 << 20  # bytes of pixels that are converted at a time
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _SAMPLE_FORMAT = 258, 262, 274, 284, 339  # TIFF's tags
 _SIGNED = 2  # a sample format
 _TO_8_BITS = "convert the picture to 8 bits"
-_WRITTEN_OF = (b"\xff\xd8", b"II", b"MM")  # JPEG and TIFF begin so: their libraries write to standard error
-_NO_MEMORY = ("out of memory", "allocate memory")  # in OSErrors of Pillow, RuntimeErrors of torch
+_NO_MEMORY = ("out of memory", "allocate memory", "insufficient memory")  # Pillow, libtiff; torch; libjpeg
 _PLACE = re.compile(r"^\w+, \S+:\d+, ")  # in torchvision's source
 _MOST_SAID = 2  # lines of what libtiff says of a picture that it cannot read
 
@@ -95,10 +94,16 @@ def reading(data: bytes) -> Iterator[None]:
     """In here a picture is read: what is raised within `library` becomes a DecodeError, what Pillow, libtiff and
     libjpeg say is told with its name."""
     try:
-        with at_picture(), listening(writes=data[:2] in _WRITTEN_OF) as heard:
+        with at_picture(), listening() as heard:
             yield
     except _Failed as failed:
-        raise DecodeError(_reason(data, failed.error, heard.own)) from failed.error
+        if any(_lacks_memory(said) for said in heard.lines):
+            raise MemoryError(heard.lines[-1]) from failed.error
+        raise DecodeError(_reason(data, failed.error, heard.said)) from failed.error
+    except RuntimeError as error:  # torch's, where a decoded picture is copied
+        if _lacks_memory(str(error)):
+            raise MemoryError(str(error)) from error
+        raise
     heard.tell()
 
 
@@ -110,9 +115,13 @@ def library() -> Iterator[None]:
     except (DecodeError, MemoryError):
         raise
     except Exception as error:  # they raise many kinds for bytes that strangers made
-        if any(word in str(error) for word in _NO_MEMORY):
+        if _lacks_memory(str(error)):
             raise MemoryError(str(error)) from error
         raise _Failed(error) from error
+
+
+def _lacks_memory(said: str) -> bool:
+    return any(words in said.casefold() for words in _NO_MEMORY)
 
 
 def _open(data: bytes) -> Image.Image:
@@ -136,13 +145,14 @@ def check_pixels(width: int, height: int) -> None:
         raise DecodeError(f"{width} x {height} pixels are more than {MAX_PIXELS}: a decompression bomb?")
 
 
-def decode(data: bytes, channels: Channels = 3, *, upright: bool = True) -> Tensor:
+def decode(data: bytes, channels: Channels = 3, *, upright: bool = True, sound: bool = False) -> Tensor:
     """The picture as uint8 [channels, height, width].
 
     Args:
         upright: it is turned as the camera noted (see `tlx.data.orientation`).
         channels: 3 for RGB; 1 for grey, the luma of ITU-R BT.601, which JPEGs hold as it is; 4 for RGB and alpha, 255
             (opaque) where the picture has none.
+        sound: a JPEG of which libjpeg will have nothing to say: threads decode such without waiting for each other.
 
     Raises:
         DecodeError: with the reason.
@@ -158,7 +168,8 @@ def decode(data: bytes, channels: Channels = 3, *, upright: bool = True) -> Tens
         large_webp = image.format == "WEBP" and _is_for_torchvision(image, channels, size)
         reserve(size, peak=PEAK if large_webp else _PEAKS.get(image.format or "", PEAK))
         if jpeg and decode_jpeg is not None:
-            stored = _with_torchvision(decode_jpeg, data, 1 if channels == 1 else 3)
+            with nullcontext() if sound else written():
+                stored = _with_torchvision(decode_jpeg, data, 1 if channels == 1 else 3)
             pixels = turned(stored, jpeg_orientation(data) if upright else 1)
             return _opaque(pixels) if channels == 4 else pixels
         if large_webp:
@@ -189,9 +200,9 @@ def _with_pillow(image: Image.Image, data: bytes, channels: Channels, *, upright
             raise DecodeError("damaged: parts of the picture are missing")
         if not upright:  # Pillow turns a TIFF while it decodes
             with library():
-                noted: Any = image.getexif().get(_ORIENTATION)
-            turns = inverse(noted) if noted in range(2, 9) else 1
-    with library():
+                noted = image.getexif().get(_ORIENTATION, 1)
+            turns = inverse(noted) if noted in range(1, 9) else 1
+    with library(), written() if image.format == "TIFF" else nullcontext():
         image.load()
     if image.format == "PNG" and _may_miss_rows(image, data):
         with library():
@@ -292,15 +303,17 @@ def _signed(data: bytes) -> tuple[str, str]:
     """The format that a file begins as, and what Pillow says against it; empty where it begins as none."""
     for format in _known():
         factory, accept = Image.OPEN[format]
-        answer = accept(data[:16]) if accept is not None else False
+        answer: bool | str = False
+        try:
+            with listening(), library():
+                answer = accept(data[:16]) if accept is not None else False
+                if answer and not isinstance(answer, str):
+                    factory(io.BytesIO(data), "")
+        except _Failed as failed:
+            if answer:  # else it is no such file, or too short to tell
+                return format, _last_line(failed.error)
         if isinstance(answer, str):
             return format, answer
-        if answer:
-            try:
-                with listening(), library():
-                    factory(io.BytesIO(data), "")
-            except _Failed as failed:
-                return format, _last_line(failed.error)
     return "", ""
 
 

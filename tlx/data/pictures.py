@@ -16,7 +16,7 @@ from tlx.data.decode import Channels, DecodeError, decode
 from tlx.data.framed import Framed, show
 from tlx.data.framing import Draw
 from tlx.data.manifest import Manifest
-from tlx.data.one_picture import at_picture
+from tlx.data.one_picture import at_picture, no_memory
 from tlx.data.randomness import own_randomness
 from tlx.data.reader import BadSample, ReadError, ShardReader
 from tlx.data.regions import Regions
@@ -76,7 +76,7 @@ class Pictures:
 
     def _first_readable(self) -> Tensor:
         for sample in range(min(len(self.manifest), _TRIED)):
-            with suppress(ReadError, DecodeError):
+            with suppress(ReadError, DecodeError), at_picture(partial(self.manifest.describe, sample)):
                 return decode(self.reader.read(sample), self.channels, upright=self.upright)
         return self._black()
 
@@ -91,8 +91,11 @@ class Pictures:
             seed: for what draws from the global states.
         """
         at_work_on(sample)
-        with at_picture(partial(self.manifest.describe, sample)):
-            return self._show(sample, key, seed, out)
+        try:
+            with at_picture(partial(self.manifest.describe, sample)):
+                return self._show(sample, key, seed, out)
+        except MemoryError as error:
+            raise no_memory(self.manifest.describe(sample), "fewer data.workers") from error
 
     def _show(self, sample: int, key: int, seed: Callable[[int], None], out: NDArray[np.uint8]) -> BadSample | None:
         try:

@@ -10,6 +10,9 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+NAMED = "tlx-in-threads"
+"""How the names of these threads begin."""
+
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
     """The results of `function` in the order of `items`; with one thread they are computed here.
@@ -19,7 +22,7 @@ def in_threads(function: Callable[[Item], Result], items: Iterable[Item], thread
     if threads <= 1:
         yield from map(function, items)
         return
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads, thread_name_prefix=NAMED) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
             for item in items:

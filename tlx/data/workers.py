@@ -62,6 +62,11 @@ def at_work_on(sample: int) -> None:
     _note(sample)
 
 
+def is_worker() -> bool:
+    """Whether this process is a worker."""
+    return _asker is not None
+
+
 def is_orphaned() -> bool:
     """Whether this process is a worker, and the one that asked for its work is gone.
 

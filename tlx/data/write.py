@@ -47,7 +47,7 @@ from tlx.data.index import Scan, scan_tar, write_scans
 from tlx.data.labels import AUTO, LabelRule
 from tlx.data.manifest import Manifest
 from tlx.data.notes import Note, Rewrites, read_note
-from tlx.data.one_picture import at_picture
+from tlx.data.one_picture import at_picture, no_memory
 from tlx.data.passed_over import PassedOver, no_picture
 from tlx.data.progress import cores, in_processes
 from tlx.data.reader import MACHINES
@@ -471,7 +471,7 @@ def _stored(source: Source, options: BuildOptions, measured: frozenset[int], tas
     except DecodeError as error:
         return str(error)
     except MemoryError as error:
-        raise TlxError(f"{picture.origin}: there is not enough memory to read it\n  -> fewer --jobs") from error
+        raise no_memory(picture.origin, "fewer --jobs") from error
     except OSError as error:
         if error.errno in MACHINES:
             raise
