@@ -251,6 +251,39 @@ def test_keys_of_a_file_take_no_memory(tmp_path: Path) -> None:
         assert "holds no state dict" in error(path)
 
 
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ({"weights_key": "teacher"}, "backbone.weights_key"),
+        ({"weights_size": 96}, "backbone.weights_size"),
+        ({"allow": {"unused": ["decoder_*"]}}, "backbone.allow"),
+    ],
+)
+def test_settings_of_weights_where_none_are_read(setting: dict[str, Any], key: str) -> None:
+    raw = {"name": "timm/resnet10t", "args": SMALL, "weights": "none", **setting}
+    config = parse({"run": "r", "data": {"train": "t", "batch": 4}, "backbone": raw})
+    for empty in (True, False):
+        with pytest.raises(
+            UserError, match=rf"{key}: {key} says how weights are read, and none are \(backbone.weights"
+        ):
+            backbone_of(config, 3, empty=empty)
+    assert backbone_of(config.untrained(), 3, empty=True).loaded is None
+
+
+def test_a_size_that_does_not_matter_is_refused_in_the_plan_too() -> None:
+    raw = {"name": "timm/resnet10t", "args": SMALL, "weights": "later.pth", "weights_size": 96}
+    config = parse({"run": "r", "data": {"train": "t", "batch": 4}, "backbone": raw})
+    with pytest.raises(UserError, match=r"backbone.weights_size: timm/resnet10t has no position embeddings"):
+        backbone_of(config, 3, empty=True)
+    backbone_of(
+        parse(
+            {"run": "r", "data": {"train": "t", "batch": 4}, "backbone": {**raw, "name": "timm/test_vit", "args": {}}}
+        ),
+        3,
+        empty=True,
+    )
+
+
 def test_averages_of_weights_with_their_counters(tmp_path: Path) -> None:
     """torch's AveragedModel, as torchvision's reference scripts save it beside the network."""
     net = timm.create_model("resnet10t", num_classes=10, **SMALL)

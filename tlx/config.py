@@ -608,7 +608,8 @@ class Config(Model):
     def untrained(self) -> Config:
         """The same without weights: to measure, not to train."""
         head = Part(name=self.head.name, args=self.head_args)
-        backbone = self.backbone.model_copy(update={"weights": "none"})
+        of_weights = {"weights_key": None, "weights_size": None, "allow": Allow()}
+        backbone = self.backbone.model_copy(update={"weights": "none", **of_weights})
         return self.model_copy(update={"backbone": backbone, "head": head})
 
     def settings(self, phase: str) -> PhaseSettings:

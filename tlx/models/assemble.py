@@ -73,6 +73,8 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     origin = pretrained.choose(source, wish.weights, there=not wish.empty)
     tag = origin.tag
     key = wish.options.key
+    if not origin.name:
+        _refuse_idle(wish)
     given = None if wish.empty else origin.state(source, wish.args, key)  # first: missing weights are noticed at once
     net = _build(source, wish, tag)
     if isinstance(net, Backbone):
@@ -80,6 +82,7 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     plain = examine(source, net, wish, tag)
     if origin.name:
         refuse_unknown(net, wish.options, name=source.name)
+        _refuse_size(plain, wish.options, name=source.name)
     filled = _filled(source, plain, wish, tag, given) if given else None
     finished, features = _with_head(source, plain, wish)
     if given and filled and wish.options.keep_head:
@@ -99,6 +102,38 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     )
 
 
+def _refuse_idle(wish: Wish) -> None:
+    """
+    Raises:
+        UserError: settings of weights where none are read.
+    """
+    options = wish.options
+    said = {
+        "backbone.weights_key": options.key,
+        SIZE_KEY: options.size,
+        "backbone.allow": options.patterns,
+        "head.keep": options.keep_head,
+    }
+    idle = [key for key, value in said.items() if value]
+    if idle:
+        raise UserError(
+            f"{' and '.join(idle)} say{'s' * (len(idle) == 1)} how weights are read, and none are "
+            f"(backbone.weights: {wish.weights})",
+            where=idle[0],
+            todo="set backbone.weights to the file that is meant, or leave it out",
+        )
+
+
+def _refuse_size(plain: Plain, options: WeightsOptions, *, name: str) -> None:
+    """
+    Raises:
+        UserError: the size that weights were trained at is said, and the network has nothing that depends on it.
+    """
+    if options.size is not None and not Positions.of(plain.net, name, plain.spec.size).tables:
+        what = f"{name} has no position embeddings: at which size its weights were trained does not matter"
+        raise UserError(what, where=SIZE_KEY, todo="leave it out")
+
+
 def _filled(source: Source, plain: Plain, wish: Wish, tag: str | None, given: Given) -> Filled:
     """Fills the network but for its classifiers; made for RGB images, weights are adapted to other ones."""
     net, options = plain.net, wish.options
@@ -106,9 +141,6 @@ def _filled(source: Source, plain: Plain, wish: Wish, tag: str | None, given: Gi
     convert = source.convert(wish.args)
     positions = Positions.of(net, source.name, plain.spec.size)
     positions = replace(positions, said=options.size, sizes=given.sizes, same=given.same, alone=convert is None)
-    if options.size is not None and not positions.tables:
-        what = f"{source.name} has no position embeddings: at which size its weights were trained does not matter"
-        raise UserError(what, where=SIZE_KEY, todo="leave it out")
     if wish.channels != RGB:
         shapes = image_weights(net, build_empty(lambda: source.build(wish.classes, wish.args, tag)))
         try:
