@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from tlx import models
 from tlx.config import parse
 from tlx.errors import UserError
-from tlx.models import WeightsOptions, download
+from tlx.models import WeightsOptions, download, filling
+from tlx.models.readings import Reading
 from tlx.models.weights import _state_dicts
 from tlx.parts import backbone_of
 
@@ -345,6 +346,39 @@ def test_what_may_differ_is_offered_and_allowed(tmp_path: Path) -> None:
     assert torch.equal(short["blocks.0.mlp.fc1.weight"], state["blocks.0.mlp.fc1.weight"])
 
 
+def test_values_that_are_no_numbers_are_not_to_be_allowed(tmp_path: Path) -> None:
+    path, state = tmp_path / "w.pth", resnet()
+    state["layer1.0.conv1.weight"] = torch.full_like(state["layer1.0.conv1.weight"], float("nan"))
+    for more in ({}, {"layer9.weight": torch.zeros(1)}):
+        torch.save({**state, **more}, path)
+        text = error(path)
+        assert "1 not finite or no real numbers (layer1.0.conv1.weight)" in text
+        assert "of a training that failed, or of a damaged file" in text
+        assert "backbone.allow" not in text
+    name = "bn1.num_batches_tracked"
+    torch.save({**resnet(), name: torch.zeros(2, dtype=torch.int64)}, path)
+    assert f'set backbone.allow: {{new: ["{name}"]}}' in error(path)
+
+
+def test_a_pattern_of_what_is_left_that_matches_what_is_taken_alone(tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save({**resnet(), "layer9.weight": torch.zeros(1)}, path)
+    for unused in (("layer9.*", "layer1.*"), ("layer?.*", "bn1.*")):
+        text = error(path, options=WeightsOptions(unused=unused))
+        assert f'backbone.allow.unused: no parameter that is left in the file matches "{unused[1]}"' in text
+    assert load(path, options=WeightsOptions(unused=("layer?.*",)))
+
+
+def test_nothing_is_looked_for_to_offer_for_a_file_of_another_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of names are each compared with thousands, to find patterns of which no more than 12 are offered."""
+    monkeypatch.setattr(filling, "_patterns", lambda *_names: pytest.fail("compared"))
+    wanted = {f"w{n}": torch.zeros(1) for n in range(3)}
+    usual = "the file must come from this network"
+    whole = Reading(wanted, {})
+    assert filling._advice({"not in the network"}, wanted, whole, [f"m{n}.w" for n in range(3000)]).startswith(usual)
+    assert filling._advice({"missing"}, wanted, Reading({"w0": wanted["w0"]}, {}), []).startswith(usual)
+
+
 def test_a_pattern_allows_what_it_says_and_nothing_else(tmp_path: Path) -> None:
     path, state = tmp_path / "w.pth", resnet()
     state["layer9.weight"] = state.pop("layer1.0.conv1.weight")
@@ -383,6 +417,20 @@ def test_a_low_precision_is_taken_and_told(tmp_path: Path, kind: torch.dtype, ro
     state["layer1.0.conv1.weight"] = torch.full((8, 8, 3, 3), torch.nan).to(kind)
     torch.save(state, tmp_path / "w.pth")
     assert "1 not finite or no real numbers (layer1.0.conv1.weight)" in error(tmp_path / "w.pth")
+
+
+def test_a_low_precision_is_widened_before_channels_are_put_together(tmp_path: Path) -> None:
+    state = {n: t.half() if t.is_floating_point() else t for n, t in resnet().items()}
+    torch.save(state, tmp_path / "w.pth")
+    wish: dict[str, Any] = {"classes": 3, "args": SMALL, "weights": str(tmp_path / "w.pth"), "channels": 1}
+    found = models.load("timm/resnet10t", **wish)
+    wanted = state["conv1.0.weight"].float().sum(1, keepdim=True)
+    assert torch.equal(found.module.state_dict()["conv1.0.weight"], wanted)
+    assert not torch.equal(wanted, wanted.half().float())
+    rgb = str(models.load("timm/resnet10t", **{**wish, "channels": 3}).loaded)
+    told = re.search(r"\d+ of \d+ tensors are stored as float16", rgb)
+    assert told is not None
+    assert told[0] in str(found.loaded)
 
 
 def test_what_was_loaded_is_told(tmp_path: Path) -> None:

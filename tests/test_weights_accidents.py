@@ -52,6 +52,9 @@ ACCIDENTS = {
     "git lfs": (LFS, "it is a pointer of Git LFS for 11,448,352 bytes, not the weights", "git lfs pull"),
     "git annex": (b"/annex/objects/SHA256E-s4--ab.pth\n", "it is a pointer of git-annex", "git annex get"),
     "a page": (PAGE, 'it is a web page (HTML) ("Sign in to the network")', "/resolve/"),
+    "a page behind a comment": (b"<!-- saved\nby a tool -->\n<!-- -->" + PAGE, "it is a web page (HTML)", "/resolve/"),
+    "a pickle in letters": (pickle.dumps({"w": [1.0]}, protocol=0), "it is a pickle that torch.save did", "state_dict"),
+    "a list so": (pickle.dumps([1.0], protocol=0), "it is a pickle that torch.save did not write", "state_dict"),
     "text": (
         b"Entry \x1b[31mnot\x1b[0m found\n",
         r'it is a text file, which begins with "Entry \x1b[31mnot',

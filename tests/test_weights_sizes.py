@@ -247,6 +247,40 @@ def test_the_librarys_own_weights_for_a_picture_of_another_shape(
     assert lies_on(models.load("timm/test_vit", classes=3, args={"img_size": [80, 320]}), 5, 20)
 
 
+def test_what_the_library_has_resized_itself_is_no_guess(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_file(dict(timm.create_model("test_vit").state_dict()), tmp_path / "w.safetensors")
+    monkeypatch.delenv(shelf.VARIABLE, raising=False)
+    monkeypatch.setattr(Timm, "_located", lambda *_self: {"file": str(tmp_path / "w.safetensors")})
+    found = models.load("timm/test_vit", classes=3, args={"img_size": 96})
+    assert "does not say" not in str(found.loaded)
+
+
+def test_the_files_own_patch_divides_the_size_of_its_pictures(tmp_path: Path) -> None:
+    """Patches of 16 into a network of patches of 8: a table of 4 x 16 for pictures of 64 x 256."""
+    state = library("flexivit_small", {**VIT, "patch_size": 16, "img_size": (64, 256)})
+    grid = state["pos_embed"][0].unflatten(0, (4, 16))
+    grid[..., 0], grid[..., 1], grid[..., 2] = 7.0, torch.arange(4.0)[:, None], torch.arange(16.0)[None]
+    torch.save(state, tmp_path / "w.pth")
+    args, options = {**VIT, "patch_size": 8, "img_size": (64, 64)}, WeightsOptions(size=(64, 256))
+    found = models.load(
+        "timm/flexivit_small", classes=3, args=args, weights=str(tmp_path / "w.pth"), options=options
+    ).module.state_dict()["pos_embed"]
+    wanted = timm.layers.resample_abs_pos_embed(
+        state["pos_embed"], [8, 8], old_size=[4, 16], num_prefix_tokens=0, interpolation="bilinear", antialias=False
+    )
+    assert torch.equal(found, wanted)
+
+
+def test_a_size_that_a_file_says_and_its_table_contradicts_is_asked_for(tmp_path: Path) -> None:
+    path, state = tmp_path / "w.pth", on_grid(8, 8)
+    args = {**WIDE, "img_size": (64, 64)}
+    torch.save({"model": state, "args": argparse.Namespace(img_size=[40, 160])}, path)
+    with pytest.raises(UserError, match=r"of 64 places, and nothing says on how many rows"):
+        models.load(NAME, classes=3, args=args, weights=str(path))
+    torch.save({"model": state, "args": argparse.Namespace(img_size=224)}, path)  # square all the same
+    assert lies_on(models.load(NAME, classes=3, args=args, weights=str(path)), 8, 8)
+
+
 def test_biases_of_distances_on_another_grid(tmp_path: Path) -> None:
     """BEiT: 4 x 8 places into 8 x 4, as many distances."""
     args = {**VIT, "patch_size": 8}

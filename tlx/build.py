@@ -171,10 +171,10 @@ def normalisation(config: Config, backbone: Backbone) -> list[str]:
     if not (weights.startswith(HUB) or location(weights).is_file()) or _own_input(config, backbone) is not None:
         return []
     spec = config.input.over(backbone.input)
-    return [
-        f"pictures are normalised by means {_row(spec.mean)} and deviations {_row(spec.std)}; {escaped(weights)} does "
-        "not say what it was trained with (input.mean, input.std)"
-    ]
+    unsaid = f"{escaped(weights)} does not say what it was trained with (input.mean, input.std)"
+    if weights.startswith(HUB):
+        unsaid = f"what {escaped(weights)} was trained with, its config.json or card may say (input.mean, input.std)"
+    return [f"pictures are normalised by means {_row(spec.mean)} and deviations {_row(spec.std)}; {unsaid}"]
 
 
 def left_out_pixels(config: Config, backbone: Backbone) -> list[str]:

@@ -24,7 +24,7 @@ from tlx.models.sources import Source
 from tlx.models.structure import Anatomy
 from tlx.models.trace import BATCH, Trace, build_empty, trace
 from tlx.models.units import Labels, cut
-from tlx.models.weights import Given
+from tlx.models.weights import Given, in_fp32
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,11 @@ def _filled(source: Source, plain: Plain, wish: Wish, tag: str | None, given: Gi
     if wish.channels != RGB:
         shapes = image_weights(net, build_empty(lambda: source.build(wish.classes, wish.args, tag)))
         try:
-            given = replace(given, state=adapted(given.state, shapes, wish.channels))
+            given = replace(
+                given,
+                state=adapted({n: in_fp32(t) for n, t in given.state.items()}, shapes, wish.channels),
+                precision={n: t.dtype for n, t in given.state.items()},
+            )
         except UserError as error:
             raise UserError(error.what, where=source.name, todo=error.todo) from error
         convert = adapting(convert, shapes, wish.channels)

@@ -16,9 +16,11 @@ from tlx.models import WeightsOptions
 from tlx.models.formats import listed
 from tlx.models.positions import Positions
 from tlx.models.readings import Convert, Reading, State, readings
-from tlx.models.weights import Given
+from tlx.models.weights import Given, in_fp32
 from tlx.terminal import escaped
 
+_NOT_FINITE = "not finite or no real numbers"
+_BATCHES_TRACKED = "num_batches_tracked"  # which old files have not
 _OFFERED = 12  # patterns of `backbone.allow` in an error; more would let a file of another network in
 _COMPARED = 2000  # names that a pattern is compared with for a suggestion
 
@@ -65,7 +67,7 @@ def fill(
     Raises:
         UserError: parameters missing, unknown, of another shape or not numbers, listed; a pattern that matches nothing.
     """
-    state = {name: _in_fp32(tensor) for name, tensor in given.state.items()}
+    state = {name: in_fp32(tensor) for name, tensor in given.state.items()}
     wanted = {n: t for n, t in net.state_dict().items() if not _under(n, heads)}
     misfits: list[tuple[dict[str, list[str]], Reading]] = []
     fitting: list[Reading] = []
@@ -85,8 +87,9 @@ def fill(
         todo = _advice(worst, wanted, reading, _strange(net, wanted, reading, heads))
         raise UserError(f"does not fit {name}: {_counted(worst)}", where=given.where, todo=todo)
     best = max(fitting, key=lambda reading: len(_usable(wanted, reading)))  # the plainest of equals
-    _refuse_idle("unused", options.unused, [*state, *best.state])
     filled = _fill(wanted, given, state, best, positions)
+    left = [*filled.left, *(n for n in best.state if n not in filled.taken)]
+    _refuse_idle("unused", options.unused, left, " that is left in the file")
     if wanted and not filled.taken:
         raise UserError(f"holds nothing of {name}", where=given.where)
     return filled
@@ -102,7 +105,7 @@ def take_head(net: nn.Module, given: Given, paths: Collection[str], *, name: str
         UserError: another head is in there, or none.
     """
     wanted = {n: t for n, t in net.state_dict().items() if _under(n, paths)}
-    state = {n: _in_fp32(t) for n, t in given.state.items()}
+    state = {n: in_fp32(t) for n, t in given.state.items()}
     misfit = _misfit(wanted, Reading({n: state[n] for n in wanted if n in state}, {}), (), WeightsOptions())
     if misfit:
         raise UserError(
@@ -124,7 +127,7 @@ def refuse_unknown(net: nn.Module, options: WeightsOptions, *, name: str) -> Non
     _refuse_idle("new", options.new, list(net.state_dict()), f" of {name}")
 
 
-def _refuse_idle(which: str, patterns: Sequence[str], names: Sequence[str], whose: str = " in the file") -> None:
+def _refuse_idle(which: str, patterns: Sequence[str], names: Sequence[str], whose: str) -> None:
     for pattern in patterns:
         if not _matches(names, (pattern,)):
             near = did_you_mean(pattern, names[:_COMPARED])
@@ -137,15 +140,6 @@ def _refuse_idle(which: str, patterns: Sequence[str], names: Sequence[str], whos
 
 def _matches(names: Collection[str], patterns: Collection[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns for name in names)
-
-
-def _in_fp32(tensor: torch.Tensor) -> torch.Tensor:
-    if not tensor.is_floating_point() or tensor.dtype == torch.float32:
-        return tensor
-    try:
-        return tensor.float()
-    except (RuntimeError, NotImplementedError):  # formats that pack several numbers into a byte; they do not fit
-        return tensor
 
 
 def _fill(wanted: State, given: Given, state: State, reading: Reading, positions: Positions | None) -> Filled:
@@ -165,16 +159,16 @@ def _fill(wanted: State, given: Given, state: State, reading: Reading, positions
         for name, (rows, columns) in assumed.items()
         if name in taken
     ]
-    notes += _low_precision([given.state[name] for name in used])
+    notes += _low_precision([given.precision.get(name, given.state[name].dtype) for name in used])
     left = tuple(name for name in state if name not in used)
     return Filled(frozenset(taken), tuple(resized), left, (*given.notes, *notes))
 
 
-def _low_precision(tensors: Sequence[torch.Tensor]) -> list[str]:
-    """What was lost before the file was written, by the precision that it has."""
-    kinds = [t.dtype for t in tensors if t.is_floating_point() and t.element_size() < 4]
+def _low_precision(stored: Sequence[torch.dtype]) -> list[str]:
+    """What was lost before the file was written, by the precisions that it has."""
+    kinds = [kind for kind in stored if kind.is_floating_point and kind.itemsize < 4]
     return [
-        f"{kinds.count(kind)} of {len(tensors)} tensors are stored as {str(kind).removeprefix('torch.')}, which rounds "
+        f"{kinds.count(kind)} of {len(stored)} tensors are stored as {str(kind).removeprefix('torch.')}, which rounds "
         f"by up to {torch.finfo(kind).eps / 2:.2g} of a value"
         for kind in dict.fromkeys(kinds)
     ]
@@ -199,10 +193,10 @@ def _misfit(wanted: State, reading: Reading, strange: Sequence[str], options: We
     there = [n for n in want if n in have]
     other = [n for n in there if have[n].shape != wanted[n].shape]
     lists = {
-        "missing": [n for n in want if n not in have and not n.endswith("num_batches_tracked")],
+        "missing": [n for n in want if n not in have and not n.endswith(_BATCHES_TRACKED)],
         "not in the network": [n for n in strange if not _matches((n, *reading.origins[n]), options.unused)],
         "of another shape": [f"{n} {tuple(have[n].shape)} instead of {tuple(wanted[n].shape)}" for n in other],
-        "not finite or no real numbers": [n for n in there if not _numbers(have[n], like=wanted[n])],
+        _NOT_FINITE: [n for n in there if not _numbers(have[n], like=wanted[n])],
     }
     return {what: names for what, names in lists.items() if names}
 
@@ -214,7 +208,7 @@ def _counted(misfit: Mapping[str, Sequence[str]]) -> str:
 def _is_counter(name: str, tensor: torch.Tensor) -> bool:
     """Bookkeeping of an average or a training (``n_averaged``, ``initted``): one whole number or truth, no weight."""
     counts = not tensor.is_floating_point() and not tensor.is_complex() and tensor.numel() == 1
-    return counts or name.endswith("num_batches_tracked")
+    return counts or name.endswith(_BATCHES_TRACKED)
 
 
 def _numbers(given: torch.Tensor, *, like: torch.Tensor) -> bool:
@@ -228,10 +222,16 @@ def _advice(misfit: Collection[str], wanted: State, reading: Reading, strange: S
     usual = "the file must come from this network with the same backbone.args; only the classifier may differ"
     if list(misfit) == ["of another shape"]:
         usual = "backbone.args must be those that the weights were trained with (img_size, channels ...)"
-    fits = _usable(wanted, reading)
-    absent = [n for n in wanted if n not in fits and not n.endswith("num_batches_tracked")]
+    if _NOT_FINITE in misfit:
+        return "values that are no numbers are of a training that failed, or of a damaged file: take an earlier one"
+    fits, have = _usable(wanted, reading), reading.state
+    absent = [
+        n for n, t in wanted.items() if (have[n].shape != t.shape if n in have else not n.endswith(_BATCHES_TRACKED))
+    ]
+    if len(absent) > len(fits) or len(strange) > _COMPARED:
+        return usual
     lists = {"new": _patterns(absent, fits), "unused": _patterns(strange, fits)}
-    if len(absent) > len(fits) or sum(map(len, lists.values())) > _OFFERED:
+    if not 0 < sum(map(len, lists.values())) <= _OFFERED:
         return usual
     said = ", ".join(f"{which}: {json.dumps(patterns)}" for which, patterns in lists.items() if patterns)
     return f"{usual}; where the difference is meant, set backbone.allow: {{{said}}}"

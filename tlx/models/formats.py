@@ -46,6 +46,10 @@ _MAGIC: tuple[tuple[bytes, str, str], ...] = (
 )
 """First bytes -> what the file is, what to do."""
 
+_COMMENTS = re.compile(r"(\s|<!--.*?-->)*", re.DOTALL)
+_OLD_PICKLE = re.compile(r"\(?[dl]p\d+\s|c[\w.]+\n\w+\n|\(i[\w.]+\n")
+"""How a pickle of protocol 0 begins, which is text: a dict, a list, something of a module."""
+
 _PLAIN = re.compile(
     r"collections\.(OrderedDict|defaultdict|Counter)|argparse\.Namespace|_codecs\.encode"
     r"|(builtins|__builtin__)\.(set|frozenset|bytearray|complex|slice|range)"
@@ -134,8 +138,10 @@ def _instead(head: bytes, path: Path) -> tuple[str, str]:
     text = _text(head)
     if text is None:
         return f"it is no safetensors file and no file of torch.save (it begins with {head[:8].hex(' ')})", _AGAIN
-    start = text.lower()
-    if start.startswith(("<!doctype html", "<html", "<head", "<?xml")):
+    if _OLD_PICKLE.match(text):
+        return "it is a pickle that torch.save did not write", _SAVE
+    start = _COMMENTS.sub("", text.lower(), count=1)
+    if start.startswith(("<!doctype html", "<html", "<head", "<?xml", "<!--")):
         title = re.search(r"<title[^>]*>\s*(.{1,80}?)\s*<", text, re.IGNORECASE)
         page = f' ("{escaped(title[1])}")' if title else ""
         todo = "download the file itself: an address of the hub has /resolve/ in it, not /blob/"

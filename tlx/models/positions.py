@@ -13,7 +13,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -77,10 +77,18 @@ class Positions:
         """Of a network for pictures of `image`, of whose file nothing is known yet."""
         return cls(name, tuple(_tables(net, image)))
 
-    def placed(self, state: Mapping[str, torch.Tensor], net: nn.Module, *, remaining: bool) -> dict[str, torch.Tensor]:
+    def placed(
+        self,
+        state: Mapping[str, torch.Tensor],
+        net: nn.Module,
+        *,
+        remaining: bool,
+        beside: Mapping[str, torch.Tensor] | None = None,
+    ) -> dict[str, torch.Tensor]:
         """The tables of `state` that are to be resized, on the network's grid.
 
         Args:
+            beside: what else the file holds, where `state` holds tables alone.
             remaining: also those of another number of places; else these are left to the library of the network.
 
         Raises:
@@ -92,12 +100,12 @@ class Positions:
             given, wanted = state.get(table.name), shapes[table.name]
             if given is None or given.dim() != wanted.dim() or given.shape[-1] != wanted.shape[-1]:
                 continue
-            grid = self._grid(table, given)
+            grid = self._grid(_in_file(table, beside or state, shapes), given)
             if grid is None or grid == table.grid:
                 continue
             square = grid[0] == grid[1]
             if remaining or self.alone or not square or given.shape == wanted.shape:
-                made[table.name] = _resized(given, table, grid)
+                made[table.name] = _resized(given, table, grid, resampling(self.name))
         return made
 
     def _grid(self, table: Table, given: torch.Tensor) -> Grid | None:
@@ -114,16 +122,16 @@ class Positions:
                     todo=f"height and width of the pictures that they were trained on{fits}",
                 )
             return grid
-        if self.same and count == _entries(table.grid, table):
-            return table.grid
         for size in self.sizes:
             grid = _of_size(size, table)
             if _entries(grid, table) == count:
                 return grid
+        if self.same and count == _entries(table.grid, table):
+            return table.grid
         if table.of_distances:
             return None
         likely = _likely(count, table.grid)
-        if len(likely) == 1:
+        if len(likely) == 1 and self._has_shape(likely[0]):
             self.assumed[table.name] = likely[0]
             return likely[0]
         if not likely and _of_other_tokens(count + table.prefix):
@@ -134,6 +142,26 @@ class Positions:
             todo=f"set {KEY} to height and width of the pictures that these weights were trained on: "
             + _choices(count, table),
         )
+
+    def _has_shape(self, grid: Grid) -> bool:
+        """Whether a grid is of the shape of what is said of the pictures, where something is."""
+        return not self.sizes or any(grid[0] * width == grid[1] * height for height, width in self.sizes)
+
+
+def resampling(network: str) -> dict[str, Any]:
+    """How the library resizes the tables of a network, where it is not its usual way."""
+    other = "flexi" in network or "radio" in network
+    return {"interpolation": "bilinear", "antialias": False} if other else {}
+
+
+def _in_file(table: Table, state: Mapping[str, torch.Tensor], shapes: Mapping[str, torch.Tensor]) -> Table:
+    """With the patch that the file's network cuts pictures into: its convolution's, where the network's own is one."""
+    before = table.name.rpartition(".")[0]
+    for name in (f"{before}.patch_embed.proj.weight".strip("."), "patch_embed.proj.weight", "conv_proj.weight"):
+        given, own = state.get(name), shapes.get(name)
+        if given is not None and own is not None and given.dim() == 4 and tuple(own.shape[2:]) == table.patch:
+            return replace(table, patch=(given.shape[2], given.shape[3]))
+    return table
 
 
 def _tables(net: nn.Module, image: Size) -> Iterator[Table]:
@@ -205,12 +233,12 @@ def _choices(count: int, table: Table) -> str:
     return " or ".join(sizes) or "none has so many places"
 
 
-def _resized(given: torch.Tensor, table: Table, grid: Grid) -> torch.Tensor:
+def _resized(given: torch.Tensor, table: Table, grid: Grid, how: Mapping[str, Any]) -> torch.Tensor:
     from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 
     if not table.of_distances:
         made: torch.Tensor = resample_abs_pos_embed(
-            given, list(table.grid), old_size=list(grid), num_prefix_tokens=table.prefix
+            given, list(table.grid), old_size=list(grid), num_prefix_tokens=table.prefix, **how
         )
         return made
     if "old_window_size" not in inspect.signature(resize_rel_pos_bias_table).parameters:  # timm before 1.0.31

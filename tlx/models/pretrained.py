@@ -60,7 +60,7 @@ class Origin:
             if key:
                 what = f"{self.name} are weights of a library, in one dict"
                 raise UserError(what, where="backbone.weights_key", todo="leave it out")
-            return files.Given(source.pretrained(args, self.tag), self.name, sizes)
+            return files.Given(source.pretrained(args, self.tag), self.name, sizes, same=True)
         except download.NotHere as absent:
             raise _missing(self.name, absent) from absent
 

@@ -93,7 +93,7 @@ def _settled(converted: Reading, plain: Reading, state: State, net: nn.Module, p
             sizes = [state[origin].numel() for origin in converted.origins[name]]
             if given.shape != shape or (name not in plain.state and sizes == [given.numel()]):
                 left[name] = given
-    placed = positions.placed(left, net, remaining=True)
+    placed = positions.placed(left, net, remaining=True, beside=plain.state)
     resized = plain.resized.intersection(known).union(placed)
     return replace(converted, state={**converted.state, **known, **placed}, resized=resized)
 

@@ -13,6 +13,7 @@ import torch
 from timm.layers import resample_abs_pos_embed, resample_abs_pos_embed_nhwc
 from torch import nn
 
+from tlx.models.positions import resampling
 from tlx.models.readings import Convert, State
 
 
@@ -22,9 +23,7 @@ def converter(model: str) -> Convert:
     Learned position embeddings that it leaves at another size (CaiT, ConViT, PiT, VOLO, Visformer) are resized with
     timm's own function. Whatever else depends on the image size keeps its shape, so that it is seen not to fit.
     """
-    asked: dict[str, Any] = {"adapt_layer_scale": True}
-    if "flexi" in model or "radio" in model:
-        asked |= {"interpolation": "bilinear", "antialias": False}
+    asked: dict[str, Any] = {"adapt_layer_scale": True, **resampling(model)}
 
     def convert(state: State, net: nn.Module) -> State:
         own = getattr(sys.modules[type(net).__module__], "checkpoint_filter_fn", None)

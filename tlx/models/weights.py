@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Given:
         where: in words, or the file.
         sizes: of the pictures that they were trained on, as far as that is known; the likeliest first.
         notes: what people should know of how the file was read.
-        same: whether a run wrote them whose network was built like this one.
+        precision: in which tensors were stored that have another one by now.
+        same: whether they are of a network that was built like this one, or filled as such by its library.
     """
 
     state: State
@@ -51,6 +52,7 @@ class Given:
     sizes: Sequence[Size] = ()
     notes: tuple[str, ...] = ()
     same: bool = False
+    precision: Mapping[str, torch.dtype] = field(default_factory=dict)
 
 
 def is_file(weights: str) -> bool:
@@ -248,6 +250,15 @@ def verify_packing(path: Path) -> None:
         raise ValueError(f"not a whole file: {error}") from error
     if unpacked > path.stat().st_size:
         raise _Compressed("it is compressed")
+
+
+def in_fp32(tensor: torch.Tensor) -> torch.Tensor:
+    if not tensor.is_floating_point() or tensor.dtype == torch.float32:
+        return tensor
+    try:
+        return tensor.float()
+    except (RuntimeError, NotImplementedError):  # formats that pack several numbers into a byte; they do not fit
+        return tensor
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
