@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import sys
 from pathlib import Path
 
@@ -100,6 +101,16 @@ def test_a_difference_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(read_pictures, "examine", lambda data: (_ for _ in ()).throw(read_pictures.DecodeError("no")))
     assert look(tmp_path / "a.png", "a.png").verdict == "CHECKED OTHERWISE"
     assert main([str(tmp_path)]) == 1
+
+
+def test_twelve_bits(tmp_path):
+    """Of 0x000, 0x800, 0xFFF the upper eight."""
+    entries = {256: 3, 257: 1, 258: 12, 259: 1, 262: 1, 273: 122, 277: 1, 278: 1, 279: 5}
+    listed = b"".join(struct.pack("<HHII", n, 4, 1, value) for n, value in entries.items())
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    (tmp_path / "12.tif").write_bytes(head + listed + bytes(4) + bytes([0, 0x08, 0x00, 0xFF, 0xF0]))
+    assert read_pictures.by_tlx((tmp_path / "12.tif").read_bytes())[0, :, 0].tolist() == [0, 128, 255]
+    assert look(tmp_path / "12.tif", "12.tif").verdict == "same"
 
 
 def test_the_reason_of_each_refusal(tmp_path):

@@ -11,12 +11,14 @@ import subprocess
 import sys
 import sysconfig
 import threading
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tlx.data import extension
 from tlx.data.orientation import jpeg_orientation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -682,3 +684,15 @@ sys.exit(pytest.main(["-x", "-m", "not slow and not gpu", "-p", "no:cacheprovide
 """
     done = subprocess.run([sys.executable, "-c", lines], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+
+
+def test_one_that_was_built_for_another_source_is_as_good_as_none(capsys):
+    assert extension.fitting(_jpeg) is _jpeg
+    assert capsys.readouterr() == ("", "")
+    old, other = types.ModuleType("_jpeg"), types.ModuleType("_jpeg")
+    other.INTERFACE = extension.INTERFACE + 1
+    for module in (old, other):
+        assert extension.fitting(module) is None
+        assert capsys.readouterr().err.startswith(
+            "warning: tlx's C extension was built for another version of tlx and is not used"
+        )

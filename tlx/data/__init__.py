@@ -6,7 +6,7 @@
 `remote`         files of a folder elsewhere, its `location` a URL, command, path; `shard_cache`: kept on this machine;
                  `cache_room`: who leaves for whom; `ahead`: fetched before they are wanted; `file_lock`: once per node
 `framing`        which part of a picture is shown, before there are pixels; `framed`: a transform list that begins so
-`regions`        JPEGs decoded only there, by the extension `_jpeg`; `decode`: any picture, whole
+`regions`        JPEGs decoded only there, by the C `extension`; `decode`: any picture, whole
 `transforms`     a picture to a view of it; `pictures`: samples to views; `mix`: mixup and cutmix
 `stream`         batches for training and for evaluation; `loader`: what its `workers` do, writing to `slots`;
                  `transfer`: to the device

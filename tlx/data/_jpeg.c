@@ -40,6 +40,7 @@
 #define QUOTE(x) QUOTE_(x)
 
 enum {
+    INTERFACE = 1,        /* what tlx/data/extension.py asks for; both change when a call or its answer changes */
     LARGEST_SIDE = 65500,           /* libjpeg's own limit */
     LARGEST_RESIZED = 1 << 28, /* of a thin picture, of which only a window is made */
     MOST_SCANS = 500,     /* a progressive picture has about 10; each costs a pass over all coefficients */
@@ -1065,7 +1066,7 @@ static int start(PyObject *module) {
         return -1;
     failed = PyModule_AddObjectRef(module, "Decoder", type);
     Py_DECREF(type);
-    return failed;
+    return failed ? failed : PyModule_AddIntConstant(module, "INTERFACE", INTERFACE);
 }
 
 static PyModuleDef_Slot module_slots[] = {{Py_mod_exec, start}, {0, NULL}};

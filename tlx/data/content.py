@@ -19,18 +19,14 @@ from tlx.data import heif
 from tlx.data.decode import Channels, DecodeError, check_pixels, decode, library, open_picture, reading
 from tlx.data.decoder_messages import listening
 from tlx.data.examine import Examined, content_digest, examine, format_of
+from tlx.data.extension import extension
 from tlx.data.markers import coding
 from tlx.data.one_picture import reserve
 from tlx.data.orientation import jpeg_orientation, turned
 from tlx.data.sources import EXTENSIONS, Picture, Source
 from tlx.errors import UserError
 
-_jpeg: Any
-try:
-    from tlx.data import _jpeg
-except ImportError:  # built where there is a compiler and libjpeg's header
-    _jpeg = None
-
+_jpeg = extension
 _LOSSLESS = {"1", "L", "LA", "P", "RGB", "RGBA", "I;16"}  # what a PNG can hold
 _SHORT = {
     "jpeg": "jpg",

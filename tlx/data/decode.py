@@ -12,7 +12,7 @@ for as a fourth channel; of an animation the first frame counts; 16 bits become 
 taken, as Pillow and torchvision do; what libjpeg says of it is told with the picture's name.
 
 A picture takes at most three times its decoded size of memory while it is decoded (`tlx.data.one_picture`), except
-AVIFs (3.6 times) and large animated WebPs.
+AVIFs (3.6 times), HEICs (for which 4 times are kept free) and large animated WebPs (6 times).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", heif.FORM
 Channels = Literal[1, 3, 4]
 _MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}
 _BETWEEN = {"La": "LA", "RGBa": "RGBA"}  # modes that Pillow converts in two steps
-_PEAKS = {"WEBP": 6, "AVIF": 4}  # decoded sizes of memory that Pillow takes, where they are more than PEAK
+_PEAKS = {"WEBP": 6, "AVIF": 4, heif.FORMAT: 4}  # decoded sizes that Pillow takes, where they are more than PEAK
 _LONGEST = 1 << 25  # pixels of a side: with 64 bits each, Pillow takes a longer row for a lack of memory
 _STRIP = 4 << 20  # bytes of pixels that are converted at a time
 _BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _SAMPLE_FORMAT = 258, 262, 274, 284, 339  # TIFF's tags

@@ -7,23 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tlx.data.decode import MAX_PIXELS, DecodeError, decode, library, open_picture, reading
+from tlx.data.extension import extension
 from tlx.data.markers import Coding, coding, scans_are_plain, without_notes
 from tlx.data.one_picture import reserve
 from tlx.data.orientation import jpeg_orientation, upright_size
 
-_jpeg: Any
-try:
-    from tlx.data import _jpeg
-except ImportError:  # built where there is a compiler and libjpeg's header
-    _jpeg = None
-
+_jpeg = extension
 _ROWS = 64
 
 

@@ -13,17 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.decode import check_pixels
+from tlx.data.extension import extension
 from tlx.data.framing import Draw, Framing, stored
 from tlx.data.markers import coding
 from tlx.data.one_picture import LARGE, reserve
 from tlx.data.orientation import jpeg_orientation, upright_size
 
-_jpeg: Any
-try:
-    from tlx.data import _jpeg
-except ImportError:  # built where there is a compiler and libjpeg's header
-    _jpeg = None
-
+_jpeg = extension
 _KEPT = 2.0
 """Scaled decoding leaves at least so many pixels for each that is shown; with 2 nothing is visible (53 dB)."""
 
