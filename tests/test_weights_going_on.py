@@ -204,6 +204,14 @@ def test_what_pictures_are_normalised_by_is_told_of_a_file_that_does_not_say(com
     assert told in " ".join(capsys.readouterr().out.split())
 
 
+def test_of_a_repository_its_own_files_may_say_what_pictures_are_normalised_by(tmp_path):
+    config = parse({**RAW, "backbone": {"name": "timm/test_vit", "weights": "hf-hub:someone/net"}})
+    (told,) = build.normalisation(config, backbone_of(config, 3, empty=True))
+    assert told.endswith(
+        "; what hf-hub:someone/net was trained with, its config.json or card may say (input.mean, input.std)"
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "size", "lost"),
     [
