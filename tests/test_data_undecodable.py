@@ -393,7 +393,7 @@ def test_each_thread_is_told_of_its_own_picture(capfd):
     assert all(said[int(line.split(":")[0]) % 4] in line for line in told)
 
 
-def test_filters_of_warnings_are_left_alone():
+def test_filters_of_warnings_are_left_alone(capfd):
     """A warning that Python shows once comes once, however many pictures are read in between."""
     code = "warnings.warn('once', stacklevel=1)"
     with warnings.catch_warnings(record=True) as caught:
@@ -412,6 +412,14 @@ def test_filters_of_warnings_are_left_alone():
         warnings.warn("of somebody else", stacklevel=1)
     assert [str(w.message) for w in caught] == ["of somebody else"]
     assert warnings.showwarning is shown
+    with warnings.catch_warnings():
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore")  # which somebody has chosen
+        warnings.showwarning = lambda *given: None
+        decoder_messages._told.clear()
+        capfd.readouterr()
+        decode(with_a_long_notice())
+        assert capfd.readouterr().err == ""
 
 
 def test_a_data_sets_own_reading_names_the_picture(capfd):
