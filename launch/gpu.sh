@@ -42,7 +42,7 @@ else
     "$python" - "$wheels" <<'EOF' || exit 2
 import importlib, sys
 missing = []
-for name in "torch torchvision timm accelerate tlx.training tlx.engine tlx.build tlx.cli pytest hypothesis".split():
+for name in "torch torchvision timm accelerate tlx.train.command tlx.train.loop tlx.train.build tlx.cli.main pytest hypothesis".split():
     try:
         importlib.import_module(name)
     except ImportError as error:

@@ -24,7 +24,7 @@ COLUMNS += ("input", "layers", "refused")
 
 
 def names() -> list[str]:
-    from tlx.models import from_timm, from_torchvision
+    from tlx.models.libraries import from_timm, from_torchvision
 
     return [f"torchvision/{n}" for n in from_torchvision.names()] + [f"timm/{n}" for n in from_timm.names()]
 
@@ -34,7 +34,7 @@ def row(name: str) -> dict[str, str]:
     import torch
 
     from tlx import models
-    from tlx.errors import UserError
+    from tlx.base.errors import UserError
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

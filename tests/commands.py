@@ -16,7 +16,7 @@ import forked
 import psutil
 import yaml
 
-from tlx.step_timer import PREFIX
+from tlx.train.step_timer import PREFIX
 
 HERE = Path(__file__).parent
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from tlx import build, training, world
-from tlx.config import Config, parse
-from tlx.run import Run
-from tlx.run_folder import Claim, RunFolder
+from tlx.plan.config import Config, parse
+from tlx.ranks import world
+from tlx.runs.run_folder import Claim, RunFolder
+from tlx.train import build
+from tlx.train import command as training
+from tlx.train.run import Run
 
 
 def claimed(folder: RunFolder, config: Config, **how: Any) -> Claim:

@@ -31,7 +31,15 @@ IMPORTED = [
         "torchmetrics",
         "rich.progress",
     ),
-    *("tlx.cli", "tlx.build", "tlx.engine", "tlx.models", "tlx.world", "tlx.evaluation", "tlx.tracking.journal"),
+    *(
+        "tlx.cli.main",
+        "tlx.train.build",
+        "tlx.train.loop",
+        "tlx.models",
+        "tlx.ranks.world",
+        "tlx.train.evaluation",
+        "tlx.tracking.journal",
+    ),
     *("torch._dynamo", "torch.optim.swa_utils", "torchvision.transforms.v2", "toys", "kill_at"),
 ]
 
@@ -105,7 +113,7 @@ def _rank(inlet: int, entry: str, words: Sequence[str]) -> None:
 
 def command_line(words: Sequence[str]) -> None:
     """What `python -m tlx WORDS` runs."""
-    from tlx.cli import main
+    from tlx.cli.main import main
 
     sys.argv = ["tlx", *words]
     main()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tlx.run_folder import versions
+from tlx.runs.run_folder import versions
 
 
 def main(log: Path, code: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tlx.data.write import BuildOptions, build_shards
+from tlx.data.build.write import BuildOptions, build_shards
 
 
 def picture(label: int, *, classes: int = 3, size: int | tuple[int, int] = 48, seed: int = 0) -> Image.Image:

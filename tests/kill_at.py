@@ -30,9 +30,14 @@ from pathlib import Path
 from typing import Any
 
 FILES = ("os.fsync", "os.replace", "os.rename", "os.symlink", "os.unlink", "os.rmdir", "os.mkdir", "open for writing")
-SAVES = ("tlx.checkpoint.save_file", "torch.save")
-STEPS = ("tlx.step.Updater.update", "tlx.progress.Exchange.post", "tlx.evaluation.evaluate", "tlx.engine.begin")
-ROWS = ("tlx.tracking.metrics.MetricsFile.append",)
+SAVES = ("tlx.runs.checkpoint.save_file", "torch.save")
+STEPS = (
+    "tlx.train.step.Updater.update",
+    "tlx.train.progress.Exchange.post",
+    "tlx.train.evaluation.evaluate",
+    "tlx.train.loop.begin",
+)
+ROWS = ("tlx.runs.metrics_file.MetricsFile.append",)
 PLACES = FILES + SAVES + STEPS + ROWS
 TORN = SAVES + ROWS
 
@@ -49,7 +54,7 @@ def main(words: Sequence[str]) -> None:
     if {"STOP_AT", "IDS_IN", "SLOW_S"} & os.environ.keys():
         accompany(rank)
     sys.argv = ["tlx", *words]
-    from tlx.cli import main as tlx
+    from tlx.cli.main import main as tlx
 
     tlx()
 
@@ -149,8 +154,8 @@ def die(rank: int, place: str, number: int, how: str) -> None:
 
 def accompany(rank: int) -> None:
     """Asks for a stop, notes sample ids, or slows down, at the beginning of every update."""
-    from tlx.preempt import PATIENCE_S
-    from tlx.step import Updater
+    from tlx.runs.stop import PATIENCE_S
+    from tlx.train.step import Updater
 
     plain = Updater.update
     at, wanted, what = (os.environ.get("STOP_AT") or "-1:-1:").split(":")

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from tlx.errors import TlxError
+from tlx.base.errors import TlxError
 
 GIB = 1 << 30
 INTERESTING = (b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\0\0\0", b"../", b"/etc/passwd", b"%s%n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tlx.layers import Layer, LayerMap, Parameter
+from tlx.base.layers import Layer, LayerMap, Parameter
 
 
 def layer(name: str, depth: int, *, role: str = "backbone", norm: bool = False) -> Layer:

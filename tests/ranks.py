@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 from composed import claimed
 
-import tlx.engine
-from tlx import build, world
-from tlx.config import parse
-from tlx.result import result_of
-from tlx.run_folder import RunFolder
+import tlx.train.loop
+from tlx.plan.config import parse
+from tlx.ranks import world
+from tlx.runs.run_folder import RunFolder
+from tlx.train import build
+from tlx.train.result import result_of
 
 TWO_PHASES = {
     "each": {"lr": 0.02, "curve": "cosine", "layer_decay": {"name": "exponential", "factor": 0.5}},
@@ -159,7 +160,7 @@ def state_hash(run) -> str:
 
 
 def main(out: Path, shards: Path, names: list[str]) -> None:
-    log = tlx.engine.log
+    log = tlx.train.loop.log
     for name in names or list(SCENARIOS):
         config = config_of(name, out, shards)
         ranks = world.enter(config)
@@ -174,8 +175,8 @@ def main(out: Path, shards: Path, names: list[str]) -> None:
             spoil_evaluation(run)
         watcher = Watcher(run, log)
         initial = copied(run)
-        tlx.engine.log = watcher
-        tlx.engine.fit(run)
+        tlx.train.loop.log = watcher
+        tlx.train.loop.fit(run)
         run.saver.close()
         run.stop.close()
         moved = [n for n, t in run.net.state_dict().items() if not torch.equal(t, initial[n])]

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from trainings import Training, config_of, moved, values
 
-from tlx import world as worlds
-from tlx.world import World
+from tlx.ranks import world as worlds
+from tlx.ranks.world import World
 
 CASES: dict[str, dict[str, Any]] = {
     "torchvision/resnet18": {"size": 64},

@@ -9,11 +9,11 @@ from images import make_shards
 from test_step import batch, trainee
 from torch import nn
 
-from tlx.averaging import MovingAverage
-from tlx.config import EMA, parse
-from tlx.engine import begin, fit
-from tlx.plan import Plan
-from tlx.resume import resume, save_when_due, settle
+from tlx.plan.config import EMA, parse
+from tlx.plan.plan import Plan
+from tlx.train.averaging import MovingAverage
+from tlx.train.loop import begin, fit
+from tlx.train.resume import resume, save_when_due, settle
 
 
 @pytest.fixture(scope="module")

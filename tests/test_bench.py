@@ -12,16 +12,16 @@ from commands import tlx, write_config
 from images import make_shards
 from typer.testing import CliRunner
 
+from tlx.base.errors import UserError
 from tlx.bench import clock, parts, rates, savings, train_text
 from tlx.bench import data as bench
 from tlx.bench import train as training
 from tlx.bench.data_text import text
 from tlx.bench.floor import prepare
-from tlx.cli import app
-from tlx.config import parse
-from tlx.data import regions
-from tlx.data.manifest import Manifest
-from tlx.errors import UserError
+from tlx.cli.main import app
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.shards.manifest import Manifest
+from tlx.plan.config import parse
 
 QUICK = ["--seconds", "0.2", "--workers", "0,1", "--batch", "8", "--size", "64"]
 TOY = {

@@ -13,12 +13,13 @@ from images import make_folder, make_shards
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
-from tlx import build, feed
-from tlx.config import load, parse
-from tlx.data.manifest import Manifest
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import ConfigError, UserError
-from tlx.parts import backbone_of
+from tlx.base.errors import ConfigError, UserError
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.shards.manifest import Manifest
+from tlx.plan.config import load, parse
+from tlx.train import build
+from tlx.train import data as feed
+from tlx.train.components import backbone_of
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(ROOT.glob("configs/**/*.yaml"))
@@ -127,7 +128,7 @@ def test_statistics_are_of_the_epoch_that_is_trained_on(
 ):
     from composed import composer
 
-    from tlx.quota import count_bad
+    from tlx.train.quota import count_bad
 
     where = {"train": str(uneven / "train"), "val": str(uneven / "val")}
     data = {**where, "batch": 8, "workers": 0, "sampling": sampling, "bad_samples": "10%"}
@@ -196,7 +197,7 @@ def test_one_class_is_refused(tmp_path):
 
 def test_optimizer_groups_cover_every_parameter_once_and_spare_the_excluded_from_decay():
     from tlx import models
-    from tlx.optim import adamw, parameter_groups
+    from tlx.train.optim import adamw, parameter_groups
 
     backbone = models.load("timm/vit_tiny_patch16_224", classes=3, weights="none")
     groups = parameter_groups(backbone.module, backbone.layers, no_decay=["bias", "norm", "embedding", "scale"])
@@ -228,7 +229,7 @@ def test_optimizer_groups_cover_every_parameter_once_and_spare_the_excluded_from
 def test_metrics_that_no_evaluation_gives_are_refused(tmp_path, over, message):
     from nets import resnet_like
 
-    from tlx.plan import Plan
+    from tlx.plan.plan import Plan
 
     asked = config(tmp_path, "x", "y", **over)
     with pytest.raises(UserError, match=message):
@@ -451,8 +452,8 @@ def test_a_part_from_elsewhere_that_gives_the_wrong_thing_is_named(tmp_path, ove
 
 
 def test_a_tracker_without_its_methods_is_named(tmp_path):
-    from tlx.config import Part
-    from tlx.parts import tracker_of
+    from tlx.plan.config import Part
+    from tlx.train.components import tracker_of
 
     with pytest.raises(
         UserError, match="tracker test_build:no_transform returned int, which has no method log and no fin"
@@ -463,8 +464,8 @@ def test_a_tracker_without_its_methods_is_named(tmp_path):
 
 
 def test_the_catalogue_is_readable():
-    from tlx.catalogue import listing
-    from tlx.portrait import portrait
+    from tlx.models.model_summary import portrait
+    from tlx.models.model_table import listing
 
     listed = listing("resnet1*")
     assert "torchvision/resnet18" in listed

@@ -19,17 +19,20 @@ from commands import status
 from images import make_shards
 from safetensors.torch import load_file
 
-import tlx.engine
-import tlx.files
-from tlx import build, cli, plug, training
-from tlx import verdict as verdicts
-from tlx.config import parse
-from tlx.console import Console
-from tlx.errors import TlxError, UserError
-from tlx.run_folder import Claim, RunFolder
-from tlx.run_lock import RunLock
-from tlx.tracking.metrics import MetricsFile, read_rows
-from tlx.world import World
+import tlx.base.files
+import tlx.train.loop
+from tlx.base import plug
+from tlx.base import verdict as verdicts
+from tlx.base.console import Console
+from tlx.base.errors import TlxError, UserError
+from tlx.cli.main import main as cli
+from tlx.plan.config import parse
+from tlx.ranks.world import World
+from tlx.runs.metrics_file import MetricsFile, read_rows
+from tlx.runs.run_folder import Claim, RunFolder
+from tlx.runs.run_lock import RunLock
+from tlx.train import build
+from tlx.train import command as training
 
 STEPS = 6  # two epochs of 24 samples in batches of 8
 
@@ -69,7 +72,7 @@ def train(raw, **how):
 
 def at_step(step, monkeypatch, act):
     """Does something once, while a step is made."""
-    log, done = tlx.engine.log, []
+    log, done = tlx.train.loop.log, []
 
     def watched(run, phase):
         log(run, phase)
@@ -78,7 +81,7 @@ def at_step(step, monkeypatch, act):
             run.saver.settle()
             act(run)
 
-    monkeypatch.setattr(tlx.engine, "log", watched)
+    monkeypatch.setattr(tlx.train.loop, "log", watched)
 
 
 def ask_to_stop(run):
@@ -227,14 +230,14 @@ def test_a_run_that_is_done_keeps_its_status_and_one_that_does_not_say_so_is_men
 
 def full(at, monkeypatch):
     """No room for one file, by name."""
-    write = tlx.files._write
+    write = tlx.base.files._write
 
     def writing(path, text):
         if path.name.startswith(f".{at}."):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, text)
 
-    monkeypatch.setattr(tlx.files, "_write", writing)
+    monkeypatch.setattr(tlx.base.files, "_write", writing)
 
 
 @pytest.mark.parametrize("at", ["config.yaml", "plan.json", "status.json"])
@@ -294,7 +297,7 @@ def interrupted(*_, **__):
 
 def test_who_interrupts_a_training_finds_it_resumable(raw, tmp_path, monkeypatch, verdict):
     run = tmp_path / "run"
-    for owner, act in ((training, "compose"), (tlx.engine, "fit")):  # before the claim, and after it
+    for owner, act in ((training, "compose"), (tlx.train.loop, "fit")):  # before the claim, and after it
         with monkeypatch.context() as patched:
             patched.setattr(owner, act, interrupted)
             with pytest.raises(KeyboardInterrupt):
@@ -391,7 +394,7 @@ def test_a_folder_that_goes_in_mid_training_is_noticed_and_nothing_is_lost(
 
 def test_a_last_checkpoint_that_went_with_its_folder_is_written_again(raw, straight, tmp_path, monkeypatch):
     """After the last step no other one is due."""
-    run, fit = tmp_path / "run", tlx.engine.fit
+    run, fit = tmp_path / "run", tlx.train.loop.fit
 
     def fitted(trained):
         ended = fit(trained)
@@ -400,7 +403,7 @@ def test_a_last_checkpoint_that_went_with_its_folder_is_written_again(raw, strai
         return ended
 
     with monkeypatch.context() as patched:
-        patched.setattr(tlx.engine, "fit", fitted)
+        patched.setattr(tlx.train.loop, "fit", fitted)
         with pytest.raises(TlxError, match="was removed in mid-training"):
             train(raw(run))
     (place,) = tmp_path.glob("run.rescued-*")

@@ -19,12 +19,12 @@ from images import make_folder, make_shards
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tlx import cli
-from tlx.cli import app
-from tlx.config import parse
-from tlx.data.manifest import Manifest
-from tlx.errors import UserError
-from tlx.result import result_of
+from tlx.base.errors import UserError
+from tlx.cli.main import app
+from tlx.cli.main import main as cli
+from tlx.data.shards.manifest import Manifest
+from tlx.plan.config import parse
+from tlx.train.result import result_of
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 
@@ -233,7 +233,7 @@ def test_readmes_configuration_loads_and_its_code_runs():
     exec(compile(code, "README.md", "exec"), space)
     from nets import resnet_like
 
-    from tlx.durations import duration
+    from tlx.base.durations import duration
 
     first, second = space["top_down"](resnet_like(), every=duration("2ep"))
     assert (first.trains, "conv1" in second.trains) == ({"fc": "all"}, False)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tlx.config import dump, load, parse
-from tlx.errors import ConfigError, UserError
+from tlx.base.errors import ConfigError, UserError
+from tlx.plan.config import dump, load, parse
 
 GOOD = """
 run: runs/x

@@ -9,10 +9,10 @@ import pytest
 import torch
 from nets import resnet_like
 
-from tlx import plug
-from tlx.errors import UserError
-from tlx.part_checks import check_objective
+from tlx.base import plug
+from tlx.base.errors import UserError
 from tlx.tracking import RunInfo, guarded
+from tlx.train.part_checks import check_objective
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()

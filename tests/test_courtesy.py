@@ -21,12 +21,13 @@ from commands import command, environment, last_step, rows, status, write_config
 from images import make_shards
 from test_extend import raw_of
 
-from tlx import cli, terminal
-from tlx.console import Console
+from tlx.base import terminal
+from tlx.base.console import Console
+from tlx.base.terminal import BestEffort, as_courtesy, encodable, hand_over, say, unread
+from tlx.cli.main import main as cli
 from tlx.doctor.findings import Finding, Section
 from tlx.doctor.shown import Output
-from tlx.preempt import StopRequest
-from tlx.terminal import BestEffort, as_courtesy, encodable, hand_over, say, unread
+from tlx.runs.stop import StopRequest
 
 
 class Gone(io.StringIO):
@@ -149,7 +150,7 @@ def test_a_command_whose_other_pipe_breaks_shows_its_trace(monkeypatch, capsys, 
 
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # typer replaces them
-    monkeypatch.setattr("tlx.standing.standing", broken)
+    monkeypatch.setattr("tlx.runs.run_status.standing", broken)
     monkeypatch.setattr(sys, "argv", ["tlx", "status", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
         cli.main()
@@ -366,7 +367,7 @@ def test_a_run_of_any_name_is_trained_in_a_posix_locale(shards, tmp_path, env):
 
 
 def test_a_bar_of_many_files_ends_with_its_terminal_and_not_the_work(monkeypatch):
-    from tlx.data.progress import in_processes
+    from tlx.data.build.progress import in_processes
 
     class Tty(Gone):
         def isatty(self):
@@ -378,8 +379,8 @@ def test_a_bar_of_many_files_ends_with_its_terminal_and_not_the_work(monkeypatch
 
 
 def test_a_reader_that_has_enough_leaves_nothing_undone(monkeypatch, tmp_path):
-    from tlx import cli_weights
-    from tlx.models.fetch import Fetched
+    from tlx.cli.main import weights as cli_weights
+    from tlx.models.weights.fetch import Fetched
 
     done = []
 
@@ -388,7 +389,7 @@ def test_a_reader_that_has_enough_leaves_nothing_undone(monkeypatch, tmp_path):
             done.append(name)
             yield Fetched(tmp_path / name, name, True)
 
-    monkeypatch.setattr("tlx.models.fetch.fetch", fetched)
+    monkeypatch.setattr("tlx.models.weights.fetch.fetch", fetched)
     monkeypatch.setattr(sys, "stdout", Gone())
     monkeypatch.setattr(sys, "stderr", Gone())
     cli_weights.fetch(["a", "b", "c"], tmp_path, None)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from images import make_shards
 
-from tlx.data.check import check_shards
-from tlx.data.manifest import Manifest
-from tlx.data.mix import MixSpec
-from tlx.data.stream import ShardStream, evaluation_batches
-from tlx.data.transforms import eval_transform
-from tlx.errors import UserError
-from tlx.inputs import InputSpec
+from tlx.base.errors import UserError
+from tlx.base.inputs import InputSpec
+from tlx.data.pixels.transforms import eval_transform
+from tlx.data.shards.check import check_shards
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.mix import MixSpec
+from tlx.data.stream.stream import ShardStream, evaluation_batches
 
 VIEW = eval_transform(InputSpec(size=(16, 16)))
 CORRUPT = (3, 11)

@@ -26,18 +26,18 @@ from PIL import ExifTags, Image, ImageCms, features
 from torchvision.transforms.v2 import functional
 from typer.testing import CliRunner
 
-from tlx import locks
-from tlx.cli_shards import shards as command
-from tlx.data import content, progress, write
-from tlx.data.check import check_shards, describe_shards
-from tlx.data.datasets import read_items
-from tlx.data.decode import decode
-from tlx.data.examine import examine
-from tlx.data.manifest import Manifest
-from tlx.data.reader import ShardReader
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import TlxError, UserError
-from tlx.files import write_whole
+from tlx.base import locks
+from tlx.base.errors import TlxError, UserError
+from tlx.base.files import write_whole
+from tlx.cli.shards import shards as command
+from tlx.data.build import content, progress, write
+from tlx.data.build.datasets import read_items
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels.decode import decode
+from tlx.data.shards.check import check_shards, describe_shards
+from tlx.data.shards.examine import examine
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.reader import ShardReader
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
@@ -418,7 +418,7 @@ def test_killed_in_the_middle_and_run_again(tmp_path):
     src, out, whole = make_folder(tmp_path / "src", per_class=40, size=24), tmp_path / "out", tmp_path / "whole"
     lines = f"""
         import time
-        import tlx.data.write as write
+        import tlx.data.build.write as write
         plain = write._stored
         def slow(*given):
             time.sleep(0.02)

@@ -14,20 +14,20 @@ from images import encoded, make_folder, make_shards, picture
 from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
-from tlx.cli_shards import shards as commands
-from tlx.data import examine as examining
-from tlx.data import statistics
-from tlx.data.check import check_shards, describe_shards
-from tlx.data.decode import DecodeError, decode
-from tlx.data.duplicates import find_duplicates
-from tlx.data.examine import content_digest, examine
-from tlx.data.index import index_shards
-from tlx.data.manifest import Manifest
-from tlx.data.markers import coding, without_notes
-from tlx.data.reader import ShardReader
-from tlx.data.statistics import FACT, chosen_for_measuring
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.cli.shards import shards as commands
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels.decode import DecodeError, decode
+from tlx.data.pixels.markers import coding, without_notes
+from tlx.data.shards import examine as examining
+from tlx.data.shards import statistics
+from tlx.data.shards.check import check_shards, describe_shards
+from tlx.data.shards.duplicates import find_duplicates
+from tlx.data.shards.examine import content_digest, examine
+from tlx.data.shards.index import index_shards
+from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.statistics import FACT, chosen_for_measuring
+from tlx.data.stream.reader import ShardReader
 
 
 def run(*arguments):

@@ -15,15 +15,15 @@ import torch
 from images import make_folder
 from PIL import Image
 
-from tlx.data import regions
-from tlx.data.manifest import Manifest
-from tlx.data.sampling import Sampling
-from tlx.data.stream import ShardStream, evaluation_batches
-from tlx.data.transfer import on_device
-from tlx.data.transforms import eval_transform, train_transform
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import UserError
-from tlx.inputs import InputSpec
+from tlx.base.errors import UserError
+from tlx.base.inputs import InputSpec
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.pixels.transforms import eval_transform, train_transform
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.sampling import Sampling
+from tlx.data.stream.stream import ShardStream, evaluation_batches
+from tlx.data.stream.transfer import on_device
 
 INPUT = InputSpec(size=(24, 24))
 VIEW = [("random_resized_crop", {"scale": (0.3, 1.0)}), ("horizontal_flip", {})]

@@ -12,8 +12,8 @@ import torch
 from images import encoded, picture
 from PIL import Image
 
-from tlx.data import decode as module
-from tlx.data.decode import DecodeError, decode
+from tlx.data.pixels import decode as module
+from tlx.data.pixels.decode import DecodeError, decode
 
 PHOTO = picture(1, size=(40, 60))
 

@@ -11,15 +11,16 @@ import pytest
 from images import make_folder, picture
 from PIL import Image
 
-from tlx.data import decode, regions
-from tlx.data.framed import Framed, show
-from tlx.data.framing import Draw
-from tlx.data.index import index_shards
-from tlx.data.manifest import Manifest
-from tlx.data.stream import ShardStream, evaluation_batches
-from tlx.data.transforms import eval_transform, train_transform
-from tlx.data.write import BuildOptions, build_shards
-from tlx.inputs import InputSpec
+from tlx.base.inputs import InputSpec
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels import decode
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.pixels.crop_geometry import Draw
+from tlx.data.pixels.fused_crop import Framed, show
+from tlx.data.pixels.transforms import eval_transform, train_transform
+from tlx.data.shards.index import index_shards
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.stream import ShardStream, evaluation_batches
 
 SPEC = InputSpec(size=(32, 32))
 

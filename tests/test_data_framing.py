@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import v2
 
-from tlx.data import regions
-from tlx.data.decode import decode
-from tlx.data.framed import Covering, Framed, framed, show
-from tlx.data.framing import Draw, Exactly, Frame, RandomResized, ResizedCrop, ShortSide, stored
-from tlx.data.regions import Regions
-from tlx.data.transforms import eval_transform, train_transform
-from tlx.inputs import InputSpec
+from tlx.base.inputs import InputSpec
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.pixels.crop_geometry import Draw, Exactly, Frame, RandomResized, ResizedCrop, ShortSide, stored
+from tlx.data.pixels.decode import decode
+from tlx.data.pixels.fused_crop import Covering, Framed, framed, show
+from tlx.data.pixels.jpeg_region import Regions
+from tlx.data.pixels.transforms import eval_transform, train_transform
 
 MODE = v2.InterpolationMode.BILINEAR
 

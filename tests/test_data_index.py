@@ -15,14 +15,14 @@ import pytest
 from images import encoded, make_shards, picture
 from typer.testing import CliRunner
 
-from tlx.cli_shards import shards
-from tlx.data.check import check_shards
-from tlx.data.index import index_folder, index_shards, label_rule
-from tlx.data.labels import LabelRule
-from tlx.data.manifest import Manifest, write_index
-from tlx.data.reader import ShardReader
-from tlx.data.shard_cache import CacheSpec
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.cli.shards import shards
+from tlx.data.remote.shard_cache import CacheSpec
+from tlx.data.shards.check import check_shards
+from tlx.data.shards.index import index_folder, index_shards, label_rule
+from tlx.data.shards.labels import LabelRule
+from tlx.data.shards.manifest import Manifest, write_index
+from tlx.data.stream.reader import ShardReader
 
 JPEG = encoded(picture(0, size=16))
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tlx.data import extension
-from tlx.data.orientation import jpeg_orientation
+from tlx.data.pixels import extension
+from tlx.data.pixels.orientation import jpeg_orientation
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tlx" / "data" / "_jpeg.c"
@@ -678,7 +678,7 @@ def test_everything_works_without_the_extension() -> None:
 import sys
 sys.modules["tlx.data._jpeg"] = None
 import pytest
-from tlx.data.regions import decoder
+from tlx.data.pixels.jpeg_region import decoder
 assert decoder().startswith("torchvision"), decoder()
 sys.exit(pytest.main(["-x", "-m", "not slow and not gpu", "-p", "no:cacheprovider", *{files!r}]))
 """

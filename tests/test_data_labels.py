@@ -9,14 +9,14 @@ from images import encoded, make_folder, picture
 from test_data_index import samples, tar_of
 from typer.testing import CliRunner
 
-from tlx.cli_shards import shards
-from tlx.data.check import check_shards
-from tlx.data.class_warnings import class_warnings
-from tlx.data.index import index_folder, index_shards, label_rule
-from tlx.data.labels import LabelRule
-from tlx.data.manifest import Manifest
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.cli.shards import shards
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.shards.check import check_shards
+from tlx.data.shards.class_warnings import class_warnings
+from tlx.data.shards.index import index_folder, index_shards, label_rule
+from tlx.data.shards.labels import LabelRule
+from tlx.data.shards.manifest import Manifest
 
 NAMES, POSITIONS = LabelRule(numbers="names"), LabelRule(numbers="positions")
 TWELVE = [str(i) for i in range(12)]

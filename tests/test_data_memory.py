@@ -21,19 +21,20 @@ import pytest
 from images import encoded, make_folder, picture
 from PIL import Image
 
-from tlx.data import one_picture, write
-from tlx.data.check import check_shards
-from tlx.data.content import stored
-from tlx.data.decode import decode
-from tlx.data.examine import examine
-from tlx.data.manifest import Manifest
-from tlx.data.one_picture import at_picture, reserve
-from tlx.data.png_rows import rows_are_missing
-from tlx.data.stream import evaluation_batches
-from tlx.data.transforms import eval_transform
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import TlxError
-from tlx.inputs import InputSpec
+from tlx.base.errors import TlxError
+from tlx.base.inputs import InputSpec
+from tlx.data.build import write
+from tlx.data.build.content import stored
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels import one_picture
+from tlx.data.pixels.decode import decode
+from tlx.data.pixels.one_picture import at_picture, reserve
+from tlx.data.pixels.png_rows import rows_are_missing
+from tlx.data.pixels.transforms import eval_transform
+from tlx.data.shards.check import check_shards
+from tlx.data.shards.examine import examine
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.stream import evaluation_batches
 
 SIDE = 4000
 DECODED = 3 * SIDE * SIDE
@@ -396,7 +397,11 @@ def test_a_lack_of_memory_ends_a_check_and_a_view_with_the_pictures_name(tmp_pat
     def lacking(*given, **options):
         raise MemoryError
 
-    for place in ("tlx.data.examine.examine", "tlx.data.pictures.decode", "tlx.data.regions.Regions.show"):
+    for place in (
+        "tlx.data.shards.examine.examine",
+        "tlx.data.stream.pictures.decode",
+        "tlx.data.pixels.jpeg_region.Regions.show",
+    ):
         monkeypatch.setattr(place, lacking)
     lacks = r"train/000000\.tar: 00000000\d\.jpg: there is not enough memory to read it\n  -> "
     with pytest.raises(TlxError, match=lacks + "fewer --jobs"):

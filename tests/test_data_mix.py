@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tlx.data.mix import MixSpec, draw, guests, mix_of, plain
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.data.stream.mix import MixSpec, draw, guests, mix_of, plain
 
 
 def drawn(spec, count, first=0, size=(32, 48), epoch=0):

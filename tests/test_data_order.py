@@ -10,9 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlx.data import order
-from tlx.data.order import ORDER_VERSION, EpochOrder, Shuffle, derive, micro_batches, permutation, permuted, share
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.data.stream.order import (
+    ORDER_VERSION,
+    EpochOrder,
+    Shuffle,
+    derive,
+    micro_batches,
+    permutation,
+    permuted,
+    share,
+)
+from tlx.data.stream.stream import order
 
 shards = st.lists(st.integers(0, 12), max_size=9)
 windows = st.none() | st.integers(1, 10)

@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from tlx.data import content, decode, examine, regions
-from tlx.data.framing import Exactly, ResizedCrop
-from tlx.data.orientation import info_orientation, inverse, jpeg_orientation, orientation, stored_view, turned
+from tlx.data.build import content
+from tlx.data.pixels import decode
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.pixels.crop_geometry import Exactly, ResizedCrop
+from tlx.data.pixels.orientation import info_orientation, inverse, jpeg_orientation, orientation, stored_view, turned
+from tlx.data.shards import examine
 
 COLOURS = {"r": (220, 30, 30), "g": (30, 200, 30), "b": (30, 30, 220), "w": (230, 230, 230)}
 WIDTH, HEIGHT = 48, 32  # of a picture of four fields, as it is stored: red, green above blue, white

@@ -19,14 +19,14 @@ from PIL import Image
 from test_data_build import assert_same_files, names, options
 from typer.testing import CliRunner
 
-from tlx import locks
-from tlx.cli_shards import shards
-from tlx.data import build_folder, build_parts, write
-from tlx.data.build_parts import Part, at_work_on
-from tlx.data.check import check_shards
-from tlx.data.datasets import read_items
-from tlx.data.write import BuildOptions, build_part, build_shards
-from tlx.errors import UserError
+from tlx.base import locks
+from tlx.base.errors import UserError
+from tlx.cli.shards import shards
+from tlx.data.build import build_folder, build_parts, write
+from tlx.data.build.build_parts import Part, at_work_on
+from tlx.data.build.datasets import read_items
+from tlx.data.build.write import BuildOptions, build_part, build_shards
+from tlx.data.shards.check import check_shards
 
 FORK = multiprocessing.get_context("fork")
 

@@ -24,21 +24,21 @@ from commands import tlx, write_config
 from images import make_shards
 from shard_server import serve
 
-from tlx import feed
-from tlx.config import dump, parse
-from tlx.data import ahead, cache_room, remote, shard_cache
-from tlx.data import manifest as manifests
+from tlx.base.errors import TlxError, UserError
+from tlx.base.inputs import InputSpec
+from tlx.base.location import address, folder_name, scrubbed, shown
 from tlx.data.file_lock import locked
-from tlx.data.index import index_shards
-from tlx.data.location import address, folder_name, scrubbed, shown
-from tlx.data.manifest import RECORD, Manifest, Shard, write_index
-from tlx.data.reader import ShardReader
-from tlx.data.remote import IndexUnavailable, ShardUnavailable
-from tlx.data.shard_cache import CacheSpec
-from tlx.data.stream import ShardStream, evaluation_batches
-from tlx.data.transforms import eval_transform
-from tlx.errors import TlxError, UserError
-from tlx.inputs import InputSpec
+from tlx.data.pixels.transforms import eval_transform
+from tlx.data.remote.files import IndexUnavailable, ShardUnavailable, ahead, cache_room, shard_cache
+from tlx.data.remote.files import files as remote
+from tlx.data.remote.shard_cache import CacheSpec
+from tlx.data.shards import manifest as manifests
+from tlx.data.shards.index import index_shards
+from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
+from tlx.data.stream.reader import ShardReader
+from tlx.data.stream.stream import ShardStream, evaluation_batches
+from tlx.plan.config import dump, parse
+from tlx.train import data as feed
 
 VIEW = eval_transform(InputSpec(size=(16, 16)))
 
@@ -116,10 +116,10 @@ def python(code, *words):
 
 READ_ALL = """
     import sys, hashlib, pathlib
-    from tlx.data import remote
-    from tlx.data.manifest import Manifest
-    from tlx.data.reader import ShardReader
-    from tlx.data.shard_cache import CacheSpec
+    from tlx.data.remote.files import files as remote
+    from tlx.data.shards.manifest import Manifest
+    from tlx.data.stream.reader import ShardReader
+    from tlx.data.remote.shard_cache import CacheSpec
     url, folder, limit, step = sys.argv[1:]
     manifest = Manifest.open(url, CacheSpec(pathlib.Path(folder), int(limit) or None))
     reader, found = ShardReader(manifest), hashlib.sha256()
@@ -472,8 +472,8 @@ def test_what_came_just_now_is_not_fetched_again(server, cache, monkeypatch):
 
 BEGIN = """
     import os, pathlib, sys, time
-    from tlx.data.manifest import Manifest
-    from tlx.data.shard_cache import CacheSpec
+    from tlx.data.shards.manifest import Manifest
+    from tlx.data.remote.shard_cache import CacheSpec
     manifest = Manifest.open(sys.argv[1], CacheSpec(pathlib.Path(sys.argv[2])))
     manifest.ahead([0])
     while not list(manifest.path.glob("*.part")) or not list(manifest.path.glob("*.part"))[0].stat().st_size:
@@ -1047,7 +1047,7 @@ def test_a_million_samples_are_mapped_and_not_copied(tmp_path):
     )
     code = """
         import pathlib, pickle, sys
-        from tlx.data.manifest import Manifest
+        from tlx.data.shards.manifest import Manifest
         def private():
             sizes = [l.split() for l in pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines()]
             return sum(int(s[1]) for s in sizes if s[0] == "Anonymous:") / 1024
@@ -1070,7 +1070,7 @@ def test_a_million_samples_are_mapped_and_not_copied(tmp_path):
 
 
 def test_shards_are_shown_and_checked_where_they_are(server, folder, tmp_path, monkeypatch):
-    from tlx.data.check import check_shards, describe_shards
+    from tlx.data.shards.check import check_shards, describe_shards
 
     monkeypatch.setenv("TLX_CACHE", str(tmp_path / "cached"))
     url = f"{server.url}/train"
@@ -1088,8 +1088,8 @@ def test_shards_are_shown_and_checked_where_they_are(server, folder, tmp_path, m
 
 
 def test_a_window_that_the_cache_cannot_hold_is_refused_before_it_thrashes(server, folder, tmp_path):
-    from tlx import feed
-    from tlx.config import parse
+    from tlx.plan.config import parse
+    from tlx.train import data as feed
 
     sizes = sorted((s.bytes for s in Manifest.open(folder).shards), reverse=True)
     assert len(sizes) >= 3

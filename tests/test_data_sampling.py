@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tlx.data.order import EpochOrder, Shuffle, permutation
-from tlx.data.sampling import Sampling, entries, samples_per_epoch, targets
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.data.stream.order import EpochOrder, Shuffle, permutation
+from tlx.data.stream.sampling import Sampling, entries, samples_per_epoch, targets
 
 CLASSES = 6
 REPEATING = ["balanced", "sqrt", "repeat_factors"]

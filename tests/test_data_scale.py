@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from bench.scale import label_entropy, write_data_set
 
-from tlx.data.manifest import Manifest
-from tlx.data.order import EpochOrder, Shuffle
-from tlx.data.sampling import Sampling, entries, targets
-from tlx.data.stream import ShardStream
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.order import EpochOrder, Shuffle
+from tlx.data.stream.sampling import Sampling, entries, targets
+from tlx.data.stream.stream import ShardStream
 
 SHARDS, CLASSES, BATCH = 1300, 1000, 256
 SIZES = np.full(SHARDS, 1000)
@@ -37,8 +37,8 @@ def small(tmp_path_factory) -> Path:
 
 CHILD = """
 import json, re, sys
-from tlx.data.manifest import Manifest
-from tlx.data.stream import ShardStream
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.stream import ShardStream
 
 def own():
     # what is mapped from the index is clean, and shared by all processes

@@ -13,13 +13,14 @@ from images import make_folder, picture
 from PIL import Image, ImageFile
 from torchvision import datasets
 
-from tlx.data import decode, heif, sources
-from tlx.data.datasets import TORCHVISION, read_items, read_torchvision
-from tlx.data.passed_over import HIDDEN, LINK, OUTSIDE, SYSTEM, PassedOver, told
-from tlx.data.sources import Reading, split_of
-from tlx.data.specs import read_source
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.data.build import sources
+from tlx.data.build.datasets import TORCHVISION, read_items, read_torchvision
+from tlx.data.build.sources import Reading, split_of
+from tlx.data.build.specs import read_source
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels import decode, heif
+from tlx.data.shards.passed_over import HIDDEN, LINK, OUTSIDE, SYSTEM, PassedOver, told
 
 
 @pytest.fixture

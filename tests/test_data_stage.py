@@ -16,19 +16,19 @@ from commands import start, status, tlx, wait_for_step, write_config
 from images import encoded, make_shards, picture
 from test_training import raw_for, same_bits
 
-from tlx import feed
-from tlx.config import CacheConfig, parse
-from tlx.data import ahead, remote, shard_cache
-from tlx.data.index import index_shards
-from tlx.data.manifest import Manifest
-from tlx.data.reader import ShardReader
-from tlx.data.remote import ShardUnavailable
-from tlx.data.shard_cache import CacheSpec
-from tlx.data.stream import ShardStream, evaluation_batches
-from tlx.data.transforms import eval_transform
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import ConfigError, UserError
-from tlx.inputs import InputSpec
+from tlx.base.errors import ConfigError, UserError
+from tlx.base.inputs import InputSpec
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels.transforms import eval_transform
+from tlx.data.remote.files import ShardUnavailable, ahead, shard_cache
+from tlx.data.remote.files import files as remote
+from tlx.data.remote.shard_cache import CacheSpec
+from tlx.data.shards.index import index_shards
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.reader import ShardReader
+from tlx.data.stream.stream import ShardStream, evaluation_batches
+from tlx.plan.config import CacheConfig, parse
+from tlx.train import data as feed
 
 VIEW = eval_transform(InputSpec(size=(16, 16)))
 

@@ -17,13 +17,13 @@ import pytest
 import torch
 from images import make_folder, make_shards
 
-from tlx.data.manifest import Manifest
-from tlx.data.mix import MixSpec
-from tlx.data.reader import ShardReader
-from tlx.data.stream import Batch, ShardStream, evaluation_batches
-from tlx.data.transforms import eval_transform, train_transform
-from tlx.errors import TlxError, UserError
-from tlx.inputs import InputSpec
+from tlx.base.errors import TlxError, UserError
+from tlx.base.inputs import InputSpec
+from tlx.data.pixels.transforms import eval_transform, train_transform
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.mix import MixSpec
+from tlx.data.stream.reader import ShardReader
+from tlx.data.stream.stream import Batch, ShardStream, evaluation_batches
 
 INPUT = InputSpec(size=(24, 24))
 PARTS = [
@@ -44,7 +44,7 @@ def data(tmp_path_factory):
     make_folder(path.parent / "pictures" / "val", 3, 13, seed=2)
     for name in ("class1", "class2"):
         (path.parent / "pictures" / "val" / name / "0012.jpg").unlink()
-    from tlx.data.write import BuildOptions, build_shards
+    from tlx.data.build.write import BuildOptions, build_shards
 
     build_shards(str(path.parent / "pictures"), path, BuildOptions(shard_samples=13, jobs=0))
     return path
@@ -308,8 +308,8 @@ def test_a_batch_left_lying_does_not_keep_the_process(data):
     """An error holds its frames, and they a stream's workers; the process ends all the same."""
     lines = f"""
         import sys
-        from tlx.data.manifest import Manifest
-        from tlx.data.stream import ShardStream
+        from tlx.data.shards.manifest import Manifest
+        from tlx.data.stream.stream import ShardStream
         batches = ShardStream(Manifest.open({str(data / "train")!r}), batch=2, seed=0, workers=2,
                               transform=lambda image: image).batches(0, 30)
         next(batches)
@@ -368,7 +368,7 @@ def test_transforms_that_do_not_give_bytes_are_refused(train, broken):
 
 
 def test_a_step_does_not_wait_for_the_next_ones_pictures():
-    from tlx.step import by_step
+    from tlx.train.step import by_step
 
     said = []
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from tlx import plug
-from tlx.data import transforms
-from tlx.data.framing import ShortSide
-from tlx.data.randomness import own_randomness
-from tlx.data.transforms import eval_transform, train_transform
-from tlx.errors import UserError
-from tlx.inputs import InputSpec
+from tlx.base import plug
+from tlx.base.errors import UserError
+from tlx.base.inputs import InputSpec
+from tlx.data.pixels import transforms
+from tlx.data.pixels.crop_geometry import ShortSide
+from tlx.data.pixels.transforms import eval_transform, train_transform
+from tlx.data.stream.randomness import own_randomness
 
 INPUT = InputSpec(size=(32, 32))
 NEEDED = {"rotation": {"degrees": 10}, "shear": {"degrees": 10}, "color_jitter": {"brightness": 0.2}}

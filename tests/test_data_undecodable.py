@@ -17,20 +17,21 @@ import torch
 from images import encoded, make_folder, picture
 from PIL import Image
 
-from tlx.data import content, decoder_messages
-from tlx.data.check import check_shards
-from tlx.data.decode import DecodeError, decode, library, reading
-from tlx.data.examine import examine
-from tlx.data.index import index_shards
-from tlx.data.manifest import Manifest
-from tlx.data.one_picture import at_picture
-from tlx.data.sources import Picture, Source
-from tlx.data.stream import evaluation_batches
-from tlx.data.threads import in_threads
-from tlx.data.transforms import eval_transform
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import UserError
-from tlx.inputs import InputSpec
+from tlx.base.errors import UserError
+from tlx.base.inputs import InputSpec
+from tlx.data.build import content
+from tlx.data.build.sources import Picture, Source
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels import decoder_messages
+from tlx.data.pixels.decode import DecodeError, decode, library, reading
+from tlx.data.pixels.one_picture import at_picture
+from tlx.data.pixels.transforms import eval_transform
+from tlx.data.shards.check import check_shards
+from tlx.data.shards.examine import examine
+from tlx.data.shards.index import index_shards
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.stream import evaluation_batches
+from tlx.data.stream.threads import in_threads
 
 PHOTO = picture(1, size=(20, 30))
 
@@ -365,7 +366,7 @@ def test_nothing_is_redirected_while_a_picture_waits_for_room(capfd, monkeypatch
         os.write(2, b"while it waits\n")
         shown.append(capfd.readouterr().err)
 
-    monkeypatch.setattr("tlx.data.decode.reserve", waits)
+    monkeypatch.setattr("tlx.data.pixels.decode.reserve", waits)
     decode(LZW)
     decode(REPAIRED)
     assert shown == ["while it waits\n"] * 2
@@ -470,7 +471,7 @@ def test_an_own_mistake_is_no_damage_of_the_picture(monkeypatch):
     def wrong(*given):
         raise TypeError("a mistake of tlx's")
 
-    monkeypatch.setattr("tlx.data.decode.info_orientation", wrong)
+    monkeypatch.setattr("tlx.data.pixels.decode.info_orientation", wrong)
     with pytest.raises(TypeError, match="a mistake of tlx's"):
         decode(PNG)
 
@@ -506,7 +507,7 @@ def test_a_large_webp_is_the_same_picture(mode, lossless, monkeypatch):
         image.putalpha(picture(1, size=(40, 30)).convert("L"))
     data = encoded(image, "WEBP", lossless=lossless, exif=exif)
     small = [decode(data, channels) for channels in (1, 3, 4)]
-    monkeypatch.setattr("tlx.data.decode.LARGE", 100)
+    monkeypatch.setattr("tlx.data.pixels.decode.LARGE", 100)
     for channels, pixels in zip((1, 3, 4), small, strict=True):
         assert torch.equal(decode(data, channels), pixels)
     frames = encoded(image, "WEBP", save_all=True, append_images=[image.rotate(90)])

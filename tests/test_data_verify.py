@@ -16,18 +16,20 @@ from composed import composer
 from images import make_shards
 from trainings import alone
 
-from tlx import feed, verification
-from tlx.config import parse
-from tlx.data import overlap, transforms
-from tlx.data.index import index_shards
-from tlx.data.manifest import Manifest
-from tlx.data.shard_cache import CacheSpec
-from tlx.engine import fit
-from tlx.errors import UserError
-from tlx.resume import resume
-from tlx.verification import FILE, record_of, verify
-from tlx.watch import Watch
-from tlx.world import World
+from tlx.base.errors import UserError
+from tlx.data.pixels import transforms
+from tlx.data.remote.shard_cache import CacheSpec
+from tlx.data.shards import overlap
+from tlx.data.shards.index import index_shards
+from tlx.data.shards.manifest import Manifest
+from tlx.plan.config import parse
+from tlx.ranks.watch import Watch
+from tlx.ranks.world import World
+from tlx.train import data as feed
+from tlx.train import verification
+from tlx.train.loop import fit
+from tlx.train.resume import resume
+from tlx.train.verification import FILE, record_of, verify
 
 
 @pytest.fixture(scope="module")
@@ -356,8 +358,8 @@ def test_pictures_are_compared_and_transforms_tried_once_by_one_rank(shards, com
 
 def test_every_rank_has_the_verdict_of_rank_0(shards, tmp_path, monkeypatch):
     """Rank 1 reads no picture, and its plan warns of what rank 0 has found."""
-    from tlx import build
-    from tlx.run_folder import RunFolder
+    from tlx.runs.run_folder import RunFolder
+    from tlx.train import build
 
     monkeypatch.setattr(overlap, "shared_pictures", lambda *_: pytest.fail("rank 1 has read pictures"))
     monkeypatch.setattr(World, "from_main", lambda self, value: ("told by rank 0",) if value is None else value)

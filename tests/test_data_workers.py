@@ -17,10 +17,10 @@ import psutil
 import pytest
 import torch
 
-from tlx.data import workers
-from tlx.data.slots import Slots
-from tlx.data.workers import InWorker, WorkerDied, at_work_on, in_order, in_slots
-from tlx.errors import TlxError, UserError
+from tlx.base.errors import TlxError, UserError
+from tlx.data.stream.slots import Slots
+from tlx.data.stream.stream import workers
+from tlx.data.stream.workers import InWorker, WorkerDied, at_work_on, in_order, in_slots
 
 
 def fill(task, slots, slot):
@@ -68,8 +68,8 @@ def test_memory_that_is_not_there():
         Slots(4, 1 << 38)
     lines = """
         import resource
-        from tlx.data.slots import Slots
-        from tlx.errors import UserError
+        from tlx.data.stream.slots import Slots
+        from tlx.base.errors import UserError
         resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
         try:
             Slots(4, 1 << 20)
@@ -151,7 +151,7 @@ def test_no_process_is_left_when_the_asking_one_ends(end):
     """Not even in the middle of a long task, with two crews of workers."""
     lines = """
         import signal, time
-        from tlx.data.workers import in_order
+        from tlx.data.stream.workers import in_order
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         one, two = (in_order(time.sleep, [0] + [60] * 10, workers=2) for _ in range(2))
         next(one), next(two)

@@ -22,9 +22,11 @@ from commands import environment, tlx, write_config
 from images import make_shards
 from typer.testing import CliRunner
 
-from tlx import limits
-from tlx.cli import app
-from tlx.config import parse
+from tlx.base import limits
+from tlx.base.errors import TlxError, UserError
+from tlx.base.launcher import Environment
+from tlx.base.slurm import records
+from tlx.cli.main import app
 from tlx.doctor import (
     accelerates,
     computing,
@@ -46,9 +48,7 @@ from tlx.doctor.needs import Needs, needs_of
 from tlx.doctor.shown import Output
 from tlx.doctor.traffic import Traffic
 from tlx.doctor.wire import Wire
-from tlx.errors import TlxError, UserError
-from tlx.launcher import Environment
-from tlx.slurm import records
+from tlx.plan.config import parse
 
 HERE = Path(__file__).parent
 CONFIG = (HERE / "doctor_scontrol_config.txt").read_text()
@@ -164,7 +164,7 @@ def test_a_gpu_that_is_asked_for_may_be_on_a_compute_node():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_what_a_training_elsewhere_has_is_no_fault_of_this_machine(config):
-    from tlx import config as configs
+    from tlx.plan.plan import config as configs
 
     here = place.of_environment({})
     said = configs.load(config, ["world.size=16", "world.device=cpu"])
@@ -580,14 +580,14 @@ def test_no_credentials_of_the_hubs_address_are_shown(monkeypatch):
 
     asked = []
     monkeypatch.setattr(constants, "ENDPOINT", "https://joe:s3cret@hub.example")
-    monkeypatch.setattr("tlx.reachable.reachable", lambda url: asked.append(url) or True)
+    monkeypatch.setattr("tlx.base.reachable.reachable", lambda url: asked.append(url) or True)
     (found,) = services.weights(None)
     assert found == ok("internet", "https://hub.example answers")
     assert asked == ["https://joe:s3cret@hub.example"]  # its port and scheme are wanted
 
 
 def test_a_backbone_is_made_with_the_classes_that_there_are(config, monkeypatch):
-    from tlx import config as configs
+    from tlx.plan.plan import config as configs
 
     asked = []
     monkeypatch.setattr(services, "load", lambda config, *classes: asked.append(classes) or "fine")
@@ -607,7 +607,7 @@ def test_weights_that_are_not_here_name_the_command(tmp_path, monkeypatch):
     (found,) = services.weights(parse({**raw, "backbone": {"name": "timm/test_resnet.r160_in1k"}}))
     assert found.verdict == "fault"
     assert "tlx weights fetch timm/test_resnet.r160_in1k" in found.todo
-    monkeypatch.setattr("tlx.reachable.reachable", lambda url: True)
+    monkeypatch.setattr("tlx.base.reachable.reachable", lambda url: True)
     (found,) = services.weights(parse({**raw, "backbone": {"name": "timm/test_resnet.r160_in1k"}}))
     assert found.verdict == "warning"
     (found,) = services.weights(parse({**raw, "backbone": {"name": "toys:small", "weights": "none"}}))
@@ -731,7 +731,7 @@ def of_json(done):
 
 
 def test_what_the_training_of_a_configuration_needs(config):
-    from tlx import config as configs
+    from tlx.plan.plan import config as configs
 
     said = configs.load(config)
     needs = needs_of(said, 2)

@@ -14,12 +14,14 @@ from images import make_shards
 from torch import nn
 from trainings import CLASSES, bits, config_of, values
 
-from tlx import build, models, parts
-from tlx.config import parse
-from tlx.dry_run import DryRun, largest, wrong_output
-from tlx.errors import UserError
-from tlx.inputs import InputSpec
-from tlx.plan import Plan
+from tlx import models
+from tlx.base.errors import UserError
+from tlx.base.inputs import InputSpec
+from tlx.plan.config import parse
+from tlx.plan.plan import Plan
+from tlx.train import build
+from tlx.train import components as parts
+from tlx.train.dry_run import DryRun, largest, wrong_output
 
 
 def dry_run(name: str, *, size: int, classes: int = CLASSES, empty: bool = True, **said: Any) -> DryRun:

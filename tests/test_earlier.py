@@ -13,17 +13,17 @@ from commands import rows, status
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from tlx import config as configs
-from tlx.cli import app
-from tlx.config import EMA, load
-from tlx.data.manifest import Manifest
-from tlx.errors import UserError
-from tlx.extend import Extend
-from tlx.history import read_history
-from tlx.later_keys import is_written
-from tlx.report import report
-from tlx.run_folder import RunFolder
-from tlx.training import train
+from tlx.base.errors import UserError
+from tlx.cli.main import app
+from tlx.data.shards.manifest import Manifest
+from tlx.plan.config import EMA, load
+from tlx.plan.later_keys import is_written
+from tlx.plan.plan import config as configs
+from tlx.report.report import report
+from tlx.runs.extend import Extend
+from tlx.runs.history import read_history
+from tlx.runs.run_folder import RunFolder
+from tlx.train.command import train
 
 EARLIER = Path(__file__).parent / "earlier"
 
@@ -156,13 +156,13 @@ def test_a_run_that_was_extended_and_killed_before_its_first_checkpoint_goes_on(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("tlx.engine.fit", killed)
+        patched.setattr("tlx.train.loop.fit", killed)
         for words, how in [([], {})] * rewritten + [(FURTHER, {"extend": True})]:
             with pytest.raises(KeyboardInterrupt):
                 train(configs.load("stopped.yaml", words), **how)
     for again in ({"extend": True}, {}):
         with monkeypatch.context() as patched:
-            patched.setattr("tlx.engine.fit", killed)
+            patched.setattr("tlx.train.loop.fit", killed)
             with pytest.raises(KeyboardInterrupt):
                 train(configs.load("stopped.yaml", FURTHER), **again)
     result = train(configs.load("stopped.yaml", FURTHER))

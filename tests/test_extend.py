@@ -21,15 +21,17 @@ from commands import tlx as run_tlx
 from images import make_shards
 from safetensors.torch import load_file
 
-import tlx.engine
-import tlx.files
-from tlx import build, extend, training
-from tlx.config import load, parse
-from tlx.errors import UserError
-from tlx.extend import FILE
-from tlx.report import is_drawn
-from tlx.standing import standing
-from tlx.written_config import MAY_CHANGE
+import tlx.base.files
+import tlx.train.loop
+from tlx.base.errors import UserError
+from tlx.plan.config import load, parse
+from tlx.plan.written_config import MAY_CHANGE
+from tlx.report.report import is_drawn
+from tlx.runs import extend
+from tlx.runs.extend import FILE
+from tlx.runs.run_status import standing
+from tlx.train import build
+from tlx.train import command as training
 
 STEPS = 3  # of an epoch: 24 samples in batches of 8
 
@@ -109,14 +111,14 @@ def status(run):
 
 def stop_at(step, monkeypatch):
     """Somebody asks for a stop while this step is made."""
-    log = tlx.engine.log
+    log = tlx.train.loop.log
 
     def watched(run, phase):
         if run.progress.step == step - 1:
             run.stop.reason = "a test"
         log(run, phase)
 
-    monkeypatch.setattr(tlx.engine, "log", watched)
+    monkeypatch.setattr(tlx.train.loop, "log", watched)
 
 
 def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, tmp_path):
@@ -134,7 +136,7 @@ def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, t
     assert [e["step"] for e in result["extended"]] == [4 * STEPS]
     assert result["extended"][0]["steps"] == [4 * STEPS, 6 * STEPS]
     assert result["step"] == 6 * STEPS
-    again = f"tlx.training.train(tlx.config.load('{run}/config.yaml', ['run={run}-again']))"
+    again = f"tlx.train.command.train(tlx.plan.config.load('{run}/config.yaml', ['run={run}-again']))"
     assert result["reproduce"].partition("  #")[0] == again
     assert again in html.unescape((run / "report.html").read_text())
     assert result["phases"]["fine_tuning"]["stop"] == 6 * STEPS
@@ -381,7 +383,7 @@ def test_killed_while_it_becomes_the_longer_run_it_goes_on(raw, finished, tmp_pa
         replace(beside, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tlx.files.os, "replace", killed)
+        patched.setattr(tlx.base.files.os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             train(raw(run, phases=longer()), extend=True)
     result = train(raw(run, phases=longer()), extend=True)
@@ -406,7 +408,7 @@ def test_an_extension_that_was_killed_before_it_took_place_is_none(raw, finished
             (run / at).unlink()
         raise KeyboardInterrupt
 
-    where = {FILE: extend.Extension, "status.json": tlx.files.os, "result.json": extend.Extension}[at]
+    where = {FILE: extend.Extension, "status.json": tlx.base.files.os, "result.json": extend.Extension}[at]
     name = {FILE: "record", "status.json": "replace", "result.json": "remove_result"}[at]
     with monkeypatch.context() as patched:
         patched.setattr(where, name, killed)
@@ -424,7 +426,7 @@ def test_an_extension_that_was_killed_before_it_took_place_is_none(raw, finished
 def test_a_folder_without_room_refuses_an_extension_and_stays_as_it_is(raw, finished, tmp_path, monkeypatch, at):
     run = tmp_path / "run"
     shutil.copytree(finished, run, symlinks=True)
-    before, write = content(run), tlx.files._write
+    before, write = content(run), tlx.base.files._write
 
     def full(path, text):
         if path.name.startswith(f".{at}."):
@@ -432,7 +434,7 @@ def test_a_folder_without_room_refuses_an_extension_and_stays_as_it_is(raw, fini
         write(path, text)
 
     with monkeypatch.context() as patched:
-        patched.setattr(tlx.files, "_write", full)
+        patched.setattr(tlx.base.files, "_write", full)
         with pytest.raises(UserError, match=rf"{at}: cannot be written: No space left on device"):
             train(raw(run, phases=longer()), extend=True)
     now = content(run)

@@ -13,18 +13,19 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from tlx import models, optim
-from tlx.averaging import MovingAverage
-from tlx.config import EMA, parse
-from tlx.data.mix import Mix
-from tlx.data.stream import Batch
-from tlx.evaluation import Span
-from tlx.meters import EvaluationMeter
-from tlx.objectives import cross_entropy
-from tlx.optim import parameter_groups
-from tlx.plan import Plan
-from tlx.step import Normalise, Updater, dress, set_rates
-from tlx.world import World
+from tlx import models
+from tlx.data.stream.mix import Mix
+from tlx.data.stream.stream import Batch
+from tlx.plan.config import EMA, parse
+from tlx.plan.plan import Plan
+from tlx.ranks.world import World
+from tlx.train import optim
+from tlx.train.averaging import MovingAverage
+from tlx.train.evaluation import Span
+from tlx.train.meters import EvaluationMeter
+from tlx.train.objectives import cross_entropy
+from tlx.train.optim import parameter_groups
+from tlx.train.step import Normalise, Updater, dress, set_rates
 
 CUDA = torch.device("cuda", 0)
 CLASSES = 5

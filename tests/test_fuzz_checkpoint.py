@@ -23,20 +23,20 @@ from mutations import BOMB, GIB, apart, as_json, changed, mutated, nested, odd, 
 from safetensors.torch import save_file
 from test_report import finish, write_run
 
-from tlx import checkpoint
-from tlx.checkpoint import Checkpoints, Snapshot, optimizer_state, restore_optimizer, weights_of
-from tlx.config import parse
-from tlx.errors import TlxError, UserError
-from tlx.history import read_history
-from tlx.models import weights
-from tlx.models.filling import fill
-from tlx.models.pretrained import choose
-from tlx.models.shelf import header
-from tlx.page import Section, cells, page
-from tlx.progress import Progress
-from tlx.report import report
-from tlx.run_folder import RunFolder
-from tlx.tracking.metrics import read_rows
+from tlx.base.errors import TlxError, UserError
+from tlx.models.weights.files import files as weights
+from tlx.models.weights.filling import fill
+from tlx.models.weights.local_weights import header
+from tlx.models.weights.pretrained import choose
+from tlx.plan.config import parse
+from tlx.report.page import Section, cells, page
+from tlx.report.report import report
+from tlx.runs import checkpoint
+from tlx.runs.checkpoint import Checkpoints, Snapshot, optimizer_state, restore_optimizer, weights_of
+from tlx.runs.history import read_history
+from tlx.runs.metrics_file import read_rows
+from tlx.runs.run_folder import RunFolder
+from tlx.train.progress import Progress
 
 
 def many(quick, slow):

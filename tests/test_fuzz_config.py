@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutations import BOMB, apart, changed, mutated, odd, outcomes
 
-from tlx.config import dump, load, parse
-from tlx.errors import ConfigError, UserError
+from tlx.base.errors import ConfigError, UserError
+from tlx.plan.config import dump, load, parse
 
 GOOD = """
 run: runs/x

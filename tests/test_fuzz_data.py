@@ -25,22 +25,22 @@ from mutations import GIB, apart, as_json, changed, mutated, nested, odd, outcom
 from PIL import Image
 from shard_server import serve
 
-from tlx import cli_shards
-from tlx.data.cache_room import CacheSpec
-from tlx.data.check import check_shards
-from tlx.data.content import read as read_picture
-from tlx.data.content import stored
-from tlx.data.decode import DecodeError, decode
-from tlx.data.examine import examine
-from tlx.data.index import index_shards, scan_tar
-from tlx.data.labels import EXTENSIONS, LabelRule, label_of
-from tlx.data.location import address
-from tlx.data.manifest import RECORD, Manifest
-from tlx.data.reader import ReadError, ShardReader
-from tlx.data.sources import Picture, Source
-from tlx.data.tables import read_csv
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import TlxError, UserError
+from tlx.base.errors import TlxError, UserError
+from tlx.base.location import address
+from tlx.cli.main import shards as cli_shards
+from tlx.data.build.content import read as read_picture
+from tlx.data.build.content import stored
+from tlx.data.build.sources import Picture, Source
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels.decode import DecodeError, decode
+from tlx.data.remote.cache_room import CacheSpec
+from tlx.data.shards.check import check_shards
+from tlx.data.shards.examine import examine
+from tlx.data.shards.index import index_shards, scan_tar
+from tlx.data.shards.labels import EXTENSIONS, LabelRule, label_of
+from tlx.data.shards.manifest import RECORD, Manifest
+from tlx.data.shards.tables import read_csv
+from tlx.data.stream.reader import ReadError, ShardReader
 
 
 def many(quick, slow):
@@ -323,7 +323,7 @@ def test_a_server_that_sends_without_end(train, tmp_path, which):
 
 @many(25, 133)
 def test_damaged_indexes_from_a_server(train, tmp_path, monkeypatch, count):
-    monkeypatch.setattr("tlx.data.remote.PAUSE_S", 0.0)
+    monkeypatch.setattr("tlx.data.remote.files.PAUSE_S", 0.0)
     header, records = parts(train)
     rng = random.Random(3)
     with serve(train) as server:
@@ -367,7 +367,7 @@ def test_damaged_indexes_from_a_server(train, tmp_path, monkeypatch, count):
 )
 def test_no_shell_from_locations(tmp_path, monkeypatch, location):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tlx.data.remote.PAUSE_S", 0.0)
+    monkeypatch.setattr("tlx.data.remote.files.PAUSE_S", 0.0)
     monkeypatch.setattr("subprocess.Popen", lambda *a, **k: pytest.fail("a command was started"))
     with pytest.raises(UserError):
         Manifest.open(location, CacheSpec(tmp_path / "cache"))

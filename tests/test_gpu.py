@@ -13,10 +13,10 @@ from images import make_shards
 from test_no_wait import OPTIONS
 from test_ranks_faults import BOUND_S, PATIENCE_S, RAW, Plain
 
-from tlx.data.slots import Slots
-from tlx.engine import absorb, begin, fit, steps_of, take
-from tlx.resume import resume, save_when_due, settle
-from tlx.step import dress
+from tlx.data.stream.slots import Slots
+from tlx.train.loop import absorb, begin, fit, steps_of, take
+from tlx.train.resume import resume, save_when_due, settle
+from tlx.train.step import dress
 
 pytestmark = pytest.mark.gpu
 
@@ -100,7 +100,7 @@ def test_kernels_of_one_piece_give_what_torchs_plain_ones_give(name):
     """Three steps on the same gradients; a second weight thaws after the first one."""
     from test_no_wait import TORCHS
 
-    from tlx import optim
+    from tlx.train import optim
 
     found = []
     for make in (getattr(optim, name), TORCHS[name]):
@@ -151,7 +151,7 @@ def test_resuming_on_a_gpu_gives_the_bits(compose, tmp_path):
 
 def test_a_checkpoint_holds_the_weights_of_its_step_though_the_device_goes_on(compose):
     """The copy to the host is under way while the weights are changed already."""
-    from tlx.checkpoint import read
+    from tlx.runs.checkpoint import read
 
     run = compose()
     phase = run.plan.phases[0]

@@ -14,9 +14,11 @@ import torchvision
 from torch import nn
 from torch.nn import functional
 
-from tlx import heads, models, plug
-from tlx.errors import UserError
-from tlx.models.trace import build_empty
+from tlx import models
+from tlx.base import plug
+from tlx.base.errors import UserError
+from tlx.models import heads
+from tlx.models.layers.trace import build_empty
 
 SMALL: dict[str, Any] = {"channels": [8, 8, 16, 16]}
 VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}

@@ -1,4 +1,4 @@
-"""`tlx.training.train` from a thread that is not the main one, as in a notebook."""
+"""`tlx.train.command.train` from a thread that is not the main one, as in a notebook."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 from accelerate.state import AcceleratorState
 from images import make_shards
 
-import tlx.preempt
-import tlx.watch
-from tlx import training
-from tlx.config import parse
-from tlx.errors import UserError
-from tlx.watch import Watch
+import tlx.ranks.watch
+import tlx.runs.stop
+from tlx.base.errors import UserError
+from tlx.plan.config import parse
+from tlx.ranks.watch import Watch
+from tlx.train import command as training
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_file_stops_it_and_the_same_call_goes_on(config, tmp_path):
 
 
 def test_a_time_limit_counts_from_the_call_and_not_from_the_start_of_the_process(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(tlx.preempt, "_began", lambda launched: 0.0)  # a notebook's process is older than any limit
+    monkeypatch.setattr(tlx.runs.stop, "_began", lambda launched: 0.0)  # a notebook's process is older than any limit
     thread, ended = in_a_thread(lambda: training.train(config(stop_after=3600)))
     thread.join()
     assert ended["result"]["step"] == 12
@@ -121,7 +121,7 @@ def test_the_next_training_of_a_process_may_have_another_precision(config, tmp_p
 
 def test_a_training_that_hangs_does_not_end_the_process_of_whoever_called_it(monkeypatch, capfd):
     exits = []
-    monkeypatch.setattr(tlx.watch.os, "_exit", exits.append)
+    monkeypatch.setattr(tlx.ranks.watch.os, "_exit", exits.append)
     watch = Watch(patience_s=1.5, ends=False)
     watch.start(None, 0, 1)
     watch.beat("step", 7)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from commands import environment
 
-from tlx import invocation
-from tlx.invocation import command, reproducing
+from tlx.base import invocation
+from tlx.base.invocation import command, reproducing
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import os
 from pathlib import Path
-from tlx.invocation import command
+from tlx.base.invocation import command
 if os.environ.get("RANK", "0") == "0":
     print("kept:", command(Path("runs/x")), flush=True)
 """
@@ -73,12 +73,12 @@ def test_under_srun_without_a_launcher(monkeypatch):
 
 
 def test_from_python_the_call_with_the_complete_configuration():
-    assert command(Path("runs/x")) == "tlx.training.train(tlx.config.load('runs/x/config.yaml'), fresh=False)"
+    assert command(Path("runs/x")) == "tlx.train.command.train(tlx.plan.config.load('runs/x/config.yaml'), fresh=False)"
 
 
 def test_an_extended_run_is_trained_again_from_its_own_configuration(monkeypatch):
     assert reproducing(Path("runs/x"), 4) == (
-        "tlx.training.train(tlx.config.load('runs/x/config.yaml', ['run=runs/x-again']))  # with OMP_NUM_THREADS=4"
+        "tlx.train.command.train(tlx.plan.config.load('runs/x/config.yaml', ['run=runs/x-again']))  # with OMP_NUM_THREADS=4"
     )
     monkeypatch.setattr(sys, "argv", [*OWN, "phases.a.duration=9", "--extend"])
     again = "train runs/x/config.yaml run=runs/x-again"

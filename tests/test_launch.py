@@ -13,11 +13,11 @@ import pytest
 import yaml
 from commands import environment
 
-from tlx.accelerate_settings import Source, conflicts, option, promised
-from tlx.config import parse
+from tlx.base.errors import UserError
 from tlx.doctor.accelerates import exported
-from tlx.errors import UserError
-from tlx.world import enter
+from tlx.plan.config import parse
+from tlx.ranks.accelerate_settings import Source, conflicts, option, promised
+from tlx.ranks.world import enter
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests" / "world_size.py")

@@ -10,8 +10,8 @@ import sys
 import pytest
 from commands import environment, tlx
 
-from tlx.errors import UserError
-from tlx.launcher import Environment, is_accelerate, program
+from tlx.base.errors import UserError
+from tlx.base.launcher import Environment, is_accelerate, program
 
 AGENT = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
 ASK = "import json; from tlx import launcher; e = launcher.environment(); print(json.dumps([e.launched, e.accelerate]))"
@@ -100,7 +100,7 @@ def test_what_a_job_that_is_submitted_from_here_gets():
 
 
 def test_the_environment_is_this_process_own(monkeypatch):
-    from tlx import launcher
+    from tlx.base import launcher
 
     monkeypatch.setenv("TLX_SOMETHING", "1")
     assert launcher.environment().variables == dict(os.environ)

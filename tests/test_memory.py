@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from tlx import models, optim
-from tlx.config import parse
-from tlx.errors import UserError
-from tlx.layers import LayerMap
-from tlx.memory import Images, _autocast, _Ledger, activation_bytes, memory_by_phase, optimizer_bytes
-from tlx.plan import Plan
-from tlx.timetable import timetable
+from tlx import models
+from tlx.base.errors import UserError
+from tlx.base.layers import LayerMap
+from tlx.plan.config import parse
+from tlx.plan.plan import Plan
+from tlx.plan.timetable import timetable
+from tlx.train import optim
+from tlx.train.memory_estimate import Images, _autocast, _Ledger, activation_bytes, memory_by_phase, optimizer_bytes
 
 VIT: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 3}
 NETWORKS: dict[str, dict[str, Any]] = {

@@ -12,14 +12,14 @@ from composed import composer
 from images import make_shards
 from nets import resnet_like
 
-from tlx.config import dump, parse
-from tlx.errors import ConfigError
-from tlx.evaluation import judge
-from tlx.history import read_history
-from tlx.metrics import Metric, Score, metric_names
-from tlx.plan import Plan
-from tlx.progress import Patience
-from tlx.tracking.metrics import MetricsFile
+from tlx.base.errors import ConfigError
+from tlx.base.metrics import Metric, Score, metric_names
+from tlx.plan.config import dump, parse
+from tlx.plan.plan import Plan
+from tlx.runs.history import read_history
+from tlx.runs.metrics_file import MetricsFile
+from tlx.train.evaluation import judge
+from tlx.train.progress import Patience
 
 NAN = math.nan
 RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}
@@ -36,7 +36,7 @@ def compose(shards, tmp_path, monkeypatch):
 
 
 def test_the_module_needs_no_torch():
-    code = "import sys, tlx.metrics; sys.exit('torch' in sys.modules)"
+    code = "import sys, tlx.base.metrics; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

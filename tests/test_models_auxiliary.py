@@ -12,7 +12,7 @@ import toys
 from trainings import CLASSES, Training, alone, config_of, moved, values
 
 from tlx import models
-from tlx.plan import Phase
+from tlx.plan.plan import Phase
 
 BRANCHES = {
     "torchvision/googlenet": {"inception4a": 2_171_143, "inception4d": 2_173_191},

@@ -17,17 +17,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tlx import models
-from tlx.config import parse
-from tlx.data import transforms
-from tlx.data.decode import decode
-from tlx.data.manifest import Manifest
-from tlx.data.stream import ShardStream, evaluation_batches
-from tlx.data.transforms import eval_transform, train_transform
-from tlx.data.write import BuildOptions, build_shards
-from tlx.errors import ConfigError, UserError
-from tlx.inputs import InputSpec
+from tlx.base.errors import ConfigError, UserError
+from tlx.base.inputs import InputSpec
+from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.pixels import transforms
+from tlx.data.pixels.decode import decode
+from tlx.data.pixels.transforms import eval_transform, train_transform
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.stream import ShardStream, evaluation_batches
 from tlx.models import Backbone
 from tlx.models.channels import adapted
+from tlx.plan.config import parse
 
 RESNET: dict[str, Any] = {"channels": [8, 8, 16, 16]}
 VIT: dict[str, Any] = {"img_size": 64, "patch_size": 8, "depth": 2, "embed_dim": 24, "num_heads": 3}

@@ -398,7 +398,7 @@ def test_kinds_of_norms_that_share_no_base_class() -> None:
     import timm.layers
     from torchvision.ops import FrozenBatchNorm2d
 
-    from tlx.models.kinds import is_norm, moves
+    from tlx.models.layers.kinds import is_norm, moves
 
     norms = [
         *(FrozenBatchNorm2d(4), nn.SyncBatchNorm(4), nn.GroupNorm(2, 4), nn.InstanceNorm2d(4), nn.RMSNorm(4)),

@@ -8,10 +8,12 @@ from fnmatch import fnmatch
 import pytest
 from typer.testing import CliRunner
 
-from tlx import catalogue, models
-from tlx.cli import app
-from tlx.errors import UserError
-from tlx.models import Only, counts
+from tlx import models
+from tlx.base.errors import UserError
+from tlx.cli.main import app
+from tlx.models import Only
+from tlx.models import model_table as catalogue
+from tlx.models.libraries import counts
 
 
 @pytest.fixture(autouse=True)
@@ -205,7 +207,7 @@ def test_an_interrupted_count_keeps_what_it_has(cache, monkeypatch):
 
 
 def test_networks_that_cannot_be_built_or_imported_hide_no_others(monkeypatch):
-    from tlx.models.from_timm import Timm
+    from tlx.models.libraries.from_timm import Timm
 
     monkeypatch.setattr(Timm, "build", lambda *_: 1 / 0)
     rows = {row.name: row for row in models.search("resnet18", details=0, counted=99)}

@@ -15,8 +15,8 @@ import torchvision
 from torch import nn
 
 from tlx import models
-from tlx.errors import UserError
-from tlx.inputs import InputSpec
+from tlx.base.errors import UserError
+from tlx.base.inputs import InputSpec
 from tlx.models import Backbone
 
 SMALL_RESNET: dict[str, Any] = {"channels": [8, 8, 16, 16]}
@@ -30,7 +30,7 @@ def error(**wish: Any) -> str:
 
 
 def test_importing_costs_no_torch() -> None:
-    code = "import sys, tlx.models, tlx.heads; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
+    code = "import sys, tlx.models, tlx.models.heads; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -27,15 +27,15 @@ from torchvision.ops import FrozenBatchNorm2d
 from trainings import Alone, Training, alone, bits, config_of, moved, values
 
 from tlx import models
-from tlx.checkpoint import weights_of
-from tlx.errors import UserError
-from tlx.layers import LayerMap
-from tlx.models.kinds import is_norm, moves
-from tlx.norms import POLICIES, NormState
-from tlx.plan import Phase, Plan
-from tlx.recompute import recompute_blocks
-from tlx.sync_norms import synchronise
-from tlx.world import World
+from tlx.base.errors import UserError
+from tlx.base.layers import LayerMap
+from tlx.base.norms import POLICIES, NormState
+from tlx.models.layers.kinds import is_norm, moves
+from tlx.plan.plan import Phase, Plan
+from tlx.ranks.world import World
+from tlx.runs.checkpoint import weights_of
+from tlx.train.recompute import recompute_blocks
+from tlx.train.sync_norms import synchronise
 
 WIDTH = 32
 

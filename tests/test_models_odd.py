@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tlx import models
-from tlx.errors import UserError
+from tlx.base.errors import UserError
 
 LAYERS = {
     "weight_normed": ["stem", "net.1", "net.4"],

@@ -18,12 +18,13 @@ from pathlib import Path
 import pytest
 from timm.optim import param_groups_layer_decay
 
-from tlx import layer_decay, models, parts
-from tlx.config import Config, load, parse
-from tlx.layers import Granularity, LayerMap
+from tlx import models
+from tlx.base.layers import Granularity, LayerMap
 from tlx.models import Backbone
-from tlx.plan import Plan
-from tlx.step import set_rates
+from tlx.plan.config import Config, load, parse
+from tlx.plan.plan import Plan, layer_decay
+from tlx.train import components as parts
+from tlx.train.step import set_rates
 
 ROOT = Path(__file__).parents[1]
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tlx import models
-from tlx.layers import LayerMap
+from tlx.base.layers import LayerMap
 
 AUXILIARY = ["torchvision/googlenet", "torchvision/inception_v3"]
 REFUSED = "nothing in this network is a classifier"

@@ -19,11 +19,11 @@ from torch import nn
 from torchvision.models import get_model_builder, list_models
 from trainings import CLASSES, Training, alone, config_of, moved, values
 
-from tlx.evaluation import evaluate
-from tlx.layers import LayerMap
-from tlx.models.kinds import is_norm
-from tlx.plan import Phase
-from tlx.unfreeze import head_only, two_phase
+from tlx.base.layers import LayerMap
+from tlx.models.layers.kinds import is_norm
+from tlx.plan.plan import Phase
+from tlx.plan.unfreeze import head_only, two_phase
+from tlx.train.evaluation import evaluate
 
 CASES: dict[str, dict[str, Any]] = {
     "torchvision/alexnet": {},

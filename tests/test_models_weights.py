@@ -20,12 +20,12 @@ import torchvision
 from safetensors.torch import save_file
 
 from tlx import models
-from tlx.config import parse
-from tlx.errors import UserError
-from tlx.models import WeightsOptions, download, filling
-from tlx.models.readings import Reading
-from tlx.models.weights import _state_dicts
-from tlx.parts import backbone_of
+from tlx.base.errors import UserError
+from tlx.models import WeightsOptions
+from tlx.models.weights.files import _state_dicts, download, filling
+from tlx.models.weights.state_dict_formats import Reading
+from tlx.plan.config import parse
+from tlx.train.components import backbone_of
 
 SMALL: dict[str, Any] = {"channels": [8, 8, 16, 16]}
 VIT: dict[str, Any] = {"patch_size": 8, "depth": 1, "embed_dim": 24, "num_heads": 3}

@@ -10,9 +10,9 @@ import torch
 from test_step import batch, trainee
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tlx import optim
-from tlx.averaging import MovingAverage
-from tlx.config import EMA
+from tlx.plan.config import EMA
+from tlx.train import optim
+from tlx.train.averaging import MovingAverage
 
 OPTIONS = {
     "adamw": {"weight_decay": 0.05},

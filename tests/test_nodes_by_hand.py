@@ -18,8 +18,8 @@ from images import make_shards
 from networks import INTERFACE, Machine, two_machines
 from test_launch import ROOT, config, free_port
 
-from tlx import world
-from tlx.errors import TlxError, UserError
+from tlx.base.errors import TlxError, UserError
+from tlx.ranks import world
 
 RAW = {
     "seed": 5,

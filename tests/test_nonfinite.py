@@ -13,18 +13,18 @@ from composed import composer
 from images import make_shards
 from safetensors.torch import load_file
 
-from tlx.config import parse
-from tlx.engine import fit
-from tlx.errors import TlxError
-from tlx.evaluation import constant
-from tlx.files import json_text
-from tlx.meters import EvaluationMeter
-from tlx.nonfinite import meet_nonfinite
-from tlx.progress import MEMORY, Progress, Trend
-from tlx.result import result_of
-from tlx.resume import settle
-from tlx.tracking.metrics import read_rows
-from tlx.world import World
+from tlx.base.errors import TlxError
+from tlx.base.files import json_text
+from tlx.plan.config import parse
+from tlx.ranks.world import World
+from tlx.runs.metrics_file import read_rows
+from tlx.train.evaluation import constant
+from tlx.train.loop import fit
+from tlx.train.meters import EvaluationMeter
+from tlx.train.nonfinite import meet_nonfinite
+from tlx.train.progress import MEMORY, Progress, Trend
+from tlx.train.result import result_of
+from tlx.train.resume import settle
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,16 @@ from composed import composer
 from images import make_shards
 from torch import nn
 
-from tlx.checkpoint import _hash_of
-from tlx.config import EMA, dump, parse
-from tlx.engine import fit
-from tlx.errors import UserError
-from tlx.extend import FILE, Extend, shape
-from tlx.older_meaning import _of_0_1
-from tlx.parts import backbone_of
-from tlx.resume import resume, settle
-from tlx.run_folder import RunFolder
-from tlx.written_config import changes, essential
+from tlx.base.errors import UserError
+from tlx.plan.config import EMA, dump, parse
+from tlx.plan.written_config import changes, essential
+from tlx.runs.checkpoint import _hash_of
+from tlx.runs.extend import FILE, Extend, shape
+from tlx.runs.run_folder import RunFolder
+from tlx.train.components import backbone_of
+from tlx.train.loop import fit
+from tlx.train.older_meaning import _of_0_1
+from tlx.train.resume import resume, settle
 
 RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}
 RAW |= {"phases": {"each": {"lr": 0.1, "duration": {"max": "3ep"}}}, "loop": {"ema": {"decay": 0.9, "ramp": False}}}

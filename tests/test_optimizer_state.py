@@ -9,11 +9,11 @@ import torch
 from composed import composer
 from images import make_shards
 
-import tlx.engine
-from tlx import stale_state
-from tlx.config import Part
-from tlx.engine import fit
-from tlx.layers import LayerMap
+import tlx.train.loop
+from tlx.base.layers import LayerMap
+from tlx.plan.config import Part
+from tlx.plan.plan import stale_state
+from tlx.train.loop import fit
 
 WEIGHT = "features.0.0.weight"
 LR = 0.02
@@ -27,7 +27,7 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def compose(shards, tmp_path, monkeypatch):
     """A run in which everything trains for 3 steps, then the head alone, then everything again."""
-    monkeypatch.setattr(tlx.engine, "log", lambda run, phase: run.watched(run))
+    monkeypatch.setattr(tlx.train.loop, "log", lambda run, phase: run.watched(run))
 
     def compose(rule, momentum=0.9):
         make = composer(shards, tmp_path / "run", monkeypatch, optimizer={"name": "sgd", "momentum": momentum})

@@ -19,12 +19,12 @@ import torch.distributed as dist
 from commands import command, environment, kill_all, ranks_of, start, status, wait_for_step
 from test_ranks_faults import Plain, config, run, shards, took  # noqa: F401
 
-import tlx.watch
-from tlx.preempt import EarlySignals, StopRequest
-from tlx.processes import Early, Siblings, launcher_above
-from tlx.run_folder import RunFolder
-from tlx.signs import Verdict
-from tlx.watch import Watch
+import tlx.ranks.watch
+from tlx.ranks.heartbeat import Verdict
+from tlx.ranks.watch import Watch
+from tlx.runs.processes import Early, Siblings, launcher_above
+from tlx.runs.run_folder import RunFolder
+from tlx.runs.stop import EarlySignals, StopRequest
 
 WITHIN_S = 60
 START = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1234"}
@@ -57,7 +57,7 @@ def sleeper():
 
 AGENT = """
 import os, subprocess, sys
-own = "from tlx.processes import launcher_above as a; found = a(); print(found.pid if found else None)"
+own = "from tlx.runs.processes import launcher_above as a; found = a(); print(found.pid if found else None)"
 wrapped = ["bash", "-c", f'{sys.executable} -c "{own}"; true']
 found = subprocess.run(wrapped, env={**os.environ, "TORCHELASTIC_RUN_ID": "7"}, capture_output=True, text=True)
 print(os.getpid(), found.stdout, found.stderr)
@@ -170,7 +170,7 @@ def test_once_ranks_have_met_an_earlier_one_beside_is_of_no_matter(meeting):
 
 
 def test_a_rank_that_met_the_others_and_gave_no_sign_has_died(monkeypatch):
-    monkeypatch.setattr(tlx.watch, "_UNHEARD_S", 1.0)
+    monkeypatch.setattr(tlx.ranks.watch, "_UNHEARD_S", 1.0)
     watch, ended = Watch(patience_s=600), []
     watch._end = ended.append
     watch.start(dist.HashStore(), 0, 2)
@@ -181,9 +181,9 @@ def test_a_rank_that_met_the_others_and_gave_no_sign_has_died(monkeypatch):
 
 
 def test_a_launcher_that_dies_is_a_request_to_stop_and_then_the_end(sleeper, monkeypatch):
-    monkeypatch.setattr(tlx.watch, "_ORPHAN_S", 2.5)
+    monkeypatch.setattr(tlx.ranks.watch, "_ORPHAN_S", 2.5)
     launcher, asked, ended = sleeper(), [], []
-    monkeypatch.setattr(tlx.watch, "launcher_above", lambda: psutil.Process(launcher.pid))
+    monkeypatch.setattr(tlx.ranks.watch, "launcher_above", lambda: psutil.Process(launcher.pid))
     watch = Watch(patience_s=600)
     watch._end, watch.asks_to_stop = ended.append, asked.append
     watch.start(None, 0, 1)
@@ -205,7 +205,7 @@ def test_a_launcher_that_dies_is_a_request_to_stop_and_then_the_end(sleeper, mon
 def test_the_end_of_a_process_needs_no_terminal(tmp_path, monkeypatch, kind, code, said):
     codes, closed = [], io.StringIO()
     closed.close()
-    monkeypatch.setattr(tlx.watch.os, "_exit", codes.append)
+    monkeypatch.setattr(tlx.ranks.watch.os, "_exit", codes.append)
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     folder = RunFolder(tmp_path)

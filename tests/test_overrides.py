@@ -7,10 +7,10 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from tlx.cli import app
-from tlx.config import load, parse, plain
-from tlx.errors import ConfigError, UserError
-from tlx.usual_names import USUAL
+from tlx.base.errors import ConfigError, UserError
+from tlx.base.usual_names import USUAL
+from tlx.cli.main import app
+from tlx.plan.config import load, parse, plain
 
 BASE = """
 run: runs/x
@@ -269,7 +269,7 @@ def test_a_typo_of_an_option_is_never_silent(file, words, said):
 
 def test_numbers_that_an_earlier_tlx_kept_as_text_are_the_same_setting(file):
     """YAML 1.1 takes 1e-3 for a text, which was written down as one; a run that has it goes on."""
-    from tlx.written_config import changes, essential
+    from tlx.plan.written_config import changes, essential
 
     config = load(file, ["optimizer.weight_decay=1e-3", "objective.label_smoothing=0.1"])
     then = essential(plain(config)) | {"optimizer.weight_decay": "1e-3"}

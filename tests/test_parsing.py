@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tlx.parsing import from_word, from_yaml, from_yaml_file, to_yaml
+from tlx.base.parsing import from_word, from_yaml, from_yaml_file, to_yaml
 
 TLX = Path(__file__).parents[1] / "tlx"
 

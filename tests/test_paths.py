@@ -8,11 +8,11 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from tlx.cli import app
-from tlx.config import dump, load, plain
-from tlx.data.location import place
-from tlx.errors import ConfigError, UserError
-from tlx.paths import expanded, written
+from tlx.base.errors import ConfigError, UserError
+from tlx.base.location import place
+from tlx.base.paths import expanded, written
+from tlx.cli.main import app
+from tlx.plan.config import dump, load, plain
 
 BASE = "run: runs/x\ndata: {train: t, val: v, batch: 2}\nbackbone: {name: toys:small, weights: none}\n"
 
@@ -143,7 +143,7 @@ def test_paths_of_commands(file, home, monkeypatch):
 
 def test_ranks_may_each_have_a_cache_of_their_own(file):
     """`data.cache.folder: $TMPDIR/x` is another folder on every node, and the same training."""
-    from tlx.agreement import check_start
+    from tlx.ranks.same_inputs import check_start
 
     said = []
     check_start(load(file, ["data.cache.folder=/a"]), lambda value, *, topic: said.append(value) or [value])

@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from nets import layer, resnet_like, vgg_like
 
-from tlx import plug
-from tlx.config import Config, PhaseSettings, dump, parse
-from tlx.durations import Duration, Period, Point, Steps
-from tlx.errors import UserError
-from tlx.layers import Layer, LayerMap, Parameter
-from tlx.plan import Plan
-from tlx.plan_written import written_out
-from tlx.timetable import timetable
-from tlx.unfreeze import Assignment
+from tlx.base import plug
+from tlx.base.durations import Duration, Period, Point, Steps
+from tlx.base.errors import UserError
+from tlx.base.layers import Layer, LayerMap, Parameter
+from tlx.plan.config import Config, PhaseSettings, dump, parse
+from tlx.plan.plan import Plan
+from tlx.plan.timetable import timetable
+from tlx.plan.unfreeze import Assignment
+from tlx.plan.written import written_out
 
 
 def config(**over):
@@ -411,10 +411,10 @@ def zeros(layers):
         ("curve", "nan", "curve test_plan:nan gives nan at step 3 of 20"),
         ("curve", "word", "curve test_plan:word gives 0.5 at step 0 of 20.*a finite factor"),
         ("curve", "nought", "curve test_plan:nought gives 0 at every step: nothing would train"),
-        ("unfreeze", "list_of_names", r"returned \['str'\][\s\S]*list of tlx.unfreeze.Assignment"),
+        ("unfreeze", "list_of_names", r"returned \['str'\][\s\S]*list of tlx.plan.unfreeze.Assignment"),
         ("unfreeze", "unknown_layer", r"names layers that are not there: \['layer9'\]; did you mean \"layer4\""),
         ("unfreeze", "unknown_mode", 'gives layer fc the mode al; did you mean "all"'),
-        ("unfreeze", "worded_duration", "the duration 2ep is not a tlx.durations.Duration"),
+        ("unfreeze", "worded_duration", "the duration 2ep is not a tlx.base.durations.Duration"),
         ("unfreeze", "one_name_twice", "each with a name of its own"),
         ("unfreeze", "broken", r"unfreeze test_plan:broken fails: KeyError: 'stage9' \(test_plan\.py"),
         ("layer_decay", "broken", r"layer_decay test_plan:broken fails: KeyError: 'stage9' \(test_plan\.py"),

@@ -10,10 +10,10 @@ import pytest
 from nets import layer, resnet_like, vgg_like
 from PIL import Image
 
-from tlx.config import parse
-from tlx.layers import LayerMap
-from tlx.plan import Plan
-from tlx.plan_picture import COLUMNS, FROZEN, NAMED_LAYERS, _legend, _named, _sampled, _trains_only, picture
+from tlx.base.layers import LayerMap
+from tlx.plan.config import parse
+from tlx.plan.plan import Plan
+from tlx.report.plan_picture import COLUMNS, FROZEN, NAMED_LAYERS, _legend, _named, _sampled, _trains_only, picture
 
 EACH = {"lr": 1e-3, "duration": "3ep", "curve": "cosine"}
 

@@ -12,8 +12,8 @@ from images import make_shards
 from safetensors.torch import load_file
 from trainings import Training, alone, config_of
 
-from tlx import parts
-from tlx.step import dress
+from tlx.train import components as parts
+from tlx.train.step import dress
 
 PHASES = {
     "each": {"lr": 0.01, "norm": "norms_fixed"},

@@ -15,7 +15,7 @@ from images import make_folder
 from ranks import SCENARIOS
 from safetensors.torch import load_file
 
-from tlx.data.write import BuildOptions, build_shards
+from tlx.data.build.write import BuildOptions, build_shards
 
 HERE = Path(__file__).parent
 WORLDS = (1, 2, pytest.param(3, marks=pytest.mark.slow))

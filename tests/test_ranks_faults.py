@@ -23,13 +23,13 @@ import torch.distributed as dist
 from commands import environment, kill_all, ranks_of, start, status, wait_for_step, write_config
 from images import make_shards
 
-import tlx.attempt
-from tlx.agreement import compare
-from tlx.attempt import of_this_attempt
-from tlx.errors import TlxError, UserError
-from tlx.run_folder import RunFolder
-from tlx.signs import Sign, Wire
-from tlx.watch import Watch, _Peer
+import tlx.ranks.store_prefix
+from tlx.base.errors import TlxError, UserError
+from tlx.ranks.heartbeat import Sign, Wire
+from tlx.ranks.same_inputs import compare
+from tlx.ranks.store_prefix import of_this_attempt
+from tlx.ranks.watch import Watch, _Peer
+from tlx.runs.run_folder import RunFolder
 
 BOUND_S = 45
 """Asserted for an end after a death; on an idle machine it takes 3 to 10 s."""
@@ -450,7 +450,7 @@ def test_a_connection_that_is_cut_is_made_again_and_one_refused_is_the_end():
 def test_ranks_that_have_come_do_not_blame_rank_0_and_ask_it_ever_less(monkeypatch):
     rests = []
     clock = SimpleNamespace(monotonic=lambda: sum(rests), sleep=rests.append)
-    monkeypatch.setattr(tlx.attempt, "time", clock)
+    monkeypatch.setattr(tlx.ranks.store_prefix, "time", clock)
     with pytest.raises(TlxError, match="rank 0 has not come"):
         of_this_attempt(dist.HashStore(), 1, 3, timeout=timedelta(seconds=60))
     assert len(rests) < 80

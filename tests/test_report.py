@@ -14,13 +14,12 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tlx import figures
-from tlx.errors import UserError
-from tlx.history import article_reading, named, read_history
-from tlx.report import report
-from tlx.result import summary
-from tlx.tracking.metrics import MetricsFile
+from tlx.base.errors import UserError
+from tlx.report.report import figures, report
+from tlx.runs.history import article_reading, named, read_history
+from tlx.runs.metrics_file import MetricsFile
 from tlx.tracking.wandb_run import WandbRun
+from tlx.train.result import summary
 
 EPOCH = 4
 TWO = (("feature_extraction", 2, "frozen"), ("fine_tuning", 3, "all"))
@@ -398,5 +397,5 @@ def test_of_many_rows_of_training_some_thousand_are_drawn_and_every_evaluation(t
 
 
 def test_matplotlib_and_jinja_come_with_the_report_not_with_the_import() -> None:
-    code = "import sys, tlx.report; sys.exit(bool({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
+    code = "import sys, tlx.report.report; sys.exit(bool({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -9,11 +9,11 @@ import torch
 from composed import composer
 from images import make_shards
 
-from tlx.checkpoint import Checkpoints, Snapshot, read, weights_of
-from tlx.engine import begin, fit
-from tlx.errors import ConfigError, UserError
-from tlx.phasing import train_mode
-from tlx.resume import resume, save_when_due
+from tlx.base.errors import ConfigError, UserError
+from tlx.runs.checkpoint import Checkpoints, Snapshot, read, weights_of
+from tlx.train.freeze import train_mode
+from tlx.train.loop import begin, fit
+from tlx.train.resume import resume, save_when_due
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_going_back_behind_a_damaged_checkpoint_loses_nothing(tmp_path, damage):
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
-    import tlx.checkpoint
+    import tlx.runs.checkpoint
 
     checkpoints = Checkpoints(tmp_path, keep=2)
     checkpoints.save(1, snapshot())
@@ -153,7 +153,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise RuntimeError("No space left on device")
 
-    monkeypatch.setattr(tlx.checkpoint, "save_file", full)
+    monkeypatch.setattr(tlx.runs.checkpoint, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoints.save(2, snapshot())
     assert [p.name for p in tmp_path.iterdir() if "step" in p.name] == ["step-00000001"]

@@ -18,18 +18,18 @@ from composed import claimed, composer
 from images import make_shards
 from safetensors.torch import load_file
 
-from tlx import run_lock
-from tlx.checkpoint import Checkpoints, Snapshot, optimizer_state, read, weights_of
-from tlx.config import parse
-from tlx.differences import differences
-from tlx.engine import fit
-from tlx.errors import TlxError, UserError
-from tlx.preempt import StopRequest
-from tlx.resume import resume, settle
-from tlx.run_folder import RunFolder
-from tlx.run_lock import RunLock
-from tlx.saver import Saver
-from tlx.tracking.metrics import MetricsFile, read_rows
+from tlx.base.differences import differences
+from tlx.base.errors import TlxError, UserError
+from tlx.plan.config import parse
+from tlx.runs import run_lock
+from tlx.runs.checkpoint import Checkpoints, Snapshot, optimizer_state, read, weights_of
+from tlx.runs.metrics_file import MetricsFile, read_rows
+from tlx.runs.run_folder import RunFolder
+from tlx.runs.run_lock import RunLock
+from tlx.runs.saver import Saver
+from tlx.runs.stop import StopRequest
+from tlx.train.loop import fit
+from tlx.train.resume import resume, settle
 
 
 def snapshot(step=0, leaders=(), size=3):
@@ -176,19 +176,19 @@ def test_the_best_one_stays_where_a_better_one_could_not_be_written(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_read_is_passed_over(tmp_path, monkeypatch):
-    import tlx.checkpoint
+    import tlx.runs.checkpoint
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, snapshot())
     checkpoints.save(2, snapshot())
-    real = tlx.checkpoint._hash
+    real = tlx.runs.checkpoint._hash
 
     def broken(path):
         if "00000002" in str(path):
             raise OSError(errno.EIO, "Input/output error")
         return real(path)
 
-    monkeypatch.setattr(tlx.checkpoint, "_hash", broken)
+    monkeypatch.setattr(tlx.runs.checkpoint, "_hash", broken)
     said = []
     assert checkpoints.newest(said.append).name == "step-00000001"
     assert "Input/output error" in said[0]
@@ -368,8 +368,8 @@ def test_rows_that_were_lost_are_told(tmp_path):
 def test_readings_that_come_late_are_in_every_checkpoint(compose, monkeypatch):
     run = compose(checkpoint={"every": 5, "keep": {"every": 4}}, evaluate={"every": 100}, track={"every": 100})
     monkeypatch.setattr(type(run.exchange.world), "cuda", True)
-    monkeypatch.setattr("tlx.engine.on_device", lambda batches, device: batches)
-    monkeypatch.setattr("tlx.evaluation.on_device", lambda batches, device: batches)
+    monkeypatch.setattr("tlx.train.loop.on_device", lambda batches, device: batches)
+    monkeypatch.setattr("tlx.train.evaluation.on_device", lambda batches, device: batches)
     assert fit(run)
     settle(run)
     for step in (4, 8, 10):
@@ -384,7 +384,7 @@ def test_readings_that_come_late_are_in_every_checkpoint(compose, monkeypatch):
 HOLD = """
 import sys, time
 from pathlib import Path
-from tlx.run_lock import RunLock
+from tlx.runs.run_lock import RunLock
 lock = RunLock.take(Path(sys.argv[1]), patience=0)
 print("held", flush=True)
 time.sleep(100)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from nets import layer, resnet_like, vgg_like
 
-from tlx import curves, layer_decay, unfreeze
-from tlx.durations import duration
-from tlx.errors import TlxError, UserError
-from tlx.layers import LayerMap
+from tlx.base.durations import duration
+from tlx.base.errors import TlxError, UserError
+from tlx.base.layers import LayerMap
+from tlx.plan.plan import curves, layer_decay, unfreeze
 
 
 def trained(assignment):

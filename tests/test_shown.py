@@ -16,19 +16,20 @@ from images import make_shards
 from nets import resnet_like
 from typer.testing import CliRunner
 
-from tlx import build, terminal
-from tlx.checkpoint import read
-from tlx.cli import app
-from tlx.config import parse
-from tlx.console import Console
-from tlx.errors import UserError
-from tlx.plan import Plan
-from tlx.result import result_of
-from tlx.resume import resume, save_when_due
-from tlx.run_folder import versions
-from tlx.step_timer import StepTimer
-from tlx.terminal import escaped, folded, say
-from tlx.timetable import timetable
+from tlx.base import terminal
+from tlx.base.console import Console
+from tlx.base.errors import UserError
+from tlx.base.terminal import escaped, folded, say
+from tlx.cli.main import app
+from tlx.plan.config import parse
+from tlx.plan.plan import Plan
+from tlx.plan.timetable import timetable
+from tlx.runs.checkpoint import read
+from tlx.runs.run_folder import versions
+from tlx.train import build
+from tlx.train.result import result_of
+from tlx.train.resume import resume, save_when_due
+from tlx.train.step_timer import StepTimer
 
 EVIL = "a\x1b[2J\u202eb\nc"
 TAMED = r"a\x1b[2J\u202eb\nc"
@@ -242,7 +243,7 @@ def test_another_number_of_cpu_threads_is_told_when_a_run_goes_on(tmp_path, monk
     assert [note for note in other.notes if told in note]
     snapshot = read(run.checkpoints.path(0))  # of a checkpoint from before, which does not know
     del snapshot.state["threads"]
-    monkeypatch.setattr("tlx.resume.read", lambda _: snapshot)
+    monkeypatch.setattr("tlx.train.resume.read", lambda _: snapshot)
     before = compose()
     resume(before)
     assert not [note for note in before.notes if "threads" in note]
@@ -280,7 +281,7 @@ def test_the_version_is_told():
 
 
 def test_a_mistake_in_a_command_points_to_its_own_help(monkeypatch, capsys):
-    from tlx import cli
+    from tlx.cli.main import main as cli
 
     monkeypatch.setattr(sys, "argv", ["tlx", "shards", "build"])
     with pytest.raises(SystemExit) as caught:

@@ -15,7 +15,7 @@ import slurm_cluster
 from images import make_folder
 from test_data_build import assert_same_files
 
-from tlx.data.write import BuildOptions, build_shards
+from tlx.data.build.write import BuildOptions, build_shards
 
 SCRIPT = Path(__file__).parents[1] / "slurm" / "shards.sbatch"
 REASON = slurm_cluster.absent()
@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.skipif(REASON is 
 # what a job starts in place of python: the same, with time for something to happen to it
 SLOW = """
     import sys, time
-    from tlx import cli
-    from tlx.data import write
+    from tlx.cli.main import main as cli
+    from tlx.data.build import write
     plain = write._stored
     def slow(*given):
         time.sleep(0.02)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from commands import environment
 
-from tlx.errors import ConfigError, UserError
-from tlx.standing import folder_of
+from tlx.base.errors import ConfigError, UserError
+from tlx.runs.run_status import folder_of
 
 HEAVY = (
     "torch",
@@ -27,7 +27,7 @@ HEAVY = (
 )
 RUN = """
 import contextlib, io, json, sys
-from tlx.cli import app
+from tlx.cli.main import app
 for words in json.loads(sys.argv[1]):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):

@@ -10,15 +10,15 @@ from images import make_shards
 from torch import nn
 
 from tlx import models
-from tlx.config import parse
-from tlx.errors import UserError
-from tlx.objectives import cross_entropy
-from tlx.optim import parameter_groups
-from tlx.plan import Plan
-from tlx.progress import Mean
-from tlx.recompute import recompute_blocks
-from tlx.step import Normalise, Updater, dress, set_rates
-from tlx.world import World
+from tlx.base.errors import UserError
+from tlx.plan.config import parse
+from tlx.plan.plan import Plan
+from tlx.ranks.world import World
+from tlx.train.objectives import cross_entropy
+from tlx.train.optim import parameter_groups
+from tlx.train.progress import Mean
+from tlx.train.recompute import recompute_blocks
+from tlx.train.step import Normalise, Updater, dress, set_rates
 
 
 class Alone:
@@ -52,7 +52,7 @@ def trainee(optimizer_class, **options):
 
 
 def batch(labels=(0, 1, 2, 0)):
-    from tlx.data.stream import Batch
+    from tlx.data.stream.stream import Batch
 
     images = torch.randint(
         0, 255, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
@@ -113,7 +113,7 @@ def test_class_weights_smoothing_mixing_and_auxiliary_logits_add_up():
 def test_a_batch_whose_classes_weigh_nothing_has_a_gradient_of_zero(mixed, smoothing):
     from dataclasses import replace
 
-    from tlx.data.mix import plain
+    from tlx.data.stream.mix import plain
 
     updater, net = trainee(torch.optim.SGD)
     updater.__dict__["objective"] = cross_entropy([1, 1, 1], class_weights=[0.0, 1.0, 0.0], label_smoothing=smoothing)
@@ -145,8 +145,8 @@ def test_class_weights_out_of_range_are_refused(weights):
 
 
 def test_an_epoch_that_weighs_nothing_is_refused_by_its_classes(tmp_path, monkeypatch):
-    from tlx.data.manifest import Manifest
-    from tlx.data.stream import ShardStream
+    from tlx.data.shards.manifest import Manifest
+    from tlx.data.stream.stream import ShardStream
 
     shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 2}, size=16)
     manifest = Manifest.open(str(shards / "train"))

@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from images import make_shards
 from typer.testing import CliRunner
 
-from tlx.cli import app
-from tlx.config import dump
-from tlx.config import load as load_config
-from tlx.errors import UserError
-from tlx.run_folder import RunFolder
-from tlx.run_lock import RunLock
+from tlx.base.errors import UserError
+from tlx.cli.main import app
+from tlx.plan.config import dump
+from tlx.plan.config import load as load_config
+from tlx.runs.run_folder import RunFolder
+from tlx.runs.run_lock import RunLock
 from tlx.submit import checks, slurm, submission, template, times
 from tlx.submit import job as jobs
 from tlx.submit import site as sites

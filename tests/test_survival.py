@@ -68,7 +68,7 @@ def raw_for(shards, **over):
 
 def test_every_place_of_an_accident_is_come_to(whole):
     assert {p: whole.counts[0][p] for p in kill_at.PLACES if not whole.counts[0][p]} == {}
-    assert whole.counts[0]["tlx.step.Updater.update"] == whole.counts[1]["tlx.step.Updater.update"] == STEPS
+    assert whole.counts[0]["tlx.train.step.Updater.update"] == whole.counts[1]["tlx.train.step.Updater.update"] == STEPS
     assert [row["step"] for row in rows(whole.run) if "train/lr_head" in row] == list(range(1, STEPS + 1))
 
 
@@ -78,8 +78,8 @@ def test_killed_five_times_in_one_training(stage, whole, tmp_path):
         Accident(after_s=0.2 * whole.seconds),
         Accident(kill=f"0:os.fsync:{saves}:group"),
         Accident(kill="0:torch.save:2:torn"),
-        Accident(kill="1:tlx.evaluation.evaluate:3:rank"),
-        Accident(kill="0:tlx.tracking.metrics.MetricsFile.append:4:torn"),
+        Accident(kill="1:tlx.train.evaluation.evaluate:3:rank"),
+        Accident(kill="0:tlx.runs.metrics_file.MetricsFile.append:4:torn"),
     ]
     assert [befall(stage, tmp_path / "run", accident) for accident in accidents] == ["killed"] * 5
     stage.whole(tmp_path / "run")
@@ -90,7 +90,7 @@ def test_killed_five_times_in_one_training(stage, whole, tmp_path):
 @pytest.mark.slow
 def test_torchrun_restarts_after_faults_and_not_after_a_requested_stop(stage, whole, tmp_path):
     run, words = tmp_path / "run", {"restarts": 3}
-    kills = "0:tlx.step.Updater.update:9:rank,1:tlx.progress.Exchange.post:11:rank,0:os.replace:9:rank"
+    kills = "0:tlx.train.step.Updater.update:9:rank,1:tlx.train.progress.Exchange.post:11:rank,0:os.replace:9:rank"
     before = len(stage.told())
     stage.ended_well(stage.start(run, **words, KILL_AT=kills), restarted=True)
     assert stage.died(before)
@@ -178,7 +178,7 @@ def test_on_another_number_of_ranks_the_same_samples_in_the_same_order(shards, t
     ids = {"IDS_IN": str(tmp_path / "ids-elastic")}
     stage.whole(tmp_path / "elastic", ranks=2, STOP_AT="0:9:file", **ids)
     assert status(tmp_path / "elastic")["step"] == 10  # of 4 steps an epoch
-    launch = stage.start(tmp_path / "elastic", ranks=1, KILL_AT="0:tlx.step.Updater.update:20:rank", **ids)
+    launch = stage.start(tmp_path / "elastic", ranks=1, KILL_AT="0:tlx.train.step.Updater.update:20:rank", **ids)
     assert launch.code() != 0
     stage.whole(tmp_path / "elastic", ranks=3, **ids)
     for name in ("alone", "elastic"):

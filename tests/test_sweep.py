@@ -16,9 +16,9 @@ from images import make_shards
 from test_extend import raw_of
 from wandb_server import served
 
-from tlx import sweep
-from tlx.config import parse
-from tlx.errors import ConfigError
+from tlx.base import sweep
+from tlx.base.errors import ConfigError
+from tlx.plan.config import parse
 from tlx.tracking.wandb_target import Asked, Record, choose
 
 README = Path(__file__).parents[1] / "launch" / "README.md"
@@ -161,6 +161,6 @@ def test_a_real_agent_runs_two_trials_each_with_a_folder_and_a_run_of_its_own(tm
 
 
 def test_a_variable_of_that_name_is_no_trial():
-    """``${trial}`` is filled in by tlx.paths."""
+    """``${trial}`` is filled in by tlx.base.paths."""
     assert sweep.with_trial("runs/${trial_id}/${trial}", {}) == "runs/${trial_id}/${trial}"
     assert sweep.with_trial("runs/${trial}/{trial}", {sweep.VARIABLE: "x1"}) == "runs/${trial}/x1"

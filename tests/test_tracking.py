@@ -16,11 +16,11 @@ import numpy as np
 import psutil
 import pytest
 
-from tlx import plug
-from tlx.console import Console
-from tlx.errors import UserError
+from tlx.base import plug
+from tlx.base.console import Console
+from tlx.base.errors import UserError
+from tlx.runs.metrics_file import MetricsFile, read_rows
 from tlx.tracking import RunInfo, guarded
-from tlx.tracking.metrics import MetricsFile, read_rows
 from tlx.tracking.tracker import WAITING_ROWS, Tracker
 
 

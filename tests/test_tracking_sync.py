@@ -25,12 +25,12 @@ from test_extend import raw_of
 from test_tracking import history
 from wandb_server import FakeRun, FakeServer, served
 
-from tlx import training
-from tlx.config import parse
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.plan.config import parse
+from tlx.runs.metrics_file import MetricsFile
 from tlx.tracking import RunInfo, guarded, tracker, wandb, wandb_run
-from tlx.tracking.metrics import MetricsFile
 from tlx.tracking.sync import sync
+from tlx.train import command as training
 
 ID = "fixed-id"
 
@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 def run_folder(folder: Path, *, state: str = "resumable", trackers: list[Any] | None = None) -> Path:
     """As a training leaves it, without metrics."""
     folder.mkdir()
-    used = [{"name": "wandb", "project": "p"}] if trackers is None else trackers  # as tlx.config.dump writes it
+    used = [{"name": "wandb", "project": "p"}] if trackers is None else trackers  # as tlx.plan.config.dump writes it
     (folder / "config.yaml").write_text(yaml.safe_dump({"seed": 3, "track": {"trackers": used}}))
     (folder / "status.json").write_text(json.dumps({"status": state, "id": ID}))
     return folder
@@ -404,7 +404,7 @@ def test_what_sync_refuses(tmp_path, monkeypatch) -> None:
 
 
 def test_a_folder_in_which_a_training_runs_is_refused(server, folder, monkeypatch) -> None:
-    from tlx.run_lock import RunLock
+    from tlx.runs.run_lock import RunLock
     from tlx.tracking import sync as module
 
     MetricsFile(folder / "metrics.jsonl").append({"step": 1})

@@ -20,11 +20,11 @@ from composed import claimed
 from images import make_shards
 from safetensors.torch import load_file
 
-from tlx.config import parse
-from tlx.errors import UserError
-from tlx.run_folder import RunFolder
-from tlx.run_lock import RunLock
-from tlx.standing import folder_of, standing
+from tlx.base.errors import UserError
+from tlx.plan.config import parse
+from tlx.runs.run_folder import RunFolder
+from tlx.runs.run_lock import RunLock
+from tlx.runs.run_status import folder_of, standing
 
 RAW = {
     "seed": 5,
@@ -285,7 +285,7 @@ def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(sha
     broken = tmp_path / "broken"
     shutil.copytree(shards, broken)
     index = json.loads((broken / "train" / "index.json").read_text())
-    from tlx.data.manifest import Manifest
+    from tlx.data.shards.manifest import Manifest
 
     tar, offset, size = Manifest.open(broken / "train").locate(4)
     with open(tar, "r+b") as file:

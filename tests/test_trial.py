@@ -19,17 +19,18 @@ from torch import nn
 from trainings import Alone, alone, bits
 from typer.testing import CliRunner
 
-from tlx import build, micro_batch, training
-from tlx import parts as parting
-from tlx.cli import app
-from tlx.config import parse
-from tlx.errors import UserError
-from tlx.feed import open_sets
-from tlx.memory import Images, memory_by_phase, optimizer_bytes
-from tlx.micro_batch import Choice, Found, Refusal, Share, choose, decide, largest_that_fits, search
-from tlx.plan import Plan
-from tlx.trial import Attempt, Load, distinct, optimizer_states, ran_out
-from tlx.world import World
+from tlx.base.errors import UserError
+from tlx.cli.main import app
+from tlx.plan.config import parse
+from tlx.plan.plan import Plan
+from tlx.ranks.world import World
+from tlx.train import build, micro_batch
+from tlx.train import command as training
+from tlx.train import components as parting
+from tlx.train.data import open_sets
+from tlx.train.memory_estimate import Images, memory_by_phase, optimizer_bytes
+from tlx.train.memory_trial import Attempt, Load, distinct, optimizer_states, ran_out
+from tlx.train.micro_batch import Choice, Found, Refusal, Share, choose, decide, largest_that_fits, search
 
 
 @pytest.fixture(scope="module")
@@ -525,8 +526,8 @@ def on_gpu(shards, monkeypatch):
     worlds = []
 
     def compose(run, **over):
-        from tlx import world
-        from tlx.run_folder import RunFolder
+        from tlx.ranks import world
+        from tlx.runs.run_folder import RunFolder
 
         said = raw(shards, run, name="timm/resnet18", fit="auto", world={"device": "cuda"}, input={"size": 224}, **over)
         config = parse(said)
@@ -552,7 +553,7 @@ FIXED = {"each": {"lr": 0.01, "duration": 3, "norm": "norms_fixed"}}
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("micro", [None, 4])
 def test_a_gpus_peak_is_what_training_then_takes(on_gpu, tmp_path, precision, micro):
-    from tlx.engine import fit
+    from tlx.train.loop import fit
 
     run = on_gpu(tmp_path / "run", loop={"precision": precision, "micro_batch": micro}, phases=FIXED)
     kept = json.loads((tmp_path / "run" / "memory.json").read_text())
@@ -567,7 +568,7 @@ def test_a_gpus_peak_is_what_training_then_takes(on_gpu, tmp_path, precision, mi
 
 @pytest.mark.gpu
 def test_a_small_gpu_takes_fewer_samples_and_the_training_runs(on_gpu, tmp_path):
-    from tlx.engine import fit
+    from tlx.train.loop import fit
 
     whole = on_gpu(tmp_path / "whole", phases=FIXED)
     peaks = json.loads((tmp_path / "whole" / "memory.json").read_text())["peaks"]

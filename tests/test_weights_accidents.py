@@ -16,11 +16,11 @@ import toys
 from safetensors.torch import save_file
 
 from tlx import models
-from tlx.checkpoint import understood
-from tlx.errors import TlxError, UserError
-from tlx.models import weights
-from tlx.models.formats import reason
-from tlx.models.shelf import header
+from tlx.base.errors import TlxError, UserError
+from tlx.models.weights.files import files as weights
+from tlx.models.weights.formats import reason
+from tlx.models.weights.local_weights import header
+from tlx.runs.checkpoint import understood
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 11448352\n"
 PAGE = b"\n<!DOCTYPE html>\n<html lang=en><head>\n<title>Sign in to the network</title></head></html>"
@@ -183,9 +183,9 @@ def test_advice_to_unpickle_is_never_passed_on() -> None:
 
 def test_a_folder_whose_name_begins_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The configuration has filled in what `~` stands for; what is left of it is a name."""
-    from tlx.config import parse
-    from tlx.models.fetch import fetch
-    from tlx.parts import backbone_of
+    from tlx.models.weights.fetch import fetch
+    from tlx.plan.config import parse
+    from tlx.train.components import backbone_of
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -29,11 +29,12 @@ from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
 from tlx import models
-from tlx.cli import app
-from tlx.errors import UserError
-from tlx.models import download, shelf
-from tlx.models.fetch import fetch
-from tlx.reachable import reachable
+from tlx.base.errors import UserError
+from tlx.base.reachable import reachable
+from tlx.cli.main import app
+from tlx.models.weights.fetch import fetch
+from tlx.models.weights.files import download
+from tlx.models.weights.files import local_weights as shelf
 
 TINY = "timm/test_resnet.r160_in1k"
 FILE = "timm--test_resnet.r160_in1k.safetensors"

@@ -13,17 +13,19 @@ from composed import composer
 from images import make_shards
 from torch import nn
 
-from tlx import build, models, training
-from tlx.config import dump, load, parse, plain
+from tlx import models
+from tlx.base.errors import ConfigError, UserError
 from tlx.doctor import services
-from tlx.errors import ConfigError, UserError
-from tlx.models.patches import unseen
-from tlx.parts import backbone_of
-from tlx.resume import save_when_due
+from tlx.models.weights.patches import unseen
+from tlx.plan.config import dump, load, parse, plain
+from tlx.plan.written_config import changes, essential
 from tlx.submit import checks
 from tlx.submit.checks import Findings
 from tlx.submit.job import Job
-from tlx.written_config import changes, essential
+from tlx.train import build
+from tlx.train import command as training
+from tlx.train.components import backbone_of
+from tlx.train.resume import save_when_due
 
 MLP: dict[str, Any] = {"name": "mlp", "hidden": [4]}
 

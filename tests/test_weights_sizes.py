@@ -16,12 +16,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tlx import models
-from tlx.config import parse
-from tlx.errors import UserError
-from tlx.models import WeightsOptions, shelf
-from tlx.models.fetch import fetch
-from tlx.models.from_timm import Timm
-from tlx.parts import backbone_of
+from tlx.base.errors import UserError
+from tlx.models import WeightsOptions
+from tlx.models.libraries.from_timm import Timm
+from tlx.models.weights.fetch import fetch
+from tlx.models.weights.files import local_weights as shelf
+from tlx.plan.config import parse
+from tlx.train.components import backbone_of
 
 VIT: dict[str, Any] = {"depth": 1, "embed_dim": 24, "num_heads": 3}
 SWIN: dict[str, Any] = {"embed_dim": 12, "depths": [2, 2], "num_heads": [1, 2]}
@@ -166,7 +167,7 @@ def test_the_size_of_the_pictures_is_not_that_of_a_table_which_takes_any(tmp_pat
 
 
 def outside(classes: int, *, img_size: list[int]) -> torch.nn.Module:
-    from tlx.inputs import InputSpec
+    from tlx.base.inputs import InputSpec
 
     net: torch.nn.Module = timm.create_model("vit_tiny_patch16_224", num_classes=classes, img_size=img_size, **WIDE)
     net.input = InputSpec(size=(img_size[0], img_size[1]))  # type: ignore[assignment]

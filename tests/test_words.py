@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tlx import plug
-from tlx.durations import duration, ratio
-from tlx.errors import ConfigError, UserError, did_you_mean
+from tlx.base import plug
+from tlx.base.durations import duration, ratio
+from tlx.base.errors import ConfigError, UserError, did_you_mean
 
 
 @pytest.mark.parametrize(
@@ -45,13 +45,13 @@ def test_an_error_says_what_where_and_what_to_do():
 
 
 def test_a_part_is_found_by_name_or_path_and_a_near_miss_is_suggested():
-    assert plug.find("curve", "cosine") is plug.find("curve", "tlx.curves:cosine")
+    assert plug.find("curve", "cosine") is plug.find("curve", "tlx.plan.curves:cosine")
     with pytest.raises(UserError, match='did you mean "cosine"'):
         plug.find("curve", "cosinus")
     with pytest.raises(UserError, match="cannot be loaded"):
         plug.find("curve", "no_such_package:curve")
     with pytest.raises(UserError, match="cannot be loaded"):
-        plug.find("curve", "tlx.curves:no_such")
+        plug.find("curve", "tlx.plan.curves:no_such")
 
 
 def test_arguments_of_a_part_are_checked_all_at_once():

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from tlx.inputs import InputSpec
+from tlx.base.inputs import InputSpec
 
 PACE = float(os.environ.get("TOYS_PACE", 0))
 """Seconds that `small` takes for a step of training, so that something can happen to it meanwhile."""

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from tlx import parts
-from tlx.config import Config, parse
-from tlx.data.stream import Batch
-from tlx.dry_run import DryRun
+from tlx.data.stream.stream import Batch
 from tlx.models import Backbone
-from tlx.plan import Phase, Plan
-from tlx.step import Normalise, Trainee, Updater, dress, set_rates
-from tlx.world import World
+from tlx.plan.config import Config, parse
+from tlx.plan.plan import Phase, Plan
+from tlx.ranks.world import World
+from tlx.train import components as parts
+from tlx.train.dry_run import DryRun
+from tlx.train.step import Normalise, Trainee, Updater, dress, set_rates
 
 CLASSES = 7
 
@@ -45,7 +45,7 @@ class Training:
 
     @classmethod
     def of(cls, config: Config, world: World, *, size: int | None = None) -> Training:
-        """Composed as tlx.build composes a run.
+        """Composed as tlx.train.build composes a run.
 
         Args:
             size: pixels, where it is not the backbone's own.
@@ -67,7 +67,7 @@ class Training:
         return dress(self.backbone.module, phase, self.plan, world=self.updater.world, compiled=False)
 
     def step(self, trainee: Trainee, phase: Phase, step: int) -> torch.Tensor:
-        """One step on pictures drawn for (step, rank); the tally of :meth:`tlx.step.Updater.update`."""
+        """One step on pictures drawn for (step, rank); the tally of :meth:`tlx.train.step.Updater.update`."""
         set_rates(self.updater.optimizer, phase, step)
         return self.updater.update(trainee, step, [self.batch(step)])[0]
 

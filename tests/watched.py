@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from tlx.errors import UserError
-from tlx.run_folder import RunFolder
-from tlx.watch import Watch
+from tlx.base.errors import UserError
+from tlx.ranks.watch import Watch
+from tlx.runs.run_folder import RunFolder
 
 
 def main(how: str, rank: int, port: int, folder: Path) -> None:

@@ -2,9 +2,9 @@
 
 import sys
 
-from tlx import world
-from tlx.config import parse
-from tlx.errors import UserError
+from tlx.base.errors import UserError
+from tlx.plan.config import parse
+from tlx.ranks import world
 
 data, backbone = {"train": "x", "batch": 1}, {"name": "toys:small"}
 config = parse({"run": "x", "data": data, "backbone": backbone, "world": {"device": "cpu"}})

@@ -67,7 +67,7 @@ class Cell:
 
 def tlx(cell: Cell, *, scaled: bool = True) -> Iterable[Any]:
     from tlx.bench.data import Setup, looks_of
-    from tlx.data.manifest import Manifest
+    from tlx.data.shards.manifest import Manifest
 
     looks = looks_of(Manifest.open(cell.shards), Setup(scaled=scaled))
     look = next(look for look in looks if look.name == cell.view)
@@ -79,7 +79,7 @@ def tlx_full(cell: Cell) -> Iterable[Any]:
 
 
 def tlx_wheels(cell: Cell) -> Iterable[Any]:
-    from tlx.data import regions
+    from tlx.data.pixels import jpeg_region as regions
 
     regions._jpeg = None
     return tlx(cell)
@@ -88,9 +88,9 @@ def tlx_wheels(cell: Cell) -> Iterable[Any]:
 def floor_c(cell: Cell) -> Iterable[Any]:
     """floor.c over bytes in memory: no tar, no labels, nothing random while it runs."""
     from tlx.bench.data import Setup, looks_of
-    from tlx.data.framing import Draw
-    from tlx.data.manifest import Manifest
-    from tlx.data.reader import ShardReader
+    from tlx.data.pixels.crop_geometry import Draw
+    from tlx.data.shards.manifest import Manifest
+    from tlx.data.stream.reader import ShardReader
 
     looks = looks_of(Manifest.open(cell.shards), Setup())
     look = next(look for look in looks if look.name == cell.view)
@@ -143,8 +143,8 @@ def floor_extension(cell: Cell) -> Iterable[Any]:
     """tlx's extension over bytes in memory, as `tlx bench data` measures its floor."""
     from tlx.bench.data import Setup, looks_of
     from tlx.bench.floor import prepare
-    from tlx.data.manifest import Manifest
-    from tlx.data.reader import ShardReader
+    from tlx.data.shards.manifest import Manifest
+    from tlx.data.stream.reader import ShardReader
 
     looks = looks_of(Manifest.open(cell.shards), Setup())
     look = next(look for look in looks if look.name == cell.view)
@@ -516,9 +516,9 @@ def quality(cell: Cell, peer: Peer, most: int = 48) -> dict[str, float]:
     """
     from tlx.bench.data import Setup, looks_of
     from tlx.bench.parts import readable
-    from tlx.data import regions
-    from tlx.data.framing import Draw
-    from tlx.data.manifest import Manifest
+    from tlx.data.pixels import jpeg_region as regions
+    from tlx.data.pixels.crop_geometry import Draw
+    from tlx.data.shards.manifest import Manifest
 
     if peer.loader is tlx_wheels:
         regions._jpeg = None

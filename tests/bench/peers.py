@@ -162,7 +162,7 @@ def processor() -> str:
 
 
 def versions() -> dict[str, str]:
-    from tlx.data.regions import decoder
+    from tlx.data.pixels.jpeg_region import decoder
 
     found = {"tlx's decoder": decoder()}
     packages = ["tlx", "torch", "torchvision", "pillow", "numpy", *(peer.package for peer in PEERS.values())]

@@ -27,11 +27,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from tlx.data.decode import FORMATS, MAX_PIXELS, DecodeError, decode
-from tlx.data.examine import examine
-from tlx.data.framing import Exactly, ResizedCrop
-from tlx.data.one_picture import at_picture
-from tlx.data.regions import Regions
+from tlx.data.pixels.crop_geometry import Exactly, ResizedCrop
+from tlx.data.pixels.decode import FORMATS, MAX_PIXELS, DecodeError, decode
+from tlx.data.pixels.jpeg_region import Regions
+from tlx.data.pixels.one_picture import at_picture
+from tlx.data.shards.examine import examine
 
 ROUNDED = 3
 Verdict = Literal["same", "refused", "refused by tlx alone", "DIFFERENT", "READ BY TLX ALONE", "CHECKED OTHERWISE"]

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from tlx import models
-from tlx.checkpoint import Checkpoints, Snapshot, optimizer_state, weights_of
-from tlx.optim import adamw, parameter_groups
-from tlx.saver import Saver
+from tlx.runs.checkpoint import Checkpoints, Snapshot, optimizer_state, weights_of
+from tlx.runs.saver import Saver
+from tlx.train.optim import adamw, parameter_groups
 
 EVERY = 4
 

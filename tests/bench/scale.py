@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tlx.data.manifest import RECORD, Manifest, Shard, write_index
-from tlx.data.order import EpochOrder, Ids, Shuffle, share
+from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
+from tlx.data.stream.order import EpochOrder, Ids, Shuffle, share
 
 RESULT = Path(__file__).with_name("SCALE.md")
 PROCESSES = 4
@@ -162,7 +162,7 @@ def measure(folder: Path, shuffle: dict[str, int | None], stream: bool) -> list[
 
 
 def measured_child(folder: Path, shuffle: Shuffle, stream: bool) -> None:
-    from tlx.data.stream import ShardStream  # what it loads is no part of the figures
+    from tlx.data.stream.stream import ShardStream  # what it loads is no part of the figures
 
     before, times = memory(), {}
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from tlx.data.write import BuildOptions, build_shards
+from tlx.data.build.write import BuildOptions, build_shards
 
 QUALITY = 90
 CLASSES = 20

@@ -12,14 +12,15 @@ import torch
 from rows import Setting, setting_of
 from training import free
 
-from tlx import parts, world
-from tlx.config import Config, parse
-from tlx.data.stream import Batch
-from tlx.memory import Images, memory_by_phase
+from tlx.data.stream.stream import Batch
 from tlx.models import Backbone
-from tlx.plan import Phase, Plan
-from tlx.step import Updater, dress, set_rates
-from tlx.trial import Load, Trial, ran_out
+from tlx.plan.config import Config, parse
+from tlx.plan.plan import Phase, Plan
+from tlx.ranks import world
+from tlx.train import components as parts
+from tlx.train.memory_estimate import Images, memory_by_phase
+from tlx.train.memory_trial import Load, Trial, ran_out
+from tlx.train.step import Updater, dress, set_rates
 
 CLASSES = 10
 ESTIMATE, TRIAL = 0.10, 0.03

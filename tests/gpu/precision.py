@@ -12,8 +12,8 @@ import torch
 from rows import Setting, setting_of
 from training import composed, config_of, losses, one_step
 
-from tlx.engine import begin, steps_of, take
-from tlx.step import dress
+from tlx.train.loop import begin, steps_of, take
+from tlx.train.step import dress
 
 OPTIMIZERS = ("adamw", "sgd", "rmsprop", "adam")
 WAITING = (

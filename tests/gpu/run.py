@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from steps import PARTS, Step, steps
 
-from tlx.run_folder import versions
+from tlx.runs.run_folder import versions
 
 PART_S = 240.0
 DRY = 5

@@ -22,8 +22,8 @@ import sets
 from tlx import models
 from tlx.bench import data as data_bench
 from tlx.bench import train as train_bench
-from tlx.config import Config, parse
-from tlx.data.manifest import Manifest
+from tlx.data.shards.manifest import Manifest
+from tlx.plan.config import Config, parse
 
 ROUNDS = 9
 STEPS = 63

@@ -13,12 +13,13 @@ import torch
 from images import make_shards
 from rows import Setting
 
-from tlx import build, world
-from tlx.config import Config, parse
-from tlx.engine import begin, steps_of
-from tlx.run import Run
-from tlx.run_folder import RunFolder
-from tlx.step import Trainee, dress, set_rates
+from tlx.plan.config import Config, parse
+from tlx.ranks import world
+from tlx.runs.run_folder import RunFolder
+from tlx.train import build
+from tlx.train.loop import begin, steps_of
+from tlx.train.run import Run
+from tlx.train.step import Trainee, dress, set_rates
 
 SIDE = 64
 

@@ -14,23 +14,23 @@ import numpy as np
 import psutil
 import torch
 
+from tlx.base.errors import UserError
+from tlx.base.inputs import InputSpec
+from tlx.base.location import is_remote
 from tlx.bench import parts, rates
 from tlx.bench.floor import TODO
 from tlx.bench.look import Look
 from tlx.bench.rates import Rate
 from tlx.bench.savings import Saving, savings
-from tlx.data import regions
-from tlx.data.location import is_remote
-from tlx.data.manifest import Manifest
-from tlx.data.order import EpochOrder, Ids, Shuffle
-from tlx.data.transforms import eval_transform, train_transform
-from tlx.errors import UserError
-from tlx.feed import DEFAULT_TRANSFORMS
-from tlx.inputs import InputSpec
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.pixels.transforms import eval_transform, train_transform
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.order import EpochOrder, Ids, Shuffle
+from tlx.train.data import DEFAULT_TRANSFORMS
 
 if TYPE_CHECKING:
-    from tlx.config import Config
-    from tlx.data.shard_cache import CacheSpec
+    from tlx.data.remote.shard_cache import CacheSpec
+    from tlx.plan.config import Config
 
 GPUS = (500, 1000, 2500, 5000)
 _WINDOW = 2  # shards that are fetched from afar for a measurement
@@ -252,7 +252,7 @@ def open_shards(location: str, cache: CacheSpec | None = None) -> Manifest:
 
 def setup_of(config: Config, classes: int) -> Setup:
     """What a configuration's training would show."""
-    from tlx.parts import backbone_of
+    from tlx.train.components import backbone_of
 
     backbone = backbone_of(config, classes, empty=True)
     wanted = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tlx.bench.data import Report, verdict
-from tlx.data import regions
+from tlx.data.pixels import jpeg_region as regions
 
 _LABELS = {
     "read": "read, from the system's memory",

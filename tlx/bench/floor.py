@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tlx.data import regions
-from tlx.data.decode import Channels, decode
-from tlx.data.framed import show
-from tlx.data.framing import Draw, Frame, Framing, Rectangle, stored
-from tlx.data.orientation import jpeg_orientation, turned, upright_size
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.pixels.crop_geometry import Draw, Frame, Framing, Rectangle, stored
+from tlx.data.pixels.decode import Channels, decode
+from tlx.data.pixels.fused_crop import show
+from tlx.data.pixels.orientation import jpeg_orientation, turned, upright_size
 
 try:
     from torchvision.io import ImageReadMode, decode_jpeg
@@ -32,7 +32,7 @@ except ImportError:  # a later torchvision; decode() is what is left then
     decode_jpeg = None
 
 TODO = "install a C compiler and libjpeg-turbo's header (libjpeg-dev or libjpeg-turbo-devel), then install tlx again"
-_KEPT = 2.0  # as in tlx.data.regions
+_KEPT = 2.0  # as in tlx.data.pixels.jpeg_region
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def prepare(
 def _cut(
     framing: Framing, data: bytes, key: int, colours: int, *, upright: bool, least: float
 ) -> tuple[Cut, tuple[int, int]] | None:
-    """As `tlx.data.regions` asks; None for a picture that the extension does not read."""
+    """As `tlx.data.pixels.jpeg_region` asks; None for a picture that the extension does not read."""
     if regions._jpeg is None or data[:2] != b"\xff\xd8":
         return None
     decoder: Any = regions._jpeg.Decoder()

@@ -10,15 +10,15 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
-from tlx.data.decode import Channels
-from tlx.data.framed import Framed
-from tlx.data.framing import Exactly, Framing, ResizedCrop
-from tlx.data.loader import Loader, Work, load
-from tlx.data.manifest import Manifest
-from tlx.data.order import Ids, derive
-from tlx.data.pictures import Pictures
-from tlx.data.stream import ShardStream
-from tlx.data.transforms import View
+from tlx.data.pixels.crop_geometry import Exactly, Framing, ResizedCrop
+from tlx.data.pixels.decode import Channels
+from tlx.data.pixels.fused_crop import Framed
+from tlx.data.pixels.transforms import View
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.loader import Loader, Work, load
+from tlx.data.stream.order import Ids, derive
+from tlx.data.stream.pictures import Pictures
+from tlx.data.stream.stream import ShardStream
 
 _FOR_EVER = 1 << 40
 

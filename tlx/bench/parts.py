@@ -19,18 +19,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tlx.base.errors import UserError
 from tlx.bench.clock import Spent, in_turn
 from tlx.bench.floor import Floor, prepare
 from tlx.bench.look import Look
-from tlx.data.decode import DecodeError, decode
-from tlx.data.framed import show
-from tlx.data.framing import Draw
-from tlx.data.manifest import Manifest
-from tlx.data.order import Ids
-from tlx.data.randomness import own_randomness
-from tlx.data.reader import ReadError, ShardReader
-from tlx.data.regions import Regions
-from tlx.errors import UserError
+from tlx.data.pixels.crop_geometry import Draw
+from tlx.data.pixels.decode import DecodeError, decode
+from tlx.data.pixels.fused_crop import show
+from tlx.data.pixels.jpeg_region import Regions
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.order import Ids
+from tlx.data.stream.randomness import own_randomness
+from tlx.data.stream.reader import ReadError, ShardReader
 
 _MOST = 512  # pictures that are measured
 _BATCH = 64

@@ -11,7 +11,7 @@ import torch
 
 from tlx.bench.clock import Watch
 from tlx.bench.look import Look
-from tlx.data.loader import slot_count
+from tlx.data.stream.loader import slot_count
 
 _ROUNDS = 3
 _LEAST = 0.3  # seconds of a measurement

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from tlx.bench.clock import in_turn
 from tlx.bench.floor import prepare
 from tlx.bench.look import Look
-from tlx.data import regions
-from tlx.data.content import stored
-from tlx.data.decode import DecodeError
+from tlx.data.build.content import stored
+from tlx.data.pixels import jpeg_region as regions
+from tlx.data.pixels.decode import DecodeError
 
 _SOME = 24
 _LARGE = 1.5  # short sides beyond what an evaluation resizes to, from which smaller files are worth a look

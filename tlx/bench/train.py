@@ -19,20 +19,21 @@ from typing import Any
 
 import torch
 
-from tlx import build, parts
-from tlx import world as worlds
+from tlx.base.errors import UserError, did_you_mean
+from tlx.base.launcher import environment
 from tlx.bench.clock import median_interval
-from tlx.config import Config, Input
-from tlx.data.stream import Batch
-from tlx.data.transfer import on_device
-from tlx.engine import begin, take
-from tlx.errors import UserError, did_you_mean
-from tlx.feed import open_sets
-from tlx.launcher import environment
-from tlx.plan import Phase
-from tlx.run import Run
-from tlx.run_folder import RunFolder
-from tlx.step import Trainee, by_step, dress
+from tlx.data.stream.stream import Batch
+from tlx.data.stream.transfer import on_device
+from tlx.plan.config import Config, Input
+from tlx.plan.plan import Phase
+from tlx.ranks import world as worlds
+from tlx.runs.run_folder import RunFolder
+from tlx.train import build
+from tlx.train import components as parts
+from tlx.train.data import open_sets
+from tlx.train.loop import begin, take
+from tlx.train.run import Run
+from tlx.train.step import Trainee, by_step, dress
 
 _ROUNDS = 3
 _KEPT = 4  # batches that are on the device already

@@ -40,7 +40,7 @@
 #define QUOTE(x) QUOTE_(x)
 
 enum {
-    INTERFACE = 1,        /* what tlx/data/extension.py asks for; both change when a call or its answer changes */
+    INTERFACE = 1,        /* what tlx/data/pixels/extension.py asks for; both change when a call or its answer changes */
     LARGEST_SIDE = 65500,           /* libjpeg's own limit */
     LARGEST_RESIZED = 1 << 28, /* of a thin picture, of which only a window is made */
     MOST_SCANS = 500,     /* a progressive picture has about 10; each costs a pass over all coefficients */

@@ -11,7 +11,7 @@ from typing_extensions import Buffer
 __all__ = ["INTERFACE", "Decoder", "about", "rewrite"]
 
 INTERFACE: int
-"""Of the source that this was built from; see `tlx.data.extension`."""
+"""Of the source that this was built from; see `tlx.data.pixels.extension`."""
 
 def about() -> str:
     """The library and the arithmetic in use, such as "libjpeg-turbo 2.1.5, AVX2" or "libjpeg-turbo 2.1.5, plain C"."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from tlx.base.launcher import environment
 from tlx.doctor.findings import Section
-from tlx.launcher import environment
 
 if TYPE_CHECKING:
-    from tlx.config import Config
+    from tlx.plan.config import Config
 
 WAIT_S = 60.0
 """For other ranks, at the rendezvous and in collectives."""

@@ -6,20 +6,20 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx import accelerate_settings as settings
-from tlx.accelerate_settings import Source, conflicts
+from tlx.base.launcher import Environment
 from tlx.doctor.findings import Finding, fault, ok, warning
-from tlx.launcher import Environment
+from tlx.ranks import accelerate_settings as settings
+from tlx.ranks.accelerate_settings import Source, conflicts
 
 if TYPE_CHECKING:
-    from tlx.config import Config
+    from tlx.plan.config import Config
 
 _TODO = "see launch/README.md: what accelerate's settings may say"
 
 
 def stand_in(env: Mapping[str, str]) -> Config:
     """Enough of a configuration to join the world, where none is given: it wants what accelerate is told."""
-    from tlx.config import parse
+    from tlx.plan.config import parse
 
     precision = env.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     compiled = env.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() not in ("", "no")

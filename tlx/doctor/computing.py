@@ -9,18 +9,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from tlx.base.errors import ConfigError, TlxError, UserError
+from tlx.base.terminal import say
 from tlx.doctor import hardware
 from tlx.doctor.findings import Finding, fault, merged, of_error, ok, unchecked, warning
 from tlx.doctor.network import INTERFACES
 from tlx.doctor.place import Place
 from tlx.doctor.shown import gib
 from tlx.doctor.wire import Wire
-from tlx.errors import ConfigError, TlxError, UserError
-from tlx.terminal import say
 
 if TYPE_CHECKING:
-    from tlx.config import Config
     from tlx.doctor.needs import Needs
+    from tlx.plan.config import Config
 
 _GRACE_S = 5.0  # that other ranks leave rank 0 to speak
 _SLOW = 1.25e9  # bytes per second, 10 Gb/s
@@ -30,8 +30,8 @@ def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) ->
     """Joins the world as training does, and adds up."""
     import torch
 
-    from tlx import world as worlds
     from tlx.doctor import traffic
+    from tlx.ranks import world as worlds
 
     if place.alone and config.world.device == "cuda" and not torch.cuda.is_available():
         return  # "torch and driver" has told
@@ -76,7 +76,7 @@ def remedy(error: Exception) -> str:
 
 
 def believes(world: Any, place: Place) -> Finding:
-    """What accelerate makes of it; :func:`tlx.world.enter` has compared ranks already."""
+    """What accelerate makes of it; :func:`tlx.ranks.world.enter` has compared ranks already."""
     import torch.distributed as dist
 
     accelerator = world.accelerator

@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from tlx.base.launcher import environment
+from tlx.base.limits import cores, cpu_quota
 from tlx.doctor import hardware, slurm
 from tlx.doctor.findings import Finding, fault, merged, ok, warning
 from tlx.doctor.place import Place, in_step
 from tlx.doctor.wire import named
-from tlx.launcher import environment
-from tlx.limits import cores, cpu_quota
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from tlx.errors import UserError
+from tlx.base.errors import UserError
 
 Verdict = Literal["ok", "warning", "fault"]
 _ORDER: Sequence[Verdict] = ("ok", "warning", "fault")

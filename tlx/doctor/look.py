@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 
 import psutil
 
-from tlx import limits
-from tlx.config import Config
+from tlx.base import limits
+from tlx.base.errors import UserError
+from tlx.base.launcher import environment
+from tlx.base.slurm import present
 from tlx.doctor import accelerates, hardware, network, place, services, slurm, software, storage
 from tlx.doctor.findings import PATIENCE_S, Finding, Section, guarded, of_error, ok
 from tlx.doctor.needs import Needs, needs_of
 from tlx.doctor.place import Place
 from tlx.doctor.shown import gib
-from tlx.errors import UserError
-from tlx.launcher import environment
-from tlx.slurm import present
+from tlx.plan.config import Config
 
 Check = tuple[str, Callable[[], Iterable[Finding]]]
 
@@ -76,7 +76,7 @@ class Look:
         ]
 
     def _network(self) -> list[Check]:
-        from tlx.watch import agent_serves
+        from tlx.ranks.watch import agent_serves
 
         env = environment().variables
         checks: list[Check] = [

@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
+from tlx.base.terminal import flush, hand_over
 from tlx.doctor.findings import Finding, ok, warning
 from tlx.doctor.network import INTERFACES, free_port
 from tlx.doctor.traffic import Traffic
-from tlx.terminal import flush, hand_over
 
 _LIMIT_S = 30.0
 _RANKS = 2

@@ -6,14 +6,14 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from tlx.base.errors import TlxError
+from tlx.base.terminal import say
 from tlx.doctor.computing import alarm, compute, first_line, gathered
 from tlx.doctor.facts import Facts, joint
 from tlx.doctor.findings import Finding, Section, fault, merged, warning, worst
 from tlx.doctor.network import INTERFACES
 from tlx.doctor.shared_folder import judge_seen, shared_folder
 from tlx.doctor.wire import Wire
-from tlx.errors import TlxError
-from tlx.terminal import say
 
 if TYPE_CHECKING:
     from tlx.doctor.look import Look

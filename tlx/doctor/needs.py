@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tlx.config import Config
+    from tlx.plan.config import Config
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ def needs_of(config: Config, ranks: int) -> Needs:
     Raises:
         UserError: there is no plan, for instance since there are no shards yet.
     """
-    from tlx.build import memory_of
-    from tlx.feed import count_samples
-    from tlx.parts import backbone_of
-    from tlx.plan import Plan
+    from tlx.plan.plan import Plan
+    from tlx.train.build import memory_of
+    from tlx.train.components import backbone_of
+    from tlx.train.data import count_samples
 
     samples = count_samples(config)
     backbone = backbone_of(config, samples.classes, empty=True)
@@ -57,8 +57,8 @@ def needs_of(config: Config, ranks: int) -> Needs:
 
 
 def batches_of(config: Config, ranks: int, *, pixels: int) -> int:
-    """Bytes of the slots that a rank's loaders of training and validation keep; see :func:`tlx.data.loader.load`."""
-    from tlx.data.loader import slot_count
+    """Bytes of the slots that a rank's loaders of training and validation keep; see :func:`tlx.data.stream.loader.load`."""
+    from tlx.data.stream.loader import slot_count
 
     share = -(-config.data.batch // ranks)
     at_once = min(share, config.loop.micro_batch or share)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from tlx.addresses import addresses, loopback
+from tlx.base.addresses import addresses, loopback
 from tlx.doctor.findings import Finding, fault, ok, warning
 from tlx.doctor.place import Place
 

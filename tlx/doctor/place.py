@@ -6,9 +6,9 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from tlx.base.errors import UserError
+from tlx.base.launcher import Environment, environment
 from tlx.doctor.findings import Finding, fault, ok
-from tlx.errors import UserError
-from tlx.launcher import Environment, environment
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from tlx.doctor.findings import Finding, of_error, ok, warning
 from tlx.doctor.storage import nearest
 
 if TYPE_CHECKING:
-    from tlx.config import Config
+    from tlx.plan.config import Config
 
 _ANSWER_S = 4.0
 _SYNC = "tlx track sync RUN"
@@ -31,7 +31,7 @@ def tracking(config: Config | None, env: Mapping[str, str]) -> Iterator[Finding]
         later = "" if asked == "disabled" else f"; later: {_SYNC}"
         yield ok("W&B", f"{asked}, as asked for{later}")
         return
-    from tlx.data.location import without_credentials
+    from tlx.base.location import without_credentials
     from tlx.tracking import wandb_run
 
     wandb_run.forget_empty_variables()
@@ -82,7 +82,7 @@ def caches() -> Iterator[Finding]:
     import torch
     from huggingface_hub import constants
 
-    from tlx.models import shelf
+    from tlx.models.weights.files import local_weights as shelf
 
     absent = [str(folder) for folder in shelf.folders() if not folder.is_dir()]
     if absent:
@@ -111,9 +111,9 @@ def weights(config: Config | None) -> Iterator[Finding]:
     be had."""
     from huggingface_hub import constants
 
-    from tlx.data.location import without_credentials
-    from tlx.errors import UserError
-    from tlx.reachable import reachable
+    from tlx.base.errors import UserError
+    from tlx.base.location import without_credentials
+    from tlx.base.reachable import reachable
 
     server = constants.ENDPOINT
     shown = without_credentials(server)
@@ -125,7 +125,7 @@ def weights(config: Config | None) -> Iterator[Finding]:
     try:
         yield ok("weights", load(config, *_classes(config)))
     except UserError as error:
-        from tlx.models.download import NotHere
+        from tlx.models.weights.download import NotHere
 
         broken = of_error("weights", error, "see backbone.weights in configs/README.md")
         if not isinstance(error.__cause__, NotHere) or constants.HF_HUB_OFFLINE or not reachable(server):
@@ -138,8 +138,8 @@ def weights(config: Config | None) -> Iterator[Finding]:
 def _classes(config: Config) -> tuple[int, Sequence[str] | None]:
     """How many, for a backbone of the user's own, which may want the right number, and their names, for a head that is
     kept; any number will do where there are no shards."""
-    from tlx.errors import UserError
-    from tlx.feed import count_samples, known_names
+    from tlx.base.errors import UserError
+    from tlx.train.data import count_samples, known_names
 
     try:
         samples = count_samples(config)
@@ -157,8 +157,8 @@ def load(config: Config, classes: int, names: Sequence[str] | None = None) -> st
     Raises:
         UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
     """
-    from tlx.models import download
-    from tlx.parts import backbone_of
+    from tlx.models.weights.files import download
+    from tlx.train.components import backbone_of
 
     if config.backbone.weights == "none" and not config.keeps_head:
         return f"{config.backbone.name} begins with random ones (backbone.weights=none)"

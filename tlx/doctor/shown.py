@@ -7,8 +7,8 @@ import json
 import textwrap
 from typing import IO
 
+from tlx.base.terminal import escaped
 from tlx.doctor.findings import Finding, Section, Verdict, worst
-from tlx.terminal import escaped
 
 _COLOURS: dict[Verdict, str] = {"ok": "green", "warning": "yellow", "fault": "bold red"}
 _INDENT = 10

@@ -8,10 +8,10 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-from tlx import limits
+from tlx.base import limits
+from tlx.base.slurm import present, records, run
 from tlx.doctor.findings import Finding, fault, ok, warning
 from tlx.doctor.place import Place, in_step
-from tlx.slurm import present, records, run
 
 _SCONTROL_S = 8.0
 _SHORT_S = 300  # of a job's time: too little to begin with

@@ -162,7 +162,7 @@ def judge_cuda(
 
 def decoder() -> Iterator[Finding]:
     """What decodes JPEGs."""
-    from tlx.data import regions
+    from tlx.data.pixels import jpeg_region as regions
 
     said = regions.decoder()
     if said.startswith("tlx"):

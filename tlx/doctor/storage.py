@@ -22,7 +22,7 @@ from tlx.doctor.needs import Needs
 from tlx.doctor.shown import gib
 
 if TYPE_CHECKING:
-    from tlx.config import Config
+    from tlx.plan.config import Config
 
 _BLOCK = 4 << 20
 _MOST = 64 << 20  # bytes that are written and read to measure
@@ -79,7 +79,7 @@ def nearest(path: Path) -> Path:
 
 
 def _probe(folder: Path) -> Path:
-    """A name that :meth:`tlx.run_folder.RunFolder.prepare` removes, should this process not come to it."""
+    """A name that :meth:`tlx.runs.run_folder.RunFolder.prepare` removes, should this process not come to it."""
     return folder / f".doctor-{socket.gethostname()}-{os.getpid()}.tmp"
 
 
@@ -222,9 +222,9 @@ def write_speed(folder: Path, needs: Needs | None) -> Finding:
 
 def shards(config: Config, *, measure: bool) -> Iterator[Finding]:
     """Opened as training opens them, which compares them with each other and with what the configuration expects."""
-    from tlx.data.location import is_remote
-    from tlx.errors import UserError
-    from tlx.feed import cache_of, open_sets
+    from tlx.base.errors import UserError
+    from tlx.base.location import is_remote
+    from tlx.train.data import cache_of, open_sets
 
     cache = cache_of(config)
     if cache is not None:

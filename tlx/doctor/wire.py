@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from tlx.base.errors import TlxError
 from tlx.doctor.findings import numbers
-from tlx.errors import TlxError
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -27,12 +27,12 @@ class Wire:
 
     @classmethod
     def join(cls, wait_s: float) -> Wire:
-        """As :func:`tlx.world.meet` does, without comparing what the ranks were given: what they found comes first.
+        """As :func:`tlx.ranks.world.meet` does, without comparing what the ranks were given: what they found comes first.
 
         Raises:
             TlxError: not all ranks have come in time.
         """
-        from tlx.world import rendezvous_store
+        from tlx.ranks.world import rendezvous_store
 
         limit = timedelta(seconds=wait_s)
         return cls(*rendezvous_store(limit), limit)

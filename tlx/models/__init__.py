@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tlx.errors import UserError, did_you_mean
-from tlx.inputs import InputSpec
-from tlx.layers import Granularity, LayerMap
+from tlx.base.errors import UserError, did_you_mean
+from tlx.base.inputs import InputSpec
+from tlx.base.layers import Granularity, LayerMap
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from tlx.models.sources import Source
+    from tlx.models.libraries.sources import Source
 
 __all__ = [
     "ORDERS",
@@ -208,7 +208,7 @@ def load(
         channels: of the images. Pretrained values of the first convolution, which see RGB, are summed for one channel,
             stand beside zeros for alpha where there are four, and are repeated and scaled for others, as timm does; a
             file that was trained on as many is taken as it is.
-            `input` of the Backbone then has as many means (see :meth:`tlx.inputs.InputSpec.for_channels`).
+            `input` of the Backbone then has as many means (see :meth:`tlx.base.inputs.InputSpec.for_channels`).
         empty: no weights and no initialisation; parameters on the meta device. For plans.
         options: how a file of weights is read.
 
@@ -257,7 +257,7 @@ def source(name: str) -> Source:
     """
     library, _, model = name.partition("/")
     if ":" in name:
-        from tlx.models import from_outside
+        from tlx.models.libraries import from_outside
 
         return from_outside.find(name)
     if model and library not in ("torchvision", "timm"):
@@ -312,19 +312,19 @@ def describe(name: str, *, measured: bool = True) -> Description:
 
 
 def _candidates(model: str, library: str | None) -> list[Source | None]:
-    from tlx import plug
+    from tlx.base import plug
 
     found: list[Source | None] = []
     if library in (None, "torchvision"):
-        from tlx.models import from_torchvision
+        from tlx.models.libraries import from_torchvision
 
         found.append(from_torchvision.find(model))
     if library in (None, "timm"):
-        from tlx.models import from_timm
+        from tlx.models.libraries import from_timm
 
         found.append(from_timm.find(model))
     if library is None and model in plug.names("backbone"):
-        from tlx.models import from_outside
+        from tlx.models.libraries import from_outside
 
         found.append(from_outside.find(model))
     return found
@@ -335,15 +335,15 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _all_names(library: str | None) -> list[str]:
-    from tlx import plug
+    from tlx.base import plug
 
     found: list[str] = []
     if library in (None, "torchvision"):
-        from tlx.models import from_torchvision
+        from tlx.models.libraries import from_torchvision
 
         found += [f"torchvision/{n}" for n in from_torchvision.names()]
     if library in (None, "timm"):
-        from tlx.models import from_timm
+        from tlx.models.libraries import from_timm
 
         found += [f"timm/{n}" for n in from_timm.names()]
     return found + (plug.names("backbone") if library is None else [])

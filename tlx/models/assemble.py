@@ -8,23 +8,23 @@ from typing import Any, get_args
 
 from torch import nn
 
-from tlx import plug
-from tlx.errors import UserError, did_you_mean
-from tlx.heads import Takes
-from tlx.inputs import InputSpec
-from tlx.layers import Granularity
-from tlx.models import Backbone, Loaded, WeightsOptions, pretrained, surgery
+from tlx.base import plug
+from tlx.base.errors import UserError, did_you_mean
+from tlx.base.inputs import InputSpec
+from tlx.base.layers import Granularity
+from tlx.models import Backbone, Loaded, WeightsOptions, surgery
 from tlx.models.auxiliary import Auxiliary, auxiliary, branch_units, is_auxiliary, leave_out_frozen
 from tlx.models.channels import RGB, adapted, adapting, image_weights
-from tlx.models.filling import Filled, fill, refuse_unknown, take_head
-from tlx.models.gradients import idle_parameters
-from tlx.models.positions import KEY as SIZE_KEY
-from tlx.models.positions import Positions
-from tlx.models.sources import Source
-from tlx.models.structure import Anatomy
-from tlx.models.trace import BATCH, Trace, build_empty, trace
-from tlx.models.units import Labels, cut
-from tlx.models.weights import Given, in_fp32
+from tlx.models.heads import Takes
+from tlx.models.layers.gradients import idle_parameters
+from tlx.models.layers.structure import Anatomy
+from tlx.models.layers.trace import BATCH, Trace, build_empty, trace
+from tlx.models.layers.units import Labels, cut
+from tlx.models.libraries.sources import Source
+from tlx.models.weights.files import Given, in_fp32, pretrained
+from tlx.models.weights.filling import Filled, fill, refuse_unknown, take_head
+from tlx.models.weights.positions import KEY as SIZE_KEY
+from tlx.models.weights.positions import Positions
 
 
 @dataclass(frozen=True)

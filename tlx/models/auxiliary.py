@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import nn
 
-from tlx.models.groups import within
-from tlx.models.trace import Trace, needs_values, trace
-from tlx.models.units import Unit
+from tlx.models.layers.groups import within
+from tlx.models.layers.trace import Trace, needs_values, trace
+from tlx.models.layers.units import Unit
 
 Branches = Mapping[str, Sequence[str]]
 """Path of a module that only auxiliary logits are made of -> the modules that its branch and the logits are made of,

@@ -6,12 +6,12 @@ from collections import Counter
 from dataclasses import replace
 from typing import get_args
 
-from tlx.errors import UserError
-from tlx.layers import Granularity, LayerMap
+from tlx.base.errors import UserError
+from tlx.base.layers import Granularity, LayerMap
 from tlx.models import Backbone, Description, Row, surgery
 from tlx.models.assemble import Plain, Wish, examine
-from tlx.models.sources import Source
-from tlx.models.trace import Shape, Trace, build_empty, trace
+from tlx.models.layers.trace import Shape, Trace, build_empty, trace
+from tlx.models.libraries.sources import Source
 
 CLASSES = 1000
 

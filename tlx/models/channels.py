@@ -14,9 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from tlx.errors import UserError
-from tlx.models.readings import Convert, State
-from tlx.models.trace import BATCH, Shape, trace
+from tlx.base.errors import UserError
+from tlx.models.layers.trace import BATCH, Shape, trace
+from tlx.models.weights.state_dict_formats import Convert, State
 
 RGB, RGBA = 3, 4
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tlx.errors import UserError, did_you_mean
-from tlx.models import ORDERS, Only, Row, from_outside
+from tlx.base.errors import UserError, did_you_mean
+from tlx.models import ORDERS, Only, Row
 from tlx.models import source as find
 from tlx.models.catalogue import row as full_row
-from tlx.models.counts import LIBRARIES, count
-from tlx.models.facts import facts
-from tlx.models.sources import Source
+from tlx.models.libraries import from_outside
+from tlx.models.libraries.counts import LIBRARIES, count
+from tlx.models.libraries.facts import facts
+from tlx.models.libraries.sources import Source
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
-from tlx.errors import UserError
-from tlx.heads import Takes
-from tlx.models.trace import Shape, Trace
-from tlx.models.units import Unit, ancestors
+from tlx.base.errors import UserError
+from tlx.models.heads import Takes
+from tlx.models.layers.trace import Shape, Trace
+from tlx.models.layers.units import Unit, ancestors
 
 Layout = Literal["map", "channels_last", "tokens"]
 """[N, C, H, W], [N, H, W, C], [N, L, C]."""

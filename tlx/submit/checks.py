@@ -8,20 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tlx.config import Config
-from tlx.data.location import without_credentials
-from tlx.data.order import micro_batches, share
+from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean, lines
+from tlx.base.launcher import environment
+from tlx.base.location import without_credentials
+from tlx.data.stream.order import micro_batches, share
 from tlx.doctor import services, storage
-from tlx.errors import ConfigError, Problems, UserError, did_you_mean, lines
-from tlx.launcher import environment
-from tlx.run_folder import JOBS, RunFolder
-from tlx.run_lock import holder
+from tlx.plan.config import Config
+from tlx.runs.run_folder import JOBS, RunFolder
+from tlx.runs.run_lock import holder
 from tlx.submit import slurm, times
 from tlx.submit.job import Job
 
 if TYPE_CHECKING:
-    from tlx.feed import Samples
-    from tlx.plan import Plan
+    from tlx.plan.plan import Plan
+    from tlx.train.data import Samples
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class Findings:
 
 def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     """Shards, plan, weights and dealing; the plan on so many ranks, where one can be made."""
-    from tlx import feed
+    from tlx.train import data as feed
 
     findings.of(
         lambda: feed.open_sets(config, staged=False)
@@ -79,9 +79,9 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
 
 
 def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
-    from tlx.build import checked_plan, try_on_shapes
-    from tlx.feed import known_names
-    from tlx.parts import backbone_of
+    from tlx.train.build import checked_plan, try_on_shapes
+    from tlx.train.components import backbone_of
+    from tlx.train.data import known_names
 
     backbone = backbone_of(config, samples.classes, empty=True, names=known_names(config, samples))
     made, _ = checked_plan(config, backbone, samples, world)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tlx.errors import UserError
+from tlx.base.errors import UserError
 from tlx.submit import times
 from tlx.submit.site import Launcher, Site, expanded, words
 from tlx.submit.slurm import MARK

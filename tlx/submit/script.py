@@ -6,10 +6,10 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from tlx.data.location import command_line
+from tlx.base.location import command_line
+from tlx.base.terminal import escaped
 from tlx.submit.job import Job
 from tlx.submit.template import Template
-from tlx.terminal import escaped
 
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]\w*|\{[A-Za-z_]\w*\})", flags=re.ASCII)
 

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, PositiveInt, ValidationError
 
-from tlx.config import Model
-from tlx.errors import ConfigError, UserError, did_you_mean
-from tlx.launcher import environment
-from tlx.parsing import from_yaml_file
-from tlx.paths import expanded_path
+from tlx.base.errors import ConfigError, UserError, did_you_mean
+from tlx.base.launcher import environment
+from tlx.base.parsing import from_yaml_file
+from tlx.base.paths import expanded_path
+from tlx.base.validation import mistakes
+from tlx.plan.config import Model
 from tlx.submit import times
-from tlx.validation import mistakes
 
 VARIABLE = "TLX_SITE"
 HERE = Path("slurm/site.yaml")

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlx.errors import UserError
-from tlx.launcher import environment
-from tlx.slurm import present, records, run
+from tlx.base.errors import UserError
+from tlx.base.launcher import environment
+from tlx.base.slurm import present, records, run
 from tlx.submit import times
 
 PATIENCE_S = 60.0

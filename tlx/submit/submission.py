@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tlx import config as configs
-from tlx.config import Config
-from tlx.data.location import without_credentials
-from tlx.errors import UserError
-from tlx.extend import Extend
-from tlx.files import write_whole
-from tlx.parsing import to_yaml
-from tlx.run_folder import JOBS, RunFolder, Start
+from tlx.base.errors import UserError
+from tlx.base.files import write_whole
+from tlx.base.location import without_credentials
+from tlx.base.parsing import to_yaml
+from tlx.plan.config import Config
+from tlx.plan.plan import config as configs
+from tlx.runs.extend import Extend
+from tlx.runs.run_folder import JOBS, RunFolder, Start
 from tlx.submit import checks, slurm
 from tlx.submit import job as jobs
 from tlx.submit import site as sites
@@ -28,7 +28,7 @@ from tlx.submit.site import Site
 from tlx.submit.template import MARKER, Template, locate
 
 if TYPE_CHECKING:
-    from tlx.plan import Plan
+    from tlx.plan.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _extends(config: Config, start: Start, ranks: int) -> bool:
     Raises:
         UserError: it would be refused.
     """
-    from tlx.build import plans_of
+    from tlx.train.build import plans_of
 
     wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest)
     return RunFolder(config.run).extension(config, wish) is not None

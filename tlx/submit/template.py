@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tlx.errors import TlxError, UserError
+from tlx.base.errors import TlxError, UserError
 
 MARKER = "# == the job: nothing below differs between sites =="
 _OPTION = re.compile(r"#SBATCH --([a-z-]+)(?:=(\S+))?")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tlx.durations import seconds
+from tlx.base.durations import seconds
 
 _SLURM = re.compile(
     r"(?:(?P<minutes>\d+)(?::(?P<sec>\d+))?"

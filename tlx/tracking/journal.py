@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tlx.console import Console
-from tlx.tracking.metrics import MetricsFile
+from tlx.base.console import Console
+from tlx.runs.metrics_file import MetricsFile
 from tlx.tracking.tracker import Tracker
 
 

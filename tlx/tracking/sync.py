@@ -13,15 +13,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tlx import plug
-from tlx.config import Part
-from tlx.errors import UserError
-from tlx.history import read_history
-from tlx.launcher import environment
-from tlx.parsing import from_yaml_file
-from tlx.run_lock import holder
+from tlx.base import plug
+from tlx.base.errors import UserError
+from tlx.base.launcher import environment
+from tlx.base.parsing import from_yaml_file
+from tlx.plan.config import Part
+from tlx.runs.history import read_history
+from tlx.runs.metrics_file import read_rows
+from tlx.runs.run_lock import holder
 from tlx.tracking import wandb_run
-from tlx.tracking.metrics import read_rows
 from tlx.tracking.wandb_run import Target
 from tlx.tracking.wandb_target import PROJECT, Asked, Record, choose
 

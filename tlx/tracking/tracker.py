@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from tlx.errors import TlxError, UserError
-from tlx.terminal import say
+from tlx.base.errors import TlxError, UserError
+from tlx.base.terminal import say
 
 BEGIN_S = 60.0
 """How long the start of a training waits for one tracker to begin; then its rows wait."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tlx.invocation import command
-from tlx.launcher import environment
-from tlx.plug import needs
-from tlx.terminal import say
+from tlx.base.invocation import command
+from tlx.base.launcher import environment
+from tlx.base.plug import needs
+from tlx.base.terminal import say
+from tlx.runs.metrics_file import read_rows
 from tlx.tracking import wandb_run
-from tlx.tracking.metrics import read_rows
 from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
 from tlx.tracking.wandb_run import Mode
 from tlx.tracking.wandb_target import Asked, Record, choose

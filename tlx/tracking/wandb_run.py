@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from tlx.data.location import without_credentials
-from tlx.files import write_whole
-from tlx.launcher import environment, withdraw
-from tlx.metrics import Metric
-from tlx.reachable import reachable
+from tlx.base.files import write_whole
+from tlx.base.launcher import environment, withdraw
+from tlx.base.location import without_credentials
+from tlx.base.metrics import Metric
+from tlx.base.reachable import reachable
 from tlx.tracking.tracker import TrackingError, warn
 from tlx.tracking.wandb_target import RECORD, Choice, Record
 
@@ -219,7 +219,7 @@ class WandbRun:
 
     def summarise(self, result: Mapping[str, Any]) -> None:
         """Shows on the run's page what result.json holds."""
-        from tlx.history import accuracies, phases_of  # which reads what this package writes
+        from tlx.runs.history import accuracies, phases_of  # which reads what this package writes
 
         said = {k: v for k, v in result.items() if k not in ("classes", "versions", "step", "fault")}
         for found in accuracies(phases_of(result)):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tlx.durations import Length, Ratio
-from tlx.unfreeze import Assignment
+from tlx.base.durations import Length, Ratio
+from tlx.plan.unfreeze import Assignment
 
 
 def top_down(layers, *, every: Length, keep_stem: bool = True):

@@ -1,0 +1,174 @@
+"""What the workers do: pictures of a micro-batch, written to a slot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tlx.base.errors import TlxError
+from tlx.data.stream.order import Ids, derive, permuted
+from tlx.data.stream.pictures import Pictures
+from tlx.data.stream.randomness import own_randomness
+from tlx.data.stream.reader import BadSample
+from tlx.data.stream.slots import Slots
+from tlx.data.stream.workers import Made, WorkerDied, in_slots
+
+_TRIES = 100  # replacements that are tried for an unreadable sample
+_SPARE = 4  # batches that whoever asks may hold at a time before they are copied
+
+
+@dataclass(frozen=True)
+class Work:
+    """Samples to be shown.
+
+    Attributes:
+        epoch: of training; None for an evaluation, where unreadable ones are left out and nothing is drawn anew.
+        ids: int64, in the order of the batch.
+        turns: int64, how often each came before in this epoch; None where none comes twice.
+        places: their positions in the epoch.
+        own: so many from the start are the rank's own; the rest are guests.
+        first_only: only the first one that is readable is shown: a stand-in.
+    """
+
+    epoch: int | None
+    ids: Ids
+    turns: Ids | None = None
+    places: tuple[int, ...] = ()
+    own: int = 0
+    first_only: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What became of a Work: `count` pictures, the samples that the own ones show, and the bad ones among those."""
+
+    count: int
+    ids: tuple[int, ...]
+    bad: tuple[BadSample, ...]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Shows samples of one data set; small enough to be sent to a process.
+
+    Args:
+        seed: of everything that is drawn.
+        among: the samples that may replace an unreadable one; None is all.
+    """
+
+    pictures: Pictures
+    seed: int
+    among: Ids | None = None
+
+    def __call__(self, work: Work, slots: Slots, slot: int) -> Loaded:
+        """Writes uint8 [count, height, width, channels] to the slot."""
+        room = slots.array(slot, (1 if work.first_only else len(work.ids), *self.pictures.shape))
+        if not self.pictures.random:
+            return self._load(work, room, _nothing)
+        with own_randomness() as seed:
+            return self._load(work, room, seed)
+
+    def _load(self, work: Work, room: NDArray[np.uint8], seed: Callable[[int], None]) -> Loaded:
+        if work.epoch is None:
+            return self._evaluate(work, room, seed)
+        if work.first_only:
+            return self._stand_in(work, room, seed)
+        shown = [self._show(work, at, seed, room[at]) for at in range(len(work.ids))][: work.own]
+        return Loaded(len(work.ids), tuple(s.id for s in shown), tuple(s.bad for s in shown if s.bad))
+
+    def _show(self, work: Work, at: int, seed: Callable[[int], None], out: NDArray[np.uint8]) -> _Shown:
+        """The picture of a sample, or that of a replacement, drawn under the sample's key in either case; or black."""
+        assert work.epoch is not None
+        wanted = int(work.ids[at])
+        again = () if work.turns is None or not work.turns[at] else (int(work.turns[at]),)
+        key = derive(self.seed, "sample", work.epoch, wanted, *again)
+        bad = self.pictures.show(wanted, key, seed, out)
+        if bad is None:
+            return _Shown(wanted)
+        others = self._of_class_of(wanted)
+        drawn = derive(self.seed, "replacement", work.epoch, work.places[at])
+        for other in others[permuted(drawn, len(others), np.arange(min(len(others), _TRIES)))].tolist():
+            if other != wanted and self.pictures.show(other, key, seed, out) is None:
+                return _Shown(other, replace(bad, replaced_by=other))
+        out[:] = 0
+        return _Shown(wanted, bad)
+
+    def _of_class_of(self, sample: int) -> Ids:
+        labels = self.pictures.manifest.labels
+        if self.among is None:
+            return np.flatnonzero(labels == labels[sample])
+        left: Ids = self.among[labels[self.among] == labels[sample]]
+        return left
+
+    def _stand_in(self, work: Work, room: NDArray[np.uint8], seed: Callable[[int], None]) -> Loaded:
+        """One picture; what is bad about the samples is reported by the ranks they belong to."""
+        tried = (self._show(work, at, seed, room[0]) for at in range(len(work.ids)))
+        found = next((s for s in tried if s.bad is None or s.bad.replaced_by is not None), None)
+        return Loaded(1, (found.id if found else int(work.ids[0]),), ())
+
+    def _evaluate(self, work: Work, room: NDArray[np.uint8], seed: Callable[[int], None]) -> Loaded:
+        ids: list[int] = []
+        bad: list[BadSample] = []
+        for sample in work.ids.tolist():
+            found = self.pictures.show(sample, derive(0, "evaluation", sample), seed, room[len(ids)])
+            ids.append(sample) if found is None else bad.append(found)
+        return Loaded(len(ids), tuple(ids), tuple(bad))
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """The sample that is shown, and what was wrong with the one that should have been."""
+
+    id: int
+    bad: BadSample | None = None
+
+
+def _nothing(key: int) -> None:
+    """Nothing draws from the global states, so nothing is seeded."""
+
+
+def load(
+    loader: Loader, tasks: Iterator[Work], *, largest: int, workers: int, pin: bool
+) -> Iterator[tuple[Loaded, Tensor]]:
+    """What becomes of each Work, and its pictures: uint8 [count, channels, height, width], channels last in memory.
+
+    Args:
+        largest: the most pictures of a Work.
+        pin: the memory is page-locked, for copies to a GPU.
+
+    Raises:
+        TlxError: a worker died, or the transforms fail.
+    """
+    height, width, channels = loader.pictures.shape
+    slots = Slots(slot_count(workers), largest * height * width * channels, notes=max(workers, 1))
+    if pin:
+        slots.pin()
+    try:
+        for made in in_slots(loader, tasks, slots, workers=workers, prefetch=_AHEAD):
+            images = _lent(slots, made, (height, width, channels))
+            yield made.result, images
+            del images  # or the slot would be held while the next one is waited for
+    except WorkerDied as error:
+        if error.sample is None:
+            raise
+        where = loader.pictures.manifest.describe(error.sample)
+        raise TlxError(f"{error}\n  -> it was at {where}") from error
+
+
+_AHEAD = 2
+
+
+def slot_count(workers: int) -> int:
+    """Batches for which `load` keeps memory."""
+    return max(workers, 1) * (_AHEAD if workers else 1) + _SPARE
+
+
+def _lent(slots: Slots, made: Made[Loaded], shape: tuple[int, int, int]) -> Tensor:
+    images = slots.lend(made.slot, (made.result.count, *shape))
+    if not slots.free:  # somebody keeps batches: a copy is theirs, and the slot comes back
+        images = images.clone()
+    return images.permute(0, 3, 1, 2)

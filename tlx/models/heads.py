@@ -1,0 +1,190 @@
+"""Heads: what takes the place of a pretrained network's classifier.
+
+A head is a function ``(features, classes, *, ...) -> nn.Module``. The module takes pooled features [N, features] and
+returns logits [N, classes]. A head that does the pooling itself says by an attribute of the function what it takes::
+
+    def my_head(features: int, classes: int, *, hidden: int = 512) -> nn.Module: ...
+
+    my_head.takes = "map"       # the last feature map [N, features, H, W]
+    my_head.takes = "tokens"    # the last tokens [N, L, features], or such a map as tokens [N, H*W, features]
+
+A configuration names one of these, an entry point of the group ``tlx.head``, or ``package.module:function``.
+
+**Names.** `linear` is the network's own kind of classifier and keeps its name; the rest of a classifier block of
+several layers (VGG, AlexNet, MobileNetV3) stays in front of it. The parameters of any other head are under ``head.``,
+or, where the network has a `head` of its own, under ``head.new.`` (``new_head.`` if that is a Sequential).
+
+**Several classifiers.** Some networks put together what several classifiers say: distilled DeiT and LeViT average two,
+VOLO adds half of a second one's. `linear` renews each of them, and the network goes on putting them together, in
+training as in evaluation. Any other head takes the place of them all: it sees their inputs, put together in the same
+way. Where those differ in width (CrossViT, EfficientViM) that is an error. Auxiliary classifiers (GoogLeNet,
+Inception) are not the head: they stay linear, new ones, under every head, and train with the layer they hang on.
+
+**Values.** Heads draw from torch's global generator, so ``torch.manual_seed`` fixes them. Unless said otherwise a
+linear layer starts as PyTorch starts it: weights and biases uniform within 1 / sqrt(inputs).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from tlx.base.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+else:
+    Module = Any  # annotations are read when arguments are checked, which needs no torch
+
+__all__ = ["attention_pool", "concat_pool", "cosine", "linear", "mlp"]
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Width = Annotated[int, Field(ge=1)]
+Factor = Annotated[float, Field(gt=0)]
+Activation = Literal["relu", "gelu", "silu", "tanh", "leaky_relu", "elu"]
+Takes = Literal["pooled", "map", "tokens"]
+
+
+def linear(features: int, classes: int, *, dropout: Share | None = None) -> Module:
+    """One linear layer, under the old classifier's name.
+
+    Starts uniform within 1 / sqrt(features), on networks of every library.
+
+    Args:
+        dropout: share of features dropped before it, on top of what the network itself drops; none when left out.
+    """
+    from torch import nn
+
+    return nn.Sequential(nn.Dropout(dropout), nn.Linear(features, classes)) if dropout else nn.Linear(features, classes)
+
+
+def mlp(
+    features: int,
+    classes: int,
+    *,
+    hidden: Annotated[Sequence[Width], Field(min_length=1)] = (512,),
+    dropout: Share = 0.0,
+    activation: Activation = "relu",
+    norm: bool = False,
+) -> Module:
+    """Per hidden layer: linear, batch norm if wanted, activation, dropout; then a linear layer to the classes.
+
+    With ``hidden: [256], dropout: 0.4`` it is Linear-ReLU-Dropout-Linear. Linear layers start as PyTorch's, norms at 1
+    and 0.
+
+    Args:
+        dropout: share of every hidden layer's values that is dropped after its activation.
+    """
+    from torch import nn
+
+    functions = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh, "elu": nn.ELU}
+    layers: list[nn.Module] = []
+    for width, inputs in zip(hidden, [features, *hidden], strict=False):
+        layers.append(nn.Linear(inputs, width))
+        layers += [nn.BatchNorm1d(width)] if norm else []
+        layers += [functions.get(activation, nn.LeakyReLU)(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers, nn.Linear(list(hidden)[-1], classes))
+
+
+def concat_pool(
+    features: int,
+    classes: int,
+    *,
+    hidden: Annotated[Sequence[Width], Field(min_length=1)] = (512,),
+    dropout: Share = 0.5,
+    activation: Activation = "relu",
+    norm: bool = True,
+) -> Module:
+    """Average and maximum of every channel of the last feature map, concatenated, then the layers of `mlp`.
+
+    After fastai's ``AdaptiveConcatPool2d`` (Howard and Gugger 2020). Convolutional networks and Swin have such a map;
+    a network whose classifier has layers of its own (VGG) loses them. Dropout and first values are those of `mlp`.
+    """
+    from torch import nn
+
+    from tlx.models.head_modules import ConcatPool
+
+    stack = mlp(2 * features, classes, hidden=hidden, dropout=dropout, activation=activation, norm=norm)
+    return nn.Sequential(ConcatPool(), *stack.children())
+
+
+concat_pool.takes = "map"  # type: ignore[attr-defined]
+
+
+def attention_pool(
+    features: int,
+    classes: int,
+    *,
+    heads: Width | None = None,
+    norm: bool = True,
+    mlp_ratio: Factor = 4.0,
+    dropout: Share = 0.0,
+) -> Module:
+    """A learned query attends over the last tokens; what it finds goes through a residual MLP and a linear layer.
+
+    timm's ``AttentionPoolLatent``: pooling by multi-head attention (Lee et al. 2019, Set Transformer), as the MAP head
+    of Zhai et al. 2022 (Scaling Vision Transformers) and of SigLIP. All tokens take part, class, distillation and
+    register tokens too, after the network's final norm. A norm, a pooling or a classifier block that the network
+    applies to the pooled vector falls away. A map counts as tokens, one per position, so convolutional networks can
+    have it.
+
+    The query starts as a truncated normal of standard deviation 1 / sqrt(features), linear layers as PyTorch's, norms
+    at 1 and 0. In all about (4 + 2 * mlp_ratio) * features^2 parameters.
+
+    Args:
+        heads: of the attention, a divisor of `features`; left out it is one per 64 features, as vision transformers
+            have, or the next lower divisor.
+        norm: layer norm of the tokens first; for networks that give them without one (maps, and transformers that pool
+            before their final norm).
+        mlp_ratio: width of the MLP's hidden layer, as a multiple of `features`.
+        dropout: share of the pooled features dropped before the linear layer.
+
+    Raises:
+        UserError: `heads` does not divide `features`.
+    """
+    from timm.layers import AttentionPoolLatent
+    from torch import nn
+
+    divisors = [n for n in range(1, features + 1) if features % n == 0]
+    if heads is not None and heads not in divisors:
+        raise UserError(
+            f"attention_pool cannot share {features} features among {heads} heads",
+            where="head.heads",
+            todo=f"one of {', '.join(str(n) for n in divisors if n <= max(features // 16, 1))}, or leave it out",
+        )
+    chosen = heads or max(n for n in divisors if n <= max(features // 64, 1))
+    pool = AttentionPoolLatent(features, num_heads=chosen, mlp_ratio=mlp_ratio, norm_layer=nn.LayerNorm)
+    first = nn.LayerNorm(features) if norm else nn.Identity()
+    return nn.Sequential(first, pool, nn.Dropout(dropout), nn.Linear(features, classes))
+
+
+attention_pool.takes = "tokens"  # type: ignore[attr-defined]
+
+
+def cosine(
+    features: int,
+    classes: int,
+    *,
+    scale: Factor = 10.0,
+    learn_scale: bool = True,
+    dropout: Share = 0.0,
+) -> Module:
+    """`scale` times the cosine between the features and a vector per class: directions count, lengths do not.
+
+    After Gidaris and Komodakis 2018 (Dynamic few-shot visual learning without forgetting), who learn the scale, from 10
+    on; Chen et al. 2019 (A closer look at few-shot classification) keep it fixed. The vectors start uniform within
+    1 / sqrt(features); there is no bias.
+
+    Args:
+        scale: at the start; logits lie between -scale and scale.
+        learn_scale: whether it is a parameter (of kind ``scale``, so without weight decay by default).
+        dropout: share of features dropped before it.
+    """
+    from torch import nn
+
+    from tlx.models.head_modules import Cosine
+
+    head = Cosine(features, classes, scale=scale, learn_scale=learn_scale)
+    return nn.Sequential(nn.Dropout(dropout), head) if dropout else head

@@ -1,0 +1,729 @@
+"""The configuration: typed, closed, and wrong in one report.
+
+A YAML file plus ``key=value`` overrides becomes a :class:`Config`. Everything that can be known without data or
+weights is checked here: unknown keys (with a suggestion), types, names of parts and their arguments.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
+
+from tlx.base import plug
+from tlx.base.durations import Duration, Length, TimeSpan
+from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
+from tlx.base.inputs import InputSpec, Interpolation
+from tlx.base.launcher import environment
+from tlx.base.layers import Granularity, Kind
+from tlx.base.location import is_remote, place, without_credentials
+from tlx.base.metrics import ACCURACY, LOSS, Metric
+from tlx.base.norms import POLICIES, NormPolicy, written_out
+from tlx.base.parsing import from_yaml_file, to_yaml
+from tlx.base.paths import expanded, written
+from tlx.base.sweep import with_trial
+from tlx.base.usual_names import USUAL, right_key
+from tlx.base.validation import mistakes, refuse_truth
+from tlx.data.stream.sampling import Sampling
+from tlx.plan.later_keys import completed, is_written
+from tlx.plan.overrides import Group, Names, Short, changed, keys_at
+
+T = TypeVar("T")
+
+WITHOUT_LIBRARIES = "without libraries"
+"""The context of a validation that imports neither torch nor a library of networks."""
+
+
+class Model(BaseModel):
+    """Closed and frozen: an unknown key is an error, and so is a number that is not finite."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        return refuse_truth(value, cls.model_fields[str(info.field_name)].annotation)
+
+
+def _of_value(act: Callable[[], T]) -> T:
+    """What `act` gives, for a validator: pydantic knows the key, and the user's mistake goes on whole as the cause.
+
+    Raises:
+        ValueError: the mistake.
+    """
+    try:
+        return act()
+    except UserError as error:
+        raise ValueError(error.what) from error
+
+
+def _expanded(value: Any) -> Any:
+    return _of_value(lambda: expanded(str(value))) if isinstance(value, str | Path) else value
+
+
+def _is_file(weights: str) -> bool:
+    """Whether it may be a path; tags of a library are no different from names of files."""
+    return not weights.startswith("hf-hub:") and not is_remote(weights)
+
+
+def _weights(value: Any) -> Any:
+    return _expanded(value) if _is_file(str(value)) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_expanded), PlainSerializer(written, return_type=str, when_used="json")]
+"""A path of this machine, in which ``~`` and variables may stand. It is written down without them."""
+
+
+class Part(Model):
+    """A pluggable part: in YAML its name, or a mapping with `name` and the user's arguments beside it."""
+
+    name: str
+    args: dict[str, Any] = {}
+
+    @staticmethod
+    def opened(value: Any) -> Any:
+        """Its long form, the arguments beside the name."""
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and set(value) == {"name", "args"} and isinstance(value["args"], Mapping):
+            return {"name": value["name"], **value["args"]}
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if not isinstance(value, Mapping | Part):
+            raise ValueError("input should be a name, or a mapping of name and arguments")
+        if isinstance(value, Mapping) and "name" in value and set(value) != {"name", "args"}:
+            return {"name": value["name"], "args": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+    @model_serializer
+    def _write(self) -> Any:
+        return {"name": self.name, **self.args} if self.args else self.name
+
+
+def _part_of(group: str) -> Any:
+    def check(part: Part, info: ValidationInfo) -> Part:
+        if info.context == WITHOUT_LIBRARIES and not plug.is_pure(group, part.name):
+            return part
+        return _of_value(lambda: _known_part(group, part))
+
+    return Annotated[Part, Group(group), AfterValidator(check)]
+
+
+def _known_part(group: str, part: Part) -> Part:
+    """A part that there is, with its arguments as they are written down and its defaults.
+
+    Raises:
+        UserError: no such part, or arguments that it does not take.
+    """
+    function = plug.find(group, part.name)
+    if group == "head" and KEEP in part.args and not plug.takes(function, KEEP):
+        kept = plug.arguments(_kept, {KEEP: part.args[KEEP]}, label=f"head {part.name}")[KEEP]
+        known = _known_part(group, Part(name=part.name, args=_without_keep(part.args)))
+        return Part(name=known.name, args={**known.args, **({KEEP: True} if kept else {})})
+    checked = plug.arguments(function, part.args, label=f"{group} {part.name}")
+    said = {name: plug.as_written(value, value) for name, value in plug.defaults(function).items()}
+    own = {name: plug.as_written(value, checked[name]) for name, value in part.args.items()}
+    return Part(name=part.name, args={**said, **own})
+
+
+KEEP = "keep"
+"""``head: {name: ..., keep: true}``: the head is not new, but that of the checkpoint that `backbone.weights` names, of
+a run of tlx with the same classes in the same order. A head from elsewhere with an argument of that name gets it."""
+
+
+def _kept(*, keep: bool = False) -> None:
+    """What is checked as an argument of every head."""
+
+
+def _without_keep(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if name != KEEP}
+
+
+def _policy(value: str | NormPolicy) -> str | NormPolicy:
+    if isinstance(value, str) and value not in POLICIES:
+        raise ValueError(f'there is no norm policy "{value}"{did_you_mean(value, POLICIES)}')
+    return value
+
+
+def _agreeing(mode: str | None, info: ValidationInfo) -> None:
+    """A metric knows its direction. Older files state it once more, as `mode`: what agrees is read and forgotten."""
+    name = info.data.get("metric")
+    metric = Metric.of(name) if name is not None else None
+    if mode is None or metric is None or not metric.known or mode == metric.mode:
+        return
+    direction = "higher" if metric.higher_is_better else "lower"
+    raise ValueError(f"{metric.name} is better when it is {direction}, which need not be said; remove mode")
+
+
+Direction = Annotated[Literal["min", "max"] | None, AfterValidator(_agreeing)]
+
+
+class Plateau(Model):
+    """The phase ends when a validation metric has stopped improving; its curve runs over `max`."""
+
+    max: Length
+    metric: str = LOSS
+    mode: Direction = Field(default=None, exclude=True)
+    patience: PositiveInt = 3
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class EarlierRates(Model):
+    """How a phase's learning rate ran until the run was extended: the settings of then."""
+
+    duration: Length
+    lr: Annotated[float, Field(gt=0)]
+    curve: _part_of("curve") = Part(name="constant")  # type: ignore[valid-type]
+    warmup: Length = Duration(0, "steps")
+    layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
+
+
+class PhaseSettings(Model):
+    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it. Percent of
+    `duration` is of the configuration's `duration`, of `warmup` and in `curve` of the phase.
+
+    `optimizer_state`: at the phase's first step the optimizer's state (momentum, moments) is kept, dropped (`reset`),
+    or dropped for what was frozen in the phase before and trains now (`reset_thawed`).
+
+    `before`, which `tlx train --extend --rest` writes: until so many steps of the phase, its rates were these.
+    """
+
+    duration: Length | Plateau | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    curve: _part_of("curve") = Part(name="constant")  # type: ignore[valid-type]
+    warmup: Length = Duration(0, "steps")
+    layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
+    norm: Annotated[str | NormPolicy, Short(written_out), AfterValidator(_policy)] = "frozen_is_frozen"
+    stochastic: Literal["off_in_frozen", "on"] = "off_in_frozen"
+    optimizer_state: Literal["keep", "reset", "reset_thawed"] = "keep"
+    start_from: Literal["last", "best"] = "last"
+    before: dict[PositiveInt, EarlierRates] = {}
+
+    def over(self, base: PhaseSettings) -> PhaseSettings:
+        """These settings where they were said, `base` elsewhere."""
+        return base.model_copy(update={name: getattr(self, name) for name in self.model_fields_set})
+
+
+Place = Annotated[str, BeforeValidator(lambda value: _of_value(lambda: place(value)))]
+
+
+class Expected(Model):
+    """What the shards should hold: checked against them, and enough to plan before they are built."""
+
+    classes: PositiveInt
+    train: PositiveInt
+    val: PositiveInt | None = None
+
+
+class CacheConfig(Model):
+    """Where shards that come from elsewhere are kept, by default in TLX_CACHE or ``~/.cache/tlx/shards``. `limit`: so
+    many bytes of them, such as 200GB, by default four fifths of what the disk has free without them. `stage`: shards
+    that lie in a folder here, on a slow shared disk, are copied to `folder` when they are first needed, once per node.
+    """
+
+    folder: FilePath | None = None
+    limit: Annotated[ByteSize, Field(gt=0)] | None = None
+    stage: bool = False
+
+    @model_validator(mode="after")
+    def _staged_somewhere(self) -> CacheConfig:
+        if self.stage and self.folder is None:
+            raise ValueError("stage needs `folder`, on a disk of the machine that trains")
+        return self
+
+
+class SamplingConfig(Model):
+    """Which samples make an epoch: `limit` per class (a few-shot subset by seed), classes as they are (`all`), equally
+    often (`balanced`), by the square root of their size (`sqrt`), or rare ones repeated (`repeat_factors`, those with
+    less than `threshold` of the samples)."""
+
+    method: Literal["all", "balanced", "sqrt", "repeat_factors"] = "all"
+    threshold: float | None = None
+    limit: int | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> SamplingConfig:
+        _of_value(self.made)
+        return self
+
+    def made(self) -> Sampling:
+        return Sampling(self.method, self.threshold, self.limit)
+
+
+def _quota(value: Any) -> Any:
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if is_count or value == "error" or (isinstance(value, str) and _SHARE.fullmatch(value)):
+        return value
+    raise ValueError(f'{repr(value)[:100]} is no quota; write error, a number such as 10, or a share such as "1%"')
+
+
+_SHARE = re.compile(r"(100|\d{1,2}(\.\d{1,9})?)%")
+
+
+class Data(Model):
+    """Shards and how they are dealt. `batch` is the GLOBAL batch, over all ranks and micro-batches.
+
+    `train`, `val`: folders, URLs (http, s3, gs, any protocol of fsspec) or ``pipe:`` and a command with ``{}`` for the
+    file's name; user names, passwords and queries of URLs are not written into the run's folder.
+
+    `window`: so many shards mix, all by default. `parts`: set to the number of nodes, each needs only its part of the
+    shards. `exif_orientation`: pictures are turned as the camera noted. `scaled_decoding`: in training, JPEGs are
+    decoded at a half, a quarter or an eighth where that leaves twice the pixels that are shown.
+
+    `verify`: before the first step, the `lengths` of local tars are compared with the index, always; of a run that goes
+    on, tars that were written since its last start are read, and hashed (`changed`); or every tar, at every start
+    (`all`), which takes about a second of a core per GB, or as long as the disk does.
+    """
+
+    train: Place
+    val: Place | None = None
+    cache: CacheConfig = CacheConfig()
+    batch: PositiveInt
+    window: PositiveInt | None = None
+    parts: PositiveInt = 1
+    sampling: SamplingConfig = SamplingConfig()
+    drop_last: bool = False
+    exif_orientation: bool = True
+    scaled_decoding: bool = True
+    verify: Literal["lengths", "changed", "all"] = "changed"
+    workers: Annotated[int, Field(ge=0)] = 2
+    bad_samples: Annotated[int | str, BeforeValidator(_quota)] = "error"
+    expected: Expected | None = None
+
+    @field_serializer("train", "val")
+    def _without_credentials(self, value: str | None) -> str | None:
+        return value and (without_credentials(value) if is_remote(value) else written(value))
+
+    @model_validator(mode="after")
+    def _parts_of_a_batch(self) -> Data:
+        if self.parts > self.batch:
+            raise ValueError(f"parts: {self.parts} parts of a batch of {self.batch}; at most one per sample")
+        return self
+
+    def quota(self, samples: int) -> int:
+        """How many different unreadable samples a run may meet, in training and validation; a share is of `samples`,
+        those that training shows: of the shards, and at most `sampling.limit` of each class."""
+        if self.bad_samples == "error":
+            return 0
+        if isinstance(self.bad_samples, str):
+            return int(float(self.bad_samples.rstrip("%")) / 100 * samples)
+        return self.bad_samples
+
+
+Pixels = Annotated[int, Field(ge=1, le=8192)]
+
+
+class Input(Model):
+    """How pictures are read: `channels` 1 is grey, 3 RGB, 4 RGBA. The rest overrides the backbone's own input spec;
+    `mean` and `std` are of pixels scaled to [0, 1]."""
+
+    channels: Literal[1, 3, 4] = 3
+    size: Pixels | tuple[Pixels, Pixels] | None = None
+    mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    interpolation: Interpolation | None = None
+
+    @model_validator(mode="after")
+    def _one_per_channel(self) -> Input:
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values for {self.channels} channels")
+        return self
+
+    def over(self, spec: InputSpec) -> InputSpec:
+        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        return InputSpec(
+            size=size or spec.size,
+            mean=self.mean or spec.mean,
+            std=self.std or spec.std,
+            interpolation=self.interpolation or spec.interpolation,
+            crop_pct=self.crop_pct or spec.crop_pct,
+        )
+
+
+class Mixing(Model):
+    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): Beta parameters, 0 for off."""
+
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    prob: Annotated[float, Field(ge=0, le=1)] = 1.0
+    switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class Allow(Model):
+    """Where weights and network may differ, as shell patterns of names: `new`, parameters of the network that the file
+    need not have, or has in another shape, and that keep their initial values; `unused`, what the file holds beside the
+    network. A pattern that matches nothing is an error."""
+
+    new: list[Annotated[str, Field(min_length=1)]] = []
+    unused: list[Annotated[str, Field(min_length=1)]] = []
+
+
+class BackboneConfig(Model):
+    """`weights`: default, a tag of the library, a file, a folder that `tlx weights fetch` filled,
+    hf-hub:OWNER/REPO[@REVISION], or none. `layers`: how finely the network is cut.
+
+    Of a file: `weights_key` is the dict inside that is meant, or what its names begin with, where there are several;
+    `weights_size` a side, or height and width, of the pictures that it was trained on, for position embeddings, where
+    the file does not say that.
+    """
+
+    name: str
+    weights: Annotated[str, BeforeValidator(_weights)] = "default"
+    weights_key: Annotated[str, Field(min_length=1)] | None = None
+    weights_size: Pixels | tuple[Pixels, Pixels] | None = None
+    allow: Allow = Allow()
+    args: dict[str, Any] = {}
+    layers: Granularity = "block"
+
+    @field_validator("name")
+    @classmethod
+    def _named(cls, name: str, info: ValidationInfo) -> str:
+        from tlx import models
+
+        if info.context == WITHOUT_LIBRARIES:
+            return name
+        _of_value(lambda: models.source(name))
+        return name
+
+    @field_validator("args")
+    @classmethod
+    def _known(cls, args: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        from tlx import models
+
+        if (odd := plug.not_finite(args)) is not None:
+            raise ValueError(f"{odd} is not a finite number")
+        if "name" not in info.data or info.context == WITHOUT_LIBRARIES:  # the former is told
+            return args
+        checked = _of_value(lambda: models.check_args(info.data["name"], args))
+        return {name: plug.as_written(value, checked.get(name, value)) for name, value in args.items()}
+
+    @property
+    def trained_size(self) -> tuple[int, int] | None:
+        """`weights_size` as height and width."""
+        return (self.weights_size, self.weights_size) if isinstance(self.weights_size, int) else self.weights_size
+
+    @field_serializer("weights")
+    def _as_a_path(self, weights: str) -> str:
+        return written(weights) if _is_file(weights) else weights
+
+
+class EMA(Model):
+    """Exponential moving average of the weights and norm statistics, updated after every step.
+
+    `ramp`: the decay rises to `decay`, so that the average is of recent weights early on too; without it, the decay is
+    `decay` from the second update on.
+    """
+
+    decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    ramp: bool = True
+
+    def at(self, updates: int) -> float:
+        """The decay of an update: with the ramp min(decay, (1 + n) / (10 + n)), as TensorFlow's
+        ExponentialMovingAverage has it (tf.train.ExponentialMovingAverage, num_updates).
+
+        Args:
+            updates: n, those before it. The first (n = 0) copies the weights, whatever the decay.
+        """
+        return min(self.decay, (1 + updates) / (10 + updates)) if self.ramp else self.decay
+
+
+class NonFinite(Model):
+    """What happens at a loss or gradient that is not finite, beside that nothing is updated: `stop`, or `skip` up to
+    `limit` such steps of a run. fp16's overflows are its scaler's matter until there are `overflows` in a row."""
+
+    policy: Literal["stop", "skip"] = "stop"
+    limit: PositiveInt = 10
+    overflows: PositiveInt = 20
+
+    @model_validator(mode="before")
+    @classmethod
+    def opened(cls, value: Any) -> Any:
+        """Its long form."""
+        return {"policy": value} if isinstance(value, str) else value
+
+
+class Loop(Model):
+    """How a step is computed. `micro_batch` is the most samples a rank takes at once; gradients accumulate.
+
+    `fit_micro_batch`: the memory of every phase is tried before the first step, and a smaller micro-batch taken where
+    it does not fit. `auto` does so on a GPU, and refuses instead where moving BatchNorm makes the numbers depend on the
+    micro-batch; `always` takes it there too, and tries on a CPU as well.
+
+    `compile` gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and drop-path draw
+    other numbers than eager ones, unless `deterministic` is on.
+    """
+
+    micro_batch: PositiveInt | None = None
+    fit_micro_batch: Literal["auto", "always", "never"] = "auto"
+    nonfinite: NonFinite = NonFinite()
+    clip: Annotated[float, Field(gt=0)] | None = None
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = False
+    compile: bool = False
+    gradient_checkpointing: bool = False
+    deterministic: bool = False
+    sync_batchnorm: bool = False
+    ema: EMA | None = None
+
+
+def _positive(interval: Duration) -> Duration:
+    if not interval.value:
+        raise ValueError("an interval of nothing; write 1 for every step")
+    return interval
+
+
+Interval = Annotated[Length, AfterValidator(_positive)]
+"""How often something is done. Percent is of all phases as they were planned; see :meth:`tlx.plan.plan.Plan.interval`."""
+
+
+class Evaluate(Model):
+    """When to evaluate and what is best: by `metric`, ties by the lower val/loss. `patience`: evaluations without
+    progress of the metric that end the phase."""
+
+    every: Interval = Duration(1, "ep")
+    metric: str = ACCURACY
+    mode: Direction = Field(default=None, exclude=True)
+    top_k: PositiveInt = 5
+    patience: PositiveInt | None = None
+    batch: PositiveInt | None = None
+
+
+class Keep(Model):
+    """Which checkpoints stay: the `last` ones, the `best` ones by `evaluate.metric`, and for good one at each interval
+    of `every`."""
+
+    last: PositiveInt = 2
+    best: PositiveInt = 1
+    every: Interval | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def opened(cls, value: Any) -> Any:
+        """Its long form."""
+        return {"last": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+class Checkpoint(Model):
+    """When to save, and which ones `keep`. `background`: a thread writes them, from a copy in memory, while training
+    goes on."""
+
+    every: Interval = Duration(1, "ep")
+    keep: Keep = Keep()
+    background: bool = True
+
+
+class Track(Model):
+    """`metrics.jsonl` is always written; trackers come on top. `report`: report.html and figures/ at the end."""
+
+    every: Interval = Duration(10, "steps")
+    report: bool = True
+    trackers: list[_part_of("tracker")] = []  # type: ignore[valid-type]
+
+
+class WorldConfig(Model):
+    """`size`: the number of ranks this training expects; another number is an error. `timeout_minutes`: a rank that has
+    made no step, nor a batch of an evaluation, for so long is taken to hang."""
+
+    size: PositiveInt | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    backend: Literal["nccl", "gloo"] | None = None
+    timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
+
+
+class Config(Model):
+    """One training. `stop_after`: a stop is asked for after so much time since the command was started (``3h55m``).
+
+    `run`: the folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.base.sweep.with_trial`.
+
+    `further`: phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those
+    does, with its settings but for what is said here, from the last weights; `duration` must be said.
+    """
+
+    run: FilePath
+    seed: Annotated[int, Field(ge=0)] = 0
+    duration: Length | None = None
+    stop_after: TimeSpan | None = None
+    data: Data
+    input: Input = Input()
+    transforms: list[_part_of("transform")] | None = None  # type: ignore[valid-type]
+    mix: Mixing | None = None
+    backbone: BackboneConfig
+    head: _part_of("head") = Part(name="linear")  # type: ignore[valid-type]
+    unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
+    phases: Annotated[dict[str, PhaseSettings], Names("each")] = {}
+    further: Annotated[dict[str, PhaseSettings], Names(None)] = {}
+    objective: _part_of("objective") = Part(name="cross_entropy")  # type: ignore[valid-type]
+    optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
+    no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
+    loop: Loop = Loop()
+    evaluate: Evaluate = Evaluate()
+    checkpoint: Checkpoint = Checkpoint()
+    track: Track = Track()
+    world: WorldConfig = WorldConfig()
+
+    @field_validator("run", mode="before")
+    @classmethod
+    def _of_a_trial(cls, value: Any) -> Any:
+        try:
+            return with_trial(value, environment().variables) if isinstance(value, str) else value
+        except UserError as error:
+            raise ValueError(error.what) from error
+
+    @property
+    def keeps_head(self) -> bool:
+        """Whether the head is that of `backbone.weights`."""
+        return KEEP in self.head.args and not plug.takes(plug.find("head", self.head.name), KEEP)
+
+    @property
+    def head_args(self) -> dict[str, Any]:
+        """The arguments of the head's own function."""
+        return _without_keep(self.head.args) if self.keeps_head else self.head.args
+
+    def untrained(self) -> Config:
+        """The same without weights: to measure, not to train."""
+        head = Part(name=self.head.name, args=self.head_args)
+        of_weights = {"weights_key": None, "weights_size": None, "allow": Allow()}
+        backbone = self.backbone.model_copy(update={"weights": "none", **of_weights})
+        return self.model_copy(update={"backbone": backbone, "head": head})
+
+    def settings(self, phase: str) -> PhaseSettings:
+        """Of one phase: its own over those of `each` over the defaults."""
+        base = self.phases.get("each", PhaseSettings())
+        return self.phases[phase].over(base) if phase in self.phases and phase != "each" else base
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = True) -> Config:
+    """Reads a configuration file. One that an earlier tlx wrote, such as a run's config.yaml, means what it meant then.
+
+    Args:
+        path: a YAML file.
+        overrides: ``key.sub=value``, in this order over what the file says and, where it says nothing, the defaults;
+            see :mod:`tlx.plan.overrides`.
+        libraries: whether parts that torch or a library of networks is imported for are looked up. Without them keys,
+            types and ranges are checked, in a fraction of a second; such a Config is to be looked at, not trained from.
+
+    Raises:
+        UserError: no such file, or not YAML.
+        ConfigError: everything that is wrong with the content and the overrides, together.
+    """
+    problems = Problems()
+    raw = _overridden(_of_file(Path(path)), overrides, problems, libraries=libraries)
+    config = problems.of(lambda: parse(raw, where=str(path), libraries=libraries))
+    if len(problems.errors) > 1:
+        raise ConfigError(problems.errors, where=str(path))
+    problems.refuse()
+    assert config is not None
+    return config
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A configuration file as plain data, with overrides; not looked at any further.
+
+    Raises:
+        UserError: no such file, or not YAML; a word that is no override.
+    """
+    problems = Problems()
+    raw = _overridden(_of_file(Path(path)), overrides, problems)
+    problems.refuse()
+    return raw
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    try:
+        raw = from_yaml_file(path)
+    except OSError as error:
+        near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
+        raise UserError(f"cannot be read: {error.strerror or error}{near}", where=str(path)) from error
+    except ValueError as error:
+        raise UserError(f"is not YAML: {error}", where=str(path)) from error
+    if not isinstance(raw, dict):
+        raise UserError("is not a mapping of keys to values", where=str(path), todo="see configs/ for examples")
+    return completed(raw) if is_written(raw) else raw
+
+
+def _overridden(
+    raw: dict[str, Any], overrides: Sequence[str], problems: Problems, *, libraries: bool = True
+) -> dict[str, Any]:
+    """With the overrides that can be made; the others become problems."""
+    for word in overrides:
+        raw = problems.of(functools.partial(changed, raw, word, Config, libraries=libraries)) or raw
+    return raw
+
+
+def parse(raw: Mapping[str, Any], *, where: str | None = None, libraries: bool = True) -> Config:
+    """A Config from plain data; see :func:`load`."""
+    try:
+        return Config.model_validate(raw, context=None if libraries else WITHOUT_LIBRARIES)
+    except ValidationError as error:
+        raise ConfigError(mistakes(error, raw, suggest=_meant), where=where) from error
+
+
+def plain(config: Config) -> dict[str, Any]:
+    """A configuration as plain data that :func:`parse` reads back to the same, with every default said.
+
+    Defaults of phases are said in `each`; said again in a phase they would override it.
+    """
+    raw = config.model_dump(mode="json")
+    raw["phases"] = {"each": config.settings("each").model_dump(mode="json")} | {
+        name: settings.model_dump(mode="json", exclude_unset=True)
+        for name, settings in config.phases.items()
+        if name != "each"
+    }
+    raw["further"] = {
+        name: settings.model_dump(mode="json", exclude_unset=True) for name, settings in config.further.items()
+    }
+    return raw
+
+
+def dump(config: Config) -> str:
+    """The same as YAML, that :func:`load` reads back to the same configuration."""
+    return to_yaml(plain(config))
+
+
+def _meant(steps: Sequence[str | int]) -> str:
+    """A clause of what an unknown key was meant to be."""
+    *above, word = steps
+    own = _elsewhere().get(str(word).lower().replace("-", "_"), "").partition("=")[0].rpartition(".")[2]
+    if above and own in keys_at(Config, above):  # the same word beside it
+        return f'; did you mean "{".".join(map(str, (*above, own)))}"?'
+    return right_key(str(word), keys=_elsewhere()) or did_you_mean(str(word), keys_at(Config, above))
+
+
+@functools.cache
+def _elsewhere() -> Mapping[str, str]:
+    """Names that are no keys at the top: what people call them, or keys have further down -> the key."""
+    places: dict[str, list[str]] = {}
+    top = Config.model_fields
+    for name in top:
+        for key in keys_at(Config, [name]):
+            places.setdefault(key, []).append(f"{name}.{key}")
+    for key in PhaseSettings.model_fields:
+        places.setdefault(key, []).append(f"phases.each.{key}")
+    few = {key: '" or "'.join(found) for key, found in places.items() if len(found) <= 4 and key not in top}
+    return {**few, **USUAL}

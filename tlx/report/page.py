@@ -1,0 +1,226 @@
+"""The report of one or several trainings as one HTML file that needs no other: pictures are inside."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tlx.base.terminal import clock, escaped
+from tlx.runs.history import ACCURACY, History, article_reading, shown, whole, within
+
+COLUMNS = ("run", "best", "accuracy of each phase", "best step", "weights", "samples seen", "time")
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the page shows of one run: its history, a name that tells it from others, PNG pictures by caption."""
+
+    history: History
+    name: str
+    pictures: Mapping[str, bytes]
+
+
+def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, bytes] | None = None) -> str:
+    """The page; everything that comes from files is escaped.
+
+    Args:
+        pictures: PNGs about all runs together, by caption.
+    """
+    import jinja2
+
+    # what a file does not hold is shown as nothing: a run may be of another version, or its files torn
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_printable)
+    environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    environment.filters["percent"] = lambda share: shown(ACCURACY, share)
+    return environment.from_string(TEMPLATE).render(
+        title=title,
+        columns=COLUMNS,
+        table=[cells(s.history, s.name) for s in sections],
+        pictures=pictures or {},
+        sections=[
+            {
+                "about": s,
+                "history": s.history,
+                "plan": plan_rows(s.history),
+                "reading": article_reading(s.history.accuracies),
+                "warnings": warnings(s.history),
+            }
+            for s in sections
+        ],
+    )
+
+
+def _printable(value: Any) -> Any:
+    return escaped(value, lines=True) if type(value) is str else value
+
+
+def cells(history: History, name: str) -> tuple[str, ...]:
+    """A run in the table of runs, one text per `COLUMNS`; several phases are several lines."""
+    best = history.best
+    phases = [
+        f"{escaped(a.label)}\n  best {shown(ACCURACY, a.best)}, last {shown(ACCURACY, a.last)}"
+        + ("" if a.over else " so far")
+        for a in history.accuracies
+    ]
+    seen = history.number("samples_seen")
+    return (
+        name if history.done else f"{name}\n({standing(history)})",
+        f"{history.metric} {shown(history.metric, best.value(history.metric))}" if best else "-",
+        "\n".join(phases) or "-",
+        f"{best.step}\n{best_place(history)}".strip() if best else "-",
+        best.weights if best else "-",
+        f"{seen:,.0f}" if seen is not None else "-",
+        clock(history.number("wall_time_s")),
+    )
+
+
+def standing(history: History) -> str:
+    """Of a run that is not done: its status and how far it is."""
+    return f"{history.status}, step {history.step}" + (f" of {history.steps}" if history.steps else "")
+
+
+def best_place(history: History) -> str:
+    """The epoch of the best evaluation, where the length of an epoch is known."""
+    if history.best is None or not history.steps_per_epoch:
+        return ""
+    return f"epoch {history.epoch(history.best.step):.4g}"
+
+
+def plan_rows(history: History) -> list[dict[str, Any]]:
+    """What each planned phase trains, and at which rates."""
+    rows = []
+    for phase in within(history.plan, "phases"):
+        layers = list(phase.get("layers", {}).values()) if isinstance(phase.get("layers"), dict) else []
+        trained = [y for y in layers if isinstance(y, dict) and whole(y.get("trained"))]
+        rates = [y["lr"] for y in trained if isinstance(y.get("lr"), (int, float)) and y["lr"] > 0]
+        settings = phase.get("settings")
+        rows.append(
+            {
+                "name": phase.get("name"),
+                "steps": f"{phase.get('start')} to {phase.get('stop')}",
+                "epochs": phase.get("epochs"),
+                "warmup": phase.get("warmup"),
+                "rate": " to ".join(f"{r:.3g}" for r in sorted({min(rates), max(rates)})) if rates else "-",
+                "layers": f"{len(trained)} of {len(layers)}",
+                "parameters": f"{sum(whole(y.get('trained')) or 0 for y in trained):,}",
+                "settings": settings if isinstance(settings, dict) else {},
+            }
+        )
+    return rows
+
+
+def warnings(history: History) -> list[str]:
+    """Of the plan, and of updates that the training had to leave out."""
+    said = history.plan.get("warnings")
+    unfinite = history.number("unfinite") or 0
+    left_out = [f"{unfinite:.0f} updates were left out: loss or gradient was not finite."] if unfinite else []
+    return [str(warning) for warning in (said if isinstance(said, list) else [])] + left_out
+
+
+TEMPLATE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ title }}</title>
+<style>
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }
+h1, h2 { line-height: 1.2; } h2 { margin-top: 3rem; border-top: 1px solid #ddd; padding-top: 1.5rem; }
+table { border-collapse: collapse; margin: 1rem 0; } caption { text-align: left; color: #555; }
+th, td { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0; border-bottom: 1px solid #e5e5e5; }
+td { white-space: pre-line; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+img { max-width: 100%; } figure { margin: 1.5rem 0; } figcaption { color: #555; }
+pre, code { font: 13px/1.4 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; } .classes { columns: 18rem; padding: 0; list-style: none; }
+.classes li { display: flex; gap: .5rem; break-inside: avoid; } .classes span { flex: 1; overflow-wrap: anywhere; }
+meter { width: 5rem; } .note { background: #fff6e0; padding: .5rem .8rem; }
+</style>
+</head>
+<body>
+<h1>{{ title }}</h1>
+<div class="wide"><table>
+<tr>{% for name in columns %}<th>{{ name }}</th>{% endfor %}</tr>
+{% for row in table %}
+<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</table></div>
+{% for caption, png in pictures.items() %}
+<figure><img src="{{ png | png }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}
+{% for section in sections %}
+{% set history = section.history %}
+{% set details = history.details %}
+<h2>{{ section.about.name }}</h2>
+{% if not history.done %}
+<p class="note">This run is not done ({{ history.status }}, step {{ history.step }}
+{%- if history.steps %} of {{ history.steps }}{% endif %}): the numbers are those so far; samples, time and classes are
+those of its last checkpoint.</p>
+{% endif %}
+{% for caption, png in section.about.pictures.items() %}
+<figure><img src="{{ png | png }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
+{% endfor %}
+{% if section.reading %}
+<p>Best is compared with best, last with last. The Flowers-102 article sets the last of feature extraction against the
+best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.reading[1] | percent }}.</p>
+{% endif %}
+
+<h3>Plan</h3>
+{% if section.plan %}
+<p>{{ history.plan.samples }} training samples, batches of {{ history.plan.batch }},
+{{ history.plan.steps_per_epoch }} steps per epoch, {{ history.plan.steps }} steps planned.</p>
+<div class="wide"><table>
+<tr><th>phase</th><th>steps</th><th>epochs</th><th>warm-up steps</th><th>learning rate, by layer</th>
+<th>layers that train</th><th>parameters that train</th></tr>
+{% for phase in section.plan %}
+<tr><td>{{ phase.name }}</td><td>{{ phase.steps }}</td><td>{{ phase.epochs }}</td><td>{{ phase.warmup }}</td>
+<td>{{ phase.rate }}</td><td>{{ phase.layers }}</td><td>{{ phase.parameters }}</td></tr>
+{% endfor %}
+</table></div>
+{% else %}
+<p>There is no readable plan.json.</p>
+{% endif %}
+{% for warning in section.warnings %}
+<p class="note">{{ warning }}</p>
+{% endfor %}
+
+<h3>Accuracy of each class in the best evaluation</h3>
+{% if history.per_class %}
+<p>The worst first.</p>
+<ul class="classes">
+{% for name, share in history.per_class %}
+<li><span>{{ name }}</span>
+{% if share is none %}no samples{% else %}<meter value="{{ share }}"></meter>{{ share | percent }}{% endif %}</li>
+{% endfor %}
+</ul>
+{% else %}
+<p>Not known: the run has no validation, or has not come to a checkpoint with its best evaluation.</p>
+{% endif %}
+
+<h3>Samples that could not be read</h3>
+{% if details.unreadable is mapping and details.unreadable %}
+<p>{{ details.unreadable | length }} samples; in training, others of their class took their place
+{{ details.replaced }} times.</p>
+<table><tr><th>sample</th><th>reason</th></tr>
+{% for where, reason in details.unreadable.items() %}
+<tr><td>{{ where }}</td><td>{{ reason }}</td></tr>
+{% endfor %}
+</table>
+{% else %}
+<p>{{ "None." if details else "Not known yet." }}</p>
+{% endif %}
+
+<h3>To reproduce it</h3>
+{% if details.reproduce or details.command %}<pre>{{ details.reproduce or details.command }}</pre>{% endif %}
+{% if details.versions is mapping %}
+<p>{% for package, version in details.versions.items() %}{{ package }} {{ version }}{{ ", " if not loop.last }}
+{%- endfor %}; {{ details.world }} rank{{ "s" if details.world != 1 }}</p>
+{% else %}
+<p>Command and versions come with the end of the run.</p>
+{% endif %}
+{% if history.config %}<details><summary>config.yaml</summary><pre>{{ history.config }}</pre></details>{% endif %}
+{% endfor %}
+</body>
+</html>
+"""

@@ -1,0 +1,444 @@
+"""What a run folder tells about a training, whether it is done, under way or was killed. Reads, never writes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tlx.base.errors import UserError, did_you_mean
+from tlx.base.metrics import ACCURACY as ACCURACY
+from tlx.base.metrics import WEIGHTS, Metric
+from tlx.base.parsing import from_json, from_yaml
+from tlx.base.terminal import escaped
+from tlx.runs.metrics_file import read_rows
+
+SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
+"""A folder with one of these is a run's."""
+
+MOST_ROWS = 4000
+"""Of training alone: more than a picture has columns of pixels for."""
+
+_MOST = 1e100
+"""Numbers from here on are taken for none, as those that are not finite: their squares and axes are not either."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of one evaluation with one kind of weights.
+
+    Attributes:
+        weights: raw | ema.
+        metrics: by name such as ``val/top1``, without ``ema/``; NaN where not finite.
+        per_class: accuracy of every class, None for a class without samples; empty where not known.
+    """
+
+    step: int
+    weights: str
+    metrics: Mapping[str, float]
+    per_class: tuple[float | None, ...] = ()
+
+    def value(self, name: str) -> float | None:
+        """A metric that is there and finite."""
+        found = self.metrics.get(name, math.nan)
+        return found if math.isfinite(found) else None
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What decides which evaluation is the best: a metric, and the weights that the run's best has."""
+
+    metric: Metric
+    weights: str = "raw"
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One phase, as far as it has come.
+
+    Attributes:
+        stop: the step after its last one; where it is not over, the planned one.
+        over: whether the phase has come to its end.
+        extracts: whether it is feature extraction: the backbone's own layers are all frozen.
+        last: at its end, or so far; with the weights that are the run's best.
+    """
+
+    name: str
+    start: int
+    stop: int
+    over: bool
+    extracts: bool
+    best: Evaluation | None
+    last: Evaluation | None
+
+
+@dataclass(frozen=True)
+class History:
+    """One training, from the files of its run folder; what is not known is None or empty.
+
+    Attributes:
+        name: of the folder, escaped; `named` makes it differ between runs.
+        rows: of metrics.jsonl, those with a step, of training alone about `MOST_ROWS`; values that are no finite
+            numbers are NaN.
+        step: updates done. `steps`: planned.
+        phases: those that have begun.
+        best: by `metric`.
+        details: result.json or, before the end, what the last checkpoint knows.
+        plan: plan.json as it is.
+        config: config.yaml as text.
+        scratch: whether the backbone began with random weights.
+    """
+
+    path: Path
+    name: str
+    status: str
+    rows: tuple[Row, ...] = field(repr=False)
+    step: int
+    steps: int | None
+    steps_per_epoch: int | None
+    metric: str
+    phases: tuple[Stretch, ...]
+    best: Evaluation | None
+    details: Mapping[str, Any] = field(repr=False)
+    plan: Mapping[str, Any] = field(repr=False)
+    config: str = field(repr=False)
+    scratch: bool = False
+
+    @property
+    def accuracies(self) -> tuple[PhaseAccuracy, ...]:
+        """Of the phases that have begun."""
+        return accuracies(self.phases, scratch=self.scratch)
+
+    @property
+    def done(self) -> bool:
+        return self.status == "done"
+
+    @property
+    def per_class(self) -> list[tuple[str, float | None]]:
+        """Class and accuracy in the best evaluation; the worst first, classes without samples last."""
+        shares = self.best.per_class if self.best else ()
+        names = [str(c) for c in _list(self.details.get("classes"))]
+        names += [f"class {i}" for i in range(len(names), len(shares))]
+        pairs = list(zip(names, shares, strict=False))
+        return sorted(pairs, key=lambda pair: math.inf if pair[1] is None else pair[1])
+
+    def epoch(self, step: float) -> float:
+        """A step in epochs; the step itself where the length of an epoch is not known."""
+        return step / (self.steps_per_epoch or 1)
+
+    def number(self, name: str) -> float | None:
+        """A finite number of `details`."""
+        found = _number(self.details.get(name))
+        return found if math.isfinite(found) else None
+
+
+def read_history(path: Path) -> History:
+    """Reads a run folder, finished or not.
+
+    Raises:
+        UserError: it is not a run folder.
+    """
+    _check(path)
+    found = read_rows(path / "metrics.jsonl", most=MOST_ROWS)
+    rows = tuple(_row(r) for r in found if math.isfinite(_number(r.get("step"))))
+    plan, written, config = _json(path / "plan.json"), _json(path / "result.json"), _text(path / "config.yaml")
+    result = {} if written.get("finished") is False else written  # one that is not tells of unreadable samples alone
+    details = written or _of_checkpoint(path)
+    wanted = _wanted(config)
+    best = _best_of_result(result) or _best(rows, wanted)
+    best = _with_classes(best, details)
+    step = max([int(r["step"]) for r in rows] + [whole(details.get("step")) or 0])
+    status = "done" if result else str(_json(path / "status.json").get("status", "unknown"))
+    wanted = Wanted(wanted.metric, best.weights if best else "raw")
+    return History(
+        path=path,
+        name=escaped(path.resolve().name),
+        status=status,
+        rows=rows,
+        step=step,
+        steps=whole(plan.get("steps")) if not result else step,
+        steps_per_epoch=_epoch_length(plan, rows),
+        metric=str(_dict(result.get("best")).get("metric", wanted.metric.name)),
+        phases=_phases(rows, plan, result, wanted=wanted),
+        best=best,
+        details=details,
+        plan=plan,
+        config=config,
+        scratch=_scratch(config),
+    )
+
+
+def named(histories: Sequence[History]) -> list[str]:
+    """A name for each run, as short as may be: folders of the same name get those above them in front."""
+    parts = [h.path.resolve().parts for h in histories]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = [escaped("/".join(p[-length:])) for p in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def shown(metric: str, value: float | None) -> str:
+    """A value for people: accuracies in percent."""
+    if value is None or not math.isfinite(value):
+        return "-"
+    name = metric.rsplit("/", 1)[-1]
+    return f"{100 * value:.2f} %" if name.startswith("top") or "acc" in name else f"{value:#.4g}"
+
+
+@dataclass(frozen=True)
+class PhaseAccuracy:
+    """Validation accuracy of one phase: what charts, tables, summaries and trackers show of it.
+
+    Attributes:
+        kind: feature extraction | fine-tuning | from scratch.
+        best: in the phase's best evaluation, by the run's metric. last: at its end, or so far, with the weights (raw or
+            averaged) that are the run's best. Best is to be compared with best, last with last.
+    """
+
+    phase: str
+    kind: str
+    best: float | None
+    last: float | None
+    over: bool
+
+    @property
+    def label(self) -> str:
+        """The phase's name, and what it is where the name does not tell."""
+        tells = self.kind == "fine-tuning" or self.phase == self.kind.replace(" ", "_")
+        return self.phase if tells else f"{self.phase} ({self.kind})"
+
+
+def accuracies(phases: Iterable[Stretch], *, scratch: bool = False) -> tuple[PhaseAccuracy, ...]:
+    """Best and last validation accuracy of each phase that has one.
+
+    Args:
+        scratch: the backbone began with random weights, so that nothing is extracted or tuned.
+    """
+    found = (
+        PhaseAccuracy(
+            phase=p.name,
+            kind="from scratch" if scratch else "feature extraction" if p.extracts else "fine-tuning",
+            best=p.best.value(ACCURACY) if p.best else None,
+            last=p.last.value(ACCURACY) if p.last else None,
+            over=p.over,
+        )
+        for p in phases
+    )
+    return tuple(a for a in found if (a.best, a.last) != (None, None))
+
+
+def article_reading(found: Sequence[PhaseAccuracy]) -> tuple[float, float] | None:
+    """The two numbers that the Flowers-102 article sets side by side: the last of feature extraction and the best of
+    the phases after it. Not like with like, and shown only beside `accuracies`; None where a run has not both."""
+    before = [a.last for a in found if a.kind == "feature extraction" and a.last is not None]
+    after = [a.best for a in found if a.kind == "fine-tuning" and a.best is not None]
+    return (before[-1], max(after)) if before and after else None
+
+
+def phases_of(result: Mapping[str, Any]) -> tuple[Stretch, ...]:
+    """The phases that result.json tells of."""
+    best = _dict(result.get("best"))
+    wanted = Wanted(Metric.of(str(best.get("metric", ACCURACY))), str(best.get("weights", "raw")))
+    return _phases((), {}, result, wanted=wanted)
+
+
+def _check(path: Path) -> None:
+    if _is_run(path):
+        return
+    if not path.is_dir():
+        what, below = "there is no such folder" if not path.exists() else "this is a file, not a run folder", []
+    else:
+        what, below = f"this is not a run folder: it has none of {', '.join(SIGNS)}", _runs_in(path)
+    if below:
+        todo = "give the runs in it: " + " ".join(str(path / name) for name in below[:20])
+    else:
+        beside = _runs_in(path.resolve().parent)
+        hint = did_you_mean(path.resolve().name, beside).removeprefix("; ")
+        todo = f"give the folder that run: names in the configuration{'; ' + hint if hint else ''}"
+    raise UserError(what, where=str(path), todo=todo)
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / sign).is_file() for sign in SIGNS)
+
+
+def _runs_in(folder: Path) -> list[str]:
+    try:
+        return sorted(p.name for p in folder.iterdir() if p.is_dir() and _is_run(p))
+    except OSError:
+        return []
+
+
+def _wanted(config: str) -> Wanted:
+    try:
+        evaluate = _dict(_dict(from_yaml(config)).get("evaluate"))
+    except ValueError:
+        evaluate = {}
+    return Wanted(Metric.of(str(evaluate.get("metric", ACCURACY))))
+
+
+def _scratch(config: str) -> bool:
+    try:
+        return _dict(_dict(from_yaml(config)).get("backbone")).get("weights") == "none"
+    except ValueError:
+        return False
+
+
+def _of_checkpoint(path: Path) -> dict[str, Any]:
+    """What the newest checkpoint knows, in the words of result.json."""
+    state = _json(path / "checkpoints" / "latest" / "state.json")
+    progress = _dict(state.get("progress"))
+    if not progress:
+        return {}
+    classes = _list(_dict(state.get("identity")).get("classes"))
+    return {**progress, "classes": classes, "unreadable": progress.get("bad")}
+
+
+def _phases(
+    rows: Sequence[Row], plan: Mapping[str, Any], result: Mapping[str, Any], *, wanted: Wanted
+) -> tuple[Stretch, ...]:
+    """The phases that have begun. Where one ended before its time, the rows and the result know, the plan does not."""
+    results = {str(k): _dict(v) for k, v in _dict(result.get("phases")).items()}
+    planned = {str(p.get("name")): p for p in within(plan, "phases")}
+    by_name: dict[str, list[Row]] = {name: [] for name in results}
+    for row in rows:
+        by_name.setdefault(str(row.get("phase", "")), []).append(row)
+    phases: list[Stretch] = []
+    for at, (name, own) in enumerate(by_name.items()):
+        about = planned.get(name, {}) | {k: v for k, v in results.get(name, {}).items() if k in ("start", "stop")}
+        reached = max([int(r["step"]) for r in own], default=0)
+        after = at + 1 < len(by_name) or bool(result)
+        stop = reached if after and own else max(whole(about.get("stop")) or 0, reached)
+        phases.append(
+            Stretch(
+                name=name,
+                start=phases[-1].stop if phases else whole(about.get("start")) or 0,
+                stop=stop,
+                over=after or reached >= stop,
+                extracts=_extracts(about, plan, first=at == 0 and len(by_name) > 1),
+                best=_of_result(results.get(name, {}).get("best")) or _best(own, wanted),
+                last=_of_result(results.get(name, {}).get("last"), weights=wanted.weights)
+                or _last(own, wanted.weights),
+            )
+        )
+    return tuple(phases)
+
+
+def _extracts(phase: Mapping[str, Any], plan: Mapping[str, Any], *, first: bool) -> bool:
+    """Without a plan to tell, the first of several phases counts as feature extraction."""
+    own = {str(y.get("name")) for y in within(plan, "layers") if y.get("role") == "backbone"}
+    layers = _dict(phase.get("layers"))
+    if not own or not layers:
+        return first
+    return all(_dict(layers.get(name)).get("trains") == "frozen" for name in own)
+
+
+def _best(rows: Iterable[Row], wanted: Wanted) -> Evaluation | None:
+    """The best evaluation, by the rule of training."""
+    found: Evaluation | None = None
+    for row in rows:
+        for weights in WEIGHTS:
+            now = _evaluation(row, weights)
+            score = wanted.metric.score(now.metrics)
+            than = wanted.metric.score(found.metrics) if found else None
+            if score is not None and wanted.metric.better(score, than):
+                found = now
+    return found
+
+
+def _last(rows: Sequence[Row], weights: str) -> Evaluation | None:
+    for row in reversed(rows):
+        for kind in dict.fromkeys((weights, "raw", "ema")):
+            found = _evaluation(row, kind)
+            if found.metrics:
+                return found
+    return None
+
+
+def _evaluation(row: Mapping[str, Any], weights: str) -> Evaluation:
+    prefix = "ema/val/" if weights == "ema" else "val/"
+    own = {"val/" + k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+    shares = tuple(s if math.isfinite(_number(s)) else None for s in _list(own.pop("val/per_class", None)))
+    return Evaluation(whole(row.get("step")) or 0, weights, {k: _number(v) for k, v in own.items()}, shares)
+
+
+def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:
+    """A phase's ``best``, which says its weights and has no ``ema/``, or its ``last``, which has both."""
+    row = _dict(found)
+    if weights is None:
+        made = _evaluation(row, "raw")
+        made = Evaluation(made.step, str(row.get("weights", "raw")), made.metrics, made.per_class)
+        return made if made.metrics else None
+    return next((e for e in (_evaluation(row, w) for w in (weights, "raw")) if e.metrics), None)
+
+
+def _best_of_result(result: Mapping[str, Any]) -> Evaluation | None:
+    best = _dict(result.get("best"))
+    if not best:
+        return None
+    metrics = {str(best.get("metric")): _number(best.get("value"))}
+    return Evaluation(whole(best.get("step")) or 0, str(best.get("weights", "raw")), metrics)
+
+
+def _with_classes(best: Evaluation | None, details: Mapping[str, Any]) -> Evaluation | None:
+    """Adds the other metrics and the accuracy of the classes, which only the phases' bests hold."""
+    for phase in _dict(details.get("phases")).values():
+        own = _of_result(_dict(phase).get("best"))
+        if best and own and (own.step, own.weights) == (best.step, best.weights):
+            return Evaluation(best.step, best.weights, {**own.metrics, **best.metrics}, own.per_class)
+    return best
+
+
+def _epoch_length(plan: Mapping[str, Any], rows: Sequence[Row]) -> int | None:
+    ratios = [r["step"] / r["epoch"] for r in rows if isinstance(r.get("epoch"), float) and r["epoch"] > 0]
+    found = ratios[-1] if ratios and math.isfinite(ratios[-1]) else 0
+    return whole(plan.get("steps_per_epoch")) or round(found) or None
+
+
+def within(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects of a list in a file's content; what is something else is left out."""
+    return [item for item in _list(content.get(name)) if isinstance(item, dict)]
+
+
+def _row(row: Mapping[str, Any]) -> Row:
+    return {k: str(v) if k == "phase" else _number(v) for k, v in row.items()}
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return math.nan
+    return float(value) if abs(value) < _MOST else math.nan
+
+
+def whole(value: Any) -> int | None:
+    """A finite number as an integer, or None for anything else."""
+    number = _number(value)
+    return int(number) if math.isfinite(number) else None
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """An object; nothing where the file is missing, torn or something else."""
+    try:
+        return _dict(from_json(path.read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

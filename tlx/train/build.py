@@ -1,0 +1,490 @@
+"""From a configuration to a running training: the only place that sees the whole configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
+from tlx.base.files import json_text
+from tlx.base.launcher import environment
+from tlx.base.metrics import metric_names
+from tlx.base.terminal import escaped, folded
+from tlx.data.stream.order import ORDER_VERSION
+from tlx.data.stream.sampling import refuse_weightless
+from tlx.plan.config import Config, plain
+from tlx.plan.plan import Plan
+from tlx.plan.timetable import timetable
+from tlx.plan.written_config import essential
+from tlx.runs.extend import kept_for_good
+from tlx.runs.run_folder import RunFolder
+from tlx.train.components import (
+    Parts,
+    backbone_of,
+    check_trackers,
+    make,
+    objective_of,
+    optimizer_of,
+    output_check,
+    parts_of,
+    seed_all,
+    tracker_of,
+    trial_of,
+    try_network,
+)
+from tlx.train.data import (
+    Samples,
+    Sets,
+    count_samples,
+    evaluation_of,
+    known_names,
+    open_sets,
+    stream_of,
+    view_of,
+    warnings_of,
+)
+from tlx.train.verification import FILE as SHARDS
+from tlx.train.verification import record_of, verify
+
+if TYPE_CHECKING:
+    from tlx.models import Backbone
+    from tlx.ranks.world import World
+    from tlx.runs.saver import Saver
+    from tlx.runs.stop import StopRequest
+    from tlx.tracking.journal import Journal
+    from tlx.train.memory_estimate import Memory
+    from tlx.train.run import Run
+
+
+def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tuple[Plan, str]:
+    """The plan and its text, without GPU, weights or, where `data.expected` says what they would hold, shards.
+
+    Args:
+        memory: whether to estimate what each phase needs; takes a second or so per phase.
+        measure: whether to try it on the device here.
+    """
+    samples, backbone, made, untried = prepared(config)
+    world = config.world.size or 1
+    notes = ([samples.note] if samples.note else []) + untried
+    peaks: Mapping[str, int | None] = {}
+    fitting = config
+    if measure:
+        peaks, fitting, said = measured(config, made, samples.classes)
+        notes += said
+    needs = memory_of(fitting, made, backbone, world) if memory else None
+    table = timetable(made, memory=needs, measured=peaks)
+    return made, "\n".join([folded(header(config, samples.classes)), table, *map(folded, notes)])
+
+
+def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
+    """What a plan is made of, whether training would refuse it, and lines about what could not be tried here.
+
+    Raises:
+        UserError: every mistake that can be found without weights and devices, together.
+    """
+    found = Problems()
+    samples = found.of(lambda: count_samples(config))
+    expected = config.data.expected.classes if config.data.expected else 2
+    classes = samples.classes if samples is not None else expected
+    backbone = found.of(lambda: backbone_of(config, classes, empty=True, names=known_names(config, samples)))
+    made = None
+    if backbone is not None:
+        made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1)[0])
+    untried = None
+    if backbone is not None and samples is not None and made is not None:
+        untried = found.of(lambda: try_on_shapes(config, made, backbone, samples.counts))
+    found.refuse()
+    assert samples is not None
+    assert backbone is not None
+    assert made is not None
+    return samples, backbone, made, [*(untried or []), *normalisation(config, backbone)]
+
+
+def checked_plan(
+    config: Config, backbone: Backbone, samples: Samples | None, world: int
+) -> tuple[Plan | None, Callable[..., Any] | None]:
+    """The plan of a configuration whose every part can be made: what is looked at before weights, device and pictures;
+    and the view of a picture that training shows, which was tried out.
+
+    Args:
+        samples: None where the data are at fault: the rest is looked at all the same, and there is no plan.
+        world: ranks.
+
+    Raises:
+        UserError: every mistake, together.
+    """
+    found, made = Problems(), None
+    if samples is not None:
+        made = found.of(lambda: plan_of(config, backbone, samples, world))
+        found.of(lambda: _check_objective(config, samples))
+    if samples is not None and made is not None:
+        found.of(lambda: check_metrics(config, made, samples.classes, validated=config.data.val is not None))
+    view = found.of(lambda: view_of(config, config.input.over(backbone.input)))
+    found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
+    found.of(lambda: check_trackers(config))
+    found.refuse()
+    return made, view
+
+
+def _check_objective(config: Config, samples: Samples) -> None:
+    made = objective_of(config, samples.counts)
+    if made.class_weights is not None:
+        refuse_weightless(samples.names, samples.counts, made.class_weights)
+
+
+def plan_of(
+    config: Config, backbone: Backbone, samples: Samples, world: int, ends: Mapping[str, int] | None = None
+) -> Plan:
+    """The plan, warnings about the data and the input included; see :meth:`tlx.plan.plan.Plan.make`."""
+    noticed = [*samples.warnings, *other_input(config, backbone), *left_out_pixels(config, backbone)]
+    return Plan.make(config, backbone.layers, samples=samples.train, world=world, ends=ends, noticed=noticed)
+
+
+def other_input(config: Config, backbone: Backbone) -> list[str]:
+    """Where pretrained weights get to see other colours than they were trained on."""
+    known = _own_input(config, backbone)
+    if known is None:
+        return []
+    whose, mean, std = known
+    spec = config.input.over(backbone.input)
+    return [
+        f"input.{name} is {_row(said)}, and {whose} were trained with {_row(own)}: pretrained features fit pictures "
+        f"that are normalised like theirs; {todo}"
+        for name, said, own, todo in (
+            ("mean", spec.mean, mean, "leave it out" if mean == backbone.input.mean else f"set it to {_list(mean)}"),
+            ("std", spec.std, std, "leave it out" if std == backbone.input.std else f"set it to {_list(std)}"),
+        )
+        if len(said) == len(own) and any(abs(a - b) > 0.01 for a, b in zip(said, own, strict=True))
+    ]
+
+
+def normalisation(config: Config, backbone: Backbone) -> list[str]:
+    """What pictures are normalised by, where weights do not say what they were trained with."""
+    from tlx.models.weights.files import location
+    from tlx.models.weights.pretrained import HUB
+
+    weights = config.backbone.weights
+    if not (weights.startswith(HUB) or location(weights).is_file()) or _own_input(config, backbone) is not None:
+        return []
+    spec = config.input.over(backbone.input)
+    unsaid = f"{escaped(weights)} does not say what it was trained with (input.mean, input.std)"
+    if weights.startswith(HUB):
+        unsaid = f"what {escaped(weights)} was trained with, its config.json or card may say (input.mean, input.std)"
+    return [f"pictures are normalised by means {_row(spec.mean)} and deviations {_row(spec.std)}; {unsaid}"]
+
+
+def left_out_pixels(config: Config, backbone: Backbone) -> list[str]:
+    """Edges of pictures that the network cuts off, because they are no whole patch."""
+    from tlx.models.weights.patches import unseen, whole
+
+    size, blocks = config.input.over(backbone.input).size, backbone.blocks
+    rows, columns = unseen(backbone.module, size, config.input.channels, blocks)
+    if not rows and not columns:
+        return []
+    multiples = whole(backbone.module, blocks)
+    sides = [max(side // multiple, 1) * multiple for side, multiple in zip(size, multiples, strict=True)]
+    return [
+        f"{config.backbone.name} leaves out {rows} rows and {columns} columns of pixels at the lower and right edge of "
+        f"pictures of {size[0]} x {size[1]}, which fill no whole patch; input.size: {sides} has none to leave out"
+    ]
+
+
+def _own_input(config: Config, backbone: Backbone) -> tuple[str, Sequence[float], Sequence[float]] | None:
+    """Whose the weights are, in words, and the mean and std that they were trained with; None where that is not known:
+    of a file, only a run of tlx says so beside it, or `tlx weights fetch` in it; of the hub, timm's own."""
+    from tlx.models import source
+    from tlx.models.weights.pretrained import HUB, choose
+    from tlx.models.weights.provenance import record_of
+
+    if config.backbone.weights == "none":
+        return None
+    try:
+        origin = choose(source(config.backbone.name), config.backbone.weights, there=False)
+    except UserError:  # which whoever reads them tells
+        return None
+    if origin.tag is None and origin.name.startswith(HUB):
+        return None
+    if origin.file is None or origin.tag is not None:
+        return f"the weights of {config.backbone.name}", backbone.input.mean, backbone.input.std
+    record = record_of(origin.file)
+    return (f"the weights in {origin.file}", record.mean, record.std) if record is not None else None
+
+
+def _list(values: Sequence[float]) -> str:
+    return f"[{', '.join(f'{value:.4g}' for value in values)}]"
+
+
+def _row(values: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:.4g}' for value in values)})"
+
+
+def plans_of(config: Config, *, ranks: int) -> Callable[[Config, Mapping[str, int]], Plan]:
+    """Compiles configurations over the shards and the network of this one."""
+    samples = count_samples(config)
+    backbone = backbone_of(config, samples.classes, empty=True)
+
+    def compiled(other: Config, ends: Mapping[str, int]) -> Plan:
+        made = plan_of(other, backbone, samples, ranks, ends)
+        check_metrics(other, made, samples.classes, validated=other.data.val is not None)
+        return made
+
+    return compiled
+
+
+def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int | None], Config, list[str]]:
+    """What one rank's part of the training needs on the device here, with untrained weights.
+
+    Returns:
+        bytes by phase; the configuration with the micro-batch that fits; lines for people.
+
+    Raises:
+        UserError: several processes, a device or network that cannot be used.
+    """
+    from tlx.ranks import world as worlds
+    from tlx.train.micro_batch import Choice, Share, decide, device_words, facts_of, report, search
+
+    if environment().size > 1:
+        raise UserError("tlx plan --measure measures one process", todo="start it without a launcher")
+    ranks = config.world.size or 1
+    alone = config.untrained().model_copy(update={"world": config.world.model_copy(update={"size": None})})
+    world = worlds.enter(alone)
+    seed_all(alone)
+    validation = max(config.data.batch, config.evaluate.batch or 0) if config.data.val else 0
+    share = Share.of(config, made, ranks=ranks, validation=validation)
+    found = search(trial_of(alone, world, parts_of(alone, world, [1] * classes), made, ranks=ranks), share, world)
+    on = device_words(facts_of(alone, share, world)["devices"][0])
+    said = [report(found, share, on=on)]
+    if not world.cuda:
+        said.append("a CPU does not tell how much was used: nothing measured is shown")
+    elif ranks > 1:
+        said.append(f"measured is one rank's part of {ranks}, without what NCCL takes")
+    if config.loop.fit_micro_batch == "never" and found.refused:
+        said.append("training would take what was asked for and run out of memory (loop.fit_micro_batch=never)")
+    try:
+        decide(found, on=on, moving=made.moving if config.loop.fit_micro_batch == "auto" else ())
+    except UserError as error:
+        said.append(f"training would be refused: {error}")
+    return found.peaks, Choice(found.fits).over(config), said
+
+
+def try_on_shapes(config: Config, made: Plan, backbone: Backbone, counts: Sequence[int]) -> list[str]:
+    """A forward pass of the network in each mode, which needs no weights; a line for people where that did not tell.
+
+    Args:
+        counts: samples of a training epoch by class.
+
+    Raises:
+        UserError: the network does not take the images, or returns something else than logits; the objective does not
+            take what it returns.
+    """
+    from tlx.train.dry_run import DryRun
+
+    check = output_check(config, objective_of(config, counts))
+    untried = DryRun(backbone, made, config.input.over(backbone.input), len(counts), check).on_shapes()
+    if untried is None:
+        return []
+    return [
+        f"whether the network takes the images could not be tried without weights: {untried}; training tries it first"
+    ]
+
+
+def memory_of(config: Config, made: Plan, backbone: Backbone, world: int) -> Mapping[str, Memory]:
+    """What a rank needs in each phase, with the micro-batches and the precision of the configuration."""
+    from tlx.train.memory_estimate import Images, memory_by_phase
+
+    spec = config.input.over(backbone.input)
+    share = -(-config.data.batch // world)
+    return memory_by_phase(
+        made,
+        backbone.module,
+        Images(min(share, config.loop.micro_batch or share), (spec.channels, *spec.size), config.loop.precision),
+        functools.partial(make, "optimizer", config.optimizer),
+        averaged=config.loop.ema is not None,
+        recomputed=backbone.blocks if config.loop.gradient_checkpointing else (),
+    )
+
+
+def header(config: Config, classes: int) -> str:
+    run, weights = escaped(config.run), escaped(config.backbone.weights)
+    head = f"{config.head.name} head, {classes} classes"
+    return f"run {run}: {config.backbone.name} (weights {weights}), {head}, seed {config.seed}"
+
+
+def together(world: World, act: Callable[[], Any]) -> Any:
+    """Does something on every rank; a user's mistake that any rank finds is everybody's, so that none waits for it."""
+    value, mistake = None, None
+    try:
+        value = act()
+    except UserError as error:
+        mistake = error
+    first = next((m for m in world.gather(str(mistake) if mistake else None) if m), None)
+    if first is not None:
+        raise mistake or UserError(first)
+    return value
+
+
+def compose(
+    config: Config,
+    world: World,
+    folder: RunFolder,
+    stop: StopRequest | None = None,
+    *,
+    silent: bool = False,
+    anew: bool = False,
+) -> Run:
+    """Builds every part of a training, every rank at once. Nothing is written into the folder.
+
+    Args:
+        stop: requests to stop, listened to from an earlier time on; by default from now on.
+        silent: nothing is shown on the console.
+        anew: what the folder holds now is another training's.
+
+    Raises:
+        UserError: what any rank finds, on all of them.
+    """
+    from tlx.ranks.same_inputs import check_parts
+    from tlx.runs.stop import StopRequest
+    from tlx.train.micro_batch import FILE as MEMORY
+    from tlx.train.micro_batch import Share, choose
+
+    def begin() -> tuple[Parts, Plan]:
+        seed_all(config)
+        parts = parts_of(config, world, sets.samples.counts, sets.samples.names)
+        made, view = checked_plan(config, parts.backbone, sets.samples, world.size)
+        assert made is not None
+        try_network(parts, made, world.device, output_check(config, parts.objective))
+        return dataclasses.replace(parts, view=view), made
+
+    sets: Sets = together(world, lambda: open_sets(config))
+    warnings = together(world, lambda: warnings_of(sets) if world.main else None)  # every plan has rank 0's
+    sets = dataclasses.replace(sets, warnings=world.from_main(warnings))
+    verified = verify(config.data.verify, None if anew else folder.path, world, sets.manifests)
+    parts, made = together(world, begin)
+    warning = check_parts(world, parts.net, sets.manifests)
+    validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
+    share = Share.of(config, made, ranks=world.size, validation=validation)
+    trial = functools.partial(trial_of, config, world, parts, made, ranks=world.size)
+    choice = choose(config, made, share, trial, world, None if anew else folder.path)
+    run: Run = together(
+        world, lambda: _compose(choice.over(config), world, folder, sets, parts, choice.said, silent=silent)
+    )
+    run.stop = stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after)
+    for note in (*verified.notes, *([warning] if warning is not None else [])):
+        run.journal.note(note)
+    memory = {MEMORY: choice.record} if choice.record else {}
+    run.files = {"plan.json": json_text(run.plan.data()), SHARDS: record_of(verified), **memory}
+    return run
+
+
+def _compose(
+    config: Config, world: World, folder: RunFolder, sets: Sets, parts: Parts, said: str | None, *, silent: bool
+) -> Run:
+    from tlx.train.run import Run
+
+    backbone, spec, objective = parts.backbone, parts.spec, parts.objective
+    remake = functools.partial(plan_of, config, backbone, sets.samples, world.size)
+    try:
+        made = remake({})
+    except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
+        raise UserError(f"{said}; {error.what}" if said else error.what, where=error.where, todo=error.todo) from error
+    notes = [str(backbone.loaded)] if backbone.loaded else []
+    notes += normalisation(config, backbone)
+    notes += [sets.samples.note] if sets.samples.note else []
+    notes += [said] if said else []
+    text = "\n".join([header(config, len(sets.train.classes)), timetable(made), *notes])
+    journal = journal_of(config, world, folder, made.steps, silent=silent)
+    run = Run(
+        config=config,
+        world=world,
+        net=parts.net,
+        remake_plan=remake,
+        optimizer=parts.optimizer,
+        objective=objective,
+        normalise=parts.normalise,
+        stream=stream_of(config, sets.train, spec, world, objective.class_weights, parts.view),
+        evaluation=evaluation_of(config, sets.val, spec, world),
+        classes=len(sets.train.classes),
+        identity=identity_of(config, sets, spec),
+        saver=saver_of(config, folder, made, journal),
+        journal=journal,
+        ema=parts.ema,
+    )
+    run.journal.console.plan(text)
+    return run
+
+
+def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) -> None:
+    """Whether evaluations will give what is chosen and waited for by.
+
+    Raises:
+        ConfigError: unknown metrics, or no validation data where they decide something.
+    """
+    names = metric_names(classes, top_k=config.evaluate.top_k)
+    wanted = {"evaluate.metric": config.evaluate.metric}
+    waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}
+    problems = [
+        f'{where}: there is no metric "{metric}"{did_you_mean(metric, names)}'
+        for where, metric in (wanted | waited).items()
+        if metric not in names
+    ]
+    if not validated and (waited or config.evaluate.patience is not None):
+        problems.append("data.val: a plateau or evaluate.patience needs validation data")
+    if not validated and any(p.settings.start_from == "best" for p in plan.phases):
+        problems.append("data.val: start_from: best needs validation data")
+    if problems:
+        raise ConfigError(problems)
+
+
+def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:
+    """What a checkpoint must agree with, and what a reader of its weights must know."""
+    return {
+        "backbone": config.backbone.name,
+        "classes": list(sets.train.classes),
+        "input": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
+        "order_version": ORDER_VERSION,
+        "train_shards": sets.train.digest,
+        "val_shards": sets.val.digest if sets.val is not None else None,
+        "train_content": sets.train.content,
+        "val_content": sets.val.content if sets.val is not None else None,
+        "config": essential(plain(config)),
+    }
+
+
+def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) -> Saver:
+    """Writes checkpoints after the metrics that they count, and only while the folder is this training's."""
+    from tlx.runs.checkpoint import Checkpoints
+    from tlx.runs.saver import Saver
+
+    def place() -> Path:
+        if folder.follow() is not None:
+            with contextlib.suppress(OSError):  # a row that comes, or a checkpoint, tries once more
+                journal.follow(folder.metrics)
+        elif folder.lock is not None:
+            folder.lock.check()
+        return folder.checkpoints
+
+    kept = config.checkpoint.keep
+    every = plan.interval(kept.every) if kept.every else 0
+    before = functools.cache(lambda: kept_for_good(folder.path))  # an extension is written after this
+    checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every, earlier=before)
+    return Saver(checkpoints, place, journal.sync, journal.note, background=config.checkpoint.background)
+
+
+def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, silent: bool = False) -> Journal:
+    from tlx.base.console import Console
+    from tlx.runs.metrics_file import MetricsFile
+    from tlx.tracking import RunInfo, guarded
+    from tlx.tracking.journal import Journal
+
+    def trackers(resumed: bool) -> list[Any]:
+        said = config.model_dump(mode="json")
+        about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
+        return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
+
+    console = Console(steps, world.main and not silent)
+    metrics = MetricsFile(folder.metrics, console.note, folder.is_displaced)
+    return Journal(metrics if world.main else None, console, trackers)

@@ -1,0 +1,329 @@
+"""The parts of a training that compute: network, head, objective, optimizer, made from a configuration."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tlx.base import plug
+from tlx.base.differences import differences
+from tlx.base.errors import Problems, UserError
+from tlx.base.launcher import export
+from tlx.base.layers import LayerMap
+from tlx.plan.config import KEEP, Config, Part, plain
+from tlx.plan.plan import Plan
+from tlx.train.data import mixing_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from tlx.base.inputs import InputSpec
+    from tlx.models import Backbone
+    from tlx.models.weights.provenance import RunRecord
+    from tlx.ranks.world import World
+    from tlx.tracking import RunInfo, Tracker
+    from tlx.train.averaging import MovingAverage
+    from tlx.train.memory_trial import Trial
+    from tlx.train.objectives import Objective
+    from tlx.train.step import Normalise
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a training is composed of, but for what depends on how many samples a rank takes at once."""
+
+    backbone: Backbone
+    classes: int
+    spec: InputSpec
+    net: torch.nn.Module
+    ema: MovingAverage | None
+    objective: Objective
+    optimizer: Any
+    normalise: Normalise
+    view: Callable[..., Any] | None = None  # of a training picture; once the plan stands
+
+
+def parts_of(config: Config, world: World, counts: Sequence[int], names: Sequence[str] | None = None) -> Parts:
+    """The network on its device, and what works on it.
+
+    Args:
+        counts: samples of a training epoch by class.
+        names: of the classes; see :func:`backbone_of`.
+
+    Raises:
+        UserError: the network does not fit the memory.
+    """
+    import torch
+
+    from tlx.train.memory_trial import ran_out
+    from tlx.train.recompute import recompute_blocks
+    from tlx.train.step import Normalise
+    from tlx.train.sync_norms import synchronise
+
+    backbone = backbone_of(config, len(counts), names=names)
+    spec = config.input.over(backbone.input)
+    try:
+        net = backbone.module.to(world.device)
+        if config.loop.sync_batchnorm:
+            synchronise(net, world)
+        ema = average_of(net, config)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise _too_large(config.backbone.name, world.device) from error
+    if config.loop.gradient_checkpointing:
+        recompute_blocks(net, backbone.blocks)
+    if config.loop.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return Parts(
+        backbone=backbone,
+        classes=len(counts),
+        spec=spec,
+        net=net,
+        ema=ema,
+        objective=objective_of(config, counts),
+        optimizer=optimizer_of(config, net, backbone.layers),
+        normalise=Normalise(spec, world.device, channels_last=config.loop.channels_last),
+    )
+
+
+def backbone_of(config: Config, classes: int, *, empty: bool = False, names: Sequence[str] | None = None) -> Backbone:
+    """The network with its head.
+
+    Args:
+        names: of the classes, by which a head is kept where that is wanted; without them it is new.
+
+    Raises:
+        UserError: it cannot be had, or the head that is to be kept is one for other classes.
+    """
+    from tlx import models
+
+    asked, kept = config.backbone, config.keeps_head and names is not None
+    if config.keeps_head:
+        refuse_other_head(config, names, there=not empty)
+    return models.load(
+        asked.name,
+        classes=classes,
+        weights=asked.weights,
+        args=asked.args,
+        head=config.head.name,
+        head_args=config.head_args,
+        granularity=asked.layers,
+        channels=config.input.channels,
+        empty=empty,
+        options=models.WeightsOptions(
+            key=asked.weights_key or "",
+            size=asked.trained_size,
+            new=tuple(asked.allow.new),
+            unused=tuple(asked.allow.unused),
+            keep_head=kept,
+        ),
+    )
+
+
+def refuse_other_head(config: Config, names: Sequence[str] | None, *, there: bool) -> None:
+    """Whether the head that is to be kept is for these classes, in this order.
+
+    Args:
+        names: of the classes; None where they are not known yet.
+        there: whether its file must exist.
+
+    Raises:
+        UserError: nothing says what it is for, or it is for others, or is another head.
+    """
+    from tlx import models
+    from tlx.models.weights.files import pretrained
+    from tlx.models.weights.provenance import record_of
+
+    asked, key = config.backbone, "head.keep"
+    file = pretrained.choose(models.source(asked.name), asked.weights, there=False).file
+    if file is not None and not file.exists() and not there:
+        return
+    record = record_of(file) if file is not None else None
+    if record is None:
+        raise UserError(
+            f"backbone.weights ({asked.weights}) is no file in a checkpoint of tlx, so that nothing says "
+            "which classes its head is for",
+            where=key,
+            todo="set backbone.weights to RUN/checkpoints/best/model.safetensors, where it lies beside its state.json; "
+            "without head.keep the head is new",
+        )
+    differ = differences({"classes": list(record.classes)}, {"classes": list(names)}) if names is not None else []
+    differ += [] if record.head == config.head.name else [f"head: {record.head} -> {config.head.name}"]
+    differ += _other_arguments(record, config) if record.head == config.head.name else []
+    if differ:
+        raise UserError(
+            f"the head of {file} is another one:\n    " + "\n    ".join(differ),
+            where=key,
+            todo="go on with the same classes, in the same order, and the same head; without head.keep the head is new",
+        )
+
+
+def _other_arguments(record: RunRecord, config: Config) -> list[str]:
+    """What differs in the arguments of a head that a run has recorded and those of now, but for a dropout: the same
+    values would be another function."""
+    from tlx.models.weights.provenance import comparable
+
+    now = comparable(plain(config)["head"])
+    aside = ("name", KEEP, "dropout")
+    before = {key: value for key, value in record.head_args.items() if key not in aside}
+    return differences({"head": before}, {"head": {key: now.get(key) for key in before}})
+
+
+def make(group: str, part: Part, *given: Any) -> Any:
+    """A pluggable part, called with what tlx gives and the user's checked arguments.
+
+    Raises:
+        UserError: with its name, for whatever it raises.
+    """
+    function, label = plug.find(group, part.name), f"{group} {part.name}"
+    return plug.call(label, function, *given, **plug.arguments(function, part.args, label=label))
+
+
+def try_network(parts: Parts, plan: Plan, device: torch.device, check: Callable[[Any], None] | None = None) -> None:
+    """A forward pass in each mode; on shapes alone, and on the device where those do not tell or say no.
+
+    Args:
+        check: see :class:`tlx.train.dry_run.DryRun`.
+
+    Raises:
+        UserError: the network does not take the images, or returns something else than logits; what `check` finds.
+    """
+    from tlx.train.dry_run import DryRun
+    from tlx.train.memory_trial import ran_out
+
+    run = DryRun(parts.backbone, plan, parts.spec, parts.classes, check)
+    try:
+        untried = run.on_shapes()
+    except UserError as error:
+        untried = str(error)
+    if untried is None:
+        return
+    try:
+        run.on_device(device)
+    except RuntimeError as error:
+        if not ran_out(error):
+            raise
+        raise _too_large(parts.backbone.name, device) from error
+
+
+def _too_large(name: str, device: torch.device) -> UserError:
+    what = f"the network alone does not fit the memory of {device}"
+    return UserError(what, where=name, todo="is the device free? Or a smaller backbone")
+
+
+def average_of(net: torch.nn.Module, config: Config) -> MovingAverage | None:
+    """The moving average of the weights, or None."""
+    from tlx.train.averaging import MovingAverage
+
+    return MovingAverage(net, config.loop.ema) if config.loop.ema is not None else None
+
+
+def objective_of(config: Config, counts: Sequence[int]) -> Objective:
+    """What is minimised.
+
+    Args:
+        counts: samples of a training epoch by class.
+
+    Raises:
+        UserError: it cannot be made, or does not give what the loop needs.
+    """
+    from tlx.train.part_checks import check_objective
+
+    made: Objective = make("objective", config.objective, list(counts))
+    mixed = mixing_of(config.mix) is not None
+    check_objective(made, len(counts), mixed=mixed, label=f"objective {config.objective.name}")
+    return made
+
+
+def output_check(config: Config, objective: Objective) -> Callable[[Any], None]:
+    """What raises a UserError where the objective does not take an output of the network in training mode."""
+    from tlx.train.part_checks import check_training_output
+
+    label, mixed = f"objective {config.objective.name}", mixing_of(config.mix) is not None
+    return lambda output: check_training_output(objective, output, mixed=mixed, label=label)
+
+
+def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
+    """An optimizer over the parameters of all layers.
+
+    Raises:
+        UserError: it cannot be made, or is not one over all of them.
+    """
+    from tlx.train.optim import parameter_groups
+    from tlx.train.part_checks import check_optimizer
+
+    groups = parameter_groups(net, layers, no_decay=config.no_decay)
+    made = make("optimizer", config.optimizer, [dict(group) for group in groups])
+    check_optimizer(made, groups, label=f"optimizer {config.optimizer.name}")
+    return made
+
+
+def check_trackers(config: Config) -> None:
+    """
+    Raises:
+        UserError: packages that trackers need are not installed; all of them.
+    """
+    problems = Problems()
+    for part in config.track.trackers:
+        function, label = plug.find("tracker", part.name), f"tracker {part.name}"
+        problems.of(functools.partial(plug.check_packages, function, label=label, where="track.trackers"))
+    problems.refuse()
+
+
+def tracker_of(part: Part, about: RunInfo) -> Tracker:
+    """A tracker; what its making raises is its own matter, which the guard around it meets.
+
+    Raises:
+        UserError: it lacks a method.
+    """
+    from tlx.train.part_checks import check_methods
+
+    function, label = plug.find("tracker", part.name), f"tracker {part.name}"
+    made: Tracker = function(about, **plug.arguments(function, part.args, label=label))
+    check_methods(made, ("log", "finish"), label=label)
+    return made
+
+
+def trial_of(config: Config, world: World, parts: Parts, made: Plan, *, ranks: int) -> Trial:
+    """What tries the memory of a training's phases."""
+    from tlx.train.memory_estimate import optimizer_bytes
+    from tlx.train.memory_trial import Trial, optimizer_states
+    from tlx.train.step import Updater
+
+    per_weight = optimizer_bytes(functools.partial(make, "optimizer", config.optimizer))
+    return Trial(
+        updater=Updater(parts.optimizer, parts.objective, parts.normalise, world, config.seed),
+        net=parts.net,
+        plan=made,
+        shape=(parts.spec.channels, *parts.spec.size),
+        classes=parts.classes,
+        state=optimizer_states(made, per_weight),
+        ranks=ranks,
+        mixed=mixing_of(config.mix) is not None,
+    )
+
+
+def seed_all(config: Config) -> None:
+    """Seeds, and determinism where it is asked for.
+
+    Compiled code draws dropout from a generator of its own, so that its losses are not those of eager code; where
+    determinism is asked for it draws from torch's, which takes a kernel of its own for each dropout.
+    """
+    import numpy
+    import torch
+
+    random.seed(config.seed)
+    numpy.random.seed(config.seed % 2**32)
+    torch.manual_seed(config.seed)
+    torch.backends.cudnn.benchmark = not config.loop.deterministic
+    if config.loop.compile:
+        import torch._inductor.config
+
+        torch._inductor.config.fallback_random = config.loop.deterministic
+    if config.loop.deterministic:
+        export("CUBLAS_WORKSPACE_CONFIG", ":4096:8", replace=False)
+        torch.use_deterministic_algorithms(True)

@@ -1,0 +1,197 @@
+"""Where a training stands: plain data that a checkpoint keeps, fed by one packed exchange between ranks per step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from tlx.base.metrics import Metric
+from tlx.ranks.world import World
+
+FIELDS = ("loss", "correct", "seen", "bad", "stop", "unfinite")
+"""Of one step, summed over ranks: weighted loss, right and all predictions, unreadable samples, ranks asked to stop,
+ranks whose gradient was not finite."""
+
+MEMORY = 50
+
+
+@dataclass
+class Mean:
+    """Training loss and accuracy over a stretch of steps."""
+
+    loss: float = 0.0
+    total: float = 0.0
+    correct: float = 0.0
+    seen: float = 0.0
+
+    def add(self, reading: Mapping[str, float]) -> None:
+        for name in ("loss", "total", "correct", "seen"):
+            setattr(self, name, getattr(self, name) + reading[name])
+
+    def take(self) -> dict[str, float]:
+        """The means so far, without a loss where no sample weighed anything; starts again."""
+        means = {"train/loss": self.loss / self.total} if self.total else {}
+        means |= {"train/top1": self.correct / self.seen} if self.seen else {}
+        self.loss = self.total = self.correct = self.seen = 0.0
+        return means
+
+
+@dataclass
+class Patience:
+    """Evaluations without progress, of one metric in one phase. Progress is of the metric itself: a tie is none."""
+
+    phase: str = ""
+    best: float | None = None
+    stale: int = 0
+
+    def watch(self, phase: str, value: float, *, metric: Metric, min_delta: float = 0.0) -> int:
+        """Counts an evaluation; how many in a row have brought nothing."""
+        if phase != self.phase:
+            self.phase, self.best, self.stale = phase, None, 0
+        if self.best is None or metric.improves(value, self.best, by=min_delta):
+            self.best, self.stale = value, 0
+        else:
+            self.stale += 1
+        return self.stale
+
+
+@dataclass
+class Trend:
+    """The usual training loss of a phase and its spread, as moving averages over about `MEMORY` steps."""
+
+    phase: str = ""
+    steps: int = 0
+    mean: float = 0.0
+    variance: float = 0.0
+    quiet_until: int = 0
+
+    def spike(self, phase: str, step: int, loss: float) -> bool:
+        """Takes in a step's loss; whether it stands out: six deviations and half of the mean above it. Said at most
+        once in `MEMORY` steps."""
+        if phase != self.phase:
+            self.phase, self.steps, self.mean, self.variance = phase, 0, 0.0, 0.0
+        usual = self.mean + max(6 * math.sqrt(self.variance), 0.5 * self.mean)
+        high = self.steps >= MEMORY // 2 and loss > usual
+        taken = min(loss, usual) if high else loss  # one spike must not hide the next
+        self.steps += 1
+        share = max(1 / self.steps, 2 / (MEMORY + 1))
+        ahead = taken - self.mean
+        self.mean += share * ahead
+        self.variance = (1 - share) * (self.variance + share * ahead * ahead)
+        if not high or step < self.quiet_until:
+            return False
+        self.quiet_until = step + MEMORY
+        return True
+
+
+@dataclass
+class Progress:
+    """All that a run remembers beside tensors.
+
+    Attributes:
+        step: updates done, or suppressed as not finite.
+        ends: phases that ended before their time, by name: the step.
+        best: {metric, value, loss, step, phase, weights: raw | ema}; `loss` is val/loss, for ties.
+        phases: by name: {start, stop, best, last}, metrics of evaluations.
+        leaders: the best evaluations whose checkpoints stay, best first: {step, value, loss}.
+        trend: of the training loss, against which a step's is a spike.
+        bad: unreadable samples of any rank, by place: the reason.
+        unfinite: steps that updated nothing, but for fp16's overflows, which its scaler mends.
+        extended: how often the plan was made a longer one: {step, steps: [before, now], rest, time}.
+    """
+
+    step: int = 0
+    ends: dict[str, int] = field(default_factory=dict)
+    best: dict[str, Any] | None = None
+    leaders: list[dict[str, Any]] = field(default_factory=list)
+    last: dict[str, Any] = field(default_factory=dict)
+    phases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    patience: Patience = field(default_factory=Patience)
+    plateau: Patience = field(default_factory=Patience)
+    logged: Mean = field(default_factory=Mean)
+    evaluated: Mean = field(default_factory=Mean)
+    trend: Trend = field(default_factory=Trend)
+    bad: dict[str, str] = field(default_factory=dict)
+    replaced: int = 0
+    samples_seen: int = 0
+    unfinite: int = 0
+    overflows: int = 0
+    overflows_in_a_row: int = 0
+    wall_time_s: float = 0.0
+    extended: list[dict[str, Any]] = field(default_factory=list)
+
+    def data(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Progress:
+        fields = dict(data)
+        kinds = {"patience": Patience, "plateau": Patience, "logged": Mean, "evaluated": Mean, "trend": Trend}
+        for name, kind in kinds.items():
+            fields[name] = kind(**fields[name])
+        return cls(**fields)
+
+    def best_so_far(self) -> dict[str, float]:
+        """For a row, such as ``{"best/val/top1": 0.93}``; nothing before the first evaluation."""
+        return {f"best/{self.best['metric']}": self.best["value"]} if self.best is not None else {}
+
+    def absorb(self, reading: Mapping[str, float], *, scaled: bool = False) -> None:
+        """Counts one step's exchange; an overflow is a `scaled` gradient that is not finite, of a loss that is."""
+        self.samples_seen += int(reading["seen"])
+        self.replaced += int(reading["bad"])
+        if reading["unfinite"] and scaled and math.isfinite(reading["loss"]):
+            self.overflows += 1
+            self.overflows_in_a_row += 1
+            return
+        if reading["unfinite"]:
+            self.unfinite += 1
+            return
+        self.overflows_in_a_row = 0
+        self.logged.add(reading)
+        self.evaluated.add(reading)
+
+
+class Exchange:
+    """What ranks tell each other at step boundaries, in one packed tensor.
+
+    On a GPU a step's reading is taken one step late, from a copy in page-locked memory that an event says has arrived:
+    the host does not wait for the step that is being computed.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._waiting: list[tuple[int, torch.Tensor, Any, float]] = []
+
+    def post(self, values: torch.Tensor, *, step: int, total: float) -> None:
+        """Sends a step's values.
+
+        Args:
+            values: float64 [len(FIELDS)], this rank's.
+            total: what the step's global batch weighs, which every rank knows.
+        """
+        if self.world.distributed:
+            dist.all_reduce(values)
+        arrived = None
+        if values.is_cuda:
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()  # type: ignore[no-untyped-call]
+        self._waiting.append((step, values, arrived, total))
+
+    def readings(self, *, settle: bool) -> list[dict[str, float]]:
+        """Steps that have arrived, in order: all but the newest on a GPU, unless `settle`; the same on every rank."""
+        late = 1 if self.world.cuda and not settle else 0
+        ready = self._waiting[: len(self._waiting) - late]
+        del self._waiting[: len(ready)]
+        readings = []
+        for step, values, arrived, total in ready:
+            if arrived is not None:
+                arrived.synchronize()
+            readings.append({**dict(zip(FIELDS, values.tolist(), strict=True)), "total": total, "step": step})
+        return readings

@@ -1,0 +1,73 @@
+"""What a training has brought: result.json, and a few lines for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tlx.base.invocation import command, reproducing
+from tlx.base.terminal import escaped
+from tlx.data.pixels.jpeg_region import decoder
+from tlx.runs.history import Evaluation, phases_of
+from tlx.runs.run_folder import threads, versions
+
+if TYPE_CHECKING:
+    from tlx.train.run import Run
+
+
+_LISTED = 20
+
+
+def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
+    """What a training has brought."""
+    progress = run.progress
+    return {
+        "name": Path(run.config.run).name,
+        "finished": finished,
+        "step": progress.step,
+        "best": progress.best,
+        "last": progress.last,
+        "phases": progress.phases,
+        "classes": list(run.identity["classes"]),
+        "samples_seen": progress.samples_seen,
+        "replaced": progress.replaced,
+        "unreadable": progress.bad,
+        "unfinite": progress.unfinite,
+        "overflows": progress.overflows,
+        "wall_time_s": progress.wall_time_s,
+        "extended": progress.extended,
+        "world": run.world.size,
+        "threads": threads(),
+        "pretrained": run.config.backbone.weights != "none",
+        "versions": versions(),
+        "decoder": decoder(),
+        "command": command(Path(run.config.run)),
+        "reproduce": reproducing(Path(run.config.run), threads()) if progress.extended else None,
+    }
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The best and the last evaluation of each phase, what was skipped, and how long it took."""
+    lines = [f"run {escaped(result['name'])}: {result['step']} steps, {result['samples_seen']:,} samples seen"]
+    if not result.get("pretrained", True):
+        lines[0] += "; from scratch: the backbone began with random weights"
+    for phase in phases_of(result):
+        for which, found in (("best", phase.best), ("last", phase.last)):
+            if found is not None:
+                lines.append(f"  {escaped(phase.name):<20} {which} at step {found.step:>6}: {_metrics(found)}")
+    if result["best"]:
+        best = result["best"]
+        lines.append(f"  best {best['metric']} {best['value']:.4f} at step {best['step']} ({best['weights']} weights)")
+    if result["unreadable"]:
+        bad = sorted(result["unreadable"].items())
+        lines.append(f"  {len(bad)} unreadable sample{'s' * (len(bad) > 1)}, replaced {result['replaced']} times:")
+        lines += [f"    {escaped(where)}: {escaped(reason)}" for where, reason in bad[:_LISTED]]
+        lines += [f"    ... and {len(bad) - _LISTED} more, all in result.json"] if len(bad) > _LISTED else []
+    lines.append(f"  {result['wall_time_s']:.1f} s on {result['world']} rank{'s' if result['world'] > 1 else ''}")
+    return "\n".join(lines)
+
+
+def _metrics(found: Evaluation) -> str:
+    shown = (f"{key} {value:.4f}" for key, value in found.metrics.items() if key != "val/samples")
+    return "  ".join([*shown, *(["(EMA weights)"] if found.weights == "ema" else [])])

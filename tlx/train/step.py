@@ -1,0 +1,203 @@
+"""One update: micro-batches of one global batch, backward, clip, optimizer, norm statistics, moving average."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim import Optimizer
+
+from tlx.base.inputs import InputSpec
+from tlx.data.stream.order import derive
+from tlx.data.stream.stream import BadSample, Batch
+from tlx.plan.plan import Phase, Plan
+from tlx.ranks.world import World
+from tlx.train.averaging import MovingAverage
+from tlx.train.freeze import average_statistics, moved, moving_norms, take_back, unfreeze
+from tlx.train.objectives import Objective
+
+# Statistics are averaged over ranks by us, which uses the data of all; torch has renamed the switch.
+_OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers"
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else "broadcast_buffers": False
+}
+
+
+class Normalise:
+    """uint8 pixels [N, channels, H, W] on a device to the float32 that the backbone was trained on."""
+
+    def __init__(self, spec: InputSpec, device: torch.device, *, channels_last: bool) -> None:
+        shape = (1, len(spec.mean), 1, 1)
+        self.scale = (1 / (255 * torch.tensor(spec.std, device=device))).view(shape)
+        self.shift = (torch.tensor(spec.mean, device=device) / torch.tensor(spec.std, device=device)).view(shape)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(images.shape, device=images.device, memory_format=self.layout)
+        return torch.mul(images, self.scale, out=out).sub_(self.shift)
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A network dressed for one phase.
+
+    Attributes:
+        net: itself, under its own names.
+        forward: what to call for training: wrapped for DDP anew in each phase, compiled where asked.
+        norms: those whose statistics move.
+    """
+
+    net: nn.Module
+    forward: Any
+    norms: Sequence[nn.Module]
+    parameters: Sequence[nn.Parameter]
+
+    def no_sync(self, *, when: bool) -> Any:
+        """Gradients stay on this rank inside."""
+        ddp = getattr(self.forward, "_orig_mod", self.forward)
+        return ddp.no_sync() if when and isinstance(ddp, DistributedDataParallel) else nullcontext()
+
+
+def dress(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: bool) -> Trainee:
+    """Unfreezes what the phase trains and wraps the network for it.
+
+    Wrapping anew is what makes unfreezing correct: a DDP wrapper reduces the gradients of those parameters that
+    required one when it was made, and says nothing about others, so that ranks would drift apart.
+    """
+    unfreeze(net, phase, plan)
+    forward: Any = net
+    if world.distributed:
+        forward = DistributedDataParallel(
+            net,
+            device_ids=[world.device] if world.cuda else None,
+            init_sync=False,  # ranks are bit-equal at every step boundary
+            gradient_as_bucket_view=True,
+            **_OWN_BUFFERS,
+        )
+    if compiled:
+        torch._dynamo.reset()  # each set of trainable parameters is a graph of its own, and their number is limited
+        torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, with a warning
+        forward = torch.compile(forward)
+    return Trainee(net, forward, moving_norms(net, phase, plan), [p for p in net.parameters() if p.requires_grad])
+
+
+def by_step(batches: Iterable[Batch]) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """Micro-batches grouped by the global step they belong to; a step ends with its last one, not with the next step's
+    first, which may be long in coming."""
+    remaining = iter(batches)
+    for first in remaining:
+        own = itertools.chain([first], itertools.islice(remaining, first.micros - 1 - first.micro))
+        yield first.step, own
+        for _ in own:  # what nobody took
+            pass
+
+
+@dataclass(frozen=True)
+class Updater:
+    """Takes steps: everything an update needs that does not change with the phase.
+
+    Attributes:
+        skips: training goes on after a step that is not finite, so that it may leave nothing behind.
+    """
+
+    optimizer: Optimizer
+    objective: Objective
+    normalise: Normalise
+    world: World
+    seed: int
+    clip: float | None = None
+    ema: MovingAverage | None = None
+    skips: bool = False
+
+    def update(
+        self, trainee: Trainee, step: int, batches: Iterable[Batch]
+    ) -> tuple[torch.Tensor, list[BadSample], float]:
+        """One step on this rank's micro-batches of a global batch.
+
+        Returns:
+            float64 [4]: summed loss, right predictions, samples, 1 if a loss or the gradient was not finite (then
+            nothing moved, on any rank); the samples that could not be read; what the global batch weighs.
+        """
+        # dropout depends on (seed, step, rank), not on what happened before: evaluations, resuming
+        torch.manual_seed(derive(self.seed, "dropout", step, self.world.rank) >> 1)
+        for parameter in trainee.parameters:
+            parameter.grad = None
+        bad: list[BadSample] = []
+        counts, own, total = [], 0, 0.0
+        scaled = self.world.scaler is not None  # fp16: overflows happen
+        returns = scaled or self.skips
+        before = [b.clone() for b in moved(trainee.norms)] if returns else []
+        for batch in batches:
+            bad += batch.bad
+            own += 0 if batch.idle else len(batch.labels)
+            total = batch.total
+            counts.append(self.backward(trainee, batch))
+        finite = torch.isfinite(self._step(trainee))
+        if returns:
+            take_back(moved(trainee.norms), before, finite)
+        average_statistics(trainee.norms, self.world, samples=own)
+        if self.ema is not None:
+            self.ema.update(trainee.net, taken=finite if returns else None)
+        unfinite = finite.logical_not().double().to(self.world.device)
+        return torch.cat([torch.stack(counts).sum(0), unfinite[None]]), bad, total
+
+    def backward(self, trainee: Trainee, batch: Batch) -> torch.Tensor:
+        """One micro-batch: gradients are added to, the last of a step shares them; its loss, right ones, samples."""
+        last = batch.micro == batch.micros - 1
+        with trainee.no_sync(when=not last):
+            with self.world.autocast():
+                images = self.normalise(batch.images)
+                output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
+                loss = self.objective.loss(output, batch.labels, batch.mix)
+            # DDP averages gradients over ranks; the mean wanted is over what the global batch weighs. A batch of
+            # classes that weigh 0 has a gradient of zero, with which the optimizer steps: momentum and decay go on
+            weight = self.world.size / batch.total if batch.counts else 0.0
+            # 0 x inf is NaN: a loss that is not finite spoils the gradient, which all ranks share, whatever its own is
+            self.world.backward(loss * (weight + 0 * loss.detach()))
+        if batch.idle:
+            return torch.zeros(3, dtype=torch.float64, device=self.world.device)
+        logits = output[0] if isinstance(output, tuple) else output
+        correct = (logits.detach().argmax(1) == batch.labels).sum()
+        return torch.stack(
+            [
+                batch.counts * loss.detach().double(),
+                correct.double(),
+                torch.full_like(correct, len(batch.labels)).double(),
+            ]
+        )
+
+    def _step(self, trainee: Trainee) -> torch.Tensor:
+        """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""
+        scaler = self.world.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = get_total_norm([p.grad for p in trainee.parameters if p.grad is not None])
+        if self.clip is not None:
+            clip_grads_with_norm_(trainee.parameters, self.clip, norm)
+        if scaler is not None:
+            scaler.step(self.optimizer)  # leaves the weights alone after an overflow, and counts it
+            scaler.update()
+        elif getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # the update itself looks at the flag: the host does not wait for the device
+            self.optimizer.found_inf = torch.isfinite(norm).logical_not().float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            del self.optimizer.found_inf  # type: ignore[attr-defined]
+        elif torch.isfinite(norm):  # an optimizer of others
+            self.optimizer.step()
+        return norm
+
+
+def set_rates(optimizer: Optimizer, phase: Phase, step: int) -> None:
+    """The only place that writes a learning rate: from the plan, as Python floats."""
+    rates = phase.rates(step)
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["layer"]]
