@@ -78,7 +78,8 @@ def test_from_python_the_call_with_the_complete_configuration():
 
 def test_an_extended_run_is_trained_again_from_its_own_configuration(monkeypatch):
     assert reproducing(Path("runs/x"), 4) == (
-        "tlx.train.command.train(tlx.plan.config.load('runs/x/config.yaml', ['run=runs/x-again']))  # with OMP_NUM_THREADS=4"
+        "tlx.train.command.train(tlx.plan.config.load('runs/x/config.yaml', ['run=runs/x-again']))"
+        "  # with OMP_NUM_THREADS=4"
     )
     monkeypatch.setattr(sys, "argv", [*OWN, "phases.a.duration=9", "--extend"])
     again = "train runs/x/config.yaml run=runs/x-again"

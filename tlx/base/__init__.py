@@ -1,1 +1,1 @@
-"""TODO"""
+"""What every other package uses: errors, files, text from strangers, parts by name, the environment, the terminal."""

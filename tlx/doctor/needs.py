@@ -57,7 +57,7 @@ def needs_of(config: Config, ranks: int) -> Needs:
 
 
 def batches_of(config: Config, ranks: int, *, pixels: int) -> int:
-    """Bytes of the slots that a rank's loaders of training and validation keep; see :func:`tlx.data.stream.loader.load`."""
+    """Bytes of the slots that a rank's loaders of training and validation keep; see `tlx.data.stream.loader`."""
     from tlx.data.stream.loader import slot_count
 
     share = -(-config.data.batch // ranks)

@@ -27,7 +27,7 @@ class Wire:
 
     @classmethod
     def join(cls, wait_s: float) -> Wire:
-        """As :func:`tlx.ranks.world.meet` does, without comparing what the ranks were given: what they found comes first.
+        """As `tlx.ranks.world.meet` does, without comparing what the ranks were given: what they found comes first.
 
         Raises:
             TlxError: not all ranks have come in time.

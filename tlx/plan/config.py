@@ -499,7 +499,7 @@ def _positive(interval: Duration) -> Duration:
 
 
 Interval = Annotated[Length, AfterValidator(_positive)]
-"""How often something is done. Percent is of all phases as they were planned; see :meth:`tlx.plan.plan.Plan.interval`."""
+"""How often something is done. Percent is of all phases as they were planned; see :meth:`Plan.interval`."""
 
 
 class Evaluate(Model):

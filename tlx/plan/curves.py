@@ -2,7 +2,7 @@
 
 ``curve(step, steps, *, ...) -> float`` with 0 <= step < steps, counted from the phase's first step after its warm-up.
 An own curve comes by ``package.module:function`` or an entry point of the group ``tlx.curve``. Arguments
-annotated as one of :mod:`tlx.base.durations`' types are written as durations and arrive counted: a length (``Steps``), a
+annotated as one of `tlx.base.durations`' types are written as durations and arrive counted: a length (``Steps``), a
 place in the phase (``Point``) or all multiples of a length (``Period``). The user counts places from the phase's own
 first step, the warm-up's; they arrive in the curve's count. The plan refuses values that are negative or not finite.
 """

@@ -1,7 +1,7 @@
 """Layer-decay rules: the factor of the phase's learning rate that each layer gets. The head's is 1.
 
 An own rule is a function ``(layers, *, ...) -> {layer name: factor}``, by ``package.module:function`` or an entry
-point of the group ``tlx.plan.layer_decay``.
+point of the group ``tlx.layer_decay``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Unfreeze schedules: which layers train in which phase. Pure functions of the layers.
 
 An own schedule is a function ``(layers, *, ...) -> list[Assignment]``, named in the configuration by
-``package.module:function`` or registered as an entry point of the group ``tlx.plan.unfreeze``.
+``package.module:function`` or registered as an entry point of the group ``tlx.unfreeze``.
 """
 
 from __future__ import annotations

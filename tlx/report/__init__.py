@@ -1,1 +1,1 @@
-"""TODO"""
+"""What a person looks at: figures, the page, tables of runs."""

@@ -38,7 +38,7 @@ def train(
     """Trains, resumes, extends, or finds the run done; its result, or None after a stop request.
 
     Nothing is written into the run folder before the first step can be made; from then on its status.json says how it
-    ends. What is said of a start that was refused, :mod:`tlx.base.verdict` tells. Any thread may call it; signals ask for a
+    ends. What is said of a start that was refused, `tlx.base.verdict` tells. Any thread may call it; signals ask for a
     stop only where the main thread does.
 
     Args:

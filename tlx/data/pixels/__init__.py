@@ -1,1 +1,1 @@
-"""TODO"""
+"""From bytes to pixels: decoding, orientation, the part that is shown, transforms."""

@@ -11,7 +11,7 @@ for as a fourth channel; of an animation the first frame counts; 16 bits become 
 32-bit or signed integers) are refused. A JPEG that ends too early is refused, one that libjpeg repairs by itself is
 taken, as Pillow and torchvision do; what libjpeg says of it is told with the picture's name.
 
-A picture takes at most three times its decoded size of memory while it is decoded (`tlx.data.pixels.one_picture`), except
+A picture takes at most three times its decoded size of memory while it is decoded (`one_picture`), except
 AVIFs (3.6 times), HEICs (for which 4 times are kept free) and large animated WebPs (6 times).
 """
 
@@ -51,7 +51,7 @@ MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM", heif.FORMAT)
-"""What Pillow calls the kinds of pictures that are read; MPO comes with JPEG, HEIF with a package (`tlx.data.pixels.heif`)."""
+"""What Pillow calls the kinds of pictures that are read; MPO comes with JPEG, HEIF with a package (see `heif`)."""
 
 Channels = Literal[1, 3, 4]
 _MODES: dict[Channels, str] = {1: "L", 3: "RGB", 4: "RGBA"}

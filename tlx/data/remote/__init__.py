@@ -1,1 +1,1 @@
-"""TODO"""
+"""Shards that lie elsewhere: asked for, copied, kept on this machine."""

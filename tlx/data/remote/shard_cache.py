@@ -3,7 +3,7 @@ first. Elsewhere is a remote folder, or one on a disk that nodes share.
 
 Under the cache's folder each of these has one of its own: ``index.json``, ``index.npy`` and its tars, under names
 that begin with their hash, which is verified while they come. Of shards without a hash in the index they begin with the
-hash of their layout, and whether such a one is still what lies there is asked once per start (see `tlx.data.remote.kept`).
+hash of their layout, and whether such a one is still what lies there is asked once per start (see `kept`).
 ``NAME.part`` is a file that is arriving. Whoever fetches it holds a lock on that very file, which goes with the process
 that holds it; everybody else waits for the lock.
 """

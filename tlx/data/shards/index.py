@@ -5,7 +5,7 @@
 
 A sample is the members of a tar that share a name up to its first dot: one picture and one label, which is a number or
 a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under a key, or the folder in the name (see `LabelRule`).
-Which class a label is: `tlx.data.shards.class_names`. What is neither is counted and named by kind (`tlx.data.shards.passed_over`).
+Which class a label is: `class_names`. What is neither is counted and named by kind (`passed_over`).
 Each tar is read once from its start to its end, for its hash: at the disk's speed, and about a second of a core per GB.
 """
 

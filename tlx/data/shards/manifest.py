@@ -3,7 +3,7 @@
 Two files beside the tars. ``index.npy`` is a structured array (`RECORD`), one record per sample in tar order,
 memory-mapped. ``index.json`` holds the format version, the class names, the shards with the hash (SHA-256) of each, and
 the hash of ``index.npy``; it is written last, so an index is whole or it is not there. Of a remote folder, or a staged
-one, the index is fetched when it is opened, a tar when it is wanted; both are kept by :mod:`tlx.data.remote.shard_cache`.
+one, the index is fetched when it is opened, a tar when it is wanted; both are kept by `tlx.data.remote.shard_cache`.
 
 ``index.npy`` is hashed at each opening, also where it is large: 100 million samples are 1.6 GB and cost about a second,
 beside the pass over all labels that follows in any case, and nothing has to be remembered or trusted. Processes that a
@@ -94,7 +94,7 @@ class Manifest:
         """Opens a folder of indexed tars.
 
         Args:
-            location: its path; or a URL (see :mod:`tlx.data.remote.files`), or ``pipe:`` and a command that prints the file
+            location: its path; or a URL (see `tlx.data.remote`), or ``pipe:`` and a command that prints the file
                 that stands in place of ``{}``.
             cache: where remote shards are kept, and those of folders if it says `stage`.
 

@@ -137,7 +137,7 @@ class EpochOrder:
 
     Args:
         samples_per_shard: how many samples each shard holds; ids count through them in this order.
-        entries: the samples of this epoch, ascending and possibly repeated (see tlx.data.stream.sampling); None is every
+        entries: the samples of this epoch, ascending and possibly repeated (see `sampling`); None is every
             sample once.
 
     Raises:

@@ -106,7 +106,7 @@ class ShardStream:
             to judge (over all ranks); without it the first one is an error here.
         upright: pictures are turned as the camera noted (EXIF).
         scaled: JPEGs may be decoded smaller where more than twice as many pixels are left as are shown.
-        pin: batches in page-locked memory, for `tlx.data.stream.transfer.on_device`. It is used again as soon as a batch is
+        pin: batches in page-locked memory, for `transfer.on_device`. It is used again as soon as a batch is
             forgotten: who copies with non_blocking must keep the batch until the copy is done.
 
     Raises:

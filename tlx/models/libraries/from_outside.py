@@ -22,7 +22,7 @@ IN_CHANS = "in_chans"
 
 @dataclass(frozen=True)
 class Outside:
-    """A :class:`tlx.models.libraries.sources.Source`. The function takes the number of classes, then keyword-only arguments.
+    """A :class:`Source`. The function takes the number of classes, then keyword-only arguments.
 
     One that has a keyword argument `in_chans` is told by it how many channels the images have. Of any other's network
     the convolutions that take the image change, unless its `input` says that it takes so many.

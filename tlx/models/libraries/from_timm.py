@@ -97,7 +97,7 @@ class Timm:
     def pretrained(self, args: Mapping[str, Any], tag: str) -> files.State:
         """From a network that timm itself fills, so that its own filters are used, with `args` where timm manages.
 
-        Pictures of another shape than a square are left to :mod:`tlx.models.weights.positions`: timm takes a grid of as many
+        Pictures of another shape than a square are left to `weights.positions`: timm takes a grid of as many
         places for the same one.
         """
         overlay = self._located(tag)

@@ -36,7 +36,7 @@ class _Wanted:
 
 
 def fetch(names: Sequence[str], folder: Path, *, tag: str | None = None) -> Iterator[Fetched]:
-    """Writes the weights into `folder` under names that :mod:`tlx.models.weights.local_weights` foretells, one after the other.
+    """Writes the weights into `folder` under names that `local_weights` foretells, one after the other.
 
     Tensors have the library's own names, for the network as it is without arguments; those of a hub repository are as
     they are there. What is there already stays as it is.
