@@ -198,7 +198,7 @@ def kind_of(death: Mapping[str, Any]) -> str:
         return "in an evaluation"
     if death["place"].endswith("engine.begin") or "engine.begin" in stack:
         return "at a phase change or start"
-    if death["place"].startswith(("tlx.train.step", "tlx.train.progress")):
+    if death["place"].startswith(("tlx.train.step", "tlx.train.exchange")):
         return "in a step"
     return "at a random moment" if death["place"] == "time" else "in other files of the run folder"
 

@@ -35,8 +35,8 @@ from tlx.runs import checkpoint
 from tlx.runs.checkpoint import Checkpoints, Snapshot, optimizer_state, restore_optimizer, weights_of
 from tlx.runs.history import read_history
 from tlx.runs.metrics_file import read_rows
+from tlx.runs.progress import Progress
 from tlx.runs.run_folder import RunFolder
-from tlx.train.progress import Progress
 
 
 def many(quick, slow):

@@ -18,8 +18,8 @@ from tlx.plan.config import dump, parse
 from tlx.plan.plan import Plan
 from tlx.runs.history import read_history
 from tlx.runs.metrics_file import MetricsFile
+from tlx.runs.progress import Patience
 from tlx.train.evaluation import judge
-from tlx.train.progress import Patience
 
 NAN = math.nan
 RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}

@@ -18,11 +18,11 @@ from tlx.base.files import json_text
 from tlx.plan.config import parse
 from tlx.ranks.world import World
 from tlx.runs.metrics_file import read_rows
+from tlx.runs.progress import MEMORY, Progress, Trend
 from tlx.train.evaluation import constant
 from tlx.train.loop import fit
 from tlx.train.meters import EvaluationMeter
 from tlx.train.nonfinite import meet_nonfinite
-from tlx.train.progress import MEMORY, Progress, Trend
 from tlx.train.result import result_of
 from tlx.train.resume import settle
 

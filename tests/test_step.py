@@ -14,9 +14,9 @@ from tlx.base.errors import UserError
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
 from tlx.ranks.world import World
+from tlx.runs.progress import Mean
 from tlx.train.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
-from tlx.train.progress import Mean
 from tlx.train.recompute import recompute_blocks
 from tlx.train.step import Normalise, Updater, dress, set_rates
 

@@ -14,7 +14,7 @@ from tlx.base.terminal import drawn, escaped, tables
 from tlx.plan.plan import Phase, Plan
 
 if TYPE_CHECKING:
-    from tlx.train.memory_estimate import Memory
+    from tlx.plan.memory import Memory
 
 _FEW = 4
 """Entries of an argument that are written out; of more their number is."""

@@ -29,7 +29,7 @@ from tlx.plan.written_config import essential, hints, meant
 from tlx.train.older_meaning import refuse_other_meaning
 
 if TYPE_CHECKING:
-    from tlx.train.progress import Progress
+    from tlx.runs.progress import Progress
 
 SHAPE = ("duration", "unfreeze", "phases", "further")
 """Keys that shape the plan."""
@@ -468,7 +468,7 @@ def no_run(folder: Path) -> UserError:
 def _progress(folder: Path) -> Progress:
     """Where the newest whole checkpoint stands; the beginning where there is none."""
     from tlx.runs.checkpoint import Checkpoints, read_state
-    from tlx.train.progress import Progress
+    from tlx.runs.progress import Progress
 
     path = Checkpoints(folder / "checkpoints").newest(lambda _: None)
     return Progress() if path is None else Progress.of(read_state(path)["progress"])

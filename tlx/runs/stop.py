@@ -31,7 +31,7 @@ class StopRequest:
     The first signal asks; another one, from PATIENCE_S on, ends the process at once. (Not before: a terminal's Ctrl-C
     reaches the whole process group, and then torchrun sends it to the ranks again.) SIGUSR1 is for plain python and
     srun: launchers die of it. SIGHUP, of a terminal that is closed, ends launchers, which pass it on and kill the ranks
-    half a minute later; a training without one goes on, as under nohup (the command ignores the signal). Python lets only
+    half a minute later; a training without one goes on, as under nohup (the command ignores it). Python lets only
     the main thread handle signals: in another one, such as a notebook's, the file and the time limit remain.
 
     Args:

@@ -52,11 +52,11 @@ from tlx.train.verification import record_of, verify
 
 if TYPE_CHECKING:
     from tlx.models import Backbone
+    from tlx.plan.memory import Memory
     from tlx.ranks.world import World
     from tlx.runs.saver import Saver
     from tlx.runs.stop import StopRequest
     from tlx.tracking.journal import Journal
-    from tlx.train.memory_estimate import Memory
     from tlx.train.run import Run
 
 

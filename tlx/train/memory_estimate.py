@@ -21,31 +21,10 @@ from torch.utils._pytree import tree_leaves
 
 from tlx.base.errors import UserError
 from tlx.models.layers.trace import needs_values
+from tlx.plan.memory import Memory
 from tlx.plan.plan import Plan
 from tlx.train.freeze import unfreeze
 from tlx.train.memory_trial import ran_out
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a rank needs in one phase.
-
-    Attributes:
-        weights: parameters and buffers; twice with a moving average.
-        gradients: of what trains.
-        optimizer: states of all that has trained so far.
-        activations: of one micro-batch, with its images; None where the network does not run without values.
-    """
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int | None
-
-    @property
-    def total(self) -> int | None:
-        fixed = self.weights + self.gradients + self.optimizer
-        return None if self.activations is None else fixed + self.activations
 
 
 @dataclass(frozen=True)

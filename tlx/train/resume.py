@@ -16,8 +16,8 @@ from tlx.plan.plan import Phase
 from tlx.plan.written_config import changes, essential, meant
 from tlx.runs.checkpoint import Snapshot, optimizer_state, read, read_state, restore_optimizer, understood, weights_of
 from tlx.runs.extend import Extension, earlier, history, lasting_ends
+from tlx.runs.progress import Progress
 from tlx.runs.run_folder import threads
-from tlx.train.progress import Progress
 from tlx.train.run import Run
 
 

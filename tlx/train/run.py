@@ -16,12 +16,13 @@ from tlx.plan.config import Config
 from tlx.plan.plan import Plan
 from tlx.ranks.world import World
 from tlx.runs.checkpoint import Checkpoints
+from tlx.runs.progress import Progress
 from tlx.runs.saver import Saver
 from tlx.runs.stop import StopRequest
 from tlx.tracking.journal import Journal
 from tlx.train.averaging import MovingAverage
+from tlx.train.exchange import Exchange
 from tlx.train.objectives import Objective
-from tlx.train.progress import Exchange, Progress
 from tlx.train.step import Normalise, Updater
 from tlx.train.step_timer import StepTimer
 
