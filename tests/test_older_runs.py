@@ -17,10 +17,10 @@ from tlx.plan.config import EMA, dump, parse
 from tlx.plan.written_config import changes, essential
 from tlx.runs.checkpoint import _hash_of
 from tlx.runs.extend import FILE, Extend, shape
+from tlx.runs.older_meaning import _of_0_1
 from tlx.runs.run_folder import RunFolder
 from tlx.train.components import backbone_of
 from tlx.train.loop import fit
-from tlx.train.older_meaning import _of_0_1
 from tlx.train.resume import resume, settle
 
 RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}

@@ -86,7 +86,7 @@ def _paths(node: Any, key: str = "", steps: tuple[str, ...] = ()) -> Iterator[tu
 
 def without_directions(written: Mapping[str, Any]) -> dict[str, Any]:
     """A flat configuration without the directions of metrics, `mode`, that earlier ones state; what was done by a wrong
-    one, :mod:`tlx.train.older_meaning` tells."""
+    one, :mod:`tlx.runs.older_meaning` tells."""
     return {key: value for key, value in written.items() if key != "evaluate.mode" and not _of_a_plateau(key)}
 
 

@@ -28,7 +28,7 @@ from tlx.base.errors import TlxError, UserError
 from tlx.base.files import sha256_of, write_whole
 from tlx.models.weights.files import verify_packing
 from tlx.models.weights.formats import reason
-from tlx.train.older_meaning import WRITERS
+from tlx.runs.older_meaning import WRITERS
 
 FORMAT = 3
 READS = (FORMAT, *WRITERS)

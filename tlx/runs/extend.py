@@ -26,7 +26,7 @@ from tlx.base.parsing import from_json, from_yaml_file, to_yaml
 from tlx.plan.config import Config, EarlierRates, PhaseSettings, parse, plain
 from tlx.plan.plan import Phase, Plan
 from tlx.plan.written_config import essential, hints, meant
-from tlx.train.older_meaning import refuse_other_meaning
+from tlx.runs.older_meaning import refuse_other_meaning
 
 if TYPE_CHECKING:
     from tlx.runs.progress import Progress

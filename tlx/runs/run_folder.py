@@ -27,8 +27,8 @@ from tlx.plan.config import Config, dump
 from tlx.plan.written_config import changes, essential, without_directions
 from tlx.runs.extend import FILE as EXTENSIONS
 from tlx.runs.extend import FUTURE, Extend, Extension, adopted, earlier, no_run, planned
+from tlx.runs.older_meaning import refuse_other_meaning
 from tlx.runs.run_lock import RunLock, wait_until_free
-from tlx.train.older_meaning import refuse_other_meaning
 
 JOBS = "slurm"
 """The folder of scripts and logs of Slurm's jobs; it stays where it is when a run is moved aside."""

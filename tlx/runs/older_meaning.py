@@ -152,10 +152,22 @@ def _exempts(config: Config) -> bool:
 
 
 def _backbone(config: Config) -> Backbone | None:
-    from tlx.train.components import backbone_of
+    """The network on shapes alone."""
+    from tlx import models
 
+    asked = config.backbone
     try:
-        return backbone_of(config, 2, empty=True)
+        return models.load(
+            asked.name,
+            classes=2,
+            weights="none",
+            args=asked.args,
+            head=config.head.name,
+            head_args=config.head_args,
+            granularity=asked.layers,
+            channels=config.input.channels,
+            empty=True,
+        )
     except UserError:  # which the training will tell
         return None
 
