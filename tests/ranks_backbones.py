@@ -49,10 +49,10 @@ def train(name: str, world: World) -> list[dict[str, Any]]:
     world.broadcast([*net.parameters(), *net.buffers()])  # as a run starts
     seen = []
     for phase in training.plan.phases:
-        trainee = training.dress(phase)
+        phase_model = training.prepare_phase(phase)
         for step in range(phase.start, phase.stop):
             before = values(net)
-            tally = training.step(trainee, phase, step)
+            tally = training.step(phase_model, phase, step)
             finite = bool(torch.isfinite(tally).all()) and not tally[3]
             same = len(set(world.gather(state_hash(training)))) == 1
             seen.append({"phase": phase.name, "finite": finite, "equal": same, "moved": len(moved(net, before))})

@@ -6,7 +6,7 @@ import pytest
 import torch
 from composed import composer
 from images import make_shards
-from test_step import batch, trainee
+from test_step import batch, phase_model
 from torch import nn
 
 from tlx.plan.config import EMA, parse
@@ -175,7 +175,7 @@ class Scaler:
 
 
 def test_an_overflow_of_fp16_is_no_update(monkeypatch):
-    updater, net = trainee(torch.optim.SGD)
+    updater, net = phase_model(torch.optim.SGD)
     updater.__dict__["ema"] = average = MovingAverage(net.net, EMA())
     updater.update(net, 0, [batch()])
     updater.world.accelerator.scaler = Scaler()

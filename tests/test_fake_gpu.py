@@ -25,7 +25,7 @@ from tlx.train.evaluation import Span
 from tlx.train.meters import EvaluationMeter
 from tlx.train.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
-from tlx.train.step import Normalise, Updater, dress, set_rates
+from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
 
 CUDA = torch.device("cuda", 0)
 CLASSES = 5
@@ -122,10 +122,10 @@ def on_fake_gpu(
         updater = Updater(made, objective, normalise, world, 0, clip=1.0, ema=ema, skips=True)
         pixels = (backbone.input.channels, *backbone.input.size)
         for phase in plan.phases:
-            trainee = dress(net, phase, plan, world=world, compiled=False)
+            phase_model = prepare_phase(net, phase, plan, world=world, compiled=False)
             for mixed in (False, True):
                 set_rates(made, phase, phase.start)
-                tally, _, _ = updater.update(trainee, phase.start, [pictures(pixels, mixed=mixed)])
+                tally, _, _ = updater.update(phase_model, phase.start, [pictures(pixels, mixed=mixed)])
                 assert tally.device == CUDA
                 assert tally.shape == (4,)
         evaluate(ema.module, updater, pictures(pixels), world, precision)

@@ -204,7 +204,7 @@ def test_compressed_weights_are_not_unpacked(saved, tmp_path):
         with pytest.raises(UserError, match="compressed"):
             weights.read(tmp_path / "w.pth")
         with pytest.raises(TlxError, match="compressed"):
-            take_up(saved)
+            load_checkpoint(saved)
 
     apart(one, memory=128 << 20)
 
@@ -425,7 +425,7 @@ def sign(path):
         pass
 
 
-def take_up(folder):
+def load_checkpoint(folder):
     """As a resume does, without a world."""
     path = Checkpoints(folder).newest(lambda _: None)
     assert path is not None
@@ -459,7 +459,7 @@ def test_damaged_checkpoints(saved, signed, count):
             (newest / case[0]).write_bytes(case[1])
             if signed:
                 sign(newest)
-            back += take_up(saved).name != newest.name
+            back += load_checkpoint(saved).name != newest.name
 
         def case():
             name = rng.choice((*good, "state.json"))
@@ -487,7 +487,7 @@ def test_no_code_in_a_checkpoint_runs(saved, tmp_path, how, kind):
             torch.save(content, newest / name, _use_new_zipfile_serialization=kind == "zip")
         sign(newest)
         with pytest.raises(TlxError, match="not a checkpoint of this training"):
-            take_up(saved)
+            load_checkpoint(saved)
         assert not ran.exists()
         (newest / name).write_bytes(before)
 
@@ -500,7 +500,7 @@ def test_checkpoints_that_claim_what_they_are_not(saved, name):
 
     def one():
         with pytest.raises(TlxError):
-            take_up(saved)
+            load_checkpoint(saved)
 
     apart(one)
 
@@ -518,7 +518,7 @@ def test_keys_that_are_missing_or_odd(saved, key):
             (newest / "state.json").write_bytes(as_json(state))
             if key not in ("files", "sha256"):
                 sign(newest)
-            take_up(saved)
+            load_checkpoint(saved)
 
         return outcomes([KeyError, nested(900), {"../../x": "0"}, *(odd(rng) for _ in range(20))], one)
 
@@ -549,7 +549,7 @@ def test_tensors_of_an_optimizer_larger_than_their_file(saved):
 
         def one():
             with pytest.raises(TlxError):
-                take_up(saved)
+                load_checkpoint(saved)
 
         apart(one)
     shutil.rmtree(saved)

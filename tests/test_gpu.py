@@ -14,9 +14,9 @@ from test_no_wait import OPTIONS
 from test_ranks_faults import BOUND_S, PATIENCE_S, RAW, Plain
 
 from tlx.data.stream.slots import Slots
-from tlx.train.loop import absorb, begin, fit, steps_of, take
+from tlx.train.loop import apply_readings, begin, fit, steps_of, train_step
 from tlx.train.resume import resume, save_when_due, settle
-from tlx.train.step import dress
+from tlx.train.step import prepare_phase
 
 pytestmark = pytest.mark.gpu
 
@@ -58,13 +58,13 @@ def test_no_step_waits_for_the_device(compose, name, precision):
     run = compose(optimizer={"name": name, **OPTIONS[name]}, loop=loop, track={"every": 1000}, evaluate={"every": 1000})
     phase = run.plan.phases[0]
     begin(run, phase)
-    trainee = dress(run.net, phase, run.plan, world=run.world, compiled=False)
+    phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
     each = steps_of(run, phase)
-    take(run, phase, trainee, *next(each))
+    train_step(run, phase, phase_model, *next(each))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(4):
-            take(run, phase, trainee, *next(each))
+            train_step(run, phase, phase_model, *next(each))
     finally:
         torch.cuda.set_sync_debug_mode("default")
         each.close()
@@ -77,17 +77,17 @@ def test_a_first_step_that_overflows_leaves_nothing_behind(compose, name, precis
     run = compose(optimizer={"name": name, **OPTIONS[name]}, loop=loop)
     phase = run.plan.phases[0]
     begin(run, phase)
-    trainee = dress(run.net, phase, run.plan, world=run.world, compiled=False)
+    phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
     each = steps_of(run, phase)
     before = [t.clone() for t in run.net.state_dict().values()]
-    spoilt = trainee.parameters[0].register_hook(lambda g: g * float("inf"))
-    take(run, phase, trainee, *next(each))
+    spoilt = phase_model.parameters[0].register_hook(lambda g: g * float("inf"))
+    train_step(run, phase, phase_model, *next(each))
     assert all(torch.equal(t, b) for t, b in zip(run.net.state_dict().values(), before, strict=True))
     spoilt.remove()
     for _ in range(3):
-        take(run, phase, trainee, *next(each))
+        train_step(run, phase, phase_model, *next(each))
     each.close()
-    absorb(run, run.exchange.readings(settle=True))
+    apply_readings(run, run.exchange.readings(settle=True))
     skipped = run.progress.overflows + run.progress.unfinite  # at fp16's first scale others may too
     assert skipped >= 1
     assert run.ema.updates == 4 - skipped
@@ -134,9 +134,9 @@ def test_resuming_on_a_gpu_gives_the_bits(compose, tmp_path):
     resume(run)
     phase = run.plan.phases[0]
     begin(run, phase)
-    trainee = dress(run.net, phase, run.plan, world=run.world, compiled=False)
+    phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
     for step, batches in steps_of(run, phase):
-        take(run, phase, trainee, step, batches)
+        train_step(run, phase, phase_model, step, batches)
         if step + 1 == 7:
             break
     save_when_due(run, phase, now=True)

@@ -5,7 +5,21 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-ORDER = "base data models plan runs report tracking ranks train bench doctor submit cli".split()
+ORDER = [
+    "base",
+    "data",
+    "models",
+    "plan",
+    "runs",
+    "report",
+    "tracking",
+    "ranks",
+    "train",
+    "bench",
+    "doctor",
+    "submit",
+    "cli",
+]
 TLX = Path(__file__).parents[1] / "tlx"
 
 

@@ -53,7 +53,7 @@ def of(name: str, **said: Any) -> Training:
 
 
 def logits(training: Training, phase: Phase) -> list[Any]:
-    return list(training.dress(phase).forward(torch.randn(4, 3, 16, 16)))
+    return list(training.prepare_phase(phase).forward(torch.randn(4, 3, 16, 16)))
 
 
 @pytest.mark.parametrize("functional", [False, True])
@@ -66,7 +66,7 @@ def test_a_frozen_auxiliary_classifier_counts_nothing(functional):
 
     net = training.backbone.module
     before = values(net)
-    tally = training.step(training.dress(extraction), extraction, 0)
+    tally = training.step(training.prepare_phase(extraction), extraction, 0)
     loss = torch.nn.functional.cross_entropy
     with torch.no_grad():
         for name, parameter in net.named_parameters():
@@ -83,7 +83,7 @@ def test_an_auxiliary_classifier_trains_with_its_layer():
     main, aux = logits(training, tuning)
     assert (main.shape, aux.shape) == ((4, CLASSES), (4, CLASSES))
     before = values(training.backbone.module)
-    training.step(training.dress(tuning), tuning, 1)
+    training.step(training.prepare_phase(tuning), tuning, 1)
     changed = moved(training.backbone.module, before)
     assert {"aux.0.weight", "aux.1.running_mean", "aux.3.weight"} <= changed
 
@@ -100,16 +100,16 @@ def test_what_trains_above_the_branch_leaves_it_alone():
         assert (logits(training, phase)[1] is not None) == there
         trained = {p.name for y in training.plan.layers for p in phase.trained(y) if p.name.startswith("aux")}
         assert bool(trained) == there
-        trainee = training.dress(phase)
-        training.step(trainee, phase, phase.start)
-        assert all(p.grad is not None for p in trainee.parameters), phase.name  # or DDP would wait for it
+        phase_model = training.prepare_phase(phase)
+        training.step(phase_model, phase, phase.start)
+        assert all(p.grad is not None for p in phase_model.parameters), phase.name  # or DDP would wait for it
 
 
 def test_norms_that_learn_in_frozen_layers_do_not_learn_in_a_branch_that_is_left_out():
     training = of("toys:assisted", phases={"each": {"lr": 0.1, "duration": 1, "norm": "norms_train"}})
-    trainee = training.dress(training.plan.phases[0])
-    training.step(trainee, training.plan.phases[0], 0)
-    assert all(p.grad is not None for p in trainee.parameters)
+    phase_model = training.prepare_phase(training.plan.phases[0])
+    training.step(phase_model, training.plan.phases[0], 0)
+    assert all(p.grad is not None for p in phase_model.parameters)
 
 
 def test_two_classifiers_that_are_put_together_are_both_the_head():

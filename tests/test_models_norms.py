@@ -194,11 +194,11 @@ class Seen:
 
 def a_step(training: Training, phase: Phase) -> dict[str, Seen]:
     """A step of a phase, and every norm of the network in it, by path."""
-    trainee = training.dress(phase)
-    norms = {path: m for path, m in trainee.net.named_modules() if is_norm(m)}
+    phase_model = training.prepare_phase(phase)
+    norms = {path: m for path, m in phase_model.net.named_modules() if is_norm(m)}
     seen = {path: Seen(copy.deepcopy(norm), norm) for path, norm in norms.items()}
     hooks = [norm.register_forward_hook(functools.partial(_keep, seen=seen[path])) for path, norm in norms.items()]
-    training.step(trainee, phase, phase.start)
+    training.step(phase_model, phase, phase.start)
     for hook in hooks:
         hook.remove()
     return seen
@@ -303,7 +303,7 @@ def test_what_is_random_in_a_norm_follows_its_layer_and_not_the_norm():
         config_of("unused", batch=4, backbone=backbone, **phases_of({"above*": "all", "head": "all"})), alone(), size=32
     )
     for phase in training.plan.phases:
-        training.dress(phase)
+        training.prepare_phase(phase)
         below, above = training.backbone.module.below[1], training.backbone.module.above[1]
         assert (below.training, above.training) == tuple(
             s.statistics == "moving" for s in (phase.norm.frozen, phase.norm.trained)

@@ -190,11 +190,11 @@ def check(training: Training, phase: Phase) -> None:
     """One step: what trains gets a finite gradient and moves; nothing else does but statistics that are meant to."""
     net, layers = training.backbone.module, training.plan.layers
     parameters, before = dict(net.named_parameters()), values(net)
-    trainee = training.dress(phase)
+    phase_model = training.prepare_phase(phase)
     idle = {p.name for y in layers for p in y.parameters if p.idle and phase.trains[y.name] == "all"}
     for parameter in idle:
         parameters[parameter].requires_grad_()  # so that one that is not idle at all shows
-    loss, _, samples, unfinite = training.step(trainee, phase, phase.start).tolist()
+    loss, _, samples, unfinite = training.step(phase_model, phase, phase.start).tolist()
     assert torch.isfinite(torch.tensor(loss))
     assert (samples, unfinite) == (2, 0)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_step import batch, trainee
+from test_step import batch, phase_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tlx.plan.config import EMA
@@ -42,7 +42,7 @@ class Questions(TorchDispatchMode):
 
 def careful(name, **options):
     """An updater that must leave nothing behind of a step that is not finite, and its network."""
-    updater, net = trainee(getattr(optim, name), **{**OPTIONS[name], **options})
+    updater, net = phase_model(getattr(optim, name), **{**OPTIONS[name], **options})
     updater.__dict__.update(skips=True, clip=1.0, ema=MovingAverage(net.net, EMA(decay=0.9)))
     return updater, net
 
@@ -64,7 +64,7 @@ def test_no_step_asks_the_host(name):
 
 
 def test_an_optimizer_of_others_is_asked_for():
-    updater, net = trainee(torch.optim.SGD)
+    updater, net = phase_model(torch.optim.SGD)
     with Questions() as questions:
         updater.update(net, 0, [batch()])
     assert questions.count
@@ -80,7 +80,7 @@ def test_a_first_step_that_is_not_finite_leaves_nothing_behind(name):
     spoilt.remove()
     assert tally[3] == 1
     assert all(torch.equal(t, before[n]) for n, t in net.net.state_dict().items())
-    plain, other = trainee(TORCHS[name], **OPTIONS[name])
+    plain, other = phase_model(TORCHS[name], **OPTIONS[name])
     plain.__dict__["clip"] = 1.0
     for step in (1, 2, 3):
         updater.update(net, step, [batch()])
@@ -108,7 +108,7 @@ def states(updater):
 
 def test_rmsprop_without_momentum_is_torchs():
     updater, net = careful("rmsprop", momentum=0.0)
-    plain, other = trainee(torch.optim.RMSprop, **{**OPTIONS["rmsprop"], "momentum": 0.0})
+    plain, other = phase_model(torch.optim.RMSprop, **{**OPTIONS["rmsprop"], "momentum": 0.0})
     plain.__dict__["clip"] = 1.0
     for step in range(3):
         updater.update(net, step, [batch()])

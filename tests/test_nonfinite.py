@@ -120,10 +120,10 @@ def test_skipped_steps_leave_nothing_behind(compose, monkeypatch):
     spoil(run, 4, "features.1.0", infinite)
     update, kept = type(run.updater).update, {}
 
-    def watched(self, trainee, step, batches):
+    def watched(self, phase_model, step, batches):
         nets = {"raw": run.net, "ema": run.ema.module}
         before = {f"{k}.{n}": t.clone() for k, net in nets.items() for n, t in net.state_dict().items()}
-        found = update(self, trainee, step, batches)
+        found = update(self, phase_model, step, batches)
         after = {f"{k}.{n}": t for k, net in nets.items() for n, t in net.state_dict().items()}
         kept[step] = all(torch.equal(before[n], after[n]) for n in before)
         return found

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from trainings import Training, alone, config_of
 
 from tlx.train import components as parts
-from tlx.train.step import dress
+from tlx.train.step import prepare_phase
 
 PHASES = {
     "each": {"lr": 0.01, "norm": "norms_fixed"},
@@ -83,8 +83,8 @@ def test_compiled_losses_are_those_of_eager_code(dropout, monkeypatch):
             training, losses = Training.of(config, alone(), size=16), []
             net, plan, world = training.backbone.module, training.plan, training.updater.world
             for phase in plan.phases:
-                trainee = dress(net, phase, plan, world=world, compiled=compiled)
-                losses += [training.step(trainee, phase, s)[0].item() for s in range(phase.start, phase.stop)]
+                phase_model = prepare_phase(net, phase, plan, world=world, compiled=compiled)
+                losses += [training.step(phase_model, phase, s)[0].item() for s in range(phase.start, phase.stop)]
         found.append(losses)
     eager, compiled_losses = found
     assert compiled_losses == pytest.approx(eager, rel=1e-6)

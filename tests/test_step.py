@@ -18,7 +18,7 @@ from tlx.runs.progress import Mean
 from tlx.train.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
 from tlx.train.recompute import recompute_blocks
-from tlx.train.step import Normalise, Updater, dress, set_rates
+from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
 
 
 class Alone:
@@ -35,7 +35,7 @@ class Alone:
         loss.backward()
 
 
-def trainee(optimizer_class, **options):
+def phase_model(optimizer_class, **options):
     torch.manual_seed(0)
     backbone = models.load("toys:small", classes=3, weights="none")
     phases = {"each": {"lr": 0.1, "duration": "1ep"}}
@@ -48,7 +48,7 @@ def trainee(optimizer_class, **options):
     set_rates(optimizer, plan.phases[0], 0)
     normalise = Normalise(backbone.input, world.device, channels_last=False)
     updater = Updater(optimizer, cross_entropy([1, 1, 1]), normalise, world, seed=0)
-    return updater, dress(backbone.module, plan.phases[0], plan, world=world, compiled=False)
+    return updater, prepare_phase(backbone.module, plan.phases[0], plan, world=world, compiled=False)
 
 
 def batch(labels=(0, 1, 2, 0)):
@@ -62,7 +62,7 @@ def batch(labels=(0, 1, 2, 0)):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_a_gradient_that_is_not_finite_moves_nothing_and_is_told(fused):
-    updater, net = trainee(torch.optim.AdamW, fused=fused)
+    updater, net = phase_model(torch.optim.AdamW, fused=fused)
     tally, _, _ = updater.update(net, 0, [batch()])
     assert tally[3] == 0
     before = [p.detach().clone() for p in net.parameters]
@@ -74,7 +74,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing_and_is_told(fused):
 
 
 def test_the_tally_counts_loss_right_ones_and_samples():
-    updater, net = trainee(torch.optim.SGD)
+    updater, net = phase_model(torch.optim.SGD)
     tally, bad, total = updater.update(net, 0, [batch()])
     assert (tally[2], total, bad) == (4, 4.0, [])
     assert 0 < tally[0] / total < 10
@@ -84,7 +84,7 @@ def test_the_tally_counts_loss_right_ones_and_samples():
 def test_normalising_is_torchvisions():
     from torchvision.transforms.v2 import functional
 
-    updater, _ = trainee(torch.optim.SGD)
+    updater, _ = phase_model(torch.optim.SGD)
     images, spec = batch().images, models.load("toys:small", classes=3, weights="none").input
     expected = functional.normalize(functional.to_dtype(images, torch.float32, scale=True), spec.mean, spec.std)
     assert torch.allclose(updater.normalise(images), expected, atol=1e-5)
@@ -115,7 +115,7 @@ def test_a_batch_whose_classes_weigh_nothing_has_a_gradient_of_zero(mixed, smoot
 
     from tlx.data.stream.mix import plain
 
-    updater, net = trainee(torch.optim.SGD)
+    updater, net = phase_model(torch.optim.SGD)
     updater.__dict__["objective"] = cross_entropy([1, 1, 1], class_weights=[0.0, 1.0, 0.0], label_smoothing=smoothing)
     weightless = replace(batch((0, 2, 2, 0)), total=0.0)
     if mixed:

@@ -199,10 +199,10 @@ def test_gradients_of_earlier_micro_batches_are_there_and_buckets_take_over_the_
     held, counts = [], []
     backward = type(trial.updater).backward
 
-    def watched(self, trainee, batch):
-        counts.append((batch.micro, batch.micros, sum(p.grad is not None for p in trainee.parameters)))
-        told = backward(self, trainee, batch)
-        held.append(sum(p.grad is not None for p in trainee.parameters))
+    def watched(self, phase_model, batch):
+        counts.append((batch.micro, batch.micros, sum(p.grad is not None for p in phase_model.parameters)))
+        told = backward(self, phase_model, batch)
+        held.append(sum(p.grad is not None for p in phase_model.parameters))
         return told
 
     monkeypatch.setattr(type(trial.updater), "backward", watched)

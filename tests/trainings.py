@@ -17,7 +17,7 @@ from tlx.plan.plan import Phase, Plan
 from tlx.ranks.world import World
 from tlx.train import components as parts
 from tlx.train.dry_run import DryRun
-from tlx.train.step import Normalise, Trainee, Updater, dress, set_rates
+from tlx.train.step import Normalise, PhaseModel, Updater, prepare_phase, set_rates
 
 CLASSES = 7
 
@@ -63,13 +63,13 @@ class Training:
         updater = Updater(optimizer, objective, normalise, world, config.seed, clip=config.loop.clip)
         return cls(backbone, plan, updater, pixels)
 
-    def dress(self, phase: Phase) -> Trainee:
-        return dress(self.backbone.module, phase, self.plan, world=self.updater.world, compiled=False)
+    def prepare_phase(self, phase: Phase) -> PhaseModel:
+        return prepare_phase(self.backbone.module, phase, self.plan, world=self.updater.world, compiled=False)
 
-    def step(self, trainee: Trainee, phase: Phase, step: int) -> torch.Tensor:
+    def step(self, phase_model: PhaseModel, phase: Phase, step: int) -> torch.Tensor:
         """One step on pictures drawn for (step, rank); the tally of :meth:`tlx.train.step.Updater.update`."""
         set_rates(self.updater.optimizer, phase, step)
-        return self.updater.update(trainee, step, [self.batch(step)])[0]
+        return self.updater.update(phase_model, step, [self.batch(step)])[0]
 
     def batch(self, step: int) -> Batch:
         """This rank's share of a global batch."""

@@ -20,7 +20,7 @@ from tlx.runs.run_folder import RunFolder
 def main(how: str, rank: int, port: int, folder: Path) -> None:
     if how == "wish":
         watch = Watch(RunFolder(folder), patience_s=6)
-        watch.last_wish = lambda: (time.sleep(1), (folder / "wish").write_text("granted"))[0]
+        watch.before_exit = lambda: (time.sleep(1), (folder / "wish").write_text("granted"))[0]
         watch.start(None, 0, 1)
         watch.beat("step", 1)
         time.sleep(3600)

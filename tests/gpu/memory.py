@@ -20,7 +20,7 @@ from tlx.ranks import world
 from tlx.train import components as parts
 from tlx.train.memory_estimate import Images, memory_by_phase
 from tlx.train.memory_trial import Load, Trial, ran_out
-from tlx.train.step import Updater, dress, set_rates
+from tlx.train.step import Updater, prepare_phase, set_rates
 
 CLASSES = 10
 ESTIMATE, TRIAL = 0.10, 0.03
@@ -89,14 +89,14 @@ def compare(setting: Setting, what: str, trial: Trial, phase: Phase, updater: Up
 def peak_of(setting: Setting, trial: Trial, phase: Phase, updater: Updater) -> int:
     """Bytes of tensors at most in three steps, the next batch beside the one that trains."""
     free(setting.device)
-    trainee = dress(trial.net, phase, trial.plan, world=updater.world, compiled=False)
+    phase_model = prepare_phase(trial.net, phase, trial.plan, world=updater.world, compiled=False)
     if not setting.dry:
         torch.cuda.reset_peak_memory_stats(setting.device)
     coming = batch(setting, trial)
     for step in range(phase.start, phase.stop):
         now, coming = coming, batch(setting, trial)
         set_rates(updater.optimizer, phase, step)
-        updater.update(trainee, step, [now])
+        updater.update(phase_model, step, [now])
         del now
     return 0 if setting.dry else torch.cuda.max_memory_allocated(setting.device)
 

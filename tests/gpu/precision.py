@@ -12,8 +12,8 @@ import torch
 from rows import Setting, setting_of
 from training import composed, config_of, losses, one_step
 
-from tlx.train.loop import begin, steps_of, take
-from tlx.train.step import dress
+from tlx.train.loop import begin, steps_of, train_step
+from tlx.train.step import prepare_phase
 
 OPTIMIZERS = ("adamw", "sgd", "rmsprop", "adam")
 WAITING = (
@@ -50,14 +50,14 @@ def waits_of(run) -> Counter[str]:
     """Calls of the host in the second to fourth step of the first phase."""
     phase = run.plan.phases[0]
     begin(run, phase)
-    trainee = dress(run.net, phase, run.plan, world=run.world, compiled=False)
+    phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
     each = steps_of(run, phase)
-    take(run, phase, trainee, *next(each))
+    train_step(run, phase, phase_model, *next(each))
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if run.world.cuda else []
     with torch.profiler.profile(activities=kinds) as profile, torch.profiler.record_function("steps"):
         for _ in range(STEPS):
-            take(run, phase, trainee, *next(each))
+            train_step(run, phase, phase_model, *next(each))
     each.close()
     events = profile.events()
     (steps,) = [e.time_range for e in events if e.name == "steps" and e.device_type == torch.autograd.DeviceType.CPU]
@@ -73,14 +73,14 @@ def overflow(setting: Setting) -> None:
         with composed(config) as run:
             phase = run.plan.phases[0]
             begin(run, phase)
-            trainee = dress(run.net, phase, run.plan, world=run.world, compiled=False)
+            phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
             each = steps_of(run, phase)
-            spoilt = trainee.parameters[0].register_hook(lambda g: g * float("inf"))
+            spoilt = phase_model.parameters[0].register_hook(lambda g: g * float("inf"))
             before = [t.clone() for t in run.net.state_dict().values()]
-            one_step(run, trainee, *next(each))
+            one_step(run, phase_model, *next(each))
             still = all(torch.equal(t, b) for t, b in zip(run.net.state_dict().values(), before, strict=True))
             spoilt.remove()
-            found = [one_step(run, trainee, *next(each)) for _ in range(3)]
+            found = [one_step(run, phase_model, *next(each)) for _ in range(3)]
             each.close()
             moves = sum(not torch.equal(p, b) for p, b in zip(run.net.state_dict().values(), before, strict=True))
             finite = all(map(math.isfinite, found)) and all(p.isfinite().all() for p in run.net.parameters())

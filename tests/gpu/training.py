@@ -19,7 +19,7 @@ from tlx.runs.run_folder import RunFolder
 from tlx.train import build
 from tlx.train.loop import begin, steps_of
 from tlx.train.run import Run
-from tlx.train.step import Trainee, dress, set_rates
+from tlx.train.step import PhaseModel, prepare_phase, set_rates
 
 SIDE = 64
 
@@ -77,14 +77,14 @@ def losses(run: Run) -> list[float]:
     found = []
     for phase in run.plan.phases:
         begin(run, phase)
-        trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
+        phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
         for step, batches in steps_of(run, phase):
-            found.append(one_step(run, trainee, step, batches))
+            found.append(one_step(run, phase_model, step, batches))
     return found
 
 
-def one_step(run: Run, trainee: Trainee, step: int, batches: Any) -> float:
+def one_step(run: Run, phase_model: PhaseModel, step: int, batches: Any) -> float:
     set_rates(run.optimizer, run.plan.phase(step), step)
-    tally, _, total = run.updater.update(trainee, step, batches)
+    tally, _, total = run.updater.update(phase_model, step, batches)
     run.progress.step = step + 1
     return float(tally[0]) / total

@@ -31,9 +31,9 @@ from tlx.runs.run_folder import RunFolder
 from tlx.train import build
 from tlx.train import components as parts
 from tlx.train.data import open_sets
-from tlx.train.loop import begin, take
+from tlx.train.loop import begin, train_step
 from tlx.train.run import Run
-from tlx.train.step import Trainee, by_step, dress
+from tlx.train.step import PhaseModel, by_step, prepare_phase
 
 _ROUNDS = 3
 _KEPT = 4  # batches that are on the device already
@@ -163,7 +163,7 @@ def _phase(run: Run, name: str | None) -> Phase:
 def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) -> Report:
     run.progress.step = phase.start
     begin(run, phase)
-    trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
+    phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
     waits = [0.0]
     batches = _endless(run, phase, waits)
     kept = _kept(batches)
@@ -172,14 +172,14 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
 
     def on_shards() -> None:
         step, micros = next(batches)
-        take(run, phase, trainee, step, micros)
+        train_step(run, phase, phase_model, step, micros)
 
     def on_resident() -> None:
         step, micros = next(resident)
-        take(run, phase, trainee, step, micros)
+        train_step(run, phase, phase_model, step, micros)
 
     def in_bare_loop() -> None:
-        _bare(run, trainee, next(resident)[1], autocast)
+        _bare(run, phase_model, next(resident)[1], autocast)
 
     loops: dict[str, Callable[[], None]] = {"shards": on_shards, "resident": on_resident, "bare": in_bare_loop}
     # batches that were made while the other loops ran are no measure of the loader
@@ -253,7 +253,7 @@ def _kept(steps: Iterator[tuple[int, Iterator[Batch]]]) -> list[tuple[int, list[
 
 
 def _bare(
-    run: Run, trainee: Trainee, micros: Iterable[Batch], autocast: Callable[[], AbstractContextManager[Any]]
+    run: Run, phase_model: PhaseModel, micros: Iterable[Batch], autocast: Callable[[], AbstractContextManager[Any]]
 ) -> None:
     """What a loop cannot do without."""
     scaler = run.world.scaler
@@ -261,7 +261,7 @@ def _bare(
     for batch in micros:
         with autocast():
             images = run.normalise(batch.images)
-            output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
+            output = phase_model.forward(batch.mix.apply(images) if batch.mix else images)
             loss = run.objective.loss(output, batch.labels, batch.mix) / (batch.total or 1.0)
         (loss if scaler is None else scaler.scale(loss)).backward()
     if scaler is None:

@@ -65,7 +65,7 @@ class Watch:
 
     Attributes:
         asks_to_stop: called, from the watch's thread, where the training cannot go on and can still be saved.
-        last_wish: called before the watch ends this process, in a thread of its own, and waited for as long as the
+        before_exit: called before the watch ends this process, in a thread of its own, and waited for as long as the
             patience lasts, at most two minutes: a checkpoint that is being written comes to its end.
     """
 
@@ -81,7 +81,7 @@ class Watch:
         self.folder, self.patience_s, self.ends, self.claimed = folder, patience_s, ends, claimed
         self.asks_to_stop: Callable[[str], None] | None = None
         self.rank, self.size, self.serves = launched_rank(), 1, False
-        self.last_wish: Callable[[], None] | None = None
+        self.before_exit: Callable[[], None] | None = None
         self._beat: tuple[int, str, int] = (0, "start", 0)
         self._stepped = False
         self._wire: Wire | None = None
@@ -552,7 +552,7 @@ class Watch:
         """Ends the process, whatever its main thread is waiting for."""
         self._verdict = verdict
         refused, asked = verdict.kind == "refused", verdict.kind == "asked"
-        wish, wish_s = self.last_wish, min(self.patience_s, _WISH_S)
+        wish, wish_s = self.before_exit, min(self.patience_s, _WISH_S)
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # of a stderr that is closed
             # should the disk be what hangs
             faulthandler.dump_traceback_later(20 + (wish_s if wish else 0), exit=True, file=sys.__stderr__ or 2)

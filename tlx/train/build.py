@@ -37,8 +37,8 @@ from tlx.train.components import (
     try_network,
 )
 from tlx.train.data import (
+    Datasets,
     Samples,
-    Sets,
     count_samples,
     evaluation_of,
     known_names,
@@ -359,7 +359,7 @@ def compose(
         try_network(parts, made, world.device, output_check(config, parts.objective))
         return dataclasses.replace(parts, view=view), made
 
-    sets: Sets = together(world, lambda: open_sets(config))
+    sets: Datasets = together(world, lambda: open_sets(config))
     warnings = together(world, lambda: warnings_of(sets) if world.main else None)  # every plan has rank 0's
     sets = dataclasses.replace(sets, warnings=world.from_main(warnings))
     verified = verify(config.data.verify, None if anew else folder.path, world, sets.manifests)
@@ -381,7 +381,7 @@ def compose(
 
 
 def _compose(
-    config: Config, world: World, folder: RunFolder, sets: Sets, parts: Parts, said: str | None, *, silent: bool
+    config: Config, world: World, folder: RunFolder, sets: Datasets, parts: Parts, said: str | None, *, silent: bool
 ) -> Run:
     from tlx.train.run import Run
 
@@ -439,7 +439,7 @@ def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) 
         raise ConfigError(problems)
 
 
-def identity_of(config: Config, sets: Sets, spec: Any) -> dict[str, Any]:
+def identity_of(config: Config, sets: Datasets, spec: Any) -> dict[str, Any]:
     """What a checkpoint must agree with, and what a reader of its weights must know."""
     return {
         "backbone": config.backbone.name,

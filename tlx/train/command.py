@@ -110,8 +110,8 @@ def _train(
     together(world, lambda: _claim(run, folder, claim) if world.main else None)
     watch.claimed = True
     watch.beat("loading")
-    watch.last_wish, watch.asks_to_stop = run.saver.settle, stop.fail
-    result = _to_an_end(run, folder)
+    watch.before_exit, watch.asks_to_stop = run.saver.settle, stop.fail
+    result = train_and_record(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
     stop.close()  # from here on a signal ends the process: there is nothing left to save
@@ -167,7 +167,7 @@ def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
         run.journal.note(f"extended at step {claim.extension.step}: the plan had {before} steps and has {now}")
 
 
-def _to_an_end(run: Run, folder: RunFolder) -> Mapping[str, Any]:
+def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
     """Trains, and writes how it ended before trackers are waited for: who asked for a stop may not wait long."""
     from tlx.train.loop import fit
     from tlx.train.memory_trial import ran_out

@@ -49,7 +49,7 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Sets:
+class Datasets:
     """Opened shards, and which of their samples make an epoch.
 
     Attributes:
@@ -86,7 +86,7 @@ class Sets:
         )
 
 
-def warnings_of(sets: Sets) -> tuple[str, ...]:
+def warnings_of(sets: Datasets) -> tuple[str, ...]:
     """What about the shards was hardly meant. Reads some pictures, so that one rank does it for all."""
     same = _same_data(sets.train, sets.val)
     return (*sets.warnings, same) if same else sets.warnings
@@ -152,7 +152,7 @@ def _expected(config: Config, expected: Expected) -> Samples:
     )
 
 
-def open_sets(config: Config, *, staged: bool = True) -> Sets:
+def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     """Opens the shards and compares them with each other and with what is expected.
 
     Args:
@@ -188,7 +188,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Sets:
             if manifest is not None:
                 _check_largest(manifest, cache)
         _check_window(config, train, cache)
-    sets = Sets(train, val, config.data.sampling.made())
+    sets = Datasets(train, val, config.data.sampling.made())
     return replace(sets, warnings=_check_lengths(config, sets.manifests))
 
 

@@ -18,10 +18,10 @@ from tlx.train.meters import EvaluationMeter
 from tlx.train.nonfinite import broken_tensor
 from tlx.train.quota import count_bad
 from tlx.train.run import Run
-from tlx.train.step import Trainee
+from tlx.train.step import PhaseModel
 
 
-def evaluate_when_due(run: Run, phase: Phase, trainee: Trainee) -> bool:
+def evaluate_when_due(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
     """Evaluates at its interval and at the end of a phase; whether the phase ends here for want of progress."""
     step = run.progress.step
     if not (run.due(run.config.evaluate.every) or step == phase.stop):
@@ -31,8 +31,8 @@ def evaluate_when_due(run: Run, phase: Phase, trainee: Trainee) -> bool:
     ended = False
     if run.evaluation is not None:
         row |= evaluate_both(run)
-        ended = judge(run, phase, row)
-    train_mode(trainee.net, phase, run.plan)
+        ended = update_best(run, phase, row)
+    train_mode(phase_model.net, phase, run.plan)
     run.world.watch.beat("batch")
     run.journal.row({k: v for k, v in row.items() if not k.endswith("per_class")} | run.progress.best_so_far())
     return ended
@@ -134,7 +134,7 @@ def constant(spans: Sequence[list[list[float]]]) -> bool:
     return bool(((high - low) <= 1e-6 * torch.maximum(low.abs(), high.abs())).all())
 
 
-def judge(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
+def update_best(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
     """Keeps the best, per run and per phase; whether patience with this phase is at its end."""
     metric, progress = Metric.of(run.config.evaluate.metric), run.progress
     of_phase = progress.phases[phase.name]
@@ -147,14 +147,14 @@ def judge(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
             progress.best = {**entry, "phase": phase.name, "weights": weights}
         if metric.better(score, metric.score(of_phase["best"]) if "best" in of_phase else None):
             of_phase["best"] = {"step": progress.step, "weights": weights, **metrics_of(row, weights)}
-    lead(run, metric.best_of(row))
+    update_top_k(run, metric.best_of(row))
     values = {k: v for k, v in row.items() if "val/" in k}
     progress.last = {"step": progress.step, **values}
     of_phase["last"] = progress.last
-    return progress.step < phase.stop and end_of_patience(run, phase, row)
+    return progress.step < phase.stop and should_stop_early(run, phase, row)
 
 
-def lead(run: Run, score: Score | None) -> None:
+def update_top_k(run: Run, score: Score | None) -> None:
     """Whether this evaluation is among the best ones, whose checkpoints stay."""
     metric, leaders = Metric.of(run.config.evaluate.metric), run.progress.leaders
     if score is None or not metric.better(score, None):
@@ -164,7 +164,7 @@ def lead(run: Run, score: Score | None) -> None:
     del leaders[run.config.checkpoint.keep.best :]
 
 
-def end_of_patience(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
+def should_stop_early(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
     """Ends the phase on its plateau, or by early stopping; the plan is made again from where it ended."""
     progress, wanted, plateau = run.progress, run.config.evaluate, phase.plateau
     reasons = []

@@ -18,7 +18,7 @@ from tlx.train.optim import forget
 from tlx.train.quota import count_bad
 from tlx.train.resume import load_weights, resume, save_when_due
 from tlx.train.run import Run
-from tlx.train.step import Trainee, by_step, dress, set_rates
+from tlx.train.step import PhaseModel, by_step, prepare_phase, set_rates
 
 
 def fit(run: Run) -> bool:
@@ -33,12 +33,12 @@ def fit(run: Run) -> bool:
     while run.progress.step < run.plan.steps:
         phase = run.plan.phase(run.progress.step)
         begin(run, phase)
-        trainee = dress(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
+        phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
         for step, batches in run.timer.each(steps_of(run, phase)):
-            stopping = take(run, phase, trainee, step, batches)
+            stopping = train_step(run, phase, phase_model, step, batches)
             run.progress.wall_time_s = run.timer.step_done()
             log(run, phase)
-            ended = evaluate_when_due(run, phase, trainee)
+            ended = evaluate_when_due(run, phase, phase_model)
             save_when_due(run, phase, now=stopping or ended)
             if stopping:
                 return run.progress.step >= run.plan.steps
@@ -52,13 +52,13 @@ def steps_of(run: Run, phase: Phase) -> Iterator[tuple[int, Iterator[Batch]]]:
     return by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device))
 
 
-def take(run: Run, phase: Phase, trainee: Trainee, step: int, batches: Iterable[Batch]) -> bool:
+def train_step(run: Run, phase: Phase, phase_model: PhaseModel, step: int, batches: Iterable[Batch]) -> bool:
     """One step of the plan; whether all ranks agree to stop."""
     run.world.watch.beat("step", step + 1)
     set_rates(run.optimizer, phase, step)
-    tally, bad, total = run.updater.update(trainee, step, batches)
+    tally, bad, total = run.updater.update(phase_model, step, batches)
     run.progress.step = step + 1
-    stopping = share(run, tally, bad, total)
+    stopping = exchange_counts(run, tally, bad, total)
     run.world.watch.beat("batch", step + 2)
     return stopping
 
@@ -96,7 +96,7 @@ def start_from_best(run: Run, best: Mapping[str, Any]) -> None:
     load_weights(run, snapshot.model if best["weights"] == "raw" else snapshot.ema or {})
 
 
-def share(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> bool:
+def exchange_counts(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> bool:
     """Exchanges a step's counts between ranks; whether all ranks agree to stop."""
     asked = run.stop.asked(look=run.world.main)
     # filled on the device: a copy from the host would wait for it
@@ -106,13 +106,13 @@ def share(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> 
     run.progress.bad.update({b.where: b.reason for b in bad})
     config, step = run.config, run.progress.step
     due = run.due(config.track.every, config.evaluate.every) or run.due_to_save()
-    stopping = absorb(run, run.exchange.readings(settle=due or step == run.plan.phase(step - 1).stop))
+    stopping = apply_readings(run, run.exchange.readings(settle=due or step == run.plan.phase(step - 1).stop))
     if stopping:  # what a GPU has not told yet belongs into the last checkpoint
-        absorb(run, run.exchange.readings(settle=True))
+        apply_readings(run, run.exchange.readings(settle=True))
     return stopping
 
 
-def absorb(run: Run, readings: list[dict[str, float]]) -> bool:
+def apply_readings(run: Run, readings: list[dict[str, float]]) -> bool:
     """Counts what has arrived, the same on every rank; whether any rank was asked to stop."""
     for reading in readings:
         run.progress.absorb(reading, scaled=run.world.scaler is not None)

@@ -24,7 +24,7 @@ from tlx.data.stream.mix import Mix
 from tlx.data.stream.randomness import own_randomness
 from tlx.data.stream.stream import Batch
 from tlx.plan.plan import Phase, Plan
-from tlx.train.step import Trainee, Updater, dress
+from tlx.train.step import PhaseModel, Updater, prepare_phase
 
 MARGIN = 0.03
 """The share of a GPU's memory that must stay free: for NCCL, and for pieces between tensors that are of no use."""
@@ -133,21 +133,21 @@ class Trial:
     def _train(self, phase: Phase, load: Load) -> list[object]:
         """One micro-batch; what it leaves on the device until the next one."""
         world = self.updater.world
-        trainee = dress(self.net, phase, self.plan, world=world, compiled=False)
-        gradients = sum(p.numel() * p.element_size() for p in trainee.parameters)
+        phase_model = prepare_phase(self.net, phase, self.plan, world=world, compiled=False)
+        gradients = sum(p.numel() * p.element_size() for p in phase_model.parameters)
         buckets = world.distributed or self.ranks > 1  # they hold the gradients once more until ranks have shared them
         left = [] if world.distributed or not buckets else [_bytes(gradients, world.device)]
         if load.accumulates:
-            for parameter in trainee.parameters:
+            for parameter in phase_model.parameters:
                 parameter.grad = torch.zeros_like(parameter)
-        with _gone_into_buckets(trainee, when=buckets and not load.accumulates):
+        with _gone_into_buckets(phase_model, when=buckets and not load.accumulates):
             batch = self._batch(load.samples)
             coming = torch.empty_like(batch.images)
-            self.updater.backward(trainee, batch)
+            self.updater.backward(phase_model, batch)
         del batch
         if not self.updater.optimizer.defaults.get("fused"):  # else an update is one kernel, and makes nothing
             _bytes(max(gradients, 3 * self._largest_group()), world.device)
-        return [*left, coming, trainee]  # DDP's buckets live as long as its wrapper
+        return [*left, coming, phase_model]  # DDP's buckets live as long as its wrapper
 
     def _largest_group(self) -> int:
         """Bytes of what trains in one of the optimizer's groups, which it updates one after the other."""
@@ -247,7 +247,7 @@ def _release(device: torch.device) -> None:
 
 
 @contextmanager
-def _gone_into_buckets(trainee: Trainee, *, when: bool) -> Iterator[None]:
+def _gone_into_buckets(phase_model: PhaseModel, *, when: bool) -> Iterator[None]:
     """Each gradient goes as soon as it is there, as it does where a step has one micro-batch and DDP takes it over."""
 
     def forget(parameter: torch.Tensor) -> None:
@@ -255,7 +255,7 @@ def _gone_into_buckets(trainee: Trainee, *, when: bool) -> Iterator[None]:
 
     handles: list[Any] = []
     if when:
-        handles += [p.register_post_accumulate_grad_hook(forget) for p in trainee.parameters]  # type: ignore[no-untyped-call]
+        handles += [p.register_post_accumulate_grad_hook(forget) for p in phase_model.parameters]  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

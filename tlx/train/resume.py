@@ -26,14 +26,14 @@ def resume(run: Run) -> None:
     run.world.watch.beat("resuming")
     path = newest(run)
     if path is not None:
-        take_up(run, path)
+        load_checkpoint(run, path)
         run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
     else:
         begin_journal(run, 0, resumed=False)
     run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
 
 
-def take_up(run: Run, path: Path) -> None:
+def load_checkpoint(run: Run, path: Path) -> None:
     """A checkpoint becomes where the run stands.
 
     Raises:

@@ -47,8 +47,8 @@ class Normalise:
 
 
 @dataclass(frozen=True)
-class Trainee:
-    """A network dressed for one phase.
+class PhaseModel:
+    """A network frozen, wrapped and compiled for one phase.
 
     Attributes:
         net: itself, under its own names.
@@ -67,7 +67,7 @@ class Trainee:
         return ddp.no_sync() if when and isinstance(ddp, DistributedDataParallel) else nullcontext()
 
 
-def dress(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: bool) -> Trainee:
+def prepare_phase(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: bool) -> PhaseModel:
     """Unfreezes what the phase trains and wraps the network for it.
 
     Wrapping anew is what makes unfreezing correct: a DDP wrapper reduces the gradients of those parameters that
@@ -87,7 +87,7 @@ def dress(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: b
         torch._dynamo.reset()  # each set of trainable parameters is a graph of its own, and their number is limited
         torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, with a warning
         forward = torch.compile(forward)
-    return Trainee(net, forward, moving_norms(net, phase, plan), [p for p in net.parameters() if p.requires_grad])
+    return PhaseModel(net, forward, moving_norms(net, phase, plan), [p for p in net.parameters() if p.requires_grad])
 
 
 def by_step(batches: Iterable[Batch]) -> Iterator[tuple[int, Iterator[Batch]]]:
@@ -119,7 +119,7 @@ class Updater:
     skips: bool = False
 
     def update(
-        self, trainee: Trainee, step: int, batches: Iterable[Batch]
+        self, phase_model: PhaseModel, step: int, batches: Iterable[Batch]
     ) -> tuple[torch.Tensor, list[BadSample], float]:
         """One step on this rank's micro-batches of a global batch.
 
@@ -129,34 +129,34 @@ class Updater:
         """
         # dropout depends on (seed, step, rank), not on what happened before: evaluations, resuming
         torch.manual_seed(derive(self.seed, "dropout", step, self.world.rank) >> 1)
-        for parameter in trainee.parameters:
+        for parameter in phase_model.parameters:
             parameter.grad = None
         bad: list[BadSample] = []
         counts, own, total = [], 0, 0.0
         scaled = self.world.scaler is not None  # fp16: overflows happen
         returns = scaled or self.skips
-        before = [b.clone() for b in moved(trainee.norms)] if returns else []
+        before = [b.clone() for b in moved(phase_model.norms)] if returns else []
         for batch in batches:
             bad += batch.bad
             own += 0 if batch.idle else len(batch.labels)
             total = batch.total
-            counts.append(self.backward(trainee, batch))
-        finite = torch.isfinite(self._step(trainee))
+            counts.append(self.backward(phase_model, batch))
+        finite = torch.isfinite(self._step(phase_model))
         if returns:
-            take_back(moved(trainee.norms), before, finite)
-        average_statistics(trainee.norms, self.world, samples=own)
+            take_back(moved(phase_model.norms), before, finite)
+        average_statistics(phase_model.norms, self.world, samples=own)
         if self.ema is not None:
-            self.ema.update(trainee.net, taken=finite if returns else None)
+            self.ema.update(phase_model.net, taken=finite if returns else None)
         unfinite = finite.logical_not().double().to(self.world.device)
         return torch.cat([torch.stack(counts).sum(0), unfinite[None]]), bad, total
 
-    def backward(self, trainee: Trainee, batch: Batch) -> torch.Tensor:
+    def backward(self, phase_model: PhaseModel, batch: Batch) -> torch.Tensor:
         """One micro-batch: gradients are added to, the last of a step shares them; its loss, right ones, samples."""
         last = batch.micro == batch.micros - 1
-        with trainee.no_sync(when=not last):
+        with phase_model.no_sync(when=not last):
             with self.world.autocast():
                 images = self.normalise(batch.images)
-                output = trainee.forward(batch.mix.apply(images) if batch.mix else images)
+                output = phase_model.forward(batch.mix.apply(images) if batch.mix else images)
                 loss = self.objective.loss(output, batch.labels, batch.mix)
             # DDP averages gradients over ranks; the mean wanted is over what the global batch weighs. A batch of
             # classes that weigh 0 has a gradient of zero, with which the optimizer steps: momentum and decay go on
@@ -175,14 +175,14 @@ class Updater:
             ]
         )
 
-    def _step(self, trainee: Trainee) -> torch.Tensor:
+    def _step(self, phase_model: PhaseModel) -> torch.Tensor:
         """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""
         scaler = self.world.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
-        norm = get_total_norm([p.grad for p in trainee.parameters if p.grad is not None])
+        norm = get_total_norm([p.grad for p in phase_model.parameters if p.grad is not None])
         if self.clip is not None:
-            clip_grads_with_norm_(trainee.parameters, self.clip, norm)
+            clip_grads_with_norm_(phase_model.parameters, self.clip, norm)
         if scaler is not None:
             scaler.step(self.optimizer)  # leaves the weights alone after an overflow, and counts it
             scaler.update()
