@@ -46,7 +46,8 @@ def package(module: str) -> str:
 
 def test_imports_go_down():
     known = modules()
-    assert {package(m) for m in known} - {""} == {*ORDER, "__main__"}
+    former = {"durations", "unfreeze"}  # which packages of others import
+    assert {package(m) for m in known} - {""} == {*ORDER, "__main__", *former}
     upward = [
         f"{module} imports {other}"
         for module, file in known.items()

@@ -1,3 +1,84 @@
-"""tlx: transfer learning for images at cluster scale. data -> plan -> loop."""
+"""tlx: transfer learning for images at cluster scale. data -> plan -> loop.
+
+What is public is listed here (`__all__`) and does not change without a version that says so. Nothing is imported before
+it is asked for: ``import tlx`` takes no library.
+
+A whole training is ``tlx.fit("mine.yaml")``. For a loop of one's own there are :func:`open_shards`,
+:func:`load_backbone`, :func:`make_plan`, :func:`parameter_groups` and :func:`steps`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.2.0"  # pyproject.toml takes it from here: a checkout and what is installed cannot disagree
+
+_PUBLIC = {
+    # a whole training
+    "fit": "tlx.train.command:train",
+    "load_config": "tlx.plan.config:load",
+    "Config": "tlx.plan.config:Config",
+    # a loop of one's own
+    "open_shards": "tlx.data.shards.manifest:Manifest.open",
+    "load_backbone": "tlx.models:load",
+    "adopt_backbone": "tlx.models:adopt",
+    "make_plan": "tlx.train.own_loop:make_plan",
+    "parameter_groups": "tlx.train.own_loop:parameter_groups",
+    "steps": "tlx.train.own_loop:steps",
+    # what these give and take
+    "Backbone": "tlx.models:Backbone",
+    "LayerMap": "tlx.base.layers:LayerMap",
+    "Plan": "tlx.plan.plan:Plan",
+    "Phase": "tlx.plan.plan:Phase",
+    "Shards": "tlx.data.shards.manifest:Manifest",
+    "Step": "tlx.train.own_loop:Step",
+    # parts of one's own
+    "Assignment": "tlx.plan.unfreeze:Assignment",
+    "Length": "tlx.base.durations:Length",
+    "InputSpec": "tlx.base.inputs:InputSpec",
+    "RunInfo": "tlx.tracking:RunInfo",
+    "needs": "tlx.base.plug:needs",
+    # mistakes of users, and faults
+    "UserError": "tlx.base.errors:UserError",
+    "ConfigError": "tlx.base.errors:ConfigError",
+    "TlxError": "tlx.base.errors:TlxError",
+}
+"""Public name -> where it is made."""
+
+__all__ = sorted([*_PUBLIC, "__version__"])
+
+if TYPE_CHECKING:
+    from tlx.base.durations import Length
+    from tlx.base.errors import ConfigError, TlxError, UserError
+    from tlx.base.inputs import InputSpec
+    from tlx.base.layers import LayerMap
+    from tlx.base.plug import needs
+    from tlx.data.shards.manifest import Manifest as Shards
+    from tlx.models import Backbone
+    from tlx.models import adopt as adopt_backbone
+    from tlx.models import load as load_backbone
+    from tlx.plan.config import Config
+    from tlx.plan.config import load as load_config
+    from tlx.plan.plan import Phase, Plan
+    from tlx.plan.unfreeze import Assignment
+    from tlx.tracking import RunInfo
+    from tlx.train.command import train as fit
+    from tlx.train.own_loop import Step, make_plan, parameter_groups, steps
+
+    open_shards = Shards.open
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tlx' has no attribute {name!r}")
+    import importlib
+
+    module, _, path = _PUBLIC[name].partition(":")
+    value: Any = importlib.import_module(module)
+    for part in path.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

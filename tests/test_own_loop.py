@@ -1,0 +1,68 @@
+"""The public API: light to import, all there, and enough for a training in a plain PyTorch loop."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from images import make_shards
+
+import tlx
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=40)
+
+
+def test_every_public_name_is_there_and_nothing_else_is():
+    for name in tlx.__all__:
+        assert getattr(tlx, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+        tlx.trian  # noqa: B018
+
+
+def test_importing_it_imports_no_library():
+    code = "import tlx, sys; print(tlx.__version__, [m for m in ('torch', 'pydantic', 'timm', 'numpy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tlx.__version__} []\n"
+
+
+def test_a_loop_of_ones_own_trains_what_the_plan_says(shards):
+    """Two epochs of the head, then of everything, at rates that fall by a half for each layer down."""
+    images = tlx.open_shards(str(shards / "train"))
+    torch.manual_seed(0)
+    backbone = tlx.load_backbone("toys:small", classes=len(images.classes), weights="none")
+    phases = {"each": {"lr": 0.1, "duration": "2ep", "layer_decay": {"name": "exponential", "factor": 0.5}}}
+    plan = tlx.make_plan(backbone.layers, samples=len(images), batch=8, unfreeze="two_phase", phases=phases)
+    optimizer = torch.optim.SGD(tlx.parameter_groups(backbone), lr=0.0)
+    first, rates, shown = backbone.module.features[0][0].weight.detach().clone(), [], []
+    for step in tlx.steps(plan, images, backbone, optimizer):
+        if step.phase.name == "feature_extraction":
+            assert torch.equal(backbone.module.features[0][0].weight, first)
+        rates.append({group["layer"]: group["lr"] for group in optimizer.param_groups})
+        shown.append(step.number)
+        assert step.images.shape[1:] == (3, *backbone.input.size)
+        loss = torch.nn.functional.cross_entropy(backbone.module(step.images), step.labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert shown == list(range(12))
+    assert not torch.equal(backbone.module.features[0][0].weight, first)
+    assert rates[0] == {"features.0": 0.0, "features.1": 0.0, "features.2": 0.0, "fc": 0.1}
+    assert rates[6] == pytest.approx({"features.0": 0.0125, "features.1": 0.025, "features.2": 0.05, "fc": 0.1})
+
+
+@pytest.mark.slow
+def test_the_readmes_ten_lines_run(shards, monkeypatch, tmp_path):
+    (code,) = re.findall(r"```python\n(import torch\nimport tlx\n.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 12
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shards").symlink_to(shards)
+    exec(compile(code.replace('weights="default"', 'weights="none"'), "README.md", "exec"), {})
