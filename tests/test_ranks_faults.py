@@ -281,7 +281,8 @@ def test_stacks_that_the_clock_alone_has_written_are_explained_also_at_the_end(t
     watch.start(None, 0, 1)
     faulthandler.dump_traceback(file=watch._stacks)  # as its timer does where no thread gets to run
     watch.close()
-    assert file.read_text().endswith("It went on after that: it had been suspended, or the interpreter's lock was kept.\n")
+    said = "It went on after that: it had been suspended, or the interpreter's lock was kept.\n"
+    assert file.read_text().endswith(said)
 
 
 def test_a_folder_that_cannot_be_looked_at_ends_no_training():
