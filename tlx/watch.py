@@ -228,6 +228,7 @@ class Watch:
         try:
             while not self._ended.wait(BEAT_S):
                 now = time.monotonic()
+                self._note_pause(now - last)
                 passed, last = min(now - last, 2 * BEAT_S), now
                 still = still + passed if self._beat == known else 0.0
                 known = self._beat
@@ -531,6 +532,13 @@ class Watch:
             if file is not None or sys.__stderr__ is not None:
                 limit = self.patience_s + _BLIND_S
                 faulthandler.dump_traceback_later(limit, exit=False, file=file or sys.__stderr__ or 2)
+
+    def _note_pause(self, seconds: float) -> None:
+        """A round that took longer than the patience: this thread did not run, whatever the timer has written."""
+        file = self._open() if seconds >= self.patience_s else None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.write(f"\nFor {seconds:.0f} s this had been suspended, or the lock kept.\n".encode())
 
     def _explain(self, file: IO[bytes]) -> None:
         """Behind stacks that were written by the clock alone."""
