@@ -5,11 +5,14 @@ they are imported (``HF_HOME``, say) may be set for them.
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import importlib
 import json
 import math
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 HERE = Path(__file__).parent
 IMPORTED = [
@@ -95,6 +100,7 @@ def _become(env: Mapping[str, str], logs: tuple[str, str]) -> None:
     for number, log in enumerate(logs, start=1):
         how = os.O_RDWR if log.startswith("/dev/pts/") else os.O_WRONLY  # to be read as well, it becomes the session's
         os.dup2(os.open(log, how | os.O_CREAT | os.O_APPEND, 0o644), number)
+    faulthandler.enable(2)
     os.environ.clear()
     os.environ.update(env)
 
@@ -133,6 +139,16 @@ def _call(entry: str, words: Sequence[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end_with_stacks(pid: int) -> None:
+    """Ends a process and all that come from it; on standard error each writes where its threads are."""
+    for process in reversed([psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]):
+        with contextlib.suppress(psutil.Error):
+            process.send_signal(signal.SIGABRT)
+            process.wait(3)  # one after the other writes
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -186,8 +202,11 @@ def run(words: Sequence[str], env: Mapping[str, str], *, ranks: int) -> subproce
         process = context().Process(target=target, args=given)
         process.start()
         process.join(240)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(["tlx", *words], 240)
+        hangs = process.exitcode is None
+        if hangs:
+            _end_with_stacks(process.pid)
         out, err = (Path(log).read_text(errors="replace") if Path(log).exists() else "" for log in logs)
+        if hangs:
+            print(out, err, sep="\n")
+            raise subprocess.TimeoutExpired(["tlx", *words], 240)
         return subprocess.CompletedProcess(["tlx", *words], process.exitcode, out, err)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import os
 import re
 import shutil
@@ -271,6 +272,17 @@ def test_stacks_of_an_earlier_hang_stay(tmp_path):
         assert "of 1, " in file.read_text()
         watch.close()
         assert (file.read_text() if file.exists() else None) == left
+
+
+def test_stacks_that_the_clock_alone_has_written_are_explained_also_at_the_end(tmp_path):
+    """A training that was suspended may be over before the watch looks again."""
+    file = tmp_path / "stacks" / "rank-0.txt"
+    watch = Watch(RunFolder(tmp_path), patience_s=1800)
+    watch.start(None, 0, 1)
+    faulthandler.dump_traceback(file=watch._stacks)  # as its timer does where no thread gets to run
+    watch.close()
+    said = "It went on after that: it had been suspended, or the interpreter's lock was kept.\n"
+    assert file.read_text().endswith(said)
 
 
 def test_a_folder_that_cannot_be_looked_at_ends_no_training():

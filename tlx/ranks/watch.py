@@ -212,6 +212,7 @@ class Watch:
         faulthandler.cancel_dump_traceback_later()
         if self._stacks is not None:
             with contextlib.suppress(OSError), self._stacks as file:
+                self._explain(file)
                 if file.tell() == self._unused:  # no stacks of this time; those of an earlier one stay
                     file.truncate(self._before)
                     if self._before == 0:
@@ -227,6 +228,7 @@ class Watch:
         try:
             while not self._ended.wait(BEAT_S):
                 now = time.monotonic()
+                self._note_pause(now - last)
                 passed, last = min(now - last, 2 * BEAT_S), now
                 still = still + passed if self._beat == known else 0.0
                 known = self._beat
@@ -525,12 +527,24 @@ class Watch:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # of a stderr that is closed
             faulthandler.cancel_dump_traceback_later()
             file = self._open()
-            if file is not None and file.tell() != self._written:
-                file.write(b"It went on after that: it had been suspended, or the interpreter's lock was kept.\n")
-                self._written = file.tell()
+            if file is not None:
+                self._explain(file)
             if file is not None or sys.__stderr__ is not None:
                 limit = self.patience_s + _BLIND_S
                 faulthandler.dump_traceback_later(limit, exit=False, file=file or sys.__stderr__ or 2)
+
+    def _note_pause(self, seconds: float) -> None:
+        """A round that took longer than the patience: this thread did not run, whatever the timer has written."""
+        file = self._open() if seconds >= self.patience_s else None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.write(f"\nFor {seconds:.0f} s this had been suspended, or the lock kept.\n".encode())
+
+    def _explain(self, file: IO[bytes]) -> None:
+        """Behind stacks that were written by the clock alone."""
+        if file.tell() != self._written:
+            file.write(b"It went on after that: it had been suspended, or the interpreter's lock was kept.\n")
+            self._written = file.tell()
 
     def _dump(self, still: float) -> None:
         """Stacks of all threads, after a line on what this rank is at."""

@@ -97,7 +97,10 @@ class Statistics:
         Raises:
             ValueError: it is something else.
         """
-        return TypeAdapter(Statistics).validate_python(said)
+        read = TypeAdapter(Statistics).validate_python(said)
+        if not read.counts:
+            raise ValueError("no class is counted")
+        return read
 
 
 def chosen_for_measuring(split: str, samples: int) -> frozenset[int]:
