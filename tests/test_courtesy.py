@@ -24,7 +24,7 @@ from test_extend import raw_of
 from tlx.base import terminal
 from tlx.base.console import Console
 from tlx.base.terminal import BestEffort, as_courtesy, encodable, hand_over, say, unread
-from tlx.cli.main import main as cli
+from tlx.cli import main as cli
 from tlx.doctor.findings import Finding, Section
 from tlx.doctor.shown import Output
 from tlx.runs.stop import StopRequest
@@ -379,7 +379,7 @@ def test_a_bar_of_many_files_ends_with_its_terminal_and_not_the_work(monkeypatch
 
 
 def test_a_reader_that_has_enough_leaves_nothing_undone(monkeypatch, tmp_path):
-    from tlx.cli.main import weights as cli_weights
+    from tlx.cli import weights as cli_weights
     from tlx.models.weights.fetch import Fetched
 
     done = []

@@ -27,7 +27,7 @@ from shard_server import serve
 
 from tlx.base.errors import TlxError, UserError
 from tlx.base.location import address
-from tlx.cli.main import shards as cli_shards
+from tlx.cli import shards as cli_shards
 from tlx.data.build.content import read as read_picture
 from tlx.data.build.content import stored
 from tlx.data.build.sources import Picture, Source
