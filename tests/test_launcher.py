@@ -14,7 +14,10 @@ from tlx.base.errors import UserError
 from tlx.base.launcher import Environment, is_accelerate, program
 
 AGENT = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
-ASK = "import json; from tlx.base import launcher; e = launcher.environment(); print(json.dumps([e.launched, e.accelerate]))"
+ASK = (
+    "import json; from tlx.base import launcher; e = launcher.environment(); "
+    "print(json.dumps([e.launched, e.accelerate]))"
+)
 
 
 def test_a_mistake_is_one_whatever_is_exported(tmp_path):
