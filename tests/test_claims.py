@@ -72,16 +72,17 @@ def train(raw, **how):
 
 def at_step(step, monkeypatch, act):
     """Does something once, while a step is made."""
-    log, done = tlx.train.loop.log, []
+    train_step, done = tlx.train.loop.train_step, []
 
-    def watched(run, phase):
-        log(run, phase)
+    def watched(run, *given):
+        stopping = train_step(run, *given)
         if run.progress.step == step and not done:
             done.append(step)
             run.saver.settle()
             act(run)
+        return stopping
 
-    monkeypatch.setattr(tlx.train.loop, "log", watched)
+    monkeypatch.setattr(tlx.train.loop, "train_step", watched)
 
 
 def ask_to_stop(run):

@@ -94,11 +94,12 @@ def test_patience_is_with_the_metric_itself():
 
 def judged(run, rows):
     """What a run keeps of these (top1, loss), one evaluation at each step."""
-    phase = run.plan.phases[0]
+    phase, keep = run.plan.phases[0], run.config.checkpoint.keep.best
+    metric = Metric.of(run.config.evaluate.metric)
     run.progress.phases[phase.name] = {"start": 0, "stop": phase.stop}
     for step, (top1, loss) in enumerate(rows, 1):
         run.progress.step = step
-        update_best(run, phase, {"step": step, "val/top1": top1, "val/loss": loss})
+        update_best(run.progress, phase, {"step": step, "val/top1": top1, "val/loss": loss}, metric=metric, keep=keep)
     best = run.progress.phases[phase.name].get("best", {})
     return (run.progress.best or {}).get("step"), best.get("step"), [leader["step"] for leader in run.progress.leaders]
 

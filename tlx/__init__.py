@@ -1,15 +1,16 @@
 """tlx: transfer learning for images at cluster scale. data -> plan -> loop.
 
-What is public is listed here (`__all__`) and does not change without a version that says so. Nothing is imported before
-it is asked for: ``import tlx`` takes no library.
+What is public is listed here (`__all__`); CONTRIBUTING.md says how it may change. Nothing is imported before it is asked
+for: ``import tlx`` takes no library.
 
 A whole training is ``tlx.fit("mine.yaml")``. For a loop of one's own there are :func:`open_shards`,
-:func:`load_backbone`, :func:`make_plan`, :func:`parameter_groups` and :func:`steps`.
+:func:`load_backbone`, :func:`make_plan`, :func:`parameter_groups`, :func:`steps` and :func:`evaluate`; below `steps` lie
+:class:`ShardStream`, :func:`begin_phase` and :func:`set_rates`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"  # pyproject.toml takes it from here: a checkout and what is installed cannot disagree
 
@@ -25,12 +26,17 @@ _PUBLIC = {
     "make_plan": "tlx.train.own_loop:make_plan",
     "parameter_groups": "tlx.train.own_loop:parameter_groups",
     "steps": "tlx.train.own_loop:steps",
+    "evaluate": "tlx.train.own_loop:evaluate",
+    "begin_phase": "tlx.train.own_loop:begin_phase",
+    "set_rates": "tlx.train.step:set_rates",
+    "ShardStream": "tlx.data.stream.stream:ShardStream",
     # what these give and take
     "Backbone": "tlx.models:Backbone",
     "LayerMap": "tlx.base.layers:LayerMap",
     "Plan": "tlx.plan.plan:Plan",
     "Phase": "tlx.plan.plan:Phase",
     "Shards": "tlx.data.shards.manifest:Manifest",
+    "Batch": "tlx.data.stream.stream:Batch",
     "Step": "tlx.train.own_loop:Step",
     # parts of one's own
     "Assignment": "tlx.plan.unfreeze:Assignment",
@@ -54,6 +60,7 @@ if TYPE_CHECKING:
     from tlx.base.layers import LayerMap
     from tlx.base.plug import needs
     from tlx.data.shards.manifest import Manifest as Shards
+    from tlx.data.stream.stream import Batch, ShardStream
     from tlx.models import Backbone
     from tlx.models import adopt as adopt_backbone
     from tlx.models import load as load_backbone
@@ -63,21 +70,20 @@ if TYPE_CHECKING:
     from tlx.plan.unfreeze import Assignment
     from tlx.tracking import RunInfo
     from tlx.train.command import train as fit
-    from tlx.train.own_loop import Step, make_plan, parameter_groups, steps
+    from tlx.train.own_loop import Step, begin_phase, evaluate, make_plan, parameter_groups, steps
+    from tlx.train.step import set_rates
 
     open_shards = Shards.open
+else:  # a type checker knows every name, and a misspelt one
 
+    def __getattr__(name):
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'tlx' has no attribute {name!r}")
+        import importlib
+        import operator
 
-def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'tlx' has no attribute {name!r}")
-    import importlib
-
-    module, _, path = _PUBLIC[name].partition(":")
-    value: Any = importlib.import_module(module)
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
+        module, _, path = _PUBLIC[name].partition(":")
+        return operator.attrgetter(path)(importlib.import_module(module))
 
 
 def __dir__() -> list[str]:

@@ -33,28 +33,31 @@ class Validation:
     Attributes:
         batches: starts a pass over this rank's share: uint8 images, unreadable samples left out and reported.
         where: the shards, for messages.
-        quota: how many different samples of a run may be unreadable.
     """
 
     batches: Callable[[], Iterable[Batch]]
     where: str
     classes: int
     top_k: int
-    quota: Callable[[], int]
     objective: Objective
     normalise: Normalise
     world: World
 
 
 def evaluate_weights(
-    nets: Mapping[Weights, nn.Module], validation: Validation, unreadable: dict[str, str], warn: Warn
+    nets: Mapping[Weights, nn.Module],
+    validation: Validation,
+    unreadable: dict[str, str],
+    quota: Callable[[], int],
+    warn: Warn,
 ) -> dict[str, Any]:
     """Metrics of the raw weights and, where there is one, of the moving average: ``val/loss``, ``ema/val/top1`` ...
 
     Args:
-        unreadable: place -> reason; grows by what is found here.
+        unreadable: samples of the run so far, place -> reason; those that are found here are added.
+        quota: how many are allowed.
     """
-    results = {weights: evaluate(net, validation, unreadable, warn) for weights, net in nets.items()}
+    results = {weights: evaluate(net, validation, unreadable, quota, warn) for weights, net in nets.items()}
     lines = [_nonfinite_logits(nets[weights], result, weights) for weights, result in results.items()]
     if any(lines):
         fp16 = validation.world.scaler is not None
@@ -92,7 +95,9 @@ def is_broken(tensor: torch.Tensor) -> bool:
 
 
 @torch.no_grad()
-def evaluate(net: nn.Module, validation: Validation, unreadable: dict[str, str], warn: Warn) -> dict[str, Any]:
+def evaluate(
+    net: nn.Module, validation: Validation, unreadable: dict[str, str], quota: Callable[[], int], warn: Warn
+) -> dict[str, Any]:
     """Exact metrics of a network over the validation shards: every sample counts once, on whatever rank.
 
     Returns:
@@ -121,7 +126,7 @@ def evaluate(net: nn.Module, validation: Validation, unreadable: dict[str, str],
     of_ranks = world.gather((len(bad), span.ends()))
     if any(count for count, _ in of_ranks):
         unreadable |= bad
-        share_unreadable(unreadable, validation.quota, world)
+        share_unreadable(unreadable, quota, world)
     metrics = meter.result()
     if metrics["samples"] > 1 and constant([ends for _, ends in of_ranks if ends is not None]):
         warn(

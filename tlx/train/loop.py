@@ -164,7 +164,9 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
     if run.validation is not None:
         nets: dict[Weights, torch.nn.Module] = {"raw": run.net}
         nets |= {"ema": run.ema.module} if run.ema is not None else {}
-        row |= evaluate_weights(nets, run.validation, progress.bad, lambda odd: note(f"WARNING: at step {step} {odd}"))
+        row |= evaluate_weights(
+            nets, run.validation, progress.bad, run.quota, lambda odd: note(f"WARNING: at step {step} {odd}")
+        )
         update_best(progress, phase, row, metric=Metric.of(wanted.metric), keep=run.config.checkpoint.keep.best)
         why = should_stop_early(progress, phase, row, wanted) if step < phase.stop else None
     if why is not None:
