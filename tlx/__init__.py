@@ -1,11 +1,11 @@
 """tlx: transfer learning for images at cluster scale. data -> plan -> loop.
 
-What is public is listed here (`__all__`); CONTRIBUTING.md says how it may change. Nothing is imported before it is asked
-for: ``import tlx`` takes no library.
+What is public is listed here (`__all__`); CONTRIBUTING.md says how it may change. Nothing is imported before it is
+asked for: ``import tlx`` takes no library.
 
 A whole training is ``tlx.fit("mine.yaml")``. For a loop of one's own there are :func:`open_shards`,
-:func:`load_backbone`, :func:`make_plan`, :func:`parameter_groups`, :func:`steps` and :func:`evaluate`; below `steps` lie
-:class:`ShardStream`, :func:`begin_phase` and :func:`set_rates`.
+:func:`load_backbone`, :func:`make_plan`, :func:`parameter_groups`, :func:`steps` and :func:`evaluate`; `steps` is made
+of :class:`ShardStream`, :func:`begin_phase` and :func:`set_rates`.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ if TYPE_CHECKING:
     from tlx.train.step import set_rates
 
     open_shards = Shards.open
-else:  # a type checker knows every name, and a misspelt one
 
-    def __getattr__(name):
-        if name not in _PUBLIC:
-            raise AttributeError(f"module 'tlx' has no attribute {name!r}")
-        import importlib
-        import operator
 
-        module, _, path = _PUBLIC[name].partition(":")
-        return operator.attrgetter(path)(importlib.import_module(module))
+def __getattr__(name: str) -> object:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tlx' has no attribute {name!r}")
+    import importlib
+    import operator
+
+    module, _, path = _PUBLIC[name].partition(":")
+    return operator.attrgetter(path)(importlib.import_module(module))
 
 
 def __dir__() -> list[str]:
