@@ -174,7 +174,11 @@ def test_a_machine_keeps_its_own_cache_folder(raw, tmp_path, monkeypatch):
         patched.setattr(
             World,
             "from_main",
-            lambda _, value: dataclasses.replace(value, config=of_rank_0) if isinstance(value, Claim) else value,
+            lambda _, given: (
+                (dataclasses.replace(given[0], config=of_rank_0), *given[1:])
+                if isinstance(given, tuple) and isinstance(given[0], Claim)
+                else given
+            ),
         )
         with pytest.raises(UserError, match="composed"):
             train(wanted("/of/this/machine"))

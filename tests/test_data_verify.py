@@ -363,7 +363,8 @@ def test_every_rank_has_the_verdict_of_rank_0(shards, tmp_path, monkeypatch):
     from tlx.train import command as training
 
     monkeypatch.setattr(overlap, "shared_pictures", lambda *_: pytest.fail("rank 1 has read pictures"))
-    monkeypatch.setattr(World, "from_main", lambda self, value: ("told by rank 0",) if value is None else value)
+    nothing, warned = (None, None, False), (("told by rank 0",), None, False)
+    monkeypatch.setattr(World, "from_main", lambda self, given: warned if given == nothing else given)
     monkeypatch.setattr(training, "journal_of", lambda *_, **__: pytest.fail("rank 1 has no journal to begin"))
     sets = feed.open_sets(config_of(shards, tmp_path))
     assert dataclasses.replace(sets, warnings=("x",)).samples.warnings == ("x",)

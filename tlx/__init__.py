@@ -54,25 +54,35 @@ _PUBLIC = {
 __all__ = sorted([*_PUBLIC, "__version__"])
 
 if TYPE_CHECKING:
-    from tlx.base.durations import Length
-    from tlx.base.errors import ConfigError, TlxError, UserError
-    from tlx.base.inputs import InputSpec
-    from tlx.base.layers import LayerMap
-    from tlx.base.plug import needs
-    from tlx.data.shards.manifest import Manifest as Shards
-    from tlx.data.stream.stream import Batch, ShardStream
-    from tlx.models import Backbone
-    from tlx.models import adopt as adopt_backbone
-    from tlx.models import load as load_backbone
-    from tlx.plan.config import Config
-    from tlx.plan.config import load as load_config
-    from tlx.plan.plan import Phase, Plan
-    from tlx.plan.unfreeze import Assignment
-    from tlx.tracking import RunInfo
-    from tlx.train.command import train as fit
-    from tlx.train.own_loop import Step, begin_phase, evaluate, make_plan, parameter_groups, steps
-    from tlx.train.step import set_rates
+    from tlx.base.durations import Length as Length
+    from tlx.base.errors import ConfigError as ConfigError
+    from tlx.base.errors import TlxError as TlxError
+    from tlx.base.errors import UserError as UserError
+    from tlx.base.inputs import InputSpec as InputSpec
+    from tlx.base.layers import LayerMap as LayerMap
+    from tlx.base.plug import needs as needs
+    from tlx.data.shards import manifest
+    from tlx.data.stream.stream import Batch as Batch
+    from tlx.data.stream.stream import ShardStream as ShardStream
+    from tlx.models import Backbone as Backbone
+    from tlx.models import adopt, load
+    from tlx.plan import config
+    from tlx.plan.config import Config as Config
+    from tlx.plan.plan import Phase as Phase
+    from tlx.plan.plan import Plan as Plan
+    from tlx.plan.unfreeze import Assignment as Assignment
+    from tlx.tracking import RunInfo as RunInfo
+    from tlx.train import command
+    from tlx.train.own_loop import Step as Step
+    from tlx.train.own_loop import begin_phase as begin_phase
+    from tlx.train.own_loop import evaluate as evaluate
+    from tlx.train.own_loop import make_plan as make_plan
+    from tlx.train.own_loop import parameter_groups as parameter_groups
+    from tlx.train.own_loop import steps as steps
+    from tlx.train.step import set_rates as set_rates
 
+    fit, load_config, load_backbone, adopt_backbone = command.train, config.load, load, adopt
+    Shards = manifest.Manifest
     open_shards = Shards.open
 
 

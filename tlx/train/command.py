@@ -8,9 +8,9 @@ import dataclasses
 import functools
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
@@ -22,6 +22,7 @@ from tlx.data.stream.order import ORDER_VERSION
 from tlx.plan.config import Config, load, plain
 from tlx.plan.timetable import timetable
 from tlx.plan.written_config import essential
+from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_folder import Claim, RunFolder, Start
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
     from tlx.train.evaluation import Validation
     from tlx.train.run import Run
     from tlx.train.step import Updater
-
-T = TypeVar("T")
 
 
 def train(
@@ -119,8 +118,7 @@ def _start(
     leaving.callback(world.leave)
 
     # look at the run folder: rank 0 does, and trains by its configuration
-    looked = together(world, lambda: _look(config, folder, start, world.size) if world.main else None)
-    claim: Claim = world.from_main(looked)
+    claim = by_main(world, lambda: _look(config, folder, start, world.size))
     # but with the cache folder of this machine, which may be another one on each ($TMPDIR)
     cache = claim.config.data.cache.model_copy(update={"folder": config.data.cache.folder})
     config = claim.config.model_copy(update={"data": claim.config.data.model_copy(update={"cache": cache})})
@@ -144,7 +142,7 @@ def _start(
     run = compose(config, world, folder, stop, anew=claim.aside)
 
     # the first step can be made: claim the folder
-    together(world, lambda: _claim(run, folder, claim) if world.main else None)
+    by_main(world, lambda: _claim(run, folder, claim))
     watch.claimed = True
     watch.beat("loading")
     watch.before_exit, watch.asks_to_stop = run.saver.settle, stop.fail
@@ -163,19 +161,6 @@ def _status_of(error: BaseException) -> verdict.Status:
     if isinstance(error, UserError):
         return "user-error"
     return "resumable" if isinstance(error, KeyboardInterrupt) else "fault"
-
-
-def together(world: World, act: Callable[[], T]) -> T:
-    """Does something on every rank; a user's mistake that any rank finds is everybody's, so that none waits for it."""
-    value, mistake = None, None
-    try:
-        value = act()
-    except UserError as error:
-        mistake = error
-    first = next((m for m in world.gather(str(mistake) if mistake else None) if m), None)
-    if first is not None:
-        raise mistake or UserError(first)
-    return value  # type: ignore[return-value]  # without a mistake it is there
 
 
 def _look(config: Config, folder: RunFolder, start: Start, ranks: int) -> Claim:
@@ -233,9 +218,8 @@ def compose(
     from tlx.train.run import Run
 
     # the data; every plan warns of what rank 0 has seen in them
-    sets: Datasets = together(world, lambda: open_sets(config))
-    warnings = together(world, lambda: warnings_of(sets) if world.main else None)
-    sets = dataclasses.replace(sets, warnings=world.from_main(warnings))
+    sets = together(world, lambda: open_sets(config))
+    sets = dataclasses.replace(sets, warnings=by_main(world, lambda: warnings_of(sets)))
     samples, former = sets.samples, None if anew else folder.path
     verified = verify(config.data.verify, former, world, sets.manifests)
 
@@ -422,7 +406,7 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
         trouble = next((why for why in world.gather(own) if why), None)
         world.watch.beat("result")
         result = result_of(run, finished=finished)
-        together(world, lambda: conclude(run, folder, result, trouble=trouble) if world.main else None)
+        by_main(world, lambda: conclude(run, folder, result, trouble=trouble))
         if trouble is not None:
             raise TlxError(f"{trouble}\n  (step {run.progress.step} of {run.plan.steps} is saved)")
     except RuntimeError as error:

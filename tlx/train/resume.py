@@ -15,12 +15,11 @@ from tlx.base.errors import ConfigError, TlxError, UserError
 from tlx.data.pixels.jpeg_region import decoder
 from tlx.plan.config import Config
 from tlx.plan.written_config import changes, essential, meant
-from tlx.ranks.world import World
+from tlx.ranks.together import by_main
 from tlx.runs.checkpoint import Checkpoints, Snapshot, read, read_state, restore_optimizer, understood
 from tlx.runs.extend import Extension, earlier, history, lasting_ends
 from tlx.runs.progress import Progress
 from tlx.runs.run_folder import threads
-from tlx.tracking.journal import Journal
 from tlx.train.averaging import MovingAverage
 from tlx.train.run import Run
 
@@ -28,12 +27,12 @@ from tlx.train.run import Run
 def resume(run: Run) -> None:
     """Goes on from the newest whole checkpoint; then every rank has rank 0's weights."""
     run.world.watch.beat("resuming")
-    path = newest(run.checkpoints, run.world, run.journal.note)
+    path = by_main(run.world, lambda: newest(run.checkpoints, run.journal.note))
     if path is not None:
         load_checkpoint(run, path)
         run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
     else:
-        begin_journal(run.journal, run.world, 0, resumed=False)
+        by_main(run.world, lambda: run.journal.start(0, resumed=False))
     run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
 
 
@@ -44,7 +43,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
         UserError: it is of another training.
         TlxError: it does not hold what a checkpoint does.
     """
-    extensions = run.world.from_main(earlier(run.folder) if run.world.main else None)
+    extensions = by_main(run.world, lambda: earlier(run.folder))
     snapshot = read(path)
     state = snapshot.state
     with understood(path):
@@ -74,7 +73,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
                     f"WARNING: the links latest and best could not be set, or old checkpoints removed ({error})"
                 )
     run.saved = run.saver.written = run.progress.step
-    begin_journal(run.journal, run.world, metrics_bytes, resumed=True)
+    by_main(run.world, lambda: run.journal.start(metrics_bytes, resumed=True))
     if decoder() != decoded:
         run.journal.note(f"pictures were decoded by {decoded}, now by {decoder()}: pixels differ by rounding")
     if computed_with is not None and threads() != computed_with:
@@ -86,36 +85,17 @@ def load_checkpoint(run: Run, path: Path) -> None:
         run.journal.note(f"batches were dealt as {then}, now as {run.dealt()}: the same samples in order")
 
 
-def begin_journal(journal: Journal, world: World, metrics_bytes: int, *, resumed: bool) -> None:
-    """Rank 0's; its mistake, such as a tracker that lacks a method, is everybody's, so that none waits for it."""
-    mistake: UserError | None = None
-    try:
-        journal.start(metrics_bytes, resumed=resumed)
-    except UserError as error:
-        mistake = error
-    said = world.from_main(str(mistake) if mistake else None)
-    if said is not None:
-        raise mistake or UserError(said)
-
-
-def newest(checkpoints: Checkpoints, world: World, note: Callable[[str], None]) -> Path | None:
-    """Rank 0's choice of a checkpoint, on every rank; its fault too, so that none waits for it.
+def newest(checkpoints: Checkpoints, note: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; what a process that was killed was writing is removed.
 
     Raises:
-        TlxError: every checkpoint is damaged.
+        TlxError: every checkpoint is damaged, or they cannot be read.
     """
-    path: Path | None = None
-    fault: str | None = None
     try:
-        if world.main:
-            checkpoints.sweep()
-            path = checkpoints.newest(note)
-    except (TlxError, OSError) as error:
-        fault = str(error)
-    path, fault = world.from_main((path, fault))
-    if fault is not None:
-        raise TlxError(fault)
-    return path
+        checkpoints.sweep()
+        return checkpoints.newest(note)
+    except OSError as error:
+        raise TlxError(str(error)) from error
 
 
 def load_weights(net: nn.Module, ema: MovingAverage | None, weights: Mapping[str, torch.Tensor]) -> None:
