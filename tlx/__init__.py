@@ -24,6 +24,7 @@ _PUBLIC = {
     "load_backbone": "tlx.models:load",
     "adopt_backbone": "tlx.models:adopt",
     "make_plan": "tlx.train.own_loop:make_plan",
+    "timetable": "tlx.plan.timetable:timetable",
     "parameter_groups": "tlx.train.own_loop:parameter_groups",
     "steps": "tlx.train.own_loop:steps",
     "evaluate": "tlx.train.own_loop:evaluate",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from tlx.plan.config import Config as Config
     from tlx.plan.plan import Phase as Phase
     from tlx.plan.plan import Plan as Plan
+    from tlx.plan.timetable import timetable as timetable
     from tlx.plan.unfreeze import Assignment as Assignment
     from tlx.tracking import RunInfo as RunInfo
     from tlx.train import command

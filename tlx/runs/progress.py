@@ -124,7 +124,7 @@ class Progress:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Progress:
         fields = dict(data)
-        if "unfinite" in fields:  # its name before 0.3
+        if "unfinite" in fields:  # its name in 0.1 and 0.2
             fields["nonfinite"] = fields.pop("unfinite")
         kinds = {"patience": Patience, "plateau": Patience, "logged": Mean, "evaluated": Mean, "trend": Trend}
         for name, kind in kinds.items():
