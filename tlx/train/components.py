@@ -44,10 +44,10 @@ def parts_of(
     import torch
 
     from tlx.train.averaging import MovingAverage
+    from tlx.train.freeze import synchronise
     from tlx.train.memory_trial import ran_out
     from tlx.train.recompute import recompute_blocks
     from tlx.train.step import Normalise, Updater
-    from tlx.train.freeze import synchronise
 
     backbone, loop = backbone_of(config, len(counts), names=names), config.loop
     net = backbone.module

@@ -91,8 +91,8 @@ def statistics(norms: Sequence[nn.Module]) -> list[torch.Tensor]:
 
 
 def synchronise(net: nn.Module, world: World) -> None:
-    """Makes every BatchNorm of `net` a SyncBatchNorm, in place (``loop.sync_batchnorm``): its statistics are of what all
-    ranks compute at that moment; on one rank it computes what it did before.
+    """Makes every BatchNorm of `net` a SyncBatchNorm, in place (``loop.sync_batchnorm``): its statistics are of the
+    batches of all ranks; on one rank it computes what it did before.
 
     torch's SyncBatchNorm is of BatchNorm's class but for its forward, so the class is all that changes, as in torch's
     lazy modules: parameters, buffers, names, hooks and modules that stand in two places stay the very same. The
