@@ -28,6 +28,17 @@ def test_every_public_name_is_there_and_nothing_else_is():
         tlx.trian  # noqa: B018
 
 
+def test_a_whole_training_takes_a_file_and_overrides(tmp_path, monkeypatch):
+    monkeypatch.setattr("tlx.train.command._start", lambda config, *_, **__: {"seed": config.seed, "run": config.run})
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        f"run: {tmp_path}/run\ndata: {{train: x, batch: 8}}\nbackbone: {{name: 'toys:small', weights: none}}\n"
+    )
+    assert (
+        tlx.fit(file, ["seed=7"]) == tlx.fit(tlx.load_config(file, ["seed=7"])) == {"seed": 7, "run": tmp_path / "run"}
+    )
+
+
 def test_importing_it_imports_no_library():
     libraries = ("torch", "pydantic", "timm", "numpy")
     code = f"import tlx, sys; print(tlx.__version__, [m for m in {libraries} if m in sys.modules])"

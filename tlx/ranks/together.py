@@ -19,8 +19,9 @@ def together(world: World, act: Callable[[], T]) -> T:
     Raises:
         UserError: on all ranks, where any has raised one.
     """
+    mistake: UserError | None = None
     try:
-        value, mistake = act(), None
+        value = act()
     except UserError as error:
         mistake = error
     first = next((m for m in world.gather(str(mistake) if mistake else None) if m), None)
@@ -35,7 +36,8 @@ def by_main(world: World, act: Callable[[], T]) -> T:
     Raises:
         UserError, TlxError: on all ranks, as rank 0 has raised it.
     """
-    value, error = None, None
+    value: T | None = None
+    error: TlxError | None = None
     if world.main:
         try:
             value = act()

@@ -56,7 +56,7 @@ def train(
     rest: bool = False,
     command: bool = False,
     early: Early | None = None,
-) -> Mapping[str, Any] | None:
+) -> Mapping[str, object] | None:
     """Trains, resumes, extends, or finds the run done.
 
     Nothing is written into the run folder before the first step can be made; from then on its status.json says how it
@@ -110,6 +110,7 @@ def _start(
     *,
     began: float | None,
 ) -> Mapping[str, Any] | None:
+    """Everything that a start does, in order; the same result on every rank."""
     from tlx.ranks import world as worlds
     from tlx.runs.stop import StopRequest
 
