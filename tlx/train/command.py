@@ -27,7 +27,7 @@ from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_folder import Claim, RunFolder, Start
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
 from tlx.train.components import backbone_of, output_check, parts_of, seed_all, tracker_of, trial_of, try_network
-from tlx.train.data import Datasets, open_sets, stream_of, warnings_of
+from tlx.train.data import Datasets, Samples, open_sets, stream_of, warnings_of
 from tlx.train.verification import FILE as SHARDS
 from tlx.train.verification import record_of, verify
 
@@ -213,7 +213,6 @@ def compose(
     """
     from tlx.ranks.same_inputs import check_parts
     from tlx.runs.stop import StopRequest
-    from tlx.train.dry_run import DryRun
     from tlx.train.micro_batch import FILE as MEMORY
     from tlx.train.micro_batch import Share, choose
     from tlx.train.run import Run
@@ -221,27 +220,20 @@ def compose(
     # the data; every plan warns of what rank 0 has seen in them
     sets = together(world, lambda: open_sets(config))
     sets = dataclasses.replace(sets, warnings=by_main(world, lambda: warnings_of(sets)))
-    samples, former = sets.samples, None if anew else folder.path
-    verified = verify(config.data.verify, former, world, sets.manifests)
+    samples, earlier_start = sets.samples, None if anew else folder.path
+    verified = verify(config.data.verify, earlier_start, world, sets.manifests)
 
     # the network, what updates it, and the plan; whether they suit each other
-    def build() -> tuple[Backbone, Updater, Plan, Any]:
-        seed_all(config)
-        backbone, updater = parts_of(config, world, samples.counts, samples.names)
-        plan, view = checked_plan(config, backbone, samples, world.size)
-        assert plan is not None
-        check = output_check(config, updater.objective)
-        try_network(DryRun(backbone, plan, config.input.over(backbone.input), samples.classes, check), world.device)
-        return backbone, updater, plan, view
-
-    backbone, updater, plan, view = together(world, build)
+    backbone, updater, plan, view = together(world, lambda: _build(config, world, samples))
     warning = check_parts(world, backbone.module, sets.manifests)
 
     # how many samples a rank takes at once
     validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
     share = Share.of(config, plan, ranks=world.size, validation=validation)
     trial = functools.partial(trial_of, config, backbone, updater, plan, classes=samples.classes, ranks=world.size)
-    choice = choose(config, plan, share, trial, world, former)
+    choice = choose(config, plan, share, trial, world, earlier_start)
+
+    files = {SHARDS: record_of(verified)} | ({MEMORY: choice.record} if choice.record else {})
 
     # what the loop works on
     def assemble(config: Config) -> Run:
@@ -265,11 +257,7 @@ def compose(
             saver=saver_of(config, folder, plan, journal),
             journal=journal,
             stop=stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after),
-            files={
-                "plan.json": json_text(plan.data()),
-                SHARDS: record_of(verified),
-                **({MEMORY: choice.record} if choice.record else {}),
-            },
+            files=files | {"plan.json": json_text(plan.data())},
         )
         said = [str(backbone.loaded) if backbone.loaded else None, *normalisation(config, backbone), samples.note]
         lines = [header(config, samples.classes), timetable(plan), *said, choice.said]
@@ -280,6 +268,19 @@ def compose(
     for note in (*verified.notes, *([warning] if warning is not None else [])):
         run.journal.note(note)
     return run
+
+
+def _build(config: Config, world: World, samples: Samples) -> tuple[Backbone, Updater, Plan, Any]:
+    """The network, what updates it, the plan, and the view of a training picture."""
+    from tlx.train.dry_run import DryRun
+
+    seed_all(config)
+    backbone, updater = parts_of(config, world, samples.counts, samples.names)
+    plan, view = checked_plan(config, backbone, samples, world.size)
+    assert plan is not None
+    check = output_check(config, updater.objective)
+    try_network(DryRun(backbone, plan, config.input.over(backbone.input), samples.classes, check), world.device)
+    return backbone, updater, plan, view
 
 
 def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, updater: Updater) -> Validation | None:

@@ -53,7 +53,12 @@ def load_checkpoint(run: Run, path: Path) -> None:
         if run.world.scaler is not None and state["scaler"]:
             run.world.scaler.load_state_dict(state["scaler"])
         run.progress = Progress.of(state["progress"])
-        restore_average(run, snapshot)
+        if run.ema is not None and snapshot.ema is not None:
+            restore_average(run.ema, snapshot, run.progress)
+            if "ema_updates" not in state and any(layer.moving for layer in run.plan.layers):
+                run.journal.note(
+                    "the moving average's norm statistics were the network's so far; from here on they are averaged"
+                )
         planned = run.remake_plan(run.progress.ends)
         run.progress.ends = lasting_ends(run.progress, planned, run.config.evaluate.patience)
         run.plan = run.remake_plan(run.progress.ends)
@@ -106,21 +111,14 @@ def load_weights(net: nn.Module, ema: MovingAverage | None, weights: Mapping[str
         ema.updates = 1
 
 
-def restore_average(run: Run, snapshot: Snapshot) -> None:
-    """The moving average of a checkpoint, after its progress. Those of before do not say how many updates it holds:
-    they were as many as steps that updated something."""
-    if run.ema is None or snapshot.ema is None:
-        return
-    run.ema.module.load_state_dict(snapshot.ema, strict=True)
-    progress = run.progress
+def restore_average(ema: MovingAverage, snapshot: Snapshot, progress: Progress) -> None:
+    """The moving average of a checkpoint. Those of before do not say how many updates it holds: they were as many as
+    steps that updated something."""
+    ema.module.load_state_dict(snapshot.ema or {}, strict=True)
     steps = progress.step - progress.nonfinite - progress.overflows
-    if "ema_updates" not in snapshot.state and any(layer.moving for layer in run.plan.layers):
-        run.journal.note(
-            "the moving average's norm statistics were the network's so far; from here on they are averaged"
-        )
-    run.ema.updates = int(snapshot.state.get("ema_updates", steps))
-    if not 0 <= run.ema.updates <= progress.step + 1:
-        raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")
+    ema.updates = int(snapshot.state.get("ema_updates", steps))
+    if not 0 <= ema.updates <= progress.step + 1:
+        raise ValueError(f"a moving average of {ema.updates} updates at step {progress.step}")
 
 
 def check_resumable(run: Run, extension: Extension | None) -> None:
