@@ -298,7 +298,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         shards,
         batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
         transform=eval_transform(spec),
-        channels=spec.channels,
+        channels=config.input.channels,
         rank=world.rank,
         world=world.size,
         workers=config.data.workers,

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tlx.base.layers import Kind, LayerMap
+from tlx.data.pixels.decode import Channels
 from tlx.data.pixels.transforms import eval_transform, train_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import ShardStream, evaluation_batches
@@ -131,7 +133,7 @@ def steps(
         batch=plan.batch,
         seed=seed,
         transform=view,
-        channels=backbone.input.channels,
+        channels=cast(Channels, backbone.input.channels),
         workers=workers,
         pin=device.type == "cuda",
     )
@@ -172,7 +174,7 @@ def evaluate(
         shards,
         batch=batch,
         transform=eval_transform(backbone.input),
-        channels=backbone.input.channels,
+        channels=cast(Channels, backbone.input.channels),
         workers=workers,
         pin=device.type == "cuda",
     )
