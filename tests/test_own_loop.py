@@ -67,8 +67,8 @@ def test_a_loop_of_ones_own_trains_what_the_plan_says(shards):
         optimizer.step()
     assert shown == list(range(12))
     assert not torch.equal(backbone.module.features[0][0].weight, first)
-    assert rates[0] == {"features.0": 0.0, "features.1": 0.0, "features.2": 0.0, "fc": 0.1}
-    assert rates[6] == pytest.approx({"features.0": 0.0125, "features.1": 0.025, "features.2": 0.05, "fc": 0.1})
+    assert rates[0] == {"features.0.0": 0.0, "features.1.0": 0.0, "features.2.0": 0.0, "fc": 0.1}
+    assert rates[6] == pytest.approx({"features.0.0": 0.0125, "features.1.0": 0.025, "features.2.0": 0.05, "fc": 0.1})
 
 
 def test_an_evaluation_counts_every_sample_once_and_leaves_no_trace_in_the_next_step(shards):
