@@ -11,7 +11,6 @@ import pytest
 from tlx.plan.config import Config, parse
 from tlx.ranks import world
 from tlx.runs.run_folder import Claim, RunFolder
-from tlx.train import build
 from tlx.train import command as training
 from tlx.train.run import Run
 
@@ -62,7 +61,7 @@ def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usua
         place = RunFolder(config.run)
         claimed(place, config)
         try:
-            made = build.compose(config, alone, place)
+            made = training.compose(config, alone, place)
             for name, text in made.files.items():
                 (place.path / name).write_text(text)
         finally:

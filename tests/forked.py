@@ -39,6 +39,7 @@ IMPORTED = [
     *(
         "tlx.cli.main",
         "tlx.train.build",
+        "tlx.train.command",
         "tlx.train.loop",
         "tlx.models",
         "tlx.ranks.world",

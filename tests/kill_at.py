@@ -33,7 +33,7 @@ FILES = ("os.fsync", "os.replace", "os.rename", "os.symlink", "os.unlink", "os.r
 SAVES = ("tlx.runs.checkpoint.save_file", "torch.save")
 STEPS = (
     "tlx.train.step.Updater.update",
-    "tlx.train.exchange.Exchange.post",
+    "tlx.train.step.Exchange.post",
     "tlx.train.evaluation.evaluate",
     "tlx.train.loop.begin",
 )

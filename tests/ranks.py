@@ -18,7 +18,7 @@ import tlx.train.loop
 from tlx.plan.config import parse
 from tlx.ranks import world
 from tlx.runs.run_folder import RunFolder
-from tlx.train import build
+from tlx.train import command as training
 from tlx.train.result import result_of
 
 TWO_PHASES = {
@@ -90,16 +90,16 @@ def config_of(name: str, out: Path, shards: Path):
 
 
 class Watcher:
-    """Looks at every step boundary, in place of the loop's own logging, which it calls."""
+    """Looks at every step boundary, in place of the loop's own step, which it calls."""
 
-    def __init__(self, run, log) -> None:
-        self.run, self.log = run, log
+    def __init__(self, run, train_step) -> None:
+        self.run, self.train_step = run, train_step
         self.report = {"ranks_equal": [], "rates_equal": [], "frozen_equal": []}
         self.before = copied(run)
 
-    def __call__(self, run, phase) -> None:
+    def __call__(self, run, phase, *given) -> bool:
         assert run is self.run
-        self.log(run, phase)
+        stopping = self.train_step(run, phase, *given)
         self.report["ranks_equal"].append(len(set(run.world.gather(state_hash(run)))) == 1)
         rates = {g["layer"]: g["lr"] for g in run.optimizer.param_groups}
         layers = {y.name: y for y in run.plan.layers}
@@ -108,6 +108,7 @@ class Watcher:
         now = copied(run)
         self.report["frozen_equal"].append(all(torch.equal(now[n], self.before[n]) for n in frozen(run, phase)))
         self.before = now
+        return stopping
 
 
 def spoil(run, step: int) -> None:
@@ -160,7 +161,7 @@ def state_hash(run) -> str:
 
 
 def main(out: Path, shards: Path, names: list[str]) -> None:
-    log = tlx.train.loop.log
+    train_step = tlx.train.loop.train_step
     for name in names or list(SCENARIOS):
         config = config_of(name, out, shards)
         ranks = world.enter(config)
@@ -168,14 +169,14 @@ def main(out: Path, shards: Path, names: list[str]) -> None:
         if ranks.main:
             claimed(folder, config)
         ranks.barrier()
-        run = build.compose(config, ranks, folder)
+        run = training.compose(config, ranks, folder)
         if name == "skipping" and ranks.rank == ranks.size - 1:
             spoil(run, step=9)
         if name == "weightless" and ranks.rank == ranks.size - 1:
             spoil_evaluation(run)
-        watcher = Watcher(run, log)
+        watcher = Watcher(run, train_step)
         initial = copied(run)
-        tlx.train.loop.log = watcher
+        tlx.train.loop.train_step = watcher
         tlx.train.loop.fit(run)
         run.saver.close()
         run.stop.close()

@@ -196,9 +196,9 @@ def kind_of(death: Mapping[str, Any]) -> str:
         return "in a save"
     if "evaluation" in modules:
         return "in an evaluation"
-    if death["place"].endswith("engine.begin") or "engine.begin" in stack:
+    if death["place"].endswith("loop.begin") or "loop.begin" in stack:
         return "at a phase change or start"
-    if death["place"].startswith(("tlx.train.step", "tlx.train.exchange")):
+    if death["place"].startswith("tlx.train.step"):
         return "in a step"
     return "at a random moment" if death["place"] == "time" else "in other files of the run folder"
 

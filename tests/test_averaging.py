@@ -13,7 +13,8 @@ from tlx.plan.config import EMA, parse
 from tlx.plan.plan import Plan
 from tlx.train.averaging import MovingAverage
 from tlx.train.loop import begin, fit
-from tlx.train.resume import resume, save_when_due, settle
+from tlx.train.resume import resume
+from tlx.train.run import save, settle
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +148,7 @@ def test_a_phase_that_starts_from_the_best_begins_its_average_anew(compose):
     resume(run)
     run.progress.step = 3
     run.progress.best = {"metric": "val/top1", "value": 1.0, "loss": 1.0, "step": 3, "phase": "x", "weights": "raw"}
-    save_when_due(run, run.plan.phases[0], now=True)
+    save(run)
     run.saver.settle()
     best = {n: t.clone() for n, t in run.net.state_dict().items()}
     for parameter in run.net.parameters():

@@ -128,7 +128,7 @@ def test_statistics_are_of_the_epoch_that_is_trained_on(
 ):
     from composed import composer
 
-    from tlx.train.quota import count_bad
+    from tlx.train.step import share_unreadable
 
     where = {"train": str(uneven / "train"), "val": str(uneven / "val")}
     data = {**where, "batch": 8, "workers": 0, "sampling": sampling, "bad_samples": "10%"}
@@ -140,10 +140,10 @@ def test_statistics_are_of_the_epoch_that_is_trained_on(
     assert (shown.count(0), shown.count(1)) == counts
     assert run.plan.samples == sum(counts)
     run.progress.bad = {f"sample {i}": "damaged" for i in range(quota)}
-    count_bad(run)
+    share_unreadable(run.progress.bad, run.quota, run.world)
     run.progress.bad["one more"] = "damaged"
     with pytest.raises(UserError, match=f"{quota + 1} unreadable samples, {quota} allowed"):
-        count_bad(run)
+        share_unreadable(run.progress.bad, run.quota, run.world)
     made, text = build.plan(run.config)
     assert made.samples == sum(counts)
     said = f"data.sampling makes an epoch of {sum(counts)} samples out of 50, "

@@ -72,16 +72,17 @@ def train(raw, **how):
 
 def at_step(step, monkeypatch, act):
     """Does something once, while a step is made."""
-    log, done = tlx.train.loop.log, []
+    train_step, done = tlx.train.loop.train_step, []
 
-    def watched(run, phase):
-        log(run, phase)
+    def watched(run, *given):
+        stopping = train_step(run, *given)
         if run.progress.step == step and not done:
             done.append(step)
             run.saver.settle()
             act(run)
+        return stopping
 
-    monkeypatch.setattr(tlx.train.loop, "log", watched)
+    monkeypatch.setattr(tlx.train.loop, "train_step", watched)
 
 
 def ask_to_stop(run):
@@ -173,7 +174,11 @@ def test_a_machine_keeps_its_own_cache_folder(raw, tmp_path, monkeypatch):
         patched.setattr(
             World,
             "from_main",
-            lambda _, value: dataclasses.replace(value, config=of_rank_0) if isinstance(value, Claim) else value,
+            lambda _, given: (
+                (dataclasses.replace(given[0], config=of_rank_0), *given[1:])
+                if isinstance(given, tuple) and isinstance(given[0], Claim)
+                else given
+            ),
         )
         with pytest.raises(UserError, match="composed"):
             train(wanted("/of/this/machine"))

@@ -360,18 +360,21 @@ def test_every_rank_has_the_verdict_of_rank_0(shards, tmp_path, monkeypatch):
     """Rank 1 reads no picture, and its plan warns of what rank 0 has found."""
     from tlx.runs.run_folder import RunFolder
     from tlx.train import build
+    from tlx.train import command as training
 
     monkeypatch.setattr(overlap, "shared_pictures", lambda *_: pytest.fail("rank 1 has read pictures"))
-    monkeypatch.setattr(World, "from_main", lambda self, value: ("told by rank 0",) if value is None else value)
-    monkeypatch.setattr(build, "journal_of", lambda *_, **__: pytest.fail("rank 1 has no journal to begin"))
+    nothing, warned = (None, None, False), (("told by rank 0",), None, False)
+    monkeypatch.setattr(World, "from_main", lambda self, given: warned if given == nothing else given)
+    monkeypatch.setattr(training, "journal_of", lambda *_, **__: pytest.fail("rank 1 has no journal to begin"))
     sets = feed.open_sets(config_of(shards, tmp_path))
     assert dataclasses.replace(sets, warnings=("x",)).samples.warnings == ("x",)
     noticed = []
     plain = build.plan_of
-    monkeypatch.setattr(build, "plan_of", lambda *given: noticed.append(given[2].warnings) or plain(*given))
+    for module in (build, training):
+        monkeypatch.setattr(module, "plan_of", lambda *given: noticed.append(given[2].warnings) or plain(*given))
     one = dataclasses.replace(alone(), rank=1)
     with pytest.raises(pytest.fail.Exception, match="journal"):
-        build.compose(config_of(shards, tmp_path), one, RunFolder(tmp_path / "run"))
+        training.compose(config_of(shards, tmp_path), one, RunFolder(tmp_path / "run"))
     assert set(noticed) == {("told by rank 0",)}
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -201,10 +200,6 @@ def curious(classes: int, *, right: bool = True) -> nn.Module:
     return Curious(classes, right)
 
 
-def parts_of(run: DryRun) -> Any:
-    return SimpleNamespace(backbone=run.backbone, spec=run.spec, classes=run.classes)
-
-
 def test_what_needs_values_is_not_refused_by_the_plan_and_tried_by_training():
     cpu = torch.device("cpu")
     for right in (True, False):
@@ -212,10 +207,10 @@ def test_what_needs_values_is_not_refused_by_the_plan_and_tried_by_training():
         assert "in training mode" in (run.on_shapes() or "")
         before = values(run.backbone.module)
         if right:
-            parts.try_network(parts_of(run), run.plan, cpu)
+            parts.try_network(run, cpu)
         else:
             with pytest.raises(UserError, match=r"does not take images of 8 x 8 in training mode"):
-                parts.try_network(parts_of(run), run.plan, cpu)
+                parts.try_network(run, cpu)
         now = values(run.backbone.module)
         assert all(torch.equal(bits(now[n]), bits(t)) for n, t in before.items())  # BatchNorm's statistics too
 
@@ -223,7 +218,7 @@ def test_what_needs_values_is_not_refused_by_the_plan_and_tried_by_training():
 def test_a_refusal_on_shapes_is_made_sure_of_with_values(monkeypatch):
     run = dry_run("toys:small", size=16, empty=False)
     monkeypatch.setattr(DryRun, "on_shapes", lambda self: (_ for _ in ()).throw(UserError("no")))
-    parts.try_network(parts_of(run), run.plan, torch.device("cpu"))
+    parts.try_network(run, torch.device("cpu"))
 
 
 def broken(error: type[BaseException]) -> DryRun:
@@ -245,7 +240,7 @@ def broken(error: type[BaseException]) -> DryRun:
 )
 def test_whatever_a_network_raises_is_told_with_its_name_in_the_plan_and_in_training(error, said):
     run = broken(error)
-    for tried in (run.on_shapes, lambda: parts.try_network(parts_of(run), run.plan, torch.device("cpu"))):
+    for tried in (run.on_shapes, lambda: parts.try_network(run, torch.device("cpu"))):
         with pytest.raises(UserError, match=r"in training mode \(phase") as caught:
             tried()
         assert caught.value.where == "backbone mine"  # its own size: input.size is not at fault

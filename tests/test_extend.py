@@ -111,14 +111,15 @@ def status(run):
 
 def stop_at(step, monkeypatch):
     """Somebody asks for a stop while this step is made."""
-    log = tlx.train.loop.log
+    train_step = tlx.train.loop.train_step
 
-    def watched(run, phase):
+    def watched(run, *given):
+        stopping = train_step(run, *given)
         if run.progress.step == step - 1:
             run.stop.reason = "a test"
-        log(run, phase)
+        return stopping
 
-    monkeypatch.setattr(tlx.train.loop, "log", watched)
+    monkeypatch.setattr(tlx.train.loop, "train_step", watched)
 
 
 def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, tmp_path):
@@ -359,13 +360,13 @@ def test_what_would_have_been_other_in_the_past_is_named(raw, tmp_path_factory, 
 
 def test_what_speaks_against_it_later_leaves_the_run_done_too(raw, finished, monkeypatch):
     before = content(finished)
-    monkeypatch.setattr(build, "identity_of", lambda *_: {"classes": ["a"], "config": {}})
+    monkeypatch.setattr(training, "identity_of", lambda *_: {"classes": ["a"], "config": {}})
     with pytest.raises(UserError, match="belongs to another training"):
         train(raw(finished, phases=longer()), extend=True)
     assert content(finished) == before
     monkeypatch.undo()
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(build, "parts_of", lambda *_: (_ for _ in ()).throw(MemoryError("a fault")))
+    monkeypatch.setattr(training, "parts_of", lambda *_: (_ for _ in ()).throw(MemoryError("a fault")))
     with pytest.raises(MemoryError):
         train(raw(finished, phases=longer()), extend=True)
     assert content(finished) == before

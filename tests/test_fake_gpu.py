@@ -21,8 +21,7 @@ from tlx.plan.plan import Plan
 from tlx.ranks.world import World
 from tlx.train import optim
 from tlx.train.averaging import MovingAverage
-from tlx.train.evaluation import Span
-from tlx.train.meters import EvaluationMeter
+from tlx.train.evaluation import EvaluationMeter, Span
 from tlx.train.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
 from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
@@ -144,7 +143,7 @@ def pictures(shape: tuple[int, int, int], *, mixed: bool = False) -> Batch:
 def evaluate(net: nn.Module, updater: Updater, batch: Batch, world: World, precision: str) -> None:
     net.train()
     net.eval()
-    meter, span = EvaluationMeter(CLASSES, top_k=2, world=world), Span()
+    meter, span = EvaluationMeter(CLASSES, top_k=2, device=world.device), Span()
     with world.autocast():
         logits = net(updater.normalise(batch.images))
     assert logits.shape == (SAMPLES, CLASSES)

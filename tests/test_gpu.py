@@ -15,7 +15,8 @@ from test_ranks_faults import BOUND_S, PATIENCE_S, RAW, Plain
 
 from tlx.data.stream.slots import Slots
 from tlx.train.loop import apply_readings, begin, fit, steps_of, train_step
-from tlx.train.resume import resume, save_when_due, settle
+from tlx.train.resume import resume
+from tlx.train.run import save, settle
 from tlx.train.step import prepare_phase
 
 pytestmark = pytest.mark.gpu
@@ -59,7 +60,7 @@ def test_no_step_waits_for_the_device(compose, name, precision):
     phase = run.plan.phases[0]
     begin(run, phase)
     phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
-    each = steps_of(run, phase)
+    each = steps_of(run.stream, phase, run.progress.step, run.world.device)
     train_step(run, phase, phase_model, *next(each))
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -78,7 +79,7 @@ def test_a_first_step_that_overflows_leaves_nothing_behind(compose, name, precis
     phase = run.plan.phases[0]
     begin(run, phase)
     phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
-    each = steps_of(run, phase)
+    each = steps_of(run.stream, phase, run.progress.step, run.world.device)
     before = [t.clone() for t in run.net.state_dict().values()]
     spoilt = phase_model.parameters[0].register_hook(lambda g: g * float("inf"))
     train_step(run, phase, phase_model, *next(each))
@@ -88,7 +89,7 @@ def test_a_first_step_that_overflows_leaves_nothing_behind(compose, name, precis
         train_step(run, phase, phase_model, *next(each))
     each.close()
     apply_readings(run, run.exchange.readings(settle=True))
-    skipped = run.progress.overflows + run.progress.unfinite  # at fp16's first scale others may too
+    skipped = run.progress.overflows + run.progress.nonfinite  # at fp16's first scale others may too
     assert skipped >= 1
     assert run.ema.updates == 4 - skipped
     state = [t for s in run.optimizer.state.values() for t in s.values() if isinstance(t, torch.Tensor)]
@@ -135,11 +136,11 @@ def test_resuming_on_a_gpu_gives_the_bits(compose, tmp_path):
     phase = run.plan.phases[0]
     begin(run, phase)
     phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
-    for step, batches in steps_of(run, phase):
+    for step, batches in steps_of(run.stream, phase, run.progress.step, run.world.device):
         train_step(run, phase, phase_model, step, batches)
         if step + 1 == 7:
             break
-    save_when_due(run, phase, now=True)
+    save(run)
     settle(run)
     again = compose(tmp_path / "parts", **said)
     assert fit(again)
@@ -158,7 +159,7 @@ def test_a_checkpoint_holds_the_weights_of_its_step_though_the_device_goes_on(co
     begin(run, phase)
     wanted = {name: t.cpu() for name, t in run.net.state_dict().items()}
     torch.cuda._sleep(200_000_000)
-    save_when_due(run, phase, now=True)
+    save(run)
     with torch.no_grad():
         for parameter in run.net.parameters():
             parameter.add_(1.0)

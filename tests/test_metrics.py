@@ -19,7 +19,7 @@ from tlx.plan.plan import Plan
 from tlx.runs.history import read_history
 from tlx.runs.metrics_file import MetricsFile
 from tlx.runs.progress import Patience
-from tlx.train.evaluation import update_best
+from tlx.train.evaluation import should_stop_early, update_best
 
 NAN = math.nan
 RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}
@@ -94,11 +94,15 @@ def test_patience_is_with_the_metric_itself():
 
 def judged(run, rows):
     """What a run keeps of these (top1, loss), one evaluation at each step."""
-    phase = run.plan.phases[0]
+    phase, keep = run.plan.phases[0], run.config.checkpoint.keep.best
+    metric = Metric.of(run.config.evaluate.metric)
     run.progress.phases[phase.name] = {"start": 0, "stop": phase.stop}
     for step, (top1, loss) in enumerate(rows, 1):
         run.progress.step = step
-        update_best(run, phase, {"step": step, "val/top1": top1, "val/loss": loss})
+        row = {"step": step, "val/top1": top1, "val/loss": loss}
+        update_best(run.progress, phase, row, metric=metric, keep=keep)
+        if should_stop_early(run.progress, phase, row, run.config.evaluate):
+            run.progress.ends[phase.name] = step
     best = run.progress.phases[phase.name].get("best", {})
     return (run.progress.best or {}).get("step"), best.get("step"), [leader["step"] for leader in run.progress.leaders]
 

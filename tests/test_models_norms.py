@@ -34,8 +34,8 @@ from tlx.models.layers.kinds import is_norm, moves
 from tlx.plan.plan import Phase, Plan
 from tlx.ranks.world import World
 from tlx.runs.checkpoint import weights_of
+from tlx.train.freeze import synchronise
 from tlx.train.recompute import recompute_blocks
-from tlx.train.sync_norms import synchronise
 
 WIDTH = 32
 

@@ -6,7 +6,6 @@ of two, at its own image size or, where that takes long, a smaller one.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +22,7 @@ from tlx.base.layers import LayerMap
 from tlx.models.layers.kinds import is_norm
 from tlx.plan.plan import Phase
 from tlx.plan.unfreeze import head_only, two_phase
-from tlx.train.evaluation import evaluate
+from tlx.train.evaluation import Validation, evaluate
 
 CASES: dict[str, dict[str, Any]] = {
     "torchvision/alexnet": {},
@@ -194,9 +193,9 @@ def check(training: Training, phase: Phase) -> None:
     idle = {p.name for y in layers for p in y.parameters if p.idle and phase.trains[y.name] == "all"}
     for parameter in idle:
         parameters[parameter].requires_grad_()  # so that one that is not idle at all shows
-    loss, _, samples, unfinite = training.step(phase_model, phase, phase.start).tolist()
+    loss, _, samples, nonfinite = training.step(phase_model, phase, phase.start).tolist()
     assert torch.isfinite(torch.tensor(loss))
-    assert (samples, unfinite) == (2, 0)
+    assert (samples, nonfinite) == (2, 0)
 
     trained = {p.name for y in layers for p in phase.trained(y)}
     reached = {n: p.grad for n, p in parameters.items() if p.grad is not None}
@@ -243,21 +242,18 @@ class Caching(nn.Module):
 def test_an_evaluation_sees_the_weights_of_now():
     training = Training.of(config_of("trainings:forked", batch=2), alone(), size=64)
     updater = training.updater
-    run = SimpleNamespace(
-        evaluation=lambda: [training.batch(0)],
-        classes=CLASSES,
-        config=config_of("trainings:forked", batch=2),
-        world=updater.world,
-        objective=updater.objective,
-        normalise=updater.normalise,
-        journal=SimpleNamespace(note=print),
-        progress=SimpleNamespace(step=0),
+    validation = Validation(
+        lambda: [training.batch(0)], "here", CLASSES, 5, updater.objective, updater.normalise, updater.world
     )
+
+    def loss(net):
+        return evaluate(net, validation, {}, lambda: 0, print)["loss"]
+
     net = Caching().eval()  # as the moving average of the weights always is
-    before = evaluate(run, net)["loss"]
+    before = loss(net)
     with torch.no_grad():
         net.weight[training.batch(0).labels] += 5
-    assert evaluate(run, net)["loss"] < before - 1
+    assert loss(net) < before - 1
 
 
 def test_the_head_is_the_new_part_even_where_a_pretrained_layer_is_called_head():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,16 +14,14 @@ from safetensors.torch import load_file
 
 from tlx.base.errors import TlxError
 from tlx.base.files import json_text
-from tlx.plan.config import parse
-from tlx.ranks.world import World
+from tlx.plan.config import NonFinite
 from tlx.runs.metrics_file import read_rows
 from tlx.runs.progress import MEMORY, Progress, Trend
-from tlx.train.evaluation import constant
+from tlx.train.evaluation import EvaluationMeter, constant
 from tlx.train.loop import fit
-from tlx.train.meters import EvaluationMeter
-from tlx.train.nonfinite import meet_nonfinite
+from tlx.train.nonfinite import tolerated
 from tlx.train.result import result_of
-from tlx.train.resume import settle
+from tlx.train.run import settle
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +129,7 @@ def test_skipped_steps_leave_nothing_behind(compose, monkeypatch):
     assert fit(run)
     settle(run)
     assert [step for step, same in kept.items() if same] == [4]
-    assert run.progress.unfinite == 1
+    assert run.progress.nonfinite == 1
     assert run.ema.updates == 11  # of 12 steps
     assert sum("the step is skipped; 1 of 10 allowed" in n for n in run.notes) == 1
     for net in (run.net, run.ema.module):
@@ -147,36 +144,23 @@ def test_too_many_skipped_steps_end_the_training(compose):
         spoil(run, step, "features.2.0", infinite)
     with pytest.raises(TlxError, match=r"step 9 (.|\n)*features\.2\.0"):
         fit(run)
-    assert run.progress.unfinite == 3
+    assert run.progress.nonfinite == 3
 
 
 def test_overflows_of_fp16_are_the_scalers_and_a_loss_that_is_not_finite_is_not():
-    reading = {"loss": 1.0, "total": 1.0, "correct": 0, "seen": 8, "bad": 0, "stop": 0, "unfinite": 1, "step": 1}
-    progress = Progress()
-    said = []
-    run = SimpleNamespace(
-        config=parse({"run": "x", "data": {"train": "x", "batch": 1}, "backbone": {"name": "toys:small"},
-                      "loop": {"nonfinite": {"policy": "skip", "limit": 1, "overflows": 3}}}),
-        progress=progress, world=SimpleNamespace(scaler=object()), journal=SimpleNamespace(note=said.append),
-    )  # fmt: skip
+    reading = {"loss": 1.0, "total": 1.0, "correct": 0, "seen": 8, "bad": 0, "stop": 0, "nonfinite": 1, "step": 1}
+    progress, wanted = Progress(), NonFinite(policy="skip", limit=1, overflows=3)
 
     def meet(**over):
         progress.absorb({**reading, **over}, scaled=True)
-        meet_nonfinite(run, {**reading, **over})
+        return tolerated({**reading, **over}, progress, wanted, scaled=True)
 
-    for _ in range(3):
-        meet()
-    assert not said
-    with pytest.raises(AttributeError):  # on to the report, for which there is no network here
-        meet()
-    progress.absorb({**reading, "unfinite": 0}, scaled=True)
-    assert (progress.overflows, progress.overflows_in_a_row, progress.unfinite) == (4, 0, 0)
-    meet()
-    assert not said
-    meet(loss=float("nan"))
-    assert "1 of 1 allowed" in said[0]
-    with pytest.raises(AttributeError):
-        meet(loss=float("nan"))
+    assert [meet() for _ in range(4)] == ["", "", "", None]
+    progress.absorb({**reading, "nonfinite": 0}, scaled=True)
+    assert (progress.overflows, progress.overflows_in_a_row, progress.nonfinite) == (4, 0, 0)
+    assert meet() == ""
+    assert "1 of 1 allowed" in meet(loss=float("nan"))
+    assert meet(loss=float("nan")) is None
 
 
 # --- warnings
@@ -197,7 +181,7 @@ def test_a_leap_of_the_loss_is_told_in_training(compose):
     run = compose(phases={"each": {"lr": 1e-3, "duration": "16ep"}}, optimizer={"name": "sgd"})
     spoil(run, 40, "fc", lambda out: out * -1000)
     fit(run)
-    (said,) = [n for n in run.notes if "leaps" in n]
+    (said,) = [n for n in run.notes if "loss spike" in n]
     assert "at step 41 of phase" in said
 
 
@@ -209,7 +193,7 @@ def test_logits_that_are_not_finite_count_as_wrong():
     nan, inf = float("nan"), float("inf")
     logits = torch.tensor([[nan, nan, nan], [9.0, nan, 1.0], [inf, 0.0, 0.0], [9.0, 0.0, 0.0], [-inf, 9.0, 0.0]])
     labels = torch.tensor([0, 0, 0, 0, 1])
-    meter = EvaluationMeter(3, top_k=2, world=World(0, 1, torch.device("cpu"), False, None))
+    meter = EvaluationMeter(3, top_k=2, device=torch.device("cpu"))
     meter.update(logits, labels, torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
     found = meter.result()
     assert math.isnan(found["loss"])
@@ -219,7 +203,7 @@ def test_logits_that_are_not_finite_count_as_wrong():
 
 
 def test_an_evaluation_without_a_finite_answer_has_no_accuracy():
-    meter = EvaluationMeter(3, top_k=5, world=World(0, 1, torch.device("cpu"), False, None))
+    meter = EvaluationMeter(3, top_k=5, device=torch.device("cpu"))
     meter.update(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.int64), torch.tensor(float("nan")))
     found = meter.result()
     assert math.isnan(found["top1"])
@@ -227,7 +211,7 @@ def test_an_evaluation_without_a_finite_answer_has_no_accuracy():
 
 
 def test_finite_logits_have_no_such_count():
-    meter = EvaluationMeter(3, top_k=5, world=World(0, 1, torch.device("cpu"), False, None))
+    meter = EvaluationMeter(3, top_k=5, device=torch.device("cpu"))
     meter.update(torch.eye(3) * 1e38, torch.arange(3), torch.tensor(0.0))
     assert meter.result() == {"loss": 0.0, "top1": 1.0, "samples": 3, "per_class": [1.0, 1.0, 1.0]}
 

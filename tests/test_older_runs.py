@@ -21,7 +21,8 @@ from tlx.runs.older_meaning import _of_0_1
 from tlx.runs.run_folder import RunFolder
 from tlx.train.components import backbone_of
 from tlx.train.loop import fit
-from tlx.train.resume import resume, settle
+from tlx.train.resume import resume
+from tlx.train.run import settle
 
 RAW = {"run": "r", "data": {"train": "t", "val": "v", "batch": 8}, "backbone": {"name": "toys:small"}}
 RAW |= {"phases": {"each": {"lr": 0.1, "duration": {"max": "3ep"}}}, "loop": {"ema": {"decay": 0.9, "ramp": False}}}

@@ -27,7 +27,14 @@ def shards(tmp_path_factory):
 @pytest.fixture
 def compose(shards, tmp_path, monkeypatch):
     """A run in which everything trains for 3 steps, then the head alone, then everything again."""
-    monkeypatch.setattr(tlx.train.loop, "log", lambda run, phase: run.watched(run))
+    train_step = tlx.train.loop.train_step
+
+    def watched(run, *given):
+        stopping = train_step(run, *given)
+        run.watched(run)
+        return stopping
+
+    monkeypatch.setattr(tlx.train.loop, "train_step", watched)
 
     def compose(rule, momentum=0.9):
         make = composer(shards, tmp_path / "run", monkeypatch, optimizer={"name": "sgd", "momentum": momentum})

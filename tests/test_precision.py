@@ -102,7 +102,7 @@ def test_fp16_needs_a_gpu(config, tmp_path):
 def test_reduced_precision_on_a_gpu(config, plain, tmp_path, words):
     losses, _ = train(config, tmp_path / "run", *words, "loop.channels_last=true", ACCELERATE_USE_CPU="false")
     assert losses == pytest.approx(plain, abs=0.1)
-    assert json.loads((tmp_path / "run" / "result.json").read_text())["unfinite"] <= 5
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["nonfinite"] <= 5
 
 
 @pytest.mark.gpu

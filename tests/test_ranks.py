@@ -102,7 +102,7 @@ def test_evaluating_saving_and_logging_at_other_intervals_changes_no_bit(trained
 
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_step_that_one_rank_spoils_is_skipped_by_all(trained, world):
-    assert report(trained, world, "skipping")["result"]["unfinite"] == 1
+    assert report(trained, world, "skipping")["result"]["nonfinite"] == 1
     assert all(t.isfinite().all() for t in weights(trained, world, "skipping").values())
 
 

@@ -13,7 +13,8 @@ from tlx.base.errors import ConfigError, UserError
 from tlx.runs.checkpoint import Checkpoints, Snapshot, read, weights_of
 from tlx.train.freeze import train_mode
 from tlx.train.loop import begin, fit
-from tlx.train.resume import resume, save_when_due
+from tlx.train.resume import resume
+from tlx.train.run import save
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def test_a_phase_may_start_from_the_best_weights_and_with_a_fresh_optimizer(comp
     run = compose(phases=phases)
     resume(run)
     run.progress.best = {"metric": "val/top1", "value": 1.0, "step": 0, "phase": "x", "weights": "raw"}
-    save_when_due(run, run.plan.phases[0], now=True)
+    save(run)
     best = tensors(run)
     for parameter in run.net.parameters():
         parameter.data.add_(1.0)
@@ -63,7 +64,7 @@ def test_a_best_checkpoint_that_is_damaged_is_not_started_from(compose):
     resume(run)
     run.progress.step = 3
     run.progress.best = {"metric": "val/top1", "value": 1.0, "step": 3, "phase": "x", "weights": "raw"}
-    save_when_due(run, run.plan.phases[0], now=True)
+    save(run)
     run.saver.settle()
     file = run.checkpoints.path(3) / "model.safetensors"
     data = bytearray(file.read_bytes())

@@ -22,14 +22,14 @@ from tlx.base.differences import differences
 from tlx.base.errors import TlxError, UserError
 from tlx.plan.config import parse
 from tlx.runs import run_lock
-from tlx.runs.checkpoint import Checkpoints, Snapshot, optimizer_state, read, weights_of
+from tlx.runs.checkpoint import Checkpoints, Saver, Snapshot, optimizer_state, read, weights_of
 from tlx.runs.metrics_file import MetricsFile, read_rows
 from tlx.runs.run_folder import RunFolder
 from tlx.runs.run_lock import RunLock
-from tlx.runs.saver import Saver
 from tlx.runs.stop import StopRequest
 from tlx.train.loop import fit
-from tlx.train.resume import resume, settle
+from tlx.train.resume import resume
+from tlx.train.run import settle
 
 
 def snapshot(step=0, leaders=(), size=3):

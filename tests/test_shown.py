@@ -28,7 +28,8 @@ from tlx.runs.checkpoint import read
 from tlx.runs.run_folder import versions
 from tlx.train import build
 from tlx.train.result import result_of
-from tlx.train.resume import resume, save_when_due
+from tlx.train.resume import resume
+from tlx.train.run import save
 from tlx.train.step_timer import StepTimer
 
 EVIL = "a\x1b[2J\u202eb\nc"
@@ -229,7 +230,7 @@ def test_another_number_of_cpu_threads_is_told_when_a_run_goes_on(tmp_path, monk
     threads = torch.get_num_threads()
     run = compose()
     resume(run)
-    save_when_due(run, run.plan.phases[0], now=True)
+    save(run)
     run.saver.settle()
     assert json.loads((run.checkpoints.path(0) / "state.json").read_text())["threads"] == threads
     assert result_of(run, finished=True)["threads"] == threads

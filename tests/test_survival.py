@@ -90,7 +90,7 @@ def test_killed_five_times_in_one_training(stage, whole, tmp_path):
 @pytest.mark.slow
 def test_torchrun_restarts_after_faults_and_not_after_a_requested_stop(stage, whole, tmp_path):
     run, words = tmp_path / "run", {"restarts": 3}
-    kills = "0:tlx.train.step.Updater.update:9:rank,1:tlx.train.exchange.Exchange.post:11:rank,0:os.replace:9:rank"
+    kills = "0:tlx.train.step.Updater.update:9:rank,1:tlx.train.step.Exchange.post:11:rank,0:os.replace:9:rank"
     before = len(stage.told())
     stage.ended_well(stage.start(run, **words, KILL_AT=kills), restarted=True)
     assert stage.died(before)

@@ -24,9 +24,9 @@ from tlx.cli.main import app
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
 from tlx.ranks.world import World
-from tlx.train import build, micro_batch
 from tlx.train import command as training
 from tlx.train import components as parting
+from tlx.train import micro_batch
 from tlx.train.data import open_sets
 from tlx.train.memory_estimate import Images, memory_by_phase, optimizer_bytes
 from tlx.train.memory_trial import Attempt, Load, distinct, optimizer_states, ran_out
@@ -65,10 +65,10 @@ def tried(config, world=None):
     world = world or alone()
     sets = open_sets(config)
     torch.manual_seed(0)
-    parts = parting.parts_of(config, world, [10, 10, 10])
-    plan = Plan.make(config, parts.backbone.layers, samples=sets.samples_per_epoch, world=world.size)
+    backbone, updater = parting.parts_of(config, world, [10, 10, 10])
+    plan = Plan.make(config, backbone.layers, samples=sets.samples_per_epoch, world=world.size)
     share = Share.of(config, plan, ranks=world.size, validation=len(sets.val))
-    return parting.trial_of(config, world, parts, plan, ranks=world.size), plan, share
+    return parting.trial_of(config, backbone, updater, plan, classes=3, ranks=world.size), plan, share
 
 
 # How many
@@ -536,7 +536,7 @@ def on_gpu(shards, monkeypatch):
         ranks, folder = world.enter(config), RunFolder(config.run)
         worlds.append(ranks)
         claim = folder.look(config)
-        composed = build.compose(config, ranks, folder)
+        composed = training.compose(config, ranks, folder)
         folder.claim(claim, composed.files)
         composed.stop.close()
         return composed

@@ -25,7 +25,7 @@ from tlx.submit.job import Job
 from tlx.train import build
 from tlx.train import command as training
 from tlx.train.components import backbone_of
-from tlx.train.resume import save_when_due
+from tlx.train.run import save
 
 MLP: dict[str, Any] = {"name": "mlp", "hidden": [4]}
 
@@ -42,7 +42,7 @@ def compose(shards, tmp_path, monkeypatch):
 
 def checkpoint_of(run) -> Path:
     """Of a run that has trained nothing yet: its random head is as good as another."""
-    save_when_due(run, run.plan.phases[0], now=True)
+    save(run)
     run.saver.settle()
     return run.folder / "checkpoints" / "step-00000000" / "model.safetensors"
 

@@ -1,15 +1,16 @@
 """tlx: transfer learning for images at cluster scale. data -> plan -> loop.
 
-What is public is listed here (`__all__`) and does not change without a version that says so. Nothing is imported before
-it is asked for: ``import tlx`` takes no library.
+What is public is listed here (`__all__`); CONTRIBUTING.md says how it may change. Nothing is imported before it is
+asked for: ``import tlx`` takes no library.
 
 A whole training is ``tlx.fit("mine.yaml")``. For a loop of one's own there are :func:`open_shards`,
-:func:`load_backbone`, :func:`make_plan`, :func:`parameter_groups` and :func:`steps`.
+:func:`load_backbone`, :func:`make_plan`, :func:`parameter_groups`, :func:`steps` and :func:`evaluate`; `steps` is made
+of :class:`ShardStream`, :func:`begin_phase` and :func:`set_rates`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.2.0"  # pyproject.toml takes it from here: a checkout and what is installed cannot disagree
 
@@ -23,14 +24,20 @@ _PUBLIC = {
     "load_backbone": "tlx.models:load",
     "adopt_backbone": "tlx.models:adopt",
     "make_plan": "tlx.train.own_loop:make_plan",
+    "timetable": "tlx.plan.timetable:timetable",
     "parameter_groups": "tlx.train.own_loop:parameter_groups",
     "steps": "tlx.train.own_loop:steps",
+    "evaluate": "tlx.train.own_loop:evaluate",
+    "begin_phase": "tlx.train.own_loop:begin_phase",
+    "set_rates": "tlx.train.step:set_rates",
+    "ShardStream": "tlx.data.stream.stream:ShardStream",
     # what these give and take
     "Backbone": "tlx.models:Backbone",
     "LayerMap": "tlx.base.layers:LayerMap",
     "Plan": "tlx.plan.plan:Plan",
     "Phase": "tlx.plan.plan:Phase",
     "Shards": "tlx.data.shards.manifest:Manifest",
+    "Batch": "tlx.data.stream.stream:Batch",
     "Step": "tlx.train.own_loop:Step",
     # parts of one's own
     "Assignment": "tlx.plan.unfreeze:Assignment",
@@ -48,36 +55,47 @@ _PUBLIC = {
 __all__ = sorted([*_PUBLIC, "__version__"])
 
 if TYPE_CHECKING:
-    from tlx.base.durations import Length
-    from tlx.base.errors import ConfigError, TlxError, UserError
-    from tlx.base.inputs import InputSpec
-    from tlx.base.layers import LayerMap
-    from tlx.base.plug import needs
-    from tlx.data.shards.manifest import Manifest as Shards
-    from tlx.models import Backbone
-    from tlx.models import adopt as adopt_backbone
-    from tlx.models import load as load_backbone
-    from tlx.plan.config import Config
-    from tlx.plan.config import load as load_config
-    from tlx.plan.plan import Phase, Plan
-    from tlx.plan.unfreeze import Assignment
-    from tlx.tracking import RunInfo
-    from tlx.train.command import train as fit
-    from tlx.train.own_loop import Step, make_plan, parameter_groups, steps
+    from tlx.base.durations import Length as Length
+    from tlx.base.errors import ConfigError as ConfigError
+    from tlx.base.errors import TlxError as TlxError
+    from tlx.base.errors import UserError as UserError
+    from tlx.base.inputs import InputSpec as InputSpec
+    from tlx.base.layers import LayerMap as LayerMap
+    from tlx.base.plug import needs as needs
+    from tlx.data.shards import manifest
+    from tlx.data.stream.stream import Batch as Batch
+    from tlx.data.stream.stream import ShardStream as ShardStream
+    from tlx.models import Backbone as Backbone
+    from tlx.models import adopt, load
+    from tlx.plan import config
+    from tlx.plan.config import Config as Config
+    from tlx.plan.plan import Phase as Phase
+    from tlx.plan.plan import Plan as Plan
+    from tlx.plan.timetable import timetable as timetable
+    from tlx.plan.unfreeze import Assignment as Assignment
+    from tlx.tracking import RunInfo as RunInfo
+    from tlx.train import command
+    from tlx.train.own_loop import Step as Step
+    from tlx.train.own_loop import begin_phase as begin_phase
+    from tlx.train.own_loop import evaluate as evaluate
+    from tlx.train.own_loop import make_plan as make_plan
+    from tlx.train.own_loop import parameter_groups as parameter_groups
+    from tlx.train.own_loop import steps as steps
+    from tlx.train.step import set_rates as set_rates
 
+    fit, load_config, load_backbone, adopt_backbone = command.train, config.load, load, adopt
+    Shards = manifest.Manifest
     open_shards = Shards.open
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'tlx' has no attribute {name!r}")
     import importlib
+    import operator
 
     module, _, path = _PUBLIC[name].partition(":")
-    value: Any = importlib.import_module(module)
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
+    return operator.attrgetter(path)(importlib.import_module(module))
 
 
 def __dir__() -> list[str]:

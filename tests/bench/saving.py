@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from tlx import models
-from tlx.runs.checkpoint import Checkpoints, Snapshot, optimizer_state, weights_of
-from tlx.runs.saver import Saver
+from tlx.runs.checkpoint import Checkpoints, Saver, Snapshot, optimizer_state, weights_of
 from tlx.train.optim import adamw, parameter_groups
 
 EVERY = 4

@@ -49,16 +49,15 @@ def peaks(setting: Setting, name: str) -> None:
         config = config_of(setting, name, precision, recomputes=recomputes)
         parts.seed_all(config)
         here = world.enter(config)
-        made = parts.parts_of(config, here, [8] * CLASSES)
-        plan = Plan.make(config, made.backbone.layers, samples=3 * config.data.batch, world=1)
-        trial = parts.trial_of(config, here, made, plan, ranks=1)
+        backbone, updater = parts.parts_of(config, here, [8] * CLASSES)
+        plan = Plan.make(config, backbone.layers, samples=3 * config.data.batch, world=1)
+        trial = parts.trial_of(config, backbone, updater, plan, classes=CLASSES, ranks=1)
         estimates = estimates_of(config, plan)
-        updater = Updater(made.optimizer, made.objective, made.normalise, here, config.seed)
         for phase in plan.phases:
             compare(setting, f"{name} {precision}{' checkpointed' if recomputes else ''}, {phase.name}", trial, phase,
                     updater, estimates[phase.name])  # fmt: skip
         here.leave()
-        del made, plan, trial, updater
+        del backbone, plan, trial, updater
         free(setting.device)
 
 

@@ -51,7 +51,7 @@ def waits_of(run) -> Counter[str]:
     phase = run.plan.phases[0]
     begin(run, phase)
     phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
-    each = steps_of(run, phase)
+    each = steps_of(run.stream, phase, run.progress.step, run.world.device)
     train_step(run, phase, phase_model, *next(each))
     kinds = [torch.profiler.ProfilerActivity.CPU]
     kinds += [torch.profiler.ProfilerActivity.CUDA] if run.world.cuda else []
@@ -74,7 +74,7 @@ def overflow(setting: Setting) -> None:
             phase = run.plan.phases[0]
             begin(run, phase)
             phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=False)
-            each = steps_of(run, phase)
+            each = steps_of(run.stream, phase, run.progress.step, run.world.device)
             spoilt = phase_model.parameters[0].register_hook(lambda g: g * float("inf"))
             before = [t.clone() for t in run.net.state_dict().values()]
             one_step(run, phase_model, *next(each))

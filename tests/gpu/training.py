@@ -16,7 +16,7 @@ from rows import Setting
 from tlx.plan.config import Config, parse
 from tlx.ranks import world
 from tlx.runs.run_folder import RunFolder
-from tlx.train import build
+from tlx.train.command import compose
 from tlx.train.loop import begin, steps_of
 from tlx.train.run import Run
 from tlx.train.step import PhaseModel, prepare_phase, set_rates
@@ -52,7 +52,7 @@ def composed(config: Config) -> Iterator[Run]:
         alone = config.model_copy(update={"run": Path(folder) / "run"})
         here = world.enter(alone)
         alone.run.mkdir()
-        run = build.compose(alone, here, RunFolder(alone.run), silent=True)
+        run = compose(alone, here, RunFolder(alone.run), silent=True)
         run.stop.close()
         run.journal.start(0, resumed=False)
         try:
@@ -78,7 +78,7 @@ def losses(run: Run) -> list[float]:
     for phase in run.plan.phases:
         begin(run, phase)
         phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-        for step, batches in steps_of(run, phase):
+        for step, batches in steps_of(run.stream, phase, run.progress.step, run.world.device):
             found.append(one_step(run, phase_model, step, batches))
     return found
 

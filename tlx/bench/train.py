@@ -28,7 +28,7 @@ from tlx.plan.config import Config, Input
 from tlx.plan.plan import Phase
 from tlx.ranks import world as worlds
 from tlx.runs.run_folder import RunFolder
-from tlx.train import build
+from tlx.train import command as training
 from tlx.train import components as parts
 from tlx.train.data import open_sets
 from tlx.train.loop import begin, train_step
@@ -115,7 +115,7 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
         alone, notes = _alone(config, Path(folder) / "run")
         world = worlds.enter(alone)
         alone.run.mkdir()
-        run = build.compose(alone, world, RunFolder(alone.run), silent=True)
+        run = training.compose(alone, world, RunFolder(alone.run), silent=True)
         run.stop.close()  # Ctrl-C ends a measurement at once
         try:
             run.journal.start(0, resumed=False)

@@ -34,7 +34,7 @@ __all__ = [
     "source",
 ]
 
-_EMPTY: Mapping[str, Any] = {}
+_EMPTY: Mapping[str, object] = {}
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ def load(
     *,
     classes: int,
     weights: str = "default",
-    args: Mapping[str, Any] = _EMPTY,
+    args: Mapping[str, object] = _EMPTY,
     head: str = "linear",
-    head_args: Mapping[str, Any] = _EMPTY,
+    head_args: Mapping[str, object] = _EMPTY,
     granularity: Granularity = "block",
     channels: int = 3,
     empty: bool = False,

@@ -114,8 +114,8 @@ def plan_rows(history: History) -> list[dict[str, Any]]:
 def warnings(history: History) -> list[str]:
     """Of the plan, and of updates that the training had to leave out."""
     said = history.plan.get("warnings")
-    unfinite = history.number("unfinite") or 0
-    left_out = [f"{unfinite:.0f} updates were left out: loss or gradient was not finite."] if unfinite else []
+    nonfinite = history.number("nonfinite") or history.number("unfinite") or 0  # the latter in 0.1 and 0.2
+    left_out = [f"{nonfinite:.0f} updates were left out: loss or gradient was not finite."] if nonfinite else []
     return [str(warning) for warning in (said if isinstance(said, list) else [])] + left_out
 
 

@@ -14,7 +14,8 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +86,7 @@ class Checkpoints:
             self.folder.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays so
             beside.mkdir()
             _write(beside, snapshot)
-        except (
-            OSError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:  # a full disk, by whoever writes
+        except (OSError, RuntimeError, SafetensorError) as error:  # a full disk, by whoever writes
             shutil.rmtree(beside, ignore_errors=True)
             raise error if isinstance(error, OSError) else OSError(str(error)) from error
         if path.exists():  # damaged: this run has gone back behind it
@@ -118,10 +115,6 @@ class Checkpoints:
             self._link("best", self.path(int(best["step"])).name)
         self._prune(path)
 
-    def damage(self, path: Path) -> str | None:
-        """What is wrong with a checkpoint, in words."""
-        return _damage(path)
-
     def sweep(self) -> None:
         """Removes what a process that was killed was writing."""
         for left in self.folder.glob(".*.writing"):
@@ -138,10 +131,10 @@ class Checkpoints:
         """
         paths = self._paths()
         for path in reversed(paths):
-            damage = _damage(path)
-            if damage is None:
+            wrong = damage(path)
+            if wrong is None:
                 return path
-            say(f"checkpoint {path} is damaged ({damage}); going back to the one before")
+            say(f"checkpoint {path} is damaged ({wrong}); going back to the one before")
         if paths:
             raise TlxError(f"every checkpoint in {self.folder} is damaged; --fresh starts anew and keeps them aside")
         return None
@@ -184,6 +177,91 @@ class Checkpoints:
         step = int(number)
         intervals = [self.every, *(every for every, until in self.earlier() if step <= until)]
         return any(every > 0 and step % every == 0 for every in intervals)
+
+
+@dataclass
+class Saver:
+    """Writes one checkpoint at a time, in a thread beside training unless `background` is false.
+
+    Attributes:
+        place: called by who saves: the folder of checkpoints, where it is now; raises where it is another training's.
+        before: called before a checkpoint is written: metrics that it counts must be on the disk.
+        say: hears when one cannot be written; training goes on.
+        written: the step of the newest on the disk.
+    """
+
+    checkpoints: Checkpoints
+    place: Callable[[], Path]
+    before: Callable[[], None]
+    say: Callable[[str], None]
+    background: bool = True
+    written: int = 0
+    _thread: ThreadPoolExecutor | None = field(default=None, init=False, repr=False)
+    _under_way: Future[None] | None = field(default=None, init=False, repr=False)
+
+    def save(self, step: int, snapshot: Snapshot) -> None:
+        """Begins to write, once the one before is written; raises what that one raised, but for OSError."""
+        self.settle()
+        self.follow()
+        if not self.background:
+            self._write(step, snapshot)
+            return
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._under_way = self._thread.submit(self._write, step, snapshot)
+
+    def follow(self) -> None:
+        """Checkpoints are where the run folder is now."""
+        self.checkpoints = replace(self.checkpoints, folder=self.place())
+
+    def settle(self) -> None:
+        """Waits until what was handed over is on the disk, or has failed."""
+        under_way = self._under_way
+        if under_way is None:
+            return
+        try:
+            under_way.result()
+        finally:
+            if self._under_way is under_way:  # the watch may wait for it beside the main thread
+                self._under_way = None
+
+    def close(self) -> None:
+        """The same, for the last time; safe after a fault."""
+        try:
+            self.settle()
+        finally:
+            if self._thread is not None:
+                self._thread.shutdown()
+                self._thread = None
+
+    def _write(self, step: int, snapshot: Snapshot) -> None:
+        try:
+            self.before()
+            path = self.checkpoints.write(step, snapshot)
+        except OSError as error:
+            self.say(
+                f"WARNING: the checkpoint of step {step} could not be written ({error}).\n"
+                f"  Training goes on; {self._left()} Mend that, or make room: {self._room(snapshot)}"
+            )
+            return
+        self.written = step
+        try:
+            self.checkpoints.supersede(path)
+        except OSError as error:
+            self.say(
+                f"WARNING: {path} is written, but not the links to it, or older ones could not be removed ({error})"
+            )
+
+    def _left(self) -> str:
+        return f"the one of step {self.written} is untouched." if self.written else "there is none before it."
+
+    def _room(self, snapshot: Snapshot) -> str:
+        needed = f"it takes {snapshot.bytes / 2**20:,.1f} MiB"
+        try:
+            free = shutil.disk_usage(self.checkpoints.folder.parent).free
+        except OSError:
+            return needed
+        return f"{needed}, and {free / 2**20:,.1f} MiB are free in {self.checkpoints.folder.parent}"
 
 
 def read(path: Path) -> Snapshot:
@@ -330,10 +408,11 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
     _flush(folder)
 
 
-def _damage(path: Path) -> str | None:
-    damage = _state_damage(path)
-    if damage is not None:
-        return damage
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None for a whole one."""
+    wrong = _state_damage(path)
+    if wrong is not None:
+        return wrong
     state = _state(path)
     if state.get("format") not in READS:
         return None

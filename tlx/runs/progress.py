@@ -94,7 +94,7 @@ class Progress:
         leaders: the best evaluations whose checkpoints stay, best first: {step, value, loss}.
         trend: of the training loss, against which a step's is a spike.
         bad: unreadable samples of any rank, by place: the reason.
-        unfinite: steps that updated nothing, but for fp16's overflows, which its scaler mends.
+        nonfinite: steps that updated nothing, but for fp16's overflows, which its scaler mends.
         extended: how often the plan was made a longer one: {step, steps: [before, now], rest, time}.
     """
 
@@ -112,7 +112,7 @@ class Progress:
     bad: dict[str, str] = field(default_factory=dict)
     replaced: int = 0
     samples_seen: int = 0
-    unfinite: int = 0
+    nonfinite: int = 0
     overflows: int = 0
     overflows_in_a_row: int = 0
     wall_time_s: float = 0.0
@@ -124,6 +124,8 @@ class Progress:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Progress:
         fields = dict(data)
+        if "unfinite" in fields:  # its name in 0.1 and 0.2
+            fields["nonfinite"] = fields.pop("unfinite")
         kinds = {"patience": Patience, "plateau": Patience, "logged": Mean, "evaluated": Mean, "trend": Trend}
         for name, kind in kinds.items():
             fields[name] = kind(**fields[name])
@@ -137,12 +139,12 @@ class Progress:
         """Counts one step's exchange; an overflow is a `scaled` gradient that is not finite, of a loss that is."""
         self.samples_seen += int(reading["seen"])
         self.replaced += int(reading["bad"])
-        if reading["unfinite"] and scaled and math.isfinite(reading["loss"]):
+        if reading["nonfinite"] and scaled and math.isfinite(reading["loss"]):
             self.overflows += 1
             self.overflows_in_a_row += 1
             return
-        if reading["unfinite"]:
-            self.unfinite += 1
+        if reading["nonfinite"]:
+            self.nonfinite += 1
             return
         self.overflows_in_a_row = 0
         self.logged.add(reading)

@@ -1,29 +1,20 @@
-"""From a configuration to a running training: the only place that sees the whole configuration."""
+"""From a configuration to its plan, checked: what `tlx plan` shows, and a training begins with."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
-from tlx.base.files import json_text
 from tlx.base.launcher import environment
 from tlx.base.metrics import metric_names
 from tlx.base.terminal import escaped, folded
-from tlx.data.stream.order import ORDER_VERSION
 from tlx.data.stream.sampling import refuse_weightless
-from tlx.plan.config import Config, plain
+from tlx.plan.config import Config
 from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
-from tlx.plan.written_config import essential
-from tlx.runs.extend import kept_for_good
-from tlx.runs.run_folder import RunFolder
 from tlx.train.components import (
-    Parts,
     backbone_of,
     check_trackers,
     make,
@@ -32,32 +23,13 @@ from tlx.train.components import (
     output_check,
     parts_of,
     seed_all,
-    tracker_of,
     trial_of,
-    try_network,
 )
-from tlx.train.data import (
-    Datasets,
-    Samples,
-    count_samples,
-    evaluation_of,
-    known_names,
-    open_sets,
-    stream_of,
-    view_of,
-    warnings_of,
-)
-from tlx.train.verification import FILE as SHARDS
-from tlx.train.verification import record_of, verify
+from tlx.train.data import Samples, count_samples, known_names, view_of
 
 if TYPE_CHECKING:
     from tlx.models import Backbone
     from tlx.plan.memory import Memory
-    from tlx.ranks.world import World
-    from tlx.runs.saver import Saver
-    from tlx.runs.stop import StopRequest
-    from tlx.tracking.journal import Journal
-    from tlx.train.run import Run
 
 
 def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tuple[Plan, str]:
@@ -255,7 +227,8 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     seed_all(alone)
     validation = max(config.data.batch, config.evaluate.batch or 0) if config.data.val else 0
     share = Share.of(config, made, ranks=ranks, validation=validation)
-    found = search(trial_of(alone, world, parts_of(alone, world, [1] * classes), made, ranks=ranks), share, world)
+    trial = trial_of(alone, *parts_of(alone, world, [1] * classes), made, classes=classes, ranks=ranks)
+    found = search(trial, share, world)
     on = device_words(facts_of(alone, share, world)["devices"][0])
     said = [report(found, share, on=on)]
     if not world.cuda:
@@ -314,109 +287,6 @@ def header(config: Config, classes: int) -> str:
     return f"run {run}: {config.backbone.name} (weights {weights}), {head}, seed {config.seed}"
 
 
-def together(world: World, act: Callable[[], Any]) -> Any:
-    """Does something on every rank; a user's mistake that any rank finds is everybody's, so that none waits for it."""
-    value, mistake = None, None
-    try:
-        value = act()
-    except UserError as error:
-        mistake = error
-    first = next((m for m in world.gather(str(mistake) if mistake else None) if m), None)
-    if first is not None:
-        raise mistake or UserError(first)
-    return value
-
-
-def compose(
-    config: Config,
-    world: World,
-    folder: RunFolder,
-    stop: StopRequest | None = None,
-    *,
-    silent: bool = False,
-    anew: bool = False,
-) -> Run:
-    """Builds every part of a training, every rank at once. Nothing is written into the folder.
-
-    Args:
-        stop: requests to stop, listened to from an earlier time on; by default from now on.
-        silent: nothing is shown on the console.
-        anew: what the folder holds now is another training's.
-
-    Raises:
-        UserError: what any rank finds, on all of them.
-    """
-    from tlx.ranks.same_inputs import check_parts
-    from tlx.runs.stop import StopRequest
-    from tlx.train.micro_batch import FILE as MEMORY
-    from tlx.train.micro_batch import Share, choose
-
-    def begin() -> tuple[Parts, Plan]:
-        seed_all(config)
-        parts = parts_of(config, world, sets.samples.counts, sets.samples.names)
-        made, view = checked_plan(config, parts.backbone, sets.samples, world.size)
-        assert made is not None
-        try_network(parts, made, world.device, output_check(config, parts.objective))
-        return dataclasses.replace(parts, view=view), made
-
-    sets: Datasets = together(world, lambda: open_sets(config))
-    warnings = together(world, lambda: warnings_of(sets) if world.main else None)  # every plan has rank 0's
-    sets = dataclasses.replace(sets, warnings=world.from_main(warnings))
-    verified = verify(config.data.verify, None if anew else folder.path, world, sets.manifests)
-    parts, made = together(world, begin)
-    warning = check_parts(world, parts.net, sets.manifests)
-    validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
-    share = Share.of(config, made, ranks=world.size, validation=validation)
-    trial = functools.partial(trial_of, config, world, parts, made, ranks=world.size)
-    choice = choose(config, made, share, trial, world, None if anew else folder.path)
-    run: Run = together(
-        world, lambda: _compose(choice.over(config), world, folder, sets, parts, choice.said, silent=silent)
-    )
-    run.stop = stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after)
-    for note in (*verified.notes, *([warning] if warning is not None else [])):
-        run.journal.note(note)
-    memory = {MEMORY: choice.record} if choice.record else {}
-    run.files = {"plan.json": json_text(run.plan.data()), SHARDS: record_of(verified), **memory}
-    return run
-
-
-def _compose(
-    config: Config, world: World, folder: RunFolder, sets: Datasets, parts: Parts, said: str | None, *, silent: bool
-) -> Run:
-    from tlx.train.run import Run
-
-    backbone, spec, objective = parts.backbone, parts.spec, parts.objective
-    remake = functools.partial(plan_of, config, backbone, sets.samples, world.size)
-    try:
-        made = remake({})
-    except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
-        raise UserError(f"{said}; {error.what}" if said else error.what, where=error.where, todo=error.todo) from error
-    notes = [str(backbone.loaded)] if backbone.loaded else []
-    notes += normalisation(config, backbone)
-    notes += [sets.samples.note] if sets.samples.note else []
-    notes += [said] if said else []
-    text = "\n".join([header(config, len(sets.train.classes)), timetable(made), *notes])
-    journal = journal_of(config, world, folder, made.steps, silent=silent)
-    run = Run(
-        config=config,
-        world=world,
-        net=parts.net,
-        remake_plan=remake,
-        optimizer=parts.optimizer,
-        objective=objective,
-        normalise=parts.normalise,
-        stream=stream_of(config, sets.train, spec, world, objective.class_weights, parts.view),
-        evaluation=evaluation_of(config, sets.val, spec, world),
-        classes=len(sets.train.classes),
-        identity=identity_of(config, sets, spec),
-        saver=saver_of(config, folder, made, journal),
-        journal=journal,
-        ema=parts.ema,
-    )
-    run.journal.console.plan(text)
-    return run
-
-
 def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) -> None:
     """Whether evaluations will give what is chosen and waited for by.
 
@@ -437,54 +307,3 @@ def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) 
         problems.append("data.val: start_from: best needs validation data")
     if problems:
         raise ConfigError(problems)
-
-
-def identity_of(config: Config, sets: Datasets, spec: Any) -> dict[str, Any]:
-    """What a checkpoint must agree with, and what a reader of its weights must know."""
-    return {
-        "backbone": config.backbone.name,
-        "classes": list(sets.train.classes),
-        "input": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
-        "order_version": ORDER_VERSION,
-        "train_shards": sets.train.digest,
-        "val_shards": sets.val.digest if sets.val is not None else None,
-        "train_content": sets.train.content,
-        "val_content": sets.val.content if sets.val is not None else None,
-        "config": essential(plain(config)),
-    }
-
-
-def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) -> Saver:
-    """Writes checkpoints after the metrics that they count, and only while the folder is this training's."""
-    from tlx.runs.checkpoint import Checkpoints
-    from tlx.runs.saver import Saver
-
-    def place() -> Path:
-        if folder.follow() is not None:
-            with contextlib.suppress(OSError):  # a row that comes, or a checkpoint, tries once more
-                journal.follow(folder.metrics)
-        elif folder.lock is not None:
-            folder.lock.check()
-        return folder.checkpoints
-
-    kept = config.checkpoint.keep
-    every = plan.interval(kept.every) if kept.every else 0
-    before = functools.cache(lambda: kept_for_good(folder.path))  # an extension is written after this
-    checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every, earlier=before)
-    return Saver(checkpoints, place, journal.sync, journal.note, background=config.checkpoint.background)
-
-
-def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, silent: bool = False) -> Journal:
-    from tlx.base.console import Console
-    from tlx.runs.metrics_file import MetricsFile
-    from tlx.tracking import RunInfo, guarded
-    from tlx.tracking.journal import Journal
-
-    def trackers(resumed: bool) -> list[Any]:
-        said = config.model_dump(mode="json")
-        about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
-        return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
-
-    console = Console(steps, world.main and not silent)
-    metrics = MetricsFile(folder.metrics, console.note, folder.is_displaced)
-    return Journal(metrics if world.main else None, console, trackers)

@@ -1,62 +1,95 @@
-"""One start of a training: to its end, to a stop that was asked for, or to a fault; status.json says which."""
+"""A start of a training, from top to bottom: read the configuration, join the ranks, look at the run folder, build and
+plan, claim the folder, train, record how it ended (`status.json`, and :mod:`tlx.base.verdict`)."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
+from tlx.base.files import json_text
 from tlx.base.launcher import ranked, relaunched
+from tlx.base.location import shown
 from tlx.base.terminal import say
-from tlx.plan.config import Config
-from tlx.runs.extend import Extend, earlier
+from tlx.data.stream.order import ORDER_VERSION
+from tlx.plan.config import Config, load, plain
+from tlx.plan.timetable import timetable
+from tlx.plan.written_config import essential
+from tlx.ranks.together import by_main, together
+from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_folder import Claim, RunFolder, Start
-from tlx.train.build import compose, plans_of, together
-from tlx.train.components import backbone_of
+from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
+from tlx.train.components import backbone_of, output_check, parts_of, seed_all, tracker_of, trial_of, try_network
+from tlx.train.data import Datasets, Samples, open_sets, stream_of, warnings_of
+from tlx.train.verification import FILE as SHARDS
+from tlx.train.verification import record_of, verify
 
 if TYPE_CHECKING:
+    from tlx.base.inputs import InputSpec
+    from tlx.data.shards.manifest import Manifest
+    from tlx.models import Backbone
+    from tlx.plan.plan import Plan
     from tlx.ranks.watch import Watch
+    from tlx.ranks.world import World
+    from tlx.runs.checkpoint import Saver
     from tlx.runs.processes import Early
+    from tlx.runs.stop import StopRequest
+    from tlx.tracking.journal import Journal
+    from tlx.train.evaluation import Validation
     from tlx.train.run import Run
+    from tlx.train.step import Updater
 
 
 def train(
-    config: Config,
+    config: Config | str | Path,
+    overrides: Sequence[str] = (),
     *,
     fresh: bool = False,
     extend: bool = False,
     rest: bool = False,
     command: bool = False,
     early: Early | None = None,
-) -> Mapping[str, Any] | None:
-    """Trains, resumes, extends, or finds the run done; its result, or None after a stop request.
+) -> Mapping[str, object] | None:
+    """Trains, resumes, extends, or finds the run done.
 
     Nothing is written into the run folder before the first step can be made; from then on its status.json says how it
-    ends. What is said of a start that was refused, `tlx.base.verdict` tells. Any thread may call it; signals ask for a
-    stop only where the main thread does.
+    ends. Any thread may call it; signals ask for a stop only where the main thread does.
 
     Args:
+        config: a configuration, or its YAML file.
+        overrides: of a file: ``["seed=1", "run=runs/other"]``.
         fresh, extend, rest: see :class:`tlx.runs.run_folder.Start`.
         command: this process is a command's, started for this training alone. Then `stop_after` counts from the start
             of the process, and a training that hangs ends it; else both would hit whoever called.
         early: what this rank has seen and heard since its process was started.
+
+    Returns:
+        What `result.json` holds; None after a stop request, with everything saved.
+
+    Raises:
+        ConfigError: mistakes in the configuration, all of them.
+        UserError: a start that cannot be: data, weights, devices, a folder of another training.
+        TlxError: a training that could not go on.
     """
     from tlx.ranks.watch import Watch
 
-    start, began = Start(fresh, extend, rest), time.time()
-    folder = RunFolder(config.run)
+    began = None if command else time.time()
+    if not isinstance(config, Config):
+        config = load(config, overrides)
+    start, folder = Start(fresh, extend, rest), RunFolder(config.run)
     patience_s = 60 * config.world.timeout_minutes
     watch = Watch(folder, patience_s=patience_s, ends=command or ranked(), claimed=False, early=early)
     # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
     with contextlib.ExitStack() as leaving:
         try:
-            return _train(config, folder, watch, leaving, start, began=None if command else began)
+            return _start(config, folder, watch, leaving, start, began=began)
         except BaseException as error:
             told = watch.explained(error)
             watch.say(_status_of(told), str(told) or type(told).__name__)
@@ -68,13 +101,7 @@ def train(
             folder.release()
 
 
-def _status_of(error: BaseException) -> verdict.Status:
-    if isinstance(error, UserError):
-        return "user-error"
-    return "resumable" if isinstance(error, KeyboardInterrupt) else "fault"
-
-
-def _train(
+def _start(
     config: Config,
     folder: RunFolder,
     watch: Watch,
@@ -83,18 +110,25 @@ def _train(
     *,
     began: float | None,
 ) -> Mapping[str, Any] | None:
+    """Everything that a start does, in order; the same result on every rank."""
     from tlx.ranks import world as worlds
     from tlx.runs.stop import StopRequest
 
+    # join the ranks
     world = worlds.enter(config, watch)
     leaving.callback(world.leave)
-    claim: Claim = together(world, lambda: _look(config, folder, start, world.size) if world.main else None)
-    claim = world.from_main(claim)
-    config = _with_own_cache(claim.config, config)
+
+    # look at the run folder: rank 0 does, and trains by its configuration
+    claim = by_main(world, lambda: _look(config, folder, start, world.size))
+    # but with the cache folder of this machine, which may be another one on each ($TMPDIR)
+    cache = claim.config.data.cache.model_copy(update={"folder": config.data.cache.folder})
+    config = claim.config.model_copy(update={"data": claim.config.data.model_copy(update={"cache": cache})})
     if claim.result is not None:
         if world.main:
             _show_done(config, folder, claim.result)
         return claim.result
+
+    # build every part, and plan
     watch.beat("loading")
     stop = StopRequest(
         folder.path,
@@ -107,10 +141,14 @@ def _train(
     leaving.callback(stop.close)
     together(world, lambda: fetch(config) if world.local_main else None)
     run = compose(config, world, folder, stop, anew=claim.aside)
-    together(world, lambda: _claim(run, folder, claim) if world.main else None)
+
+    # the first step can be made: claim the folder
+    by_main(world, lambda: _claim(run, folder, claim))
     watch.claimed = True
     watch.beat("loading")
     watch.before_exit, watch.asks_to_stop = run.saver.settle, stop.fail
+
+    # train, and record how it ended
     result = train_and_record(run, folder)
     world.barrier()  # until here a fault of one rank is named by the others
     watch.close()
@@ -118,6 +156,12 @@ def _train(
     if world.main and result["finished"] and config.track.report:
         draw(folder.path)  # the other ranks do not wait
     return result if result["finished"] else None
+
+
+def _status_of(error: BaseException) -> verdict.Status:
+    if isinstance(error, UserError):
+        return "user-error"
+    return "resumable" if isinstance(error, KeyboardInterrupt) else "fault"
 
 
 def _look(config: Config, folder: RunFolder, start: Start, ranks: int) -> Claim:
@@ -140,14 +184,192 @@ def _show_done(config: Config, folder: RunFolder, result: Mapping[str, Any]) -> 
     verdict.give("done", step=result["step"])
 
 
-def _with_own_cache(config: Config, own: Config) -> Config:
-    """Rank 0's configuration, with the folder of this machine's cache, which may be another one on each ($TMPDIR)."""
-    cache = config.data.cache.model_copy(update={"folder": own.data.cache.folder})
-    return config.model_copy(update={"data": config.data.model_copy(update={"cache": cache})})
+def fetch(config: Config) -> None:
+    """Brings weights that are not a file into the cache, once per machine, before every rank looks there."""
+    from tlx.models.weights.files import location
+
+    if config.backbone.weights != "none" and not location(config.backbone.weights).exists():
+        backbone_of(config, 2)
+
+
+def compose(
+    config: Config,
+    world: World,
+    folder: RunFolder,
+    stop: StopRequest | None = None,
+    *,
+    silent: bool = False,
+    anew: bool = False,
+) -> Run:
+    """Builds every part of a training, every rank at once. Nothing is written into the folder.
+
+    Args:
+        stop: requests to stop, listened to from an earlier time on; by default from now on.
+        silent: nothing is shown on the console.
+        anew: what the folder holds now is another training's.
+
+    Raises:
+        UserError: what any rank finds, on all of them.
+    """
+    from tlx.ranks.same_inputs import check_parts
+    from tlx.runs.stop import StopRequest
+    from tlx.train.micro_batch import FILE as MEMORY
+    from tlx.train.micro_batch import Share, choose
+    from tlx.train.run import Run
+
+    # the data; every plan warns of what rank 0 has seen in them
+    sets = together(world, lambda: open_sets(config))
+    sets = dataclasses.replace(sets, warnings=by_main(world, lambda: warnings_of(sets)))
+    samples, earlier_start = sets.samples, None if anew else folder.path
+    verified = verify(config.data.verify, earlier_start, world, sets.manifests)
+
+    # the network, what updates it, and the plan; whether they suit each other
+    backbone, updater, plan, view = together(world, lambda: _build(config, world, samples))
+    warning = check_parts(world, backbone.module, sets.manifests)
+
+    # how many samples a rank takes at once
+    validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
+    share = Share.of(config, plan, ranks=world.size, validation=validation)
+    trial = functools.partial(trial_of, config, backbone, updater, plan, classes=samples.classes, ranks=world.size)
+    choice = choose(config, plan, share, trial, world, earlier_start)
+
+    files = {SHARDS: record_of(verified)} | ({MEMORY: choice.record} if choice.record else {})
+
+    # what the loop works on
+    def assemble(config: Config) -> Run:
+        spec = config.input.over(backbone.input)
+        remake = functools.partial(plan_of, config, backbone, samples, world.size)
+        try:
+            plan = remake({})
+        except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
+            what = f"{choice.said}; {error.what}" if choice.said else error.what
+            raise UserError(what, where=error.where, todo=error.todo) from error
+        journal = journal_of(config, world, folder, plan.steps, silent=silent)
+        run = Run(
+            config=config,
+            world=world,
+            net=backbone.module,
+            remake_plan=remake,
+            updater=updater,
+            stream=stream_of(config, sets.train, spec, world, updater.objective.class_weights, view),
+            validation=validation_of(config, sets.val, spec, updater),
+            identity=identity_of(config, sets, spec),
+            saver=saver_of(config, folder, plan, journal),
+            journal=journal,
+            stop=stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after),
+            files=files | {"plan.json": json_text(plan.data())},
+        )
+        said = [str(backbone.loaded) if backbone.loaded else None, *normalisation(config, backbone), samples.note]
+        lines = [header(config, samples.classes), timetable(plan), *said, choice.said]
+        journal.console.plan("\n".join(line for line in lines if line))
+        return run
+
+    run = together(world, lambda: assemble(choice.over(config)))
+    for note in (*verified.notes, *([warning] if warning is not None else [])):
+        run.journal.note(note)
+    return run
+
+
+def _build(config: Config, world: World, samples: Samples) -> tuple[Backbone, Updater, Plan, Any]:
+    """The network, what updates it, the plan, and the view of a training picture."""
+    from tlx.train.dry_run import DryRun
+
+    seed_all(config)
+    backbone, updater = parts_of(config, world, samples.counts, samples.names)
+    plan, view = checked_plan(config, backbone, samples, world.size)
+    assert plan is not None
+    check = output_check(config, updater.objective)
+    try_network(DryRun(backbone, plan, config.input.over(backbone.input), samples.classes, check), world.device)
+    return backbone, updater, plan, view
+
+
+def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, updater: Updater) -> Validation | None:
+    """What an evaluation takes; None without validation shards."""
+    from tlx.data.pixels.transforms import eval_transform
+    from tlx.data.stream.stream import evaluation_batches
+    from tlx.train.evaluation import Validation
+
+    if shards is None:
+        return None
+    world = updater.world
+    share = -(-config.data.batch // world.size)
+    batches = functools.partial(
+        evaluation_batches,
+        shards,
+        batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
+        transform=eval_transform(spec),
+        channels=config.input.channels,
+        rank=world.rank,
+        world=world.size,
+        workers=config.data.workers,
+        skip_bad=True,
+        upright=config.data.exif_orientation,
+        pin=world.cuda,
+    )
+    return Validation(
+        batches=batches,
+        where=shown(config.data.val or ""),
+        classes=len(shards.classes),
+        top_k=config.evaluate.top_k,
+        objective=updater.objective,
+        normalise=updater.normalise,
+        world=world,
+    )
+
+
+def identity_of(config: Config, sets: Datasets, spec: InputSpec) -> dict[str, Any]:
+    """What a checkpoint must agree with, and what a reader of its weights must know."""
+    return {
+        "backbone": config.backbone.name,
+        "classes": list(sets.train.classes),
+        "input": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
+        "order_version": ORDER_VERSION,
+        "train_shards": sets.train.digest,
+        "val_shards": sets.val.digest if sets.val is not None else None,
+        "train_content": sets.train.content,
+        "val_content": sets.val.content if sets.val is not None else None,
+        "config": essential(plain(config)),
+    }
+
+
+def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) -> Saver:
+    """Writes checkpoints after the metrics that they count, and only while the folder is this training's."""
+    from tlx.runs.checkpoint import Checkpoints, Saver
+
+    def place() -> Path:
+        if folder.follow() is not None:
+            with contextlib.suppress(OSError):  # a row that comes, or a checkpoint, tries once more
+                journal.follow(folder.metrics)
+        elif folder.lock is not None:
+            folder.lock.check()
+        return folder.checkpoints
+
+    kept = config.checkpoint.keep
+    every = plan.interval(kept.every) if kept.every else 0
+    before = functools.cache(lambda: kept_for_good(folder.path))  # an extension is written after this
+    checkpoints = Checkpoints(folder.checkpoints, keep=kept.last, every=every, earlier=before)
+    return Saver(checkpoints, place, journal.sync, journal.note, background=config.checkpoint.background)
+
+
+def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, silent: bool = False) -> Journal:
+    """Where rank 0 tells what happens: metrics.jsonl, trackers, console."""
+    from tlx.base.console import Console
+    from tlx.runs.metrics_file import MetricsFile
+    from tlx.tracking import RunInfo, guarded
+    from tlx.tracking.journal import Journal
+
+    def trackers(resumed: bool) -> list[Any]:
+        said = config.model_dump(mode="json")
+        about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
+        return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
+
+    console = Console(steps, world.main and not silent)
+    metrics = MetricsFile(folder.metrics, console.note, folder.is_displaced)
+    return Journal(metrics if world.main else None, console, trackers)
 
 
 def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
-    """The first step can be made: from here on the folder is this training's, of the longer run where it is extended.
+    """From here on the folder is this training's, of the longer run where it is extended.
 
     Raises:
         UserError: it is of another training, or cannot be written; nothing in it has changed.
@@ -173,7 +395,7 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
     from tlx.train.memory_trial import ran_out
     from tlx.train.micro_batch import out_of_memory
     from tlx.train.result import result_of
-    from tlx.train.resume import settle
+    from tlx.train.run import settle
 
     world, finished = run.world, False
     try:
@@ -181,10 +403,12 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
         world.watch.beat("saving")
         settle(run)
         finished = ended
-        trouble = _trouble(run, folder)
+        # why it could not go on, in the words of the first rank that knows; the same on every rank
+        own = run.stop.trouble or (folder.follow() if world.main else None)
+        trouble = next((why for why in world.gather(own) if why), None)
         world.watch.beat("result")
         result = result_of(run, finished=finished)
-        together(world, lambda: conclude(run, folder, result, trouble=trouble) if world.main else None)
+        by_main(world, lambda: conclude(run, folder, result, trouble=trouble))
         if trouble is not None:
             raise TlxError(f"{trouble}\n  (step {run.progress.step} of {run.plan.steps} is saved)")
     except RuntimeError as error:
@@ -209,17 +433,11 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
     return result
 
 
-def _trouble(run: Run, folder: RunFolder) -> str | None:
-    """Why the training could not go on, in the words of the first rank that knows; the same on every rank."""
-    own = run.stop.trouble or (folder.follow() if run.world.main else None)
-    return next((why for why in run.world.gather(own) if why), None)
-
-
 def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble: str | None = None) -> None:
-    """The verdict, in the run's folder.
+    """Writes how the training ended into the run's folder.
 
     Args:
-        trouble: why the training ends with a fault all the same.
+        trouble: why it ends with a fault all the same.
 
     Raises:
         UserError: it cannot be written.
@@ -255,11 +473,3 @@ def draw(folder: Path) -> None:
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         say(f"warning: no report was drawn ({why})\n  -> tlx report {shlex.quote(str(folder))}", error=True)
-
-
-def fetch(config: Config) -> None:
-    """Brings weights that are not a file into the cache, once per machine, before every rank looks there."""
-    from tlx.models.weights.files import location
-
-    if config.backbone.weights != "none" and not location(config.backbone.weights).exists():
-        backbone_of(config, 2)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tlx.base import plug
@@ -20,34 +19,20 @@ from tlx.train.data import mixing_of
 if TYPE_CHECKING:
     import torch
 
-    from tlx.base.inputs import InputSpec
     from tlx.models import Backbone
     from tlx.models.weights.provenance import RunRecord
     from tlx.ranks.world import World
     from tlx.tracking import RunInfo, Tracker
-    from tlx.train.averaging import MovingAverage
+    from tlx.train.dry_run import DryRun
     from tlx.train.memory_trial import Trial
     from tlx.train.objectives import Objective
-    from tlx.train.step import Normalise
+    from tlx.train.step import Updater
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a training is composed of, but for what depends on how many samples a rank takes at once."""
-
-    backbone: Backbone
-    classes: int
-    spec: InputSpec
-    net: torch.nn.Module
-    ema: MovingAverage | None
-    objective: Objective
-    optimizer: Any
-    normalise: Normalise
-    view: Callable[..., Any] | None = None  # of a training picture; once the plan stands
-
-
-def parts_of(config: Config, world: World, counts: Sequence[int], names: Sequence[str] | None = None) -> Parts:
-    """The network on its device, and what works on it.
+def parts_of(
+    config: Config, world: World, counts: Sequence[int], names: Sequence[str] | None = None
+) -> tuple[Backbone, Updater]:
+    """The network on its device, and what updates it.
 
     Args:
         counts: samples of a training epoch by class.
@@ -58,35 +43,36 @@ def parts_of(config: Config, world: World, counts: Sequence[int], names: Sequenc
     """
     import torch
 
+    from tlx.train.averaging import MovingAverage
+    from tlx.train.freeze import synchronise
     from tlx.train.memory_trial import ran_out
     from tlx.train.recompute import recompute_blocks
-    from tlx.train.step import Normalise
-    from tlx.train.sync_norms import synchronise
+    from tlx.train.step import Normalise, Updater
 
-    backbone = backbone_of(config, len(counts), names=names)
-    spec = config.input.over(backbone.input)
+    backbone, loop = backbone_of(config, len(counts), names=names), config.loop
+    net = backbone.module
     try:
-        net = backbone.module.to(world.device)
-        if config.loop.sync_batchnorm:
+        net.to(world.device)
+        if loop.sync_batchnorm:
             synchronise(net, world)
-        ema = average_of(net, config)
+        ema = MovingAverage(net, loop.ema) if loop.ema is not None else None
     except RuntimeError as error:
         if not ran_out(error):
             raise
         raise _too_large(config.backbone.name, world.device) from error
-    if config.loop.gradient_checkpointing:
+    if loop.gradient_checkpointing:
         recompute_blocks(net, backbone.blocks)
-    if config.loop.channels_last:
+    if loop.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Parts(
-        backbone=backbone,
-        classes=len(counts),
-        spec=spec,
-        net=net,
-        ema=ema,
+    return backbone, Updater(
         objective=objective_of(config, counts),
         optimizer=optimizer_of(config, net, backbone.layers),
-        normalise=Normalise(spec, world.device, channels_last=config.loop.channels_last),
+        normalise=Normalise(config.input.over(backbone.input), world.device, channels_last=loop.channels_last),
+        world=world,
+        seed=config.seed,
+        clip=loop.clip,
+        ema=ema,
+        skips=loop.nonfinite.policy == "skip",
     )
 
 
@@ -183,43 +169,31 @@ def make(group: str, part: Part, *given: Any) -> Any:
     return plug.call(label, function, *given, **plug.arguments(function, part.args, label=label))
 
 
-def try_network(parts: Parts, plan: Plan, device: torch.device, check: Callable[[Any], None] | None = None) -> None:
+def try_network(trial: DryRun, device: torch.device) -> None:
     """A forward pass in each mode; on shapes alone, and on the device where those do not tell or say no.
 
-    Args:
-        check: see :class:`tlx.train.dry_run.DryRun`.
-
     Raises:
-        UserError: the network does not take the images, or returns something else than logits; what `check` finds.
+        UserError: the network does not take the images, or returns something else than logits; what its check finds.
     """
-    from tlx.train.dry_run import DryRun
     from tlx.train.memory_trial import ran_out
 
-    run = DryRun(parts.backbone, plan, parts.spec, parts.classes, check)
     try:
-        untried = run.on_shapes()
+        untried = trial.on_shapes()
     except UserError as error:
         untried = str(error)
     if untried is None:
         return
     try:
-        run.on_device(device)
+        trial.on_device(device)
     except RuntimeError as error:
         if not ran_out(error):
             raise
-        raise _too_large(parts.backbone.name, device) from error
+        raise _too_large(trial.backbone.name, device) from error
 
 
 def _too_large(name: str, device: torch.device) -> UserError:
     what = f"the network alone does not fit the memory of {device}"
     return UserError(what, where=name, todo="is the device free? Or a smaller backbone")
-
-
-def average_of(net: torch.nn.Module, config: Config) -> MovingAverage | None:
-    """The moving average of the weights, or None."""
-    from tlx.train.averaging import MovingAverage
-
-    return MovingAverage(net, config.loop.ema) if config.loop.ema is not None else None
 
 
 def objective_of(config: Config, counts: Sequence[int]) -> Objective:
@@ -288,20 +262,20 @@ def tracker_of(part: Part, about: RunInfo) -> Tracker:
     return made
 
 
-def trial_of(config: Config, world: World, parts: Parts, made: Plan, *, ranks: int) -> Trial:
+def trial_of(config: Config, backbone: Backbone, updater: Updater, plan: Plan, *, classes: int, ranks: int) -> Trial:
     """What tries the memory of a training's phases."""
     from tlx.train.memory_estimate import optimizer_bytes
     from tlx.train.memory_trial import Trial, optimizer_states
-    from tlx.train.step import Updater
 
+    spec = config.input.over(backbone.input)
     per_weight = optimizer_bytes(functools.partial(make, "optimizer", config.optimizer))
     return Trial(
-        updater=Updater(parts.optimizer, parts.objective, parts.normalise, world, config.seed),
-        net=parts.net,
-        plan=made,
-        shape=(parts.spec.channels, *parts.spec.size),
-        classes=parts.classes,
-        state=optimizer_states(made, per_weight),
+        updater=updater,
+        net=backbone.module,
+        plan=plan,
+        shape=(spec.channels, *spec.size),
+        classes=classes,
+        state=optimizer_states(plan, per_weight),
         ranks=ranks,
         mixed=mixing_of(config.mix) is not None,
     )

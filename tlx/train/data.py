@@ -315,26 +315,3 @@ def mixing_of(mix: Mixing | None) -> Any:
     if mix is None or not (mix.mixup or mix.cutmix):
         return None
     return MixSpec(mixup=mix.mixup, cutmix=mix.cutmix, prob=mix.prob, switch_prob=mix.switch_prob)
-
-
-def evaluation_of(config: Config, manifest: Manifest | None, spec: Any, world: World) -> Any:
-    """A function that starts a pass over the validation shards, or None."""
-    from tlx.data.pixels.transforms import eval_transform
-    from tlx.data.stream.stream import evaluation_batches
-
-    if manifest is None:
-        return None
-    share = -(-config.data.batch // world.size)
-    return functools.partial(
-        evaluation_batches,
-        manifest,
-        batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
-        transform=eval_transform(spec),
-        channels=spec.channels,
-        rank=world.rank,
-        world=world.size,
-        workers=config.data.workers,
-        skip_bad=True,
-        upright=config.data.exif_orientation,
-        pin=world.cuda,
-    )

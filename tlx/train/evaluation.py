@@ -1,109 +1,219 @@
-"""Exact evaluation over ranks, the best so far, and the end of patience."""
+"""Exact evaluation over ranks; which evaluation is the best, and when a phase ends for want of progress."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from tlx.base.errors import UserError
-from tlx.base.location import shown
-from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_of
+from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_of, top_ks
+from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
+from tlx.plan.config import Evaluate
 from tlx.plan.plan import Phase
-from tlx.train.freeze import train_mode
-from tlx.train.meters import EvaluationMeter
-from tlx.train.nonfinite import broken_tensor
-from tlx.train.quota import count_bad
-from tlx.train.run import Run
-from tlx.train.step import PhaseModel
+from tlx.ranks.world import World
+from tlx.runs.progress import Progress
+from tlx.train.objectives import Objective
+from tlx.train.step import Normalise, share_unreadable
+
+Warn = Callable[[str], None]
+"""Hears what is odd about an evaluation, in words that follow "WARNING: at step N"."""
 
 
-def evaluate_when_due(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
-    """Evaluates at its interval and at the end of a phase; whether the phase ends here for want of progress."""
-    step = run.progress.step
-    if not (run.due(run.config.evaluate.every) or step == phase.stop):
-        return False
-    row = {"step": step, "epoch": step / run.plan.steps_per_epoch, "phase": phase.name}
-    row |= run.progress.evaluated.take()
-    ended = False
-    if run.evaluation is not None:
-        row |= evaluate_both(run)
-        ended = update_best(run, phase, row)
-    train_mode(phase_model.net, phase, run.plan)
-    run.world.watch.beat("batch")
-    run.journal.row({k: v for k, v in row.items() if not k.endswith("per_class")} | run.progress.best_so_far())
-    return ended
+@dataclass(frozen=True)
+class Validation:
+    """The validation shards, and what a network is measured with.
+
+    Attributes:
+        batches: starts a pass over this rank's share: uint8 images, unreadable samples left out and reported.
+        where: the shards, for messages.
+    """
+
+    batches: Callable[[], Iterable[Batch]]
+    where: str
+    classes: int
+    top_k: int
+    objective: Objective
+    normalise: Normalise
+    world: World
 
 
-def evaluate_both(run: Run) -> dict[str, Any]:
-    """Metrics of the raw weights and, where there is one, of the moving average."""
-    nets: dict[Weights, nn.Module] = {"raw": run.net}
-    if run.ema is not None:
-        nets["ema"] = run.ema.module
-    results = {weights: evaluate(run, net) for weights, net in nets.items()}
-    lines = [nonfinite_logits(nets[weights], result, weights) for weights, result in results.items()]
+def evaluate_weights(
+    nets: Mapping[Weights, nn.Module],
+    validation: Validation,
+    unreadable: dict[str, str],
+    quota: Callable[[], int],
+    warn: Warn,
+) -> dict[str, Any]:
+    """Metrics of the raw weights and, where there is one, of the moving average: ``val/loss``, ``ema/val/top1`` ...
+
+    Args:
+        unreadable: samples of the run so far, place -> reason; those that are found here are added.
+        quota: how many are allowed.
+    """
+    results = {weights: evaluate(net, validation, unreadable, quota, warn) for weights, net in nets.items()}
+    lines = [_nonfinite_logits(nets[weights], result, weights) for weights, result in results.items()]
     if any(lines):
-        precision = run.config.loop.precision
-        run.journal.note(
-            f"WARNING: at step {run.progress.step} validation samples got logits that are not finite (NaN or "
-            "infinity). They count as wrong, the loss is not a number, and such an evaluation is never the best by it"
+        fp16 = validation.world.scaler is not None
+        warn(
+            "validation samples got logits that are not finite (NaN or infinity). They count as wrong, the loss is not "
+            "a number, and such an evaluation is never the best by it"
             + "".join(f"\n  {line}" for line in lines if line)
             + "\n  Likely causes: a learning rate that is too high (lower lr, a warm-up, loop.clip), BatchNorm "
             "statistics that have run away (norm: statistics_fixed)"
-            + (f", numbers too large for loop.precision={precision} (bf16 or fp32)" if precision == "fp16" else "")
+            + (", numbers too large for loop.precision=fp16 (bf16 or fp32)" if fp16 else "")
         )
     prefixes = {"raw": "", "ema": AVERAGED}
     return {f"{prefixes[w]}val/{name}": value for w, result in results.items() for name, value in result.items()}
 
 
-def nonfinite_logits(net: nn.Module, result: Mapping[str, Any], weights: Weights) -> str | None:
+def _nonfinite_logits(net: nn.Module, result: Mapping[str, Any], weights: Weights) -> str | None:
     """How many samples got them, and a tensor of the network that is not finite itself; None where all are finite."""
     count = result.get("nonfinite", 0)
     if not count:
         return None
     which = "the moving average" if weights == "ema" else "the network"
-    spoilt = broken_tensor(net)
-    why = f"{spoilt} is not finite itself" if spoilt else "all its weights and statistics are finite"
+    broken = broken_tensor(net)
+    why = f"{broken} is not finite itself" if broken else "all its weights and statistics are finite"
     return f"{which}: {count} of {result['samples']} samples; {why}"
 
 
+def broken_tensor(net: nn.Module, *, without: Iterable[int] = ()) -> str | None:
+    """The first parameter or buffer that is not finite, by name; `without`: ids of tensors to pass over."""
+    named, ignored = [*net.named_parameters(), *net.named_buffers()], set(without)
+    return next((name for name, tensor in named if id(tensor) not in ignored and is_broken(tensor)), None)
+
+
+def is_broken(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+
+
 @torch.no_grad()
-def evaluate(run: Run, net: nn.Module) -> dict[str, Any]:
-    """Exact metrics of a network over the validation shards: every sample counts once, on whatever rank."""
-    assert run.evaluation is not None
-    meter = EvaluationMeter(run.classes, top_k=run.config.evaluate.top_k, world=run.world)
+def evaluate(
+    net: nn.Module, validation: Validation, unreadable: dict[str, str], quota: Callable[[], int], warn: Warn
+) -> dict[str, Any]:
+    """Exact metrics of a network over the validation shards: every sample counts once, on whatever rank.
+
+    Returns:
+        See :meth:`EvaluationMeter.result`. The network is left in evaluation mode.
+
+    Raises:
+        UserError: more unreadable samples than allowed, or no readable one.
+    """
+    world = validation.world
+    meter = EvaluationMeter(validation.classes, top_k=validation.top_k, device=world.device, sum_ranks=world.sum)
     net.train()  # some networks compute from their weights once per evaluation mode, and forget it in training mode
     net.eval()
     bad: dict[str, str] = {}
     span = Span()
-    run.world.watch.beat("evaluation")
-    for batch in on_device(run.evaluation(), run.world.device):
-        run.world.watch.beat("evaluation")
+    world.watch.beat("evaluation")
+    for batch in on_device(validation.batches(), world.device):
+        world.watch.beat("evaluation")
         bad |= {b.where: b.reason for b in batch.bad}
         if not len(batch.labels):
             continue
-        with run.world.autocast():
-            output = net(run.normalise(batch.images))
+        with world.autocast():
+            output = net(validation.normalise(batch.images))
         logits = output[0] if isinstance(output, tuple) else output
-        meter.update(logits, batch.labels, run.objective.evaluation_loss(logits, batch.labels))
+        meter.update(logits, batch.labels, validation.objective.evaluation_loss(logits, batch.labels))
         span.take(logits)
-    of_ranks = run.world.gather((len(bad), span.ends()))
+    of_ranks = world.gather((len(bad), span.ends()))
     if any(count for count, _ in of_ranks):
-        run.progress.bad |= bad
-        count_bad(run)
+        unreadable |= bad
+        share_unreadable(unreadable, quota, world)
     metrics = meter.result()
     if metrics["samples"] > 1 and constant([ends for _, ends in of_ranks if ends is not None]):
-        run.journal.note(
-            f"WARNING: at step {run.progress.step} the network gives every validation sample the same answer: nothing "
-            "that tells them apart reaches the head. The learning rate may be too high, or input.mean and std, or the "
-            "norm policy, not what the weights were trained with"
+        warn(
+            "the network gives every validation sample the same answer: nothing that tells them apart reaches the "
+            "head. The learning rate may be too high, or input.mean and std, or the norm policy, not what the weights "
+            "were trained with"
         )
     if not metrics["samples"]:
-        raise UserError("there is no readable validation sample", where=shown(run.config.data.val or ""))
+        raise UserError("there is no readable validation sample", where=validation.where)
     return metrics
+
+
+class EvaluationMeter:
+    """Loss, top-1, top-k and per-class accuracy of one evaluation, exact over ranks.
+
+    A rank without samples contributes zeros. `top_k` counts only where it is smaller than the number of classes. A
+    sample whose logits have no softmax (NaN, infinity) is counted as wrong and in `nonfinite`: the greatest of NaNs
+    would be class 0.
+
+    Args:
+        sum_ranks: sums a tensor over all ranks, in place; nothing by default.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        top_k: int,
+        device: torch.device,
+        sum_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
+    ) -> None:
+        self.sum_ranks = sum_ranks
+        # [summed loss, samples, samples without a softmax]; float64 so that the order of summation does not show
+        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
+
+        def accuracy(average: Any, k: int) -> Any:
+            # summed over ranks by us: one way of talking between ranks, on any backend
+            metric = MulticlassAccuracy(classes, average=average, top_k=k, sync_on_compute=False, validate_args=False)
+            return metric.to(device)
+
+        self.top = {k: accuracy("micro", k) for k in top_ks(classes, top_k)}
+        self.by_class = accuracy("none", 1)
+
+    def update(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
+        """Counts a batch.
+
+        Args:
+            logits: float [N, classes].
+            labels: int64 [N].
+            loss: scalar, summed over the batch.
+        """
+        logits = logits.float()
+        finite = logits.logsumexp(1).isfinite()
+        counts = [loss.new_tensor(len(labels)).double(), finite.logical_not().sum().double()]
+        self.sums += torch.stack([loss.double(), *counts])
+        wrong = -torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)  # every other class is before it
+        judged = torch.where(finite[:, None], logits, wrong)
+        for accuracy in (*self.top.values(), self.by_class):
+            accuracy.update(judged, labels)
+
+    def result(self) -> dict[str, Any]:
+        """Over all ranks: `loss`, `top1`, `top<k>`, `samples`, and `per_class` (None for a class without samples).
+
+        `nonfinite` is there where it is not 0. Where no sample has a softmax, the accuracies are NaN and None.
+        """
+        loss, samples, nonfinite = self.sum_ranks(self.sums).tolist()
+        states = [s for m in (*self.top.values(), self.by_class) for s in (m.tp, m.fp, m.tn, m.fn)]
+        for state in states:
+            self.sum_ranks(state)
+        if not samples:
+            return {"samples": 0}
+        answered = nonfinite < samples
+        present = (self.by_class.tp + self.by_class.fn) > 0 if answered else torch.zeros_like(self.by_class.tp)
+        shares = zip(self._value(self.by_class).tolist(), present.tolist(), strict=True)
+        return {
+            "loss": loss / samples,
+            **{f"top{k}": float(self._value(a)) if answered else math.nan for k, a in self.top.items()},
+            "samples": int(samples),
+            **({"nonfinite": int(nonfinite)} if nonfinite else {}),
+            "per_class": [share if there else None for share, there in shares],
+        }
+
+    @staticmethod
+    def _value(metric: Any) -> torch.Tensor:
+        metric._update_count = max(metric._update_count, 1)  # a rank without samples has others' counts
+        value: torch.Tensor = metric.compute()
+        return value
 
 
 class Span:
@@ -134,9 +244,8 @@ def constant(spans: Sequence[list[list[float]]]) -> bool:
     return bool(((high - low) <= 1e-6 * torch.maximum(low.abs(), high.abs())).all())
 
 
-def update_best(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
-    """Keeps the best, per run and per phase; whether patience with this phase is at its end."""
-    metric, progress = Metric.of(run.config.evaluate.metric), run.progress
+def update_best(progress: Progress, phase: Phase, row: Mapping[str, Any], *, metric: Metric, keep: int) -> None:
+    """Keeps the best evaluation, per run and per phase, and the `keep` best ones, whose checkpoints stay."""
     of_phase = progress.phases[phase.name]
     for weights in WEIGHTS:
         score = metric.score(row, weights)
@@ -147,38 +256,23 @@ def update_best(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
             progress.best = {**entry, "phase": phase.name, "weights": weights}
         if metric.better(score, metric.score(of_phase["best"]) if "best" in of_phase else None):
             of_phase["best"] = {"step": progress.step, "weights": weights, **metrics_of(row, weights)}
-    update_top_k(run, metric.best_of(row))
-    values = {k: v for k, v in row.items() if "val/" in k}
-    progress.last = {"step": progress.step, **values}
-    of_phase["last"] = progress.last
-    return progress.step < phase.stop and should_stop_early(run, phase, row)
+    score, leaders = metric.best_of(row), progress.leaders
+    if score is not None and metric.better(score, None):
+        place = next((i for i, other in enumerate(leaders) if metric.better(score, Score.kept(other))), len(leaders))
+        leaders.insert(place, {"step": progress.step, **score._asdict()})
+        del leaders[keep:]
+    progress.last = of_phase["last"] = {"step": progress.step, **{k: v for k, v in row.items() if "val/" in k}}
 
 
-def update_top_k(run: Run, score: Score | None) -> None:
-    """Whether this evaluation is among the best ones, whose checkpoints stay."""
-    metric, leaders = Metric.of(run.config.evaluate.metric), run.progress.leaders
-    if score is None or not metric.better(score, None):
-        return
-    place = next((i for i, other in enumerate(leaders) if metric.better(score, Score.kept(other))), len(leaders))
-    leaders.insert(place, {"step": run.progress.step, **score._asdict()})
-    del leaders[run.config.checkpoint.keep.best :]
-
-
-def should_stop_early(run: Run, phase: Phase, row: Mapping[str, Any]) -> bool:
-    """Ends the phase on its plateau, or by early stopping; the plan is made again from where it ended."""
-    progress, wanted, plateau = run.progress, run.config.evaluate, phase.plateau
+def should_stop_early(progress: Progress, phase: Phase, row: Mapping[str, Any], wanted: Evaluate) -> str | None:
+    """Why the phase ends here, before its time: early stopping, or its plateau; None where it goes on."""
     reasons = []
     if wanted.patience is not None and (score := Metric.of(wanted.metric).best_of(row)) is not None:
         stale = progress.patience.watch(phase.name, score.value, metric=Metric.of(wanted.metric))
         reasons += [f"{wanted.metric} has not improved for {stale} evaluations"] if stale >= wanted.patience else []
+    plateau = phase.plateau
     if plateau is not None and (score := Metric.of(plateau.metric).best_of(row)) is not None:
         metric = Metric.of(plateau.metric)
         stale = progress.plateau.watch(phase.name, score.value, metric=metric, min_delta=plateau.min_delta)
         reasons += [f"{plateau.metric} is on a plateau"] if stale >= plateau.patience else []
-    if not reasons:
-        return False
-    progress.ends[phase.name] = progress.step
-    progress.phases[phase.name]["stop"] = progress.step
-    run.plan = run.remake_plan(progress.ends)
-    run.journal.note(f"phase {phase.name} ends at step {progress.step}: {' and '.join(reasons)}")
-    return True
+    return " and ".join(reasons) or None

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from tlx.data.stream.reader import BadSample
-from tlx.data.stream.stream import Batch
+from tlx.base.errors import TlxError
+from tlx.base.metrics import Metric, Weights
+from tlx.data.stream.stream import Batch, ShardStream
 from tlx.data.stream.transfer import on_device
-from tlx.plan.plan import Phase
-from tlx.runs.checkpoint import read
-from tlx.train.evaluation import evaluate_when_due
-from tlx.train.nonfinite import meet_nonfinite
+from tlx.plan.plan import Phase, Plan
+from tlx.runs.checkpoint import damage, read
+from tlx.runs.progress import Progress
+from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
+from tlx.train.freeze import train_mode
+from tlx.train.nonfinite import explain, tolerated
 from tlx.train.optim import forget
-from tlx.train.quota import count_bad
-from tlx.train.resume import load_weights, resume, save_when_due
-from tlx.train.run import Run
-from tlx.train.step import PhaseModel, by_step, prepare_phase, set_rates
+from tlx.train.resume import load_weights, resume
+from tlx.train.run import Run, save
+from tlx.train.step import PhaseModel, by_step, prepare_phase, set_rates, share_unreadable
+from tlx.train.step_timer import StepTimer
 
 
 def fit(run: Run) -> bool:
@@ -29,130 +32,148 @@ def fit(run: Run) -> bool:
         TlxError: the loss or gradient is not finite.
     """
     resume(run)
-    run.timer.begin(before_s=run.progress.wall_time_s, samples=run.progress.samples_seen)
-    while run.progress.step < run.plan.steps:
-        phase = run.plan.phase(run.progress.step)
+    progress, timer, every = run.progress, run.timer, run.config.evaluate.every
+    timer.begin(before_s=progress.wall_time_s, samples=progress.samples_seen)
+    while progress.step < run.plan.steps:
+        phase = run.plan.phase(progress.step)
         begin(run, phase)
         phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-        for step, batches in run.timer.each(steps_of(run, phase)):
+        for step, batches in timer.each(steps_of(run.stream, phase, progress.step, run.world.device)):
             stopping = train_step(run, phase, phase_model, step, batches)
-            run.progress.wall_time_s = run.timer.step_done()
-            log(run, phase)
-            ended = evaluate_when_due(run, phase, phase_model)
-            save_when_due(run, phase, now=stopping or ended)
+            progress.wall_time_s = timer.step_done()
+            if run.due(run.config.track.every):
+                run.journal.row(training_row(run.plan, phase, progress, timer))
+            ended = (run.due(every) or progress.step == phase.stop) and validate(run, phase, phase_model)
+            is_leader = any(leader["step"] == progress.step for leader in progress.leaders)
+            if stopping or ended or is_leader or progress.step == phase.stop or run.due_to_save():
+                save(run)
             if stopping:
-                return run.progress.step >= run.plan.steps
+                return progress.step >= run.plan.steps
             if ended:
                 break
     return True
 
 
-def steps_of(run: Run, phase: Phase) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """The micro-batches of every step that is left of a phase, on the device."""
-    return by_step(on_device(run.stream.batches(run.progress.step, phase.stop), run.world.device))
-
-
-def train_step(run: Run, phase: Phase, phase_model: PhaseModel, step: int, batches: Iterable[Batch]) -> bool:
-    """One step of the plan; whether all ranks agree to stop."""
-    run.world.watch.beat("step", step + 1)
-    set_rates(run.optimizer, phase, step)
-    tally, bad, total = run.updater.update(phase_model, step, batches)
-    run.progress.step = step + 1
-    stopping = exchange_counts(run, tally, bad, total)
-    run.world.watch.beat("batch", step + 2)
-    return stopping
+def steps_of(
+    stream: ShardStream, phase: Phase, start: int, device: torch.device
+) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """The micro-batches of every step of a phase from `start` on, on the device."""
+    return by_step(on_device(stream.batches(start, phase.stop), device))
 
 
 def begin(run: Run, phase: Phase) -> None:
-    """What happens once, at a phase's first step."""
-    run.world.watch.beat("batch", run.progress.step + 1)
-    if run.progress.step != phase.start:
+    """What happens once, at a phase's first step: optimizer state and weights, as its settings say."""
+    progress, note = run.progress, run.journal.note
+    run.world.watch.beat("batch", progress.step + 1)
+    if progress.step != phase.start:
         return
-    settings = phase.settings
     forget(run.optimizer, run.plan.forgotten(phase))
-    if settings.start_from == "best" and run.progress.best is not None:
-        start_from_best(run, run.progress.best)
-    elif settings.start_from == "best" and run.progress.step:
-        run.journal.note(
+    if phase.settings.start_from == "best" and progress.best is not None:
+        if run.world.main:
+            run.saver.settle()
+        path = run.checkpoints.path(progress.best["step"])
+        wrong = run.world.from_main(damage(path) if run.world.main else None)
+        if wrong is not None:
+            note(f"WARNING: the best checkpoint, {path}, is not whole ({wrong}); going on from the last weights")
+        else:
+            best = read(path)
+            load_weights(run.net, run.ema, best.model if progress.best["weights"] == "raw" else best.ema or {})
+    elif phase.settings.start_from == "best" and progress.step:
+        note(
             f"WARNING: phase {phase.name} begins from the last weights: no evaluation so far gave a finite "
             f"{run.config.evaluate.metric}, so that there are no best ones"
         )
-    run.progress.phases[phase.name] = {"start": phase.start, "stop": phase.stop}
-    run.journal.note(f"phase {phase.name}: steps {phase.start} to {phase.stop}")
+    progress.phases[phase.name] = {"start": phase.start, "stop": phase.stop}
+    note(f"phase {phase.name}: steps {phase.start} to {phase.stop}")
 
 
-def start_from_best(run: Run, best: Mapping[str, Any]) -> None:
-    """The best weights so far, raw or averaged, in place of the last ones."""
-    if run.world.main:
-        run.saver.settle()
-    path = run.checkpoints.path(best["step"])
-    damage = run.world.from_main(run.checkpoints.damage(path) if run.world.main else None)
-    if damage is not None:
-        run.journal.note(
-            f"WARNING: the best checkpoint, {path}, is not whole ({damage}); going on from the last weights"
-        )
-        return
-    snapshot = read(path)
-    load_weights(run, snapshot.model if best["weights"] == "raw" else snapshot.ema or {})
-
-
-def exchange_counts(run: Run, tally: torch.Tensor, bad: list[BadSample], total: float) -> bool:
-    """Exchanges a step's counts between ranks; whether all ranks agree to stop."""
-    asked = run.stop.asked(look=run.world.main)
+def train_step(run: Run, phase: Phase, phase_model: PhaseModel, step: int, batches: Iterable[Batch]) -> bool:
+    """One step of the plan, and its counts all-reduced; whether all ranks agree to stop."""
+    world, progress = run.world, run.progress
+    world.watch.beat("step", step + 1)
+    set_rates(run.optimizer, phase, step)
+    tally, bad, total = run.updater.update(phase_model, step, batches)
+    progress.step = step + 1
+    asked = run.stop.asked(look=world.main)
     # filled on the device: a copy from the host would wait for it
     flags = [torch.full_like(tally[:1], float(flag)) for flag in (len(bad), asked)]
-    values = torch.cat([tally[:3], *flags, tally[3:]])
-    run.exchange.post(values, step=run.progress.step, total=total)
-    run.progress.bad.update({b.where: b.reason for b in bad})
-    config, step = run.config, run.progress.step
-    due = run.due(config.track.every, config.evaluate.every) or run.due_to_save()
-    stopping = apply_readings(run, run.exchange.readings(settle=due or step == run.plan.phase(step - 1).stop))
+    run.exchange.post(torch.cat([tally[:3], *flags, tally[3:]]), step=progress.step, total=total)
+    progress.bad.update({b.where: b.reason for b in bad})
+    due = run.due(run.config.track.every, run.config.evaluate.every) or run.due_to_save()
+    stopping = apply_readings(run, run.exchange.readings(settle=due or progress.step == phase.stop))
     if stopping:  # what a GPU has not told yet belongs into the last checkpoint
         apply_readings(run, run.exchange.readings(settle=True))
+    world.watch.beat("batch", step + 2)
     return stopping
 
 
-def apply_readings(run: Run, readings: list[dict[str, float]]) -> bool:
-    """Counts what has arrived, the same on every rank; whether any rank was asked to stop."""
+def apply_readings(run: Run, readings: Sequence[Mapping[str, float]]) -> bool:
+    """Counts the steps that have arrived, the same on every rank; whether any rank was asked to stop.
+
+    Raises:
+        UserError: unreadable samples beyond the quota.
+        TlxError: a loss or gradient that is not finite ends the training.
+    """
+    progress, scaled = run.progress, run.world.scaler is not None
     for reading in readings:
-        run.progress.absorb(reading, scaled=run.world.scaler is not None)
+        progress.absorb(reading, scaled=scaled)
         if reading["bad"]:
-            count_bad(run)
-        if reading["unfinite"]:
-            meet_nonfinite(run, reading)
+            share_unreadable(progress.bad, run.quota, run.world)
+        if reading["nonfinite"]:
+            warning = tolerated(reading, progress, run.config.loop.nonfinite, scaled=scaled)
+            if warning is None:
+                raise TlxError(explain(run, int(reading["step"])))
+            if warning:
+                run.journal.note(warning)
         else:
-            watch_loss(run, reading)
+            watch_loss(reading, progress, run.plan, run.journal.note)
     return any(reading["stop"] for reading in readings)
 
 
-def watch_loss(run: Run, reading: Mapping[str, float]) -> None:
-    """A loss that leaps up is told; what it means is for a person to say."""
+def watch_loss(reading: Mapping[str, float], progress: Progress, plan: Plan, note: Callable[[str], None]) -> None:
+    """Tells of a loss spike; what it means is for a person to say."""
     if not reading["total"]:  # every sample of the batch weighed 0: there is no mean
         return
     step = int(reading["step"])
-    phase, loss = run.plan.phase(step - 1).name, reading["loss"] / reading["total"]
-    usual = run.progress.trend.mean
-    if run.progress.trend.spike(phase, step, loss):
-        run.journal.note(
-            f"WARNING: the training loss leaps to {loss:.4g} at step {step} of phase {phase}, from {usual:.4g} usually"
+    phase, loss, usual = plan.phase(step - 1).name, reading["loss"] / reading["total"], progress.trend.mean
+    if progress.trend.spike(phase, step, loss):
+        note(f"WARNING: loss spike: {loss:.4g} at step {step} of phase {phase} (running mean {usual:.4g})")
+
+
+def training_row(plan: Plan, phase: Phase, progress: Progress, timer: StepTimer) -> dict[str, Any]:
+    """A row of the training curve: means since the last one, rates of the step that was made."""
+    step, rates = progress.step, phase.rates(progress.step - 1)
+    return {
+        "step": step,
+        "epoch": step / plan.steps_per_epoch,
+        "phase": phase.name,
+        **progress.logged.take(),
+        "train/lr_head": rates[plan.layers.head.name],
+        "train/lr_lowest": min((rate for rate in rates.values() if rate), default=0.0),
+        **progress.best_so_far(),
+        **timer.row(samples=progress.samples_seen, steps_left=plan.steps - step),
+    }
+
+
+def validate(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
+    """Evaluates the weights as they are; whether the phase ends here for want of progress, which makes another plan."""
+    progress, wanted, step, note = run.progress, run.config.evaluate, run.progress.step, run.journal.note
+    row: dict[str, Any] = {"step": step, "epoch": step / run.plan.steps_per_epoch, "phase": phase.name}
+    row |= progress.evaluated.take()
+    why = None
+    if run.validation is not None:
+        nets: dict[Weights, torch.nn.Module] = {"raw": run.net}
+        nets |= {"ema": run.ema.module} if run.ema is not None else {}
+        row |= evaluate_weights(
+            nets, run.validation, progress.bad, run.quota, lambda odd: note(f"WARNING: at step {step} {odd}")
         )
-
-
-def log(run: Run, phase: Phase) -> None:
-    """A row of the training curve, when one is due."""
-    step = run.progress.step
-    if not run.due(run.config.track.every):
-        return
-    rates = [rate for rate in phase.rates(step - 1).values() if rate]
-    run.journal.row(
-        {
-            "step": step,
-            "epoch": step / run.plan.steps_per_epoch,
-            "phase": phase.name,
-            **run.progress.logged.take(),
-            "train/lr_head": phase.rates(step - 1)[run.plan.layers.head.name],
-            "train/lr_lowest": min(rates, default=0.0),
-            **run.progress.best_so_far(),
-            **run.timer.row(samples=run.progress.samples_seen, steps_left=run.plan.steps - step),
-        }
-    )
+        update_best(progress, phase, row, metric=Metric.of(wanted.metric), keep=run.config.checkpoint.keep.best)
+        why = should_stop_early(progress, phase, row, wanted) if step < phase.stop else None
+    if why is not None:
+        progress.ends[phase.name] = progress.phases[phase.name]["stop"] = step
+        run.plan = run.remake_plan(progress.ends)
+        note(f"phase {phase.name} ends at step {step}: {why}")
+    train_mode(phase_model.net, phase, run.plan)
+    run.world.watch.beat("batch")
+    run.journal.row({k: v for k, v in row.items() if not k.endswith("per_class")} | progress.best_so_far())
+    return why is not None

@@ -1,9 +1,9 @@
 """What a phase needs while it trains, found by doing it before the first step; nothing of that is left behind.
 
-A trial does what a step does with the largest micro-batch of a rank: the network dressed for the phase, DDP's buckets
-with it, pixels, mixing, autocast, forward, loss, backward; then an evaluation batch. What would lie beside it lies
-beside it: the optimizer's state of all phases so far, gradients of earlier micro-batches, the next batch on its way.
-Ranks do not talk to each other in a trial, since one that is out of memory would leave the others waiting.
+A trial does what a step does with the largest micro-batch of a rank: the network prepared for the phase, DDP's
+buckets with it, pixels, mixing, autocast, forward, loss, backward; then an evaluation batch. All else that training
+keeps in memory is there too: the optimizer's state of all phases so far, gradients of earlier micro-batches, the next
+batch on its way. Ranks do not communicate in a trial: one that is out of memory would leave the others waiting.
 
 Not tried: what compiling changes (the network is tried as it is, which as a rule needs no less), and NCCL's buffers.
 """

@@ -1,8 +1,8 @@
 """Objectives: what is minimised. A part ``objective(counts, *, ...)`` gives an :class:`Objective`.
 
 `counts` are the samples of a training epoch by class: after `data.sampling`, repeated ones counted again. Losses are
-SUMS over samples: the loop divides by what the global batch weighs, which is known from the index, so that the mean is
-right however the batch is dealt.
+SUMS over samples: the loop divides by the loss normaliser (samples of the global batch, or their summed class weights),
+which is known from the index, so that the mean is right however the batch is dealt.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def check_objective(objective: Any, classes: int, *, mixed: bool, label: str) ->
             if abs(one) > 1e-6 and math.isclose(one, two, rel_tol=1e-4):
                 raise UserError(
                     f"{what} is the same for samples given once and twice, so it is a mean over samples",
-                    todo="return the sum over samples; the loop divides by what the global batch weighs",
+                    todo="return the sum over samples; the loop divides by the loss normaliser",
                 )
 
 

@@ -33,7 +33,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "samples_seen": progress.samples_seen,
         "replaced": progress.replaced,
         "unreadable": progress.bad,
-        "unfinite": progress.unfinite,
+        "nonfinite": progress.nonfinite,
         "overflows": progress.overflows,
         "wall_time_s": progress.wall_time_s,
         "extended": progress.extended,

@@ -1,56 +1,64 @@
-"""Saving where a run stands, and going on from there."""
+"""Going on from the newest checkpoint."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tlx.base.differences import differences
 from tlx.base.errors import ConfigError, TlxError, UserError
 from tlx.data.pixels.jpeg_region import decoder
-from tlx.plan.plan import Phase
+from tlx.plan.config import Config
 from tlx.plan.written_config import changes, essential, meant
-from tlx.runs.checkpoint import Snapshot, optimizer_state, read, read_state, restore_optimizer, understood, weights_of
+from tlx.ranks.together import by_main
+from tlx.runs.checkpoint import Checkpoints, Snapshot, read, read_state, restore_optimizer, understood
 from tlx.runs.extend import Extension, earlier, history, lasting_ends
 from tlx.runs.progress import Progress
 from tlx.runs.run_folder import threads
+from tlx.train.averaging import MovingAverage
 from tlx.train.run import Run
 
 
 def resume(run: Run) -> None:
     """Goes on from the newest whole checkpoint; then every rank has rank 0's weights."""
     run.world.watch.beat("resuming")
-    path = newest(run)
+    path = by_main(run.world, lambda: newest(run.checkpoints, run.journal.note))
     if path is not None:
         load_checkpoint(run, path)
         run.journal.note(f"resumed from {path} at step {run.progress.step} of {run.plan.steps}")
     else:
-        begin_journal(run, 0, resumed=False)
+        by_main(run.world, lambda: run.journal.start(0, resumed=False))
     run.world.broadcast([*run.net.parameters(), *run.net.buffers()])
 
 
 def load_checkpoint(run: Run, path: Path) -> None:
-    """A checkpoint becomes where the run stands.
+    """Puts weights, optimizer, progress and plan back to where a checkpoint was written.
 
     Raises:
         UserError: it is of another training.
         TlxError: it does not hold what a checkpoint does.
     """
-    extensions = run.world.from_main(earlier(run.folder) if run.world.main else None)
+    extensions = by_main(run.world, lambda: earlier(run.folder))
     snapshot = read(path)
     state = snapshot.state
     with understood(path):
-        check_identity(state["identity"], run, where=str(path), extensions=extensions)
-        load_weights(run, snapshot.model)
+        check_identity(state["identity"], run.identity, run.config, where=str(path), extensions=extensions)
+        load_weights(run.net, run.ema, snapshot.model)
         restore_optimizer(run.optimizer, snapshot.optimizer)
         if run.world.scaler is not None and state["scaler"]:
             run.world.scaler.load_state_dict(state["scaler"])
         run.progress = Progress.of(state["progress"])
-        restore_average(run, snapshot)
+        if run.ema is not None and snapshot.ema is not None:
+            restore_average(run.ema, snapshot, run.progress)
+            if "ema_updates" not in state and any(layer.moving for layer in run.plan.layers):
+                run.journal.note(
+                    "the moving average's norm statistics were the network's so far; from here on they are averaged"
+                )
         planned = run.remake_plan(run.progress.ends)
         run.progress.ends = lasting_ends(run.progress, planned, run.config.evaluate.patience)
         run.plan = run.remake_plan(run.progress.ends)
@@ -63,9 +71,14 @@ def load_checkpoint(run: Run, path: Path) -> None:
         metrics_bytes, then, decoded = int(state["metrics_bytes"]), state["dealt"], state["decoder"]
         computed_with = state.get("threads")  # not in checkpoints of before
         if run.world.main:
-            tidy(run, path)
+            try:  # what a process that was killed had left to do after its newest checkpoint
+                run.checkpoints.settle(path)
+            except OSError as error:
+                run.journal.note(
+                    f"WARNING: the links latest and best could not be set, or old checkpoints removed ({error})"
+                )
     run.saved = run.saver.written = run.progress.step
-    begin_journal(run, metrics_bytes, resumed=True)
+    by_main(run.world, lambda: run.journal.start(metrics_bytes, resumed=True))
     if decoder() != decoded:
         run.journal.note(f"pictures were decoded by {decoded}, now by {decoder()}: pixels differ by rounding")
     if computed_with is not None and threads() != computed_with:
@@ -73,134 +86,39 @@ def load_checkpoint(run: Run, path: Path) -> None:
             f"ranks computed with {computed_with} CPU threads until here, now with {threads()} (OMP_NUM_THREADS): "
             "numbers differ by rounding"
         )
-    if dealt(run) != then:
-        run.journal.note(f"batches were dealt as {then}, now as {dealt(run)}: the same samples in order")
+    if run.dealt() != then:
+        run.journal.note(f"batches were dealt as {then}, now as {run.dealt()}: the same samples in order")
 
 
-def begin_journal(run: Run, metrics_bytes: int, *, resumed: bool) -> None:
-    """Rank 0's; its mistake, such as a tracker that lacks a method, is everybody's, so that none waits for it."""
-    mistake: UserError | None = None
+def newest(checkpoints: Checkpoints, note: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; what a process that was killed was writing is removed.
+
+    Raises:
+        TlxError: every checkpoint is damaged, or they cannot be read.
+    """
     try:
-        run.journal.start(metrics_bytes, resumed=resumed)
-    except UserError as error:
-        mistake = error
-    said = run.world.from_main(str(mistake) if mistake else None)
-    if said is not None:
-        raise mistake or UserError(said)
-
-
-def tidy(run: Run, path: Path) -> None:
-    """What a process that was killed had left to do after its newest checkpoint."""
-    try:
-        run.checkpoints.settle(path)
+        checkpoints.sweep()
+        return checkpoints.newest(note)
     except OSError as error:
-        run.journal.note(f"WARNING: the links latest and best could not be set, or old checkpoints removed ({error})")
+        raise TlxError(str(error)) from error
 
 
-def dealt(run: Run) -> dict[str, Any]:
-    return {"world": run.world.size, "micro_batch": run.config.loop.micro_batch}
-
-
-def newest(run: Run) -> Path | None:
-    """Rank 0's choice of a checkpoint, on every rank; its fault too, so that none waits for it.
-
-    Raises:
-        TlxError: every checkpoint is damaged.
-    """
-    path: Path | None = None
-    fault: str | None = None
-    try:
-        if run.world.main:
-            run.checkpoints.sweep()
-            path = run.checkpoints.newest(run.journal.note)
-    except (TlxError, OSError) as error:
-        fault = str(error)
-    path, fault = run.world.from_main((path, fault))
-    if fault is not None:
-        raise TlxError(fault)
-    return path
-
-
-def save_when_due(run: Run, phase: Phase, *, now: bool) -> None:
-    """Saves at its interval, at the end of a phase, at an evaluation that is among the best, and when `now`."""
-    step = run.progress.step
-    leads = any(leader["step"] == step for leader in run.progress.leaders)
-    if step == run.saved or not (now or leads or step == phase.stop or run.due_to_save()):
-        return
-    run.saved = step
-    if run.world.main:
-        run.world.watch.beat("saving")
-        run.saver.settle()  # before there is a second copy in memory
-        run.saver.save(step, snapshot(run))
-        run.world.watch.beat("batch")
-
-
-def settle(run: Run) -> None:
-    """The last checkpoint is on the disk; where it went with a folder that was removed since, it is written again.
-
-    Raises:
-        UserError: it could not be written.
-    """
-    if run.world.main:
-        run.saver.settle()
-        run.saver.follow()
-        if run.saved >= 0 and not run.checkpoints.path(run.saved).is_dir():
-            run.saver.save(run.saved, snapshot(run))
-            run.saver.settle()
-    written = run.world.from_main(run.saver.written)
-    if written < run.saved:
-        raise UserError(
-            f"training has come to step {run.progress.step}, and the checkpoint of it could not be written",
-            where=str(run.checkpoints.folder),
-            todo=f"make room; the same command goes on from step {written}",
-        )
-
-
-def snapshot(run: Run) -> Snapshot:
-    """Everything needed to go on from here."""
-    scaler = run.world.scaler
-    return Snapshot(
-        model=weights_of(run.net),
-        optimizer=optimizer_state(run.optimizer),
-        ema=weights_of(run.ema.module) if run.ema else None,
-        state={
-            "step": run.progress.step,
-            "best": run.progress.best,
-            "progress": run.progress.data(),
-            "scaler": scaler.state_dict() if scaler is not None else None,
-            "ema_updates": run.ema.updates if run.ema else None,
-            "metrics_bytes": run.journal.position(),
-            "identity": dict(run.identity),
-            "dealt": dealt(run),
-            "decoder": decoder(),
-            "threads": threads(),
-        },
-    )
-
-
-def load_weights(run: Run, weights: Mapping[str, torch.Tensor]) -> None:
+def load_weights(net: nn.Module, ema: MovingAverage | None, weights: Mapping[str, torch.Tensor]) -> None:
     """Into the network; a moving average begins anew, with these weights as its first."""
-    run.net.load_state_dict(weights, strict=True)
-    if run.ema is not None:
-        run.ema.module.load_state_dict(weights, strict=True)
-        run.ema.updates = 1
+    net.load_state_dict(weights, strict=True)
+    if ema is not None:
+        ema.module.load_state_dict(weights, strict=True)
+        ema.updates = 1
 
 
-def restore_average(run: Run, snapshot: Snapshot) -> None:
-    """The moving average of a checkpoint, after its progress. Those of before do not say how many updates it holds:
-    they were as many as steps that updated something."""
-    if run.ema is None or snapshot.ema is None:
-        return
-    run.ema.module.load_state_dict(snapshot.ema, strict=True)
-    progress = run.progress
-    steps = progress.step - progress.unfinite - progress.overflows
-    if "ema_updates" not in snapshot.state and any(layer.moving for layer in run.plan.layers):
-        run.journal.note(
-            "the moving average's norm statistics were the network's so far; from here on they are averaged"
-        )
-    run.ema.updates = int(snapshot.state.get("ema_updates", steps))
-    if not 0 <= run.ema.updates <= progress.step + 1:
-        raise ValueError(f"a moving average of {run.ema.updates} updates at step {progress.step}")
+def restore_average(ema: MovingAverage, snapshot: Snapshot, progress: Progress) -> None:
+    """The moving average of a checkpoint. Those of before do not say how many updates it holds: they were as many as
+    steps that updated something."""
+    ema.module.load_state_dict(snapshot.ema or {}, strict=True)
+    steps = progress.step - progress.nonfinite - progress.overflows
+    ema.updates = int(snapshot.state.get("ema_updates", steps))
+    if not 0 <= ema.updates <= progress.step + 1:
+        raise ValueError(f"a moving average of {ema.updates} updates at step {progress.step}")
 
 
 def check_resumable(run: Run, extension: Extension | None) -> None:
@@ -217,7 +135,8 @@ def check_resumable(run: Run, extension: Extension | None) -> None:
     path = run.checkpoints.newest_stated()
     if path is not None:
         with understood(path):
-            check_identity(read_state(path)["identity"], run, where=str(path), extensions=former)
+            saved = read_state(path)["identity"]
+            check_identity(saved, run.identity, run.config, where=str(path), extensions=former)
 
 
 def _meant(saved: Mapping[str, Any], former: Mapping[str, Any]) -> bool:
@@ -230,7 +149,12 @@ def _meant(saved: Mapping[str, Any], former: Mapping[str, Any]) -> bool:
 
 
 def check_identity(
-    saved: Mapping[str, Any], run: Run, *, where: str, extensions: Sequence[Mapping[str, Any]] = ()
+    saved: Mapping[str, Any],
+    own: Mapping[str, Any],
+    config: Config,
+    *,
+    where: str,
+    extensions: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """A checkpoint goes on only with the same configuration, classes, shards and preprocessing.
 
@@ -242,11 +166,11 @@ def check_identity(
     """
     # hashes of shards, which indexes of before lack: adding them makes no other training
     hashes = ("train_content", "val_content")
-    apart = {"config", *(key for key in hashes if not (saved.get(key) and run.identity.get(key)))}
-    others = ({k: v for k, v in identity.items() if k not in apart} for identity in (saved, run.identity))
+    apart = {"config", *(key for key in hashes if not (saved.get(key) and own.get(key)))}
+    others = ({k: v for k, v in identity.items() if k not in apart} for identity in (saved, own))
     differ = differences(*others)
     if not any(_meant(saved["config"], entry["before"]["config"]) for entry in extensions):
-        differ += [f"config.{line}" for line in changes(saved["config"], run.config)]
+        differ += [f"config.{line}" for line in changes(saved["config"], config)]
     if differ:
         raise UserError(
             "the checkpoint belongs to another training:\n    " + "\n    ".join(differ),

@@ -1,8 +1,8 @@
-"""One training, composed: its parts, and where it stands."""
+"""One training: the parts that it is composed of, where it stands, and saving that."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,21 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tlx.base.durations import Duration
-from tlx.data.stream.stream import Batch, ShardStream
+from tlx.base.errors import UserError
+from tlx.data.pixels.jpeg_region import decoder
+from tlx.data.stream.stream import ShardStream
 from tlx.plan.config import Config
 from tlx.plan.plan import Plan
 from tlx.ranks.world import World
-from tlx.runs.checkpoint import Checkpoints
+from tlx.runs.checkpoint import Checkpoints, Saver, Snapshot, optimizer_state, weights_of
 from tlx.runs.progress import Progress
-from tlx.runs.saver import Saver
+from tlx.runs.run_folder import threads
 from tlx.runs.stop import StopRequest
 from tlx.tracking.journal import Journal
 from tlx.train.averaging import MovingAverage
-from tlx.train.exchange import Exchange
+from tlx.train.evaluation import Validation
 from tlx.train.objectives import Objective
-from tlx.train.step import Normalise, Updater
+from tlx.train.step import Exchange, Normalise, Updater
 from tlx.train.step_timer import StepTimer
 
 
@@ -33,9 +35,8 @@ class Run:
 
     Attributes:
         remake_plan: the plan, for phases that ended early (name -> step); pure.
-        evaluation: starts a pass over this rank's share of the validation shards; None without validation.
+        validation: None without validation shards.
         identity: what a checkpoint must agree with: classes, shards, order of samples, preprocessing.
-        stop: set by who composes.
         files: what the run folder holds about how this start was composed, by name.
         saved: the step of the newest checkpoint that was handed to `saver`.
     """
@@ -44,17 +45,13 @@ class Run:
     world: World
     net: nn.Module
     remake_plan: Callable[[Mapping[str, int]], Plan]
-    optimizer: Optimizer
-    objective: Objective
-    normalise: Normalise
+    updater: Updater
     stream: ShardStream
-    evaluation: Callable[[], Iterable[Batch]] | None
-    classes: int
+    validation: Validation | None
     identity: Mapping[str, Any]
     saver: Saver
     journal: Journal
-    stop: StopRequest = field(init=False)
-    ema: MovingAverage | None = None
+    stop: StopRequest
     files: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     saved: int = -1
@@ -63,17 +60,22 @@ class Run:
         self.plan = self.remake_plan({})
         self.exchange = Exchange(self.world)
         self.timer = StepTimer()
-        loop = self.config.loop
-        self.updater = Updater(
-            self.optimizer,
-            self.objective,
-            self.normalise,
-            self.world,
-            self.config.seed,
-            clip=loop.clip,
-            ema=self.ema,
-            skips=loop.nonfinite.policy == "skip",
-        )
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.updater.optimizer
+
+    @property
+    def objective(self) -> Objective:
+        return self.updater.objective
+
+    @property
+    def normalise(self) -> Normalise:
+        return self.updater.normalise
+
+    @property
+    def ema(self) -> MovingAverage | None:
+        return self.updater.ema
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -83,6 +85,14 @@ class Run:
     def folder(self) -> Path:
         return self.config.run
 
+    def quota(self) -> int:
+        """How many different samples may be unreadable."""
+        return self.config.data.quota(self.stream.distinct_samples)
+
+    def dealt(self) -> dict[str, Any]:
+        """How a global batch is divided."""
+        return {"world": self.world.size, "micro_batch": self.config.loop.micro_batch}
+
     def due_to_save(self) -> bool:
         """Whether an interval of checkpoints ends at this step."""
         wanted = self.config.checkpoint
@@ -91,3 +101,59 @@ class Run:
     def due(self, *intervals: Duration) -> bool:
         """Whether any of these intervals ends at this step."""
         return any(self.progress.step % self.plan.interval(every) == 0 for every in intervals)
+
+
+def save(run: Run) -> None:
+    """Hands a snapshot of this step to the saver, unless it has one."""
+    if run.progress.step == run.saved:
+        return
+    run.saved = run.progress.step
+    if run.world.main:
+        run.world.watch.beat("saving")
+        run.saver.settle()  # before there is a second copy in memory
+        run.saver.save(run.saved, snapshot(run))
+        run.world.watch.beat("batch")
+
+
+def settle(run: Run) -> None:
+    """Waits until the last checkpoint is on the disk; where it went with a folder that was removed since, writes it
+    again.
+
+    Raises:
+        UserError: it could not be written.
+    """
+    if run.world.main:
+        run.saver.settle()
+        run.saver.follow()
+        if run.saved >= 0 and not run.checkpoints.path(run.saved).is_dir():
+            run.saver.save(run.saved, snapshot(run))
+            run.saver.settle()
+    written = run.world.from_main(run.saver.written)
+    if written < run.saved:
+        raise UserError(
+            f"training has come to step {run.progress.step}, and the checkpoint of it could not be written",
+            where=str(run.checkpoints.folder),
+            todo=f"make room; the same command goes on from step {written}",
+        )
+
+
+def snapshot(run: Run) -> Snapshot:
+    """Everything needed to go on from here; :func:`tlx.train.resume.load_checkpoint` reads it."""
+    scaler = run.world.scaler
+    return Snapshot(
+        model=weights_of(run.net),
+        optimizer=optimizer_state(run.optimizer),
+        ema=weights_of(run.ema.module) if run.ema else None,
+        state={
+            "step": run.progress.step,
+            "best": run.progress.best,
+            "progress": run.progress.data(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "ema_updates": run.ema.updates if run.ema else None,
+            "metrics_bytes": run.journal.position(),
+            "identity": dict(run.identity),
+            "dealt": run.dealt(),
+            "decoder": decoder(),
+            "threads": threads(),
+        },
+    )

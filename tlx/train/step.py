@@ -1,20 +1,22 @@
-"""One update: micro-batches of one global batch, backward, clip, optimizer, norm statistics, moving average."""
+"""One step: the micro-batches of a global batch, backward, clip, optimizer, norm statistics, moving average, counts."""
 
 from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from tlx.base.errors import UserError
 from tlx.base.inputs import InputSpec
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import BadSample, Batch
@@ -51,9 +53,10 @@ class PhaseModel:
     """A network frozen, wrapped and compiled for one phase.
 
     Attributes:
-        net: itself, under its own names.
+        net: the network itself, with its own parameter names.
         forward: what to call for training: wrapped for DDP anew in each phase, compiled where asked.
-        norms: those whose statistics move.
+        norms: those whose running statistics move.
+        parameters: those that train.
     """
 
     net: nn.Module
@@ -62,7 +65,7 @@ class PhaseModel:
     parameters: Sequence[nn.Parameter]
 
     def no_sync(self, *, when: bool) -> Any:
-        """Gradients stay on this rank inside."""
+        """Without the all-reduce of gradients inside, `when` more micro-batches of the step follow."""
         ddp = getattr(self.forward, "_orig_mod", self.forward)
         return ddp.no_sync() if when and isinstance(ddp, DistributedDataParallel) else nullcontext()
 
@@ -97,16 +100,18 @@ def by_step(batches: Iterable[Batch]) -> Iterator[tuple[int, Iterator[Batch]]]:
     for first in remaining:
         own = itertools.chain([first], itertools.islice(remaining, first.micros - 1 - first.micro))
         yield first.step, own
-        for _ in own:  # what nobody took
+        for _ in own:  # drain unread micro-batches: the next one belongs to the next step
             pass
 
 
 @dataclass(frozen=True)
 class Updater:
-    """Takes steps: everything an update needs that does not change with the phase.
+    """Everything an update needs that does not change with the phase.
 
     Attributes:
-        skips: training goes on after a step that is not finite, so that it may leave nothing behind.
+        clip: the largest norm of the gradient; None for no limit.
+        ema: the moving average of the weights.
+        skips: training goes on after a step that is not finite, so buffers are restored too.
     """
 
     optimizer: Optimizer
@@ -124,8 +129,9 @@ class Updater:
         """One step on this rank's micro-batches of a global batch.
 
         Returns:
-            float64 [4]: summed loss, right predictions, samples, 1 if a loss or the gradient was not finite (then
-            nothing moved, on any rank); the samples that could not be read; what the global batch weighs.
+            float64 [4] on the device: summed loss, correct predictions, samples, 1 if a loss or the gradient was not
+            finite (then nothing moved, on any rank); the unreadable samples; the loss normaliser (samples of the
+            global batch, or their summed class weights).
         """
         # dropout depends on (seed, step, rank), not on what happened before: evaluations, resuming
         torch.manual_seed(derive(self.seed, "dropout", step, self.world.rank) >> 1)
@@ -147,18 +153,22 @@ class Updater:
         average_statistics(phase_model.norms, self.world, samples=own)
         if self.ema is not None:
             self.ema.update(phase_model.net, taken=finite if returns else None)
-        unfinite = finite.logical_not().double().to(self.world.device)
-        return torch.cat([torch.stack(counts).sum(0), unfinite[None]]), bad, total
+        nonfinite = finite.logical_not().double().to(self.world.device)
+        return torch.cat([torch.stack(counts).sum(0), nonfinite[None]]), bad, total
 
     def backward(self, phase_model: PhaseModel, batch: Batch) -> torch.Tensor:
-        """One micro-batch: gradients are added to, the last of a step shares them; its loss, right ones, samples."""
+        """One micro-batch: accumulates gradients, all-reduced at the last of a step.
+
+        Returns:
+            float64 [3] on the device: summed loss, correct predictions, samples.
+        """
         last = batch.micro == batch.micros - 1
         with phase_model.no_sync(when=not last):
             with self.world.autocast():
                 images = self.normalise(batch.images)
                 output = phase_model.forward(batch.mix.apply(images) if batch.mix else images)
                 loss = self.objective.loss(output, batch.labels, batch.mix)
-            # DDP averages gradients over ranks; the mean wanted is over what the global batch weighs. A batch of
+            # DDP averages gradients over ranks; the mean wanted is over the global batch's loss normaliser. A batch of
             # classes that weigh 0 has a gradient of zero, with which the optimizer steps: momentum and decay go on
             weight = self.world.size / batch.total if batch.counts else 0.0
             # 0 x inf is NaN: a loss that is not finite spoils the gradient, which all ranks share, whatever its own is
@@ -167,13 +177,8 @@ class Updater:
             return torch.zeros(3, dtype=torch.float64, device=self.world.device)
         logits = output[0] if isinstance(output, tuple) else output
         correct = (logits.detach().argmax(1) == batch.labels).sum()
-        return torch.stack(
-            [
-                batch.counts * loss.detach().double(),
-                correct.double(),
-                torch.full_like(correct, len(batch.labels)).double(),
-            ]
-        )
+        samples = torch.full_like(correct, len(batch.labels))
+        return torch.stack([batch.counts * loss.detach().double(), correct.double(), samples.double()])
 
     def _step(self, phase_model: PhaseModel) -> torch.Tensor:
         """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""
@@ -201,3 +206,69 @@ def set_rates(optimizer: Optimizer, phase: Phase, step: int) -> None:
     rates = phase.rates(step)
     for group in optimizer.param_groups:
         group["lr"] = rates[group["layer"]]
+
+
+FIELDS = ("loss", "correct", "seen", "bad", "stop", "nonfinite")
+"""Of one step, summed over ranks: weighted loss, correct predictions, samples, unreadable samples, ranks asked to stop,
+ranks whose loss or gradient was not finite."""
+
+
+class Exchange:
+    """All-reduces the counts of each step in one packed tensor.
+
+    On a GPU a step's reading is taken one step late, from a copy in pinned memory that an event says has arrived: the
+    host does not wait for the step that is being computed.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._waiting: list[tuple[int, torch.Tensor, Any, float]] = []
+
+    def post(self, values: torch.Tensor, *, step: int, total: float) -> None:
+        """Sends a step's values.
+
+        Args:
+            values: float64 [len(FIELDS)], this rank's.
+            total: the loss normaliser, the same on every rank.
+        """
+        if self.world.distributed:
+            dist.all_reduce(values)
+        arrived = None
+        if values.is_cuda:
+            values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()  # type: ignore[no-untyped-call]
+        self._waiting.append((step, values, arrived, total))
+
+    def readings(self, *, settle: bool) -> list[dict[str, float]]:
+        """Steps that have arrived, in order: all but the newest on a GPU, unless `settle`; the same on every rank."""
+        late = 1 if self.world.cuda and not settle else 0
+        ready = self._waiting[: len(self._waiting) - late]
+        del self._waiting[: len(ready)]
+        readings = []
+        for step, values, arrived, total in ready:
+            if arrived is not None:
+                arrived.synchronize()
+            readings.append({**dict(zip(FIELDS, values.tolist(), strict=True)), "total": total, "step": step})
+        return readings
+
+
+def share_unreadable(bad: dict[str, str], quota: Callable[[], int], world: World) -> None:
+    """Adds the unreadable samples of all other ranks to this rank's (place -> reason). All ranks at once.
+
+    Args:
+        quota: how many are allowed.
+
+    Raises:
+        UserError: there are more.
+    """
+    for part in world.gather(dict(bad)):
+        bad.update(part)
+    allowed = quota()
+    if len(bad) > allowed:
+        names = [f"{where}: {why}" for where, why in sorted(bad.items())]
+        raise UserError(
+            f"{len(names)} unreadable samples, {allowed} allowed:\n    " + "\n    ".join(names[:10]),
+            where="data.bad_samples",
+            todo="`tlx shards check` names all of them; mend the shards, or allow some: data.bad_samples=1%",
+        )
