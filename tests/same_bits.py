@@ -64,7 +64,8 @@ def _of_optimizer(file: Path) -> str:
     digest = hashlib.sha256()
     for name, state in sorted(torch.load(file, weights_only=True).items()):
         for key, value in sorted(state.items()):
-            digest.update(f"{name} {key}".encode() + (value.numpy().tobytes() if hasattr(value, "numpy") else b""))
+            said = value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode()
+            digest.update(f"{name} {key}".encode() + said)
     return digest.hexdigest()
 
 

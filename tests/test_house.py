@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
+
+import pytest
+
+import tlx
 
 ORDER = [
     "base",
@@ -20,6 +25,8 @@ ORDER = [
     "submit",
     "cli",
 ]
+FORMER = {"durations": "Length", "layers": "LayerMap", "plug": "needs", "unfreeze": "Assignment"}
+"""What README and CONTRIBUTING of 0.2.0 showed to packages of others: a module, and what they import from it."""
 TLX = Path(__file__).parents[1] / "tlx"
 
 
@@ -46,8 +53,7 @@ def package(module: str) -> str:
 
 def test_imports_go_down():
     known = modules()
-    former = {"durations", "unfreeze"}  # which packages of others import
-    assert {package(m) for m in known} - {""} == {*ORDER, "__main__", *former}
+    assert {package(m) for m in known} - {""} == {*ORDER, "__main__", *FORMER}
     upward = [
         f"{module} imports {other}"
         for module, file in known.items()
@@ -56,6 +62,12 @@ def test_imports_go_down():
         if ORDER.index(package(other)) > ORDER.index(package(module))
     ]
     assert upward == []
+
+
+@pytest.mark.parametrize("module", FORMER)
+def test_former_paths_give_the_same_objects(module):
+    name = FORMER[module]
+    assert getattr(importlib.import_module(f"tlx.{module}"), name) is getattr(tlx, name)
 
 
 def test_a_plan_needs_no_library():
