@@ -46,7 +46,8 @@ def train(python: str, tests: Path, work: Path, name: str, shards: Path) -> dict
     file = work / f"{name}.yaml"
     file.write_text(json.dumps({**raw, **SCENARIOS[name], "data": data, "run": str(run)}))
     env = {**os.environ, "PYTHONPATH": str(tests), "OMP_NUM_THREADS": "1"}
-    subprocess.run([python, "-m", "tlx", "train", str(file), "--fresh"], env=env, check=True, stdout=subprocess.DEVNULL)
+    command = [python, "-m", "tlx", "train", str(file), "--fresh"]
+    subprocess.run(command, env=env, cwd=work, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
     result = json.loads((run / "result.json").read_text())
@@ -56,6 +57,12 @@ def train(python: str, tests: Path, work: Path, name: str, shards: Path) -> dict
     for weights in sorted(latest.glob("*.safetensors")):
         found[weights.name] = hashlib.sha256(weights.read_bytes()).hexdigest()
     return found | {"optimizer.pt": _of_optimizer(latest / "optimizer.pt")}
+
+
+def place_of(python: str, work: Path) -> str:
+    """Where an interpreter's tlx lies; asked outside of a checkout, whose tlx would come before the installed one."""
+    ask = [python, "-c", "import tlx; print(tlx.__file__)"]
+    return subprocess.run(ask, cwd=work, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def _of_optimizer(file: Path) -> str:
@@ -72,6 +79,12 @@ def _of_optimizer(file: Path) -> str:
 def main(work: Path, other: str, tests: Path) -> int:
     from images import make_shards
 
+    work = work.resolve()
+    work.mkdir(parents=True, exist_ok=True)
+    places = [place_of(python, work) for python in (sys.executable, other)]
+    if places[0] == places[1]:
+        sys.exit(f"error: both have the same tlx, {places[0]}\n  -> give the interpreter of another version")
+    print(f"own    {places[0]}\nother  {places[1]}")
     shards = work / "shards"
     if not shards.exists():
         make_shards(shards, classes=3, per_class={"train": 10, "val": 4}, size=20)
@@ -89,4 +102,4 @@ def main(work: Path, other: str, tests: Path) -> int:
 if __name__ == "__main__":
     interpreter = Path(sys.argv[2])
     folder = Path(sys.argv[3]) if len(sys.argv) > 3 else interpreter.parents[2] / "tests"
-    sys.exit(main(Path(sys.argv[1]), str(interpreter), folder))
+    sys.exit(main(Path(sys.argv[1]), os.path.abspath(interpreter), folder.resolve()))
