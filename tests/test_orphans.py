@@ -319,3 +319,15 @@ def test_a_rank_that_torchrun_loses_while_starting_leaves_a_verdict(config, run,
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def test_a_hang_right_after_the_claim_has_a_file_for_its_stacks(tmp_path):
+    """The clock is set by who claims: the watch's own thread may never run again."""
+    (tmp_path / "run").mkdir()
+    stacks = tmp_path / "run" / "stacks" / "rank-0.txt"
+    watch = Watch(RunFolder(tmp_path / "run"), patience_s=600, ends=False, claimed=False)
+    watch.start(None, 0, 1)
+    watch.claim()
+    assert stacks.exists()
+    watch.close()
+    assert not stacks.parent.exists()

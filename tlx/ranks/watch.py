@@ -93,6 +93,7 @@ class Watch:
         self._why = ""
         self._given_up = False
         self._stacks: IO[bytes] | None = None
+        self._arming = threading.RLock()  # the main thread arms once, in claim
         self._before = self._unused = self._written = 0
         self._peers: dict[int, _Peer] = {}
         self._launcher: psutil.Process | None = None
@@ -118,6 +119,12 @@ class Watch:
         if store is not None and size > 1:
             self._wire = Wire(store, self._own, size)
         self._met()
+
+    def claim(self) -> None:
+        """The run folder is this training's from here on: stacks go there, also those of a hang in the next moment."""
+        self.claimed = True
+        if self._thread is not None and self._thread.is_alive():
+            self._arm()
 
     def _met(self) -> None:
         """Ranks hear of each other from here on, or there is nobody else."""
@@ -503,7 +510,7 @@ class Watch:
         return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
 
     def _open(self) -> IO[bytes] | None:
-        with contextlib.suppress(OSError):
+        with self._arming, contextlib.suppress(OSError):
             if self._stacks is None and self.claimed and self.folder is not None and self.folder.path.is_dir():
                 path = self.folder.path / "stacks" / f"rank-{self.rank}.txt"
                 path.parent.mkdir(exist_ok=True)
@@ -524,7 +531,7 @@ class Watch:
         """
         if not math.isfinite(self.patience_s):
             return
-        with contextlib.suppress(OSError, ValueError, RuntimeError):  # of a stderr that is closed
+        with self._arming, contextlib.suppress(OSError, ValueError, RuntimeError):  # of a stderr that is closed
             faulthandler.cancel_dump_traceback_later()
             file = self._open()
             if file is not None:

@@ -144,7 +144,7 @@ def _start(
 
     # the first step can be made: claim the folder
     by_main(world, lambda: _claim(run, folder, claim))
-    watch.claimed = True
+    watch.claim()
     watch.beat("loading")
     watch.before_exit, watch.asks_to_stop = run.saver.settle, stop.fail
 
@@ -379,7 +379,7 @@ def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
     if not claim.aside:
         check_resumable(run, claim.extension)
     folder.claim(claim, run.files)
-    run.world.watch.claimed = True
+    run.world.watch.claim()
     run.journal.console.keep_in(folder.path / "console.txt")
     if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
         with contextlib.suppress(OSError):
