@@ -27,7 +27,7 @@ from shard_server import serve
 from tlx.base.errors import TlxError, UserError
 from tlx.base.inputs import InputSpec
 from tlx.base.location import address, folder_name, scrubbed, shown
-from tlx.data.file_lock import locked
+from tlx.base.locks import locked
 from tlx.data.pixels.transforms import eval_transform
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable, ahead, cache_room, shard_cache
 from tlx.data.remote.files import files as remote
