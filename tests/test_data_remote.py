@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from commands import tlx, write_config
-from images import make_shards
+from images import index_shards, make_shards
 from shard_server import serve
 
 from tlx.base.errors import TlxError, UserError
@@ -33,7 +33,6 @@ from tlx.data.remote.files import IndexUnavailable, ShardUnavailable, ahead, cac
 from tlx.data.remote.files import files as remote
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards import manifest as manifests
-from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.stream.reader import ShardReader
 from tlx.data.stream.stream import ShardStream, evaluation_batches
