@@ -216,10 +216,10 @@ def status(
     ] = None,
 ) -> None:
     """Tell where a run stands: running, done, resumable, killed; its step, checkpoints, and who trains it."""
-    from tlx.runs.run_status import folder_of, standing
+    from tlx.runs.run_status import folder_of, status_text
 
     run = folder_of(which, overrides or (), each or ())
-    hand_over(run) if folder else say(standing(run))
+    hand_over(run) if folder else say(status_text(run))
 
 
 @app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")

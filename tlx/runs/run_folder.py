@@ -20,7 +20,7 @@ from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import json_text, write_whole, written_beside
 from tlx.base.launcher import environment, requeued_job
-from tlx.base.parsing import from_json, from_yaml_file
+from tlx.base.parsing import from_yaml_file
 from tlx.base.terminal import say
 from tlx.base.verdict import Status
 from tlx.plan.config import Config, dump
@@ -28,6 +28,7 @@ from tlx.plan.written_config import changes, essential, without_directions
 from tlx.runs.extend import FILE as EXTENSIONS
 from tlx.runs.extend import FUTURE, Extend, Extension, adopted, earlier, no_run, planned
 from tlx.runs.older_meaning import refuse_other_meaning
+from tlx.runs.run_files import RunFiles
 from tlx.runs.run_lock import RunLock, wait_until_free
 
 JOBS = "slurm"
@@ -113,6 +114,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def files(self) -> RunFiles:
+        return RunFiles(self.path)
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -143,7 +148,7 @@ class RunFolder:
         extension = self.extension(config, extend) if extend is not None else None
         if extension is not None:
             self._refuse_read_only()
-            return Claim(extension.config, extension=extension, seen=self._read("status.json"))
+            return Claim(extension.config, extension=extension, seen=self.files.status)
         aside = self.refuse_changes(config)
         result = None if aside else self.result()
         if result is None or result.get("finished") is not True:
@@ -229,7 +234,7 @@ class RunFolder:
     def _refuse_what_came_since(self, claim: Claim) -> None:
         """Another start may have been quicker, and have come and gone while this one looked at its parts."""
         if claim.extension is not None:
-            same = self._read("status.json") == claim.seen
+            same = self.files.status == claim.seen
         else:
             same = not self.refuse_changes(claim.config) and not self.done
         if not same:
@@ -265,7 +270,7 @@ class RunFolder:
         with contextlib.suppress(OSError, UserError):
             self.lock = RunLock.take(self.path)
             try:
-                steps = (self._read("plan.json") or {}).get("steps", result["step"])
+                steps = self.files.plan.get("steps", result["step"])
                 self._say("done", step=result["step"], steps=steps)
             finally:
                 self.release()
@@ -328,13 +333,13 @@ class RunFolder:
         """The same for every start of this run."""
         if self._id is not None:
             return self._id
-        found = (self._read("status.json") or {}).get("id")
+        found = self.files.status.get("id")
         return str(found) if found else secrets.token_hex(4)
 
     @property
     def status(self) -> str | None:
         """What status.json says; None where there is none that can be read."""
-        found = (self._read("status.json") or {}).get("status")
+        found = self.files.status.get("status")
         return str(found) if found else None
 
     @property
@@ -344,7 +349,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """result.json; None where there is none that can be read."""
-        return self._read("result.json")
+        return self.files.result or None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_whole(self.path / "result.json", json_text(result))
@@ -433,13 +438,6 @@ class RunFolder:
         if not self.done:
             refuse_other_meaning(self.path, config, written, extensions=earlier(self.path))
         return False
-
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            content = from_json((self.path / name).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
 
 
 def _made(path: Path) -> list[Path]:
