@@ -27,7 +27,7 @@ from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, sa
 from tlx.cli.bench import bench
 from tlx.cli.doctor import doctor
 from tlx.cli.shards import shards
-from tlx.cli.submit import EXAMPLES, submit
+from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
 from tlx.cli.track import track
 from tlx.cli.weights import weights
 from tlx.cli.words import FORWARDED, ConfigFile, Overrides, config_path, path
@@ -51,7 +51,7 @@ app.command(
     epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; srun ... tlx doctor mine.yaml",
     context_settings=FORWARDED,
 )(doctor)
-app.command(epilog=EXAMPLES, context_settings=FORWARDED)(submit)
+app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 UNREAD = 141  # 128 and SIGPIPE
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import secrets
 import tempfile
@@ -142,17 +141,17 @@ class RunFolder:
             raise no_run(self.path)
         wait_until_free(self.path)
         if fresh and not self._is_fresh():
-            self._refuse_read_only()
+            refuse_read_only(self.path)
             return Claim(config, aside=True, fresh=True)
         config = adopted(self.path, config)
         extension = self.extension(config, extend) if extend is not None else None
         if extension is not None:
-            self._refuse_read_only()
+            refuse_read_only(self.path)
             return Claim(extension.config, extension=extension, seen=self.files.status)
         aside = self.refuse_changes(config)
         result = None if aside else self.result()
         if result is None or result.get("finished") is not True:
-            self._refuse_read_only()
+            refuse_read_only(self.path)
             return Claim(config, aside=aside)
         if not result.keys() >= PROMISED:
             raise UserError("is not what tlx wrote", where=str(self.path / "result.json"), todo="remove it, or --fresh")
@@ -395,17 +394,6 @@ class RunFolder:
             self.path.rmdir()
             aside.rename(self.path)
 
-    def _refuse_read_only(self) -> None:
-        """What :meth:`claim` would find out later, after parts were built for minutes.
-
-        Raises:
-            UserError: the folder, or the one to make it in, cannot be written.
-        """
-        place = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-            why = "Permission denied" if place.is_dir() else "Not a directory"
-            raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder")
-
     def refuse_changes(self, config: Config) -> bool:
         """Whether what lies here came to nothing: it ended by a mistake before its first checkpoint, and was started
         with another configuration than this one. Looks, and changes nothing.
@@ -438,6 +426,22 @@ class RunFolder:
         if not self.done:
             refuse_other_meaning(self.path, config, written, extensions=earlier(self.path))
         return False
+
+
+def refuse_read_only(folder: Path) -> None:
+    """What :meth:`RunFolder.claim` would find out later, after parts were built for minutes. Nothing is left there.
+
+    Raises:
+        UserError: the folder, or the one to make it in, cannot be written.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"tlx")
+            file.flush()
+    except OSError as error:
+        why = error.strerror if place.is_dir() else "Not a directory"
+        raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder") from error
 
 
 def _made(path: Path) -> list[Path]:
