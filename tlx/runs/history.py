@@ -45,7 +45,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BestRule:
     """What decides which evaluation is the best: a metric, and the weights that the run's best has."""
 
     metric: Metric
@@ -150,9 +150,9 @@ def read_history(path: Path) -> History:
     result = {} if written.get("finished") is False else written  # one that is not tells of unreadable samples alone
     details = written or _of_checkpoint(files.checkpoint)
     metric = Metric.of(str(mapping(config.get("evaluate")).get("metric", ACCURACY)))
-    best = _with_classes(_best_of_result(result) or _best(rows, Wanted(metric)), details)
+    best = _with_classes(_best_of_result(result) or _best(rows, BestRule(metric)), details)
     step = max([int(r["step"]) for r in rows] + [whole(details.get("step")) or 0])
-    wanted = Wanted(metric, best.weights if best else "raw")
+    rule = BestRule(metric, best.weights if best else "raw")
     return History(
         path=path,
         name=escaped(path.resolve().name),
@@ -162,7 +162,7 @@ def read_history(path: Path) -> History:
         steps=whole(plan.get("steps")) if not result else step,
         steps_per_epoch=_epoch_length(plan, rows),
         metric=str(mapping(result.get("best")).get("metric", metric.name)),
-        phases=_phases(rows, plan, result, wanted=wanted),
+        phases=_phases(rows, plan, result, rule=rule),
         best=best,
         details=details,
         plan=plan,
@@ -242,8 +242,8 @@ def article_reading(found: Sequence[PhaseAccuracy]) -> tuple[float, float] | Non
 def phases_of(result: Mapping[str, Any]) -> tuple[Stretch, ...]:
     """The phases that result.json tells of."""
     best = mapping(result.get("best"))
-    wanted = Wanted(Metric.of(str(best.get("metric", ACCURACY))), str(best.get("weights", "raw")))
-    return _phases((), {}, result, wanted=wanted)
+    rule = BestRule(Metric.of(str(best.get("metric", ACCURACY))), str(best.get("weights", "raw")))
+    return _phases((), {}, result, rule=rule)
 
 
 def _check(path: Path) -> None:
@@ -283,7 +283,7 @@ def _of_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _phases(
-    rows: Sequence[Row], plan: Mapping[str, Any], result: Mapping[str, Any], *, wanted: Wanted
+    rows: Sequence[Row], plan: Mapping[str, Any], result: Mapping[str, Any], *, rule: BestRule
 ) -> tuple[Stretch, ...]:
     """The phases that have begun. Where one ended before its time, the rows and the result know, the plan does not."""
     results = {str(k): mapping(v) for k, v in mapping(result.get("phases")).items()}
@@ -304,9 +304,8 @@ def _phases(
                 stop=stop,
                 over=after or reached >= stop,
                 extracts=_extracts(about, plan, first=at == 0 and len(by_name) > 1),
-                best=_of_result(results.get(name, {}).get("best")) or _best(own, wanted),
-                last=_of_result(results.get(name, {}).get("last"), weights=wanted.weights)
-                or _last(own, wanted.weights),
+                best=_of_result(results.get(name, {}).get("best")) or _best(own, rule),
+                last=_of_result(results.get(name, {}).get("last"), weights=rule.weights) or _last(own, rule.weights),
             )
         )
     return tuple(phases)
@@ -321,15 +320,15 @@ def _extracts(phase: Mapping[str, Any], plan: Mapping[str, Any], *, first: bool)
     return all(mapping(layers.get(name)).get("trains") == "frozen" for name in own)
 
 
-def _best(rows: Iterable[Row], wanted: Wanted) -> Evaluation | None:
+def _best(rows: Iterable[Row], rule: BestRule) -> Evaluation | None:
     """The best evaluation, by the rule of training."""
     found: Evaluation | None = None
     for row in rows:
         for weights in WEIGHTS:
             now = _evaluation(row, weights)
-            score = wanted.metric.score(now.metrics)
-            than = wanted.metric.score(found.metrics) if found else None
-            if score is not None and wanted.metric.better(score, than):
+            score = rule.metric.score(now.metrics)
+            than = rule.metric.score(found.metrics) if found else None
+            if score is not None and rule.metric.better(score, than):
                 found = now
     return found
 
