@@ -12,8 +12,8 @@ from typing import Any
 
 from tlx.base.errors import Problems, UserError
 from tlx.base.terminal import escaped
+from tlx.plan import config as configs
 from tlx.plan.config import Config
-from tlx.plan.plan import config as configs
 from tlx.runs.extend import earlier
 from tlx.runs.run_files import RunFiles, whole
 from tlx.runs.run_lock import holder

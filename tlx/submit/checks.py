@@ -76,7 +76,7 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
 
 def _load(config: Config, samples: Samples | None) -> None:
     """Loads the weights without a network, which nodes may not have."""
-    from tlx.models.weights.files import download
+    from tlx.models.weights import download
     from tlx.train.components import backbone_of
     from tlx.train.data import known_names
 
