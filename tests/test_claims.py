@@ -25,7 +25,7 @@ from tlx.base import plug
 from tlx.base import verdict as verdicts
 from tlx.base.console import Console
 from tlx.base.errors import TlxError, UserError
-from tlx.cli.main import main as cli
+from tlx.cli import main as cli
 from tlx.plan.config import parse
 from tlx.ranks.world import World
 from tlx.runs.metrics_file import MetricsFile, read_rows

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tlx.base.errors import UserError
+from tlx.cli import main as cli
 from tlx.cli.main import app
-from tlx.cli.main import main as cli
 from tlx.data.shards.manifest import Manifest
 from tlx.plan.config import parse
 from tlx.train.result import result_of

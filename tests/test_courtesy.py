@@ -24,7 +24,7 @@ from test_extend import raw_of
 from tlx.base import terminal
 from tlx.base.console import Console
 from tlx.base.terminal import BestEffort, as_courtesy, encodable, hand_over, say, unread
-from tlx.cli.main import main as cli
+from tlx.cli import main as cli
 from tlx.doctor.findings import Finding, Section
 from tlx.doctor.shown import Output
 from tlx.runs.stop import StopRequest

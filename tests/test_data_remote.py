@@ -116,7 +116,7 @@ def python(code, *words):
 
 READ_ALL = """
     import sys, hashlib, pathlib
-    from tlx.data.remote.files import files as remote
+    from tlx.data.remote import files as remote
     from tlx.data.shards.manifest import Manifest
     from tlx.data.stream.reader import ShardReader
     from tlx.data.remote.shard_cache import CacheSpec

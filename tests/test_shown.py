@@ -281,7 +281,7 @@ def test_the_version_is_told():
 
 
 def test_a_mistake_in_a_command_points_to_its_own_help(monkeypatch, capsys):
-    from tlx.cli.main import main as cli
+    from tlx.cli import main as cli
 
     monkeypatch.setattr(sys, "argv", ["tlx", "shards", "build"])
     with pytest.raises(SystemExit) as caught:

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slurm, pytest.mark.slow, pytest.mark.skipif(REASON is 
 # what a job starts in place of python: the same, with time for something to happen to it
 SLOW = """
     import sys, time
-    from tlx.cli.main import main as cli
+    from tlx.cli import main as cli
     from tlx.data.build import write
     plain = write._stored
     def slow(*given):
