@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image
 
 from tlx.data.build.write import BuildOptions, build_shards
+from tlx.data.shards.index import index_folder
+from tlx.data.shards.manifest import Manifest
 
 
 def picture(label: int, *, classes: int = 3, size: int | tuple[int, int] = 48, seed: int = 0) -> Image.Image:
@@ -23,6 +25,11 @@ def picture(label: int, *, classes: int = 3, size: int | tuple[int, int] = 48, s
     colour = np.array(colorsys.hsv_to_rgb(label / classes, 0.7, rng.uniform(0.6, 1.0)))
     pixels = (0.7 + 0.3 * wave[..., None]) * colour * 255 + rng.normal(0, 12, (height, width, 3))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def index_shards(folder: Path, **options: object) -> dict[str, Manifest]:
+    """The manifests alone of what `index_folder` indexes."""
+    return index_folder(folder, **options).manifests
 
 
 def encoded(image: Image.Image, format: str = "JPEG", **options: object) -> bytes:

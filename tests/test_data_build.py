@@ -656,7 +656,7 @@ def test_two_builds_do_not_meet(src, tmp_path, monkeypatch):
     out.mkdir()
     monkeypatch.setattr(locks, "PATIENCE", 0.2)
     with (
-        locks.locked(out, "mine", todo=""),
+        locks.locked_folder(out, "mine", todo=""),
         pytest.raises(UserError, match="another build is writing shards here"),
     ):
         build_shards(str(src), out, options())

@@ -10,7 +10,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from images import encoded, make_folder, make_shards, picture
+from images import encoded, index_shards, make_folder, make_shards, picture
 from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
@@ -24,7 +24,6 @@ from tlx.data.shards import statistics
 from tlx.data.shards.check import check_shards, describe_shards
 from tlx.data.shards.duplicates import find_duplicates
 from tlx.data.shards.examine import content_digest, examine
-from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.statistics import FACT, chosen_for_measuring
 from tlx.data.stream.reader import ShardReader

@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from images import make_folder, picture
+from images import index_shards, make_folder, picture
 from PIL import Image
 
 from tlx.base.inputs import InputSpec
@@ -18,7 +18,6 @@ from tlx.data.pixels import jpeg_region as regions
 from tlx.data.pixels.crop_geometry import Draw
 from tlx.data.pixels.fused_crop import Framed, show
 from tlx.data.pixels.transforms import eval_transform, train_transform
-from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import ShardStream, evaluation_batches
 

@@ -12,14 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from images import encoded, make_shards, picture
+from images import encoded, index_shards, make_shards, picture
 from typer.testing import CliRunner
 
 from tlx.base.errors import UserError
 from tlx.cli.shards import shards
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards.check import check_shards
-from tlx.data.shards.index import index_folder, index_shards, label_rule
+from tlx.data.shards.index import index_folder, label_rule
 from tlx.data.shards.labels import LabelRule
 from tlx.data.shards.manifest import Manifest, write_index
 from tlx.data.stream.reader import ShardReader

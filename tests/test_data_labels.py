@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from images import encoded, make_folder, picture
+from images import encoded, index_shards, make_folder, picture
 from test_data_index import samples, tar_of
 from typer.testing import CliRunner
 
@@ -14,7 +14,7 @@ from tlx.cli.shards import shards
 from tlx.data.build.write import BuildOptions, build_shards
 from tlx.data.shards.check import check_shards
 from tlx.data.shards.class_warnings import class_warnings
-from tlx.data.shards.index import index_folder, index_shards, label_rule
+from tlx.data.shards.index import index_folder, label_rule
 from tlx.data.shards.labels import LabelRule
 from tlx.data.shards.manifest import Manifest
 

@@ -163,7 +163,10 @@ def test_the_same_part_twice_at_the_same_time(src, whole, tmp_path, impatient):
 def test_a_part_beside_a_whole_build(src, tmp_path, impatient):
     out = tmp_path / "out"
     out.mkdir()
-    with locks.locked(out, "mine", todo=""), pytest.raises(UserError, match="another build is writing shards here"):
+    with (
+        locks.locked_folder(out, "mine", todo=""),
+        pytest.raises(UserError, match="another build is writing shards here"),
+    ):
         build_part(str(src), out, Part(1, 2), options())
 
 
@@ -291,18 +294,20 @@ def test_what_is_removed_of_files_that_others_were_writing(src, whole, tmp_path)
 
 def test_the_lock_is_of_a_file_that_is_there_and_open_for_writing(tmp_path, impatient, monkeypatch):
     """NFS has no other locks that reach other nodes; and who waited must not have that of a file that is gone."""
-    opened, plain = [], locks._taken
+    opened, plain = [], fcntl.flock
 
-    def taken(handle):
+    def flock(handle, how):
         if not opened:
             (tmp_path / ".lock").unlink()  # as by who held it until now
-        opened.append((stat.S_ISREG(os.fstat(handle).st_mode), fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE))
-        return plain(handle)
+        if how != fcntl.LOCK_UN:
+            mode = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE
+            opened.append((stat.S_ISREG(os.fstat(handle).st_mode), mode))
+        return plain(handle, how)
 
-    monkeypatch.setattr(locks, "_taken", taken)
-    with locks.locked(tmp_path, "mine", todo=""):
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with locks.locked_folder(tmp_path, "mine", todo=""):
         assert opened == [(True, os.O_RDWR)] * 2
-        with pytest.raises(UserError, match="taken"), locks.locked(tmp_path, "taken", todo=""):
+        with pytest.raises(UserError, match="taken"), locks.locked_folder(tmp_path, "taken", todo=""):
             pass
         assert names(tmp_path) == [".lock"]
     assert names(tmp_path) == []

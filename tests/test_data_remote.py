@@ -21,20 +21,19 @@ import numpy as np
 import pytest
 import torch
 from commands import tlx, write_config
-from images import make_shards
+from images import index_shards, make_shards
 from shard_server import serve
 
 from tlx.base.errors import TlxError, UserError
 from tlx.base.inputs import InputSpec
 from tlx.base.location import address, folder_name, scrubbed, shown
-from tlx.data.file_lock import locked
+from tlx.base.locks import locked
 from tlx.data.pixels.transforms import eval_transform
 from tlx.data.remote import ahead, cache_room, shard_cache
 from tlx.data.remote import files as remote
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards import manifest as manifests
-from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.stream.reader import ShardReader
 from tlx.data.stream.stream import ShardStream, evaluation_batches

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import start, status, tlx, wait_for_step, write_config
-from images import encoded, make_shards, picture
+from images import encoded, index_shards, make_shards, picture
 from test_training import raw_for, same_bits
 
 from tlx.base.errors import ConfigError, UserError
@@ -24,7 +24,6 @@ from tlx.data.remote import ahead, shard_cache
 from tlx.data.remote import files as remote
 from tlx.data.remote.files import ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
-from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.reader import ShardReader
 from tlx.data.stream.stream import ShardStream, evaluation_batches

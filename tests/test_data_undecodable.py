@@ -14,7 +14,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from images import encoded, make_folder, picture
+from images import encoded, index_shards, make_folder, picture
 from PIL import Image
 
 from tlx.base.errors import UserError
@@ -28,7 +28,6 @@ from tlx.data.pixels.one_picture import at_picture
 from tlx.data.pixels.transforms import eval_transform
 from tlx.data.shards.check import check_shards
 from tlx.data.shards.examine import examine
-from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import evaluation_batches
 from tlx.data.stream.threads import in_threads

@@ -13,14 +13,13 @@ import threading
 import pytest
 from commands import status, tlx, write_config
 from composed import composer
-from images import make_shards
+from images import index_shards, make_shards
 from trainings import alone
 
 from tlx.base.errors import UserError
 from tlx.data.pixels import transforms
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards import overlap
-from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import Manifest
 from tlx.plan.config import parse
 from tlx.ranks.watch import Watch

@@ -29,7 +29,7 @@ from tlx.plan.written_config import MAY_CHANGE
 from tlx.report.report import is_drawn
 from tlx.runs import extend
 from tlx.runs.extend import FILE
-from tlx.runs.run_status import standing
+from tlx.runs.run_status import status_text
 from tlx.train import build
 from tlx.train import command as training
 
@@ -142,7 +142,7 @@ def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, t
     assert again in html.unescape((run / "report.html").read_text())
     assert result["phases"]["fine_tuning"]["stop"] == 6 * STEPS
     assert result["samples_seen"] == 6 * 24
-    assert "  extended at step 12: 12 -> 18 steps" in standing(run).splitlines()
+    assert "  extended at step 12: 12 -> 18 steps" in status_text(run).splitlines()
     assert status(run) == "done"
     for name in ("config.yaml", "plan.json"):
         said = [yaml.safe_load((r / name).read_text()) for r in (run, straight)]

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import encoded, make_folder, make_shards, picture
+from images import encoded, index_shards, make_folder, make_shards, picture
 from mutations import GIB, apart, as_json, changed, mutated, nested, odd, outcomes
 from PIL import Image
 from shard_server import serve
@@ -36,7 +36,7 @@ from tlx.data.pixels.decode import DecodeError, decode
 from tlx.data.remote.cache_room import CacheSpec
 from tlx.data.shards.check import check_shards
 from tlx.data.shards.examine import examine
-from tlx.data.shards.index import index_shards, scan_tar
+from tlx.data.shards.index import scan_tar
 from tlx.data.shards.labels import EXTENSIONS, LabelRule, label_of
 from tlx.data.shards.manifest import RECORD, Manifest
 from tlx.data.shards.tables import read_csv

@@ -249,7 +249,7 @@ def test_options_named_after_keys_are_changes(file):
         (["train", "FILE", "--fersh"], 'there is no option --fersh; did you mean "--fresh"'),
         (["train", "FILE", "--fersh=1"], 'there is no option --fersh; did you mean "--fresh"'),
         (["plan", "FILE", "--writ"], 'did you mean "--write"?'),
-        (["submit", "FILE", "--partitoin=x"], 'there is no option --partitoin; did you mean "--partition"'),
+        (["submit", "FILE", "--gpu=x"], 'there is no option --gpu; did you mean "--gpus"'),
         (["plan", "FILE", "--sead=1"], 'there is no option --sead; did you mean "seed" or "head"?'),
         (["status", "FILE", "--seed", "1"], "--seed has no value\n  -> write it into the same word: seed=value"),
         (["status", "FILE", "-x"], "there is no option -x"),

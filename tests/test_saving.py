@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -415,7 +416,7 @@ def test_without_locks_the_first_training_notices_at_its_next_checkpoint(tmp_pat
     def none(*given):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(run_lock.fcntl, "flock", none)
+    monkeypatch.setattr(fcntl, "flock", none)
     first = RunLock.take(tmp_path)
     assert not first.enforced
     first.check()
@@ -441,7 +442,7 @@ def test_who_waits_for_a_folder_that_is_moved_aside_gets_the_new_one(tmp_path):
     folder.mkdir()
     waiting.join()
     assert got[0].file == folder / ".lock"
-    assert os.path.samestat(os.fstat(got[0].handle), os.stat(folder / ".lock"))
+    assert os.path.samestat(os.fstat(got[0].lock.handle), os.stat(folder / ".lock"))
     got[0].release()
 
 

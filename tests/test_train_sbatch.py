@@ -22,6 +22,7 @@ case "${0##*/} $*" in
 squeue*) echo RUNNING None ;;
 "sbatch --test-only"*) echo "${REFUSES:-}" >&2; [ -z "${REFUSES:-}" ] ;;
 sbatch*) env >"$FAKE/sbatch.env"; echo 77 ;;
+sacct*) cat "$FAKE/accounts" 2>/dev/null ;;
 srun*)
     env >"$FAKE/srun.env"
     while [[ $1 != --output=* ]]; do shift; done
@@ -56,7 +57,7 @@ class Job:
     def __init__(self, folder: Path) -> None:
         self.folder, self.run = folder, folder / "the run"
         (folder / "bin").mkdir()
-        for name in ("scontrol", "squeue", "sbatch", "srun"):
+        for name in ("scontrol", "squeue", "sbatch", "srun", "sacct"):
             (folder / "bin" / name).write_text(FAKE)
             (folder / "bin" / name).chmod(0o755)
         self.record()
@@ -212,7 +213,16 @@ def test_a_successor_has_the_options_that_only_the_command_line_said(job):
         *("sbatch", "--parsable", "--dependency=afterany:5", *own.split(), script, "c.yaml", "seed=1")
     ]
     first = done.stdout.splitlines()[0]
-    assert f"its successor is queued with {own}; any other option of sbatch's command line (--signal, " in first, done
+    assert f"its successor is queued with {own}; any other option of sbatch's command line (--nice, " in first, done
+    (job.folder / "accounts").write_text("sbatch --signal B:USR1@600 --exclusive slurm/train.sbatch c.yaml\n")
+    out = "OverSubscribe=NO\n   StdErr=/a b5/e.log\n   StdIn=/dev/null\n   StdOut=/a b5/x-5.out"
+    job.record(requeue=0, about=f"NumNodes=2 {out}")
+    job.start(CHAIN="yes")
+    assert shlex.split(job.calls("sbatch")[-1])[3:-2] == [
+        *("--nodes=2", "--gpus-per-node=0", "--no-requeue", "--exclusive"),
+        *("--output=/a b5/x-%j.out", "--error=/a b5/e.log", "--signal=B:USR1@600"),
+    ]
+    (job.folder / "accounts").unlink()
     later = "NumNodes=2 MinMemoryCPU=2G MinMemoryNode=0 TresPerNode=gres/gpu"  # as a later Slurm says
     job.record(requeue=0, about=later)
     assert "is queued with --nodes=2 --mem-per-cpu=2G --gpus-per-node=1 --no-requeue; " in job.start(CHAIN="yes").stdout

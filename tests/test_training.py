@@ -24,7 +24,7 @@ from tlx.base.errors import UserError
 from tlx.plan.config import parse
 from tlx.runs.run_folder import RunFolder
 from tlx.runs.run_lock import RunLock
-from tlx.runs.run_status import folder_of, standing
+from tlx.runs.run_status import folder_of, status_text
 
 RAW = {
     "seed": 5,
@@ -331,7 +331,7 @@ def test_early_stopping_and_plateaus_end_phases(shards, tmp_path):
 
 
 def test_where_a_run_stands_is_told_from_its_folder(whole, config, tmp_path):
-    told = standing(whole)
+    told = status_text(whole)
     assert re.search(r"run: done since 20\d\d-", told)
     assert "step 400 of 400 (100%), phase fine_tuning" in told
     assert "latest checkpoint: step-00000400" in told
@@ -342,22 +342,22 @@ def test_where_a_run_stands_is_told_from_its_folder(whole, config, tmp_path):
     (killed / "status.json").write_text('{"status": "running", "time": "then"}')
     (killed / "plan.json").write_text('{"steps": 60}')
     (killed / "metrics.jsonl").write_text('{"step": 44, "phase": "a", "train/loss": 0.5}\n{"step": 45, "pha')
-    told = standing(killed)
+    told = status_text(killed)
     assert "was killed" in told
     assert "step 44 of 60 (73%), phase a, train/loss 0.5" in told
     assert "the same command goes on" in told
     lock = RunLock.take(killed)
-    assert f"running since then\n  trained by process {os.getpid()} on " in standing(killed)
+    assert f"running since then\n  trained by process {os.getpid()} on " in status_text(killed)
     lock.release()
-    assert standing(killed).endswith("-> the same command goes on from the latest checkpoint")
+    assert status_text(killed).endswith("-> the same command goes on from the latest checkpoint")
     (killed / "status.json").write_text('{"status": "user-error", "message": "no such \\u001b[2Jkey\\n  -> see"}')
-    assert "  no such \\x1b[2Jkey\n    -> see\n" in standing(killed)
-    assert standing(killed).endswith("-> mend that; the same command goes on from the latest checkpoint")
+    assert "  no such \\x1b[2Jkey\n    -> see\n" in status_text(killed)
+    assert status_text(killed).endswith("-> mend that; the same command goes on from the latest checkpoint")
     shutil.rmtree(killed / "checkpoints")
-    assert standing(killed).endswith("-> mend that; the same command begins anew")
+    assert status_text(killed).endswith("-> mend that; the same command begins anew")
     (killed / "status.json").write_text('{"status": "fault"}')
-    assert standing(killed).endswith("-> the same command begins anew")
-    assert standing(tmp_path / "nothing").endswith("nothing: not there yet")
+    assert status_text(killed).endswith("-> the same command begins anew")
+    assert status_text(tmp_path / "nothing").endswith("nothing: not there yet")
     assert folder_of(config, ["run=elsewhere"]) == Path("elsewhere")
     with pytest.raises(UserError, match="takes no key=value"):
         folder_of(killed, ["seed=1"])

@@ -8,7 +8,8 @@ watches over this process is asked of the process itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -183,6 +184,22 @@ def export(name: str, value: str, *, replace: bool = True) -> None:
 def withdraw(name: str) -> None:
     """The same libraries and processes find nothing under this name any more."""
     os.environ.pop(name, None)
+
+
+@contextmanager
+def exported_meanwhile(variables: Mapping[str, str | None]) -> Iterator[None]:
+    """Inside, they are exported with these values, or not at all where that is None; afterwards as before."""
+    before = {name: os.environ.get(name) for name in variables}
+    try:
+        _set(variables)
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        withdraw(name) if value is None else export(name, value)
 
 
 def launched() -> bool:

@@ -27,7 +27,7 @@ from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, sa
 from tlx.cli.bench import bench
 from tlx.cli.doctor import doctor
 from tlx.cli.shards import shards
-from tlx.cli.submit import EXAMPLES, submit
+from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
 from tlx.cli.track import track
 from tlx.cli.weights import weights
 from tlx.cli.words import FORWARDED, ConfigFile, Overrides, config_path, path
@@ -51,7 +51,7 @@ app.command(
     epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; srun ... tlx doctor mine.yaml",
     context_settings=FORWARDED,
 )(doctor)
-app.command(epilog=EXAMPLES, context_settings=FORWARDED)(submit)
+app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 UNREAD = 141  # 128 and SIGPIPE
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
@@ -216,10 +216,10 @@ def status(
     ] = None,
 ) -> None:
     """Tell where a run stands: running, done, resumable, killed; its step, checkpoints, and who trains it."""
-    from tlx.runs.run_status import folder_of, standing
+    from tlx.runs.run_status import folder_of, status_text
 
     run = folder_of(which, overrides or (), each or ())
-    hand_over(run) if folder else say(standing(run))
+    hand_over(run) if folder else say(status_text(run))
 
 
 @app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")

@@ -4,7 +4,7 @@
 `order`          the order of samples and the dealing of a batch, `sampling`: which make an epoch (numpy only)
 `manifest`       the index over a folder of tars (numpy only); `reader`: bytes of one sample
 `remote`         files of a folder elsewhere, its `location` a URL, command, path; `shard_cache`: kept on this machine;
-                 `cache_room`: who leaves for whom; `ahead`: fetched before they are wanted; `file_lock`: once per node
+                 `cache_room`: who leaves for whom; `ahead`: fetched before they are wanted
 `framing`        which part of a picture is shown, before there are pixels; `framed`: a transform list that begins so
 `regions`        JPEGs decoded only there, by the C `extension`; `decode`: any picture, whole
 `transforms`     a picture to a view of it; `pictures`: samples to views; `mix`: mixup and cutmix

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlx.base.errors import UserError
 from tlx.base.terminal import escaped
-from tlx.runs.history import ACCURACY, History, PhaseAccuracy, Stretch, article_reading, shown, whole, within
+from tlx.runs.history import ACCURACY, History, PhaseAccuracy, Stretch, article_reading, shown
+from tlx.runs.run_files import mapping, whole, within
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,7 +216,7 @@ def _rates(panel: Axes, history: History) -> None:
 def _planned_rates(history: History) -> dict[str, list[tuple[float, float]]]:
     """(epoch, rate) of `head` and `lowest` from the curves in plan.json, broken between phases; nothing where a phase
     that has begun has none there: the plan is of an earlier tlx, or torn."""
-    planned = {str(p.get("name")): _dict(p.get("curve")) for p in within(history.plan, "phases")}
+    planned = {str(p.get("name")): mapping(p.get("curve")) for p in within(history.plan, "phases")}
     found: dict[str, list[tuple[float, float]]] = {"head": [], "lowest": []}
     for phase in history.phases:
         curve = planned.get(phase.name, {})
@@ -234,10 +235,6 @@ def _until(steps: Any, rates: Any, phase: Stretch) -> list[tuple[int, float]]:
         return []
     known = [(phase.start + s, r) for s, r in zip(steps, rates, strict=False) if None not in (whole(s), whole(r))]
     return [(step, rate) for step, rate in known if step < phase.stop]
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _logarithmic(panel: Axes) -> None:

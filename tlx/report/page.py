@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlx.base.terminal import clock, escaped
-from tlx.runs.history import ACCURACY, History, article_reading, shown, whole, within
+from tlx.runs.history import ACCURACY, History, article_reading, shown
+from tlx.runs.run_files import whole, within
 
 COLUMNS = ("run", "best", "accuracy of each phase", "best step", "weights", "samples seen", "time")
 
@@ -66,7 +67,7 @@ def cells(history: History, name: str) -> tuple[str, ...]:
     ]
     seen = history.number("samples_seen")
     return (
-        name if history.done else f"{name}\n({standing(history)})",
+        name if history.done else f"{name}\n({history.state})",
         f"{history.metric} {shown(history.metric, best.value(history.metric))}" if best else "-",
         "\n".join(phases) or "-",
         f"{best.step}\n{best_place(history)}".strip() if best else "-",
@@ -74,11 +75,6 @@ def cells(history: History, name: str) -> tuple[str, ...]:
         f"{seen:,.0f}" if seen is not None else "-",
         clock(history.number("wall_time_s")),
     )
-
-
-def standing(history: History) -> str:
-    """Of a run that is not done: its status and how far it is."""
-    return f"{history.status}, step {history.step}" + (f" of {history.steps}" if history.steps else "")
 
 
 def best_place(history: History) -> str:
@@ -154,8 +150,7 @@ meter { width: 5rem; } .note { background: #fff6e0; padding: .5rem .8rem; }
 {% set details = history.details %}
 <h2>{{ section.about.name }}</h2>
 {% if not history.done %}
-<p class="note">This run is not done ({{ history.status }}, step {{ history.step }}
-{%- if history.steps %} of {{ history.steps }}{% endif %}): the numbers are those so far; samples, time and classes are
+<p class="note">This run is not done ({{ history.state }}): the numbers are those so far; samples, time and classes are
 those of its last checkpoint.</p>
 {% endif %}
 {% for caption, png in section.about.pictures.items() %}

@@ -11,18 +11,14 @@ from typing import Any
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.metrics import ACCURACY as ACCURACY
 from tlx.base.metrics import WEIGHTS, Metric
-from tlx.base.parsing import from_json, from_yaml
 from tlx.base.terminal import escaped
-from tlx.runs.metrics_file import read_rows
+from tlx.runs.run_files import RunFiles, items, mapping, number, whole, within
 
 SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 """A folder with one of these is a run's."""
 
 MOST_ROWS = 4000
 """Of training alone: more than a picture has columns of pixels for."""
-
-_MOST = 1e100
-"""Numbers from here on are taken for none, as those that are not finite: their squares and axes are not either."""
 
 Row = Mapping[str, Any]
 
@@ -49,7 +45,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BestRule:
     """What decides which evaluation is the best: a metric, and the weights that the run's best has."""
 
     metric: Metric
@@ -118,10 +114,15 @@ class History:
         return self.status == "done"
 
     @property
+    def state(self) -> str:
+        """Its status and how far it is."""
+        return f"{self.status}, step {self.step}" + (f" of {self.steps}" if self.steps else "")
+
+    @property
     def per_class(self) -> list[tuple[str, float | None]]:
         """Class and accuracy in the best evaluation; the worst first, classes without samples last."""
         shares = self.best.per_class if self.best else ()
-        names = [str(c) for c in _list(self.details.get("classes"))]
+        names = [str(c) for c in items(self.details.get("classes"))]
         names += [f"class {i}" for i in range(len(names), len(shares))]
         pairs = list(zip(names, shares, strict=False))
         return sorted(pairs, key=lambda pair: math.inf if pair[1] is None else pair[1])
@@ -132,7 +133,7 @@ class History:
 
     def number(self, name: str) -> float | None:
         """A finite number of `details`."""
-        found = _number(self.details.get(name))
+        found = number(self.details.get(name))
         return found if math.isfinite(found) else None
 
 
@@ -143,32 +144,30 @@ def read_history(path: Path) -> History:
         UserError: it is not a run folder.
     """
     _check(path)
-    found = read_rows(path / "metrics.jsonl", most=MOST_ROWS)
-    rows = tuple(_row(r) for r in found if math.isfinite(_number(r.get("step"))))
-    plan, written, config = _json(path / "plan.json"), _json(path / "result.json"), _text(path / "config.yaml")
+    files = RunFiles(path)
+    rows = tuple(map(_row, files.rows(most=MOST_ROWS)))
+    plan, written, config = files.plan, files.result, files.config
     result = {} if written.get("finished") is False else written  # one that is not tells of unreadable samples alone
-    details = written or _of_checkpoint(path)
-    wanted = _wanted(config)
-    best = _best_of_result(result) or _best(rows, wanted)
-    best = _with_classes(best, details)
+    details = written or _of_checkpoint(files.checkpoint)
+    metric = Metric.of(str(mapping(config.get("evaluate")).get("metric", ACCURACY)))
+    best = _with_classes(_best_of_result(result) or _best(rows, BestRule(metric)), details)
     step = max([int(r["step"]) for r in rows] + [whole(details.get("step")) or 0])
-    status = "done" if result else str(_json(path / "status.json").get("status", "unknown"))
-    wanted = Wanted(wanted.metric, best.weights if best else "raw")
+    rule = BestRule(metric, best.weights if best else "raw")
     return History(
         path=path,
         name=escaped(path.resolve().name),
-        status=status,
+        status="done" if result else str(files.status.get("status", "unknown")),
         rows=rows,
         step=step,
         steps=whole(plan.get("steps")) if not result else step,
         steps_per_epoch=_epoch_length(plan, rows),
-        metric=str(_dict(result.get("best")).get("metric", wanted.metric.name)),
-        phases=_phases(rows, plan, result, wanted=wanted),
+        metric=str(mapping(result.get("best")).get("metric", metric.name)),
+        phases=_phases(rows, plan, result, rule=rule),
         best=best,
         details=details,
         plan=plan,
-        config=config,
-        scratch=_scratch(config),
+        config=files.config_text,
+        scratch=mapping(config.get("backbone")).get("weights") == "none",
     )
 
 
@@ -242,9 +241,9 @@ def article_reading(found: Sequence[PhaseAccuracy]) -> tuple[float, float] | Non
 
 def phases_of(result: Mapping[str, Any]) -> tuple[Stretch, ...]:
     """The phases that result.json tells of."""
-    best = _dict(result.get("best"))
-    wanted = Wanted(Metric.of(str(best.get("metric", ACCURACY))), str(best.get("weights", "raw")))
-    return _phases((), {}, result, wanted=wanted)
+    best = mapping(result.get("best"))
+    rule = BestRule(Metric.of(str(best.get("metric", ACCURACY))), str(best.get("weights", "raw")))
+    return _phases((), {}, result, rule=rule)
 
 
 def _check(path: Path) -> None:
@@ -274,36 +273,20 @@ def _runs_in(folder: Path) -> list[str]:
         return []
 
 
-def _wanted(config: str) -> Wanted:
-    try:
-        evaluate = _dict(_dict(from_yaml(config)).get("evaluate"))
-    except ValueError:
-        evaluate = {}
-    return Wanted(Metric.of(str(evaluate.get("metric", ACCURACY))))
-
-
-def _scratch(config: str) -> bool:
-    try:
-        return _dict(_dict(from_yaml(config)).get("backbone")).get("weights") == "none"
-    except ValueError:
-        return False
-
-
-def _of_checkpoint(path: Path) -> dict[str, Any]:
+def _of_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     """What the newest checkpoint knows, in the words of result.json."""
-    state = _json(path / "checkpoints" / "latest" / "state.json")
-    progress = _dict(state.get("progress"))
+    progress = mapping(state.get("progress"))
     if not progress:
         return {}
-    classes = _list(_dict(state.get("identity")).get("classes"))
+    classes = items(mapping(state.get("identity")).get("classes"))
     return {**progress, "classes": classes, "unreadable": progress.get("bad")}
 
 
 def _phases(
-    rows: Sequence[Row], plan: Mapping[str, Any], result: Mapping[str, Any], *, wanted: Wanted
+    rows: Sequence[Row], plan: Mapping[str, Any], result: Mapping[str, Any], *, rule: BestRule
 ) -> tuple[Stretch, ...]:
     """The phases that have begun. Where one ended before its time, the rows and the result know, the plan does not."""
-    results = {str(k): _dict(v) for k, v in _dict(result.get("phases")).items()}
+    results = {str(k): mapping(v) for k, v in mapping(result.get("phases")).items()}
     planned = {str(p.get("name")): p for p in within(plan, "phases")}
     by_name: dict[str, list[Row]] = {name: [] for name in results}
     for row in rows:
@@ -321,9 +304,8 @@ def _phases(
                 stop=stop,
                 over=after or reached >= stop,
                 extracts=_extracts(about, plan, first=at == 0 and len(by_name) > 1),
-                best=_of_result(results.get(name, {}).get("best")) or _best(own, wanted),
-                last=_of_result(results.get(name, {}).get("last"), weights=wanted.weights)
-                or _last(own, wanted.weights),
+                best=_of_result(results.get(name, {}).get("best")) or _best(own, rule),
+                last=_of_result(results.get(name, {}).get("last"), weights=rule.weights) or _last(own, rule.weights),
             )
         )
     return tuple(phases)
@@ -332,21 +314,21 @@ def _phases(
 def _extracts(phase: Mapping[str, Any], plan: Mapping[str, Any], *, first: bool) -> bool:
     """Without a plan to tell, the first of several phases counts as feature extraction."""
     own = {str(y.get("name")) for y in within(plan, "layers") if y.get("role") == "backbone"}
-    layers = _dict(phase.get("layers"))
+    layers = mapping(phase.get("layers"))
     if not own or not layers:
         return first
-    return all(_dict(layers.get(name)).get("trains") == "frozen" for name in own)
+    return all(mapping(layers.get(name)).get("trains") == "frozen" for name in own)
 
 
-def _best(rows: Iterable[Row], wanted: Wanted) -> Evaluation | None:
+def _best(rows: Iterable[Row], rule: BestRule) -> Evaluation | None:
     """The best evaluation, by the rule of training."""
     found: Evaluation | None = None
     for row in rows:
         for weights in WEIGHTS:
             now = _evaluation(row, weights)
-            score = wanted.metric.score(now.metrics)
-            than = wanted.metric.score(found.metrics) if found else None
-            if score is not None and wanted.metric.better(score, than):
+            score = rule.metric.score(now.metrics)
+            than = rule.metric.score(found.metrics) if found else None
+            if score is not None and rule.metric.better(score, than):
                 found = now
     return found
 
@@ -363,13 +345,13 @@ def _last(rows: Sequence[Row], weights: str) -> Evaluation | None:
 def _evaluation(row: Mapping[str, Any], weights: str) -> Evaluation:
     prefix = "ema/val/" if weights == "ema" else "val/"
     own = {"val/" + k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-    shares = tuple(s if math.isfinite(_number(s)) else None for s in _list(own.pop("val/per_class", None)))
-    return Evaluation(whole(row.get("step")) or 0, weights, {k: _number(v) for k, v in own.items()}, shares)
+    shares = tuple(s if math.isfinite(number(s)) else None for s in items(own.pop("val/per_class", None)))
+    return Evaluation(whole(row.get("step")) or 0, weights, {k: number(v) for k, v in own.items()}, shares)
 
 
 def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:
     """A phase's ``best``, which says its weights and has no ``ema/``, or its ``last``, which has both."""
-    row = _dict(found)
+    row = mapping(found)
     if weights is None:
         made = _evaluation(row, "raw")
         made = Evaluation(made.step, str(row.get("weights", "raw")), made.metrics, made.per_class)
@@ -378,17 +360,17 @@ def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:
 
 
 def _best_of_result(result: Mapping[str, Any]) -> Evaluation | None:
-    best = _dict(result.get("best"))
+    best = mapping(result.get("best"))
     if not best:
         return None
-    metrics = {str(best.get("metric")): _number(best.get("value"))}
+    metrics = {str(best.get("metric")): number(best.get("value"))}
     return Evaluation(whole(best.get("step")) or 0, str(best.get("weights", "raw")), metrics)
 
 
 def _with_classes(best: Evaluation | None, details: Mapping[str, Any]) -> Evaluation | None:
     """Adds the other metrics and the accuracy of the classes, which only the phases' bests hold."""
-    for phase in _dict(details.get("phases")).values():
-        own = _of_result(_dict(phase).get("best"))
+    for phase in mapping(details.get("phases")).values():
+        own = _of_result(mapping(phase).get("best"))
         if best and own and (own.step, own.weights) == (best.step, best.weights):
             return Evaluation(best.step, best.weights, {**own.metrics, **best.metrics}, own.per_class)
     return best
@@ -400,45 +382,5 @@ def _epoch_length(plan: Mapping[str, Any], rows: Sequence[Row]) -> int | None:
     return whole(plan.get("steps_per_epoch")) or round(found) or None
 
 
-def within(content: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """The objects of a list in a file's content; what is something else is left out."""
-    return [item for item in _list(content.get(name)) if isinstance(item, dict)]
-
-
 def _row(row: Mapping[str, Any]) -> Row:
-    return {k: str(v) if k == "phase" else _number(v) for k, v in row.items()}
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return math.nan
-    return float(value) if abs(value) < _MOST else math.nan
-
-
-def whole(value: Any) -> int | None:
-    """A finite number as an integer, or None for anything else."""
-    number = _number(value)
-    return int(number) if math.isfinite(number) else None
-
-
-def _dict(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """An object; nothing where the file is missing, torn or something else."""
-    try:
-        return _dict(from_json(path.read_bytes()))
-    except (OSError, ValueError):
-        return {}
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    return {k: str(v) if k == "phase" else number(v) for k, v in row.items()}

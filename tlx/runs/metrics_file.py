@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -162,6 +163,19 @@ def read_rows(path: Path, *, most: int | None = None) -> list[dict[str, Any]]:
     return rows
 
 
+def last_row(path: Path) -> dict[str, Any]:
+    """The last whole row with a step, without reading all of the file; empty where there is none."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL))
+        for line in reversed(file.read().splitlines()):
+            with contextlib.suppress(ValueError):
+                row = from_json(line)
+                if isinstance(row, dict) and isinstance(row.get("step"), int):
+                    return row
+    return {}
+
+
+_TAIL = 1 << 16  # bytes
 _PHASE = re.compile(rb'"phase": ("(?:[^"\\]|\\.)*")')
 
 

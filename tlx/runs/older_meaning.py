@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tlx.base import plug
 from tlx.base.errors import UserError
 from tlx.base.metrics import Metric
-from tlx.base.parsing import from_json
 from tlx.plan.config import Config
 from tlx.plan.written_config import essential, meant
+from tlx.runs.run_files import RunFiles, mapping, within
 
 if TYPE_CHECKING:
     from tlx.models import Backbone
@@ -38,11 +38,11 @@ def refuse_other_meaning(
     checkpoint = max(
         (folder / "checkpoints").glob("step-*"), default=folder / "checkpoints" / "latest"
     )  # a copy may lack the links
-    state, plan = _json(checkpoint / "state.json"), _json(folder / "plan.json")
+    state, plan = RunFiles(checkpoint).read("state.json"), RunFiles(folder).plan
     version = WRITERS.get(state.get("format", 0))
     if version is None:
         if _is_of_former_decay(state) and _exempts(config):
-            phases = _listed(plan, "phases")
+            phases = within(plan, "phases")
             begun = [phase for phase in phases if phase.get("start", 0) < state.get("step", 0)]
             changed = [] if phases and not begun else list(_of_the_decay(_backbone(config), begun))
             _refuse(folder, checkpoint, "an earlier tlx", changed)
@@ -50,7 +50,7 @@ def refuse_other_meaning(
     if extensions:
         former, until = extensions[0]["before"]["config"], extensions[0]["step"]
         config, written = meant(former), essential(former)
-        plan = {**plan, "phases": [p for p in _listed(plan, "phases") if p.get("start", 0) < until]}
+        plan = {**plan, "phases": [p for p in within(plan, "phases") if p.get("start", 0) < until]}
     changed = [*_directions(config, plan, written, version), *_of_0_1(config, plan)]
     _refuse(folder, checkpoint, f"tlx {version}", changed)
 
@@ -69,7 +69,7 @@ def _refuse(folder: Path, checkpoint: Path, writer: str, changed: Sequence[str])
         UserError: something has changed.
     """
     if changed:
-        done = _json(folder / "result.json").get("finished") is True
+        done = RunFiles(folder).result.get("finished") is True
         raise UserError(
             f"this run was begun by {writer}, to which these settings meant something else:\n    "
             + "\n    ".join(changed),
@@ -85,7 +85,7 @@ def _directions(config: Config, plan: Mapping[str, Any], written: Mapping[str, A
     name, mode = config.evaluate.metric, written.get("evaluate.mode")
     if config.data.val is not None and _wrong(name, mode):
         yield f"evaluate.metric: {version} kept the worst by {name} (evaluate.mode was {mode})"
-    for phase in _listed(plan, "phases"):
+    for phase in within(plan, "phases"):
         plateau = phase.get("settings", {}).get("duration")
         if isinstance(plateau, dict) and _wrong(plateau.get("metric"), plateau.get("mode")):
             metric, way = plateau["metric"], "fall" if plateau["mode"] == "min" else "rise"
@@ -99,7 +99,7 @@ def _wrong(name: object, mode: object) -> bool:
 
 def _of_0_1(config: Config, plan: Mapping[str, Any]) -> Iterator[str]:
     """What else tlx 0.1.0 read otherwise."""
-    names = [str(phase.get("name")) for phase in _listed(plan, "phases")] or list(config.phases)
+    names = [str(phase.get("name")) for phase in within(plan, "phases")] or list(config.phases)
     for name in names:
         said = config.settings(name)
         if said.curve.name in ("step", "multi_step") and said.warmup.value:
@@ -107,14 +107,14 @@ def _of_0_1(config: Config, plan: Mapping[str, Any]) -> Iterator[str]:
     sampling, weights = config.data.sampling, config.objective.args.get("class_weights")
     if weights == "balanced" and (sampling.method != "all" or sampling.limit is not None):
         yield "objective.class_weights (balanced): of all samples, not of those that data.sampling shows"
-    in_block = "classifier" in [layer.get("role") for layer in _listed(plan, "layers")]
+    in_block = "classifier" in [layer.get("role") for layer in within(plan, "layers")]
     if in_block and config.unfreeze.name in ("gradual", "last_n"):
         yield f"unfreeze ({config.unfreeze.name}): the whole classifier block thawed with the head"
     backbone = _backbone(config)
     if backbone is not None and backbone.auxiliary:
         yield f"backbone ({backbone.name}): auxiliary classifiers trained as part of the head"
     if _exempts(config):
-        yield from _of_the_decay(backbone, _listed(plan, "phases"))
+        yield from _of_the_decay(backbone, within(plan, "phases"))
 
 
 def _of_the_decay(backbone: Backbone | None, phases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -124,7 +124,7 @@ def _of_the_decay(backbone: Backbone | None, phases: Sequence[Mapping[str, Any]]
 
     if backbone is None:
         return
-    training = {name for phase in phases for name, how in _dict(phase.get("layers")).items() if _trains(how)}
+    training = {name for phase in phases for name, how in mapping(phase.get("layers")).items() if _trains(how)}
     told = not phases or any("layers" not in phase for phase in phases)
     layers = [layer for layer in backbone.layers if told or layer.name in training]
     embeddings = [p.name for layer in layers for p in layer.parameters if p.kind == "embedding" and not p.idle]
@@ -137,7 +137,7 @@ def _of_the_decay(backbone: Backbone | None, phases: Sequence[Mapping[str, Any]]
 
 def _trains(how: Any) -> bool:
     """Whether a phase trains the matrices of a layer, by what plan.json says of it."""
-    return _dict(how).get("trains") == "all"
+    return mapping(how).get("trains") == "all"
 
 
 def _exempts(config: Config) -> bool:
@@ -170,20 +170,3 @@ def _backbone(config: Config) -> Backbone | None:
         )
     except UserError:  # which the training will tell
         return None
-
-
-def _dict(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _listed(plan: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    found = plan.get(key)
-    return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
-
-
-def _json(file: Path) -> Mapping[str, Any]:
-    try:
-        content = from_json(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

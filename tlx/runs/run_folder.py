@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import platform
 import secrets
 import tempfile
@@ -20,7 +19,7 @@ from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import json_text, write_whole, written_beside
 from tlx.base.launcher import environment, requeued_job
-from tlx.base.parsing import from_json, from_yaml_file
+from tlx.base.parsing import from_yaml_file
 from tlx.base.terminal import say
 from tlx.base.verdict import Status
 from tlx.plan.config import Config, dump
@@ -28,6 +27,7 @@ from tlx.plan.written_config import changes, essential, without_directions
 from tlx.runs.extend import FILE as EXTENSIONS
 from tlx.runs.extend import FUTURE, Extend, Extension, adopted, earlier, no_run, planned
 from tlx.runs.older_meaning import refuse_other_meaning
+from tlx.runs.run_files import RunFiles
 from tlx.runs.run_lock import RunLock, wait_until_free
 
 JOBS = "slurm"
@@ -113,6 +113,10 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def files(self) -> RunFiles:
+        return RunFiles(self.path)
+
+    @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -137,17 +141,17 @@ class RunFolder:
             raise no_run(self.path)
         wait_until_free(self.path)
         if fresh and not self._is_fresh():
-            self._refuse_read_only()
+            refuse_read_only(self.path)
             return Claim(config, aside=True, fresh=True)
         config = adopted(self.path, config)
         extension = self.extension(config, extend) if extend is not None else None
         if extension is not None:
-            self._refuse_read_only()
-            return Claim(extension.config, extension=extension, seen=self._read("status.json"))
+            refuse_read_only(self.path)
+            return Claim(extension.config, extension=extension, seen=self.files.status)
         aside = self.refuse_changes(config)
         result = None if aside else self.result()
         if result is None or result.get("finished") is not True:
-            self._refuse_read_only()
+            refuse_read_only(self.path)
             return Claim(config, aside=aside)
         if not result.keys() >= PROMISED:
             raise UserError("is not what tlx wrote", where=str(self.path / "result.json"), todo="remove it, or --fresh")
@@ -229,7 +233,7 @@ class RunFolder:
     def _refuse_what_came_since(self, claim: Claim) -> None:
         """Another start may have been quicker, and have come and gone while this one looked at its parts."""
         if claim.extension is not None:
-            same = self._read("status.json") == claim.seen
+            same = self.files.status == claim.seen
         else:
             same = not self.refuse_changes(claim.config) and not self.done
         if not same:
@@ -265,7 +269,7 @@ class RunFolder:
         with contextlib.suppress(OSError, UserError):
             self.lock = RunLock.take(self.path)
             try:
-                steps = (self._read("plan.json") or {}).get("steps", result["step"])
+                steps = self.files.plan.get("steps", result["step"])
                 self._say("done", step=result["step"], steps=steps)
             finally:
                 self.release()
@@ -328,13 +332,13 @@ class RunFolder:
         """The same for every start of this run."""
         if self._id is not None:
             return self._id
-        found = (self._read("status.json") or {}).get("id")
+        found = self.files.status.get("id")
         return str(found) if found else secrets.token_hex(4)
 
     @property
     def status(self) -> str | None:
         """What status.json says; None where there is none that can be read."""
-        found = (self._read("status.json") or {}).get("status")
+        found = self.files.status.get("status")
         return str(found) if found else None
 
     @property
@@ -344,7 +348,7 @@ class RunFolder:
 
     def result(self) -> dict[str, Any] | None:
         """result.json; None where there is none that can be read."""
-        return self._read("result.json")
+        return self.files.result or None
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         write_whole(self.path / "result.json", json_text(result))
@@ -390,17 +394,6 @@ class RunFolder:
             self.path.rmdir()
             aside.rename(self.path)
 
-    def _refuse_read_only(self) -> None:
-        """What :meth:`claim` would find out later, after parts were built for minutes.
-
-        Raises:
-            UserError: the folder, or the one to make it in, cannot be written.
-        """
-        place = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
-        if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
-            why = "Permission denied" if place.is_dir() else "Not a directory"
-            raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder")
-
     def refuse_changes(self, config: Config) -> bool:
         """Whether what lies here came to nothing: it ended by a mistake before its first checkpoint, and was started
         with another configuration than this one. Looks, and changes nothing.
@@ -434,12 +427,21 @@ class RunFolder:
             refuse_other_meaning(self.path, config, written, extensions=earlier(self.path))
         return False
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            content = from_json((self.path / name).read_bytes())
-        except (OSError, ValueError):
-            return None
-        return content if isinstance(content, dict) else None
+
+def refuse_read_only(folder: Path) -> None:
+    """What :meth:`RunFolder.claim` would find out later, after parts were built for minutes. Nothing is left there.
+
+    Raises:
+        UserError: the folder, or the one to make it in, cannot be written.
+    """
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"tlx")
+            file.flush()
+    except OSError as error:
+        why = error.strerror if place.is_dir() else "Not a directory"
+        raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder") from error
 
 
 def _made(path: Path) -> list[Path]:

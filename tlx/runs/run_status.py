@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -12,15 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from tlx.base.errors import Problems, UserError
-from tlx.base.parsing import from_json
 from tlx.base.terminal import escaped
 from tlx.plan import config as configs
 from tlx.plan.config import Config
 from tlx.runs.extend import earlier
+from tlx.runs.run_files import RunFiles, whole
 from tlx.runs.run_lock import holder
-
-_TAIL = 1 << 16  # bytes of metrics.jsonl that its last row is looked for in
-
 
 _OF_LIBRARIES = ("transforms", "head", "objective", "optimizer", "track", "backbone")
 """Keys of parts that only a library knows."""
@@ -58,26 +54,26 @@ def folder_of(which: Path, overrides: Sequence[str], others: Sequence[str] = ())
     return folder
 
 
-def standing(folder: Path) -> str:
+def status_text(folder: Path) -> str:
     """A few lines: what was said last, who trains here, how far it is, the best and the newest checkpoint."""
-    said = _json(folder / "status.json")
-    if said is None:
+    files = RunFiles(folder)
+    status, owner, row = files.status, holder(folder), files.last_row
+    if not status:
         return f"{folder}: " + ("no training has begun here" if folder.is_dir() else "not there yet")
-    owner, row = holder(folder), _last_row(folder / "metrics.jsonl")
-    lines = [f"{folder}: {said.get('status')} since {said.get('time')}"]
-    if said.get("status") == "running" and owner is None:
-        lines = [f"{folder}: was killed; it said that it runs at {said.get('time')}, and no process does"]
+    lines = [f"{folder}: {status.get('status')} since {status.get('time')}"]
+    if status.get("status") == "running" and owner is None:
+        lines = [f"{folder}: was killed; it said that it runs at {status.get('time')}, and no process does"]
     if owner is not None:
         lines.append(f"  trained by {owner}")
-    lines += [f"  {line}" for key in ("why", "message") if said.get(key) for line in str(said[key]).splitlines()]
-    known = [found["step"] for found in (row, said) if found is not None and isinstance(found.get("step"), int)]
-    step, steps = max(known, default=None), _steps(folder, said)
+    lines += [f"  {line}" for key in ("why", "message") if status.get(key) for line in str(status[key]).splitlines()]
+    step = max((s["step"] for s in (row, status) if isinstance(s.get("step"), int)), default=None)
+    steps = whole(status.get("steps", files.plan.get("steps"))) or 0
     if step is not None:
-        lines.append(f"  step {step:,}" + (f" of {steps:,} ({step / steps:.0%})" if steps else "") + _about(row))
+        lines.append(f"  step {step:,}" + (f" of {steps:,} ({step / steps:.0%})" if steps > 0 else "") + _about(row))
     lines += [f"  extended at step {step}: {before} -> {now} steps" for step, before, now in _extensions(folder)]
     lines += [f"  {name} checkpoint: {path}" for name in ("latest", "best") if (path := _checkpoint(folder, name))]
-    if said.get("status") != "done" and owner is None:
-        lines.append("  -> " + _what_next(folder, mend=said.get("status") == "user-error"))
+    if status.get("status") != "done" and owner is None:
+        lines.append("  -> " + _what_next(folder, mend=status.get("status") == "user-error"))
     return "\n".join(map(escaped, lines))
 
 
@@ -87,8 +83,8 @@ def _what_next(folder: Path, *, mend: bool) -> str:
     return f"mend that; {command}" if mend else command
 
 
-def _about(row: Mapping[str, Any] | None) -> str:
-    if row is None:
+def _about(row: Mapping[str, Any]) -> str:
+    if not row:
         return ""
     numbers = [f"{k} {v:.4g}" for k, v in row.items() if k.startswith(("train/loss", "val/")) and isinstance(v, float)]
     return ", ".join(["", f"phase {row.get('phase')}", *numbers])
@@ -98,12 +94,6 @@ def _extensions(folder: Path) -> list[tuple[int, int, int]]:
     with contextlib.suppress(UserError, KeyError, TypeError, ValueError):
         return [(int(e["step"]), *map(int, e["steps"])) for e in earlier(folder)]  # type: ignore[misc]
     return []
-
-
-def _steps(folder: Path, said: Mapping[str, Any]) -> int | None:
-    plan = _json(folder / "plan.json") or {}
-    found = said.get("steps", plan.get("steps"))
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def _checkpoint(folder: Path, name: str) -> str | None:
@@ -119,26 +109,3 @@ def _ago(path: Path) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit} ago"
     return f"{seconds:.0f} seconds ago"
-
-
-def _last_row(file: Path) -> Mapping[str, Any] | None:
-    with contextlib.suppress(OSError), file.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, io.SEEK_END) - _TAIL))
-        for line in reversed(stream.read().splitlines()):
-            row = _plain(line)
-            if row is not None and isinstance(row.get("step"), int):
-                return row
-    return None
-
-
-def _json(file: Path) -> Mapping[str, Any] | None:
-    with contextlib.suppress(OSError):
-        return _plain(file.read_bytes())
-    return None
-
-
-def _plain(text: bytes) -> Mapping[str, Any] | None:
-    with contextlib.suppress(ValueError):
-        content = from_json(text)
-        return content if isinstance(content, dict) else None
-    return None

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean, lines
 from tlx.base.launcher import environment
 from tlx.base.location import without_credentials
 from tlx.data.stream.order import micro_batches, share
-from tlx.doctor import services, storage
 from tlx.plan.config import Config
-from tlx.runs.run_folder import JOBS, RunFolder
+from tlx.runs.run_folder import JOBS, RunFolder, refuse_read_only
 from tlx.runs.run_lock import holder
 from tlx.submit import slurm, times
 from tlx.submit.job import Job
@@ -54,16 +54,14 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     """Shards, plan, weights and dealing; the plan on so many ranks, where one can be made."""
     from tlx.train import data as feed
 
-    findings.of(
-        lambda: feed.open_sets(config, staged=False)
-    )  # they themselves, and not what data.expected says of them
+    # the shards themselves, and not what data.expected says of them
+    findings.of(lambda: feed.open_sets(config, staged=False))
     try:
         samples = feed.count_samples(config)
     except UserError:  # which open_sets has found too
         samples = None
     made = findings.of(lambda: _plan(config, samples, job.world)) if samples is not None else None
-    names = feed.known_names(config, samples)
-    findings.of(lambda: services.load(config, samples.classes if samples is not None else 2, names))
+    findings.of(lambda: _load(config, samples))
     if config.world.size not in (None, job.world):
         what = f"the configuration expects {config.world.size} ranks, the job has {job.world}"
         todo = f"world.size={job.world}, or other --nodes and --gpus"
@@ -71,11 +69,20 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     if config.world.device == "cuda" and not job.gpus:
         what = "cuda is asked for, and the job has no GPUs"
         findings.problems.add(UserError(what, where="world.device", todo="world.device=auto"))
-    if made is not None:
-        findings.warnings += made.warnings
-    findings.warnings += dealing(config, job.world)
+    findings.warnings += [*(made.warnings if made is not None else ()), *_uneven(config, job.world)]
     findings.warnings += _slow_or_late(config, job)
     return made
+
+
+def _load(config: Config, samples: Samples | None) -> None:
+    """Loads the weights without a network, which nodes may not have."""
+    from tlx.models.weights import download
+    from tlx.train.components import backbone_of
+    from tlx.train.data import known_names
+
+    if config.backbone.weights != "none" or config.keeps_head:
+        with download.without_network():
+            backbone_of(config, samples.classes if samples is not None else 2, names=known_names(config, samples))
 
 
 def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
@@ -90,7 +97,7 @@ def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
     return made
 
 
-def dealing(config: Config, world: int) -> list[str]:
+def _uneven(config: Config, world: int) -> list[str]:
     """What is uneven about how a global batch is dealt to the ranks."""
     batch, most = config.data.batch, config.loop.micro_batch
     if batch < world:  # the plan refuses it
@@ -111,19 +118,17 @@ def dealing(config: Config, world: int) -> list[str]:
 
 
 def _slow_or_late(config: Config, job: Job) -> list[str]:
-    said = []
+    found = []
     each, wanted = job.cpus // job.ranks, config.data.workers + 1
     if each < wanted:
-        said.append(
+        found.append(
             f"data.workers={config.data.workers} and the training itself want {wanted} CPUs, a rank has {each}: "
-            f"--cpus-per-gpu {wanted}, or data.workers={max(each - 1, 0)}"
+            f"--cpus-per-gpu={wanted} for sbatch, or data.workers={max(each - 1, 0)}"
         )
     if config.stop_after is not None and config.stop_after >= job.time:
-        said.append(
-            f"stop_after ({times.written(config.stop_after)}) is not shorter than the job ({times.written(job.time)}): "
-            "it never comes to that"
-        )
-    return said
+        limits = f"stop_after ({times.written(config.stop_after)}) is not shorter than the job"
+        found.append(f"{limits} ({times.written(job.time)}): it never comes to that")
+    return found
 
 
 def check_words(words: Sequence[str], *, frozen: bool) -> list[str]:
@@ -132,15 +137,10 @@ def check_words(words: Sequence[str], *, frozen: bool) -> list[str]:
     Args:
         frozen: the job reads a file in place of the words; the run's folder is its comment all the same.
     """
-    telling = [
-        word.partition("=")[0]
-        for word in words
-        if without_credentials(word.partition("=")[2]) != word.partition("=")[2]
-        and (not frozen or word.startswith("run="))
-    ]
     return [
         f"{key}: everybody on the cluster can read this address, with its credentials (scontrol show job)"
-        for key in telling
+        for key, _, value in (word.partition("=") for word in words)
+        if without_credentials(value) != value and (not frozen or key == "run")
     ]
 
 
@@ -150,7 +150,8 @@ def check_folder(config: Config, job: Job, findings: Findings, *, changed: bool)
     Args:
         changed: the configuration may be another one than the run's.
     """
-    findings.of(lambda: _writable(job.run))
+    for folder in (job.run, job.run / JOBS):
+        findings.of(functools.partial(refuse_read_only, folder))
     owner = holder(job.run)
     if owner is not None:
         todo = f"wait for it, stop it (touch {job.run / 'stop'}), or set run to another folder"
@@ -158,13 +159,6 @@ def check_folder(config: Config, job: Job, findings: Findings, *, changed: bool)
         findings.problems.add(UserError(what, where=str(job.run), todo=todo))
     if not changed:
         findings.of(lambda: RunFolder(config.run).refuse_changes(config))
-
-
-def _writable(run: Path) -> None:
-    for folder in dict.fromkeys(map(storage.nearest, (run, run / JOBS))):
-        broken = storage.writable(folder, "run folder", "run")
-        if broken is not None:
-            raise UserError(broken.said, todo=broken.todo)
 
 
 def check_queue(job: Job, findings: Findings, *, dry: bool) -> bool:
@@ -198,21 +192,21 @@ def _limit(job: Job, partitions: Sequence[slurm.Partition], warnings: list[str])
     asked, where = job.options.get("partition"), "--partition"
     if not asked and (said := environment().get("SBATCH_PARTITION")):  # which sbatch heeds, too
         asked, where = said, "SBATCH_PARTITION"
-    names = asked.split(",") if asked else [p.name for p in partitions if p.default]
     known = {p.name: p for p in partitions}
+    names = asked.split(",") if asked else [p.name for p in partitions if p.default]
     for name in names:
         if name not in known:
             raise UserError(f'there is no partition "{name}"{did_you_mean(name, known)}', where=where)
-    limits = [known[name].most for name in names]
-    if limits and all(most is not None and most < job.time for most in limits):
-        longest = max(most for most in limits if most is not None)
-        enough = [p.name for p in partitions if p.most is None or p.most >= job.time]
-        other = f", or --partition {' or '.join(enough)}" if enough else ""
-        error = UserError(
-            f"{times.written(job.time)} is more than partition {','.join(names)} allows ({times.written(longest)})",
-            where="--time",
-            todo=f"--time {times.written(longest)}: the job goes on after each requeue{other}",
-        )
-        if not (job.options.get("qos") or environment().get("SBATCH_QOS")):
-            raise error
-        warnings.append(f"{error.where}: {error.what}, unless the qos allows more")
+    longest = max((known[name].most or math.inf for name in names), default=math.inf)
+    if longest >= job.time:
+        return
+    enough = [p.name for p in partitions if p.most is None or p.most >= job.time]
+    limit, other = times.written(int(longest)), f", or --partition={' or '.join(enough)}" if enough else ""
+    error = UserError(
+        f"{times.written(job.time)} is more than partition {','.join(names)} allows ({limit})",
+        where="--time",
+        todo=f"--time {limit}: the job goes on after each requeue{other}",
+    )
+    if not (job.options.get("qos") or environment().get("SBATCH_QOS")):
+        raise error
+    warnings.append(f"{error.where}: {error.what}, unless the qos allows more")

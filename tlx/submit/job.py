@@ -4,54 +4,52 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
-from tlx.base.errors import UserError
+from tlx.base.errors import UserError, did_you_mean
 from tlx.submit import times
 from tlx.submit.site import Launcher, Site, expanded, words
 from tlx.submit.slurm import MARK
 from tlx.submit.template import Template
 
-WARN_S = 180
-_OURS = {
-    **dict.fromkeys(("nodes", "time", "partition", "account", "qos", "constraint"), "it is an option of tlx submit"),
-    **dict.fromkeys(("gpus", "gpus-per-node", "gres"), "set --gpus or --gpus-per-node, and gpu_type in the site file"),
+_REFUSED = {
+    **dict.fromkeys(("nodes", "time"), "it is an option of tlx submit"),
+    **dict.fromkeys(("gpus", "gres"), "set --gpus, and gpu_type in the site file"),
+    **dict.fromkeys(("gpus-per-node", "cpus-per-gpu"), "write its name in full, and one number"),
     **dict.fromkeys(("gpus-per-task", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "each node runs one launcher"),
     **dict.fromkeys(("gpu-bind", "gpus-per-socket"), "each launcher gets all GPUs of its node"),
-    **dict.fromkeys(("cpus-per-task", "cpus-per-gpu"), "set --cpus-per-gpu of tlx submit"),
-    **dict.fromkeys(
-        ("signal", "requeue", "no-requeue", "open-mode"), "checkpoints and requeues rest on it; see --warn"
-    ),
+    "cpus-per-task": "set --cpus-per-gpu",
+    "signal": "checkpoints rest on it; --signal=B:USR1@600 asks for them 600 s before the limit",
+    **dict.fromkeys(("requeue", "no-requeue", "open-mode"), "requeues rest on it"),
     **dict.fromkeys(("output", "error", "comment"), "tlx looks for the job by it"),
-    **dict.fromkeys(("array", "wrap", "parsable", "test-only", "wait", "job-name"), "tlx submit sets it where it must"),
+    **dict.fromkeys(("array", "wrap", "parsable", "test-only", "wait"), "tlx submit sets it where it must"),
     "chdir": "start tlx submit in that folder",
     "clusters": "tlx looks for the job where it is submitted: start tlx submit on a login node of that cluster",
 }
-"""Options of sbatch that --option may not set to anything else than the job has, with the reason."""
+"""Options of sbatch that nobody may set to anything else than the job has, with the reason."""
+NodeCpus = Callable[[str | None], int | None]
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What the command line says; None and empty where it says nothing. `gpus` is of the whole job."""
+class SubmitOptions:
+    """What the command line says; None and empty where it says nothing.
+
+    Attributes:
+        gpus: of the whole job.
+        sbatch: further options of sbatch, ``--name`` or ``--name=value``.
+    """
 
     nodes: int | None = None
     gpus: int | None = None
-    gpus_per_node: int | None = None
     ranks_per_node: int | None = None
-    cpus_per_gpu: int | None = None
     time: str | None = None
-    launcher: Launcher | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    name: str | None = None
+    launcher: str | None = None
     stage: str | None = None
-    warn: int = WARN_S
-    options: tuple[str, ...] = ()
+    sbatch: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Job:
     ranks: int
     cpus: int
     time: int
-    launcher: Launcher
+    launcher: str
     options: Mapping[str, str | None]
     settings: Mapping[str, str]
     modules: tuple[str, ...] = ()
@@ -92,96 +90,93 @@ class Job:
         )
 
 
-def make(wish: Wish, site: Site, template: Template, run: Path, *, node_cpus: int | None = None) -> Job:
-    """The job that a wish becomes: the command line before the site file before slurm/train.sbatch.
+def make(
+    asked: SubmitOptions, site: Site, template: Template, run: Path, *, node_cpus: NodeCpus = lambda _: None
+) -> Job:
+    """The job that is asked for: the command line before the site file before slurm/train.sbatch.
 
     Args:
         run: the run's folder.
-        node_cpus: of the largest node, which slurm/train.sbatch's CPUs are lowered to; None where nothing is known.
+        node_cpus: of the largest node of a partition, which slurm/train.sbatch's CPUs are lowered to; None where that
+            is not known.
 
     Raises:
         UserError: GPUs that do not divide by the nodes, a limit that is none, names that no script can hold.
     """
     run = run.absolute()
-    wish, further = _of_options(wish, site.options + wish.options)
-    nodes, gpus = _shape(wish, site, template)
-    ranks = _ranks(wish, gpus)
-    each = wish.cpus_per_gpu or site.cpus_per_gpu
-    cpus = (each or _cpus_per_gpu(template, ranks, node_cpus)) * ranks
-    time = _time(wish.time or site.time or template.options["time"] or "")
-    if not 1 <= wish.warn < time:
-        raise UserError(
-            f"a warning {wish.warn} s before a limit of {times.written(time)}", where="--warn", todo="a longer --time"
-        )
+    further = _by_name(site.options + asked.sbatch)
+    nodes, gpus = _shape(asked, _number(further, "gpus-per-node"), site, template)
+    ranks = _ranks(asked, gpus)
+    each = _number(further, "cpus-per-gpu") or site.cpus_per_gpu
+    if each is None:
+        each = _cpus_per_rank(template, ranks, node_cpus(further.get("partition") or site.partition))
+    time: int = _checked(times.read, asked.time or site.time or template.options["time"], "--time")
     gpu_type = f"{site.gpu_type}:" if site.gpu_type else ""
     said: dict[str, str | None] = {
         **template.options,
-        "job-name": wish.name or run.name,
+        "job-name": run.name,
         "nodes": str(nodes),
         "ntasks-per-node": "1",
-        "gpus-per-node": f"{gpu_type}{gpus}",
-        "cpus-per-task": str(cpus),
+        "gpus-per-node": f"{gpu_type}{gpus}" if gpus else None,
+        "cpus-per-task": str(each * ranks),
         "mem": site.memory,
         "time": times.written(time),
-        "partition": wish.partition or site.partition,
-        "account": wish.account or site.account,
-        "qos": wish.qos or site.qos,
-        "constraint": wish.constraint or site.constraint,
-        "signal": f"B:USR1@{wish.warn}",
+        **{name: getattr(site, name) for name in ("partition", "account", "qos", "constraint")},
         "output": f"{run}/slurm/%j.out",
         "comment": f"{MARK}{run}",
     }
-    left = {key for key in ("mem", "partition", "account", "qos", "constraint") if said[key] is None}
-    left |= {"gpus-per-node"} if not gpus else set()
-    options = _with({key: value for key, value in said.items() if key not in left}, further, gpus)
-    launcher = wish.launcher or site.launcher or "torchrun"
-    stage = _stage(wish.stage) or site.stage
-    python = site.python or (("python3",) if site.container else _own_python())
+    flags = [name for name, value in template.options.items() if value is None]
+    options = {name: value for name, value in said.items() if value is not None or name in flags}
+    options = _merged(options, {k: v for k, v in further.items() if k != "cpus-per-gpu"}, gpus)
+    warn = int(str(options["signal"]).rpartition("@")[2])
+    if warn >= time:
+        what = f"a warning {warn} s before a limit of {times.written(time)}"
+        raise UserError(what, where="--signal", todo="a longer --time")
+    launcher = asked.launcher or site.launcher or "torchrun"
+    if launcher not in get_args(Launcher):
+        near = did_you_mean(launcher, get_args(Launcher))
+        raise UserError(f'there is no launcher "{launcher}"{near}', where="--launcher")
+    python = site.python or (["python3"] if site.container else None)
+    if python is None:
+        python = _checked(words, [sys.executable], "python", "name one in the site file")
     settings = {
         "LAUNCHER": launcher,
         "PYTHON": " ".join([*site.container, *python]),
         "TLX_RUN": str(run),
         "RANKS_PER_NODE": str(ranks),
-        "STAGE": stage or "",
+        "STAGE": _checked(expanded, asked.stage, "--stage") if asked.stage else site.stage or "",
         "SRUN_OPTIONS": " ".join(site.srun),
         "CHAIN": "yes",  # the script holds all that sbatch is told
     }
     _check_texts(run, options, settings)
-    return Job(run, nodes, gpus, ranks, cpus, time, launcher, options, settings, site.modules, site.setup)
+    return Job(run, nodes, gpus, ranks, each * ranks, time, launcher, options, settings, site.modules, site.setup)
 
 
-def _own_python() -> tuple[str, ...]:
+def _checked(act: Callable[[Any], Any], value: Any, where: str, todo: str | None = None) -> Any:
     try:
-        return tuple(words([sys.executable]))
+        return act(value)
     except ValueError as error:
-        raise UserError(str(error), where="python", todo="name one in the site file") from error
+        raise UserError(str(error), where=where, todo=todo) from error
 
 
-def _stage(folder: str | None) -> str | None:
-    try:
-        return folder if folder is None else expanded(folder)
-    except ValueError as error:
-        raise UserError(str(error), where="--stage") from error
+def _shape(asked: SubmitOptions, each: int | None, site: Site, template: Template) -> tuple[int, int]:
+    """Nodes, and GPUs of each.
 
-
-def _shape(wish: Wish, site: Site, template: Template) -> tuple[int, int]:
-    """Nodes, and GPUs of each."""
-    usual, total, each = site.gpus_per_node, wish.gpus, wish.gpus_per_node
-    nodes = wish.nodes
+    Args:
+        each: GPUs of a node, where sbatch is told.
+    """
+    usual, total, nodes = site.gpus_per_node, asked.gpus, asked.nodes
     if total is None:
-        if each is None:
-            each = usual or int(template.options["gpus-per-node"] or 1)
+        each = each or usual or int(template.options["gpus-per-node"] or 1)
         nodes = nodes or 1
     else:
-        if nodes is None and each:
-            nodes = -(-total // each)
-        elif nodes is None:
-            nodes = -(-total // usual) if usual and total else 1
+        per_node = each or usual
+        nodes = nodes or (-(-total // per_node) if per_node and total else 1)
         if total % nodes:
             raise UserError(
                 f"{total} GPUs do not divide by {nodes} nodes",
                 where="--gpus",
-                todo=f"it is the number of the whole job: --gpus {-(-total // nodes) * nodes}, or --gpus-per-node",
+                todo=f"it is the number of the whole job: --gpus {-(-total // nodes) * nodes}",
             )
         if each is not None and each * nodes != total:
             raise UserError(
@@ -196,49 +191,39 @@ def _shape(wish: Wish, site: Site, template: Template) -> tuple[int, int]:
     return nodes, each
 
 
-def _ranks(wish: Wish, gpus: int) -> int:
+def _ranks(asked: SubmitOptions, gpus: int) -> int:
     """Of each node."""
-    if gpus and wish.ranks_per_node not in (None, gpus):
+    if gpus and asked.ranks_per_node not in (None, gpus):
         raise UserError(
-            f"each of the {gpus} GPUs of a node has one rank, so there are not {wish.ranks_per_node}",
+            f"each of the {gpus} GPUs of a node has one rank, so there are not {asked.ranks_per_node}",
             where="--ranks-per-node",
             todo="leave it out; it is for --gpus 0, nodes without GPUs",
         )
-    return gpus or wish.ranks_per_node or 1
+    return gpus or asked.ranks_per_node or 1
 
 
-def _cpus_per_gpu(template: Template, ranks: int, node_cpus: int | None) -> int:
+def _cpus_per_rank(template: Template, ranks: int, node_cpus: int | None) -> int:
     cpus, gpus = (int(template.options.get(key) or 1) for key in ("cpus-per-task", "gpus-per-node"))
     return max(min(cpus // gpus, (node_cpus or cpus * ranks) // ranks), 1)
 
 
-def _time(text: str) -> int:
-    try:
-        return times.read(text)
-    except ValueError as error:
-        raise UserError(str(error), where="--time") from error
+def _by_name(given: Sequence[str]) -> dict[str, str | None]:
+    """Options of sbatch, the last of each name."""
+    words = [option.removeprefix("--").partition("=") for option in given]
+    return {name: value if equals else None for name, equals, value in words}
 
 
-def _of_options(wish: Wish, given: Sequence[str]) -> tuple[Wish, dict[str, str | None]]:
-    """Options of sbatch, by name, the last of each; what tlx submit has a word for becomes that word.
-
-    Raises:
-        UserError: --cpus-per-gpu is said twice, otherwise.
-    """
-    found: dict[str, str | None] = {}
-    for option in given:
-        name, equals, value = option.removeprefix("--").partition("=")
-        found[name] = value if equals else None
-    said = found.pop("cpus-per-gpu", None) or ""
-    if said.isdecimal() and int(said) and wish.cpus_per_gpu in (None, int(said)):
-        wish = replace(wish, cpus_per_gpu=int(said))
-    elif said:
-        other = f", and of tlx submit {wish.cpus_per_gpu}" if wish.cpus_per_gpu else ""
-        raise UserError(f"{said[:100]!a}{other}: one number", where="--option --cpus-per-gpu")
-    return wish, found
+def _number(options: Mapping[str, str | None], name: str) -> int | None:
+    """Of an option such as ``--cpus-per-gpu=4`` or ``--gpus-per-node=a100:4``; None where it is not said."""
+    if name not in options:
+        return None
+    said = (options[name] or "").rpartition(":")[2]
+    if not said.isdecimal() or not int(said):
+        raise UserError(f"{(options[name] or '')[:100]!a}: one number", where=f"--{name}")
+    return int(said)
 
 
-def _with(options: Mapping[str, str | None], further: Mapping[str, str | None], gpus: int) -> dict[str, str | None]:
+def _merged(options: Mapping[str, str | None], further: Mapping[str, str | None], gpus: int) -> dict[str, str | None]:
     """The job's options with further ones. They are judged by what they ask for: the same as the job has, or nothing
     that its script rests on, is taken.
 
@@ -247,19 +232,20 @@ def _with(options: Mapping[str, str | None], further: Mapping[str, str | None], 
     """
     made, memory = dict(options), [key for key in further if key in _MEMORY]
     for name, value in further.items():
-        if name == "gres" and not _gpus_of(value or ""):
-            made[name] = value
-        elif name == "gres" and _gpus_of(value or "") == gpus:  # as some clusters want it written
+        if name == "gres" and _gpus_of(value or "") == gpus:  # as some clusters want it written
             made.pop("gpus-per-node", None)
-            made[name] = value
-        elif name == "signal" and re.fullmatch(r"B:USR1@[1-9]\d*", value or "", flags=re.ASCII):
-            made[name] = value
-        elif name not in options or options[name] != value:
-            ours = name if name in _OURS else next((key for key in _OURS if key.startswith(name)), None)
-            if ours is not None:  # sbatch takes abbreviations
+        elif not (
+            (name == "gres" and not _gpus_of(value or ""))
+            or (name == "signal" and re.fullmatch(r"B:USR1@[1-9]\d*", value or "", flags=re.ASCII))
+            or name == "gpus-per-node"
+            or (name in options and options[name] == value)
+        ):
+            refused = name if name in _REFUSED else next((key for key in _REFUSED if key.startswith(name)), None)
+            if refused is not None:  # sbatch takes abbreviations
                 asked = f"--{name}" + ("" if value is None else f"={value}")
-                raise UserError(f"--{ours} is not for --option ({_OURS[ours]})", where=f"--option {asked[:100]!r}")
-            made[name] = value
+                what = f"--{refused} is not for tlx submit to hand on ({_REFUSED[refused]})"
+                raise UserError(what, where=f"{asked[:100]!r}")
+        made[name] = value
     for name in set(_MEMORY) - set(memory[-1:]) if memory else ():  # one excludes the others
         made.pop(name, None)
     return made

@@ -82,24 +82,13 @@ def option(text: str) -> str:
     return text
 
 
-def _time(text: str) -> str:
-    times.read(text)
-    return text
-
-
-def _text(value: Any) -> Any:
+def _limit(value: Any) -> Any:
     # a number of seconds, or of minutes as Slurm has it?
     if isinstance(value, int) and not isinstance(value, bool):
         raise ValueError("a time is written with its unit, 12h or 90m, or as 12:00:00")
+    if isinstance(value, str):
+        times.read(value)
     return value
-
-
-def _amount(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _lines(value: Any) -> Any:
-    return value.splitlines() if isinstance(value, str) else value
 
 
 Text = Annotated[str, AfterValidator(plain)]
@@ -107,8 +96,10 @@ Words = Annotated[tuple[Text, ...], BeforeValidator(words)]
 Names = Annotated[tuple[Text, ...], BeforeValidator(split)]
 Folder = Annotated[Text, AfterValidator(expanded)]
 Options = Annotated[tuple[Annotated[str, AfterValidator(option)], ...], BeforeValidator(split)]
-Limit = Annotated[str, BeforeValidator(_text), AfterValidator(_time)]
-Lines = Annotated[tuple[str, ...], BeforeValidator(_lines)]
+Limit = Annotated[str, BeforeValidator(_limit)]
+Lines = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: value.splitlines() if isinstance(value, str) else value)
+]
 
 
 class Site(Model):
@@ -122,7 +113,7 @@ class Site(Model):
     gpus_per_node: PositiveInt | None = None
     gpu_type: Text | None = None
     cpus_per_gpu: PositiveInt | None = None
-    memory: Annotated[Text, BeforeValidator(_amount)] | None = None
+    memory: Annotated[Text, BeforeValidator(lambda value: str(value) if type(value) is int else value)] | None = None
     modules: Names = ()
     setup: Lines = ()
     container: Words = ()

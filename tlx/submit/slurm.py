@@ -18,27 +18,11 @@ PATIENCE_S = 60.0
 MARK = "tlx:"
 """Before the run's folder, in the comment of a job."""
 
-_OURS: tuple[str, ...] = (
-    "ARRAY_INX",
-    "COMMENT",
-    "CHDIR",
-    "JOB_NAME",
-    "OPEN_MODE",
-    "OUTPUT",
-    "SIGNAL",
-    "REQUEUE",
-    "NO_REQUEUE",
-    "WAIT",
+_OF_THE_SCRIPT = re.compile(
+    "SBATCH_(ARRAY_INX|COMMENT|CHDIR|JOB_NAME|OPEN_MODE|OUTPUT|SIGNAL|REQUEUE|NO_REQUEUE|WAIT|TIMELIMIT|NODES|GRES|"
+    "CPUS_PER_(TASK|GPU)|GPUS|GPUS_PER_(NODE|TASK)|NTASKS_PER_NODE|GPU_BIND|TRES_PER_TASK)"
 )
-_OURS += ("TIMELIMIT", "NODES", "CPUS_PER_TASK", "CPUS_PER_GPU", "GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK")
-_OURS += ("NTASKS_PER_NODE", "GRES", "GPU_BIND", "TRES_PER_TASK")
-_MAYBE = {
-    "partition": ("PARTITION",),
-    "account": ("ACCOUNT",),
-    "qos": ("QOS",),
-    "constraint": ("CONSTRAINT",),
-    **dict.fromkeys(("mem", "mem-per-cpu", "mem-per-gpu"), ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU")),
-}
+_MEMORY = ("MEM_PER_NODE", "MEM_PER_CPU", "MEM_PER_GPU")
 
 
 class Unsure(UserError):
@@ -86,14 +70,14 @@ def jobs_of(run: Path) -> list[tuple[str, str]]:
     Raises:
         UserError: with squeue's own words.
     """
-    env = {name: value for name, value in environment().variables.items() if not name.startswith("SQUEUE_")}
-    said = _call("squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%T|%k", env=env)
+    said = _call("squeue", f"--user={os.getuid()}", "--noheader", "--format=%i|%T|%k")
     rows = [line.split("|", 2) for line in said.splitlines() if line.count("|") >= 2]
     return [(job, state) for job, state, comment in rows if comment == f"{MARK}{run}"]
 
 
 def tried(script: str, options: Mapping[str, str | None]) -> str:
-    """What `sbatch --test-only` says: when the job would start.
+    """What `sbatch --test-only` says: when the job would start, or that it would wait, for busy nodes or for ones that
+    are down; of those it says the same as of nodes that there are none of, which sbatch itself then refuses.
 
     Raises:
         UserError: it would be refused; in sbatch's own words.
@@ -103,37 +87,16 @@ def tried(script: str, options: Mapping[str, str | None]) -> str:
     except UserError as error:
         if any(sign in error.what.lower() for sign in _LATER):
             return f"it would wait: {error.what}"
-        if _NOT_AVAILABLE in error.what.lower() and _are_down(options):
-            return f"it would wait: nodes are down or drained ({error.what})"
         raise
     when = re.search(r"Job \S+ (to start at .*)", said)
     return when[1] if when else " ".join(said.split())
 
 
-def _are_down(options: Mapping[str, str | None]) -> bool:
-    """Whether too few of the partition's nodes work now, and all of them would be enough: sbatch queues such a job."""
-    partition = options.get("partition") or environment().get("SBATCH_PARTITION")
-    env = {name: value for name, value in environment().variables.items() if not name.startswith("SINFO_")}
-    try:
-        said = _call(
-            "sinfo", "--noheader", *([f"--partition={partition}"] if partition else []), "--format=%t %D", env=env
-        )
-    except UserError:
-        return False
-    rows = [line.split() for line in said.splitlines()]
-    counts = [(state, int(count)) for state, count in (row for row in rows if len(row) == 2) if count.isdecimal()]
-    # a star: the node does not answer; other signs behind a state, of nodes that sleep or reboot, leave it of use
-    up = sum(count for state, count in counts if re.fullmatch(r"(idle|alloc|mix|comp)[^*]?", state))
-    return up < int(options.get("nodes") or 1) <= sum(count for _, count in counts)
-
-
 def node_cpus(partition: str | None) -> int | None:
     """CPUs of the largest node of a partition, by default of any; None where Slurm does not say."""
     asked = partition or environment().get("SBATCH_PARTITION")
-    words = [f"--partition={asked}"] if asked else []
-    env = {name: value for name, value in environment().variables.items() if not name.startswith("SINFO_")}
     try:
-        said = _call("sinfo", "--noheader", *words, "--format=%c cpus", env=env)
+        said = _call("sinfo", "--noheader", *([f"--partition={asked}"] if asked else []), "--format=%c cpus")
     except UserError:
         return None
     counts = re.findall(r"^(\d+)\+? cpus$", said, flags=re.MULTILINE)  # 8+: of unequal nodes at least these
@@ -161,15 +124,20 @@ def queued(words: Sequence[str], options: Mapping[str, str | None]) -> str:
 def _environment(options: Mapping[str, str | None]) -> dict[str, str]:
     """Without the variables that sbatch would put before the lines of the script, and without those of a job or a
     launcher that this process runs in, which sbatch would hand on."""
-    taken = {f"SBATCH_{name}" for name in _OURS}
-    taken |= {f"SBATCH_{name}" for key, names in _MAYBE.items() if key in options for name in names}
-    return {name: value for name, value in environment().outside().items() if name not in taken}
+    taken = {f"SBATCH_{name.upper()}" for name in options}
+    if {"mem", "mem-per-cpu", "mem-per-gpu"} & set(options):
+        taken |= {f"SBATCH_{name}" for name in _MEMORY}
+    variables = environment().outside()
+    return {k: v for k, v in variables.items() if k not in taken and not _OF_THE_SCRIPT.fullmatch(k)}
 
 
 def _call(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
-    """What a command prints, on both channels; sbatch --test-only answers on the second."""
+    """What a command prints, on both channels; sbatch --test-only answers on the second. Variables that stand for its
+    options (``SINFO_FORMAT``) are not for our calls."""
+    options = f"{words[0].upper()}_"
+    own = {name: value for name, value in environment().variables.items() if not name.startswith(options)}
     try:
-        done = run(*words, stdin=stdin, env=env, patience_s=PATIENCE_S)
+        done = run(*words, stdin=stdin, env=own if env is None else env, patience_s=PATIENCE_S)
     except FileNotFoundError as error:
         raise UserError(f"there is no {words[0]} on this machine", todo="run this on a login node") from error
     except subprocess.TimeoutExpired as error:
@@ -184,35 +152,18 @@ def _call(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) ->
     return said
 
 
-_LATER = ("nodes are busy", "node not available")
-"""Of what keeps a job waiting, and is no reason to refuse it."""
+_LATER = ("nodes are busy", "node not available", "node configuration is not available")
 
-_NOT_AVAILABLE = "node configuration is not available"
-"""Said of what no node has, and likewise of what only nodes have that are down."""
-
-_REMEDIES = (
-    ("invalid account", "--account, or account in the site file: sacctmgr show associations user=$USER lists yours"),
-    ("invalid partition", "--partition, or partition in the site file: sinfo lists them"),
-    ("invalid qos", "--qos, or qos in the site file: sacctmgr show qos lists them"),
-    ("invalid feature", "--constraint, or constraint in the site file: sinfo --format='%P %f' lists them"),
-    ("time limit", "a shorter --time: the job goes on after each requeue"),
-    (
-        "node configuration",
-        "fewer --gpus, --cpus-per-gpu or memory to a node: sinfo --format='%P %D %c %m %G' shows them",
-    ),
-    ("more processors", "fewer --cpus-per-gpu or --nodes: sinfo --format='%P %D %c %m %G' shows what there is"),
-    ("generic resource", "gpus_per_node and gpu_type in the site file: sinfo --format='%P %D %G' shows what there is"),
-    ("policy", "less at once, or another --qos; sacctmgr show associations user=$USER shows your limits"),
-    ("unrecognized option", "is --option, or options in the site file, written as sbatch --help has it?"),
-    ("partition not available", "it is closed: sinfo tells; --partition for another one"),
-    (
-        "configuration source",
-        "Slurm's commands find no slurm.conf here: is SLURM_CONF set? Or run this on a login node",
-    ),
-    ("configuration file", "is SLURM_CONF right? It must name a slurm.conf that is there"),
-    ("contact", "does slurmctld run? scontrol ping"),
-)
+_REMEDIES = {
+    "node configuration": "fewer --gpus, --cpus-per-gpu or memory to a node: sinfo -o '%P %D %c %m %G' shows them",
+    "partition not available": "it is closed: sinfo tells; --partition for another one",
+    "configuration source": "there is no slurm.conf here: is SLURM_CONF set? Or run this on a login node",
+    "contact": "does slurmctld run? scontrol ping",
+}
 
 
 def _remedy(text: str) -> str | None:
-    return next((todo for sign, todo in _REMEDIES if sign in text.lower()), None)
+    if wrong := re.search(r"invalid (account|partition|qos)", text.lower()):
+        mine = "sinfo and sacctmgr show associations user=$USER list yours"
+        return f"--{wrong[1]}, or {wrong[1]} in the site file: {mine}"
+    return next((todo for sign, todo in _REMEDIES.items() if sign in text.lower()), None)

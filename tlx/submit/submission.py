@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+import itertools
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,9 +22,8 @@ from tlx.submit import checks, slurm
 from tlx.submit import job as jobs
 from tlx.submit import site as sites
 from tlx.submit.checks import Findings
-from tlx.submit.job import Job, Wish
+from tlx.submit.job import Job, SubmitOptions
 from tlx.submit.script import script
-from tlx.submit.site import Site
 from tlx.submit.template import MARKER, Template, locate
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class Submission:
 def prepare(
     file: Path,
     overrides: Sequence[str],
-    wish: Wish,
+    asked: SubmitOptions,
     *,
     site: Path | None,
     command: Sequence[str],
@@ -91,8 +90,7 @@ def prepare(
     job = None
     if found is not None:
         run = config.run if config is not None else Path("unknown")  # the job's own mistakes are wanted all the same
-        cpus = _node_cpus(wish, found[0])
-        job = findings.of(lambda: jobs.make(wish, found[0], template, run, node_cpus=cpus))
+        job = findings.of(lambda: jobs.make(asked, found[0], template, run, node_cpus=slurm.node_cpus))
     if config is None or job is None or found is None:
         return Submission(None, "", arguments, findings)
     about = [f"site: {found[1]}"] if found[1] is not None else []
@@ -114,12 +112,6 @@ def prepare(
     return Submission(job, text, arguments, findings, config=frozen, about=tuple(about))
 
 
-def _node_cpus(wish: Wish, site: Site) -> int | None:
-    """Asked only where nobody has said how many CPUs a rank gets."""
-    is_said = wish.cpus_per_gpu or site.cpus_per_gpu
-    return None if is_said or not slurm.there() else slurm.node_cpus(wish.partition or site.partition)
-
-
 def _extends(config: Config, start: Start, ranks: int) -> bool:
     """Whether the job would extend the run; False where the configuration is the run's own.
 
@@ -128,8 +120,8 @@ def _extends(config: Config, start: Start, ranks: int) -> bool:
     """
     from tlx.train.build import plans_of
 
-    wish = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest)
-    return RunFolder(config.run).extension(config, wish) is not None
+    extend = Extend(functools.partial(plans_of, ranks=ranks), rest=start.rest)
+    return RunFolder(config.run).extension(config, extend) is not None
 
 
 def send(submission: Submission) -> tuple[str, Path]:
@@ -158,17 +150,16 @@ def send(submission: Submission) -> tuple[str, Path]:
 
 def follow(job: str, run: Path) -> str:
     """How to go on from here, one command a line."""
-    said = shlex.quote(str(run))
-    log = shlex.quote(f"{run}/{JOBS}/{job}.out")
-    lines = (
-        (f"squeue -j {job}", "where it stands in the queue"),
-        (f"tail -F {log}", "what the script says; the nodes' output is beside it"),
-        (f"tlx status {said}", "how far the training is"),
-        (f"scancel {job}", "end it; a checkpoint is left, and the same command goes on"),
-        (f"scancel --batch -s USR1 {job}", "a checkpoint, and back into the queue"),
-    )
-    width = max(len(command) for command, _ in lines)
-    return "\n".join(f"  {command:<{width}}  {what}" for command, what in lines)
+    said, log = shlex.quote(str(run)), shlex.quote(f"{run}/{JOBS}/{job}.out")
+    lines = {
+        f"squeue -j {job}": "where it stands in the queue",
+        f"tail -F {log}": "what the script says; the nodes' output is beside it",
+        f"tlx status {said}": "how far the training is",
+        f"scancel {job}": "end it; a checkpoint is left, and the same command goes on",
+        f"scancel --batch -s USR1 {job}": "a checkpoint, and back into the queue",
+    }
+    width = max(map(len, lines))
+    return "\n".join(f"  {command:<{width}}  {what}" for command, what in lines.items())
 
 
 def _written(config: Config, file: Path, overrides: Sequence[str]) -> str | None:
@@ -186,21 +177,16 @@ def _written(config: Config, file: Path, overrides: Sequence[str]) -> str | None
 
 def _kept(folder: Path, text: str) -> Path:
     """A new file ``submitted-N.sbatch``."""
+    files = (folder / f"submitted-{number}.sbatch" for number in itertools.count(1))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max(
-            (int(n) for f in folder.glob("submitted-*.sbatch") if (n := f.stem[10:]).isdecimal()), default=0
-        )
-        while True:
-            file = folder / f"submitted-{number}.sbatch"
-            with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as opened:
-                opened.write(text)
-                return file
-            number += 1
+        file = next(file for file in files if not file.exists())
+        with file.open("x", encoding="utf-8") as opened:
+            opened.write(text)
     except OSError as error:
-        raise UserError(
-            f"cannot be written: {error.strerror or error}", where=str(folder), todo="set run to a writable folder"
-        ) from error
+        what, todo = f"cannot be written: {error.strerror or error}", "set run to a writable folder"
+        raise UserError(what, where=str(folder), todo=todo) from error
+    return file
 
 
 def _about(config: Config, job: Job, made: Plan | None) -> list[str]:

@@ -6,18 +6,7 @@ import re
 
 from tlx.base.durations import seconds
 
-_SLURM = re.compile(
-    r"(?:(?P<minutes>\d+)(?::(?P<sec>\d+))?"
-    r"|(?P<hours>\d+):(?P<min>\d+):(?P<s>\d+)"
-    r"|(?P<days>\d+)-(?P<h>\d+)(?::(?P<m>\d+)(?::(?P<ss>\d+))?)?)",
-    flags=re.ASCII,
-)
-_SECONDS = {
-    **dict.fromkeys(("sec", "s", "ss"), 1),
-    **dict.fromkeys(("minutes", "min", "m"), 60),
-    **dict.fromkeys(("hours", "h"), 3600),
-    "days": 86400,
-}
+_SLURM = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", flags=re.ASCII)
 
 
 def read(text: str) -> int:
@@ -34,7 +23,10 @@ def read(text: str) -> int:
             raise ValueError(
                 f"{text[:100]!r} is not a time limit; write 12h, 1d6h, or as Slurm does: 12:00:00, 1-0, 90 (minutes)"
             ) from None
-    found = sum(_SECONDS[name] * int(count) for name, count in match.groupdict().items() if count)
+    days, *clock = (None if part is None else int(part) for part in match.groups())
+    counts = [count for count in clock if count is not None]
+    units = (3600, 60, 1) if days is not None or len(counts) == 3 else (60, 1)
+    found = 86400 * (days or 0) + sum(count * unit for count, unit in zip(counts, units, strict=False))
     if not found:
         raise ValueError("a time limit of nothing; a job needs one")
     return found

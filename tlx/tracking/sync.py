@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tlx.base.launcher import environment
 from tlx.base.parsing import from_yaml_file
 from tlx.plan.config import Part
 from tlx.runs.history import read_history
-from tlx.runs.metrics_file import read_rows
+from tlx.runs.run_files import RunFiles
 from tlx.runs.run_lock import holder
 from tlx.tracking import wandb_run
 from tlx.tracking.wandb_run import Target
@@ -87,9 +86,9 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
                 todo="its tracker sends what it can; wait for its end, or stop it",
             )
         time.sleep(0.1)
-    result = _json(folder / "result.json")
+    result = RunFiles(folder).result
     finished = result.get("finished") is True
-    whole = finished or _json(folder / "status.json").get("status") == "resumable"
+    whole = finished or RunFiles(folder).status.get("status") == "resumable"
     wandb_run.forget_empty_variables()
     if offline:
         _refuse_twice(folder, target)
@@ -122,14 +121,14 @@ _elsewhere = "or --offline writes a folder to upload elsewhere"
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
     read_history(folder)  # refuses what is not a run folder, and names those that are near
-    found = [row for row in read_rows(folder / "metrics.jsonl") if isinstance(row.get("step"), int)]
+    found = RunFiles(folder).rows()
     if not found:
         raise UserError("there are no metrics yet", where=str(folder / "metrics.jsonl"), todo="train first")
     return found
 
 
 def _target(folder: Path, project: str | None, entity: str | None) -> Target:
-    run_id = _json(folder / "status.json").get("id")
+    run_id = RunFiles(folder).status.get("id")
     if not run_id:
         raise UserError("no status.json says the id of this run", where=str(folder), todo="is it complete?")
     config, record = _config(folder / "config.yaml"), Record.read(folder)
@@ -177,12 +176,4 @@ def _config(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"cannot be read: {why}", where=str(file)) from error
-    return content if isinstance(content, dict) else {}
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
     return content if isinstance(content, dict) else {}

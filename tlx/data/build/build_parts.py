@@ -8,13 +8,10 @@ the same bytes to the same names.
 
 from __future__ import annotations
 
-import errno
-import os
 import re
-import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +23,6 @@ Task = TypeVar("Task")
 
 FILES = ".part-*-of-*"
 _FILE = re.compile(r"\.part-(\d{1,6})-of-(\d{1,6})")
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}
 _LOOK_S = 0.1
 _PATIENCE_S = 2.0  # somebody may just be looking whether a part is at work
 
@@ -73,30 +69,16 @@ def at_work_on(folder: Path, part: Part) -> Iterator[None]:
     Raises:
         UserError: somebody else does.
     """
-    from tlx.data.file_lock import locked  # which Windows has not
-
-    path, end = folder / f".part-{part.number}-of-{part.of}", time.monotonic() + _PATIENCE_S
-    with ExitStack() as held:
-        while True:
-            try:
-                file = held.enter_context(locked(path, wait=False))
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise UserError(
-                        f"part {part} is being built already, by {_holder(path)}", where=str(folder), todo="wait for it"
-                    ) from None
-                time.sleep(_LOOK_S)
-                continue
-            except OSError as error:
-                if error.errno not in _NO_LOCKS:
-                    raise
-                break
-            if file is not None:  # else it was removed meanwhile, by whoever finished the build
-                file.truncate()
-                file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-                file.flush()
-                break
+    path = folder / f".part-{part.number}-of-{part.of}"
+    lock = locks.acquire_within(path, _PATIENCE_S)
+    if lock is None:
+        who = locks.holder_of(path)
+        raise UserError(f"part {part} is being built already, by {who}", where=str(folder), todo="wait for it")
+    try:
+        lock.sign()
         yield
+    finally:
+        lock.release()
 
 
 def refuse_other_division(folder: Path, part: Part) -> None:
@@ -135,26 +117,6 @@ def at_work(folder: Path) -> list[tuple[Part, str]]:
     found = []
     for path in folder.glob(FILES):
         said = _FILE.fullmatch(path.name)
-        if said and _is_held(path):
-            found.append((Part(int(said[1]), int(said[2])), _holder(path)))
+        if said and locks.is_held(path):
+            found.append((Part(int(said[1]), int(said[2])), locks.holder_of(path)))
     return sorted(found, key=lambda f: (f[0].of, f[0].number))
-
-
-def _is_held(path: Path) -> bool:
-    from tlx.data.file_lock import locked
-
-    try:
-        with locked(path, wait=False):
-            return False
-    except BlockingIOError:
-        return True
-    except OSError:  # no locks here, or not our file
-        return False
-
-
-def _holder(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    return text if text.isprintable() and text else "another process"

@@ -29,7 +29,7 @@ import numpy as np
 
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import HashedFile, scratch, write_whole
-from tlx.base.locks import locked
+from tlx.base.locks import locked_folder
 from tlx.base.terminal import escaped
 from tlx.data.build.build_folder import (
     FORMAT,
@@ -180,7 +180,7 @@ def build_shards(
         return already
     found, tasks, plan = _planned(source, options, request, folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder, "another build is writing shards here", todo=_WAIT):
+    with locked_folder(folder, "another build is writing shards here", todo=_WAIT):
         already = _already(folder, request, source)
         if already is not None:  # by another build, since we looked
             return already
@@ -223,7 +223,7 @@ def build_part(
     own = part.share(tasks)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with locked(folder, "another build is writing shards here", todo=_WAIT):  # only until we have begun
+        with locked_folder(folder, "another build is writing shards here", todo=_WAIT):  # only until we have begun
             if _already(folder, request, source) is not None:
                 return PartSummary(part, already=True)
             claim_for_a_part(folder, plan, asdict(BuildOptions()))

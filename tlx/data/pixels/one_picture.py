@@ -22,8 +22,8 @@ from pathlib import Path
 
 from tlx.base.errors import TlxError
 from tlx.base.limits import memory_limit
+from tlx.base.locks import locked
 from tlx.base.terminal import escaped, say
-from tlx.data.file_lock import locked
 
 LARGE = 16 << 20
 """Bytes of a decoded picture; larger ones wait for room."""

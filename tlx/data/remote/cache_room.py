@@ -17,8 +17,8 @@ from typing import IO, NoReturn
 
 from tlx.base.errors import UserError
 from tlx.base.launcher import environment
+from tlx.base.locks import locked
 from tlx.base.paths import expanded_path
-from tlx.data.file_lock import locked
 
 SHARE = 0.8
 """Of the room on the disk, what shards may take where no limit is set."""

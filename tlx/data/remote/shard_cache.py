@@ -24,8 +24,8 @@ from typing import IO, NoReturn
 from tlx.base.errors import UserError
 from tlx.base.files import sha256_of, write_whole
 from tlx.base.location import folder_name, is_remote, shown
+from tlx.base.locks import locked
 from tlx.base.terminal import say
-from tlx.data.file_lock import locked
 from tlx.data.remote import files as remote
 from tlx.data.remote.ahead import LOOK_S, Ahead, Wanted
 from tlx.data.remote.cache_room import MARK, CacheSpec, default_folder, limit_of, no_room, part_of, reserve

@@ -1,7 +1,6 @@
 """An index for WebDataset tars, ours or made elsewhere.
 
-``index_shards(folder, classes=None, labels=None, hashes=True, jobs=None, fresh=False) -> dict[split, Manifest]``
-``index_folder(...) -> Indexed``, with what was passed over
+``index_folder(folder, classes=None, labels=None, hashes=True, jobs=None, fresh=False) -> Indexed``
 
 A sample is the members of a tar that share a name up to its first dot: one picture and one label, which is a number or
 a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under a key, or the folder in the name (see `LabelRule`).
@@ -84,7 +83,7 @@ class Indexed:
     kept: tuple[str, ...] = ()
 
 
-def index_shards(
+def index_folder(
     folder: str | os.PathLike[str],
     *,
     classes: str | os.PathLike[str] | None = None,
@@ -92,7 +91,8 @@ def index_shards(
     hashes: bool = True,
     jobs: int | None = None,
     fresh: bool = False,
-) -> dict[str, Manifest]:
+    progress: bool = False,
+) -> Indexed:
     """Indexes the tars of a folder, or of each folder in it (train, val ...) with one list of classes.
 
     Args:
@@ -104,28 +104,12 @@ def index_shards(
             later whether the bytes of a tar are still those that were indexed.
         jobs: processes; None is one per core.
         fresh: forget what an earlier index says: its classes, and where it found the labels.
-
-    Returns:
-        folder name -> what was indexed.
+        progress: show a bar on a terminal.
 
     Raises:
         UserError: no tars, compressed tars, duplicate names, samples without a label or picture, labels that could be
             read in two ways; all that is wrong, with what to do.
     """
-    return index_folder(folder, classes=classes, labels=labels, hashes=hashes, jobs=jobs, fresh=fresh).manifests
-
-
-def index_folder(
-    folder: str | os.PathLike[str],
-    *,
-    classes: str | os.PathLike[str] | None = None,
-    labels: LabelRule | None = None,
-    hashes: bool = True,
-    jobs: int | None = None,
-    fresh: bool = False,
-    progress: bool = False,
-) -> Indexed:
-    """`index_shards`, with what was passed over; `progress` shows a bar on a terminal."""
     folders, passed_over = split_folders(Path(folder)), passed_over_beside(Path(folder))
     tars = [tar for f in folders for tar in tars_in(f)]
     before = AUTO if fresh else next((r for r in map(label_rule, folders) if r != AUTO), AUTO)

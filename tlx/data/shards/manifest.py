@@ -323,7 +323,7 @@ def _read_header(folder: Path) -> bytes:
 
 
 def _open_remote(location: str, cache: CacheSpec | None) -> Manifest:
-    from tlx.data.remote.shard_cache import CacheSpec, ShardCache  # with file locks, which Windows has not
+    from tlx.data.remote.shard_cache import CacheSpec, ShardCache
 
     kept = ShardCache(location, cache or CacheSpec())
     text, trouble = kept.header()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
 import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from tlx.base.errors import UserError, did_you_mean
+from tlx.base.launcher import exported_meanwhile
 from tlx.base.terminal import escaped
 from tlx.models.weights.formats import NOT_READ, SAFETENSORS, TORCH, format_of, listed, refused
 from tlx.models.weights.provenance import Size, sizes_beside
@@ -268,14 +268,6 @@ def _is_plain(tensor: torch.Tensor) -> bool:
     return tensor.numel() * tensor.element_size() <= max(tensor.untyped_storage().nbytes(), _REPEATED)
 
 
-@contextmanager
-def unpickled() -> Iterator[None]:
+def unpickled() -> AbstractContextManager[None]:
     """Inside, torch.load reads tensors and plain data only, whatever the library that calls it asks for."""
-    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ[names[0]] = "1"
-    try:
-        yield
-    finally:
-        os.environ.pop(names[0])
-        os.environ.update({name: value for name, value in before.items() if value is not None})
+    return exported_meanwhile({"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": None})
