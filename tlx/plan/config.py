@@ -126,7 +126,7 @@ class Part(Model):
 
 def _part_of(group: str) -> Any:
     def check(part: Part, info: ValidationInfo) -> Part:
-        if info.context == WITHOUT_LIBRARIES and not plug.is_pure(group, part.name):
+        if info.context == WITHOUT_LIBRARIES and not plug.is_light(group, part.name):
             return part
         return _of_value(lambda: _known_part(group, part))
 
@@ -406,9 +406,7 @@ class BackboneConfig(Model):
     def _named(cls, name: str, info: ValidationInfo) -> str:
         from tlx import models
 
-        if info.context == WITHOUT_LIBRARIES:
-            return name
-        _of_value(lambda: models.source(name))
+        _of_value(lambda: models.owner(name, libraries=info.context != WITHOUT_LIBRARIES))
         return name
 
     @field_validator("args")
@@ -625,15 +623,21 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = T
         path: a YAML file.
         overrides: ``key.sub=value``, in this order over what the file says and, where it says nothing, the defaults;
             see :mod:`tlx.plan.overrides`.
-        libraries: whether parts that torch or a library of networks is imported for are looked up. Without them keys,
-            types and ranges are checked, in a fraction of a second; such a Config is to be looked at, not trained from.
+        libraries: whether, once all else is right, what has to be imported to be checked is imported: arguments of a
+            network, and parts of other packages. Without that, such a Config is to be looked at, not trained from.
 
     Raises:
         UserError: no such file, or not YAML.
         ConfigError: everything that is wrong with the content and the overrides, together.
     """
+    raw = _of_file(Path(path))
+    config = _checked(raw, path, overrides, libraries=False)
+    return _checked(raw, path, overrides, libraries=True) if libraries else config
+
+
+def _checked(raw: dict[str, Any], path: str | Path, overrides: Sequence[str], *, libraries: bool) -> Config:
     problems = Problems()
-    raw = _overridden(_of_file(Path(path)), overrides, problems, libraries=libraries)
+    raw = _overridden(raw, overrides, problems, libraries=libraries)
     config = problems.of(lambda: parse(raw, where=str(path), libraries=libraries))
     if len(problems.errors) > 1:
         raise ConfigError(problems.errors, where=str(path))
