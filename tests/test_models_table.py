@@ -19,6 +19,13 @@ def test_the_table_names_every_network() -> None:
     assert sorted(backbones.stored()) == sorted(backbones.names())
 
 
+@pytest.mark.parametrize("library", names.LIBRARIES)
+def test_the_list_of_names_is_the_librarys(library) -> None:
+    if names.listed(library) is None:
+        pytest.skip(f"no list of this version: python tests/backbones.py --names writes {names.list_of(library).name}")
+    assert names.listed(library) == names.imported(library)
+
+
 def test_every_network_has_layers_but_encoders_without_a_classifier() -> None:
     table = backbones.stored()
     refused = {name: row["refused"] for name, row in table.items() if row["refused"]}
