@@ -9,6 +9,7 @@ from torch import nn
 
 from tlx import models
 from tlx.base.layers import LayerMap
+from tlx.models.libraries import names
 
 AUXILIARY = ["torchvision/googlenet", "torchvision/inception_v3"]
 REFUSED = "nothing in this network is a classifier"
