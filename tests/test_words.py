@@ -69,5 +69,5 @@ def test_a_name_with_two_owners_is_an_error(monkeypatch):
 
     stranger = EntryPoint("cosine", "somebody.else:cosine", "tlx.curve")
     monkeypatch.setattr(plug, "_theirs", lambda group: [stranger] if group == "curve" else [])
-    with pytest.raises(UserError, match=r"2 owners: tlx\.curves:cosine, somebody\.else:cosine"):
+    with pytest.raises(UserError, match=r"2 owners: tlx\.plan\.curves:cosine, somebody\.else:cosine"):
         plug.find("curve", "cosine")

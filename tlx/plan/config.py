@@ -243,6 +243,7 @@ class Expected(Model):
     """What the shards should hold: checked against them, and enough to plan before they are built."""
 
     classes: PositiveInt
+    """How many."""
     train: PositiveInt
     """Samples."""
     val: PositiveInt | None = None
@@ -369,6 +370,7 @@ class Input(Model):
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     """The share of the resized picture's side that an evaluation shows."""
     interpolation: Interpolation | None = None
+    """Of resizing."""
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Input:
@@ -513,8 +515,8 @@ class Loop(Model):
     channels_last: bool = False
     """Memory format of pictures and maps: faster for convolutions on GPUs."""
     compile: bool = False
-    """By torch.compile. Gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and drop-
-    path draw other numbers than eager ones, unless `deterministic` is on."""
+    """By torch.compile. Gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and
+    drop-path draw other numbers than eager ones, unless `deterministic` is on."""
     gradient_checkpointing: bool = False
     """Blocks are computed again in the backward pass: less memory, more time."""
     deterministic: bool = False
@@ -538,6 +540,7 @@ class Evaluate(Model):
     """When to evaluate and what is best."""
 
     every: Interval = Duration(1, "ep")
+    """How often. Percent is of all phases as they were planned."""
     metric: str = ACCURACY
     """What is best is chosen by this, ties by the lower val/loss."""
     mode: Direction = Field(default=None, exclude=True)
@@ -570,6 +573,7 @@ class Checkpoint(Model):
     """When to save."""
 
     every: Interval = Duration(1, "ep")
+    """How often. Percent is of all phases as they were planned."""
     keep: Keep = Keep()
     """Which stay; a number is `last`."""
     background: bool = True
@@ -580,9 +584,11 @@ class Track(Model):
     """`metrics.jsonl` is always written; trackers come on top."""
 
     every: Interval = Duration(10, "steps")
+    """How often a row of the training curve is written. Percent is of all phases as they were planned."""
     report: bool = True
     """report.html and figures/ at the end."""
     trackers: list[_part_of("tracker")] = []  # type: ignore[valid-type]
+    """Where the rows go, beside the file."""
 
 
 class WorldConfig(Model):
@@ -591,7 +597,9 @@ class WorldConfig(Model):
     size: PositiveInt | None = None
     """The number of ranks that this training expects; another number is an error."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
     backend: Literal["nccl", "gloo"] | None = None
+    """Of the collectives; by default nccl on GPUs, gloo on CPUs."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
     """A rank that has made no step, nor a batch of an evaluation, for so long is taken to hang."""
 
@@ -614,6 +622,7 @@ class Config(Model):
     mix: Mixing | None = None
     backbone: BackboneConfig
     head: _part_of("head") = Part(name="linear")  # type: ignore[valid-type]
+    """What takes the place of the classifier; `keep: true` goes on with that of a checkpoint of tlx."""
     unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
     """The schedule: phases, and what trains in each."""
     phases: Annotated[dict[str, PhaseSettings], Names("each")] = {}
@@ -622,7 +631,9 @@ class Config(Model):
     """Phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those does,
     with its settings but for what is said here, from the last weights; `duration` must be said."""
     objective: _part_of("objective") = Part(name="cross_entropy")  # type: ignore[valid-type]
+    """What is minimised."""
     optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
+    """What updates the weights; rates are the plan's."""
     no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
     """Kinds of parameters without weight decay."""
     loop: Loop = Loop()

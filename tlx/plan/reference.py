@@ -11,7 +11,7 @@ import ast
 import importlib
 import inspect
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -57,7 +57,8 @@ _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 def reference() -> str:
     """The page."""
-    pages = [_TITLE, *(_section(name, model) for name, model in _models("", Config)), _PARTS]
+    models = dict(_models("", Config))
+    pages = [_TITLE, *(_section(name, model, models) for name, model in models.items()), _PARTS]
     pages += [_group(group) for group in plug.GROUPS if plug.GROUPS[group]]
     return "\n".join(pages)
 
@@ -75,14 +76,18 @@ def _models(name: str, model: type[Model]) -> Iterator[tuple[str, type[Model]]]:
                 yield from _models(f"{name}.{key}{names}".lstrip("."), below)
 
 
-def _section(name: str, model: type[Model]) -> str:
+def _section(name: str, model: type[Model], below: Collection[str]) -> str:
+    """A table of a model's keys; `below` are the places that have tables."""
     meanings = _meanings(model)
     lines = [f"## `{name}`" if name else "## The file", "", " ".join((inspect.getdoc(model) or "").split()), ""]
     lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in model.model_fields.items():
         if not field.exclude:
-            kind = _type(field.annotation, field.metadata)
-            lines.append(_row(f"`{name}.{key}`".replace("`.", "`"), kind, _default(field), meanings.get(key, "")))
+            kind, place = _type(field.annotation, field.metadata), f"{name}.{key}".lstrip(".")
+            named = next((one for one in (place, f"{place}.NAME") if one in below), "")
+            if named and kind.endswith("mapping"):
+                kind = kind.replace("mapping", f"[mapping](#{named.replace('.', '').lower()})")
+            lines.append(_row(f"`{place}`", kind, _default(field), meanings.get(key, "")))
     return "\n".join([*lines, ""]).replace("``", "`")
 
 
@@ -93,7 +98,7 @@ def _group(group: str) -> str:
         part = plug.find(group, name)
         hints, defaults = typing.get_type_hints(part, include_extras=True), plug.defaults(part)
         said = [
-            f"`{key}`: {_type(hints[key], ())}" + (f", {_yaml(defaults[key])}" if key in defaults else "")
+            f"`{key}`: {_type(hints[key], ())}" + (f" = {_yaml(defaults[key])}" if key in defaults else "")
             for key, parameter in inspect.signature(part).parameters.items()
             if parameter.kind is parameter.KEYWORD_ONLY
         ]
@@ -126,9 +131,9 @@ def _type(hint: Any, metadata: Sequence[Any]) -> str:
         return _type(inner[0], (*inner[1:], *metadata))
     read = [getattr(m.func, "__name__", "") for m in metadata if isinstance(m, BeforeValidator | PlainValidator)]
     known = next((_READ[name] for name in read if name in _READ), "")
-    bounds = ", ".join(
-        f"{sign} {getattr(m, b)}" for m in _flat(metadata) for b, sign in _BOUNDS.items() if hasattr(m, b)
-    )
+    limits = {sign: getattr(m, b) for m in _flat(metadata) for b, sign in _BOUNDS.items() if hasattr(m, b)}
+    both = limits.keys() == {">=", "<="}
+    bounds = f"{limits['>=']} to {limits['<=']}" if both else ", ".join(f"{sign} {n}" for sign, n in limits.items())
     group = next((m.name for m in metadata if isinstance(m, Group)), "")
     if group:
         return f"part: [{group}](#{group})"
@@ -145,7 +150,8 @@ def _plain_type(hint: Any, origin: Any, inner: tuple[Any, ...]) -> str:
     if origin is dict:
         return "mapping"
     if origin is tuple and ... not in inner:
-        return f"[{', '.join(_type(one, ()) for one in inner)}]"
+        kinds = [_type(one, ()) for one in inner]
+        return f"{len(kinds)} of {kinds[0]}" if len(set(kinds)) == 1 else f"[{', '.join(kinds)}]"
     if origin is not None and inner:
         return f"list of {_type(inner[0], ())}"
     if hint is durations.Duration:
@@ -177,7 +183,7 @@ def _default(field: FieldInfo) -> str:
 def _yaml(value: Any) -> str:
     if isinstance(value, Part):
         value = value.name
-    if isinstance(value, durations.Duration | durations.Mark):
+    if isinstance(value, durations.Duration | durations.Mark | Path):
         value = str(value)
     return f"`{_yaml_word(list(value) if isinstance(value, tuple) else value)}`"
 
