@@ -3,6 +3,7 @@
 #
 #   bash launch/env.sh [EXTRA,EXTRA...]      # extras of pyproject.toml: quickstart, test, tensorboard, datasets
 #   PYTHON=python3.12 bash launch/env.sh     # with a Python of your choice (3.10 or newer)
+#   INSTALLER=pip bash launch/env.sh         # without uv, which takes a fifth of pip's time
 set -euo pipefail
 cd "$(dirname "$0")/.."
 extras="${1:-}"
@@ -39,6 +40,28 @@ add_libjpeg() {
     fi || true
 }
 
+# uv: the one that is installed, or its own package, which pip brings in seconds where its index or folder has it.
+find_uv() {
+    command -v uv && return
+    [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 -c launch/constraints.txt uv >/dev/null 2>&1 || return 1
+    echo .venv/bin/uv
+}
+
+# Installs with uv, from where pip's settings say. uv keeps what it has built: tlx is built anew.
+with_uv() {
+    local settings uv
+    [ "${INSTALLER:-uv}" = uv ] || return 1
+    settings="$(.venv/bin/python -m pip config list --disable-pip-version-check | .venv/bin/python launch/pip_for_uv.py)" || return 1
+    uv="$(find_uv)" || return 1
+    (
+        eval "$settings"
+        "$uv" pip install --quiet ${UV_NO_INDEX:+--no-index} --python .venv/bin/python --reinstall-package tlx -c launch/constraints.txt -e "$1"
+    ) || {
+        echo "environment: uv could not install it; with pip again"
+        return 1
+    }
+}
+
 # a header that came or went since then counts as a change
 wish() {
     local extension=without
@@ -64,9 +87,10 @@ if ! can_build; then
 fi
 wanted="$(wish)"
 rm -f tlx/data/_jpeg.*.so # what is there afterwards was built now
-echo "environment: installing tlx${extras:+[$extras]} (torch with CUDA is about 5 GB; a minute or two)"
+echo "environment: installing tlx${extras:+[$extras]} (torch with CUDA is about 5 GB; a minute with uv, several with pip)"
 started=$SECONDS
-.venv/bin/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e ".${extras:+[$extras]}"
+with_uv ".${extras:+[$extras]}" ||
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt -e ".${extras:+[$extras]}"
 [ "${have%%|*}" = "$wanted" ] && already="${have##*|}," || already=""
 echo "$wanted|$already$extras" >"$stamp"
 echo "environment: ready in $((SECONDS - started)) s"

@@ -2,6 +2,7 @@
 
     python tests/backbones.py            # writes tests/backbones.csv anew, some minutes on two cores
     python tests/backbones.py resnet     # prints the rows of names that contain the word
+    python tests/backbones.py --names    # writes the lists of names in tlx/models/libraries/ for the installed versions
 
 The table is a regression test: with a new torchvision or timm it shows what changed. Nothing reads it but tests.
 """
@@ -74,7 +75,18 @@ def stored() -> dict[str, dict[str, str]]:
         return {line["name"]: line for line in csv.DictReader(file)}
 
 
+def write_names() -> None:
+    from tlx.models.libraries import names as lists
+
+    for library in lists.LIBRARIES:
+        lines = [" ".join([name, *tags]) for name, tags in lists.imported(library).items()]
+        lists.list_of(library).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def main(word: str = "") -> None:
+    if word == "--names":
+        write_names()
+        return
     wanted = [name for name in names() if word in name]
     if word:
         for line in rows(wanted):

@@ -8,6 +8,7 @@ import pytest
 
 from tlx.base.errors import ConfigError, UserError
 from tlx.plan.config import dump, load, parse
+from tlx.plan.reference import reference
 
 GOOD = """
 run: runs/x
@@ -44,7 +45,7 @@ def test_all_mistakes_are_told_at_once(good):
         "head.hiden=[3]",
         "optimizer=adamm",
         "phases.each.curve={name: step, evry: 3}",
-        "backbone.args={drop_path: 0.1}",
+        "backbone.name=timm/resnet51",
         "seed=-1",
         "transforms=[horizontal_flop]",
         "phases.each.norm=frozen",
@@ -60,7 +61,6 @@ def test_all_mistakes_are_told_at_once(good):
         'did you mean "hidden"?',
         'there is no optimizer "adamm"; did you mean "adam',
         'did you mean "every"?',
-        "backbone",
         "seed: input should be greater than or equal to 0",
         'there is no transform "horizontal_flop"; did you mean "horizontal_flip"',
         'there is no norm policy "frozen"; choose from frozen_is_frozen, statistics_move,',
@@ -68,7 +68,22 @@ def test_all_mistakes_are_told_at_once(good):
         'duraton: unknown key; did you mean "duration"?',
     ):
         assert expected in text, f"{expected!r} is not in\n{text}"
+    assert 'backbone.name: there is no backbone "timm/resnet51"; did you mean "timm/resnet' in text
     assert len(caught.value.problems) >= 11
+
+
+def test_arguments_that_only_a_library_knows_are_checked_once_all_else_is_right(good):
+    argument = "backbone.args={drop_path: 0.1}"
+    with pytest.raises(ConfigError) as caught:
+        load(good, [argument, "sed=1"])
+    assert caught.value.problems == ('sed: unknown key; did you mean "seed"?',)
+    with pytest.raises(ConfigError, match="drop_path"):
+        load(good, [argument])
+
+
+def test_the_reference_names_every_key_as_it_is():
+    page = Path(__file__).parents[1] / "configs" / "REFERENCE.md"
+    assert page.read_text() == reference(), "python -m tlx.plan.reference > configs/REFERENCE.md"
 
 
 def test_missing_keys_and_files(tmp_path, good):

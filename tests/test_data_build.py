@@ -767,13 +767,11 @@ def test_a_build_that_waited_for_another_finds_its_work_done(src, tmp_path, monk
 
 
 def test_a_full_disk_is_named_and_nothing_is_left_on_it(src, tmp_path, monkeypatch):
-    from webdataset.writer import TarWriter
-
     def full(*given):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(TarWriter, "write", full)
+        patch.setattr(write, "add_sample", full)
         with pytest.raises(OSError, match="No space left") as caught:
             build_shards(str(src), tmp_path / "out", options(jobs=2))
     assert caught.value.filename == str(tmp_path / "out" / "train" / "000000.tar")

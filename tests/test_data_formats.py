@@ -72,7 +72,7 @@ def path(request, monkeypatch) -> str:
     if request.param != "extension":
         monkeypatch.setattr(regions, "_jpeg", None)
     if request.param == "pillow":
-        monkeypatch.setattr(decode, "decode_jpeg", None)
+        monkeypatch.setattr(decode, "torchvision_io", lambda: None)
     return str(request.param)
 
 

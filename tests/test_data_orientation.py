@@ -105,7 +105,7 @@ def test_one_orientation_whatever_reads_it(name, monkeypatch, capfd):
     shown = {"torchvision": decode.decode(data)}
     assert seen(decode.decode(data, upright=False)) == UPRIGHT[1]
     with monkeypatch.context() as without:
-        without.setattr(decode, "decode_jpeg", None)
+        without.setattr(decode, "torchvision_io", lambda: None)
         shown["Pillow"] = decode.decode(data)
     for width, height in ((30, 40), (40, 30)):
         out = np.zeros((height, width, 3), np.uint8)

@@ -9,6 +9,7 @@ from torch import nn
 
 from tlx import models
 from tlx.base.layers import LayerMap
+from tlx.models.libraries import names
 
 AUXILIARY = ["torchvision/googlenet", "torchvision/inception_v3"]
 REFUSED = "nothing in this network is a classifier"
@@ -17,6 +18,13 @@ REFUSED = "nothing in this network is a classifier"
 def test_the_table_names_every_network() -> None:
     """With another torchvision or timm than the pinned ones this says what is new: python tests/backbones.py"""
     assert sorted(backbones.stored()) == sorted(backbones.names())
+
+
+@pytest.mark.parametrize("library", names.LIBRARIES)
+def test_the_list_of_names_is_the_librarys(library) -> None:
+    if names.listed(library) is None:
+        pytest.skip(f"no list of this version: python tests/backbones.py --names writes {names.list_of(library).name}")
+    assert names.listed(library) == names.imported(library)
 
 
 def test_every_network_has_layers_but_encoders_without_a_classifier() -> None:

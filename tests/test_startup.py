@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 from commands import environment
+from images import make_folder
 
 from tlx.base.errors import ConfigError, UserError
+from tlx.data.pixels.extension import extension
 from tlx.runs.run_status import folder_of
 
 HEAVY = (
@@ -27,11 +29,15 @@ HEAVY = (
 )
 RUN = """
 import contextlib, io, json, sys
+from tlx.base.errors import UserError
 from tlx.cli.main import app
 for words in json.loads(sys.argv[1]):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
-        app(words, standalone_mode=False)
+        try:
+            app(words, standalone_mode=False)
+        except UserError as error:
+            print(error)
     print(json.dumps([words, said.getvalue(), sorted({name.partition(".")[0] for name in sys.modules})]))
 """
 
@@ -44,10 +50,15 @@ def config(tmp_path):
     return tmp_path / "c.yaml"
 
 
-def test_commands_that_only_look_import_no_library(config, tmp_path):
-    """`tlx status --folder` stands at the beginning of every job: one process, in which nothing may have come in."""
+def test_commands_import_no_library_that_they_do_not_need(config, tmp_path):
+    """One process, in which none may have come in: looking, mistakes in keys, types and names, and building shards."""
     (tmp_path / "old").mkdir()
+    make_folder(tmp_path / "pictures", 2, 2, 16)
+    built = tmp_path / "shards"
     commands = [
+        ["train", str(config), "sed=1", "seed=x", "backbone.name=timm/resnet19", "head=linaer", "optimizer=adamv"],
+        ["plan", str(config), "transforms=[flip]", "objective=x", "track.trackers=[wandbb]", "phases.each.curve=cosin"],
+        *([["shards", "build", str(tmp_path / "pictures"), str(built), "--jobs", "0"]] if extension else []),
         ["--version"], ["-h"], ["status", "-h"], ["submit", "-h"], ["train", "-h"], ["status", str(tmp_path / "old")],
         ["status", "--folder", str(config), "optimizer=adamw", "optimizer.betas.1=0.9", "transforms.0.scale.0=0.5"],
         ["status", "--folder", str(config), "seed=1", "--each", "seed=2", "--each", "phases.each.curve=cosine"],
@@ -58,6 +69,8 @@ def test_commands_that_only_look_import_no_library(config, tmp_path):
     )  # fmt: skip
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert [words for words, _, _ in shown] == commands
+    typos = " ".join(said for _, said, _ in shown[:2])
+    assert typos.count("did you mean") == 6, typos
     assert [said for _, said, _ in shown[-2:]] == [f"{tmp_path / 'run'}\n"] * 2
     for words, said, modules in shown:
         assert said, words

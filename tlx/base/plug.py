@@ -49,12 +49,14 @@ GROUPS: dict[str, str] = {
 """Group -> the module whose ``__all__`` lists our own parts. Outside packages: entry-point group ``tlx.<group>``."""
 
 PURE = ("unfreeze", "curve", "layer_decay")
-"""Groups whose own parts are found without torch."""
+"""Groups whose parts need no torch, whoever wrote them."""
 
 
-def is_pure(group: str, name: str) -> bool:
-    """Whether a part can be looked up without torch or a library of networks."""
-    return group in PURE and ":" not in name
+def is_light(group: str, name: str) -> bool:
+    """Whether a part can be looked up without importing torch: ours can, others' may import whatever they like."""
+    if ":" in name:
+        return False
+    return group in PURE or name in _ours(group) or all(e.name != name for e in _theirs(group))
 
 
 def names(group: str) -> list[str]:

@@ -33,6 +33,7 @@ from tlx.cli.weights import weights
 from tlx.cli.words import FORWARDED, ConfigFile, Overrides, config_path, path
 
 if TYPE_CHECKING:
+    from tlx.plan.config import Config
     from tlx.runs.processes import Early
 
 app = typer.Typer(
@@ -91,9 +92,11 @@ def train(
     if not launched():  # a launcher ends when its terminal is closed, and its ranks are asked to stop; see StopRequest
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from tlx.plan import config as configs
-    from tlx.train import command as training
 
     wanted = configs.load(config, overrides or ())
+    _begin(wanted)
+    from tlx.train import command as training
+
     result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True, early=_early())
     if result is not None and rank() == 0:
         from tlx.report.report import is_drawn
@@ -103,6 +106,12 @@ def train(
         if is_drawn(wanted.run):
             say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
+
+
+def _begin(config: Config) -> None:
+    """A line for whoever waits at a terminal: importing torch and a library of networks takes seconds."""
+    if sys.stderr is not None and sys.stderr.isatty() and rank() == 0:
+        say(f"{config.run}: {config.backbone.name}; importing torch ...", error=True)
 
 
 def _early() -> Early | None:
@@ -128,12 +137,14 @@ def plan(
 ) -> None:
     """Show who trains when and at which rate, without a GPU or weights."""
     from tlx.plan import config as configs
-    from tlx.train import build
 
     changes, files = _without_files(overrides or [], wanted=picture)
     wanted = configs.load(config, changes)
     if measure and write:
         raise UserError("--measure shows the plan, --write prints a configuration: one of the two")
+    _begin(wanted)
+    from tlx.train import build
+
     made, text = build.plan(wanted, memory=not write, measure=measure)
     if write:
         from tlx.plan.written import written_out

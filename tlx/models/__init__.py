@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import InputSpec
 from tlx.base.layers import Granularity, LayerMap
+from tlx.models.libraries.names import LIBRARIES, Names, has, imported, listed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +31,7 @@ __all__ = [
     "check_args",
     "describe",
     "load",
+    "owner",
     "search",
     "source",
 ]
@@ -246,7 +248,46 @@ def check_args(name: str, args: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: no such network, or arguments that it does not take, with suggestions.
     """
+    if not args and (owner(name) or "").startswith(("torchvision/", "timm/")):  # which need none
+        return {}
     return source(name).check(args)
+
+
+def owner(name: str, *, libraries: bool = True) -> str | None:
+    """The one full name of a network, ``timm/resnet50``.
+
+    Args:
+        libraries: whether a library may be imported of whose version there is no list of names
+            (:mod:`tlx.models.libraries.names`).
+
+    Returns:
+        None where only an import can tell, which a path of a package (``package.module:function``) always needs.
+
+    Raises:
+        UserError: nobody's, or two libraries' (say which).
+    """
+    from tlx.base import plug
+
+    library, _, model = name.partition("/")
+    if ":" in name:
+        return None
+    if model and library not in LIBRARIES:
+        todo = "write torchvision/NAME, timm/NAME, an entry point of the group tlx.backbone, or package.module:function"
+        raise UserError(f'there is no library "{library}"', where=f"backbone {name}", todo=todo)
+    known = {one: _networks(one, libraries=libraries) for one in ([library] if model else LIBRARIES)}
+    if None in known.values():
+        return None
+    found = [f"{one}/{model or name}" for one, names in known.items() if names and has(names, model or name)]
+    own = [] if model else plug.names("backbone")
+    found += [name] if name in own else []
+    if len(found) > 1:
+        raise UserError(
+            f'several libraries have "{name}", with weights of their own', todo=f"write {' or '.join(found)}"
+        )
+    if not found:
+        every = [*(f"{one}/{network}" for one, names in known.items() for network in names or ()), *own]
+        raise UserError(f'there is no backbone "{name}"{did_you_mean(name, every)}')
+    return found[0]
 
 
 def source(name: str) -> Source:
@@ -255,21 +296,21 @@ def source(name: str) -> Source:
     Raises:
         UserError: nobody's, or two libraries' (say which).
     """
-    library, _, model = name.partition("/")
-    if ":" in name:
-        from tlx.models.libraries import from_outside
+    library, _, model = (owner(name) or name).partition("/")
+    found: Source | None = None
+    if model and library == "timm":
+        from tlx.models.libraries import from_timm
 
-        return from_outside.find(name)
-    if model and library not in ("torchvision", "timm"):
-        todo = "write torchvision/NAME, timm/NAME, an entry point of the group tlx.backbone, or package.module:function"
-        raise UserError(f'there is no library "{library}"', where=f"backbone {name}", todo=todo)
-    found = [s for s in _candidates(model or name, library if model else None) if s is not None]
-    if len(found) > 1:
-        both = " or ".join(s.name for s in found)
-        raise UserError(f'several libraries have "{name}", with weights of their own', todo=f"write {both}")
-    if not found:
-        raise UserError(f'there is no backbone "{name}"{did_you_mean(name, _all_names(library if model else None))}')
-    return found[0]
+        found = from_timm.find(model)
+    elif model and library == "torchvision":
+        from tlx.models.libraries import from_torchvision
+
+        found = from_torchvision.find(model)
+    if found is not None:
+        return found
+    from tlx.models.libraries import from_outside
+
+    return from_outside.find(name)
 
 
 def search(
@@ -292,9 +333,11 @@ def search(
     Raises:
         UserError: nothing is left, and which filter took the last; no such library, family or order.
     """
+    from tlx.base import plug
     from tlx.models.listed import rows
 
-    return rows(_all_names(None), pattern, only, order=order, details=details, counted=counted)
+    names = [f"{one}/{network}" for one in LIBRARIES for network in _networks(one, libraries=True) or ()]
+    return rows([*names, *plug.names("backbone")], pattern, only, order=order, details=details, counted=counted)
 
 
 def describe(name: str, *, measured: bool = True) -> Description:
@@ -311,39 +354,10 @@ def describe(name: str, *, measured: bool = True) -> Description:
     return description(source(name), measured=measured)
 
 
-def _candidates(model: str, library: str | None) -> list[Source | None]:
-    from tlx.base import plug
-
-    found: list[Source | None] = []
-    if library in (None, "torchvision"):
-        from tlx.models.libraries import from_torchvision
-
-        found.append(from_torchvision.find(model))
-    if library in (None, "timm"):
-        from tlx.models.libraries import from_timm
-
-        found.append(from_timm.find(model))
-    if library is None and model in plug.names("backbone"):
-        from tlx.models.libraries import from_outside
-
-        found.append(from_outside.find(model))
-    return found
-
-
 def _few(names: tuple[str, ...]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def _all_names(library: str | None) -> list[str]:
-    from tlx.base import plug
-
-    found: list[str] = []
-    if library in (None, "torchvision"):
-        from tlx.models.libraries import from_torchvision
-
-        found += [f"torchvision/{n}" for n in from_torchvision.names()]
-    if library in (None, "timm"):
-        from tlx.models.libraries import from_timm
-
-        found += [f"timm/{n}" for n in from_timm.names()]
-    return found + (plug.names("backbone") if library is None else [])
+def _networks(library: str, *, libraries: bool) -> Names | None:
+    found = listed(library)
+    return imported(library) if found is None and libraries else found

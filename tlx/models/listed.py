@@ -12,8 +12,9 @@ from tlx.models import ORDERS, Only, Row
 from tlx.models import source as find
 from tlx.models.catalogue import row as full_row
 from tlx.models.libraries import from_outside
-from tlx.models.libraries.counts import LIBRARIES, count
+from tlx.models.libraries.counts import count
 from tlx.models.libraries.facts import facts
+from tlx.models.libraries.names import LIBRARIES
 from tlx.models.libraries.sources import Source
 
 

@@ -126,7 +126,7 @@ class Part(Model):
 
 def _part_of(group: str) -> Any:
     def check(part: Part, info: ValidationInfo) -> Part:
-        if info.context == WITHOUT_LIBRARIES and not plug.is_pure(group, part.name):
+        if info.context == WITHOUT_LIBRARIES and not plug.is_light(group, part.name):
             return part
         return _of_value(lambda: _known_part(group, part))
 
@@ -183,13 +183,17 @@ Direction = Annotated[Literal["min", "max"] | None, AfterValidator(_agreeing)]
 
 
 class Plateau(Model):
-    """The phase ends when a validation metric has stopped improving; its curve runs over `max`."""
+    """The phase ends when a validation metric has stopped improving."""
 
     max: Length
+    """The longest that the phase lasts; its curve runs over that."""
     metric: str = LOSS
+    """Which; it knows whether it rises or falls."""
     mode: Direction = Field(default=None, exclude=True)
     patience: PositiveInt = 3
+    """Evaluations without progress that end the phase."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """Progress is more than this."""
 
 
 class EarlierRates(Model):
@@ -203,25 +207,29 @@ class EarlierRates(Model):
 
 
 class PhaseSettings(Model):
-    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it. Percent of
-    `duration` is of the configuration's `duration`, of `warmup` and in `curve` of the phase.
-
-    `optimizer_state`: at the phase's first step the optimizer's state (momentum, moments) is kept, dropped (`reset`),
-    or dropped for what was frozen in the phase before and trains now (`reset_thawed`).
-
-    `before`, which `tlx train --extend --rest` writes: until so many steps of the phase, its rates were these.
-    """
+    """What may be said of a phase. ``phases: {each: ...}`` says it of all, a phase's own name overrides it."""
 
     duration: Length | Plateau | None = None
+    """How long it trains, or until a plateau. Percent is of the configuration's `duration`."""
     lr: Annotated[float, Field(gt=0)] | None = None
+    """The learning rate, of which `curve` and `layer_decay` make that of each layer at each step."""
     curve: _part_of("curve") = Part(name="constant")  # type: ignore[valid-type]
+    """The rate's course over the phase, as a factor of `lr`. Percent is of the phase."""
     warmup: Length = Duration(0, "steps")
+    """The rate rises to its value for so long. Percent is of the phase."""
     layer_decay: _part_of("layer_decay") = Part(name="none")  # type: ignore[valid-type]
+    """The factor of each layer's rate, by its depth."""
     norm: Annotated[str | NormPolicy, Short(written_out), AfterValidator(_policy)] = "frozen_is_frozen"
+    """What norm layers do in frozen and in trained layers: a policy's name, or written out."""
     stochastic: Literal["off_in_frozen", "on"] = "off_in_frozen"
+    """Whether dropout and drop-path act in frozen layers."""
     optimizer_state: Literal["keep", "reset", "reset_thawed"] = "keep"
+    """At the phase's first step the optimizer's state (momentum, moments) is kept, dropped (`reset`), or dropped for
+    what was frozen in the phase before and trains now (`reset_thawed`)."""
     start_from: Literal["last", "best"] = "last"
+    """The weights that the phase begins with: those of the step before, or the best so far."""
     before: dict[PositiveInt, EarlierRates] = {}
+    """Until so many steps of the phase, its rates were these: `tlx train --extend --rest` writes it."""
 
     def over(self, base: PhaseSettings) -> PhaseSettings:
         """These settings where they were said, `base` elsewhere."""
@@ -235,19 +243,23 @@ class Expected(Model):
     """What the shards should hold: checked against them, and enough to plan before they are built."""
 
     classes: PositiveInt
+    """How many."""
     train: PositiveInt
+    """Samples."""
     val: PositiveInt | None = None
+    """Samples."""
 
 
 class CacheConfig(Model):
-    """Where shards that come from elsewhere are kept, by default in TLX_CACHE or ``~/.cache/tlx/shards``. `limit`: so
-    many bytes of them, such as 200GB, by default four fifths of what the disk has free without them. `stage`: shards
-    that lie in a folder here, on a slow shared disk, are copied to `folder` when they are first needed, once per node.
-    """
+    """Where shards that come from elsewhere are kept."""
 
     folder: FilePath | None = None
+    """By default TLX_CACHE, or ``~/.cache/tlx/shards``."""
     limit: Annotated[ByteSize, Field(gt=0)] | None = None
+    """So many bytes of them, such as 200GB; by default four fifths of what the disk has free without them."""
     stage: bool = False
+    """Shards that lie in a folder here, on a slow shared disk, are copied to `folder` when they are first needed, once
+    per node."""
 
     @model_validator(mode="after")
     def _staged_somewhere(self) -> CacheConfig:
@@ -257,13 +269,15 @@ class CacheConfig(Model):
 
 
 class SamplingConfig(Model):
-    """Which samples make an epoch: `limit` per class (a few-shot subset by seed), classes as they are (`all`), equally
-    often (`balanced`), by the square root of their size (`sqrt`), or rare ones repeated (`repeat_factors`, those with
-    less than `threshold` of the samples)."""
+    """Which samples make an epoch."""
 
     method: Literal["all", "balanced", "sqrt", "repeat_factors"] = "all"
+    """Classes as they are (`all`), equally often (`balanced`), by the square root of their size (`sqrt`), or rare ones
+    repeated (`repeat_factors`)."""
     threshold: float | None = None
+    """Of `repeat_factors`: a class is rare with less than this share of the samples."""
     limit: int | None = None
+    """So many samples per class: a few-shot subset, drawn by `seed`."""
 
     @model_validator(mode="after")
     def _possible(self) -> SamplingConfig:
@@ -285,34 +299,39 @@ _SHARE = re.compile(r"(100|\d{1,2}(\.\d{1,9})?)%")
 
 
 class Data(Model):
-    """Shards and how they are dealt. `batch` is the GLOBAL batch, over all ranks and micro-batches.
-
-    `train`, `val`: folders, URLs (http, s3, gs, any protocol of fsspec) or ``pipe:`` and a command with ``{}`` for the
-    file's name; user names, passwords and queries of URLs are not written into the run's folder.
-
-    `window`: so many shards mix, all by default. `parts`: set to the number of nodes, each needs only its part of the
-    shards. `exif_orientation`: pictures are turned as the camera noted. `scaled_decoding`: in training, JPEGs are
-    decoded at a half, a quarter or an eighth where that leaves twice the pixels that are shown.
-
-    `verify`: before the first step, the `lengths` of local tars are compared with the index, always; of a run that goes
-    on, tars that were written since its last start are read, and hashed (`changed`); or every tar, at every start
-    (`all`), which takes about a second of a core per GB, or as long as the disk does.
-    """
+    """Shards and how they are dealt."""
 
     train: Place
+    """A folder, a URL (http, s3, gs, any protocol of fsspec), or ``pipe:`` and a command with ``{}`` for the file's
+    name. User names, passwords and queries of URLs are not written into the run's folder."""
     val: Place | None = None
+    """The same, to evaluate on."""
     cache: CacheConfig = CacheConfig()
     batch: PositiveInt
+    """The GLOBAL batch, over all ranks and micro-batches."""
     window: PositiveInt | None = None
+    """So many shards mix, all by default."""
     parts: PositiveInt = 1
+    """Set to the number of nodes, each needs only its part of the shards."""
     sampling: SamplingConfig = SamplingConfig()
     drop_last: bool = False
+    """An epoch's last batch is left out where it is short."""
     exif_orientation: bool = True
+    """Pictures are turned as the camera noted."""
     scaled_decoding: bool = True
+    """In training, JPEGs are decoded at a half, a quarter or an eighth where that leaves twice the pixels that are
+    shown."""
     verify: Literal["lengths", "changed", "all"] = "changed"
+    """Before the first step, the `lengths` of local tars are compared with the index, always; of a run that goes on,
+    tars that were written since its last start are read, and hashed (`changed`); or every tar, at every start (`all`),
+    which takes about a second of a core per GB, or as long as the disk does."""
     workers: Annotated[int, Field(ge=0)] = 2
+    """Processes of each rank that read and decode; 0: the rank itself does."""
     bad_samples: Annotated[int | str, BeforeValidator(_quota)] = "error"
+    """How many different unreadable samples a run may meet: `error` for none, a number, or a share of those that
+    training shows, such as 1%."""
     expected: Expected | None = None
+    """What the shards should hold."""
 
     @field_serializer("train", "val")
     def _without_credentials(self, value: str | None) -> str | None:
@@ -338,15 +357,20 @@ Pixels = Annotated[int, Field(ge=1, le=8192)]
 
 
 class Input(Model):
-    """How pictures are read: `channels` 1 is grey, 3 RGB, 4 RGBA. The rest overrides the backbone's own input spec;
-    `mean` and `std` are of pixels scaled to [0, 1]."""
+    """How pictures are read. What is not said is the backbone's own."""
 
     channels: Literal[1, 3, 4] = 3
+    """1 is grey, 3 RGB, 4 RGBA."""
     size: Pixels | tuple[Pixels, Pixels] | None = None
+    """Pixels: a side, or height and width."""
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    """Of pixels scaled to [0, 1], one for each channel."""
     std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
+    """Likewise."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    """The share of the resized picture's side that an evaluation shows."""
     interpolation: Interpolation | None = None
+    """Of resizing."""
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Input:
@@ -367,48 +391,53 @@ class Input(Model):
 
 
 class Mixing(Model):
-    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019): Beta parameters, 0 for off."""
+    """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019)."""
 
     mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Beta's parameter, 0 for off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Likewise."""
     prob: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """That a batch is mixed."""
     switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """That it is by CutMix, where both are on."""
 
 
 class Allow(Model):
-    """Where weights and network may differ, as shell patterns of names: `new`, parameters of the network that the file
-    need not have, or has in another shape, and that keep their initial values; `unused`, what the file holds beside the
-    network. A pattern that matches nothing is an error."""
+    """Where weights and network may differ, as shell patterns of names. A pattern that matches nothing is an error."""
 
     new: list[Annotated[str, Field(min_length=1)]] = []
+    """Parameters of the network that the file need not have, or has in another shape, and that keep their initial
+    values."""
     unused: list[Annotated[str, Field(min_length=1)]] = []
+    """What the file holds beside the network."""
 
 
 class BackboneConfig(Model):
-    """`weights`: default, a tag of the library, a file, a folder that `tlx weights fetch` filled,
-    hf-hub:OWNER/REPO[@REVISION], or none. `layers`: how finely the network is cut.
-
-    Of a file: `weights_key` is the dict inside that is meant, or what its names begin with, where there are several;
-    `weights_size` a side, or height and width, of the pictures that it was trained on, for position embeddings, where
-    the file does not say that.
-    """
+    """The network and its weights."""
 
     name: str
+    """timm/NAME, torchvision/NAME, an entry point of the group tlx.backbone, or ``package.module:function``."""
     weights: Annotated[str, BeforeValidator(_weights)] = "default"
+    """`default`, a tag of the library, a file, a folder that `tlx weights fetch` filled, hf-hub:OWNER/REPO[@REVISION],
+    or `none`."""
     weights_key: Annotated[str, Field(min_length=1)] | None = None
+    """Of a file: the dict inside that is meant, or what its names begin with, where there are several."""
     weights_size: Pixels | tuple[Pixels, Pixels] | None = None
+    """Of a file: a side, or height and width, of the pictures that it was trained on, for position embeddings, where
+    the file does not say that."""
     allow: Allow = Allow()
     args: dict[str, Any] = {}
+    """For the network's class: drop_path_rate, img_size ..."""
     layers: Granularity = "block"
+    """How finely the network is cut into layers."""
 
     @field_validator("name")
     @classmethod
     def _named(cls, name: str, info: ValidationInfo) -> str:
         from tlx import models
 
-        if info.context == WITHOUT_LIBRARIES:
-            return name
-        _of_value(lambda: models.source(name))
+        _of_value(lambda: models.owner(name, libraries=info.context != WITHOUT_LIBRARIES))
         return name
 
     @field_validator("args")
@@ -434,14 +463,13 @@ class BackboneConfig(Model):
 
 
 class EMA(Model):
-    """Exponential moving average of the weights and norm statistics, updated after every step.
-
-    `ramp`: the decay rises to `decay`, so that the average is of recent weights early on too; without it, the decay is
-    `decay` from the second update on.
-    """
+    """Exponential moving average of the weights and norm statistics, updated after every step."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """The share of the average so far."""
     ramp: bool = True
+    """The decay rises to `decay`, so that the average is of recent weights early on too; without it, the decay is
+    `decay` from the second update on."""
 
     def at(self, updates: int) -> float:
         """The decay of an update: with the ramp min(decay, (1 + n) / (10 + n)), as TensorFlow's
@@ -454,12 +482,14 @@ class EMA(Model):
 
 
 class NonFinite(Model):
-    """What happens at a loss or gradient that is not finite, beside that nothing is updated: `stop`, or `skip` up to
-    `limit` such steps of a run. fp16's overflows are its scaler's matter until there are `overflows` in a row."""
+    """What happens at a loss or gradient that is not finite, beside that nothing is updated."""
 
     policy: Literal["stop", "skip"] = "stop"
+    """`stop`, or `skip` up to `limit` such steps of a run."""
     limit: PositiveInt = 10
+    """Steps that may be skipped."""
     overflows: PositiveInt = 20
+    """fp16's overflows are its scaler's matter until there are so many in a row."""
 
     @model_validator(mode="before")
     @classmethod
@@ -469,26 +499,30 @@ class NonFinite(Model):
 
 
 class Loop(Model):
-    """How a step is computed. `micro_batch` is the most samples a rank takes at once; gradients accumulate.
-
-    `fit_micro_batch`: the memory of every phase is tried before the first step, and a smaller micro-batch taken where
-    it does not fit. `auto` does so on a GPU, and refuses instead where moving BatchNorm makes the numbers depend on the
-    micro-batch; `always` takes it there too, and tries on a CPU as well.
-
-    `compile` gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and drop-path draw
-    other numbers than eager ones, unless `deterministic` is on.
-    """
+    """How a step is computed."""
 
     micro_batch: PositiveInt | None = None
+    """The most samples a rank takes at once; gradients accumulate."""
     fit_micro_batch: Literal["auto", "always", "never"] = "auto"
+    """The memory of every phase is tried before the first step, and a smaller micro-batch taken where it does not fit.
+    `auto` does so on a GPU, and refuses instead where moving BatchNorm makes the numbers depend on the micro-batch;
+    `always` takes it there too, and tries on a CPU as well."""
     nonfinite: NonFinite = NonFinite()
     clip: Annotated[float, Field(gt=0)] | None = None
+    """The largest norm of the gradient; a larger one is scaled to it."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the forward and backward pass; weights are fp32."""
     channels_last: bool = False
+    """Memory format of pictures and maps: faster for convolutions on GPUs."""
     compile: bool = False
+    """By torch.compile. Gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and
+    drop-path draw other numbers than eager ones, unless `deterministic` is on."""
     gradient_checkpointing: bool = False
+    """Blocks are computed again in the backward pass: less memory, more time."""
     deterministic: bool = False
+    """Only kernels that give the same bits every time."""
     sync_batchnorm: bool = False
+    """BatchNorm over all ranks together, on GPUs."""
     ema: EMA | None = None
 
 
@@ -503,24 +537,30 @@ Interval = Annotated[Length, AfterValidator(_positive)]
 
 
 class Evaluate(Model):
-    """When to evaluate and what is best: by `metric`, ties by the lower val/loss. `patience`: evaluations without
-    progress of the metric that end the phase."""
+    """When to evaluate and what is best."""
 
     every: Interval = Duration(1, "ep")
+    """How often. Percent is of all phases as they were planned."""
     metric: str = ACCURACY
+    """What is best is chosen by this, ties by the lower val/loss."""
     mode: Direction = Field(default=None, exclude=True)
     top_k: PositiveInt = 5
+    """A prediction counts for val/topK where the label is among so many."""
     patience: PositiveInt | None = None
+    """Evaluations without progress of the metric that end the phase."""
     batch: PositiveInt | None = None
+    """Samples that a rank evaluates at once; by default as many as it trains on."""
 
 
 class Keep(Model):
-    """Which checkpoints stay: the `last` ones, the `best` ones by `evaluate.metric`, and for good one at each interval
-    of `every`."""
+    """Which checkpoints stay."""
 
     last: PositiveInt = 2
+    """The newest ones."""
     best: PositiveInt = 1
+    """The best ones by `evaluate.metric`."""
     every: Interval | None = None
+    """One at each such interval, for good."""
 
     @model_validator(mode="before")
     @classmethod
@@ -530,57 +570,72 @@ class Keep(Model):
 
 
 class Checkpoint(Model):
-    """When to save, and which ones `keep`. `background`: a thread writes them, from a copy in memory, while training
-    goes on."""
+    """When to save."""
 
     every: Interval = Duration(1, "ep")
+    """How often. Percent is of all phases as they were planned."""
     keep: Keep = Keep()
+    """Which stay; a number is `last`."""
     background: bool = True
+    """A thread writes them, from a copy in memory, while training goes on."""
 
 
 class Track(Model):
-    """`metrics.jsonl` is always written; trackers come on top. `report`: report.html and figures/ at the end."""
+    """`metrics.jsonl` is always written; trackers come on top."""
 
     every: Interval = Duration(10, "steps")
+    """How often a row of the training curve is written. Percent is of all phases as they were planned."""
     report: bool = True
+    """report.html and figures/ at the end."""
     trackers: list[_part_of("tracker")] = []  # type: ignore[valid-type]
+    """Where the rows go, beside the file."""
 
 
 class WorldConfig(Model):
-    """`size`: the number of ranks this training expects; another number is an error. `timeout_minutes`: a rank that has
-    made no step, nor a batch of an evaluation, for so long is taken to hang."""
+    """Ranks and devices."""
 
     size: PositiveInt | None = None
+    """The number of ranks that this training expects; another number is an error."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto`: a GPU where there is one."""
     backend: Literal["nccl", "gloo"] | None = None
+    """Of the collectives; by default nccl on GPUs, gloo on CPUs."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
+    """A rank that has made no step, nor a batch of an evaluation, for so long is taken to hang."""
 
 
 class Config(Model):
-    """One training. `stop_after`: a stop is asked for after so much time since the command was started (``3h55m``).
-
-    `run`: the folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.base.sweep.with_trial`.
-
-    `further`: phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those
-    does, with its settings but for what is said here, from the last weights; `duration` must be said.
-    """
+    """One training."""
 
     run: FilePath
+    """Its folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.base.sweep.with_trial`."""
     seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything that is drawn."""
     duration: Length | None = None
+    """The whole that percentages of the phases' durations are of."""
     stop_after: TimeSpan | None = None
+    """A stop is asked for after so much time since the command was started (``3h55m``)."""
     data: Data
     input: Input = Input()
     transforms: list[_part_of("transform")] | None = None  # type: ignore[valid-type]
+    """Of training pictures, in this order; by default random_resized_crop and horizontal_flip."""
     mix: Mixing | None = None
     backbone: BackboneConfig
     head: _part_of("head") = Part(name="linear")  # type: ignore[valid-type]
+    """What takes the place of the classifier; `keep: true` goes on with that of a checkpoint of tlx."""
     unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
+    """The schedule: phases, and what trains in each."""
     phases: Annotated[dict[str, PhaseSettings], Names("each")] = {}
+    """Settings of phases by name; `each` is of all."""
     further: Annotated[dict[str, PhaseSettings], Names(None)] = {}
+    """Phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those does,
+    with its settings but for what is said here, from the last weights; `duration` must be said."""
     objective: _part_of("objective") = Part(name="cross_entropy")  # type: ignore[valid-type]
+    """What is minimised."""
     optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
+    """What updates the weights; rates are the plan's."""
     no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
+    """Kinds of parameters without weight decay."""
     loop: Loop = Loop()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()
@@ -625,15 +680,21 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = T
         path: a YAML file.
         overrides: ``key.sub=value``, in this order over what the file says and, where it says nothing, the defaults;
             see :mod:`tlx.plan.overrides`.
-        libraries: whether parts that torch or a library of networks is imported for are looked up. Without them keys,
-            types and ranges are checked, in a fraction of a second; such a Config is to be looked at, not trained from.
+        libraries: whether, once all else is right, what has to be imported to be checked is imported: arguments of a
+            network, and parts of other packages. Without that, such a Config is to be looked at, not trained from.
 
     Raises:
         UserError: no such file, or not YAML.
         ConfigError: everything that is wrong with the content and the overrides, together.
     """
+    raw = _of_file(Path(path))
+    config = _checked(raw, path, overrides, libraries=False)
+    return _checked(raw, path, overrides, libraries=True) if libraries else config
+
+
+def _checked(raw: dict[str, Any], path: str | Path, overrides: Sequence[str], *, libraries: bool) -> Config:
     problems = Problems()
-    raw = _overridden(_of_file(Path(path)), overrides, problems, libraries=libraries)
+    raw = _overridden(raw, overrides, problems, libraries=libraries)
     config = problems.of(lambda: parse(raw, where=str(path), libraries=libraries))
     if len(problems.errors) > 1:
         raise ConfigError(problems.errors, where=str(path))

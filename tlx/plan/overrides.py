@@ -57,7 +57,7 @@ class Place:
         opened: gives the long form of a value.
         base: see :class:`Names`.
         usual: settings that are the defaults here, before those of the model; None where nobody knows them yet.
-        libraries: whether a part is looked up for its defaults where a library has to be imported for it.
+        libraries: whether a part of another package is looked up for its defaults, which may import torch.
     """
 
     model: Any = None
@@ -101,8 +101,8 @@ def changed(raw: Mapping[str, Any], word: str, schema: type[BaseModel], *, libra
 
     Args:
         word: ``key.sub=value``; see :func:`tlx.base.parsing.from_word` for the value.
-        libraries: False for a configuration that is to be looked at, not trained from: what an argument of a part is by
-            default stays out, where a library has to be imported to know it.
+        libraries: False where nothing is to import torch: what an argument of another package's part is by default
+            stays out.
 
     Raises:
         UserError: it is no override, its value cannot be read, or its key leads through what has no keys.
@@ -224,7 +224,7 @@ def _of_annotation(annotation: Any, metadata: Sequence[Any] = ()) -> Place:
 
 def _arguments(group: str, name: Any, *, libraries: bool) -> Mapping[str, Any]:
     """The defaults of a part's arguments; none of a part that cannot be found, which the validation tells."""
-    if not isinstance(name, str) or not (libraries or plug.is_pure(group, name)):
+    if not isinstance(name, str) or not (libraries or plug.is_light(group, name)):
         return {}
     try:
         return plug.defaults(plug.find(group, name))

@@ -464,7 +464,7 @@ def threads() -> int:
 def versions() -> dict[str, str]:
     """Of everything that decides the numbers."""
     found = {"python": platform.python_version(), "tlx": __version__}
-    for package in ("torch", "torchvision", "timm", "accelerate", "numpy", "webdataset"):
+    for package in ("torch", "torchvision", "timm", "accelerate", "numpy"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -11,15 +11,18 @@ the host instead lets a GPU wait in every step.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from pydantic import Field
-from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer, RMSprop
 
 from tlx.base.durations import Ratio
 from tlx.base.layers import Kind, LayerMap
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+else:
+    Optimizer = Any  # annotations are read when arguments are checked, which needs no torch
 
 __all__ = ["adam", "adamw", "rmsprop", "sgd"]
 
@@ -61,6 +64,8 @@ def adamw(
     eps: Epsilon = 1e-8,
 ) -> Optimizer:
     """AdamW (Loshchilov and Hutter 2019)."""
+    from torch.optim import AdamW
+
     return AdamW(groups, lr=0.0, weight_decay=weight_decay, betas=betas, eps=eps, fused=_fused(groups))
 
 
@@ -72,6 +77,8 @@ def adam(
     eps: Epsilon = 1e-8,
 ) -> Optimizer:
     """Adam (Kingma and Ba 2015); its weight decay is an L2 term in the gradient."""
+    from torch.optim import Adam
+
     return Adam(groups, lr=0.0, weight_decay=weight_decay, betas=betas, eps=eps, fused=_fused(groups))
 
 
@@ -79,6 +86,8 @@ def sgd(
     groups: list[dict[str, Any]], *, momentum: Beta = 0.9, nesterov: bool = False, weight_decay: Decay = 0.0
 ) -> Optimizer:
     """Stochastic gradient descent with momentum."""
+    from torch.optim import SGD
+
     fused = _fused(groups)
     made = SGD(groups, lr=0.0, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
     if fused and momentum:
@@ -95,6 +104,8 @@ def rmsprop(
     weight_decay: Decay = 0.0,
 ) -> Optimizer:
     """RMSprop (Tieleman and Hinton 2012)."""
+    from tlx.train.rmsprop import FlaggedRMSprop
+
     return FlaggedRMSprop(groups, lr=0.0, alpha=alpha, momentum=momentum, eps=eps, weight_decay=weight_decay)
 
 
@@ -105,58 +116,12 @@ def momentum_from_zero(optimizer: Optimizer, _args: Any, _kwargs: Any) -> None:
     stays as it was allocated; nor does it take old and new buffers in one group, as after a thaw. From zero the first
     step gives ``momentum * 0 + gradient``, which is what torch's other kernels begin with.
     """
+    import torch
+
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-class FlaggedRMSprop(RMSprop):
-    """torch's RMSprop, of which there is no fused kernel, with its flag for a step that is not finite.
-
-    Where ``found_inf`` is set and not 0, every factor is the one that changes nothing (a decay of 1, a rate of 0) and
-    gradients count as 0. Values are those of ``torch.optim.RMSprop(foreach=True)``, but for the rounding of the last
-    product; state has its names, without `step`, which nothing reads.
-    """
-
-    _step_supports_amp_scaling = True
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        overflow: torch.Tensor | None = getattr(self, "found_inf", None)
-        for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            if parameters:
-                self._move(group, parameters, None if overflow is None else overflow.bool())
-
-    def _move(self, group: dict[str, Any], parameters: list[torch.Tensor], overflow: torch.Tensor | None) -> None:
-        def factor(value: float, neutral: float) -> Any:
-            return value if overflow is None else torch.where(overflow, neutral, value)
-
-        squares = self._states("square_avg", parameters)
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if group["weight_decay"]:
-            gradients = list(torch._foreach_add(gradients, parameters, alpha=group["weight_decay"]))
-        if overflow is not None:
-            gradients = [g.masked_fill(overflow, 0.0) for g in gradients]
-        torch._foreach_mul_(squares, factor(group["alpha"], 1.0))
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - group["alpha"])
-        divisors = torch._foreach_sqrt(squares)
-        torch._foreach_add_(divisors, group["eps"])
-        if group["momentum"]:
-            moves = self._states("momentum_buffer", parameters)
-            torch._foreach_mul_(moves, factor(group["momentum"], 1.0))
-            torch._foreach_addcdiv_(moves, gradients, divisors)
-        else:
-            moves = list(torch._foreach_div(gradients, list(divisors)))
-        torch._foreach_add_(parameters, torch._foreach_mul(moves, factor(-group["lr"], 0.0)))
-
-    def _states(self, name: str, parameters: list[torch.Tensor]) -> list[torch.Tensor]:
-        """This state of each parameter, zeros where there is none yet."""
-        for parameter in parameters:
-            if name not in self.state[parameter]:
-                self.state[parameter][name] = torch.zeros_like(parameter)
-        return [self.state[p][name] for p in parameters]
 
 
 def _fused(groups: list[dict[str, Any]]) -> bool | None:

@@ -12,18 +12,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image, features
 
 from tlx.base.errors import UserError
 from tlx.data.build.sources import EXTENSIONS, Picture, Source
 from tlx.data.pixels import heif
-from tlx.data.pixels.decode import Channels, DecodeError, check_pixels, decode, library, open_picture, reading
+from tlx.data.pixels.decode import (
+    Channels,
+    DecodeError,
+    check_pixels,
+    decode,
+    decode_array,
+    library,
+    open_picture,
+    reading,
+    torchvision_io,
+)
 from tlx.data.pixels.decoder_messages import listening
 from tlx.data.pixels.extension import extension
 from tlx.data.pixels.markers import coding
 from tlx.data.pixels.one_picture import reserve
-from tlx.data.pixels.orientation import jpeg_orientation, turned
+from tlx.data.pixels.orientation import jpeg_orientation, upright_copy
 from tlx.data.shards.examine import Examined, content_digest, examine, format_of
 
 _jpeg = extension
@@ -72,6 +81,15 @@ def needs_extension(what: str) -> None:
             todo="install a C compiler and libjpeg-turbo's header (Debian and Ubuntu: gcc libjpeg-dev; "
             "conda: c-compiler libjpeg-turbo), then tlx again; tlx doctor says whether it is there",
         )
+
+
+def import_what_is_needed(*, resize: bool, rewrite: bool) -> None:
+    """Imports torch before work is dealt to processes, where each of them would import it for itself. Where JPEGs are
+    looked at by the extension, it is needed only for rare ones."""
+    if resize or rewrite or _jpeg is None:
+        torchvision_io()
+    if resize:
+        from torchvision.transforms import v2 as v2
 
 
 def read(source: Source, picture: Picture) -> tuple[bytes, str]:
@@ -171,7 +189,8 @@ def _written_again(data: bytes) -> bytes | None:
     """
     try:
         again: bytes = _jpeg.rewrite(data, restarts=True)
-        return again if torch.equal(decode(data, sound=True), decode(again, sound=True)) else None
+        same = np.array_equal(decode_array(data, sound=True), decode_array(again, sound=True))
+        return again if same else None
     except (ValueError, DecodeError):
         return None
 
@@ -221,14 +240,7 @@ def _scaled(data: bytes, image: Image.Image, resize: int) -> Image.Image:
     with reading(data), library():
         image.draft(image.mode, (_KEPT * width, _KEPT * height))
         small = image.resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(small))  # [height, width] or [height, width, 3]
-    channels_first = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-    return _image(turned(channels_first, jpeg_orientation(data)))
-
-
-def _image(pixels: torch.Tensor) -> Image.Image:
-    """Of uint8 [channels, height, width]."""
-    return Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
+    return Image.fromarray(upright_copy(np.asarray(small), jpeg_orientation(data)))
 
 
 def _resized(data: bytes, channels: Channels, resize: int) -> Image.Image:
@@ -238,7 +250,7 @@ def _resized(data: bytes, channels: Channels, resize: int) -> Image.Image:
     width, height = _sides(pixels.shape[2], pixels.shape[1], resize)
     # not by Pillow, which would make what is transparent black: transparency is dropped, not blended, in training
     small = functional.resize(pixels, [height, width], antialias=True)
-    return _image(small)
+    return Image.fromarray(small.permute(1, 2, 0).squeeze(-1).contiguous().numpy())
 
 
 def _sides(width: int, height: int, short: int) -> tuple[int, int]:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from tlx.data.stream.workers import in_order
+
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
@@ -25,8 +27,6 @@ def in_processes(
     Args:
         title: what a progress bar on stderr says; None, or an stderr that is no terminal, shows none.
     """
-    from tlx.data.stream.workers import in_order  # with torch, which not everybody who counts shards waits for
-
     workers = min(cores() if jobs is None else jobs, len(tasks))
     results = in_order(function, tasks, workers=workers if workers > 1 else 0, prefetch=1)
     if title is None or not sys.stderr.isatty():

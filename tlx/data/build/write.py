@@ -17,13 +17,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tarfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -43,7 +44,7 @@ from tlx.data.build.build_folder import (
 )
 from tlx.data.build.build_parts import Part, at_work_on, refuse_other_division, wait_for_parts
 from tlx.data.build.build_tasks import ShardTask, shard_tasks
-from tlx.data.build.content import Stored, needs_extension, read, stored
+from tlx.data.build.content import Stored, import_what_is_needed, needs_extension, read, stored
 from tlx.data.build.progress import cores, in_processes
 from tlx.data.build.sources import USUAL, Picture, Reading, Source, prepare
 from tlx.data.build.specs import read_source
@@ -57,6 +58,7 @@ from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.notes import Note, Rewrites, read_note
 from tlx.data.shards.passed_over import PassedOver, no_picture
 from tlx.data.shards.statistics import Facts, Statistics, chosen_for_measuring, summarise
+from tlx.data.shards.tars import add_sample
 from tlx.data.stream.reader import MACHINES
 from tlx.data.stream.threads import in_threads
 from tlx.data.stream.workers import is_orphaned
@@ -386,6 +388,7 @@ def _write_all(
     threads = max(1, jobs // max(len(tasks), 1))
     write = partial(_write, source, folder, options, measured, threads)
     titled = "writing shards" if progress else None
+    import_what_is_needed(resize=options.resize is not None, rewrite=options.rewrite)
     try:
         bad = [b for found in in_processes(write, tasks, jobs=options.jobs, title=titled) for b in found]
     except BaseException:  # what a process was at that was ended with the others: room that may be wanted
@@ -404,8 +407,6 @@ def _write(
     task: ShardTask,
 ) -> tuple[str, ...]:
     """One shard, under its name only when it is whole; one that is there already is kept. What was unreadable."""
-    from webdataset.writer import TarWriter
-
     path = folder / task.split / task.name
     known = _known(folder, task, options)
     if known is not None:
@@ -418,7 +419,7 @@ def _write(
     with scratch(path) as beside:
         with open(beside, "wb") as file:
             hashed = HashedFile(file)
-            with TarWriter(hashed, encoder=False, mtime=0) as tar:
+            with tarfile.open(fileobj=cast(IO[bytes], hashed), mode="w|") as tar:
                 for (place, picture), content in zip(enumerate(task.pictures, task.first), made, strict=True):
                     if is_orphaned():  # the build was killed, and perhaps another one has begun
                         raise TlxError("the build that asked for this shard is gone")
@@ -426,7 +427,7 @@ def _write(
                         bad.append(f"{picture.origin}: {content}")
                         continue
                     label = str(picture.label).encode()
-                    tar.write({"__key__": f"{place:09d}", content.extension: content.data, "cls": label})
+                    add_sample(tar, f"{place:09d}", {content.extension: content.data, "cls": label})
                     facts.add(place, picture.label, len(content.data), content.seen)
                     rewrites = rewrites.and_one(content.rewrite, content.before, len(content.data))
             file.flush()

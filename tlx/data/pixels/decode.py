@@ -23,13 +23,13 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cache
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
 
 from tlx.base.errors import TlxError
 from tlx.data.pixels import heif
@@ -37,11 +37,10 @@ from tlx.data.pixels.decoder_messages import listening, written
 from tlx.data.pixels.one_picture import LARGE, PEAK, at_picture, reserve
 from tlx.data.pixels.orientation import info_orientation, inverse, jpeg_orientation, stored_view, turned, upright_size
 from tlx.data.pixels.png_rows import rows_are_missing
+from tlx.data.stream.workers import use_one_thread
 
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
-except ImportError:  # announced by torchvision 0.29: its decoders will go; Pillow gives the same pixels, slower
-    decode_jpeg = decode_webp = None
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # it would come once in a process, where torchvision's decoder is called elsewhere
 warnings.filterwarnings("ignore", message="The image decoding and encoding capab", category=DeprecationWarning)
@@ -146,7 +145,16 @@ def check_pixels(width: int, height: int) -> None:
 
 
 def decode(data: bytes, channels: Channels = 3, *, upright: bool = True, sound: bool = False) -> Tensor:
-    """The picture as uint8 [channels, height, width].
+    """The picture as a tensor; see :func:`decode_array`."""
+    import torch
+
+    return torch.from_numpy(decode_array(data, channels, upright=upright, sound=sound))
+
+
+def decode_array(
+    data: bytes, channels: Channels = 3, *, upright: bool = True, sound: bool = False
+) -> NDArray[np.uint8]:
+    """The picture as uint8 [channels, height, width]. torch is imported for JPEGs and large WebPs alone.
 
     Args:
         upright: it is turned as the camera noted (see `tlx.data.pixels.orientation`).
@@ -167,30 +175,47 @@ def decode(data: bytes, channels: Channels = 3, *, upright: bool = True, sound: 
         size = max(channels, 3) * image.width * image.height
         large_webp = image.format == "WEBP" and _is_for_torchvision(image, channels, size)
         reserve(size, peak=PEAK if large_webp else _PEAKS.get(image.format or "", PEAK))
-        if jpeg and decode_jpeg is not None:
+        if jpeg and torchvision_io() is not None:
             with nullcontext() if sound else written():
-                stored = _with_torchvision(decode_jpeg, data, 1 if channels == 1 else 3)
-            pixels = turned(stored, jpeg_orientation(data) if upright else 1)
+                stored = _with_torchvision("decode_jpeg", data, 1 if channels == 1 else 3)
+            pixels = turned(stored, jpeg_orientation(data) if upright else 1).numpy()
             return _opaque(pixels) if channels == 4 else pixels
         if large_webp:
-            stored = _with_torchvision(decode_webp, data, channels)
-            return turned(stored, info_orientation(image.info) if upright else 1)
+            stored = _with_torchvision("decode_webp", data, channels)
+            return turned(stored, info_orientation(image.info) if upright else 1).numpy()
         return _with_pillow(image, data, channels, upright=upright)
 
 
 def _is_for_torchvision(image: Image.Image, channels: Channels, size: int) -> bool:
     """Whether a WebP is large, and one that torchvision's decoder reads."""
-    return decode_webp is not None and size > LARGE and channels != 1 and not getattr(image, "is_animated", False)
+    if size <= LARGE or channels == 1 or getattr(image, "is_animated", False):
+        return False
+    return torchvision_io() is not None
 
 
-def _with_torchvision(decoder: Any, data: bytes, channels: Channels) -> Tensor:
-    mode = {1: ImageReadMode.GRAY, 3: ImageReadMode.RGB, 4: ImageReadMode.RGB_ALPHA}[channels]
+@cache
+def torchvision_io() -> Any:
+    """torchvision's decoders, imported where one is first needed; None where there are none: 0.29 announces that they
+    will go. Pillow gives the same pixels, slower."""
+    try:
+        from torchvision.io import ImageReadMode, decode_jpeg, decode_webp
+    except ImportError:
+        return None
+    use_one_thread()
+    return SimpleNamespace(modes=ImageReadMode, decode_jpeg=decode_jpeg, decode_webp=decode_webp)
+
+
+def _with_torchvision(decoder: str, data: bytes, channels: Channels) -> Tensor:
+    import torch
+
+    there = torchvision_io()
+    mode = {1: there.modes.GRAY, 3: there.modes.RGB, 4: there.modes.RGB_ALPHA}[channels]
     with library():
-        pixels: Tensor = decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+        pixels: Tensor = getattr(there, decoder)(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
     return pixels
 
 
-def _with_pillow(image: Image.Image, data: bytes, channels: Channels, *, upright: bool) -> Tensor:
+def _with_pillow(image: Image.Image, data: bytes, channels: Channels, *, upright: bool) -> NDArray[np.uint8]:
     _check_range(image)
     if max(image.size) > _LONGEST:
         raise DecodeError(f"wider or higher than {_LONGEST} pixels")
@@ -231,7 +256,7 @@ def _may_miss_rows(image: Image.Image, data: bytes) -> bool:
     return data[28:29] != b"\0" or not any(image.crop((0, image.height - 1, image.width, image.height)).tobytes())
 
 
-def _pixels(image: Image.Image, channels: Channels, orientation: int) -> Tensor:
+def _pixels(image: Image.Image, channels: Channels, orientation: int) -> NDArray[np.uint8]:
     """The loaded picture in 8 bits, upright; converted some rows at a time, so that no second copy of it is made."""
     convert, depth = _conversion(image, channels)
     width, height = upright_size(image.width, image.height, orientation)
@@ -243,10 +268,11 @@ def _pixels(image: Image.Image, channels: Channels, orientation: int) -> Tensor:
         with library():
             part = image.crop((0, top, image.width, bottom)) if rows < image.height else image
             stored[top:bottom] = convert(part).reshape(bottom - top, image.width, depth)
-    pixels = torch.from_numpy(upright).permute(2, 0, 1)
+    pixels = upright.transpose(2, 0, 1)
     if depth == channels:
         return pixels
-    pixels = pixels.expand(min(channels, 3), -1, -1)
+    # the one channel several times, without a copy; writeable, since torch warns of what is not
+    pixels = as_strided(pixels, (min(channels, 3), height, width), (0, *pixels.strides[1:]))
     return _opaque(pixels) if channels == 4 else pixels
 
 
@@ -273,8 +299,10 @@ def _conversion(image: Image.Image, channels: Channels) -> tuple[Callable[[Image
     return lambda part: np.asarray((part.convert(between) if between else part).convert(mode)), channels
 
 
-def _opaque(pixels: Tensor) -> Tensor:
-    return torch.cat([pixels, torch.full_like(pixels[:1], 255)])
+def _opaque(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    made = np.empty((len(pixels) + 1, *pixels.shape[1:]), np.uint8)
+    made[:-1], made[-1] = pixels, 255
+    return made
 
 
 def _reason(data: bytes, error: Exception, said: Sequence[str]) -> str:

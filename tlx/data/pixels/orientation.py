@@ -13,6 +13,8 @@ import re
 import struct
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tlx.data.pixels.markers import segments
 
 if TYPE_CHECKING:
@@ -111,6 +113,14 @@ def stored_view(upright: NDArray[Any], orientation: int) -> NDArray[Any]:
     view = upright.swapaxes(0, 1) if transposed else upright
     view = view[::-1] if flip else view
     return view[:, ::-1] if mirror else view
+
+
+def upright_copy(stored: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """A stored picture [height, width, ...] upright, in memory of its own."""
+    width, height = upright_size(stored.shape[1], stored.shape[0], orientation)
+    upright = np.empty((height, width, *stored.shape[2:]), stored.dtype)
+    stored_view(upright, orientation)[:] = stored
+    return upright
 
 
 def turned(pixels: Tensor, orientation: int) -> Tensor:

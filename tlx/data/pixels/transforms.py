@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 from pydantic import AfterValidator, Field
-from torch import Tensor
-from torchvision.transforms import InterpolationMode, v2
 
 from tlx.base import plug
 from tlx.base.errors import ConfigError, UserError, below
 from tlx.base.inputs import InputSpec, Interpolation
-from tlx.data.pixels.fused_crop import Covering, framed
-from tlx.data.stream.randomness import own_randomness
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torchvision.transforms import InterpolationMode
+else:
+    Tensor = Any  # annotations are read when arguments are checked, which needs no torch
 
 __all__ = [
     "affine",
@@ -86,7 +87,7 @@ def random_resized_crop(
     interpolation: Interpolation | None = None,
 ) -> View:
     """A random part of the picture (`scale` of its area, `ratio` width to height), resized."""
-    return v2.RandomResizedCrop(
+    return _v2().RandomResizedCrop(
         _size(size, input), scale=scale, ratio=ratio, interpolation=_mode(interpolation, input), antialias=True
     )
 
@@ -94,27 +95,27 @@ def random_resized_crop(
 def resize(input: InputSpec, *, size: Size = None, interpolation: Interpolation | None = None) -> View:
     """An integer is the new short side, a pair the new height and width; by default the input's size."""
     new = size if isinstance(size, int) else list(_size(size, input))
-    return v2.Resize(new, interpolation=_mode(interpolation, input), antialias=True)
+    return _v2().Resize(new, interpolation=_mode(interpolation, input), antialias=True)
 
 
 def center_crop(input: InputSpec, *, size: Size = None) -> View:
     """The middle; smaller pictures get a black border."""
-    return v2.CenterCrop(_size(size, input))
+    return _v2().CenterCrop(_size(size, input))
 
 
 def random_crop(input: InputSpec, *, size: Size = None, padding: Border = 0, fill: Fill = 0) -> View:
     """A random part at the picture's own scale, after `padding` pixels of border; smaller pictures are padded."""
-    return v2.RandomCrop(_size(size, input), padding=padding or None, pad_if_needed=True, fill=_fill(fill, input))
+    return _v2().RandomCrop(_size(size, input), padding=padding or None, pad_if_needed=True, fill=_fill(fill, input))
 
 
 def horizontal_flip(input: InputSpec, *, p: Share = 0.5) -> View:
     """Left to right, with probability `p`."""
-    return v2.RandomHorizontalFlip(p)
+    return _v2().RandomHorizontalFlip(p)
 
 
 def vertical_flip(input: InputSpec, *, p: Share = 0.5) -> View:
     """Top to bottom, with probability `p`."""
-    return v2.RandomVerticalFlip(p)
+    return _v2().RandomVerticalFlip(p)
 
 
 def color_jitter(
@@ -128,7 +129,7 @@ def color_jitter(
 ) -> View:
     """Each strength x draws a factor from 1-x to 1+x (hue: a shift from -x to x, at most 0.5)."""
     _grey_or_rgb(input, "color_jitter")
-    return _with_probability(v2.ColorJitter(brightness, contrast, saturation, hue), p)
+    return _with_probability(_v2().ColorJitter(brightness, contrast, saturation, hue), p)
 
 
 def rotation(
@@ -140,7 +141,9 @@ def rotation(
     fill: Fill = 0,
 ) -> View:
     """A rotation by up to `degrees` either way."""
-    return v2.RandomRotation(degrees, interpolation=_mode(interpolation, input), expand=expand, fill=_fill(fill, input))
+    return _v2().RandomRotation(
+        degrees, interpolation=_mode(interpolation, input), expand=expand, fill=_fill(fill, input)
+    )
 
 
 def shear(
@@ -151,7 +154,7 @@ def shear(
     fill: Fill = 0,
 ) -> View:
     """A shear along x by up to `degrees` either way; a pair is a range for x, four numbers are ranges for x and y."""
-    return v2.RandomAffine(0, shear=degrees, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
+    return _v2().RandomAffine(0, shear=degrees, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
 
 
 def affine(
@@ -165,7 +168,7 @@ def affine(
     fill: Fill = 0,
 ) -> View:
     """Rotation, shift (as a share of the size), scale and shear in one resampling."""
-    return v2.RandomAffine(
+    return _v2().RandomAffine(
         degrees,
         translate=translate,
         scale=scale,
@@ -184,7 +187,9 @@ def perspective(
     fill: Fill = 0,
 ) -> View:
     """A random change of perspective, with probability `p`."""
-    return v2.RandomPerspective(distortion_scale, p, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
+    return _v2().RandomPerspective(
+        distortion_scale, p, interpolation=_mode(interpolation, input), fill=_fill(fill, input)
+    )
 
 
 def rand_augment(
@@ -200,7 +205,7 @@ def rand_augment(
     _grey_or_rgb(input, "rand_augment")
     if magnitude >= num_magnitude_bins:
         raise UserError(f"rand_augment: magnitude={magnitude}, of num_magnitude_bins={num_magnitude_bins} from 0 on")
-    return v2.RandAugment(
+    return _v2().RandAugment(
         num_ops, magnitude, num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input)
     )
 
@@ -210,7 +215,9 @@ def trivial_augment(
 ) -> View:
     """TrivialAugment, wide (Müller and Hutter 2021, arXiv:2103.10158)."""
     _grey_or_rgb(input, "trivial_augment")
-    return v2.TrivialAugmentWide(num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input))
+    return _v2().TrivialAugmentWide(
+        num_magnitude_bins, interpolation=_mode(interpolation, input), fill=_fill(fill, input)
+    )
 
 
 def auto_augment(
@@ -222,8 +229,8 @@ def auto_augment(
 ) -> View:
     """AutoAugment's learned policies (Cubuk et al. 2019, arXiv:1805.09501)."""
     _grey_or_rgb(input, "auto_augment")
-    return v2.AutoAugment(
-        v2.AutoAugmentPolicy(policy), interpolation=_mode(interpolation, input), fill=_fill(fill, input)
+    return _v2().AutoAugment(
+        _v2().AutoAugmentPolicy(policy), interpolation=_mode(interpolation, input), fill=_fill(fill, input)
     )
 
 
@@ -241,18 +248,18 @@ def augmix(
     """AugMix (Hendrycks et al. 2020, arXiv:1912.02781), without its consistency loss."""
     _grey_or_rgb(input, "augmix")
     mode, colour = _mode(interpolation, input), _fill(fill, input)
-    return v2.AugMix(severity, mixture_width, chain_depth, alpha, all_ops, interpolation=mode, fill=colour)
+    return _v2().AugMix(severity, mixture_width, chain_depth, alpha, all_ops, interpolation=mode, fill=colour)
 
 
 def gaussian_blur(input: InputSpec, *, kernel_size: Count = 23, sigma: Range = (0.1, 2.0), p: Share = 0.5) -> View:
     """A blur of random strength, with probability `p`; `kernel_size` is odd, in pixels."""
-    return _with_probability(v2.GaussianBlur(kernel_size, sigma), p)
+    return _with_probability(_v2().GaussianBlur(kernel_size, sigma), p)
 
 
 def grayscale(input: InputSpec, *, p: Share = 0.1) -> View:
     """All colour gone, with probability `p`; still three channels. A grey picture stays as it is."""
     _grey_or_rgb(input, "grayscale")
-    return v2.RandomGrayscale(p)
+    return _v2().RandomGrayscale(p)
 
 
 def random_erasing(
@@ -268,7 +275,7 @@ def random_erasing(
     The mean colour is what torchvision's default, zero after normalisation, would give.
     """
     colour = _fill(fill, input)
-    return v2.RandomErasing(p, scale, ratio, value=colour if isinstance(colour, list) else [colour] * input.channels)
+    return _v2().RandomErasing(p, scale, ratio, value=colour if isinstance(colour, list) else [colour] * input.channels)
 
 
 def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: InputSpec) -> View:
@@ -278,6 +285,8 @@ def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: Input
         UserError: unknown parts or arguments, or parts that the input's channels do not allow, all in one message; or a
             list that does not end at the input's size.
     """
+    from tlx.data.pixels.fused_crop import framed
+
     steps, problems = [], list[UserError]()
     for place, (name, given) in enumerate(parts):
         try:
@@ -292,7 +301,7 @@ def train_transform(parts: Sequence[tuple[str, Mapping[str, Any]]], input: Input
     if problems:
         raise ConfigError(problems)
     _try_out(steps, [name for name, _ in parts], input)
-    return framed(steps) or (v2.Compose(steps) if steps else v2.Identity())
+    return framed(steps) or (_v2().Compose(steps) if steps else _v2().Identity())
 
 
 def eval_transform(input: InputSpec) -> View:
@@ -301,6 +310,9 @@ def eval_transform(input: InputSpec) -> View:
     The resized side is floor(size / crop_pct), with room for rounding: timm's rule, which gives torchvision's numbers
     too (236 for 224 at 224/236). For an input that is not square the picture is resized to cover it.
     """
+    from tlx.data.pixels.fused_crop import Covering, framed
+
+    v2 = _v2()
     height, width = (math.floor(side / input.crop_pct + 1e-6) for side in input.size)
     mode = _mode(None, input)
     resize = v2.Resize(height, mode, antialias=True) if height == width else Covering(height, width, mode)
@@ -309,6 +321,10 @@ def eval_transform(input: InputSpec) -> View:
 
 
 def _try_out(steps: Sequence[View], names: Sequence[str], input: InputSpec) -> None:
+    import torch
+
+    from tlx.data.stream.randomness import own_randomness
+
     height, width = input.size
     for shape in ((2 * height, 3 * width), (3 * height, 2 * width), (height - 1, width - 2)):
         out = torch.zeros(input.channels, *shape, dtype=torch.uint8)
@@ -320,7 +336,7 @@ def _try_out(steps: Sequence[View], names: Sequence[str], input: InputSpec) -> N
                     out = step(out)
                 except Exception as error:  # whatever the user's transforms raise
                     raise UserError(f"{name} fails on {picture}: {error}", where="transforms") from error
-                if not isinstance(out, Tensor):
+                if not isinstance(out, torch.Tensor):
                     raise UserError(f"{name} makes {type(out).__name__} of {picture}, not a tensor", where="transforms")
         if tuple(out.shape) != (input.channels, height, width) or out.dtype != torch.uint8:
             raise UserError(
@@ -337,6 +353,8 @@ def _size(size: Size, input: InputSpec) -> list[int]:
 
 
 def _mode(interpolation: Interpolation | None, input: InputSpec) -> InterpolationMode:
+    from torchvision.transforms import InterpolationMode
+
     return InterpolationMode(interpolation or input.interpolation)
 
 
@@ -356,4 +374,10 @@ def _grey_or_rgb(input: InputSpec, name: str) -> None:
 
 
 def _with_probability(view: View, p: float) -> View:
-    return view if p == 1 else v2.RandomApply([view], p=p)
+    return view if p == 1 else _v2().RandomApply([view], p=p)
+
+
+def _v2() -> Any:
+    from torchvision.transforms import v2
+
+    return v2

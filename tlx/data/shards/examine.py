@@ -9,14 +9,13 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
-from tlx.data.pixels.decode import MAX_PIXELS, DecodeError, decode, library, open_picture, reading
+from tlx.data.pixels.decode import MAX_PIXELS, DecodeError, decode_array, library, open_picture, reading
 from tlx.data.pixels.extension import extension
 from tlx.data.pixels.markers import Coding, coding, scans_are_plain, without_notes
-from tlx.data.pixels.one_picture import reserve
-from tlx.data.pixels.orientation import jpeg_orientation, upright_size
+from tlx.data.pixels.one_picture import at_picture, reserve
+from tlx.data.pixels.orientation import jpeg_orientation, upright_copy, upright_size
 
 _jpeg = extension
 _ROWS = 64
@@ -53,13 +52,15 @@ def examine(data: bytes, *, measured: bool = False) -> Examined:
         DecodeError: with the reason.
     """
     coded = coding(data)
-    if coded in ("baseline", "progressive") and not measured and scans_are_plain(data):
-        size = _coarse(data, coded)
-        if size is not None:
+    pixels = None
+    if coded in ("baseline", "progressive") and scans_are_plain(data):
+        if measured:
+            pixels = _whole_by_extension(data)
+        elif (size := _coarse(data, coded)) is not None:
             return Examined(*size, format_of(data, "jpeg"), content_digest(data), None)
-    # whatever went wrong there, only this decides
     format = "jpeg" if coded is not None else (open_picture(data).format or "").lower()
-    pixels = decode(data)
+    if pixels is None:  # whatever went wrong there, only this decides
+        pixels = decode_array(data)
     moments = _moments(pixels) if measured else None
     return Examined(pixels.shape[2], pixels.shape[1], format_of(data, format), content_digest(data), moments)
 
@@ -85,6 +86,25 @@ def _coarse_by_extension(data: bytes, coded: Coding) -> tuple[int, int] | None:
     except ValueError:
         return None
     return width, height
+
+
+def _whole_by_extension(data: bytes) -> NDArray[np.uint8] | None:
+    """The pixels of `decode_array`, without torch; None where the extension is missing, or does not read this."""
+    if _jpeg is None:
+        return None
+    decoder = _jpeg.Decoder()
+    try:
+        width, height, components = decoder.open(data)
+        if components > 3 or width * height > MAX_PIXELS:
+            return None
+        with at_picture():
+            reserve(3 * width * height)
+            stored = np.empty((height, width, 3), np.uint8)
+            decoder.view(stored, (0, 0, width, height), (width, height), (0, 0, width, height))
+            orientation = jpeg_orientation(data)
+            return (stored if orientation == 1 else upright_copy(stored, orientation)).transpose(2, 0, 1)
+    except ValueError:
+        return None
 
 
 def _coarse_by_pillow(data: bytes, coded: Coding) -> tuple[int, int] | None:
@@ -119,12 +139,12 @@ def content_digest(data: bytes) -> bytes:
     return found.digest()[:16]
 
 
-def _moments(pixels: Tensor) -> tuple[float, ...]:
+def _moments(pixels: NDArray[np.uint8]) -> tuple[float, ...]:
     """From exact integers, so that they are the same in every process and on every machine; some 64 rows, evenly
     spaced, are enough."""
     pixels = pixels[:, :: max(pixels.shape[1] // _ROWS, 1)]
     values = np.arange(256, dtype=np.int64)
-    counts = [torch.bincount(channel.flatten(), minlength=256).numpy() for channel in pixels]
+    counts = [np.bincount(channel.ravel(), minlength=256) for channel in pixels]
     total = pixels.shape[1] * pixels.shape[2]
     means = [int(c @ values) / (255 * total) for c in counts]
     squares = [int(c @ values**2) / (255**2 * total) for c in counts]

@@ -9,11 +9,12 @@ A link, hard or symbolic, to a file in the tar stands for that file's bytes. One
 
 from __future__ import annotations
 
+import io
 import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -132,6 +133,18 @@ def _resolved(found: Iterable[Member | _Link]) -> tuple[tuple[Member, ...], list
         elif isinstance(member, _Link):
             dangling.append(PassedOver(DANGLING, f"{member.name} -> {member.target}"))
     return tuple(members), dangling
+
+
+def add_sample(tar: tarfile.TarFile, key: str, members: Mapping[str, bytes]) -> None:
+    """Writes one sample as webdataset's TarWriter does, byte for byte; importing that one imports torch.
+
+    Args:
+        members: extension -> content.
+    """
+    for extension in sorted(members):
+        about = tarfile.TarInfo(f"{key}.{extension}")
+        about.size, about.mode, about.uname, about.gname = len(members[extension]), 0o444, "bigdata", "bigdata"
+        tar.addfile(about, io.BytesIO(members[extension]))
 
 
 def _normal(name: str) -> str:

@@ -14,14 +14,15 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import reduction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
-import torch
-from torch import Tensor
 
 from tlx.base.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PAGE = mmap.PAGESIZE
 
@@ -56,7 +57,7 @@ class Slots:
         length = self._head + self.count * self.size
         self._memory = mmap.mmap(file, length)
         self.notes = np.frombuffer(self._memory, np.int64, self._head // 8)
-        self._pinned = False
+        self._cuda: Any = None  # torch.cuda, while the memory is pinned
         self._maker = os.getpid()
 
     def __reduce__(self) -> tuple[Callable[..., Slots], tuple[Any, ...]]:
@@ -66,9 +67,9 @@ class Slots:
     def __del__(self) -> None:
         if getattr(self, "_maker", None) != os.getpid():
             return
-        if self._pinned:
-            torch.cuda.synchronize()  # copies may be under way
-            torch.cuda.cudart().cudaHostUnregister(self.notes.ctypes.data)  # type: ignore[no-untyped-call]
+        if self._cuda is not None:
+            self._cuda.synchronize()  # copies may be under way
+            self._cuda.cudart().cudaHostUnregister(self.notes.ctypes.data)
         os.close(self._file)
 
     @property
@@ -96,6 +97,8 @@ class Slots:
 
     def lend(self, slot: int, shape: tuple[int, ...]) -> Tensor:
         """The beginning of a slot in use, to read; when the tensor is forgotten, the slot is free."""
+        import torch  # a build shares results and no tensors
+
         array = self.array(slot, shape)
         # from_numpy keeps this very array alive, in whatever views of the tensor there are
         # the finalizer holds these slots, so that their memory stays as it is until the last tensor is forgotten
@@ -107,14 +110,17 @@ class Slots:
 
         Memory that a copy still reads from must not be forgotten: `tlx.data.stream.transfer.on_device` sees to that.
         """
-        if not self._pinned:
+        import torch
+
+        if self._cuda is None:
             length = self._head + self.count * self.size
             runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            self._pinned = int(runtime.cudaHostRegister(self.notes.ctypes.data, length, 0)) == 0
-            if not self._pinned:  # the next kernel would find the error and call it its own
+            if int(runtime.cudaHostRegister(self.notes.ctypes.data, length, 0)) == 0:
+                self._cuda = torch.cuda
+            else:  # the next kernel would find the error and call it its own
                 with suppress(RuntimeError):
                     torch.ones(1, device="cuda")
-        return self._pinned
+        return self._cuda is not None
 
 
 def _attach(file: Any, count: int, size: int, head: int) -> Slots:

@@ -296,9 +296,7 @@ def _settle() -> None:
     Schedulers and terminals signal the whole process group. Only the training process itself may end a worker by
     SIGTERM (multiprocessing does, when it leaves), so whom the signal comes from has to be looked at.
     """
-    import torch
-
-    torch.set_num_threads(1)  # as many workers as cores is the usual case
+    use_one_thread()
     for number in _REQUESTS - {signal.SIGTERM}:
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
@@ -306,6 +304,12 @@ def _settle() -> None:
         asking = multiprocessing.parent_process()  # not os.getppid(): a fork server may stand between
         if asking is not None:
             threading.Thread(target=_end_with_parent, args=(asking.pid,), daemon=True).start()
+
+
+def use_one_thread() -> None:
+    """Of torch, in a worker that has imported it: as many workers as cores is the usual case."""
+    if is_worker() and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _end_with_parent(parent: int) -> None:

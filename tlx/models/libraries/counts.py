@@ -25,11 +25,10 @@ from tlx.base.launcher import environment
 from tlx.base.terminal import BestEffort
 from tlx.models import Backbone
 from tlx.models.layers.trace import build_empty
+from tlx.models.libraries.names import LIBRARIES
 from tlx.models.libraries.sources import Source
 
 CLASSES = 1000
-LIBRARIES = ("timm", "torchvision")
-"""Whose networks stay what they are while the version does."""
 
 
 def count(wanted: Sequence[tuple[Source, str | None]]) -> list[int | None]:

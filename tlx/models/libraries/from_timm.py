@@ -47,6 +47,11 @@ def _tags() -> dict[str, list[str]]:
     return found
 
 
+def networks() -> dict[str, tuple[str, ...]]:
+    """Every architecture with the tags of its weights."""
+    return {name: tuple(_tags().get(name, ())) for name in names()}
+
+
 @dataclass(frozen=True)
 class Timm:
     """A :class:`tlx.models.libraries.sources.Source`."""

@@ -19,14 +19,6 @@ from urllib.parse import urlparse
 
 import huggingface_hub as hub
 import torch
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 
 from tlx.base.errors import UserError
 from tlx.base.files import scratch
@@ -136,6 +128,8 @@ def cached(repository: str, names: Sequence[str] = WEIGHTS, revision: str | None
 
 def is_repository(name: str) -> bool:
     """Whether the hub allows such a name."""
+    from huggingface_hub.errors import HFValidationError  # with an HTTP client, which plans do not wait for
+
     try:
         hub.hf_hub_url(name, WEIGHTS[0])
     except HFValidationError:
@@ -149,6 +143,8 @@ def torch_cache(url: str) -> Path:
 
 
 def _download(repository: str, names: Sequence[str], revision: str | None, looked: Path) -> Path:
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+
     for name in names:
         url = hub.hf_hub_url(repository, name, revision=revision)
         try:  # asked once and briefly: the download itself would ask for minutes
@@ -168,6 +164,13 @@ def _download(repository: str, names: Sequence[str], revision: str | None, looke
 
 
 def _said(error: Exception, where: str) -> UserError:
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
     log_in, line = "hf auth login, or set HF_TOKEN", scrubbed(_line(error), hub.constants.ENDPOINT)
     if isinstance(error, GatedRepoError):
         return UserError("its owner wants terms accepted first, on that page", where=where, todo=f"then {log_in}")
