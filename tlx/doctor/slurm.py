@@ -33,7 +33,8 @@ def scontrol(*words: str) -> str:
     except OSError as error:
         raise NoAnswer(f"{said} cannot be run: {error.strerror}") from error
     if done.returncode:
-        raise NoAnswer(f"{said} failed with {done.returncode}: {(done.stderr or done.stdout).strip()[:200]}")
+        text = (done.stderr or done.stdout).strip().partition("\n")[0][:200]
+        raise NoAnswer(f"{said} failed with {done.returncode}: {text}")
     return done.stdout
 
 
