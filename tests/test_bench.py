@@ -13,7 +13,7 @@ from images import make_shards
 from typer.testing import CliRunner
 
 from tlx.base.errors import UserError
-from tlx.bench import clock, parts, rates, savings, train_text
+from tlx.bench import clock, rates, train_text
 from tlx.bench import data as bench
 from tlx.bench import train as training
 from tlx.bench.data_text import text
@@ -50,23 +50,18 @@ def measured(shards, **over):
     return bench.measure(Manifest.open(shards / "train"), bench.Setup(batch=8), **about)
 
 
-def test_data_reports_parts_floor_rates_and_workers(shards):
+def test_data_reports_the_floor_rates_and_workers(shards):
     done = invoke("bench", "data", shards, *QUICK, "--gpu", "100000", "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.output)
     assert found["shards"] == {**found["shards"], "samples": 48, "location": str(shards / "train")}
-    assert found["images"] == {**found["images"], "width": 400, "height": 300, "pixels": 120_000, "shown": 64 * 64}
+    assert found["images"] == {**found["images"], "width": 400, "height": 300, "shown": 64 * 64}
     assert found["decoder"]["name"] == regions.decoder()
     for name, view in found["views"].items():
-        parts = view["parts"]
-        assert {"read", "decode", "batch"} <= parts.keys(), name
-        total = sum(part["cpu_ms"] for part in parts.values())
-        assert 0.9 * view["cpu_ms"] <= total < 3 * view["cpu_ms"]  # what noise takes below nothing is cut off
-        assert parts["decode"]["cpu_ms"] > 0
+        assert min(view["cpu_ms"], view["wall_ms"]) > 0, name
         assert 0.5 <= view["ratio"] == pytest.approx(view["cpu_ms"] / view["floor"]["cpu_ms"])
         assert [rate["workers"] for rate in view["rates"]] == [0, 1]
         assert all(rate["images_per_s"] > 0 and rate["cpu_ms"] > 0 for rate in view["rates"])
-        assert view["rates"][1]["memory_bytes"] > view["rates"][0]["memory_bytes"] >= 4 * 8 * 64 * 64 * 3
         per_worker = view["rates"][-1]["images_per_s_per_worker"]
         assert view["workers_for"] == [{"images_per_s": 100_000, "workers": math.ceil(100_000 / per_worker)}]
     assert found["verdict"]
@@ -76,21 +71,19 @@ def test_data_is_a_table_for_people(shards):
     report = measured(shards)
     said = text(report)
     assert "a GPU that trains 100,000 images/s needs" in said
-    assert "crop and resize" in said
+    assert "ratio to the floor" in said
     assert said.endswith(bench.verdict(report))
 
 
-def test_data_says_what_the_transforms_of_a_configuration_cost(shards, tmp_path):
+def test_data_measures_the_transforms_of_a_configuration(shards, tmp_path):
     config = {"run": str(tmp_path / "run"), "data": {"train": str(shards / "train"), "batch": 8}}
     config |= {"transforms": ["random_resized_crop", "horizontal_flip", "rand_augment", "augmix"]} | TOY
     done = invoke("bench", "data", "--config", write_config(tmp_path / "c.yaml", config), "--json", *QUICK[:4])
     assert done.exit_code == 0, done.output
     found = json.loads(done.output)
-    train = found["views"]["train"]
-    assert train["transforms"] == ["rand_augment", "augmix"]
     assert found["images"]["shown"] == 32 * 32
-    assert train["parts"]["augmix"]["cpu_ms"] > train["parts"]["resize"]["cpu_ms"]
-    assert "costs more than decoding: augmix" in found["verdict"]
+    assert found["views"]["train"]["ratio"] > 2
+    assert "the transforms are random_resized_crop, horizontal_flip, rand_augment, augmix" in found["verdict"]
     assert not (tmp_path / "run").exists()
 
 
@@ -100,7 +93,6 @@ def test_data_without_the_extension_says_how_to_get_it(shards, monkeypatch):
     assert not found["decoder"]["extension"]
     assert "libjpeg" in found["decoder"]["todo"]
     assert "torchvision" in found["views"]["train"]["floor"]["what"]
-    assert "header" not in found["views"]["train"]["parts"]
     assert "the extension is not in use" in found["verdict"]
 
 
@@ -120,24 +112,11 @@ def test_a_floor_shows_what_the_loader_shows(shards):
         assert (out == shown).all()
 
 
-@pytest.mark.slow
-def test_larger_pictures_are_worth_resizing(tmp_path):
-    shards = make_shards(tmp_path / "large", 2, 2, size=(600, 800))
-    look = bench.looks_of(Manifest.open(shards / "train"), bench.Setup())[0]
-    samples, pictures = parts.readable(look, look.shown)
-    found = savings.savings(look, pictures, [(800, 600)] * len(samples), crop_pct=0.875, seconds=0.1)
-    resize = next(saving for saving in found if saving.option == "--resize 256")
-    assert resize.after < resize.before
-    assert resize.bytes_after < resize.bytes_before
-    assert resize.share == 1 - resize.after / resize.before
-
-
 def test_workers_are_counted_upwards():
-    view = bench.View(None, [rates.Rate(0, 900.0, 1e-3, 0.1, 1), rates.Rate(2, 1000.0, 2e-3, 0.1, 1)], None)
+    view = bench.View(None, [rates.Rate(0, 900.0, 1e-3), rates.Rate(2, 1000.0, 2e-3)])
     assert view.per_worker == 500
     assert [view.workers_for(images) for images in (1, 500, 501, 1250)] == [1, 1, 2, 3]
     assert view.best.workers == 2
-    assert view.between_processes is None
 
 
 def test_processes_that_have_ended_count():
@@ -158,7 +137,7 @@ def test_processes_that_have_ended_count():
         (["data", "--config", "nowhere.yaml"], "cannot be read"),
         (["train", "nowhere.yaml"], "cannot be read"),
         (["train", "{config}", "--phase", "fine_tunin"], 'did you mean "fine_tuning"'),
-        (["train", "{config}", "--steps", "1"], "--steps is at least 3"),
+        (["train", "{config}", "--steps", "1"], "--steps is at least 6"),
     ],
 )
 def test_mistakes_are_told(shards, tmp_path, words, said):
@@ -203,29 +182,23 @@ def test_train_refuses_several_ranks(shards, monkeypatch):
 
 
 def test_train_says_what_its_figures_mean():
-    about = {"spread": 0.02, "steps": 30, "batch": 64, "phase": "p", "device": "CPU", "precision": "fp32", "workers": 2}
-    waits = training.Report(shards=0.2, resident=0.1, bare=0.1, waited=0.1, **about)
+    about = {"steps": 30, "batch": 64, "phase": "p", "device": "CPU", "precision": "fp32", "workers": 2}
+    waits = training.Report(shards=0.2, resident=0.1, bare=0.1, overheads=[-0.1, 0.0, 0.0, 0.0, 0.0, 0.1], **about)
     assert waits.waiting == 0.5
     assert "raise data.workers (now 2)" in training.verdict(waits)
     assert "as much as a bare one" in training.verdict(waits)
-    slow = training.Report(shards=0.11, resident=0.11, bare=0.1, waited=0.0, **about)
+    slow = training.Report(
+        shards=0.11, resident=0.11, bare=0.1, overheads=[0.05, 0.1, 0.2, 0.1, 0.1, 0.1], **about
+    )  # something in every round, though rounds differ
+    assert slow.interval == (0.05, 0.2)
     assert "pictures keep up" in training.verdict(slow)
-    assert "10% more than a bare one" in training.verdict(slow)
-    assert "over a bare loop: +10.0%" in train_text.text(slow)
+    assert "the loop costs 10% more than a bare one" in training.verdict(slow)
+    assert "over a bare loop: +10.0% (95 % of the median of rounds: +5.0% to +20.0%)" in train_text.text(slow)
 
 
 def test_an_interval_of_a_median_is_between_ranks_of_the_sign_test():
     """Of 6 values the ends (1 - 2/64 = 0.969); of 15 the 4th and the 12th (0.965), as tables of the sign test say."""
-    assert clock.median_interval([5.0, 1.0, 4.0, 2.0, 3.0]) is None
+    with pytest.raises(ValueError, match="5 values are too few"):
+        clock.median_interval([5.0, 1.0, 4.0, 2.0, 3.0])
     assert clock.median_interval([6.0, 1.0, 5.0, 2.0, 4.0, 3.0]) == (1.0, 6.0)
     assert clock.median_interval([float(n) for n in range(1, 16)]) == (4.0, 12.0)
-
-
-def test_a_loop_that_costs_something_in_every_round_is_told_though_rounds_differ():
-    about = {"spread": 0.5, "steps": 30, "batch": 64, "phase": "p", "device": "GPU", "precision": "bf16", "workers": 2}
-    slow = training.Report(
-        shards=0.11, resident=0.11, bare=0.1, waited=0.0, overheads=[0.05, 0.1, 0.2, 0.1, 0.1, 0.1], **about
-    )
-    assert slow.interval == (0.05, 0.2)
-    assert "the loop costs 10% more than a bare one" in training.verdict(slow)
-    assert "95 % of the median of rounds: +5.0% to +20.0%" in train_text.text(slow)

@@ -14,13 +14,24 @@ import yaml
 from commands import environment
 
 from tlx.base.errors import UserError
-from tlx.doctor.accelerates import exported
 from tlx.plan.config import parse
 from tlx.ranks.accelerate_settings import Source, conflicts, option, promised
 from tlx.ranks.world import enter
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests" / "world_size.py")
+
+
+def exported(content):
+    """The environment that `accelerate launch` makes of a config file, as far as tlx compares it."""
+    kind = content.get("distributed_type", "NO")
+    env = {
+        "ACCELERATE_MIXED_PRECISION": content.get("mixed_precision", "no"),
+        "ACCELERATE_DYNAMO_BACKEND": content.get("dynamo_config", {}).get("dynamo_backend", "no"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": str(content.get("gradient_accumulation_steps", 1)),
+        "ACCELERATE_DISTRIBUTED_TYPE": kind,
+    }
+    return env | ({f"ACCELERATE_USE_{kind}": "true"} if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "TP") else {})
 
 
 def launch(*words, **env):

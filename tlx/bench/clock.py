@@ -28,9 +28,13 @@ def median(spent: Sequence[Spent]) -> Spent:
     return Spent(statistics.median(s.wall for s in spent), statistics.median(s.cpu for s in spent))
 
 
-def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """An interval of the median that assumes no distribution: between two values whose ranks a fair coin's throws
-    leave outside in at most 1 - confidence of cases; None where there are too few values (six for 0.95)."""
+    leave outside in at most 1 - confidence of cases.
+
+    Raises:
+        ValueError: there are too few values (six are enough for 0.95).
+    """
     count, ordered = len(values), sorted(values)
     outside, rank = 0.0, 0
     while rank < count / 2:
@@ -38,7 +42,9 @@ def median_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[
         if outside > 1 - confidence:
             break
         rank += 1
-    return (ordered[rank - 1], ordered[count - rank]) if rank else None
+    if not rank:
+        raise ValueError(f"{count} values are too few")
+    return ordered[rank - 1], ordered[count - rank]
 
 
 class Watch:
@@ -71,17 +77,17 @@ def _of_children() -> float:
     return float(total)
 
 
-def in_turn(tasks: Mapping[str, Callable[[], Any]], *, seconds: float, least: int = 3) -> dict[str, Spent]:
+def in_turn(tasks: Mapping[str, Callable[[], Any]], *, seconds: float) -> dict[str, Spent]:
     """Medians of each task, in this process.
 
-    Every task runs once without being counted; then they run in turn until `seconds` are over, `least` times at least,
+    Every task runs once without being counted; then they run in turn until `seconds` are over, three times at least,
     so that a machine whose speed drifts changes all alike.
     """
     for task in tasks.values():
         task()
     found: dict[str, list[Spent]] = {name: [] for name in tasks}
     end, rounds = time.perf_counter() + seconds, 0
-    while rounds < least or time.perf_counter() < end:
+    while rounds < 3 or time.perf_counter() < end:
         for name, task in tasks.items():
             watch = Watch()
             task()

@@ -1,4 +1,4 @@
-"""`tlx bench data`: what pictures cost on this machine, where the time goes, and how many workers a GPU needs."""
+"""`tlx bench data`: what pictures cost on this machine, beside the least possible, and how many workers a GPU needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import psutil
 import torch
 
 from tlx.base.errors import UserError
@@ -21,7 +20,6 @@ from tlx.bench import parts, rates
 from tlx.bench.floor import TODO
 from tlx.bench.look import Look
 from tlx.bench.rates import Rate
-from tlx.bench.savings import Saving, savings
 from tlx.data.pixels import jpeg_region as regions
 from tlx.data.pixels.transforms import eval_transform, train_transform
 from tlx.data.shards.manifest import Manifest
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec
     from tlx.plan.config import Config
 
-GPUS = (500, 1000, 2500, 5000)
 _WINDOW = 2  # shards that are fetched from afar for a measurement
 
 
@@ -60,7 +57,6 @@ class View:
 
     parts: parts.Parts
     rates: Sequence[Rate]
-    to_device: float | None
 
     @property
     def ratio(self) -> float:
@@ -81,12 +77,6 @@ class View:
         """How many feed a GPU that trains so many images a second."""
         return math.ceil(images / self.per_worker)
 
-    @property
-    def between_processes(self) -> float | None:
-        """Seconds of processors per image that one worker costs more than none."""
-        cpu = {rate.workers: rate.cpu for rate in self.rates}
-        return max(cpu[1] - cpu[0], 0.0) if {0, 1} <= cpu.keys() else None
-
 
 @dataclass(frozen=True)
 class Report:
@@ -95,32 +85,23 @@ class Report:
     manifest: Manifest
     setup: Setup
     views: Mapping[str, View]
-    savings: Sequence[Saving]
     gpus: Sequence[float]
     cores: int
-    memory: int
 
     @property
     def extension(self) -> bool:
         return regions._jpeg is not None
 
     @property
-    def fits_in_memory(self) -> bool:
-        """Whether the system can keep all shards in memory after the first epoch."""
-        return sum(s.bytes for s in self.manifest.shards) < 0.8 * self.memory
-
-    @property
     def data(self) -> dict[str, Any]:
-        """Plain data, for JSON. Times per image are in milliseconds, memory in bytes."""
-        train = self.views["train"]
-        sizes = train.parts.sizes
+        """Plain data, for JSON. Times per image are in milliseconds."""
+        found = self.views["train"].parts
         return {
             "shards": {
                 "location": self.manifest.location,
                 "samples": len(self.manifest),
                 "shards": len(self.manifest.shards),
                 "bytes": sum(s.bytes for s in self.manifest.shards),
-                "fit_in_memory": self.fits_in_memory,
             },
             "decoder": {
                 "name": regions.decoder(),
@@ -128,51 +109,32 @@ class Report:
                 "todo": None if self.extension else TODO,
             },
             "images": {
-                "measured": len(sizes),
-                "width": fmean(w for w, _ in sizes),
-                "height": fmean(h for _, h in sizes),
-                "pixels": fmean(w * h for w, h in sizes),
+                "measured": len(found.sizes),
+                "width": fmean(w for w, _ in found.sizes),
+                "height": fmean(h for _, h in found.sizes),
                 "shown": math.prod(self.setup.spec.size),
-                "bytes": fmean(len(data) for data, _ in train.parts.pictures),
+                "bytes": found.bytes,
             },
             "batch": self.setup.batch,
             "cores": self.cores,
             "views": {name: _plain(view, self.gpus) for name, view in self.views.items()},
-            "savings": [
-                {
-                    "option": s.option,
-                    "before_ms": 1e3 * s.before,
-                    "after_ms": 1e3 * s.after,
-                    "saved": s.share,
-                    "bytes_before": s.bytes_before,
-                    "bytes_after": s.bytes_after,
-                }
-                for s in self.savings
-            ],
             "verdict": verdict(self),
         }
 
 
 def _plain(view: View, gpus: Sequence[float]) -> dict[str, Any]:
-    found, between = view.parts, view.between_processes
+    found = view.parts
     return {
-        "parts": {name: {"cpu_ms": 1e3 * s.cpu, "wall_ms": 1e3 * s.wall} for name, s in found.parts.items()},
-        "transforms": list(found.transforms),
         "cpu_ms": 1e3 * found.whole.cpu,
         "wall_ms": 1e3 * found.whole.wall,
         "floor": {"what": found.floor_is, "cpu_ms": 1e3 * found.floor.cpu, "wall_ms": 1e3 * found.floor.wall},
         "ratio": view.ratio,
-        "cold_read_ms": None if found.cold_read is None else 1e3 * found.cold_read,
-        "between_processes_ms": None if between is None else 1e3 * between,
-        "to_device_ms": None if view.to_device is None else 1e3 * view.to_device,
         "rates": [
             {
                 "workers": r.workers,
                 "images_per_s": r.images,
                 "images_per_s_per_worker": r.per_worker,
                 "cpu_ms": 1e3 * r.cpu,
-                "first_batch_s": r.first,
-                "memory_bytes": r.memory,
             }
             for r in view.rates
         ],
@@ -198,40 +160,28 @@ def measure(
         raise UserError("--batch is at least 1, --workers at least 0, --seconds and --gpu above 0")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     counts = sorted(set(workers)) if workers else rates.chosen_workers(cores)
-    memory = psutil.virtual_memory().available
     looks = looks_of(manifest, setup)
-    cuda = torch.cuda.is_available()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a worker, so that times of processors compare
     try:
         found = {look.name: parts.measure(look, seconds=0.45 * seconds / len(looks)) for look in looks}
-        rated = rates.measure(looks, counts, batch=setup.batch, seconds=0.5 * seconds, pin=cuda)
-        train = looks[0]
-        saved = savings(
-            train,
-            found["train"].pictures,
-            found["train"].sizes,
-            crop_pct=setup.spec.crop_pct,
-            seconds=0.05 * seconds,
-        )
-        device = rates.to_device(train, batch=setup.batch, device=torch.device("cuda")) if cuda else None
+        rated = rates.measure(looks, counts, batch=setup.batch, seconds=0.5 * seconds, pin=torch.cuda.is_available())
     finally:
         torch.set_num_threads(threads)
-    views: dict[str, View] = {look.name: View(found[look.name], rated[look.name], device) for look in looks}
-    return Report(manifest, setup, views, saved, tuple(gpus) or GPUS, cores, memory)
+    views: dict[str, View] = {look.name: View(found[look.name], rated[look.name]) for look in looks}
+    return Report(manifest, setup, views, tuple(gpus), cores)
 
 
 def looks_of(manifest: Manifest, setup: Setup) -> list[Look]:
     """Training's and evaluation's view of the same shards."""
     window = min(setup.window or _WINDOW, _WINDOW) if manifest.remote else setup.window
     shown = _near(manifest, setup, window) if manifest.remote else np.arange(len(manifest), dtype=np.int64)
-    names = [name for name, _ in setup.transforms]
     train, evaluated = train_transform(setup.transforms, setup.spec), eval_transform(setup.spec)
     channels: Any = setup.spec.channels
     about = (setup.spec.size, shown, channels, setup.seed)
     return [
-        Look("train", manifest, train, names, *about, setup.scaled, setup.upright, window),
-        Look("eval", manifest, evaluated, (), *about, False, setup.upright, window),
+        Look("train", manifest, train, *about, setup.scaled, setup.upright, window),
+        Look("eval", manifest, evaluated, *about, False, setup.upright, window),
     ]
 
 
@@ -270,33 +220,22 @@ def setup_of(config: Config, classes: int) -> Setup:
 def verdict(report: Report) -> str:
     """One sentence: what bounds the speed of training's pictures, and what that is enough for."""
     view = report.views["train"]
-    found, whole = view.parts, view.parts.whole.cpu
-    share = {name: spent.cpu / whole for name, spent in found.parts.items()}
-    further = {name: share[name] for name in found.transforms}
-    decoding = sum(share.get(name, 0.0) for name in ("header", "decode"))
-    cold = found.cold_read or 0.0
-    if cold > whole and not report.fits_in_memory:
-        bound = f"disk-bound: a read takes {1e3 * cold:.2f} ms, everything else {1e3 * whole:.2f} ms"
-    elif sum(further.values()) > decoding + share.get("resize", 0.0):
-        costly = max(further, key=lambda name: further[name])
-        bound = f"the rest of the transform list costs more than decoding: {costly} ({further[costly]:.0%} of the time)"
-    elif decoding + share.get("resize", 0.0) > 0.5:
-        inside = "libjpeg" if found.regions else "the decoder"
-        bound = f"decode-bound: {decoding:.0%} of the time is inside {inside}, {share.get('resize', 0.0):.0%} resizes"
+    share = 1 / view.ratio
+    if share > 0.5:
+        bound = f"decode-bound: {share:.0%} of the time is the floor, one decode and resize"
     else:
+        names = ", ".join(name for name, _ in report.setup.transforms)
         bound = (
-            f"bound by what surrounds decoding: decoding and resizing take {decoding + share.get('resize', 0.0):.0%}"
+            f"bound by what surrounds decoding: the floor is {share:.0%} of the time; the transforms are {names}; "
+            "`py-spy record --native` tells which costs what"
         )
     return f"{bound}; {_enough(report, view)}; {_decoder(report)}"
 
 
 def _enough(report: Report, view: View) -> str:
-    gpu = report.gpus[0] if len(report.gpus) == 1 else None
-    if gpu is None:
-        count = view.best.workers
-        who = f"{count} worker{'s' if count > 1 else ''}" if count else "this process, without workers,"
-        return f"{who} feed{'s' if count < 2 else ''} a GPU that trains {view.best.images:,.0f} images/s"
-    needed = view.workers_for(gpu)
+    if not report.gpus:
+        return f"data.workers={view.best.workers} feeds a GPU that trains {view.best.images:,.0f} images/s"
+    gpu, needed = report.gpus[0], view.workers_for(report.gpus[0])
     text = f"a GPU that trains {gpu:,.0f} images/s needs {needed} worker{'s' if needed > 1 else ''}"
     return text if needed <= report.cores else f"{text}, more than the {report.cores} cores here"
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,6 @@ class Look:
     """A data set and a view.
 
     Attributes:
-        names: of the steps of `transform`, as far as they are known.
         scaled: JPEGs may be decoded smaller; in training only.
         window: how many shards mix.
         shown: the samples that an evaluation goes through, over and over.
@@ -38,7 +38,6 @@ class Look:
     name: Literal["train", "eval"]
     manifest: Manifest
     transform: View
-    names: Sequence[str]
     size: tuple[int, int]
     shown: Ids
     channels: Channels = 3
@@ -48,23 +47,11 @@ class Look:
     window: int | None = None
 
     @property
-    def framed(self) -> Framed | None:
-        """The view, if it begins with a framing."""
-        return self.transform if isinstance(self.transform, Framed) else None
-
-    @property
     def framing(self) -> Framing:
-        """The view's own; or, for a floor, the whole picture resized."""
-        return self.framed.framing if self.framed else ResizedCrop(self.size, False, Exactly(*reversed(self.size)))
-
-    @property
-    def steps(self) -> list[tuple[str, View]]:
-        """What is done after the framing, with names."""
-        rest = self.framed.rest if self.framed else self.transform
-        steps = [] if rest is None else list(getattr(rest, "transforms", [rest]))
-        names = list(self.names)[-len(steps) :] if steps else []
-        known = len(names) == len(steps)
-        return [(names[i] if known else type(step).__name__, step) for i, step in enumerate(steps)]
+        """How the view begins; or, for a floor, the whole picture resized."""
+        if isinstance(self.transform, Framed):
+            return self.transform.framing
+        return ResizedCrop(self.size, False, Exactly(*reversed(self.size)))
 
     def pictures(self) -> Pictures:
         return Pictures(self.manifest, self.transform, self.channels, upright=self.upright, scaled=self.scaled)
@@ -84,6 +71,15 @@ class Look:
         if self.name == "train":
             return (b.images for b in self._stream(batch, 0, False).batches_of(itertools.cycle(range(count))))
         return self._evaluated(batch, count, workers=0, pin=False)
+
+    def seconds_each(self) -> float:
+        """About what a picture costs in this process: a few are made twice, and timed the second time."""
+        few = min(8, len(self.shown))
+        batches = self.again(batch=few, count=1)
+        next(batches)
+        began = time.perf_counter()
+        next(batches)
+        return (time.perf_counter() - began) / few
 
     def first(self, *, batch: int, count: int) -> Ids:
         """The samples of those batches, int64 [batch * count]."""

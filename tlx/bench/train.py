@@ -24,7 +24,7 @@ from tlx.base.launcher import environment
 from tlx.bench.clock import median_interval
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
-from tlx.plan.config import Config, Input
+from tlx.plan.config import Config
 from tlx.plan.plan import Phase
 from tlx.ranks import world as worlds
 from tlx.runs.run_folder import RunFolder
@@ -35,9 +35,9 @@ from tlx.train.loop import begin, train_step
 from tlx.train.run import Run
 from tlx.train.step import PhaseModel, by_step, prepare_phase
 
-_ROUNDS = 3
-_KEPT = 4  # batches that are on the device already
-_KEPT_BYTES = 1 << 29
+_ROUNDS = 6  # the fewest that give an interval
+_ON_SHARDS = 3
+_KEPT = 2  # steps whose batches are on the device already
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -49,8 +49,6 @@ class Report:
         shards: the training loop on shards.
         resident: the same on batches that are on the device already.
         bare: a bare PyTorch loop on those.
-        waited: of a step on shards, what this process waits for the loader. A GPU may be computing meanwhile.
-        spread: the largest difference between rounds of one loop, as a share of its median.
         steps: of each loop that were measured.
         overheads: of each round, what the loop cost more than the bare one that ran after it, as a share of that.
     """
@@ -58,20 +56,18 @@ class Report:
     shards: float
     resident: float
     bare: float
-    waited: float
-    spread: float
     steps: int
     batch: int
     phase: str
     device: str
     precision: str
     workers: int
+    overheads: Sequence[float]
     notes: Sequence[str] = ()
-    overheads: Sequence[float] = ()
 
     @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % of the median of `overheads`; None of fewer than six rounds."""
+    def interval(self) -> tuple[float, float]:
+        """95 % of the median of `overheads`."""
         return median_interval(self.overheads)
 
     @property
@@ -88,7 +84,7 @@ class Report:
     def data(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         said = asdict(self)
-        seconds = {f"{name}_ms": 1e3 * said.pop(name) for name in ("shards", "resident", "bare", "waited")}
+        seconds = {f"{name}_ms": 1e3 * said.pop(name) for name in ("shards", "resident", "bare")}
         rates = {f"{name}_images_per_s": self.batch / getattr(self, name) for name in ("shards", "resident", "bare")}
         return {
             **seconds, **rates, "waiting": self.waiting, "overhead": self.overhead, "interval": self.interval, **said,
@@ -101,16 +97,15 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
     Args:
         steps: of each loop.
         phase: by name; None is the last one, in which everything trains that ever will.
-        rounds: that the loops take turns, each with its part of the steps, that on shards three times at most. From
-            six on there is an interval.
+        rounds: that the loops take turns, each with its part of the steps, that on shards three times; at least 6.
 
     Raises:
         UserError: several processes, no such phase, and whatever a training would raise before its first step.
     """
     if environment().size > 1:
         raise UserError("tlx bench train measures one process", todo="start it without a launcher")
-    if steps < rounds:
-        raise UserError(f"--steps is at least {rounds}")
+    if steps < max(rounds, _ROUNDS):
+        raise UserError(f"--steps is at least {max(rounds, _ROUNDS)}")
     with tempfile.TemporaryDirectory(prefix="tlx-bench-") as folder:
         alone, notes = _alone(config, Path(folder) / "run")
         world = worlds.enter(alone)
@@ -128,14 +123,8 @@ def _alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
     """One rank's part of the training, without weights and trackers, in another folder."""
     sets, notes = open_sets(config), []
     spec = config.input.over(parts.backbone_of(config, len(sets.train.classes), empty=True).input)
-    seen = Input(
-        channels=config.input.channels,
-        size=spec.size,
-        mean=spec.mean,
-        std=spec.std,
-        crop_pct=spec.crop_pct,
-        interpolation=spec.interpolation,
-    )
+    as_loaded = ("size", "mean", "std", "crop_pct", "interpolation")  # of the weights, which are not loaded
+    seen = config.input.model_copy(update={name: getattr(spec, name) for name in as_loaded})
     data = config.data
     if (ranks := config.world.size or 1) > 1:
         data = data.model_copy(update={"batch": -(-data.batch // ranks)})
@@ -164,30 +153,19 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
     run.progress.step = phase.start
     begin(run, phase)
     phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-    waits = [0.0]
-    batches = _endless(run, phase, waits)
-    kept = _kept(batches)
-    resident = itertools.cycle(kept)
+    batches = _endless(run, phase)
+    resident = itertools.cycle(_kept(batches))
     autocast = _autocast(run)
-
-    def on_shards() -> None:
-        step, micros = next(batches)
-        train_step(run, phase, phase_model, step, micros)
-
-    def on_resident() -> None:
-        step, micros = next(resident)
-        train_step(run, phase, phase_model, step, micros)
-
-    def in_bare_loop() -> None:
-        _bare(run, phase_model, next(resident)[1], autocast)
-
-    loops: dict[str, Callable[[], None]] = {"shards": on_shards, "resident": on_resident, "bare": in_bare_loop}
+    loops: dict[str, Callable[[], object]] = {
+        "shards": lambda: train_step(run, phase, phase_model, *next(batches)),
+        "resident": lambda: train_step(run, phase, phase_model, *next(resident)),
+        "bare": lambda: _bare(run, phase_model, next(resident)[1], autocast),
+    }
     # batches that were made while the other loops ran are no measure of the loader
     ready = 2 * run.config.data.workers + 3
     warm = {"shards": ready, "resident": 2, "bare": 2}
-    turns = {"shards": min(rounds, _ROUNDS), "resident": rounds, "bare": rounds}
+    turns = {"shards": _ON_SHARDS, "resident": rounds, "bare": rounds}
     found: dict[str, list[float]] = {name: [] for name in loops}
-    waited: list[float] = []
     for number in range(rounds):
         for name, loop in loops.items():
             if number >= turns[name]:
@@ -196,13 +174,11 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
             for _ in range(warm[name] + (3 if number == 0 else 0)):
                 loop()
             _settle(run)
-            waits[0], began = 0.0, time.perf_counter()
+            began = time.perf_counter()
             for _ in range(each):
                 loop()
             _settle(run)
             found[name].append((time.perf_counter() - began) / each)
-            if name == "shards":
-                waited.append(waits[0] / each)
     if run.ema is not None or run.config.loop.clip is not None:
         notes.append("the bare loop has no moving average and clips no gradients")
     if not run.world.cuda and run.config.data.workers:
@@ -210,8 +186,6 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
     middle = {name: statistics.median(seconds) for name, seconds in found.items()}
     return Report(
         **middle,
-        waited=statistics.median(waited),
-        spread=max((max(seconds) - min(seconds)) / middle[name] for name, seconds in found.items()),
         steps=-(-steps // rounds) * rounds,
         batch=run.stream.batch,
         phase=phase.name,
@@ -223,33 +197,17 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
     )
 
 
-def _endless(run: Run, phase: Phase, waits: list[float]) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """Steps of the phase, from its start again at its end; adds the seconds spent in the loader to `waits`."""
+def _endless(run: Run, phase: Phase) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """Steps of the phase, from its start again at its end."""
     while True:
-        batches = run.stream.batches(phase.start, phase.stop)
-        yield from by_step(on_device(_timed(batches, waits), run.world.device))
+        yield from by_step(on_device(run.stream.batches(phase.start, phase.stop), run.world.device))
 
 
-def _timed(batches: Iterator[Batch], waits: list[float]) -> Iterator[Batch]:
-    while True:
-        began = time.perf_counter()
-        batch = next(batches, None)
-        waits[0] += time.perf_counter() - began
-        if batch is None:
-            return
-        yield batch
-        del batch
-
-
-def _kept(steps: Iterator[tuple[int, Iterator[Batch]]]) -> list[tuple[int, list[Batch]]]:
+def _kept(steps: Iterator[tuple[int, Iterator[Batch]]]) -> list[tuple[int, Iterable[Batch]]]:
     """A few whole steps in memory of their own on the device."""
-    kept: list[tuple[int, list[Batch]]] = []
-    size = 0
-    while len(kept) < _KEPT and size < _KEPT_BYTES:
-        step, micros = next(steps)
-        kept.append((step, [batch.map(torch.Tensor.clone) for batch in micros]))
-        size += sum(batch.images.nbytes for batch in kept[-1][1])
-    return kept
+    return [
+        (step, [batch.map(torch.Tensor.clone) for batch in micros]) for step, micros in itertools.islice(steps, _KEPT)
+    ]
 
 
 def _bare(
@@ -285,15 +243,15 @@ def _settle(run: Run) -> None:
 
 def verdict(report: Report) -> str:
     """One sentence."""
-    if report.waiting > max(0.05, report.spread):
+    if report.waiting > 0.05:
         fed = (
             f"the loop waits for pictures {report.waiting:.0%} of the time: raise data.workers (now {report.workers}), "
             "and see tlx bench data"
         )
     else:
         fed = f"pictures keep up with the training ({report.waiting:.0%} of the time is spent on them)"
-    low, high = report.interval or (-report.spread, report.spread)
-    if low <= 0 <= high if report.interval else low <= report.overhead <= high:
-        return f"{fed}; the loop costs as much as a bare one, to within what rounds differ by ({report.spread:.0%})"
+    low, high = report.interval
+    if low <= 0 <= high:
+        return f"{fed}; the loop costs as much as a bare one, to within what rounds differ by"
     more = "more" if report.overhead > 0 else "less"
     return f"{fed}; the loop costs {abs(report.overhead):.0%} {more} than a bare one"

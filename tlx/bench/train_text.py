@@ -7,6 +7,7 @@ from tlx.bench.train import Report, verdict
 
 def text(report: Report) -> str:
     """The table and the verdict, for people."""
+    low, high = report.interval
     lines = [
         f"phase {report.phase}, {report.device}, {report.precision}, batch {report.batch}, {report.workers} workers, "
         f"{report.steps} steps of each loop",
@@ -20,16 +21,10 @@ def text(report: Report) -> str:
         seconds = getattr(report, name)
         lines.append(f"{label:<38}{1e3 * seconds:>10.2f}{report.batch / seconds:>12,.0f}")
     lines += [
-        f"waiting for data: {report.waiting:.1%} of the time ({1e3 * report.waited:.2f} ms of a step in the loader)",
-        f"over a bare loop: {report.overhead:+.1%} ({_certainty(report)})",
+        f"waiting for data: {report.waiting:.1%} of the time",
+        f"over a bare loop: {report.overhead:+.1%} (95 % of the median of rounds: {low:+.1%} to {high:+.1%})",
         *report.notes,
         "",
         verdict(report),
     ]
     return "\n".join(lines)
-
-
-def _certainty(report: Report) -> str:
-    if report.interval is not None:
-        return f"95 % of the median of rounds: {report.interval[0]:+.1%} to {report.interval[1]:+.1%}"
-    return f"rounds differ by up to {report.spread:.1%}"

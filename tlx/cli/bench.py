@@ -42,7 +42,7 @@ def data(
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 20.0,
     as_json: AsJson = False,
 ) -> None:
-    """Images per second, what each part costs, the floor of this machine, and how many workers a GPU needs."""
+    """Images per second, the floor of this machine, the ratio to it, and how many workers a GPU needs."""
     import dataclasses
 
     from tlx.base.files import json_text

@@ -22,7 +22,7 @@ _CONFIG = "A YAML file: its folders, shards, weights and needs are looked at, to
 def doctor(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help=_CONFIG, parser=config_path)] = None,
     overrides: Overrides = None,
-    quick: Annotated[bool, typer.Option("--quick", help="No plan, no speeds, no ranks on loopback.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="No two processes on the loopback.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All findings as one JSON object.")] = False,
     wait: Annotated[float, typer.Option(metavar="SECONDS", min=1, help="For other ranks.")] = 60.0,
 ) -> None:

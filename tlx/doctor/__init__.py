@@ -26,7 +26,7 @@ def examine(
 
     Args:
         config: of a training, whose folders, shards, weights and needs are looked at; without one the machine is.
-        quick: nothing is measured but what ranks do together, and no plan is made.
+        quick: no two processes meet on the loopback.
         give_up: is called from another thread, with a last section, where ranks hang; it must end the process.
     """
     from tlx.doctor.accelerates import stand_in
@@ -38,15 +38,15 @@ def examine(
     with ExitStack() as at_end:
         pair = None
         if place.alone and place.speaks and not quick:
-            pair = Pair.start(here.variables)  # they take a while; meanwhile other things are looked at
+            pair = Pair.start(here)  # they take a while; meanwhile other things are looked at
             at_end.callback(pair.end)
         from tlx.doctor.look import Look, is_on_cpu, section
 
-        look = Look(config, config or stand_in(here.variables), place, quick)
+        look = Look(config, config or stand_in(here.variables), place)
         from tlx.doctor import computing, facts, meeting
 
         if place.alone:
-            checks = [("start", lambda: computing.compute(look.config, place, look.needs, wait_s))]
+            checks = [("start", lambda: computing.compute(look.config, place, wait_s))]
             for one in look.sections():
                 if any(map(meeting.blocks, one.findings)):
                     checks = []

@@ -1,4 +1,4 @@
-"""Ranks join the world as training does, and add up numbers; what happens where one hangs."""
+"""Ranks join as training does, and add up numbers; what happens where one hangs. nccl-tests measures how fast."""
 
 from __future__ import annotations
 
@@ -12,25 +12,22 @@ from typing import TYPE_CHECKING, Any
 from tlx.base.errors import ConfigError, TlxError, UserError
 from tlx.base.terminal import say
 from tlx.doctor import hardware
-from tlx.doctor.findings import Finding, fault, merged, of_error, ok, unchecked, warning
+from tlx.doctor.findings import Finding, fault, first_line, guarded, merged, of_error, ok
 from tlx.doctor.network import INTERFACES
 from tlx.doctor.place import Place
-from tlx.doctor.shown import gib
 from tlx.doctor.wire import Wire
 
 if TYPE_CHECKING:
-    from tlx.doctor.needs import Needs
     from tlx.plan.config import Config
 
 _GRACE_S = 5.0  # that other ranks leave rank 0 to speak
-_SLOW = 1.25e9  # bytes per second, 10 Gb/s
+_NUMBERS = 1 << 20  # of a sum: so many that nccl and gloo take the way of gradients
 
 
-def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) -> Iterator[Finding]:
-    """Joins the world as training does, and adds up."""
+def compute(config: Config, place: Place, wait_s: float) -> Iterator[Finding]:
+    """Joins the ranks as training does, and adds up."""
     import torch
 
-    from tlx.doctor import traffic
     from tlx.ranks import world as worlds
 
     if place.alone and config.world.device == "cuda" and not torch.cuda.is_available():
@@ -51,18 +48,30 @@ def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) ->
         yield fault("start", f"the process group could not be made: {first_line(error)}", remedy(error))
         return
     try:
-        yield believes(world, place)
+        # that accelerate, the launcher and the configuration agree on it was compared
+        yield ok("start", f"joined as training does: ranks {world.accelerator.num_processes}, on {world.device.type}")
         if world.distributed:
-            found = traffic.measure(world.device)
-            if place.rank == 0:
-                yield judge_traffic(found, needs, nodes=place.nodes)
-    except traffic.WrongSum as error:
-        yield fault("all_reduce", f"gave a wrong sum: {error}", "a faulty GPU or link? NCCL_P2P_DISABLE=1 to compare")
+            yield add_up(world.device)
     except RuntimeError as error:
         yield fault("all_reduce", f"failed: {first_line(error)}", remedy(error))
     finally:
         with suppress(RuntimeError, ValueError, OSError):  # of a process group that has failed; the finding says how
             world.close()
+
+
+def add_up(device: Any) -> Finding:
+    """Every rank at once, in a process group: whether the sum of the ranks' numbers is right."""
+    import torch
+    import torch.distributed as dist
+
+    backend, ranks = dist.get_backend(), dist.get_world_size()
+    numbers = torch.full((_NUMBERS,), dist.get_rank() + 1.0, device=device if backend == "nccl" else "cpu")
+    dist.all_reduce(numbers)
+    low, high = (float(end) for end in torch.aminmax(numbers))
+    if low != high or low != ranks * (ranks + 1) / 2:
+        said = f"1 + ... + {ranks} is not {low:g} to {high:g}"
+        return fault("all_reduce", said, "a faulty GPU or link? NCCL_P2P_DISABLE=1 to compare")
+    return ok("all_reduce", f"{ranks} ranks add up over {backend}")
 
 
 def remedy(error: Exception) -> str:
@@ -73,35 +82,6 @@ def remedy(error: Exception) -> str:
     if isinstance(error, (dist.DistError, TlxError, OSError)) or "gloo" in text or "connect" in text:
         return f"NCCL_DEBUG=INFO tells more; {INTERFACES}"
     return hardware.SICK if "CUDA error" in text else "look at the output of all ranks, and at nvidia-smi"
-
-
-def believes(world: Any, place: Place) -> Finding:
-    """What accelerate makes of it; :func:`tlx.ranks.world.enter` has compared ranks already."""
-    import torch.distributed as dist
-
-    accelerator = world.accelerator
-    backend = f" over {dist.get_backend()}" if world.distributed else ""
-    kind = str(getattr(accelerator.distributed_type, "value", accelerator.distributed_type))
-    count = accelerator.num_processes
-    ranks = "1 rank" if count == 1 else f"{count} ranks"
-    said = f"{ranks} ({'not distributed' if kind == 'NO' else kind}) on {world.device.type}{backend}"
-    if accelerator.num_processes != place.size:
-        return fault("accelerate believes in", f"{said}, the launcher set {place.size}", "see launch/README.md")
-    return ok("accelerate believes in", said)
-
-
-def judge_traffic(found: Any, needs: Needs | None, *, nodes: int) -> Finding:
-    said = str(found)
-    if needs is not None and found.ranks > 1:
-        size = gib(needs.gradients)
-        said += f"; gradients of {size} take about {found.takes(needs.gradients) * 1e3:.3g} ms an update"
-    if found.backend == "nccl" and nodes > 1 and found.bus < _SLOW:
-        return warning(
-            "all_reduce",
-            f"{said}; slower than 10 Gb/s",
-            "NCCL_DEBUG=INFO tells which network it takes: NET/IB or NET/Socket; NCCL_SOCKET_IFNAME, NCCL_IB_HCA",
-        )
-    return ok("all_reduce", said)
 
 
 def gathered(wire: Wire, hosts: Mapping[int, str], found: Sequence[Finding]) -> list[Finding]:
@@ -133,7 +113,10 @@ def alarm(
         if wire.rank:
             say(f"tlx doctor: rank {wire.rank} ({hosts[wire.rank]}) has waited {wait_s:.0f} s", error=True)
             os._exit(1)
-        give_up(_hanging(wire, hosts, wait_s))
+        said = f"the ranks could not add up numbers within {wait_s:.0f} s"
+        # the store may hang as well
+        known = guarded("all_reduce", lambda: _computed(wire, hosts), limit_s=_GRACE_S / 2)
+        give_up([*known, fault("all_reduce", said, f"NCCL_DEBUG=INFO tells more; {INTERFACES}")])
 
     timer = threading.Timer(wait_s + (_GRACE_S if wire.rank else 0), expired)
     timer.daemon = True
@@ -142,25 +125,3 @@ def alarm(
         yield
     finally:
         timer.cancel()
-
-
-def _hanging(wire: Wire, hosts: Mapping[int, str], wait_s: float) -> list[Finding]:
-    done = threading.Event()
-    found: list[Finding] = []
-
-    def ask() -> None:
-        try:
-            found.extend(_computed(wire, hosts))
-        except Exception as error:  # the store may hang as well
-            found.append(unchecked("all_reduce", error))
-        done.set()
-
-    threading.Thread(target=ask, daemon=True).start()
-    done.wait(_GRACE_S / 2)
-    said = f"ranks have met, and could not add up numbers within {wait_s:.0f} s"
-    return [*found, fault("all_reduce", said, f"NCCL_DEBUG=INFO tells more; {INTERFACES}")]
-
-
-def first_line(error: Exception) -> str:
-    """Of its message, or its type where it has none."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from tlx.base.launcher import environment
 from tlx.base.limits import cores, cpu_quota
 from tlx.doctor import hardware, slurm
-from tlx.doctor.findings import Finding, fault, merged, ok, warning
+from tlx.doctor.findings import Finding, fault, merged, named, ok, warning
 from tlx.doctor.place import Place, in_step
-from tlx.doctor.wire import named
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,6 @@ class Facts:
     host: str
     cores: list[int]
     quota: float | None
-    threads: int
     workers: int
     gpu: str | None
 
@@ -40,46 +37,37 @@ def of_rank(place: Place, *, workers: int, on_cpu: bool) -> Facts:
         if not on_cpu and torch.cuda.is_available():
             about = torch.cuda.get_device_properties(place.local % torch.cuda.device_count())
             gpu = str(getattr(about, "uuid", "")) or None
-    return Facts(place.host, cores(), cpu_quota(), torch.get_num_threads(), workers, gpu)
+    return Facts(place.host, cores(), cpu_quota(), workers, gpu)
 
 
-def joint(all_facts: Sequence[Facts], *, backend: str | None, on_cpu: bool) -> Iterator[Finding]:
+def joint(all_facts: Sequence[Facts], *, backend: str | None) -> Iterator[Finding]:
     """What only all ranks together tell: cores and GPUs of each node, nodes of the job."""
     hosts: dict[str, list[int]] = {}
     for rank, one in enumerate(all_facts):
         hosts.setdefault(one.host, []).append(rank)
-    spread = sorted({len(ranks) for ranks in hosts.values()})
-    each = f"{spread[0]}" if len(spread) == 1 else f"{spread[0]} to {spread[-1]}"
     first = ", ".join(list(hosts)[:4]) + (" ..." if len(hosts) > 4 else "")
-    nodes = "1 node" if len(hosts) == 1 else f"{len(hosts)} nodes, {each} on each"
-    yield ok("ranks", f"all {len(all_facts)} have met, on {nodes}: {first}")
+    yield ok("ranks", f"all {len(all_facts)} have met, nodes: {len(hosts)} ({first})")
     yield from slurm.judge_nodes(slurm.nodes_of(environment().variables), list(hosts))
-    by_node: dict[int, list[Finding]] = {}
+    by_node = {}
     for ranks in hosts.values():
-        of_node = [all_facts[rank] for rank in ranks]
-        by_node[ranks[0]] = list(_of_node(of_node, ranks, backend=backend, on_cpu=on_cpu))
-    yield from merged(by_node, {rank: all_facts[rank].host for rank in by_node} | _others(all_facts, by_node))
+        by_node[ranks[0]] = list(_of_node([all_facts[rank] for rank in ranks], ranks, backend=backend))
+    yield from merged(by_node, {rank: all_facts[rank].host for rank in by_node})
 
 
-def _others(all_facts: Sequence[Facts], by_node: Mapping[int, Any]) -> dict[int, str]:
-    return {rank: one.host for rank, one in enumerate(all_facts) if rank not in by_node}
-
-
-def _of_node(of_node: Sequence[Facts], ranks: Sequence[int], *, backend: str | None, on_cpu: bool) -> Iterator[Finding]:
+def _of_node(of_node: Sequence[Facts], ranks: Sequence[int], *, backend: str | None) -> Iterator[Finding]:
     usable = {core for one in of_node for core in one.cores}
     yield from hardware.judge_cores(
         len(usable), of_node[0].quota, ranks=len(of_node), workers=of_node[0].workers,
-        threads=max(one.threads for one in of_node), on_cpu=on_cpu, in_step=in_step(environment().variables),
+        in_step=in_step(environment().variables),
     )  # fmt: skip
     gpus: dict[str, list[int]] = {}
     for rank, one in zip(ranks, of_node, strict=True):
         if one.gpu is not None:
             gpus.setdefault(one.gpu, []).append(rank)
-    shared = [who for who in gpus.values() if len(who) > 1]
-    if shared and backend != "gloo":
-        said = f"{named(shared[0])} compute on the same GPU, which nccl refuses"
-        yield fault("GPU of each rank", said, "start one process per GPU; LOCAL_RANK counts the processes of a node")
-    elif shared:
-        yield warning("GPU of each rank", f"{named(shared[0])} share a GPU", "start one process per GPU")
+    shared = next((who for who in gpus.values() if len(who) > 1), None)
+    if shared is not None:
+        make = warning if backend == "gloo" else fault  # nccl refuses it
+        todo = "start one process per GPU; LOCAL_RANK counts the processes of a node"
+        yield make("GPU of each rank", f"{named(shared)} compute on the same GPU", todo)
     elif gpus:
         yield ok("GPU of each rank", "each has its own")

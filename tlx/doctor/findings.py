@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Literal
 
 from tlx.base.errors import UserError
@@ -14,9 +16,6 @@ _ORDER: Sequence[Verdict] = ("ok", "warning", "fault")
 
 PATIENCE_S = 20.0
 """Of one check: a file system or a server that hangs must not hold up the others."""
-
-_SHOWN = 8  # groups of ranks that differ
-_FINE = 2  # the same where none of them has anything to mend
 
 
 @dataclass(frozen=True)
@@ -82,77 +81,48 @@ def of_error(name: str, error: UserError, todo: str) -> Finding:
 
 
 def unchecked(name: str, error: Exception) -> Finding:
-    text = next(iter(str(error).strip().splitlines()), "")[:300]
-    said = f"could not be checked: {type(error).__name__}" + (f": {text}" if text else "")
-    return warning(name, said, "look at it by hand")
+    return warning(name, f"could not be checked: {type(error).__name__}: {first_line(error)}", "look at it by hand")
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, or its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300]
 
 
 def merged(by_rank: Mapping[int, Sequence[Finding]], hosts: Mapping[int, str]) -> list[Finding]:
-    """The findings of several ranks as one list, in the order in which they first come.
+    """The findings of several ranks as one list: by name in the order in which they first come, the worst first.
 
-    What all ranks say alike is said once; where they differ, ranks and hosts are named. A check that only some ranks
-    made (one a node, or rank 0) counts as made by those.
+    A warning or a fault is one line for all ranks that have it, and so is what is fine, by its first rank's words.
 
     Args:
         hosts: of every rank.
     """
-    order: dict[str, None] = {}
+    groups: dict[Hashable, dict[int, Finding]] = {}
     for rank in sorted(by_rank):
-        # names of findings that one rank has and others lack keep their place
-        order |= dict.fromkeys(finding.name for finding in by_rank[rank])
+        seen: Counter[str] = Counter()
+        for finding in by_rank[rank]:
+            seen[finding.name] += 1
+            key = (finding.name, seen[finding.name]) if finding.verdict == "ok" else finding
+            groups.setdefault(key, {})[rank] = finding
     found = []
-    for name in order:
-        said: dict[tuple[Finding, ...], list[int]] = {}
-        for rank in sorted(by_rank):
-            own = tuple(f for f in by_rank[rank] if f.name == name)
-            if own:
-                said.setdefault(own, []).append(rank)
-        found += _of_one_name(said, hosts)
-    return found
+    for group in groups.values():
+        first, *others = group.values()
+        like = "" if all(other == first for other in others) else ", and the like"
+        found.append(replace(first, said=f"{whose(list(group), hosts)}{first.said}{like}"))
+    names = list(dict.fromkeys(finding.name for finding in found))
+    return sorted(found, key=lambda f: (names.index(f.name), -_ORDER.index(f.verdict)))
 
 
-def _of_one_name(said: Mapping[tuple[Finding, ...], Sequence[int]], hosts: Mapping[int, str]) -> list[Finding]:
-    groups = sorted(said.items(), key=lambda one: _ORDER.index(worst(f.verdict for f in one[0])), reverse=True)
-    fine = all(f.verdict == "ok" for findings, _ in groups for f in findings)
-    most = _FINE if fine else _SHOWN
-    found = []
-    for findings, ranks in groups[:most]:
-        who = whose(ranks, hosts, alone=len(said) == 1)
-        found += [Finding(f.name, f.verdict, f"{who}{f.said}", f.todo) for f in findings]
-    rest = groups[most:]
-    if rest:
-        verdict = worst(f.verdict for findings, _ in rest for f in findings)
-        first, ranks = rest[0][0][0], [rank for _, own in rest for rank in own]
-        who = f"{'rank' if len(ranks) == 1 else 'ranks'} {numbers(ranks)}"
-        found.append(Finding(first.name, verdict, f"the like on {who}: {first.said}", first.todo))
-    return found
+def whose(ranks: Sequence[int], hosts: Mapping[int, str]) -> str:
+    """Words before what `ranks` have found; none where there is one rank only."""
+    if len(ranks) == len(hosts):
+        return f"all {len(hosts)} ranks: " if len(hosts) > 1 else ""
+    there = list(dict.fromkeys(hosts[rank] for rank in ranks))
+    return f"{named(ranks)} ({', '.join(there[:8])}{' ...' if len(there) > 8 else ''}): "
 
 
-def whose(ranks: Sequence[int], hosts: Mapping[int, str], *, alone: bool) -> str:
-    """Words before what `ranks` have found; nothing where only rank 0 looks.
-
-    Args:
-        alone: no other rank has found anything else.
-    """
-    if alone and list(ranks) == [0]:
-        return ""
-    if alone and len(ranks) == len(hosts):
-        return f"all {len(ranks)} ranks: " if len(ranks) > 1 else ""
-    by_host: dict[str, list[int]] = {}
-    for rank in ranks:
-        by_host.setdefault(hosts[rank], []).append(rank)
-    if alone and len(by_host) == len(set(hosts.values())) == len(ranks):
-        return f"all {len(ranks)} nodes: "
-    parts = [f"{'rank' if len(r) == 1 else 'ranks'} {numbers(r)} ({host})" for host, r in by_host.items()]
-    return ", ".join(parts[:_SHOWN]) + (" ..." if len(parts) > _SHOWN else "") + ": "
-
-
-def numbers(ranks: Sequence[int]) -> str:
-    """``0-3, 7``."""
-    spans: list[list[int]] = []
-    for rank in sorted(ranks):
-        if spans and rank == spans[-1][1] + 1:
-            spans[-1][1] = rank
-        else:
-            spans.append([rank, rank])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" if b > a + 1 else f"{a}, {b}" for a, b in spans)
+def named(ranks: Sequence[int]) -> str:
+    """``ranks 0-3, 7``."""
+    spans = [[r for _, r in span] for _, span in groupby(enumerate(sorted(ranks)), lambda one: one[1] - one[0])]
+    shown = ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else f"{span[0]}" for span in spans)
+    return f"{'rank' if len(ranks) == 1 else 'ranks'} {shown}"

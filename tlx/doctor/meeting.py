@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.base.errors import TlxError
 from tlx.base.terminal import say
-from tlx.doctor.computing import alarm, compute, first_line, gathered
+from tlx.doctor.computing import alarm, compute, gathered
 from tlx.doctor.facts import Facts, joint
 from tlx.doctor.findings import Finding, Section, fault, merged, warning, worst
 from tlx.doctor.network import INTERFACES
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tlx.doctor.look import Look
 
 _TITLE = "between ranks"
-_BLOCKING = ("accelerate", "interface", "GPU", "GPU of each rank", "ranks and GPUs", "torch and driver", "versions")
+_BLOCKING = ("accelerate", "interface", "GPU", "GPU of each rank", "ranks and GPUs", "torch and driver")
 _NOWHERE = ("MASTER_ADDR", "MASTER_PORT")
 
 
@@ -42,39 +42,27 @@ def together(
         own: what this rank has found; `mine`, for what only all together tell.
         give_up: shows a last section and ends the process: of a collective that hangs there is no other way out.
     """
-    place = look.place
-    lost = [f for section in own for f in section.findings if f.verdict == "fault" and f.name in _NOWHERE]
-    if lost:
-        if place.rank == 0:
-            yield from own
-        else:  # nobody else can tell
-            say(f"tlx doctor: rank {place.rank} ({place.host}): {lost[0].name}: {lost[0].said}", error=True)
-        yield Section(_TITLE, (fault("rendezvous", f"not tried, because of {lost[0].name}", lost[0].todo or ""),))
-        return
+    place, wire, begun = look.place, None, False
+    nowhere = [f for section in own for f in section.findings if f.verdict == "fault" and f.name in _NOWHERE]
     try:
+        if nowhere:
+            raise TlxError(f"not tried, because of {nowhere[0].name}: {nowhere[0].said}\n  -> {nowhere[0].todo}")
         wire = Wire.join(wait_s)
-    except TlxError as error:
-        if place.rank == 0:
-            yield from own
-        met = _not_met(error)
-        if place.rank:  # nobody else can tell
-            say(f"tlx doctor: rank {place.rank} ({place.host}): {met.said}\n  -> {met.todo}", error=True)
-        yield Section(_TITLE, (met,))
-        return
-    begun = False
-    try:
         for section in _together(look, wire, own, mine, wait_s, give_up):
             begun = True
             yield section
-    except Exception as error:  # a rank has gone, or does not come so far
+    except Exception as error:  # not all ranks came, or one has gone
         if place.rank == 0 and not begun:
             yield from own
-        yield Section(_TITLE, (fault("ranks", first_line(error), "look at the output of the others"),))
+        found = not_met(error, "rendezvous" if wire is None else "ranks")
+        if place.rank:  # nobody else can tell
+            say(f"tlx doctor: rank {place.rank} ({place.host}): {found.said}\n  -> {found.todo}", error=True)
+        yield Section(_TITLE, (found,))
 
 
-def _not_met(error: TlxError) -> Finding:
+def not_met(error: Exception, name: str) -> Finding:
     said, _, todo = str(error).partition("\n  -> ")
-    return fault("rendezvous", said[:500], f"{todo}; {INTERFACES}" if todo else INTERFACES)
+    return fault(name, said[:500], f"{todo}; {INTERFACES}" if todo else INTERFACES)
 
 
 def _together(
@@ -95,17 +83,14 @@ def _together(
             all_facts = [Facts(**one["facts"]) for one in everybody]
             hosts = {rank: f.host for rank, f in enumerate(all_facts)}
             shown = merge_sections([[_section(s) for s in one["own"]] for one in everybody], hosts)
-            shared = [
-                *joint(all_facts, backend=config.world.backend, on_cpu=mine.gpu is None),
-                *judge_seen(everybody, hosts),
-            ]
+            shared = [*joint(all_facts, backend=config.world.backend), *judge_seen(everybody, hosts)]
             go = not any(map(blocks, [*(f for s in shown for f in s.findings), *shared]))
             yield from shown
     hosts = wire.from_main("hosts", {str(rank): host for rank, host in hosts.items()})
     names = {int(rank): host for rank, host in hosts.items()}
     if wire.from_main("go", go):
         with alarm(wire, names, wait_s, lambda found: give_up(Section(_TITLE, (*shared, *found)))):
-            found = list(compute(config, place, look.needs, wait_s))
+            found = list(compute(config, place, wait_s))
         shared += gathered(wire, names, found)
     elif place.rank == 0:
         shared.append(warning("all_reduce", "not tried, because of the faults above", "mend those first"))

@@ -6,7 +6,6 @@ import errno
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from pathlib import Path
 
 from tlx.base.addresses import addresses, loopback
 from tlx.doctor.findings import Finding, fault, ok, warning
@@ -16,7 +15,6 @@ INTERFACES = (
     "a firewall between the nodes, or the wrong network interface? `ip -br addr` lists them; set GLOO_SOCKET_IFNAME "
     "and NCCL_SOCKET_IFNAME to the one that the nodes share"
 )
-_RANGE = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 def host_name(place: Place, env: Mapping[str, str]) -> Iterator[Finding]:
@@ -31,26 +29,12 @@ def judge_host(name: str, found: list[str], *, many: bool, named: bool) -> Findi
         named: GLOO_SOCKET_IFNAME says which interface is meant.
     """
     todo = "correct /etc/hosts (Debian writes 127.0.1.1 there), or set GLOO_SOCKET_IFNAME to the interface to use"
-    if named:
-        return ok("host name", f"{name}; the interface is GLOO_SOCKET_IFNAME's")
-    if not found:
-        said = f"{name} does not resolve"
-        return warning("host name", said, todo) if many else ok("host name", f"{said}: fine on one node")
-    if not loopback(found):
-        return ok("host name", f"{name} is {', '.join(found[:3])}")
-    said = f"{name} resolves to {found[0]}, the loopback"
+    said = f"{name} resolves to {', '.join(found[:3]) or 'nothing'}"
+    if named or (found and not loopback(found)):
+        return ok("host name", said)
     if many:
         return warning("host name", f"{said}: gloo would tell other nodes to find this one there", todo)
     return ok("host name", f"{said}: fine on one node; for several, {todo}")
-
-
-def ephemeral() -> tuple[int, int] | None:
-    """Ports that the system gives to outgoing connections, first and last."""
-    try:
-        first, last = _RANGE.read_text(encoding="utf-8").split()
-        return int(first), int(last)
-    except (OSError, ValueError):
-        return None
 
 
 def meeting_point(place: Place, env: Mapping[str, str], *, served: bool) -> Iterator[Finding]:
@@ -74,8 +58,11 @@ def meeting_point(place: Place, env: Mapping[str, str], *, served: bool) -> Iter
         yield fault("MASTER_PORT", said, "set it to a free port, for instance 29500")
         return
     # whoever is to listen on it, before it does
-    mine = not served and (place.rank == 0 if not place.alone else any(map(_ours, found)))
-    yield judge_port(int(port), ephemeral(), served=served, taken=mine and taken(int(port)))
+    mine = place.rank == 0 and (not place.alone or loopback(found) or found == addresses(place.host))
+    if mine and not served and taken(int(port)):
+        yield fault("MASTER_PORT", f"{port} is taken by another process on this node", "choose another one")
+    else:
+        yield ok("MASTER_PORT", f"{port}{', held by the launcher' if served else ''}")
 
 
 def judge_address(name: str, found: list[str], *, nodes: int) -> Finding:
@@ -91,20 +78,6 @@ def judge_address(name: str, found: list[str], *, nodes: int) -> Finding:
     return ok("MASTER_ADDR", shown)
 
 
-def judge_port(port: int, ephemeral: tuple[int, int] | None, *, served: bool, taken: bool) -> Finding:
-    if served:
-        return ok("MASTER_PORT", f"{port}, held by the launcher")
-    if taken:
-        return fault("MASTER_PORT", f"{port} is taken by another process on this node", "choose another one")
-    if ephemeral is not None and ephemeral[0] <= port <= ephemeral[1]:
-        return warning(
-            "MASTER_PORT",
-            f"{port} is in the range {ephemeral[0]}-{ephemeral[1]} that outgoing connections get: any may take it",
-            f"choose one below {ephemeral[0]}",
-        )
-    return ok("MASTER_PORT", str(port))
-
-
 def taken(port: int) -> bool:
     """Whether somebody listens on a port of this machine."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as sock:
@@ -115,17 +88,6 @@ def taken(port: int) -> bool:
         except OSError as error:
             return error.errno == errno.EADDRINUSE
     return False
-
-
-def _ours(address: str) -> bool:
-    """Whether an address is one of this machine's."""
-    kind = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with closing(socket.socket(kind, socket.SOCK_STREAM)) as sock:
-        try:
-            sock.bind((address.partition("%")[0], 0))
-        except OSError:
-            return False
-    return True
 
 
 def free_port() -> int:

@@ -6,7 +6,6 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tlx.base.errors import UserError
 from tlx.base.launcher import Environment, environment
 from tlx.doctor.findings import Finding, fault, ok
 
@@ -49,33 +48,15 @@ def of_environment(env: Mapping[str, str], accelerate: Sequence[str] = ()) -> Pl
     Raises:
         UserError: RANK, WORLD_SIZE or their like are no numbers.
     """
-
-    def number(*names: str, default: int) -> int:
-        said = next((env[name] for name in names if env.get(name)), None)
-        try:
-            return default if said is None else int(said)
-        except ValueError:
-            raise UserError(
-                f"{said!r} is no number", where=names[0], todo="unset it, or let a launcher set it"
-            ) from None
-
-    ranked = bool(env.get("RANK")) and bool(env.get("WORLD_SIZE"))
-    size = number("WORLD_SIZE", default=1) if ranked else 1
-    here = number("LOCAL_WORLD_SIZE", default=0) if ranked else 1
-    nodes = number("GROUP_WORLD_SIZE", default=0) if ranked else 0
-    if not nodes and in_step(env):
-        nodes = number("SLURM_STEP_NUM_NODES", "SLURM_NNODES", default=1)
-    if not nodes:
-        nodes = max(size // here, 1) if here else number("SLURM_JOB_NUM_NODES", default=1)
-    return Place(
-        launcher=_launcher(Environment(env, accelerate), ranked),
-        rank=number("RANK", default=0) if ranked else 0,
-        size=size,
-        local=number("LOCAL_RANK", default=0) if ranked else 0,
-        here=here or -(-size // nodes),
-        nodes=nodes,
-        host=socket.gethostname(),
-    )
+    said, host = Environment(env, accelerate), socket.gethostname()
+    if not (env.get("RANK") and env.get("WORLD_SIZE")):
+        return Place("plain python", 0, 1, 0, 1, max(said.number("SLURM_STEP_NUM_NODES", 1), 1), host)
+    size, here = said.size, said.number("LOCAL_WORLD_SIZE", 0)
+    nodes = said.number("GROUP_WORLD_SIZE", 0) or said.number("SLURM_STEP_NUM_NODES", 0)
+    nodes = nodes or (max(size // here, 1) if here else said.number("SLURM_JOB_NUM_NODES", 1))
+    launcher = "accelerate launch" if said.accelerate else "torchrun" if said.elastic else ""
+    launcher = launcher or ("srun" if in_step(env) else "RANK and WORLD_SIZE in the environment")
+    return Place(launcher, said.number("RANK", 0), size, said.local_rank, here or -(-size // nodes), nodes, host)
 
 
 def in_step(env: Mapping[str, str]) -> bool:
@@ -83,34 +64,12 @@ def in_step(env: Mapping[str, str]) -> bool:
     return "SLURM_STEP_NUM_TASKS" in env
 
 
-def _launcher(here: Environment, ranked: bool) -> str:
-    if not ranked:
-        return "plain python"
-    if here.accelerate:
-        return "accelerate launch"
-    if here.elastic:
-        return "torchrun"
-    return "srun" if in_step(here.variables) else "RANK and WORLD_SIZE in the environment"
-
-
 def launcher(place: Place, env: Mapping[str, str]) -> Iterator[Finding]:
-    """Who started this, and whether all that were started know of each other."""
-    tasks = int(env.get("SLURM_STEP_NUM_TASKS") or 1)
-    if place.alone and tasks > 1:
-        yield fault(
-            "launcher",
-            f"srun has started {tasks} tasks, and WORLD_SIZE is not set: each would train alone, in one run folder",
-            "set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT from SLURM_PROCID and its like in each "
-            "task, or start one torchrun per node; slurm/train.sbatch does both",
-        )
-        return
+    """Who started this. Tasks of srun that know nothing of each other are refused as training refuses them."""
     half = [name for name in ("RANK", "WORLD_SIZE") if env.get(name)]
     if place.alone and len(half) == 1:
-        other = "WORLD_SIZE" if half == ["RANK"] else "RANK"
-        yield fault("launcher", f"{half[0]} is set and {other} is not: this would train alone", "set both, or neither")
-        return
-    if place.alone:
+        yield fault("launcher", f"of RANK and WORLD_SIZE only {half[0]} is set: this would train alone", "set both")
+    elif place.alone:
         yield ok("launcher", f"none: one process on {place.host}")
-        return
-    nodes = "1 node" if place.nodes == 1 else f"{place.nodes} nodes"
-    yield ok("launcher", f"{place.launcher}: {place.size} {'rank' if place.size == 1 else 'ranks'} on {nodes}")
+    else:
+        yield ok("launcher", f"{place.launcher}: ranks {place.size}, nodes {place.nodes}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from tlx.base.errors import TlxError
-from tlx.doctor.findings import numbers
+from tlx.doctor.findings import named
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -48,12 +47,11 @@ class Wire:
         self.store.set(f"{topic}/{self.rank}", json.dumps(value))
         if self.rank:
             return None
-        keys = [f"{topic}/{rank}" for rank in range(self.size)]
         try:
-            self.store.wait(keys, self.limit)
+            self.store.wait([f"{topic}/{rank}" for rank in range(self.size)], self.limit)
         except dist.DistError as error:
             raise TlxError(f"{named(self.missing(topic))} said nothing within {self.limit.seconds} s") from error
-        return [json.loads(text) for text in self.store.multi_get(keys)]
+        return list(self.said(topic).values())
 
     def from_main(self, topic: str, value: Any = None) -> Any:
         """Rank 0's value, everywhere."""
@@ -77,8 +75,3 @@ class Wire:
         if self.rank == 0:
             with suppress(RuntimeError):  # a rank that has died needs it no more
                 self.store.wait([f"bye/{rank}" for rank in range(self.size)], timedelta(seconds=10))
-
-
-def named(which: Sequence[int]) -> str:
-    """``ranks 0-3, 7``."""
-    return f"{'rank' if len(which) == 1 else 'ranks'} {numbers(which)}"
