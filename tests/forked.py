@@ -41,7 +41,7 @@ IMPORTED = [
         "tlx.train.build",
         "tlx.train.loop",
         "tlx.models",
-        "tlx.ranks.world",
+        "tlx.ranks.rendezvous",
         "tlx.train.evaluation",
         "tlx.tracking.journal",
     ),

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tlx.base.errors import TlxError
 from tlx.base.files import json_text
 from tlx.plan.config import parse
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.runs.metrics_file import read_rows
 from tlx.runs.progress import MEMORY, Progress, Trend
 from tlx.train.evaluation import constant

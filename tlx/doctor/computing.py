@@ -31,7 +31,7 @@ def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) ->
     import torch
 
     from tlx.doctor import traffic
-    from tlx.ranks import world as worlds
+    from tlx.ranks.rendezvous import join_ranks
 
     if place.alone and config.world.device == "cuda" and not torch.cuda.is_available():
         return  # "torch and driver" has told
@@ -40,7 +40,7 @@ def compute(config: Config, place: Place, needs: Needs | None, wait_s: float) ->
         update["size"] = None  # of the training, which is to be elsewhere
     limited = config.model_copy(update={"world": config.world.model_copy(update=update)})
     try:
-        world = worlds.enter(limited)
+        world = join_ranks(limited)
     except ConfigError as error:
         yield fault("start", "; ".join(error.problems), "make accelerate's settings and the configuration agree")
         return
@@ -76,7 +76,7 @@ def remedy(error: Exception) -> str:
 
 
 def believes(world: Any, place: Place) -> Finding:
-    """What accelerate makes of it; :func:`tlx.ranks.world.enter` has compared ranks already."""
+    """What accelerate makes of it; :func:`tlx.ranks.rendezvous.join_ranks` has compared ranks already."""
     import torch.distributed as dist
 
     accelerator = world.accelerator

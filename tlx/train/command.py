@@ -83,10 +83,10 @@ def _train(
     *,
     began: float | None,
 ) -> Mapping[str, Any] | None:
-    from tlx.ranks import world as worlds
+    from tlx.ranks.rendezvous import join_ranks
     from tlx.runs.stop import StopRequest
 
-    world = worlds.enter(config, watch)
+    world = join_ranks(config, watch)
     leaving.callback(world.leave)
     claim: Claim = together(world, lambda: _look(config, folder, start, world.size) if world.main else None)
     claim = world.from_main(claim)

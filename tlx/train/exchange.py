@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 
 FIELDS = ("loss", "correct", "seen", "bad", "stop", "unfinite")
 """Of one step, summed over ranks: weighted loss, right and all predictions, unreadable samples, ranks asked to stop,

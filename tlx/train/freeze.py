@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tlx.plan.plan import Phase, Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 
 
 def unfreeze(net: nn.Module, phase: Phase, plan: Plan) -> None:

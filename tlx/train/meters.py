@@ -9,7 +9,7 @@ import torch
 from torchmetrics.classification import MulticlassAccuracy
 
 from tlx.base.metrics import top_ks
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 
 
 class EvaluationMeter:

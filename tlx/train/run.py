@@ -14,7 +14,7 @@ from tlx.base.durations import Duration
 from tlx.data.stream.stream import Batch, ShardStream
 from tlx.plan.config import Config
 from tlx.plan.plan import Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.runs.checkpoint import Checkpoints
 from tlx.runs.progress import Progress
 from tlx.runs.saver import Saver

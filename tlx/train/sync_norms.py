@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlx.base.errors import UserError
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 
 
 def synchronise(net: nn.Module, world: World) -> None:
