@@ -18,7 +18,7 @@ from networks import into_nothing, sent, without_route
 from safetensors.torch import save
 from wandb_server import served
 
-from tlx.models.weights.files import local_weights as shelf
+from tlx.models.weights import local_weights as shelf
 
 WEIGHTS = "timm/test_resnet.r160_in1k"
 STEPS = 160

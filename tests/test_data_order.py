@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tlx.base.errors import UserError
+from tlx.data.stream import order
 from tlx.data.stream.order import (
     ORDER_VERSION,
     EpochOrder,
@@ -21,7 +22,6 @@ from tlx.data.stream.order import (
     permuted,
     share,
 )
-from tlx.data.stream.stream import order
 
 shards = st.lists(st.integers(0, 12), max_size=9)
 windows = st.none() | st.integers(1, 10)

@@ -29,8 +29,9 @@ from tlx.base.inputs import InputSpec
 from tlx.base.location import address, folder_name, scrubbed, shown
 from tlx.data.file_lock import locked
 from tlx.data.pixels.transforms import eval_transform
-from tlx.data.remote.files import IndexUnavailable, ShardUnavailable, ahead, cache_room, shard_cache
-from tlx.data.remote.files import files as remote
+from tlx.data.remote import ahead, cache_room, shard_cache
+from tlx.data.remote import files as remote
+from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards import manifest as manifests
 from tlx.data.shards.index import index_shards

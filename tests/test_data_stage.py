@@ -20,8 +20,9 @@ from tlx.base.errors import ConfigError, UserError
 from tlx.base.inputs import InputSpec
 from tlx.data.build.write import BuildOptions, build_shards
 from tlx.data.pixels.transforms import eval_transform
-from tlx.data.remote.files import ShardUnavailable, ahead, shard_cache
-from tlx.data.remote.files import files as remote
+from tlx.data.remote import ahead, shard_cache
+from tlx.data.remote import files as remote
+from tlx.data.remote.files import ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards.index import index_shards
 from tlx.data.shards.manifest import Manifest

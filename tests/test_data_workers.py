@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from tlx.base.errors import TlxError, UserError
+from tlx.data.stream import workers
 from tlx.data.stream.slots import Slots
-from tlx.data.stream.stream import workers
 from tlx.data.stream.workers import InWorker, WorkerDied, at_work_on, in_order, in_slots
 
 

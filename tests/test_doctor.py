@@ -164,7 +164,7 @@ def test_a_gpu_that_is_asked_for_may_be_on_a_compute_node():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_what_a_training_elsewhere_has_is_no_fault_of_this_machine(config):
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
 
     here = place.of_environment({})
     said = configs.load(config, ["world.size=16", "world.device=cpu"])
@@ -587,7 +587,7 @@ def test_no_credentials_of_the_hubs_address_are_shown(monkeypatch):
 
 
 def test_a_backbone_is_made_with_the_classes_that_there_are(config, monkeypatch):
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
 
     asked = []
     monkeypatch.setattr(services, "load", lambda config, *classes: asked.append(classes) or "fine")
@@ -731,7 +731,7 @@ def of_json(done):
 
 
 def test_what_the_training_of_a_configuration_needs(config):
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
 
     said = configs.load(config)
     needs = needs_of(said, 2)

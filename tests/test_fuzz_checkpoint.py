@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from test_report import finish, write_run
 
 from tlx.base.errors import TlxError, UserError
-from tlx.models.weights.files import files as weights
+from tlx.models.weights import files as weights
 from tlx.models.weights.filling import fill
 from tlx.models.weights.local_weights import header
 from tlx.models.weights.pretrained import choose

@@ -21,8 +21,9 @@ from timm.optim import param_groups_layer_decay
 from tlx import models
 from tlx.base.layers import Granularity, LayerMap
 from tlx.models import Backbone
+from tlx.plan import layer_decay
 from tlx.plan.config import Config, load, parse
-from tlx.plan.plan import Plan, layer_decay
+from tlx.plan.plan import Plan
 from tlx.train import components as parts
 from tlx.train.step import set_rates
 

@@ -22,7 +22,8 @@ from safetensors.torch import save_file
 from tlx import models
 from tlx.base.errors import UserError
 from tlx.models import WeightsOptions
-from tlx.models.weights.files import _state_dicts, download, filling
+from tlx.models.weights import download, filling
+from tlx.models.weights.files import _state_dicts
 from tlx.models.weights.state_dict_formats import Reading
 from tlx.plan.config import parse
 from tlx.train.components import backbone_of

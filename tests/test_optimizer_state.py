@@ -11,8 +11,8 @@ from images import make_shards
 
 import tlx.train.loop
 from tlx.base.layers import LayerMap
+from tlx.plan import stale_state
 from tlx.plan.config import Part
-from tlx.plan.plan import stale_state
 from tlx.train.loop import fit
 
 WEIGHT = "features.0.0.weight"

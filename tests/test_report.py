@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tlx.base.errors import UserError
-from tlx.report.report import figures, report
+from tlx.report import figures
+from tlx.report.report import report
 from tlx.runs.history import article_reading, named, read_history
 from tlx.runs.metrics_file import MetricsFile
 from tlx.tracking.wandb_run import WandbRun

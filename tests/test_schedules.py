@@ -11,7 +11,7 @@ from nets import layer, resnet_like, vgg_like
 from tlx.base.durations import duration
 from tlx.base.errors import TlxError, UserError
 from tlx.base.layers import LayerMap
-from tlx.plan.plan import curves, layer_decay, unfreeze
+from tlx.plan import curves, layer_decay, unfreeze
 
 
 def trained(assignment):

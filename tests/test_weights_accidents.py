@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from tlx import models
 from tlx.base.errors import TlxError, UserError
-from tlx.models.weights.files import files as weights
+from tlx.models.weights import files as weights
 from tlx.models.weights.formats import reason
 from tlx.models.weights.local_weights import header
 from tlx.runs.checkpoint import understood

@@ -32,9 +32,9 @@ from tlx import models
 from tlx.base.errors import UserError
 from tlx.base.reachable import reachable
 from tlx.cli.main import app
+from tlx.models.weights import download
+from tlx.models.weights import local_weights as shelf
 from tlx.models.weights.fetch import fetch
-from tlx.models.weights.files import download
-from tlx.models.weights.files import local_weights as shelf
 
 TINY = "timm/test_resnet.r160_in1k"
 FILE = "timm--test_resnet.r160_in1k.safetensors"

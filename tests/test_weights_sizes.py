@@ -19,8 +19,8 @@ from tlx import models
 from tlx.base.errors import UserError
 from tlx.models import WeightsOptions
 from tlx.models.libraries.from_timm import Timm
+from tlx.models.weights import local_weights as shelf
 from tlx.models.weights.fetch import fetch
-from tlx.models.weights.files import local_weights as shelf
 from tlx.plan.config import parse
 from tlx.train.components import backbone_of
 

@@ -48,7 +48,7 @@ def data(
     from tlx.base.files import json_text
     from tlx.bench import data as measured
     from tlx.bench.data_text import text
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
     from tlx.train import data as feed
 
     counts = _numbers(workers) if workers is not None else None
@@ -92,7 +92,7 @@ def train(
     from tlx.base.files import json_text
     from tlx.bench import train as measured
     from tlx.bench.train_text import text
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
 
     report = measured.measure(configs.load(config, overrides or ()), steps=steps, phase=phase)
     hand_over(json_text(report.data)) if as_json else say(text(report))

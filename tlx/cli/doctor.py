@@ -33,7 +33,7 @@ def doctor(
     from tlx.doctor import examine
     from tlx.doctor.place import of_environment
     from tlx.doctor.shown import Output
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
 
     if config is not None and "=" in config.name and not config.exists():
         raise UserError(f'"{config}" changes a configuration, and none is named', todo="tlx doctor CONFIG key=value")

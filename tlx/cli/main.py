@@ -90,7 +90,7 @@ def train(
     as_courtesy()
     if not launched():  # a launcher ends when its terminal is closed, and its ranks are asked to stop; see StopRequest
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
     from tlx.train import command as training
 
     wanted = configs.load(config, overrides or ())
@@ -127,7 +127,7 @@ def plan(
     measure: Annotated[bool, typer.Option("--measure", help=MEASURE)] = False,
 ) -> None:
     """Show who trains when and at which rate, without a GPU or weights."""
-    from tlx.plan.plan import config as configs
+    from tlx.plan import config as configs
     from tlx.train import build
 
     changes, files = _without_files(overrides or [], wanted=picture)

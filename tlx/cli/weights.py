@@ -29,8 +29,8 @@ def fetch(
     tag: Annotated[str | None, typer.Option("--tag", "--weights", help="Which weights; the default ones.")] = None,
 ) -> None:
     """Download weights, one safetensors file each, into a folder that machines without internet read."""
+    from tlx.models.weights import local_weights as shelf
     from tlx.models.weights.fetch import fetch as fetched
-    from tlx.models.weights.files import local_weights as shelf
 
     as_courtesy()  # a reader that has enough is no reason to leave weights out
     folder = to or next(iter(shelf.folders()), Path("weights"))

@@ -82,7 +82,7 @@ def caches() -> Iterator[Finding]:
     import torch
     from huggingface_hub import constants
 
-    from tlx.models.weights.files import local_weights as shelf
+    from tlx.models.weights import local_weights as shelf
 
     absent = [str(folder) for folder in shelf.folders() if not folder.is_dir()]
     if absent:
@@ -157,7 +157,7 @@ def load(config: Config, classes: int, names: Sequence[str] | None = None) -> st
     Raises:
         UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
     """
-    from tlx.models.weights.files import download
+    from tlx.models.weights import download
     from tlx.train.components import backbone_of
 
     if config.backbone.weights == "none" and not config.keeps_head:

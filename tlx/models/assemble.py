@@ -21,7 +21,8 @@ from tlx.models.layers.structure import Anatomy
 from tlx.models.layers.trace import BATCH, Trace, build_empty, trace
 from tlx.models.layers.units import Labels, cut
 from tlx.models.libraries.sources import Source
-from tlx.models.weights.files import Given, in_fp32, pretrained
+from tlx.models.weights import pretrained
+from tlx.models.weights.files import Given, in_fp32
 from tlx.models.weights.filling import Filled, fill, refuse_unknown, take_head
 from tlx.models.weights.positions import KEY as SIZE_KEY
 from tlx.models.weights.positions import Positions

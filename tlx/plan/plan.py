@@ -21,9 +21,9 @@ from tlx.base.layers import Layer, LayerMap, Parameter
 from tlx.base.location import shown
 from tlx.base.norms import POLICIES, NormPolicy, NormState
 from tlx.data.stream.order import micro_batch_sizes
+from tlx.plan import returned
+from tlx.plan import warnings as plan_warnings
 from tlx.plan.config import Config, Part, PhaseSettings, Plateau
-from tlx.plan.plan import returned
-from tlx.plan.plan import warnings as plan_warnings
 from tlx.plan.unfreeze import Assignment, Mode
 
 SAMPLED = 200

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 from tlx.base import plug
 from tlx.base.durations import Duration, Mark
 from tlx.data.stream.order import micro_batch_sizes, micro_batches
+from tlx.plan import stale_state
 from tlx.plan.config import Checkpoint, Config, Evaluate, NonFinite, Part, Track
-from tlx.plan.plan import stale_state
 from tlx.plan.returned import sampled
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from pathlib import Path
 from tlx.base.errors import UserError
 from tlx.base.files import write_whole
 from tlx.base.terminal import drawn, escaped, say, tables, width
+from tlx.report import figures
 from tlx.report.page import COLUMNS, Section, cells, page
-from tlx.report.report import figures
 from tlx.runs.history import History, named, read_history
 
 FILES = {

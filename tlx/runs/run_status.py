@@ -14,8 +14,8 @@ from typing import Any
 from tlx.base.errors import Problems, UserError
 from tlx.base.parsing import from_json
 from tlx.base.terminal import escaped
+from tlx.plan import config as configs
 from tlx.plan.config import Config
-from tlx.plan.plan import config as configs
 from tlx.runs.extend import earlier
 from tlx.runs.run_lock import holder
 

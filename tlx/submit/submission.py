@@ -14,8 +14,8 @@ from tlx.base.errors import UserError
 from tlx.base.files import write_whole
 from tlx.base.location import without_credentials
 from tlx.base.parsing import to_yaml
+from tlx.plan import config as configs
 from tlx.plan.config import Config
-from tlx.plan.plan import config as configs
 from tlx.runs.extend import Extend
 from tlx.runs.run_folder import JOBS, RunFolder, Start
 from tlx.submit import checks, slurm

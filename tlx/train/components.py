@@ -135,7 +135,7 @@ def refuse_other_head(config: Config, names: Sequence[str] | None, *, there: boo
         UserError: nothing says what it is for, or it is for others, or is another head.
     """
     from tlx import models
-    from tlx.models.weights.files import pretrained
+    from tlx.models.weights import pretrained
     from tlx.models.weights.provenance import record_of
 
     asked, key = config.backbone, "head.keep"

@@ -26,10 +26,10 @@ from tlx.base.files import sha256_of, write_whole
 from tlx.base.location import folder_name, is_remote, shown
 from tlx.base.terminal import say
 from tlx.data.file_lock import locked
+from tlx.data.remote import files as remote
 from tlx.data.remote.ahead import LOOK_S, Ahead, Wanted
 from tlx.data.remote.cache_room import MARK, CacheSpec, default_folder, limit_of, no_room, part_of, reserve
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
-from tlx.data.remote.files import files as remote
 from tlx.data.remote.kept import Kept, read_kept
 
 __all__ = ["CacheSpec", "ShardCache", "default_folder"]

@@ -15,7 +15,7 @@ from tlx.base.inputs import InputSpec
 from tlx.models import Backbone
 from tlx.models.channels import RGB, rechannel
 from tlx.models.libraries.sources import RESERVED
-from tlx.models.weights.files import files
+from tlx.models.weights import files
 
 IN_CHANS = "in_chans"
 

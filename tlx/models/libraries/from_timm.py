@@ -25,7 +25,7 @@ from tlx.models.layers.trace import Uninitialised, build_empty
 from tlx.models.layers.units import Labels
 from tlx.models.libraries.sources import check_arguments, signature
 from tlx.models.libraries.timm_filter import converter
-from tlx.models.weights.files import download, files
+from tlx.models.weights import download, files
 from tlx.models.weights.formats import format_of, reason, refused
 from tlx.models.weights.provenance import SIZE_ARGUMENTS
 

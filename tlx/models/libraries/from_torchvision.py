@@ -18,7 +18,7 @@ from tlx.base.inputs import InputSpec
 from tlx.models.channels import RGB, rechannel
 from tlx.models.layers.trace import Uninitialised
 from tlx.models.libraries.sources import check_arguments, required, signature
-from tlx.models.weights.files import download, files
+from tlx.models.weights import download, files
 from tlx.models.weights.formats import format_of, refused
 
 

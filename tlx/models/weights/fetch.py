@@ -10,8 +10,8 @@ from pathlib import Path
 from tlx import models
 from tlx.base.errors import UserError
 from tlx.models.libraries.sources import Source
-from tlx.models.weights.files import download, files
-from tlx.models.weights.files import local_weights as shelf
+from tlx.models.weights import download, files
+from tlx.models.weights import local_weights as shelf
 from tlx.models.weights.pretrained import HUB, Origin, choose, repository
 
 

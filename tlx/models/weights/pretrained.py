@@ -10,8 +10,8 @@ from typing import Any
 
 from tlx.base.errors import UserError, did_you_mean
 from tlx.models.libraries.sources import Source
-from tlx.models.weights.files import download, files
-from tlx.models.weights.files import local_weights as shelf
+from tlx.models.weights import download, files
+from tlx.models.weights import local_weights as shelf
 from tlx.models.weights.provenance import RunRecord, Size, base, record_of
 
 HUB = ("hf-hub:", "hf_hub:")
