@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tlx.plan.config import Config, parse
-from tlx.ranks import world
+from tlx.ranks.rendezvous import join_ranks
 from tlx.runs.run_folder import Claim, RunFolder
 from tlx.train import command as training
 from tlx.train.run import Run
@@ -57,7 +57,7 @@ def composer(shards: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, **usua
 
     def compose(run: Path | str = folder, **over: Any) -> Run:
         config = parse(raw_of(shards, run, **{**usual, **over}))
-        alone = world.enter(config)
+        alone = join_ranks(config)
         place = RunFolder(config.run)
         claimed(place, config)
         try:

@@ -42,7 +42,7 @@ IMPORTED = [
         "tlx.train.command",
         "tlx.train.loop",
         "tlx.models",
-        "tlx.ranks.world",
+        "tlx.ranks.rendezvous",
         "tlx.train.evaluation",
         "tlx.tracking.journal",
     ),

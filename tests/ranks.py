@@ -16,7 +16,7 @@ from composed import claimed
 
 import tlx.train.loop
 from tlx.plan.config import parse
-from tlx.ranks import world
+from tlx.ranks.rendezvous import join_ranks
 from tlx.runs.run_folder import RunFolder
 from tlx.train import command as training
 from tlx.train.result import result_of
@@ -164,7 +164,7 @@ def main(out: Path, shards: Path, names: list[str]) -> None:
     train_step = tlx.train.loop.train_step
     for name in names or list(SCENARIOS):
         config = config_of(name, out, shards)
-        ranks = world.enter(config)
+        ranks = join_ranks(config)
         folder = RunFolder(config.run)
         if ranks.main:
             claimed(folder, config)

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from trainings import Training, config_of, moved, values
 
-from tlx.ranks import world as worlds
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
+from tlx.ranks.rendezvous import join_ranks
 
 CASES: dict[str, dict[str, Any]] = {
     "torchvision/resnet18": {"size": 64},
@@ -74,7 +74,7 @@ def state_hash(training: Training) -> str:
 
 
 def main(report: Path, names: list[str]) -> None:
-    world = worlds.enter(config_of(names[0], batch=2))
+    world = join_ranks(config_of(names[0], batch=2))
     seen = {name: train(name, world) for name in names}
     if world.main:
         report.write_text(json.dumps(seen))

@@ -27,7 +27,7 @@ from tlx.base.console import Console
 from tlx.base.errors import TlxError, UserError
 from tlx.cli import main as cli
 from tlx.plan.config import parse
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.runs.metrics_file import MetricsFile, read_rows
 from tlx.runs.run_folder import Claim, RunFolder
 from tlx.runs.run_lock import RunLock

@@ -37,6 +37,7 @@ from tlx.data.pixels.decode import decode
 from tlx.data.shards.check import check_shards, describe_shards
 from tlx.data.shards.examine import examine
 from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.tars import add_sample
 from tlx.data.stream.reader import ShardReader
 
 RGB_PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -77,6 +78,19 @@ def test_shards_are_plain_webdataset_with_the_original_bytes(src, tmp_path):
             assert originals[sample["jpg"]] == summary.classes[int(sample["cls"])]
             seen.add(sample["jpg"])
     assert len(seen) == 45
+
+
+def test_a_tar_has_the_bytes_of_webdatasets_writer():
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    long = "k" * 120  # needs a header of its own
+    samples = {"000000000": {"jpg": b"x" * 700, "cls": b"3"}, long: {"seg.png": b"", "json": b"{}"}}
+    with tarfile.open(fileobj=ours, mode="w|") as tar:
+        for key, members in samples.items():
+            add_sample(tar, key, members)
+    with webdataset.TarWriter(theirs, encoder=False, mtime=0) as writer:
+        for key, members in samples.items():
+            writer.write({"__key__": key, **members})
+    assert ours.getvalue() == theirs.getvalue()
 
 
 def test_the_index_leads_to_the_same_bytes(src, tmp_path):

@@ -22,8 +22,8 @@ from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards import overlap
 from tlx.data.shards.manifest import Manifest
 from tlx.plan.config import parse
+from tlx.ranks.collectives import World
 from tlx.ranks.watch import Watch
-from tlx.ranks.world import World
 from tlx.train import data as feed
 from tlx.train import verification
 from tlx.train.loop import fit

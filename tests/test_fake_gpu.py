@@ -18,7 +18,7 @@ from tlx.data.stream.mix import Mix
 from tlx.data.stream.stream import Batch
 from tlx.plan.config import EMA, parse
 from tlx.plan.plan import Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.train import optim
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import EvaluationMeter, Span

@@ -130,4 +130,4 @@ def test_a_training_that_hangs_does_not_end_the_process_of_whoever_called_it(mon
     assert exits == []
     told = capfd.readouterr().err
     assert told.count("hangs at step 7, in 'step'") == 1
-    assert "nothing has happened for 1.5 s" in told
+    assert "no progress for 1.5 s" in told

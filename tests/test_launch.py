@@ -16,7 +16,7 @@ from commands import environment
 from tlx.base.errors import UserError
 from tlx.plan.config import parse
 from tlx.ranks.accelerate_settings import Source, conflicts, option, promised
-from tlx.ranks.world import enter
+from tlx.ranks.rendezvous import join_ranks
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = str(ROOT / "tests" / "world_size.py")
@@ -110,7 +110,7 @@ def config(**over):
 def test_another_number_of_ranks_than_expected_is_an_error(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(UserError, match="expects 4 ranks, the launcher has started 1"):
-        enter(config(world={"size": 4, "device": "cpu"}))
+        join_ranks(config(world={"size": 4, "device": "cpu"}))
 
 
 @pytest.mark.parametrize(

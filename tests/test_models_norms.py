@@ -32,7 +32,7 @@ from tlx.base.layers import LayerMap
 from tlx.base.norms import POLICIES, NormState
 from tlx.models.layers.kinds import is_norm, moves
 from tlx.plan.plan import Phase, Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.runs.checkpoint import weights_of
 from tlx.train.freeze import synchronise
 from tlx.train.recompute import recompute_blocks

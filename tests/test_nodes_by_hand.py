@@ -19,7 +19,7 @@ from networks import INTERFACE, Machine, two_machines
 from test_launch import ROOT, config, free_port
 
 from tlx.base.errors import TlxError, UserError
-from tlx.ranks import world
+from tlx.ranks import rendezvous
 
 RAW = {
     "seed": 5,
@@ -235,9 +235,9 @@ def test_a_wrong_address_is_told_where_it_is_used(plan, tmp_path):
             ranks.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         first, second = (process.communicate(timeout=120)[0] for process in ranks)
     assert [process.returncode for process in ranks] == [1, 1]
-    assert "rank 1 (two) has found nobody at MASTER_ADDR:MASTER_PORT = localhost:" in second
+    assert "rank 1 (two) cannot connect to MASTER_ADDR:MASTER_PORT = localhost:" in second
     assert "localhost is two itself: if rank 0 runs elsewhere" in second
-    assert "not all 2 ranks have met at localhost:" in first
+    assert "not all 2 ranks joined at localhost:" in first
     assert "MASTER_ADDR must lead them to this machine (one)" in first
     assert "Exception raised from" not in second, "a trace of C++"
 
@@ -246,15 +246,15 @@ def test_a_wrong_address_is_told_where_it_is_used(plan, tmp_path):
     ("address", "said"),
     [
         ("127.0.0.1", "is .* itself: if rank 0 runs elsewhere"),
-        ("nowhere.invalid", "is no name that .* knows"),
+        ("nowhere.invalid", "cannot resolve nowhere.invalid"),
     ],
 )
 def test_nobody_is_where_rank_0_should_be(monkeypatch, address, said):
-    monkeypatch.setattr(world, "_limit", lambda config: timedelta(seconds=0.2))
+    monkeypatch.setattr(rendezvous, "limit_of", lambda config: timedelta(seconds=0.2))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": "9"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(TlxError, match=rf"rank 1 .* has found nobody at .* = {address}:9 (.|\n)*{said}"):
-        world.enter(config())
+    with pytest.raises(TlxError, match=rf"rank 1 .* cannot connect to .* = {address}:9 (.|\n)*{said}"):
+        rendezvous.join_ranks(config())
 
 
 def test_nothing_says_where_ranks_meet(monkeypatch):
@@ -262,29 +262,29 @@ def test_nothing_says_where_ranks_meet(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="this is rank 1 of 2, and nothing says where ranks meet"):
-        world.enter(config())
+        rendezvous.join_ranks(config())
 
 
 def test_tasks_of_srun_that_nobody_has_made_ranks_of(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     with pytest.raises(UserError, match=r"srun has started 4 tasks(.|\n)*train\.sbatch(.|\n)*RANK=\$SLURM_PROCID"):
-        world.enter(config(world={"device": "cpu"}))
+        rendezvous.join_ranks(config(world={"device": "cpu"}))
     monkeypatch.setenv("WORLD_SIZE", "1")  # a training per task
-    assert world.enter(config(world={"device": "cpu"})).size == 1
+    assert rendezvous.join_ranks(config(world={"device": "cpu"})).size == 1
 
 
 @pytest.mark.parametrize(
     ("address", "port", "said"),
     [
-        ("127.0.0.1", "70000", r"MASTER_PORT: '70000' is no port\n  -> .* 1 to 65535"),
-        ("127.0.0.1", "0", "MASTER_PORT: '0' is no port"),
-        ("127.0.0.1", "\N{SUPERSCRIPT TWO}", "MASTER_PORT: .*xb2' is no port"),
-        ("a..b", "9", r"MASTER_ADDR: no machine can have this name\n  -> a\.\.b is no name that .* knows"),
+        ("127.0.0.1", "70000", r"MASTER_PORT: '70000' is not a port\n  -> .* 1 to 65535"),
+        ("127.0.0.1", "0", "MASTER_PORT: '0' is not a port"),
+        ("127.0.0.1", "\N{SUPERSCRIPT TWO}", "MASTER_PORT: .*xb2' is not a port"),
+        ("a..b", "9", r"MASTER_ADDR: not a valid host name\n  -> .* cannot resolve a\.\.b"),
     ],
 )
 def test_what_cannot_be_an_address_is_told_at_once(monkeypatch, address, port, said):
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": address, "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=said):
-        world.enter(config())
+        rendezvous.join_ranks(config())

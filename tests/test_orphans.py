@@ -19,8 +19,9 @@ import torch.distributed as dist
 from commands import command, environment, kill_all, ranks_of, start, status, wait_for_step
 from test_ranks_faults import Plain, config, run, shards, took  # noqa: F401
 
+import tlx.ranks.failure_detector
 import tlx.ranks.watch
-from tlx.ranks.heartbeat import Verdict
+from tlx.ranks.state import Failure
 from tlx.ranks.watch import Watch
 from tlx.runs.processes import Early, Siblings, launcher_above
 from tlx.runs.run_folder import RunFolder
@@ -126,15 +127,7 @@ def test_a_rank_that_ends_before_all_have_met_is_named(meeting):
     until(lambda: watch.ended)
     verdict = watch.ended[0]
     assert (verdict.kind, verdict.mute) == ("died", (1,))
-    assert f"pid {other.pid}) ended while it was starting" in verdict.message
-
-
-@pytest.mark.parametrize(("said", "kind"), [("user-error", "refused"), ("fault", "failed")])
-def test_the_verdict_of_another_rank_ends_the_waiting_for_it(meeting, tmp_path, said, kind):
-    watch, _ = meeting
-    (tmp_path / "verdict").write_text(json.dumps({"status": said, "message": "torchrun on n2 ended with code 1"}))
-    until(lambda: watch.ended)
-    assert watch.ended[0] == Verdict(kind, "torchrun on n2 ended with code 1")
+    assert f"pid {other.pid}) died during start-up" in verdict.message
 
 
 @pytest.mark.parametrize(("older_s", "is_taken"), [(59, True), (61, False)])
@@ -146,12 +139,13 @@ def test_the_verdict_of_an_earlier_start_is_not_taken_for_this_ones(tmp_path, mo
     file.write_text(json.dumps({"status": "fault", "message": "torchrun on n2 ended with code 1"}))
     then = psutil.Process().create_time() - older_s
     os.utime(file, (then, then))
-    monkeypatch.setattr(Watch, "_run", lambda _: None)  # it looks when it is told to
     watch, ended = Watch(early=Early(Siblings.here({}), None)), []
     watch._end = ended.append
     watch.begin(0, 2)
-    watch._look_beside(10.0)
-    assert ended == ([Verdict("failed", "torchrun on n2 ended with code 1")] if is_taken else [])
+    watch._since["noticed"] = -10.0
+    watch._check_start(watch.state.read())
+    watch.close()
+    assert ended[:1] == ([Failure("failed", "torchrun on n2 ended with code 1")] if is_taken else [])
 
 
 def test_a_launcher_that_ends_all_ranks_is_answered_though_the_main_thread_waits_in_c(meeting):
@@ -161,27 +155,18 @@ def test_a_launcher_that_ends_all_ranks_is_answered_though_the_main_thread_waits
     assert watch.ended[0].kind == "asked"
 
 
-def test_once_ranks_have_met_an_earlier_one_beside_is_of_no_matter(meeting):
+def test_once_ranks_have_joined_an_earlier_one_beside_is_of_no_matter(meeting):
     watch, other = meeting
     watch.start(dist.HashStore(), 0, 1)
     other.kill()
-    time.sleep(3)
+    other.wait()
+    watch._since["noticed"] = -10.0
+    watch._check_start(watch.state.read())
     assert watch.ended == []
 
 
-def test_a_rank_that_met_the_others_and_gave_no_sign_has_died(monkeypatch):
-    monkeypatch.setattr(tlx.ranks.watch, "_UNHEARD_S", 1.0)
-    watch, ended = Watch(patience_s=600), []
-    watch._end = ended.append
-    watch.start(dist.HashStore(), 0, 2)
-    until(lambda: watch._verdict)
-    watch.close()
-    assert watch._verdict.message == "rank 1 has given no sign since ranks met: it died while it was starting"
-    assert list(watch._verdict.mute) == [1]
-
-
 def test_a_launcher_that_dies_is_a_request_to_stop_and_then_the_end(sleeper, monkeypatch):
-    monkeypatch.setattr(tlx.ranks.watch, "_ORPHAN_S", 2.5)
+    monkeypatch.setattr(tlx.ranks.failure_detector, "ORPHAN_S", 2.5)
     launcher, asked, ended = sleeper(), [], []
     monkeypatch.setattr(tlx.ranks.watch, "launcher_above", lambda: psutil.Process(launcher.pid))
     watch = Watch(patience_s=600)
@@ -215,7 +200,7 @@ def test_the_end_of_a_process_needs_no_terminal(tmp_path, monkeypatch, kind, cod
         for name in ("stderr", "__stderr__"):
             patched.setattr(sys, name, closed)
         try:
-            watch._end(Verdict(kind, "why"))
+            watch._end(Failure(kind, "why"))
         finally:
             faulthandler.cancel_dump_traceback_later()
     assert codes == [code]
@@ -236,7 +221,6 @@ def test_a_signal_after_the_meeting_and_before_training_is_a_request_to_stop(tmp
     """Not the end of a process that nobody then speaks for."""
     former = signal.getsignal(signal.SIGTERM)
     watch = Watch(early=Early(Siblings.here({}), EarlySignals.heard()))
-    watch._met()
     os.kill(os.getpid(), signal.SIGTERM)
     stop = StopRequest(tmp_path, launched=True, early=watch.hand_over_signals())
     assert stop.reason == "SIGTERM"

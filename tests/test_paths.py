@@ -148,5 +148,5 @@ def test_ranks_may_each_have_a_cache_of_their_own(file):
     said = []
     check_start(load(file, ["data.cache.folder=/a"]), lambda value, *, topic: said.append(value) or [value])
     check_start(load(file, ["data.cache.folder=/b"]), lambda value, *, topic: [said[0], value])
-    with pytest.raises(UserError, match="ranks were not given the same"):
+    with pytest.raises(UserError, match="ranks have different inputs"):
         check_start(load(file, ["seed=1"]), lambda value, *, topic: [said[0] if topic == "start" else value, value])

@@ -26,10 +26,11 @@ from images import make_shards
 
 import tlx.ranks.store_prefix
 from tlx.base.errors import TlxError, UserError
-from tlx.ranks.heartbeat import Sign, Wire
+from tlx.ranks.heartbeat import HeartbeatChannel
 from tlx.ranks.same_inputs import compare
+from tlx.ranks.state import Heartbeat, SharedState, Snapshot
 from tlx.ranks.store_prefix import of_this_attempt
-from tlx.ranks.watch import Watch, _Peer
+from tlx.ranks.watch import Watch
 from tlx.runs.run_folder import RunFolder
 
 BOUND_S = 45
@@ -206,7 +207,7 @@ def test_a_rank_that_keeps_the_interpreters_lock_is_found_and_leaves_its_stack(c
         since = time.monotonic()
         assert plain.ends(within=PATIENCE_S + BOUND_S, but=[1]) == [1], plain.text()
         took(record_property, f"rank 1 keeps the interpreter's lock, patience {PATIENCE_S} s", since)
-        assert f"{name(1, plain.ranks[1].pid)} does not answer, since it was at step" in status(run)["message"]
+        assert f"{name(1, plain.ranks[1].pid)} does not answer since it was at step" in status(run)["message"]
         # it cannot end itself: no clock tells that from a job that was suspended
         while "in fail" not in (run / "stacks" / "rank-1.txt").read_text():
             assert plain.ranks[1].poll() is None
@@ -279,7 +280,7 @@ def test_stacks_that_the_clock_alone_has_written_are_explained_also_at_the_end(t
     file = tmp_path / "stacks" / "rank-0.txt"
     watch = Watch(RunFolder(tmp_path), patience_s=1800)
     watch.start(None, 0, 1)
-    faulthandler.dump_traceback(file=watch._stacks)  # as its timer does where no thread gets to run
+    faulthandler.dump_traceback(file=watch.stacks.open())  # as its timer does where no thread gets to run
     watch.close()
     said = "It went on after that: it had been suspended, or the interpreter's lock was kept.\n"
     assert file.read_text().endswith(said)
@@ -293,20 +294,6 @@ def test_a_folder_that_cannot_be_looked_at_ends_no_training():
     watch = Watch(RunFolder(Stale("run")), patience_s=1800)
     watch.start(None, 0, 1)
     watch.close()
-
-
-@pytest.mark.parametrize("state", ["alive", "stuck"])
-def test_who_has_begun_the_fewest_collectives_is_named_though_it_has_beaten_last(state):
-    watch = Watch(patience_s=9)
-    watch.rank, watch.size = 1, 2
-    own = Sign(1, "h", 1, 0.0, step=500, stage="step", collectives=101, state="stuck")
-    other = Sign(0, "g", 42, 0.0, step=500, stage="evaluation", collectives=100, state=state)
-    watch._sign = lambda: own
-    watch._peers = {0: _Peer(other, "h")}
-    message = watch._hang(SimpleNamespace(seen={0: other})).message
-    said = "is at step 500, in 'evaluation', and the others wait" if state == "alive" else "hangs at step 500, in 'eval"
-    assert message.startswith(f"rank 0 (g, pid 42) {said}")
-    assert "rank 1" not in message
 
 
 class Ranks:
@@ -358,10 +345,10 @@ def test_what_all_ranks_raise_alike_cuts_none_that_still_writes(tmp_path):
 
 
 def test_a_checkpoint_under_way_is_waited_for(tmp_path):
-    code, _, text = Ranks("wish", tmp_path / "run", ranks=1).ends()[0]
+    code, _, text = Ranks("before-exit", tmp_path / "run", ranks=1).ends()[0]
     assert code == 1
     assert "hangs at step 1, in 'step'" in text
-    assert (tmp_path / "run" / "wish").read_text() == "granted"
+    assert (tmp_path / "run" / "checkpoint").read_text() == "written"
 
 
 def test_a_mistake_of_one_rank_is_told_to_the_one_whose_collective_failed():
@@ -379,16 +366,16 @@ def test_a_mistake_of_one_rank_is_told_to_the_one_whose_collective_failed():
         watch.close()
 
 
-def test_a_watch_that_fails_leaves_no_frozen_sign(capfd):
+def test_a_watch_that_fails_leaves_no_frozen_heartbeat(capfd):
     store, watch = dist.HashStore(), Watch(patience_s=600)
-    watch._look = lambda *_: 1 / 0
+    watch._round = lambda *_: 1 / 0
     watch.start(store, 1, 2)
-    key, deadline = "signs/sign/1", time.monotonic() + 60
+    key, deadline = "heartbeats/1", time.monotonic() + 60
     while not store.check([key]) or '"left"' not in store.get(key).decode():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     watch.close()
-    assert "not watched any more: ZeroDivisionError" in capfd.readouterr().err
+    assert "no longer watched: ZeroDivisionError" in capfd.readouterr().err
 
 
 # The store
@@ -438,32 +425,38 @@ def test_a_connection_that_is_cut_is_made_again_and_one_refused_is_the_end():
         deadline = time.monotonic() + 60
         while not true():
             assert time.monotonic() < deadline
-            wire.hurry()
+            state.change(lambda known: known.told("alive"))
             time.sleep(0.02)
+
+    def answers() -> bool:
+        """Whether the store has answered since it was last asked here."""
+        known = state.change(lambda known: replace(known, now_s=known.now_s + 1))
+        time.sleep(0.1)
+        return state.read().answered_s > known.answered_s
 
     serving = dist.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False, timeout=timedelta(seconds=60))
     proxy = Proxy(serving.port)
     store = dist.TCPStore("127.0.0.1", proxy.port, 2, False, timeout=timedelta(seconds=60))
-    wire = Wire(dist.PrefixStore("tlx", store), Sign(1, "h", 1, 0.0), 2)
-    until(lambda: wire.answered >= 2)
+    state = SharedState(Snapshot(Heartbeat(1, "h", 1, 0.0), 2))
+    channel = HeartbeatChannel(dist.PrefixStore("tlx", store), state, 2)
+    until(answers)
     for _ in range(3):
-        before = wire.answered
         proxy.cut()
-        until(lambda before=before: wire.answered >= before + 2)
-    assert wire.gone is None
-    wire.own = replace(wire.own, step=9)
-    until(lambda: '"step": 9' in serving.get("tlx/signs/sign/1").decode())
+        until(answers)
+    assert state.read().store_error is None
+    state.change(lambda known: known.progressed("step", 9))
+    until(lambda: '"step": 9' in serving.get("tlx/heartbeats/1").decode())
     proxy.close()
-    until(lambda: wire.gone is not None)
-    assert wire.refused
-    wire.close(timeout_s=3)
+    until(lambda: state.read().store_error is not None)
+    assert state.read().store_refused
+    channel.close(timeout_s=3)
 
 
 def test_ranks_that_have_come_do_not_blame_rank_0_and_ask_it_ever_less(monkeypatch):
     rests = []
     clock = SimpleNamespace(monotonic=lambda: sum(rests), sleep=rests.append)
     monkeypatch.setattr(tlx.ranks.store_prefix, "time", clock)
-    with pytest.raises(TlxError, match="rank 0 has not come"):
+    with pytest.raises(TlxError, match="rank 0 did not join"):
         of_this_attempt(dist.HashStore(), 1, 3, timeout=timedelta(seconds=60))
     assert len(rests) < 80
     assert rests[0] < 0.05
@@ -482,8 +475,8 @@ def test_ranks_that_have_come_do_not_blame_rank_0_and_ask_it_ever_less(monkeypat
         thread.start()
     for thread in threads:
         thread.join()
-    assert errors[0].startswith("rank 2 of 3 has not come")
-    assert errors[1].startswith("not all ranks have come; rank 0 is here")
+    assert errors[0].startswith("rank 2 of 3 did not join")
+    assert errors[1].startswith("not all ranks joined; rank 0 did")
 
 
 # Differences

@@ -13,7 +13,7 @@ from tlx import models
 from tlx.base.errors import UserError
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.runs.progress import Mean
 from tlx.train.objectives import cross_entropy
 from tlx.train.optim import parameter_groups

@@ -23,7 +23,7 @@ from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.train import command as training
 from tlx.train import components as parting
 from tlx.train import micro_batch
@@ -526,14 +526,14 @@ def on_gpu(shards, monkeypatch):
     worlds = []
 
     def compose(run, **over):
-        from tlx.ranks import world
+        from tlx.ranks.rendezvous import join_ranks
         from tlx.runs.run_folder import RunFolder
 
         said = raw(shards, run, name="timm/resnet18", fit="auto", world={"device": "cuda"}, input={"size": 224}, **over)
         config = parse(said)
         while worlds:  # another precision
             worlds.pop().leave()
-        ranks, folder = world.enter(config), RunFolder(config.run)
+        ranks, folder = join_ranks(config), RunFolder(config.run)
         worlds.append(ranks)
         claim = folder.look(config)
         composed = training.compose(config, ranks, folder)

@@ -14,7 +14,7 @@ from tlx.data.stream.stream import Batch
 from tlx.models import Backbone
 from tlx.plan.config import Config, parse
 from tlx.plan.plan import Phase, Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.train import components as parts
 from tlx.train.dry_run import DryRun
 from tlx.train.step import Normalise, PhaseModel, Updater, prepare_phase, set_rates

@@ -18,9 +18,9 @@ from tlx.runs.run_folder import RunFolder
 
 
 def main(how: str, rank: int, port: int, folder: Path) -> None:
-    if how == "wish":
+    if how == "before-exit":
         watch = Watch(RunFolder(folder), patience_s=6)
-        watch.before_exit = lambda: (time.sleep(1), (folder / "wish").write_text("granted"))[0]
+        watch.before_exit = lambda: (time.sleep(1), (folder / "checkpoint").write_text("written"))[0]
         watch.start(None, 0, 1)
         watch.beat("step", 1)
         time.sleep(3600)

@@ -4,12 +4,12 @@ import sys
 
 from tlx.base.errors import UserError
 from tlx.plan.config import parse
-from tlx.ranks import world
+from tlx.ranks.rendezvous import join_ranks
 
 data, backbone = {"train": "x", "batch": 1}, {"name": "toys:small"}
 config = parse({"run": "x", "data": data, "backbone": backbone, "world": {"device": "cpu"}})
 try:
-    joined = world.enter(config)
+    joined = join_ranks(config)
 except UserError as error:
     sys.exit(f"error: {error}")
 print(f"rank {joined.rank} of {joined.size}", flush=True)

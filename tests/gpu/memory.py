@@ -16,7 +16,7 @@ from tlx.data.stream.stream import Batch
 from tlx.models import Backbone
 from tlx.plan.config import Config, parse
 from tlx.plan.plan import Phase, Plan
-from tlx.ranks import world
+from tlx.ranks.rendezvous import join_ranks
 from tlx.train import components as parts
 from tlx.train.memory_estimate import Images, memory_by_phase
 from tlx.train.memory_trial import Load, Trial, ran_out
@@ -48,7 +48,7 @@ def peaks(setting: Setting, name: str) -> None:
     for precision, recomputes in cases[1:2] if setting.dry else cases:
         config = config_of(setting, name, precision, recomputes=recomputes)
         parts.seed_all(config)
-        here = world.enter(config)
+        here = join_ranks(config)
         backbone, updater = parts.parts_of(config, here, [8] * CLASSES)
         plan = Plan.make(config, backbone.layers, samples=3 * config.data.batch, world=1)
         trial = parts.trial_of(config, backbone, updater, plan, classes=CLASSES, ranks=1)

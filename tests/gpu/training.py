@@ -14,7 +14,7 @@ from images import make_shards
 from rows import Setting
 
 from tlx.plan.config import Config, parse
-from tlx.ranks import world
+from tlx.ranks.rendezvous import join_ranks
 from tlx.runs.run_folder import RunFolder
 from tlx.train.command import compose
 from tlx.train.loop import begin, steps_of
@@ -50,7 +50,7 @@ def composed(config: Config) -> Iterator[Run]:
     """A run in a folder that goes afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         alone = config.model_copy(update={"run": Path(folder) / "run"})
-        here = world.enter(alone)
+        here = join_ranks(alone)
         alone.run.mkdir()
         run = compose(alone, here, RunFolder(alone.run), silent=True)
         run.stop.close()

@@ -26,7 +26,7 @@ from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
 from tlx.plan.config import Config
 from tlx.plan.plan import Phase
-from tlx.ranks import world as worlds
+from tlx.ranks.rendezvous import join_ranks
 from tlx.runs.run_folder import RunFolder
 from tlx.train import command as training
 from tlx.train import components as parts
@@ -108,7 +108,7 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
         raise UserError(f"--steps is at least {max(rounds, _ROUNDS)}")
     with tempfile.TemporaryDirectory(prefix="tlx-bench-") as folder:
         alone, notes = _alone(config, Path(folder) / "run")
-        world = worlds.enter(alone)
+        world = join_ranks(alone)
         alone.run.mkdir()
         run = training.compose(alone, world, RunFolder(alone.run), silent=True)
         run.stop.close()  # Ctrl-C ends a measurement at once

@@ -28,7 +28,7 @@ def compute(config: Config, place: Place, wait_s: float) -> Iterator[Finding]:
     """Joins the ranks as training does, and adds up."""
     import torch
 
-    from tlx.ranks import world as worlds
+    from tlx.ranks.rendezvous import join_ranks
 
     if place.alone and config.world.device == "cuda" and not torch.cuda.is_available():
         return  # "torch and driver" has told
@@ -37,7 +37,7 @@ def compute(config: Config, place: Place, wait_s: float) -> Iterator[Finding]:
         update["size"] = None  # of the training, which is to be elsewhere
     limited = config.model_copy(update={"world": config.world.model_copy(update=update)})
     try:
-        world = worlds.enter(limited)
+        world = join_ranks(limited)
     except ConfigError as error:
         yield fault("start", "; ".join(error.problems), "make accelerate's settings and the configuration agree")
         return

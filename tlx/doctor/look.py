@@ -65,13 +65,11 @@ class Look:
         ]
 
     def _network(self) -> list[Check]:
-        from tlx.ranks.watch import agent_serves
-
         env = environment().variables
         checks: list[Check] = [
             ("launcher", lambda: place.launcher(self.place, env)),
             ("accelerate", lambda: accelerates.environment(self.config, environment())),
-            ("MASTER_ADDR", lambda: network.meeting_point(self.place, env, served=agent_serves())),
+            ("MASTER_ADDR", lambda: network.meeting_point(self.place, env, served=environment().agent_serves)),
         ]
         if self.place.local == 0:
             there = [name for _, name in socket.if_nameindex()]

@@ -26,12 +26,12 @@ class Wire:
 
     @classmethod
     def join(cls, wait_s: float) -> Wire:
-        """As `tlx.ranks.world.meet` does, without comparing what the ranks were given: what they found comes first.
+        """As training does, without comparing what the ranks were given: what they found comes first.
 
         Raises:
-            TlxError: not all ranks have come in time.
+            TlxError: not all ranks joined in time.
         """
-        from tlx.ranks.world import rendezvous_store
+        from tlx.ranks.rendezvous import rendezvous_store
 
         limit = timedelta(seconds=wait_s)
         return cls(*rendezvous_store(limit), limit)
@@ -40,7 +40,7 @@ class Wire:
         """Every rank's value by rank, on rank 0; None elsewhere.
 
         Raises:
-            TlxError: a rank has not come so far.
+            TlxError: a rank did not join so far.
         """
         import torch.distributed as dist
 

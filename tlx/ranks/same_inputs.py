@@ -1,4 +1,4 @@
-"""Whether all ranks were given the same: configuration, code, versions, weights, shards; else nobody trains.
+"""Whether all ranks have the same inputs: configuration, code, versions, weights, shards; else nobody trains.
 
 Each rank makes a digest of every topic; only where those differ are the details exchanged, and compared with rank 0's.
 """
@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import socket
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tlx.base import plug
 from tlx.base.differences import flat
 from tlx.base.errors import UserError
 from tlx.base.location import without_credentials
-from tlx.plan.config import Config, Part, plain
+from tlx.plan.config import Config, plain
 from tlx.runs.run_folder import versions
 
 if TYPE_CHECKING:
     from torch import nn
 
     from tlx.data.shards.manifest import Manifest
-    from tlx.ranks.world import World
+    from tlx.ranks.collectives import World
 
 Topics = Mapping[str, Mapping[str, str]]
 """By topic the details: what is compared -> its value, or a digest of it."""
@@ -95,7 +96,7 @@ def compare(topics: Topics, exchange: Exchange, *, name: str) -> None:
     details = exchange({t: dict(topics[t]) for t in differing}, topic=f"{name}-details")
     lines = [line for topic in differing for line in _lines(topic, [d[topic] for d in details], hosts)]
     raise UserError(
-        "ranks were not given the same:\n    " + "\n    ".join(lines),
+        "ranks have different inputs:\n    " + "\n    ".join(lines),
         where="ranks",
         todo="; ".join(_TODO[t] for t in differing),
     )
@@ -109,15 +110,12 @@ def package() -> dict[str, str]:
 
 
 def parts_of(config: Config) -> dict[str, str]:
-    """Digests of the modules that parts from outside come from, and of what else of their packages is loaded."""
-    names = {name for name in map(_module, _parts(config)) if name and name.partition(".")[0] not in _OURS}
-    tops = {name.partition(".")[0] for name in names}
-    found = {}
-    for name, module in sorted(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] in tops and file:
-            found[name] = _of_file(Path(file))
-    return found
+    """Digests of what is loaded of packages from outside: those that the configuration names, or that offer parts."""
+    named = re.findall(r'"name": "([\w.]+):', json.dumps(plain(config)))
+    offered = [e.module for d in distributions() for e in d.entry_points if e.group.startswith("tlx.")]
+    packages = {name.partition(".")[0] for name in (*named, *offered)} - {*_OURS}
+    loaded = {name: getattr(module, "__file__", None) for name, module in sorted(sys.modules.items())}
+    return {name: _of_file(Path(file)) for name, file in loaded.items() if file and name.partition(".")[0] in packages}
 
 
 def weights(net: nn.Module) -> dict[str, str]:
@@ -130,29 +128,6 @@ def weights(net: nn.Module) -> dict[str, str]:
         shape = "x".join(map(str, tensor.shape))
         found[name] = f"{shape} {zlib.crc32(flat.view(torch.uint8).numpy()):08x}"
     return found
-
-
-def _parts(config: Config) -> Iterable[tuple[str, str]]:
-    """The groups and names of all parts that a configuration uses."""
-    yield "backbone", config.backbone.name
-    for group in ("head", "unfreeze", "objective", "optimizer"):
-        yield group, getattr(config, group).name
-    several: dict[str, list[Part]] = {"transform": config.transforms or [], "tracker": config.track.trackers}
-    said = [*config.phases.values(), *config.further.values()]
-    for settings in [*said, *(rates for one in said for rates in one.before.values())]:
-        for group in ("curve", "layer_decay"):
-            several.setdefault(group, []).append(getattr(settings, group))
-    for group, parts in several.items():
-        yield from ((group, part.name) for part in parts)
-
-
-def _module(part: tuple[str, str]) -> str | None:
-    group, name = part
-    if group == "backbone" and ":" not in name and name not in plug.names("backbone"):
-        return None  # a library's
-    if ":" in name:
-        return name.partition(":")[0]
-    return getattr(plug.find(group, name), "__module__", None)
 
 
 def _shards(manifest: Manifest) -> str:

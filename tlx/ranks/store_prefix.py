@@ -30,7 +30,7 @@ def of_this_attempt(store: Store, rank: int, size: int, *, timeout: timedelta) -
     just made up hears a living rank 0, and answers; once all have, everybody has heard everybody, and rank 0 says so.
 
     Raises:
-        TlxError: not all ranks have come in time; on rank 0 with their numbers.
+        TlxError: not all ranks joined in time; on rank 0 with their numbers.
     """
     own, end = secrets.token_hex(8), time.monotonic() + timeout.total_seconds()
     token = _lead(store, own, size, end) if rank == 0 else _follow(store, own, rank, end)
@@ -38,25 +38,21 @@ def of_this_attempt(store: Store, rank: int, size: int, *, timeout: timedelta) -
 
 
 def _lead(store: Store, own: str, size: int, end: float) -> str:
-    others = [str(rank) for rank in range(1, size)]
-    here: list[str] = []
-    answered: set[str] = set()
+    missing = others = [str(rank) for rank in range(1, size)]
     said: dict[str, str] = {}
     pause = _PAUSE_S
-    while len(answered) < len(others):
-        before = len(answered), said
-        here += [rank for rank in others if rank not in said and store.check([f"tlx-hello/{rank}"])]
+    while missing:
+        here = [rank for rank in others if rank in said or store.check([f"tlx-hello/{rank}"])]
         words = store.multi_get([f"tlx-hello/{rank}" for rank in here]) if here else []
         heard = {rank: word.decode() for rank, word in zip(here, words, strict=True)}
-        if heard != said:
-            said = heard
+        if heard != said:  # a word that a rank of an earlier start left gives way to its successor's
+            said, pause = heard, _PAUSE_S
             store.set("tlx-attempt", json.dumps({"token": own, "words": said}))
-        answered |= {rank for rank in here if rank not in answered and store.check([f"tlx-{own}/{rank}"])}
-        if time.monotonic() > end:
-            missing = ", ".join(rank for rank in others if rank not in answered)
-            raise TlxError(f"rank {missing} of {size} has not come\n  -> {_LOOK}")
-        pause = _PAUSE_S if (len(answered), said) != before else pause
-        pause = _rest(pause, end) if len(answered) < len(others) else pause
+        before, missing = missing, [r for r in missing if r not in said or not store.check([f"tlx-{own}/{r}"])]
+        if missing and time.monotonic() > end:
+            raise TlxError(f"rank {', '.join(missing)} of {size} did not join\n  -> {_LOOK}")
+        if missing:
+            pause = _rest(pause if missing == before else _PAUSE_S, end)
     store.set(f"tlx-{own}/all", "here")
     return own
 
@@ -71,13 +67,13 @@ def _follow(store: Store, own: str, rank: int, end: float) -> str:
                 token = str(said["token"])
                 break
         if time.monotonic() > end:
-            raise TlxError(f"rank 0 has not come\n  -> {_LOOK}")
+            raise TlxError(f"rank 0 did not join\n  -> {_LOOK}")
         pause = _rest(pause, end)
     store.set(f"tlx-{token}/{rank}", "here")
     try:
         store.wait([f"tlx-{token}/all"], timedelta(seconds=max(end - time.monotonic(), 1)))
     except dist.DistError as error:  # rank 0 may have been the first to give up, and its store with it
-        raise TlxError("not all ranks have come; rank 0 is here and says which are not\n  -> see its output") from error
+        raise TlxError("not all ranks joined; rank 0 did, and names those that did not\n  -> see its output") from error
     return token
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from tlx.base.errors import TlxError, UserError
 
 if TYPE_CHECKING:
-    from tlx.ranks.world import World
+    from tlx.ranks.collectives import World
 
 T = TypeVar("T")
 

@@ -216,14 +216,14 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     Raises:
         UserError: several processes, a device or network that cannot be used.
     """
-    from tlx.ranks import world as worlds
+    from tlx.ranks.rendezvous import join_ranks
     from tlx.train.micro_batch import Choice, Share, decide, device_words, facts_of, report, search
 
     if environment().size > 1:
         raise UserError("tlx plan --measure measures one process", todo="start it without a launcher")
     ranks = config.world.size or 1
     alone = config.untrained().model_copy(update={"world": config.world.model_copy(update={"size": None})})
-    world = worlds.enter(alone)
+    world = join_ranks(alone)
     seed_all(alone)
     validation = max(config.data.batch, config.evaluate.batch or 0) if config.data.val else 0
     share = Share.of(config, made, ranks=ranks, validation=validation)

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from tlx.data.shards.manifest import Manifest
     from tlx.models import Backbone
     from tlx.plan.plan import Plan
+    from tlx.ranks.collectives import World
     from tlx.ranks.watch import Watch
-    from tlx.ranks.world import World
     from tlx.runs.checkpoint import Saver
     from tlx.runs.processes import Early
     from tlx.runs.stop import StopRequest
@@ -111,11 +111,11 @@ def _start(
     began: float | None,
 ) -> Mapping[str, Any] | None:
     """Everything that a start does, in order; the same result on every rank."""
-    from tlx.ranks import world as worlds
+    from tlx.ranks.rendezvous import join_ranks
     from tlx.runs.stop import StopRequest
 
     # join the ranks
-    world = worlds.enter(config, watch)
+    world = join_ranks(config, watch)
     leaving.callback(world.leave)
 
     # look at the run folder: rank 0 does, and trains by its configuration

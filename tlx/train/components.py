@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tlx.models import Backbone
     from tlx.models.weights.provenance import RunRecord
-    from tlx.ranks.world import World
+    from tlx.ranks.collectives import World
     from tlx.tracking import RunInfo, Tracker
     from tlx.train.dry_run import DryRun
     from tlx.train.memory_trial import Trial

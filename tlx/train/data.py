@@ -21,7 +21,7 @@ from tlx.plan.config import Config, Expected, Mixing, Part
 
 if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec
-    from tlx.ranks.world import World
+    from tlx.ranks.collectives import World
 
 TOO_GOOD = "pictures that are trained on do not measure the training; its metrics will look too good"
 _NAMED = 5  # tars in a message

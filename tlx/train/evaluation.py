@@ -17,7 +17,7 @@ from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
 from tlx.plan.config import Evaluate
 from tlx.plan.plan import Phase
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
 from tlx.train.objectives import Objective
 from tlx.train.step import Normalise, share_unreadable

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from tlx.base.errors import UserError
 from tlx.plan.plan import Phase, Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 
 
 def unfreeze(net: nn.Module, phase: Phase, plan: Plan) -> None:

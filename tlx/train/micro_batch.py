@@ -20,7 +20,7 @@ from tlx.base.errors import TlxError, UserError
 from tlx.base.files import json_text
 from tlx.plan.config import Config
 from tlx.plan.plan import Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.train.memory_trial import Attempt, Load, Stage, Trial, distinct
 
 FILE = "memory.json"

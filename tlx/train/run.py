@@ -16,7 +16,7 @@ from tlx.data.pixels.jpeg_region import decoder
 from tlx.data.stream.stream import ShardStream
 from tlx.plan.config import Config
 from tlx.plan.plan import Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.runs.checkpoint import Checkpoints, Saver, Snapshot, optimizer_state, weights_of
 from tlx.runs.progress import Progress
 from tlx.runs.run_folder import threads

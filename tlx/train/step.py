@@ -21,7 +21,7 @@ from tlx.base.inputs import InputSpec
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import BadSample, Batch
 from tlx.plan.plan import Phase, Plan
-from tlx.ranks.world import World
+from tlx.ranks.collectives import World
 from tlx.train.averaging import MovingAverage
 from tlx.train.freeze import average_statistics, moved, moving_norms, take_back, unfreeze
 from tlx.train.objectives import Objective

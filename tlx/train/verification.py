@@ -24,7 +24,7 @@ from tlx.data.shards.verify import Compared, Seen, Suspect, compare, look_at, re
 from tlx.data.stream.threads import in_threads
 
 if TYPE_CHECKING:
-    from tlx.ranks.world import World
+    from tlx.ranks.collectives import World
 
 Verify: TypeAlias = Literal["lengths", "changed", "all"]
 Manifests: TypeAlias = Mapping[str, Manifest]

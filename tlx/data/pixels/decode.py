@@ -268,7 +268,7 @@ def _pixels(image: Image.Image, channels: Channels, orientation: int) -> NDArray
         with library():
             part = image.crop((0, top, image.width, bottom)) if rows < image.height else image
             stored[top:bottom] = convert(part).reshape(bottom - top, image.width, depth)
-    pixels = upright.transpose(2, 0, 1)
+    pixels: NDArray[np.uint8] = upright.transpose(2, 0, 1)
     if depth == channels:
         return pixels
     # the one channel several times, without a copy; writeable, since torch warns of what is not

@@ -102,7 +102,9 @@ def _whole_by_extension(data: bytes) -> NDArray[np.uint8] | None:
             stored = np.empty((height, width, 3), np.uint8)
             decoder.view(stored, (0, 0, width, height), (width, height), (0, 0, width, height))
             orientation = jpeg_orientation(data)
-            return (stored if orientation == 1 else upright_copy(stored, orientation)).transpose(2, 0, 1)
+            upright: NDArray[np.uint8] = stored if orientation == 1 else upright_copy(stored, orientation)
+            pixels: NDArray[np.uint8] = upright.transpose(2, 0, 1)
+            return pixels
     except ValueError:
         return None
 
