@@ -680,6 +680,19 @@ def test_the_picture_and_the_label_can_be_said(tmp_path):
             LabelRule.make(**arguments)
 
 
+def test_names_may_have_dots_where_that_is_said(tmp_path):
+    members = [("cat/img.2024.1.jpg", JPEG), ("dog/a.b.jpg", OTHER), ("cat/img.2024.0.JPG", OTHER), ("cat/x.jpg", JPEG)]
+    tar_of(tmp_path / "d" / "a.tar", members)
+    with pytest.raises(UserError, match=r"--last-dot: at the last"):
+        index_shards(tmp_path / "d", labels=LabelRule("folder"), jobs=0)
+    run = CliRunner().invoke(shards, ["index", str(tmp_path / "d"), "--last-dot", "--jobs", "0"])
+    assert run.exit_code == 0, run.output
+    manifest = index_shards(tmp_path / "d", jobs=0)["d"]  # what was said before stays
+    assert manifest.labels.tolist() == [0, 1, 0, 0]
+    assert [ShardReader(manifest).read(i) for i in range(4)] == [JPEG, OTHER, OTHER, JPEG]
+    assert label_rule(tmp_path / "d") == LabelRule("folder", last_dot=True)
+
+
 def test_meta_data_beside_a_picture_are_no_label(tmp_path):
     members = [m for name, data in by_folder() for m in ((name, data), (name.replace(".jpg", ".meta.json"), b"{}"))]
     tar_of(tmp_path / "d" / "a.tar", members)

@@ -177,6 +177,10 @@ def index(
         str | None,
         typer.Option(help="Extension of the picture, such as image.jpg, where a sample has several pictures."),
     ] = None,
+    last_dot: Annotated[
+        bool,
+        typer.Option("--last-dot", help="img.2024.0.jpg is sample img.2024.0; else img, as WebDataset has it."),
+    ] = False,
     numbers: Annotated[
         str | None,
         typer.Option(
@@ -210,7 +214,7 @@ def index(
     from tlx.data.shards.passed_over import told
 
     as_courtesy()
-    rule = LabelRule.make(label_from, label_key, picture, numbers)
+    rule = LabelRule.make(label_from, label_key, picture, numbers, last_dot=last_dot)
     made = index_folder(folder, classes=classes, labels=rule, hashes=hashes, jobs=jobs, fresh=fresh, progress=True)
     for line in told(made.passed_over):
         say(line, error=True)

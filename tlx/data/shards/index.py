@@ -125,7 +125,7 @@ def index_folder(
             f"these tars cannot be indexed, {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{listed}",
             where=str(folder),
             todo="every sample needs one picture and one label: 000123.jpg and 000123.cls (.json, .txt), "
-            "or cats/000123.jpg with --label-from folder. Its name ends at the first dot",
+            "or cats/000123.jpg with --label-from folder. Its name ends at the first dot (--last-dot: at the last)",
         )
     by_folder: dict[Path, list[Scan]] = {f: [] for f in folders}
     for tar, scan in zip(tars, scans, strict=True):
@@ -301,9 +301,9 @@ def scan_tar(path: Path, rule: LabelRule = AUTO, *, hashed: bool = True) -> Scan
 
 
 def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule) -> Scan:
-    groups, problems, passed_over = _group(contents.members, str(path))
+    groups, problems, passed_over = _group(contents.members, str(path), last_dot=rule.last_dot)
     passed_over += contents.passed_over
-    lost = _lost_links(contents)
+    lost = _lost_links(contents, last_dot=rule.last_dot)
     samples, unlabelled, folders, bare = _Samples(), [], [], []
     for key, group in groups.items():
 
@@ -364,10 +364,11 @@ def _is_stray(key: str, group: Mapping[str, Member], of_labels: Collection[str],
     return not any(e.rpartition(".")[2] in LABELS and (not of_labels or e in of_labels) for e in group)
 
 
-def _lost_links(contents: Contents) -> dict[str, str]:
+def _lost_links(contents: Contents, *, last_dot: bool) -> dict[str, str]:
     """By the name of a sample, what is said of its link that leads nowhere."""
     links = [p.name for p in contents.passed_over if p.kind == DANGLING]
-    return {_parts_of(n.partition(" -> ")[0])[0]: f"; {escaped(n)} leads to nothing in this tar" for n in links}
+    names = {_parts_of(n.partition(" -> ")[0], last_dot=last_dot)[0]: n for n in links}
+    return {name: f"; {escaped(link)} leads to nothing in this tar" for name, link in names.items()}
 
 
 def _verify_end(path: Path, offset: int) -> None:
@@ -392,7 +393,9 @@ def _verify_end(path: Path, offset: int) -> None:
         )
 
 
-def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, Member]], list[str], list[PassedOver]]:
+def _group(
+    members: Iterable[Member], where: str, *, last_dot: bool
+) -> tuple[dict[str, dict[str, Member]], list[str], list[PassedOver]]:
     """The members of each sample by extension; what is wrong with them; what is none of a sample."""
     groups: dict[str, dict[str, Member]] = {}
     problems, passed_over, last = [], [], None
@@ -401,7 +404,7 @@ def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, M
         if kind is not None:
             passed_over.append(PassedOver(kind, member.name))
             continue
-        key, extension = _parts_of(member.name)
+        key, extension = _parts_of(member.name, last_dot=last_dot)
         # WebDataset takes neighbours together, so the same name further on would be another sample there
         if extension in groups.get(key, {}) or (key in groups and key != last):
             problems.append(f"{where}: two samples are called {escaped(key)}")
@@ -410,10 +413,12 @@ def _group(members: Iterable[Member], where: str) -> tuple[dict[str, dict[str, M
     return groups, problems, passed_over
 
 
-def _parts_of(name: str) -> tuple[str, str]:
-    """What a member's name has before its first dot, folders included, and after it, in small letters."""
+def _parts_of(name: str, *, last_dot: bool) -> tuple[str, str]:
+    """What a member's name has before its first (or last) dot, folders included, and after it, in small letters."""
     folder, slash, file = _with_slashes(name).rpartition("/")
     stem, _, extension = file.partition(".")
+    if last_dot and extension:
+        stem, _, extension = file.rpartition(".")
     return folder + slash + stem, extension.lower()
 
 

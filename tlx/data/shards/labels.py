@@ -29,7 +29,8 @@ class NoLabel(ValueError):
 
 @dataclass(frozen=True)
 class LabelRule:
-    """Which parts of a sample are its label and its picture. An extension is what follows the first dot of a name.
+    """Which parts of a sample are its label and its picture. An extension is what follows the first dot of a name, or
+    the last one.
 
     Attributes:
         place: "cls", "json" or "txt": that member, or else the one whose extension ends so (``label.cls``); or a whole
@@ -39,16 +40,24 @@ class LabelRule:
         key: a path into the json such as ``annotation.label``; None takes ``label``, ``cls`` or ``class``, or all.
         picture: the extension of the picture, where a sample has several (``image.jpg``); None takes the only one.
         numbers: what numbers as labels are (see `tlx.data.shards.class_names`); None where that was not said.
+        last_dot: a sample's name ends at its last dot (``img.2024.0`` of img.2024.0.jpg), not at its first, as
+            WebDataset has it.
     """
 
     place: str = "auto"
     key: str | None = None
     picture: str | None = None
     numbers: Numbers | None = None
+    last_dot: bool = False
 
     @staticmethod
     def make(
-        place: str | None = None, key: str | None = None, picture: str | None = None, numbers: str | None = None
+        place: str | None = None,
+        key: str | None = None,
+        picture: str | None = None,
+        numbers: str | None = None,
+        *,
+        last_dot: bool = False,
     ) -> LabelRule:
         """
         Raises:
@@ -72,7 +81,7 @@ class LabelRule:
                 raise UserError(f'"{picture}" is no extension of a picture', todo="such as jpg, or image.jpg")
         if numbers is not None and numbers not in get_args(Numbers):
             raise UserError(f'numbers as labels are not "{numbers}"{did_you_mean(numbers, get_args(Numbers))}')
-        return LabelRule(place, key, picture, numbers)  # type: ignore[arg-type]
+        return LabelRule(place, key, picture, numbers, last_dot)  # type: ignore[arg-type]
 
     @staticmethod
     def read(told: Mapping[str, Any]) -> LabelRule:
@@ -81,11 +90,12 @@ class LabelRule:
         Raises:
             UserError, TypeError, AttributeError: it holds something else.
         """
-        return LabelRule.make(told.get("from"), told.get("key"), told.get("picture"), told.get("numbers"))
+        said = (told.get("from"), told.get("key"), told.get("picture"), told.get("numbers"))
+        return LabelRule.make(*said, last_dot=told.get("last_dot") is True)
 
-    def header(self) -> dict[str, str]:
+    def header(self) -> dict[str, str | bool]:
         """What an index remembers; nothing for "auto"."""
-        said = {"key": self.key, "picture": self.picture, "numbers": self.numbers}
+        said = {"key": self.key, "picture": self.picture, "numbers": self.numbers, "last_dot": self.last_dot or None}
         place = {} if self.place == "auto" else {"from": self.place}
         return {**place, **{name: value for name, value in said.items() if value is not None}}
 
@@ -93,7 +103,8 @@ class LabelRule:
         """What is said here; where no place is, what was said before of that and of what is not said here."""
         if self.place != "auto":
             return self
-        return replace(before, picture=self.picture or before.picture, numbers=self.numbers or before.numbers)
+        said = {"picture": self.picture, "numbers": self.numbers, "last_dot": self.last_dot}
+        return replace(before, **{name: value for name, value in said.items() if value})
 
     def picture_in(self, group: Collection[str]) -> str:
         """The extension, of those of a sample, that is its picture's.
@@ -109,6 +120,8 @@ class LabelRule:
         found = pictures_in(group)
         if len(found) != 1:
             hint = f"; --picture {escaped(found[0])} would say which" if found else ""
+            if len(found) > 1 and all("." in extension for extension in found):
+                hint += ", --last-dot makes each of them a sample"
             raise ValueError(f"{len(found) or 'no'} pictures among {among}{hint}")
         return found[0]
 
