@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from tlx.base.errors import UserError, did_you_mean
@@ -103,8 +103,13 @@ class LabelRule:
         """What is said here; where no place is, what was said before of that and of what is not said here."""
         if self.place != "auto":
             return self
-        said = {"picture": self.picture, "numbers": self.numbers, "last_dot": self.last_dot}
-        return replace(before, **{name: value for name, value in said.items() if value})
+        return LabelRule(
+            before.place,
+            before.key,
+            self.picture or before.picture,
+            self.numbers or before.numbers,
+            self.last_dot or before.last_dot,
+        )
 
     def picture_in(self, group: Collection[str]) -> str:
         """The extension, of those of a sample, that is its picture's.

@@ -235,7 +235,7 @@ def write_index(
     classes: Sequence[str],
     shards: Sequence[Shard],
     records: NDArray[np.void],
-    labels: Mapping[str, str] | None = None,
+    labels: Mapping[str, str | bool] | None = None,
 ) -> Manifest:
     """Writes both files beside, and once both are on the disk renames them, the json last; and opens the result.
 
