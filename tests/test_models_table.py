@@ -22,9 +22,9 @@ def test_the_table_names_every_network() -> None:
 
 @pytest.mark.parametrize("library", names.LIBRARIES)
 def test_the_list_of_names_is_the_librarys(library) -> None:
-    if names.listed(library) is None:
+    if names.listed_networks(library) is None:
         pytest.skip(f"no list of this version: python tests/backbones.py --names writes {names.list_of(library).name}")
-    assert names.listed(library) == names.imported(library)
+    assert names.listed_networks(library) == names.imported(library)
 
 
 def test_every_network_has_layers_but_encoders_without_a_classifier() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import InputSpec
 from tlx.base.layers import Granularity, LayerMap
-from tlx.models.libraries.names import LIBRARIES, Names, has, imported, listed
+from tlx.models.libraries.names import LIBRARIES, Names, has, imported, listed_networks
 
 if TYPE_CHECKING:
     from torch import nn
@@ -359,5 +359,5 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _networks(library: str, *, libraries: bool) -> Names | None:
-    found = listed(library)
+    found = listed_networks(library)
     return imported(library) if found is None and libraries else found

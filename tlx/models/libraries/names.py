@@ -17,7 +17,7 @@ Names = Mapping[str, tuple[str, ...]]
 
 
 @cache
-def listed(library: str) -> Names | None:
+def listed_networks(library: str) -> Names | None:
     """The networks of the installed version; None where there is no list of it."""
     try:
         lines = list_of(library).read_text(encoding="utf-8").splitlines()
