@@ -54,6 +54,7 @@ with_uv() {
     settings="$(.venv/bin/python -m pip config list --disable-pip-version-check | .venv/bin/python launch/pip_for_uv.py)" || return 1
     uv="$(find_uv)" || return 1
     (
+        unset UV_NO_INDEX # 0 or false say no
         eval "$settings"
         "$uv" pip install --quiet ${UV_NO_INDEX:+--no-index} --python .venv/bin/python --reinstall-package tlx -c launch/constraints.txt -e "$1"
     ) || {

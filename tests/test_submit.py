@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -242,6 +243,8 @@ def test_gpus_are_of_the_whole_job(asked, site, shape):
         ({"sbatch": ("--signa=USR1",)}, {}, "--signal is not for tlx"),  # sbatch takes abbreviations
         ({"sbatch": ("--no-req",)}, {}, "--no-requeue is not for tlx"),
         ({"sbatch": ("--clusters=b",)}, {}, "--clusters is not for tlx"),
+        ({"sbatch": ("--dry-run",)}, {}, "it stands before the --"),
+        ({"sbatch": ("--part=b",)}, {"partition": "a"}, "--part: its name in full is needed\n  -> --partition"),
         ({"stage": "~/x"}, {}, r"--stage: '~/x': ~ does nothing here; write \$HOME"),
         ({"sbatch": ("--job-name=a\nb",)}, {}, r"--job-name: 'a\\nb' cannot stand in one line"),
     ],
@@ -274,6 +277,19 @@ def test_options_whose_names_only_begin_alike_are_free():
 def test_options_are_judged_by_what_they_ask_for(options, made):
     job = jobs.make(SubmitOptions(sbatch=tuple(options)), Site(python="python", memory="9G"), TOY, Path("/r/a"))
     assert {key: job.options.get(key) for key in made} == made
+
+
+def test_the_sites_type_of_gpu_is_kept():
+    options = made(SubmitOptions(sbatch=("--gpus-per-node=4",)), Site(gpu_type="a100", python="python")).options
+    assert options["gpus-per-node"] == "a100:4"
+
+
+@pytest.mark.parametrize("signal", [None, "USR1"])
+def test_a_script_without_the_signal_that_checkpoints_rest_on(signal):
+    options = {name: value for name, value in TOY.options.items() if name != "signal"}
+    changed = replace(TOY, options=options | ({"signal": signal} if signal else {}))
+    with pytest.raises(UserError, match="--signal: a signal such as B:USR1@180 is needed"):
+        jobs.make(SubmitOptions(), Site(python="python"), changed, Path("/r/a"))
 
 
 def test_what_is_said_by_nobody_fits_the_nodes():
@@ -647,7 +663,7 @@ def test_slurms_own_words(cluster, here, monkeypatch):
     cluster.say(answer="sbatch: error: Batch job submission failed: Invalid account or account/partition combination\n")
     said = refused()
     assert "sbatch: error: Batch job submission failed: Invalid account" in said
-    assert "-> --account, or account in the site file" in said
+    assert "-> -- --account=NAME, or account in the site file" in said
     cluster.say(answer="allocation failure: Requested nodes are busy\n")  # sbatch itself would let it wait
     assert "it would wait: sbatch: allocation failure: Requested nodes are busy\n\n#!/bin/bash\n" in submit().output
     (here / "cluster/refuses").unlink()
@@ -686,7 +702,7 @@ def test_a_job_waits_for_nodes_that_are_down(cluster, here):
     cluster.say(answer="allocation failure: Requested node configuration is not available\n", nodes="idle 1\n")
     done = submit("--dry-run", "--", "--partition", "long")
     assert done.exit_code == 0, done.exception
-    assert "it would wait: sbatch: allocation failure: Requested node configuration" in done.output
+    assert "configuration is not available (there are no such nodes, or they are down)" in done.output
     assert cluster.calls("sinfo") == [["--noheader", "--partition=long", "--format=%c cpus"]]
     cluster.say(answer="allocation failure: Required partition not available (inactive or drain)\n")
     assert "it is closed: sinfo tells" in refused()

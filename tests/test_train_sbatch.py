@@ -223,6 +223,9 @@ def test_a_successor_has_the_options_that_only_the_command_line_said(job):
         *("--output=/a b5/x-%j.out", "--error=/a b5/e.log", "--signal=B:USR1@600"),
     ]
     (job.folder / "accounts").unlink()
+    job.record(requeue=0, about="NumNodes=2\n   StdErr=\n   StdOut=/a/5.out")
+    job.start(CHAIN="yes")
+    assert not [word for word in shlex.split(job.calls("sbatch")[-1]) if word.startswith("--error")]
     later = "NumNodes=2 MinMemoryCPU=2G MinMemoryNode=0 TresPerNode=gres/gpu"  # as a later Slurm says
     job.record(requeue=0, about=later)
     assert "is queued with --nodes=2 --mem-per-cpu=2G --gpus-per-node=1 --no-requeue; " in job.start(CHAIN="yes").stdout

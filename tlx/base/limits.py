@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-_LIMITS = {"memory.max": "memory.current", "memory.limit_in_bytes": "memory.usage_in_bytes"}
+_LIMITS = ("memory.max", "memory.limit_in_bytes")
 
 
 def cores() -> list[int]:
@@ -30,32 +30,11 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min(found, default=None)
 
 
-def memory_left(root: Path = Path("/")) -> int | None:
-    """Bytes that this process's control groups still allow, files in the page cache not counted; None without a limit.
-
-    What a training shares between its processes counts here, also where /dev/shm seems large.
-    """
-    left = []
-    for folder in _groups("memory", root):
-        for most, now in _LIMITS.items():
-            limit, used = _text(folder / most), _text(folder / now)
-            if limit.isdigit() and used.isdigit() and int(limit) < 1 << 60:
-                left.append(int(limit) - int(used) + _file_pages(folder / "memory.stat"))
-    return min(left, default=None)
-
-
 def memory_limit(root: Path = Path("/")) -> int:
     """Bytes of memory that this machine has, or that this process's control groups allow where that is less."""
     limits = [_text(folder / most) for folder in _groups("memory", root) for most in _LIMITS]
     total: int = psutil.virtual_memory().total
     return min([total, *(int(limit) for limit in limits if limit.isdigit())])
-
-
-def _file_pages(path: Path) -> int:
-    """Bytes of the page cache, which the kernel gives back."""
-    lines = [line.split() for line in _text(path).splitlines()]
-    values = {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
-    return values.get("inactive_file", values.get("total_inactive_file", 0))
 
 
 def _groups(controller: str, root: Path) -> Iterator[Path]:

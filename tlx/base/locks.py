@@ -12,6 +12,7 @@ for ever, and where it is refused (ENOLCK, EOPNOTSUPP) it raises. Its versions f
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -119,7 +120,8 @@ def acquire_within(path: Path, patience: float, *, in_forks: bool = False) -> Fi
     while True:
         try:
             lock = FileLock.acquire(path, in_forks=in_forks)
-            if lock.is_current:
+            removed = lock.refused is not None and lock.refused.errno == errno.ESTALE
+            if lock.is_current and not removed:
                 return lock
             lock.release()
             was_there = True

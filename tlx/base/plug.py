@@ -52,6 +52,11 @@ PURE = ("unfreeze", "curve", "layer_decay")
 """Groups whose parts need no torch, whoever wrote them."""
 
 
+def is_pure(group: str, name: str) -> bool:
+    """Whether a part can be looked up where its package, or torch, may not be installed."""
+    return group in PURE and ":" not in name
+
+
 def is_light(group: str, name: str) -> bool:
     """Whether a part can be looked up without importing torch: ours can, others' may import whatever they like."""
     if ":" in name:

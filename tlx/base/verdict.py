@@ -42,11 +42,6 @@ def give_if_none(status: Status, **about: Any) -> None:
         give(status, **about)
 
 
-def is_given() -> bool:
-    """Whether this process has given one."""
-    return bool(_given)
-
-
 def read() -> Mapping[str, Any] | None:
     """What the file says so far; None where nobody has said anything."""
     file = verdict_file()

@@ -16,7 +16,7 @@ from tlx.cli.words import Overrides, config_path
 if TYPE_CHECKING:
     from tlx.doctor.findings import Section
 
-_CONFIG = "A YAML file: its folders, shards, weights and needs are looked at, too."
+_CONFIG = "A YAML file: its folders, shards and weights are looked at, too."
 
 
 def doctor(

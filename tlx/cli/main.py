@@ -93,8 +93,7 @@ def train(
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from tlx.plan import config as configs
 
-    wanted = configs.load(config, overrides or ())
-    _begin(wanted)
+    wanted = configs.load(config, overrides or (), before_imports=_begin)
     from tlx.train import command as training
 
     result = training.train(wanted, fresh=fresh, extend=extend, rest=rest, command=True, early=_early())
@@ -139,10 +138,9 @@ def plan(
     from tlx.plan import config as configs
 
     changes, files = _without_files(overrides or [], wanted=picture)
-    wanted = configs.load(config, changes)
     if measure and write:
         raise UserError("--measure shows the plan, --write prints a configuration: one of the two")
-    _begin(wanted)
+    wanted = configs.load(config, changes, before_imports=_begin)
     from tlx.train import build
 
     made, text = build.plan(wanted, memory=not write, measure=measure)

@@ -88,7 +88,7 @@ def _options(words: Sequence[str]) -> tuple[str, ...]:
 
     options: list[str] = []
     for word in words:
-        if options and not word.startswith("-") and "=" not in options[-1]:
+        if options and not word.startswith("-") and "=" not in options[-1] + word:
             options[-1] += f"={word}"
         else:
             options.append(word)

@@ -5,6 +5,7 @@ Importing this module imports neither torch nor a library of networks; calling i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -359,5 +360,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _networks(library: str, *, libraries: bool) -> Names | None:
-    found = listed_networks(library)
+    found = (
+        None if library in sys.modules else listed_networks(library)
+    )  # whoever imports it may add networks of his own
     return imported(library) if found is None and libraries else found

@@ -50,7 +50,9 @@ from tlx.plan.overrides import Group, Names, Short, changed, keys_at
 T = TypeVar("T")
 
 WITHOUT_LIBRARIES = "without libraries"
-"""The context of a validation that imports neither torch nor a library of networks."""
+"""The context of a validation that leaves names of networks and of most parts alone: none of them need be installed."""
+WITHOUT_IMPORTS = "without imports"
+"""That of one that looks up what can be without importing torch or a library of networks, and leaves the rest."""
 
 
 class Model(BaseModel):
@@ -126,7 +128,8 @@ class Part(Model):
 
 def _part_of(group: str) -> Any:
     def check(part: Part, info: ValidationInfo) -> Part:
-        if info.context == WITHOUT_LIBRARIES and not plug.is_light(group, part.name):
+        looked_up = {WITHOUT_LIBRARIES: plug.is_pure, WITHOUT_IMPORTS: plug.is_light}.get(info.context or "")
+        if looked_up is not None and not looked_up(group, part.name):
             return part
         return _of_value(lambda: _known_part(group, part))
 
@@ -437,7 +440,10 @@ class BackboneConfig(Model):
     def _named(cls, name: str, info: ValidationInfo) -> str:
         from tlx import models
 
-        _of_value(lambda: models.owner(name, libraries=info.context != WITHOUT_LIBRARIES))
+        if info.context != WITHOUT_LIBRARIES:
+            owner = _of_value(lambda: models.owner(name, libraries=info.context != WITHOUT_IMPORTS))
+            if owner is None and info.context != WITHOUT_IMPORTS:
+                _of_value(lambda: models.source(name))
         return name
 
     @field_validator("args")
@@ -447,7 +453,7 @@ class BackboneConfig(Model):
 
         if (odd := plug.not_finite(args)) is not None:
             raise ValueError(f"{odd} is not a finite number")
-        if "name" not in info.data or info.context == WITHOUT_LIBRARIES:  # the former is told
+        if "name" not in info.data or info.context is not None:  # the former is told
             return args
         checked = _of_value(lambda: models.check_args(info.data["name"], args))
         return {name: plug.as_written(value, checked.get(name, value)) for name, value in args.items()}
@@ -673,29 +679,41 @@ class Config(Model):
         return self.phases[phase].over(base) if phase in self.phases and phase != "each" else base
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, libraries: bool = True) -> Config:
+def load(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    libraries: bool = True,
+    before_imports: Callable[[Config], None] | None = None,
+) -> Config:
     """Reads a configuration file. One that an earlier tlx wrote, such as a run's config.yaml, means what it meant then.
 
     Args:
         path: a YAML file.
         overrides: ``key.sub=value``, in this order over what the file says and, where it says nothing, the defaults;
             see :mod:`tlx.plan.overrides`.
-        libraries: whether, once all else is right, what has to be imported to be checked is imported: arguments of a
-            network, and parts of other packages. Without that, such a Config is to be looked at, not trained from.
+        libraries: whether parts and networks are looked up: those whose names are known without an import first, then,
+            once all else is right, arguments of a network and parts of other packages, for which these are imported.
+            Without that, a Config is to be looked at, not trained from.
+        before_imports: called in between, with what is known to be right so far.
 
     Raises:
         UserError: no such file, or not YAML.
         ConfigError: everything that is wrong with the content and the overrides, together.
     """
     raw = _of_file(Path(path))
-    config = _checked(raw, path, overrides, libraries=False)
-    return _checked(raw, path, overrides, libraries=True) if libraries else config
+    if not libraries:
+        return _checked(raw, path, overrides, WITHOUT_LIBRARIES)
+    config = _checked(raw, path, overrides, WITHOUT_IMPORTS)
+    if before_imports is not None:
+        before_imports(config)
+    return _checked(raw, path, overrides, None)
 
 
-def _checked(raw: dict[str, Any], path: str | Path, overrides: Sequence[str], *, libraries: bool) -> Config:
+def _checked(raw: dict[str, Any], path: str | Path, overrides: Sequence[str], context: str | None) -> Config:
     problems = Problems()
-    raw = _overridden(raw, overrides, problems, libraries=libraries)
-    config = problems.of(lambda: parse(raw, where=str(path), libraries=libraries))
+    raw = _overridden(raw, overrides, problems, libraries=context is None)
+    config = problems.of(lambda: _parsed(raw, str(path), context))
     if len(problems.errors) > 1:
         raise ConfigError(problems.errors, where=str(path))
     problems.refuse()
@@ -739,8 +757,12 @@ def _overridden(
 
 def parse(raw: Mapping[str, Any], *, where: str | None = None, libraries: bool = True) -> Config:
     """A Config from plain data; see :func:`load`."""
+    return _parsed(raw, where, None if libraries else WITHOUT_LIBRARIES)
+
+
+def _parsed(raw: Mapping[str, Any], where: str | None, context: str | None) -> Config:
     try:
-        return Config.model_validate(raw, context=None if libraries else WITHOUT_LIBRARIES)
+        return Config.model_validate(raw, context=context)
     except ValidationError as error:
         raise ConfigError(mistakes(error, raw, suggest=_meant), where=where) from error
 

@@ -17,6 +17,10 @@ from tlx.submit.template import Template
 
 _REFUSED = {
     **dict.fromkeys(("nodes", "time"), "it is an option of tlx submit"),
+    **dict.fromkeys(
+        ("dry-run", "fresh", "extend", "rest", "site", "stage", "launcher", "ranks-per-node"),
+        "it is an option of tlx submit: it stands before the --",
+    ),
     **dict.fromkeys(("gpus", "gres"), "set --gpus, and gpu_type in the site file"),
     **dict.fromkeys(("gpus-per-node", "cpus-per-gpu"), "write its name in full, and one number"),
     **dict.fromkeys(("gpus-per-task", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "each node runs one launcher"),
@@ -30,7 +34,10 @@ _REFUSED = {
     "clusters": "tlx looks for the job where it is submitted: start tlx submit on a login node of that cluster",
 }
 """Options of sbatch that nobody may set to anything else than the job has, with the reason."""
+_READ = ("partition", "account", "qos", "constraint")
+"""Options that the site file may have too."""
 NodeCpus = Callable[[str | None], int | None]
+_SIGNAL = re.compile(r"B:USR1@([1-9]\d*)", flags=re.ASCII)
 _MEMORY = ("mem", "mem-per-cpu", "mem-per-gpu")
 
 
@@ -121,14 +128,21 @@ def make(
         "cpus-per-task": str(each * ranks),
         "mem": site.memory,
         "time": times.written(time),
-        **{name: getattr(site, name) for name in ("partition", "account", "qos", "constraint")},
+        **{name: getattr(site, name) for name in _READ},
         "output": f"{run}/slurm/%j.out",
         "comment": f"{MARK}{run}",
     }
     flags = [name for name, value in template.options.items() if value is None]
     options = {name: value for name, value in said.items() if value is not None or name in flags}
     options = _merged(options, {k: v for k, v in further.items() if k != "cpus-per-gpu"}, gpus)
-    warn = int(str(options["signal"]).rpartition("@")[2])
+    warned = _SIGNAL.fullmatch(options.get("signal") or "")
+    if warned is None:  # of a copy of the script whose header was changed
+        raise UserError(
+            f"a signal such as B:USR1@180 is needed, not {(options.get('signal') or 'none')[:100]!a}",
+            where="--signal",
+            todo="#SBATCH --signal=B:USR1@180 in the script's header: checkpoints rest on it",
+        )
+    warn = int(warned[1])
     if warn >= time:
         what = f"a warning {warn} s before a limit of {times.written(time)}"
         raise UserError(what, where="--signal", todo="a longer --time")
@@ -234,14 +248,20 @@ def _merged(options: Mapping[str, str | None], further: Mapping[str, str | None]
     for name, value in further.items():
         if name == "gres" and _gpus_of(value or "") == gpus:  # as some clusters want it written
             made.pop("gpus-per-node", None)
+        elif name == "gpus-per-node" and ":" not in (value or ""):  # without a type: of the site's
+            continue
         elif not (
             (name == "gres" and not _gpus_of(value or ""))
-            or (name == "signal" and re.fullmatch(r"B:USR1@[1-9]\d*", value or "", flags=re.ASCII))
+            or (name == "signal" and _SIGNAL.fullmatch(value or ""))
             or name == "gpus-per-node"
             or (name in options and options[name] == value)
         ):
+            # sbatch takes abbreviations
             refused = name if name in _REFUSED else next((key for key in _REFUSED if key.startswith(name)), None)
-            if refused is not None:  # sbatch takes abbreviations
+            whole = next((key for key in _READ if key.startswith(name) and key != name), None)
+            if whole is not None and name not in options:
+                raise UserError("its name in full is needed", where=f"--{name[:100]}", todo=f"--{whole}")
+            if refused is not None:
                 asked = f"--{name}" + ("" if value is None else f"={value}")
                 what = f"--{refused} is not for tlx submit to hand on ({_REFUSED[refused]})"
                 raise UserError(what, where=f"{asked[:100]!r}")

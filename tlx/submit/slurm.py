@@ -76,8 +76,8 @@ def jobs_of(run: Path) -> list[tuple[str, str]]:
 
 
 def tried(script: str, options: Mapping[str, str | None]) -> str:
-    """What `sbatch --test-only` says: when the job would start, or that it would wait, for busy nodes or for ones that
-    are down; of those it says the same as of nodes that there are none of, which sbatch itself then refuses.
+    """What `sbatch --test-only` says: when the job would start, or that it would wait. Of nodes that are down it says
+    the same as of nodes that there are none of, which sbatch itself then refuses.
 
     Raises:
         UserError: it would be refused; in sbatch's own words.
@@ -85,6 +85,8 @@ def tried(script: str, options: Mapping[str, str | None]) -> str:
     try:
         said = _call("sbatch", "--test-only", stdin=script, env=_environment(options))
     except UserError as error:
+        if _NONE in error.what.lower():
+            return f"{error.what} (there are no such nodes, or they are down)"
         if any(sign in error.what.lower() for sign in _LATER):
             return f"it would wait: {error.what}"
         raise
@@ -124,7 +126,7 @@ def queued(words: Sequence[str], options: Mapping[str, str | None]) -> str:
 def _environment(options: Mapping[str, str | None]) -> dict[str, str]:
     """Without the variables that sbatch would put before the lines of the script, and without those of a job or a
     launcher that this process runs in, which sbatch would hand on."""
-    taken = {f"SBATCH_{name.upper()}" for name in options}
+    taken = {f"SBATCH_{name.upper().replace('-', '_')}" for name in options}
     if {"mem", "mem-per-cpu", "mem-per-gpu"} & set(options):
         taken |= {f"SBATCH_{name}" for name in _MEMORY}
     variables = environment().outside()
@@ -152,11 +154,13 @@ def _call(*words: str, stdin: str = "", env: Mapping[str, str] | None = None) ->
     return said
 
 
-_LATER = ("nodes are busy", "node not available", "node configuration is not available")
+_LATER = ("nodes are busy", "node not available")
+_NONE = "node configuration is not available"
 
 _REMEDIES = {
-    "node configuration": "fewer --gpus, --cpus-per-gpu or memory to a node: sinfo -o '%P %D %c %m %G' shows them",
-    "partition not available": "it is closed: sinfo tells; --partition for another one",
+    "node configuration": "fewer --gpus, or -- --cpus-per-gpu or --mem: sinfo -o '%P %D %c %m %G' shows the nodes",
+    "partition not available": "it is closed: sinfo tells; -- --partition=OTHER",
+    "unrecognized option": "what follows the -- is sbatch's: sbatch --help",
     "configuration source": "there is no slurm.conf here: is SLURM_CONF set? Or run this on a login node",
     "contact": "does slurmctld run? scontrol ping",
 }
@@ -165,5 +169,5 @@ _REMEDIES = {
 def _remedy(text: str) -> str | None:
     if wrong := re.search(r"invalid (account|partition|qos)", text.lower()):
         mine = "sinfo and sacctmgr show associations user=$USER list yours"
-        return f"--{wrong[1]}, or {wrong[1]} in the site file: {mine}"
+        return f"-- --{wrong[1]}=NAME, or {wrong[1]} in the site file: {mine}"
     return next((todo for sign, todo in _REMEDIES.items() if sign in text.lower()), None)

@@ -45,5 +45,5 @@ def list_of(library: str) -> Path:
 
 def has(names: Names, model: str) -> bool:
     """Whether `model` is a network, or one with the tag of its weights (``resnet50.a1_in1k``)."""
-    base, _, tag = model.partition(".")
-    return base in names and (not tag or tag in names[base])
+    base, dot, tag = model.partition(".")
+    return base in names and (not dot or tag in names[base])
