@@ -286,6 +286,17 @@ def test_stacks_that_the_clock_alone_has_written_are_explained_also_at_the_end(t
     assert file.read_text().endswith(said)
 
 
+def test_stacks_move_with_the_run_folder(tmp_path):
+    folder, moved = RunFolder(tmp_path / "run"), tmp_path / "moved"
+    folder.path.mkdir()
+    watch = Watch(folder, patience_s=1800)
+    watch.start(None, 0, 1)
+    folder.path = folder.path.rename(moved)
+    assert watch.stacks.folder == str(moved / "stacks")
+    watch.close()
+    assert list(moved.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_looked_at_ends_no_training():
     class Stale(type(Path())):
         def is_dir(self):
