@@ -380,12 +380,14 @@ def test_a_mistake_of_one_rank_is_told_to_the_one_whose_collective_failed():
 def test_a_watch_that_fails_leaves_no_frozen_heartbeat(capfd):
     store, watch = dist.HashStore(), Watch(patience_s=600)
     watch._round = lambda *_: 1 / 0
-    watch.start(store, 1, 2)
+    watch.start(store, 1, 2, serves=True)
     key, deadline = "heartbeats/1", time.monotonic() + 60
     while not store.check([key]) or '"left"' not in store.get(key).decode():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    since = time.monotonic()
     watch.close()
+    assert time.monotonic() < since + 2  # it waits for nobody's heartbeat
     assert "no longer watched: ZeroDivisionError" in capfd.readouterr().err
 
 

@@ -214,6 +214,7 @@ class Watch:
             self._tell("left")  # a heartbeat that stands still would look like a death
             if self._channel is not None:
                 self._channel.close(timeout_s=3)
+                self._channel = None  # nothing more is heard over it
             say(f"note: ranks are no longer watched: {type(error).__name__}: {error}", error=True)
 
     def _round(self, passed_s: float) -> None:
