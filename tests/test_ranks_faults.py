@@ -457,7 +457,7 @@ def test_a_connection_that_is_cut_is_made_again_and_one_refused_is_the_end():
         proxy.cut()
         until(answers)
     assert state.read().store_error is None
-    state.change(lambda known: known.progressed("step", 9))
+    state.beat("step", 9)
     until(lambda: '"step": 9' in serving.get("tlx/heartbeats/1").decode())
     proxy.close()
     until(lambda: state.read().store_error is not None)
