@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tlx.ranks.failure_detector import is_cut_off, judge, judge_start, launcher_died, may_still_save, suspect
-from tlx.ranks.state import Failure, Heartbeat, Snapshot
+from tlx.ranks.state import Failure, Heartbeat, SharedState, Snapshot
 
 OWN = Heartbeat(1, "h", 11, 0.0, step=7, stage="step")
 OTHER = Heartbeat(0, "g", 10, 0.0, step=7, stage="batch")
@@ -21,8 +21,8 @@ FINE = Snapshot(
     stepped=True,
     heard={0: OTHER},
     heard_s={0: NOW},
-    joined_s=0.0,
     answered_s=NOW,
+    listened_s=NOW,
 )
 
 
@@ -75,16 +75,50 @@ def test_before_the_first_step_only_the_patience_counts():
     assert verdict(knows(silent_s=601, idle_s=601, stepped=False))[0] == "died"
 
 
-def test_silence_counts_only_while_the_store_answers():
-    known = knows(idle_s=100, silent_s=100)
-    assert judge(known).kind == "died"
-    assert judge(replace(known, answered_s=NOW - 90)) is None
+def second(known: Snapshot, answer: dict[int, Heartbeat] | None) -> Snapshot:
+    """What is known a second later; `answer`: heartbeats from the store, None where it does not answer."""
+    known = known if answer is None else known.answered(answer, None)
+    return suspect(known.later(1.0))
+
+
+def test_the_time_of_a_store_that_stalled_is_nobodys_silence_once_it_answers_again():
+    known = replace(FINE, own=replace(OWN, state="leaving"))
+    for _ in range(8):
+        known = second(known, None)
+        assert judge(known) is None
+    for count in (0, 0, 1):  # it takes the other rank a moment, too
+        known = second(known, {0: replace(OTHER, count=count)})
+        assert judge(known) is None
+    for _ in range(6):
+        assert judge(known) is None
+        known = second(known, {0: replace(OTHER, count=1)})
+    assert verdict(known)[0] == "died"
 
 
 def test_a_rank_that_joined_and_sent_no_heartbeat_died_while_starting():
-    known = replace(knows(), heard={}, joined_s=NOW - 30)
+    known = replace(knows(), heard={}, listened_s=30.0)
     assert verdict(known) == ("died", "rank 0 sent no heartbeat after joining: it died during start-up")
-    assert judge(replace(known, joined_s=NOW - 29)) is None
+    assert judge(replace(known, listened_s=29.0)) is None
+
+
+def test_a_store_that_stalls_after_joining_leaves_time_for_first_heartbeats():
+    known = Snapshot(OWN, 3).joined(1800.0)
+    for passed_s in range(40):
+        answer = {0: replace(OTHER, count=passed_s)} if passed_s >= 33 else None
+        known = second(known, answer)
+        assert judge(known) is None
+    for _ in range(25):
+        known = second(known, {0: replace(OTHER, count=known.heard[0].count + 1)})
+    assert verdict(known) == ("died", "rank 2 sent no heartbeat after joining: it died during start-up")
+    assert judge(second(known, {2: replace(OTHER, rank=2)})) is None
+
+
+def test_a_short_patience_ends_nobody_whose_first_heartbeat_is_late():
+    known = replace(knows(), heard={}, listened_s=29.0, patience_s=15.0)
+    assert judge(known) is None
+    stuck = replace(known, own=replace(OWN, state="stuck"), progress_s=NOW - 15)
+    assert verdict(stuck) == ("hangs", "rank 0 sent no heartbeat after joining")
+    assert judge(stuck).mute == (0,)
 
 
 def test_the_store_is_gone():
@@ -146,8 +180,8 @@ def test_a_suspended_rank_gives_no_heartbeat():
 
 
 def test_a_lone_rank_hangs_at_once():
-    alone = Snapshot(replace(OWN, **STUCK), patience_s=1.5)
-    assert judge(alone).message.startswith("rank 1 (h, pid 11) hangs at step 7, in 'step' (m.py:3 in f)")
+    alone = Snapshot(replace(OWN, rank=0, **STUCK), patience_s=1.5)
+    assert judge(alone).message.startswith("rank 0 (h, pid 11) hangs at step 7, in 'step' (m.py:3 in f)")
     assert is_cut_off(alone)
 
 
@@ -172,10 +206,24 @@ def test_a_large_world_is_not_read_by_all_at_once():
 
 
 def test_a_heartbeat_that_stands_still_ages_and_a_new_one_does_not():
-    known = replace(FINE, now_s=NOW + 10).answered({0: OTHER}, None)
-    assert known.answered_s - known.heard_s[0] == 11
-    known = known.answered({0: replace(OTHER, count=1)}, None)
-    assert known.answered_s - known.heard_s[0] == 0
+    known = FINE
+    for _ in range(10):
+        known = second(known, {0: OTHER})
+    assert known.listened_s - known.heard_s[0] == 10
+    known = second(known, {0: replace(OTHER, count=1)})
+    assert known.listened_s - known.heard_s[0] == 0
+
+
+def test_progress_is_seen_by_whoever_looks_though_the_main_thread_asks_for_no_lock():
+    state = SharedState(replace(FINE, stepped=False, progress_s=0.0))
+    state.beat("step", 8)
+    state.beat("batch", None)
+    known = state.read()
+    assert (known.own.stage, known.own.step, known.stepped, known.progress_s) == ("batch", 8, True, NOW + 1)
+    later = state.change(lambda now: now.later(5.0))
+    assert later.idle_s == 4
+    state.beat("batch", None)  # the same stage again
+    assert state.change(lambda now: now.later(1.0)).idle_s == 0
 
 
 # Before ranks have joined, and above them

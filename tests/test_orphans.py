@@ -165,6 +165,17 @@ def test_once_ranks_have_joined_an_earlier_one_beside_is_of_no_matter(meeting):
     assert watch.ended == []
 
 
+def test_a_rank_that_joined_and_is_not_heard_of_has_died(monkeypatch):
+    monkeypatch.setattr(tlx.ranks.failure_detector, "UNHEARD_S", 1.0)
+    monkeypatch.setattr(Watch, "_leave_for", lambda *_: None)
+    store = dist.TCPStore("127.0.0.1", 0, 2, True, wait_for_workers=False)
+    watch = Watch(patience_s=600)
+    watch.start(store, 0, 2)
+    failure = watch.state.wait_for(lambda known: known.failure is not None, 30).failure
+    watch.close()
+    assert failure == Failure("died", "rank 1 sent no heartbeat after joining: it died during start-up", [1])
+
+
 def test_a_launcher_that_dies_is_a_request_to_stop_and_then_the_end(sleeper, monkeypatch):
     monkeypatch.setattr(tlx.ranks.failure_detector, "ORPHAN_S", 2.5)
     launcher, asked, ended = sleeper(), [], []

@@ -286,6 +286,17 @@ def test_stacks_that_the_clock_alone_has_written_are_explained_also_at_the_end(t
     assert file.read_text().endswith(said)
 
 
+def test_stacks_move_with_the_run_folder(tmp_path):
+    folder, moved = RunFolder(tmp_path / "run"), tmp_path / "moved"
+    folder.path.mkdir()
+    watch = Watch(folder, patience_s=1800)
+    watch.start(None, 0, 1)
+    folder.path = folder.path.rename(moved)
+    assert watch.stacks.folder == str(moved / "stacks")
+    watch.close()
+    assert list(moved.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_looked_at_ends_no_training():
     class Stale(type(Path())):
         def is_dir(self):
@@ -369,12 +380,14 @@ def test_a_mistake_of_one_rank_is_told_to_the_one_whose_collective_failed():
 def test_a_watch_that_fails_leaves_no_frozen_heartbeat(capfd):
     store, watch = dist.HashStore(), Watch(patience_s=600)
     watch._round = lambda *_: 1 / 0
-    watch.start(store, 1, 2)
+    watch.start(store, 1, 2, serves=True)
     key, deadline = "heartbeats/1", time.monotonic() + 60
     while not store.check([key]) or '"left"' not in store.get(key).decode():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    since = time.monotonic()
     watch.close()
+    assert time.monotonic() < since + 2  # it waits for nobody's heartbeat
     assert "no longer watched: ZeroDivisionError" in capfd.readouterr().err
 
 
@@ -444,7 +457,7 @@ def test_a_connection_that_is_cut_is_made_again_and_one_refused_is_the_end():
         proxy.cut()
         until(answers)
     assert state.read().store_error is None
-    state.change(lambda known: known.progressed("step", 9))
+    state.beat("step", 9)
     until(lambda: '"step": 9' in serving.get("tlx/heartbeats/1").decode())
     proxy.close()
     until(lambda: state.read().store_error is not None)

@@ -58,7 +58,7 @@ def judge(known: Snapshot) -> Failure | None:
     elif (ended and read_s >= 2 * INTERVAL_S) or (lost and read_s > MISSED_S + INTERVAL_S):
         failure = _died({h.rank: h for h in (*ended, *lost)})
     elif _is_unheard(known) and read_s >= 2 * INTERVAL_S:
-        never = [rank for rank in range(known.size) if rank not in (known.own.rank, *known.heard)]
+        never = _never_heard(known)
         message = f"rank {_listed(never)} sent no heartbeat after joining: it died during start-up"
         failure = Failure("died", message, tuple(never))
     elif _is_store_lost(known) and doubted_s >= STUCK_S:
@@ -111,13 +111,17 @@ def _lost(known: Snapshot) -> list[Heartbeat]:
 
 
 def _silent(known: Snapshot, for_s: float) -> list[Heartbeat]:
-    """Ranks whose next heartbeat has not come for longer than that, though the store answers."""
-    return [h for h in known.heard.values() if h.is_expected and known.answered_s - known.heard_s[h.rank] > for_s]
+    """Ranks whose next heartbeat has not come for longer than that, while the store answered."""
+    return [h for h in known.heard.values() if h.is_expected and known.listened_s - known.heard_s[h.rank] > for_s]
 
 
 def _is_unheard(known: Snapshot) -> bool:
     missing = {0, (known.own.rank + 1) % known.size} - {known.own.rank, *known.heard}
-    return bool(missing) and known.answered_s - known.joined_s >= min(UNHEARD_S, known.patience_s)
+    return bool(missing) and known.listened_s >= UNHEARD_S
+
+
+def _never_heard(known: Snapshot) -> list[int]:
+    return [rank for rank in range(known.size) if rank not in (known.own.rank, *known.heard)]
 
 
 def _is_store_lost(known: Snapshot) -> bool:
@@ -166,6 +170,9 @@ def _hung(known: Snapshot) -> Failure:
 
     One of the latter may still make progress, as when it has come late to where the others wait.
     """
+    if known.unanswered_s < INTERVAL_S and (never := _never_heard(known)):
+        message = f"rank {_listed(never)} sent no heartbeat after joining"
+        return Failure("hangs", message + _todo(known), tuple(never))
     silent = {h.rank: h for h in _silent(known, 2 * INTERVAL_S)}
     if known.unanswered_s >= 5 and 0 in known.heard:
         silent[0] = known.heard[0]

@@ -36,14 +36,13 @@ class Stacks:
 
     @property
     def folder(self) -> str | None:
-        return str(Path(self._file.name).parent) if self._file is not None else None
+        return str(path.parent) if self._file is not None and (path := self._path()) is not None else None
 
     def open(self) -> IO[bytes] | None:
         """The file, opened when it can be."""
-        run = self._run()
+        path = self._path()
         with self._lock, contextlib.suppress(OSError):
-            if self._file is None and run is not None and run.is_dir():
-                path = run / "stacks" / f"rank-{self._own.rank}.txt"
+            if self._file is None and path is not None and path.parent.parent.is_dir():
                 path.parent.mkdir(exist_ok=True)
                 self._file = file = path.open("a+b", buffering=0)
                 file.seek(0)
@@ -97,10 +96,14 @@ class Stacks:
             self._explain(file)
             if file.tell() == self._header_end:
                 file.truncate(self._before)
-                if self._before == 0:
-                    path = Path(file.name)
+                if self._before == 0 and (path := self._path()) is not None:
                     path.unlink()
                     path.parent.rmdir()
+
+    def _path(self) -> Path | None:
+        """Where the file is now: the run folder may have been renamed since it was opened."""
+        run = self._run()
+        return run / "stacks" / f"rank-{self._own.rank}.txt" if run is not None else None
 
     def _explain(self, file: IO[bytes]) -> None:
         """Behind stacks that the timer has written."""

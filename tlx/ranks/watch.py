@@ -110,7 +110,7 @@ class Watch:
 
     def beat(self, stage: str, step: int | None = None) -> None:
         """The main thread makes progress: it begins a stage, at the step that is being made."""
-        self.state.change(lambda known: known.progressed(stage, step), wake=False)
+        self.state.beat(stage, step)
 
     @property
     def speaks(self) -> bool:
@@ -214,6 +214,7 @@ class Watch:
             self._tell("left")  # a heartbeat that stands still would look like a death
             if self._channel is not None:
                 self._channel.close(timeout_s=3)
+                self._channel = None  # nothing more is heard over it
             say(f"note: ranks are no longer watched: {type(error).__name__}: {error}", error=True)
 
     def _round(self, passed_s: float) -> None:
@@ -244,7 +245,7 @@ class Watch:
         processes, stacks = self._running(before), self.stacks.folder
 
         def renewed(now: Snapshot) -> Snapshot:
-            now = replace(now, now_s=now.now_s + passed_s, processes=processes, stacks=stacks)
+            now = replace(now.later(passed_s), processes=processes, stacks=stacks)
             own = replace(now.own, count=now.own.count + 1, collectives=begun)
             if now.is_stalled and own.state == "alive":
                 own = replace(own, state="stuck", why=where)
