@@ -275,7 +275,8 @@ def test_what_pillow_logs_is_a_part_of_the_reason(capfd):
 
 def test_a_build_a_check_and_a_view_name_it(tmp_path, capfd):
     make_folder(tmp_path / "src", 2, 2)
-    (tmp_path / "src" / "class0" / "repaired.jpg").write_bytes(REPAIRED)
+    rows = encoded(PHOTO, restart_marker_rows=1)
+    (tmp_path / "src" / "class0" / "repaired.jpg").write_bytes(rows.replace(b"\xff\xd0", b"some bytes\xff\xd0", 1))
     decoder_messages._told.clear()
     build_shards(str(tmp_path / "src"), tmp_path / "out", BuildOptions(val=0, jobs=0))
     err = capfd.readouterr().err

@@ -89,7 +89,8 @@ def _coarse_by_extension(data: bytes, coded: Coding) -> tuple[int, int] | None:
 
 
 def _whole_by_extension(data: bytes) -> NDArray[np.uint8] | None:
-    """The pixels of `decode_array`, without torch; None where the extension is missing, or does not read this."""
+    """The pixels of `decode_array`, without torch; None where the extension is missing, or does not read this. Bytes
+    between the last pixel and the end mark, of which libjpeg warns, are not looked at."""
     if _jpeg is None:
         return None
     decoder = _jpeg.Decoder()
