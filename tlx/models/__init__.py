@@ -360,7 +360,7 @@ def _few(names: tuple[str, ...]) -> str:
 
 
 def _networks(library: str, *, libraries: bool) -> Names | None:
-    found = (
-        None if library in sys.modules else listed_networks(library)
-    )  # whoever imports it may add networks of his own
+    if library in sys.modules:  # which may have been given further networks
+        return imported(library)
+    found = listed_networks(library)
     return imported(library) if found is None and libraries else found
