@@ -225,10 +225,19 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_readmes_configuration_loads_and_its_code_runs():
+def test_readmes_configuration_loads_and_its_code_runs(tmp_path, monkeypatch):
+    import timm
+    from safetensors.torch import save_file
+
     (configuration,) = blocks("yaml")
-    assert parse(yaml.safe_load(configuration)).data.batch == 64
-    _, code = blocks("python")  # the first is test_own_loop's
+    config = parse(yaml.safe_load(configuration))
+    assert config.data.batch == 64
+    use, _, code = blocks("python")  # the second is test_own_loop's
+    monkeypatch.chdir(tmp_path)
+    (config.run / "checkpoints/best").mkdir(parents=True)
+    trained = timm.create_model(config.backbone.name.removeprefix("timm/"), num_classes=5).state_dict()
+    save_file(trained, config.run / "checkpoints/best/model.safetensors")
+    exec(compile(use, "README.md", "exec"), {})
     space = {}
     exec(compile(code, "README.md", "exec"), space)
     from nets import resnet_like
