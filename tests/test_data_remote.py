@@ -29,7 +29,7 @@ from tlx.base.inputs import InputSpec
 from tlx.base.location import address, folder_name, scrubbed, shown
 from tlx.base.locks import locked
 from tlx.data.pixels.transforms import eval_transform
-from tlx.data.remote import ahead, cache_room, shard_cache
+from tlx.data.remote import cache_room, prefetch, shard_cache
 from tlx.data.remote import files as remote
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
@@ -64,7 +64,7 @@ def server(folder):
 def impatient(monkeypatch):
     monkeypatch.setattr(remote, "PAUSE_S", 0.0)
     monkeypatch.setattr(shard_cache, "LOOK_S", 0.01)
-    monkeypatch.setattr(ahead, "LOOK_S", 0.01)
+    monkeypatch.setattr(prefetch, "LOOK_S", 0.01)
 
 
 @pytest.fixture
@@ -642,7 +642,7 @@ def test_a_disk_that_is_full_all_at_once(server, cache, monkeypatch):
 
 
 def test_ahead_in_order_and_not_too_far(folder, server, cache, monkeypatch):
-    monkeypatch.setattr(ahead, "THREADS", 1)
+    monkeypatch.setattr(prefetch, "THREADS", 1)
     here = Manifest.open(folder)
     here.ahead([0, 1])  # nothing to do
     manifest = opened(server, spec_for(cache, here, 4))
@@ -682,7 +682,7 @@ def test_ahead_when_the_room_cannot_be_told():
         fetched.append(shard.name)
         return Path("/nosuch")
 
-    background, shards = ahead.Ahead(fetch, limit), [ahead.Wanted("a", 1, ""), ahead.Wanted("b", 1, "")]
+    background, shards = prefetch.Ahead(fetch, limit), [prefetch.Wanted("a", 1, ""), prefetch.Wanted("b", 1, "")]
     for _ in range(2):
         background.go_on_with(shards)
         waited(lambda: background._threads == 0)

@@ -20,8 +20,8 @@ from tlx.base.errors import ConfigError, UserError
 from tlx.base.inputs import InputSpec
 from tlx.data.build.write import BuildOptions, build_shards
 from tlx.data.pixels.transforms import eval_transform
-from tlx.data.remote import ahead, shard_cache
 from tlx.data.remote import files as remote
+from tlx.data.remote import prefetch, shard_cache
 from tlx.data.remote.files import ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards.manifest import Manifest
@@ -48,7 +48,7 @@ def folder(made, tmp_path):
 def impatient(monkeypatch):
     monkeypatch.setattr(remote, "PAUSE_S", 0.0)
     monkeypatch.setattr(shard_cache, "LOOK_S", 0.01)
-    monkeypatch.setattr(ahead, "LOOK_S", 0.01)
+    monkeypatch.setattr(prefetch, "LOOK_S", 0.01)
 
 
 @pytest.fixture

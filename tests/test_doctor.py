@@ -40,8 +40,8 @@ from tlx.doctor import (
     software,
 )
 from tlx.doctor import storage as disks
+from tlx.doctor.checks import DoctorChecks
 from tlx.doctor.findings import Finding, Section, fault, guarded, merged, ok
-from tlx.doctor.look import Look
 from tlx.doctor.shown import Output
 from tlx.doctor.wire import Wire
 from tlx.plan.config import parse
@@ -298,7 +298,7 @@ def test_ranks_that_know_no_place_to_meet_do_not_wait(monkeypatch, capsys):
     for rank, many in ((0, 2), (1, 1)):
         here = replace(place.of_environment({}), launcher="torchrun", rank=rank, size=2)
         mine = facts.Facts("a", [0], None, 1, None)
-        look = Look(None, accelerates.stand_in({}), here)
+        look = DoctorChecks(None, accelerates.stand_in({}), here)
         found = list(meeting.together(look, own, mine, wait_s=1, give_up=pytest.fail))
         assert len(found) == many
         assert verdicts(found[-1].findings) == {"rendezvous": "fault"}

@@ -25,7 +25,7 @@ import tlx.base.files
 import tlx.train.loop
 from tlx.base.errors import UserError
 from tlx.plan.config import load, parse
-from tlx.plan.written_config import MAY_CHANGE
+from tlx.plan.saved_config import MAY_CHANGE
 from tlx.report.report import is_drawn
 from tlx.runs import extend
 from tlx.runs.extend import FILE

@@ -14,7 +14,7 @@ from torch import nn
 
 from tlx.base.errors import UserError
 from tlx.plan.config import EMA, dump, parse
-from tlx.plan.written_config import changes, essential
+from tlx.plan.saved_config import changes, essential
 from tlx.runs.checkpoint import _hash_of
 from tlx.runs.extend import FILE, Extend, shape
 from tlx.runs.older_meaning import _of_0_1

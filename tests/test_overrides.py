@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tlx.base.errors import ConfigError, UserError
-from tlx.base.usual_names import USUAL
+from tlx.base.key_aliases import USUAL
 from tlx.cli.main import app
 from tlx.plan.config import load, parse, plain
 
@@ -269,7 +269,7 @@ def test_a_typo_of_an_option_is_never_silent(file, words, said):
 
 def test_numbers_that_an_earlier_tlx_kept_as_text_are_the_same_setting(file):
     """YAML 1.1 takes 1e-3 for a text, which was written down as one; a run that has it goes on."""
-    from tlx.plan.written_config import changes, essential
+    from tlx.plan.saved_config import changes, essential
 
     config = load(file, ["optimizer.weight_decay=1e-3", "objective.label_smoothing=0.1"])
     then = essential(plain(config)) | {"optimizer.weight_decay": "1e-3"}

@@ -15,10 +15,10 @@ from tlx.base.durations import Duration, Period, Point, Steps
 from tlx.base.errors import UserError
 from tlx.base.layers import Layer, LayerMap, Parameter
 from tlx.plan.config import Config, PhaseSettings, dump, parse
+from tlx.plan.explicit import written_out
 from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
 from tlx.plan.unfreeze import Assignment
-from tlx.plan.written import written_out
 
 
 def config(**over):

@@ -18,7 +18,7 @@ from tlx.base.errors import ConfigError, UserError
 from tlx.doctor import services
 from tlx.models.weights.patches import unseen
 from tlx.plan.config import dump, load, parse, plain
-from tlx.plan.written_config import changes, essential
+from tlx.plan.saved_config import changes, essential
 from tlx.submit import checks
 from tlx.submit.checks import Findings
 from tlx.submit.job import Job

@@ -28,9 +28,9 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from tlx.base.durations import Duration, Mark
 from tlx.base.errors import ConfigError, TlxError, UserError, below, did_you_mean
+from tlx.base.key_aliases import right_key
 from tlx.base.parsing import scalar
 from tlx.base.paths import expanded, written
-from tlx.base.usual_names import right_key
 from tlx.base.validation import mistakes, refuse_truth
 
 P = TypeVar("P", bound=Callable[..., Any])

@@ -18,7 +18,7 @@ from tlx.base.inputs import InputSpec
 from tlx.base.location import is_remote
 from tlx.bench import parts, rates
 from tlx.bench.floor import TODO
-from tlx.bench.look import Look
+from tlx.bench.measured_view import MeasuredView
 from tlx.bench.rates import Rate
 from tlx.data.pixels import jpeg_region as regions
 from tlx.data.pixels.transforms import eval_transform, train_transform
@@ -172,7 +172,7 @@ def measure(
     return Report(manifest, setup, views, tuple(gpus), cores)
 
 
-def looks_of(manifest: Manifest, setup: Setup) -> list[Look]:
+def looks_of(manifest: Manifest, setup: Setup) -> list[MeasuredView]:
     """Training's and evaluation's view of the same shards."""
     window = min(setup.window or _WINDOW, _WINDOW) if manifest.remote else setup.window
     shown = _near(manifest, setup, window) if manifest.remote else np.arange(len(manifest), dtype=np.int64)
@@ -180,8 +180,8 @@ def looks_of(manifest: Manifest, setup: Setup) -> list[Look]:
     channels: Any = setup.spec.channels
     about = (setup.spec.size, shown, channels, setup.seed)
     return [
-        Look("train", manifest, train, *about, setup.scaled, setup.upright, window),
-        Look("eval", manifest, evaluated, *about, False, setup.upright, window),
+        MeasuredView("train", manifest, train, *about, setup.scaled, setup.upright, window),
+        MeasuredView("eval", manifest, evaluated, *about, False, setup.upright, window),
     ]
 
 

@@ -11,7 +11,7 @@ from itertools import islice
 from tlx.base.errors import UserError
 from tlx.bench.clock import Spent, in_turn
 from tlx.bench.floor import prepare
-from tlx.bench.look import Look
+from tlx.bench.measured_view import MeasuredView
 from tlx.data.pixels.decode import DecodeError, decode
 from tlx.data.stream.order import Ids
 from tlx.data.stream.randomness import own_randomness
@@ -41,7 +41,7 @@ class Parts:
     sizes: Sequence[tuple[int, int]]
 
 
-def measure(look: Look, *, seconds: float) -> Parts:
+def measure(look: MeasuredView, *, seconds: float) -> Parts:
     """
     Raises:
         UserError: no picture can be read.
@@ -59,7 +59,7 @@ def measure(look: Look, *, seconds: float) -> Parts:
     return Parts(whole, least, floor.what, bool(floor.cuts), mean, floor.sizes)
 
 
-def _extent(look: Look, seconds: float) -> tuple[int, int]:
+def _extent(look: MeasuredView, seconds: float) -> tuple[int, int]:
     """How large a batch, and how many, so that a few rounds fit into the time."""
     samples = len(look.shown)
     wanted = int(min(seconds / 6 / (2 * look.seconds_each()), _MOST, samples))  # a round shows each about twice
@@ -67,7 +67,7 @@ def _extent(look: Look, seconds: float) -> tuple[int, int]:
     return batch, max(wanted // batch, 1)
 
 
-def readable(look: Look, ids: Ids) -> tuple[list[int], list[tuple[bytes, int]]]:
+def readable(look: MeasuredView, ids: Ids) -> tuple[list[int], list[tuple[bytes, int]]]:
     """The samples whose pictures can be read, with bytes and keys; the others are for `tlx shards check`."""
     reader, samples, pictures = ShardReader(look.manifest), [], []
     for sample in ids.tolist():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tlx.bench.clock import Watch
-from tlx.bench.look import Look
+from tlx.bench.measured_view import MeasuredView
 
 _ROUNDS = 3
 _LEAST = 0.3  # seconds of a measurement
@@ -31,7 +31,7 @@ class Rate:
 
 
 def measure(
-    looks: Sequence[Look], workers: Sequence[int], *, batch: int, seconds: float, pin: bool
+    looks: Sequence[MeasuredView], workers: Sequence[int], *, batch: int, seconds: float, pin: bool
 ) -> dict[str, list[Rate]]:
     """Medians of three rounds over every view and every number of workers, by the view's name."""
     each = max(seconds / (_ROUNDS * len(looks) * len(workers)), _LEAST)
@@ -44,13 +44,13 @@ def measure(
     return {look.name: [_median(found[look.name, count]) for count in workers] for look in looks}
 
 
-def _batch(look: Look, batch: int, seconds: float) -> int:
+def _batch(look: MeasuredView, batch: int, seconds: float) -> int:
     """So many pictures at a time that several batches fit into the time; as many as asked for where that is enough."""
     batch = min(batch, len(look.shown))
     return min(batch, max(8, int(seconds / 4 / look.seconds_each())))
 
 
-def _once(look: Look, workers: int, batch: int, seconds: float, pin: bool) -> Rate:
+def _once(look: MeasuredView, workers: int, batch: int, seconds: float, pin: bool) -> Rate:
     batches = look.batches(batch=batch, workers=workers, pin=pin)
     for _ in range(2 * workers + 1):  # until those that were begun together have come
         next(batches)

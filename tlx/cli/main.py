@@ -145,7 +145,7 @@ def plan(
 
     made, text = build.plan(wanted, memory=not write, measure=measure)
     if write:
-        from tlx.plan.written import written_out
+        from tlx.plan.explicit import written_out
 
         command = shlex.join(["tlx", "plan", str(config), *changes, "--write"])
         hand_over(written_out(wanted, made, command=command), end="")
@@ -185,17 +185,16 @@ def models(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """List and choose backbones of torchvision and timm; `models show NAME` tells all about one."""
-    from tlx.models import Only
-    from tlx.models import model_table as catalogue
+    from tlx.models import Only, model_table
 
     only = Only(
         library=library,
         family=family,
         parameters=(
-            catalogue.number(min_params) if min_params else None,
-            catalogue.number(max_params) if max_params else None,
+            model_table.number(min_params) if min_params else None,
+            model_table.number(max_params) if max_params else None,
         ),
-        size=catalogue.size_range(size) if size else (None, None),
+        size=model_table.size_range(size) if size else (None, None),
         weights=weights,
         pretrained=pretrained,
     )
@@ -208,7 +207,9 @@ def models(
     elif name is not None:
         raise UserError(f'"{name}" is one argument too many', todo="tlx models PATTERN, or: tlx models show NAME")
     else:
-        (hand_over if as_json else say)((catalogue.json_lines if as_json else catalogue.listing)(pattern, only, sort))
+        (hand_over if as_json else say)(
+            (model_table.json_lines if as_json else model_table.listing)(pattern, only, sort)
+        )
 
 
 @app.command(

@@ -52,7 +52,7 @@ def _changes(context: typer.Context, words: Sequence[str] | None) -> list[str]:
 
 
 def _change(context: typer.Context, word: str) -> str:
-    from tlx.base.usual_names import right_key
+    from tlx.base.key_aliases import right_key
     from tlx.plan.config import Config
 
     found = _CHANGE.fullmatch(word)

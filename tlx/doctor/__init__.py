@@ -40,9 +40,9 @@ def examine(
         if place.alone and place.speaks and not quick:
             pair = Pair.start(here)  # they take a while; meanwhile other things are looked at
             at_end.callback(pair.end)
-        from tlx.doctor.look import Look, is_on_cpu, section
+        from tlx.doctor.checks import DoctorChecks, is_on_cpu, section
 
-        look = Look(config, config or stand_in(here.variables), place)
+        look = DoctorChecks(config, config or stand_in(here.variables), place)
         from tlx.doctor import computing, facts, meeting
 
         if place.alone:

@@ -16,7 +16,7 @@ from tlx.doctor.shared_folder import judge_seen, shared_folder
 from tlx.doctor.wire import Wire
 
 if TYPE_CHECKING:
-    from tlx.doctor.look import Look
+    from tlx.doctor.checks import DoctorChecks
 
 _TITLE = "between ranks"
 _BLOCKING = ("accelerate", "interface", "GPU", "GPU of each rank", "ranks and GPUs", "torch and driver")
@@ -29,7 +29,7 @@ def blocks(finding: Finding) -> bool:
 
 
 def together(
-    look: Look,
+    look: DoctorChecks,
     own: Sequence[Section],
     mine: Facts,
     *,
@@ -66,7 +66,7 @@ def not_met(error: Exception, name: str) -> Finding:
 
 
 def _together(
-    look: Look,
+    look: DoctorChecks,
     wire: Wire,
     own: Sequence[Section],
     mine: Facts,

@@ -218,9 +218,9 @@ def load(
     Raises:
         UserError: unknown names or arguments, weights that are missing or do not fit, a head that does not suit.
     """
-    from tlx.models.assemble import Wish, assemble
+    from tlx.models.assemble import BuildOptions, assemble
 
-    wish = Wish(classes, str(weights), args, head, head_args, empty, channels, options)
+    wish = BuildOptions(classes, str(weights), args, head, head_args, empty, channels, options)
     return assemble(source(name), wish, granularity)
 
 
@@ -335,7 +335,7 @@ def search(
         UserError: nothing is left, and which filter took the last; no such library, family or order.
     """
     from tlx.base import plug
-    from tlx.models.listed import rows
+    from tlx.models.filters import rows
 
     names = [f"{one}/{network}" for one in LIBRARIES for network in _networks(one, libraries=True) or ()]
     return rows([*names, *plug.names("backbone")], pattern, only, order=order, details=details, counted=counted)

@@ -29,7 +29,7 @@ from tlx.models.weights.positions import Positions
 
 
 @dataclass(frozen=True)
-class Wish:
+class BuildOptions:
     """What the user asked for; see :func:`tlx.models.load`."""
 
     classes: int
@@ -43,7 +43,7 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Plain:
+class TracedModel:
     """A network as its library builds it for these classes, traced.
 
     Attributes:
@@ -68,7 +68,7 @@ class Plain:
         return Anatomy(self.net, self.seen, self.running, self.labels, idle, self.auxiliary.branches)
 
 
-def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
+def assemble(source: Source, wish: BuildOptions, granularity: Granularity) -> Backbone:
     """See :func:`tlx.models.load`."""
     wish = _checked(source, wish)
     origin = pretrained.choose(source, wish.weights, there=not wish.empty)
@@ -103,7 +103,7 @@ def assemble(source: Source, wish: Wish, granularity: Granularity) -> Backbone:
     )
 
 
-def _refuse_idle(wish: Wish) -> None:
+def _refuse_idle(wish: BuildOptions) -> None:
     """
     Raises:
         UserError: settings of weights where none are read.
@@ -125,7 +125,7 @@ def _refuse_idle(wish: Wish) -> None:
         )
 
 
-def _refuse_size(plain: Plain, options: WeightsOptions, *, name: str) -> None:
+def _refuse_size(plain: TracedModel, options: WeightsOptions, *, name: str) -> None:
     """
     Raises:
         UserError: the size that weights were trained at is said, and the network has nothing that depends on it.
@@ -135,7 +135,7 @@ def _refuse_size(plain: Plain, options: WeightsOptions, *, name: str) -> None:
         raise UserError(what, where=SIZE_KEY, todo="leave it out")
 
 
-def _filled(source: Source, plain: Plain, wish: Wish, tag: str | None, given: Given) -> Filled:
+def _filled(source: Source, plain: TracedModel, wish: BuildOptions, tag: str | None, given: Given) -> Filled:
     """Fills the network but for its classifiers; made for RGB images, weights are adapted to other ones."""
     net, options = plain.net, wish.options
     skipped = plain.heads + _dropped_units(plain, wish.head)
@@ -184,7 +184,7 @@ def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec,
     )
 
 
-def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plain:
+def examine(source: Source, net: nn.Module, wish: BuildOptions, tag: str | None) -> TracedModel:
     """Traces `net` and finds what makes the classes: the parameters whose shape depends on their number."""
     other = build_empty(lambda: source.build(wish.classes + 1, wish.args, tag, wish.channels))
     shapes = {name: p.shape for name, p in other.named_parameters()}
@@ -206,7 +206,7 @@ def examine(source: Source, net: nn.Module, wish: Wish, tag: str | None) -> Plai
     if not running:
         raise UserError(f"no logits are made by {', '.join(paths)} in evaluation mode", where=source.name)
     found = _auxiliary(net, beside, spec, source.name)
-    return Plain(net, spec, seen, source.labels(net), running, found)
+    return TracedModel(net, spec, seen, source.labels(net), running, found)
 
 
 def _owner(parameter: str) -> str:
@@ -221,7 +221,7 @@ def _starts(path: str, net: nn.Module, seen: Trace) -> list[int]:
     return [time for time in (seen.order.get(path), *used) if time is not None]
 
 
-def _checked(source: Source, wish: Wish) -> Wish:
+def _checked(source: Source, wish: BuildOptions) -> BuildOptions:
     if wish.classes < 1:
         raise UserError(f"a network needs at least one class, not {wish.classes}")
     if wish.channels < 1:
@@ -237,7 +237,7 @@ def _loaded(net: nn.Module, where: str, filled: Filled) -> Loaded:
     return Loaded(where, len(filled.taken), resized=resized, left=left, new=new, notes=filled.notes)
 
 
-def _build(source: Source, wish: Wish, tag: str | None) -> nn.Module:
+def _build(source: Source, wish: BuildOptions, tag: str | None) -> nn.Module:
     def build() -> nn.Module:
         return source.build(wish.classes, wish.args, tag, wish.channels)
 
@@ -253,7 +253,7 @@ def _build(source: Source, wish: Wish, tag: str | None) -> nn.Module:
         raise UserError(f"cannot be built{asked}: {error}", where=source.name) from error
 
 
-def _as_given(backbone: Backbone, source: Source, wish: Wish) -> Backbone:
+def _as_given(backbone: Backbone, source: Source, wish: BuildOptions) -> Backbone:
     """A function that returns a Backbone answers for all of it."""
     if wish.head != "linear" or wish.head_args or wish.weights not in ("default", "none"):
         raise UserError(
@@ -308,7 +308,7 @@ def _does_not_run(error: Exception, spec: InputSpec, name: str, mode: str = "") 
     )
 
 
-def _dropped_units(plain: Plain, head: str) -> tuple[str, ...]:
+def _dropped_units(plain: TracedModel, head: str) -> tuple[str, ...]:
     """Units that a head which pools by itself makes superfluous (VGG's two linear layers)."""
     tap = _tap(plain, _takes(head))
     return tap.after if tap else ()
@@ -325,7 +325,7 @@ def _takes(head: str) -> Takes:
     return said  # type: ignore[no-any-return]
 
 
-def _tap(plain: Plain, takes: Takes) -> surgery.Tap | None:
+def _tap(plain: TracedModel, takes: Takes) -> surgery.Tap | None:
     if takes == "pooled":
         return None
     units = cut(plain.net, plain.seen, plain.running, None).units
@@ -333,7 +333,7 @@ def _tap(plain: Plain, takes: Takes) -> surgery.Tap | None:
     return surgery.find_tap([u for u in units if u.path not in beside], plain.seen, plain.running, takes)
 
 
-def _with_head(source: Source, plain: Plain, wish: Wish) -> tuple[Plain, int]:
+def _with_head(source: Source, plain: TracedModel, wish: BuildOptions) -> tuple[TracedModel, int]:
     """The network with the new head, and how many features that takes."""
     if not wish.empty:
         surgery.renew(plain.net, plain.heads)
@@ -354,7 +354,7 @@ def _with_head(source: Source, plain: Plain, wish: Wish) -> tuple[Plain, int]:
     return replace(plain, seen=seen, running=(path,), labels=labels), features
 
 
-def _suitable(source: Source, plain: Plain, head: str) -> surgery.Tap | None:
+def _suitable(source: Source, plain: TracedModel, head: str) -> surgery.Tap | None:
     """Where the features for `head` are to be had, None for the classifier's own place.
 
     Raises:
@@ -382,7 +382,7 @@ def _suitable(source: Source, plain: Plain, head: str) -> surgery.Tap | None:
     return tap
 
 
-def _new_head(wish: Wish, features: int) -> nn.Module:
+def _new_head(wish: BuildOptions, features: int) -> nn.Module:
     part = plug.find("head", wish.head)
 
     def build() -> nn.Module:

@@ -9,7 +9,7 @@ from typing import get_args
 from tlx.base.errors import UserError
 from tlx.base.layers import Granularity, LayerMap
 from tlx.models import Backbone, Description, Row, surgery
-from tlx.models.assemble import Plain, Wish, examine
+from tlx.models.assemble import BuildOptions, TracedModel, examine
 from tlx.models.layers.trace import Shape, Trace, build_empty, trace
 from tlx.models.libraries.sources import Source
 
@@ -73,16 +73,16 @@ def _flops(layers: LayerMap, seen: Trace) -> dict[str, int]:
     return found
 
 
-def _plain(source: Source) -> Plain:
+def _plain(source: Source) -> TracedModel:
     args, tags = source.check({}), source.tags()
     tag = tags[0] if tags else None
     net = build_empty(lambda: source.build(CLASSES, args, tag))
     if isinstance(net, Backbone):
         raise UserError(f"{source.name} describes itself: load it")
-    return examine(source, net, Wish(CLASSES, "none", args, "linear", {}, True), tag)
+    return examine(source, net, BuildOptions(CLASSES, "none", args, "linear", {}, True), tag)
 
 
-def _row(source: Source, plain: Plain) -> Row:
+def _row(source: Source, plain: TracedModel) -> Row:
     return Row(
         name=source.name,
         weights=source.tags(),

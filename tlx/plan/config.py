@@ -33,6 +33,7 @@ from tlx.base import plug
 from tlx.base.durations import Duration, Length, TimeSpan
 from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.base.inputs import InputSpec, Interpolation
+from tlx.base.key_aliases import USUAL, right_key
 from tlx.base.launcher import environment
 from tlx.base.layers import Granularity, Kind
 from tlx.base.location import is_remote, place, without_credentials
@@ -41,7 +42,6 @@ from tlx.base.norms import POLICIES, NormPolicy, written_out
 from tlx.base.parsing import from_yaml_file, to_yaml
 from tlx.base.paths import expanded, written
 from tlx.base.sweep import with_trial
-from tlx.base.usual_names import USUAL, right_key
 from tlx.base.validation import mistakes, refuse_truth
 from tlx.data.stream.sampling import Sampling
 from tlx.plan.later_keys import completed, is_written

@@ -21,7 +21,7 @@ from tlx.base.layers import Layer, LayerMap, Parameter
 from tlx.base.location import shown
 from tlx.base.norms import POLICIES, NormPolicy, NormState
 from tlx.data.stream.order import micro_batch_sizes
-from tlx.plan import returned
+from tlx.plan import returned_values
 from tlx.plan import warnings as plan_warnings
 from tlx.plan.config import Config, Part, PhaseSettings, Plateau
 from tlx.plan.unfreeze import Assignment, Mode
@@ -98,7 +98,7 @@ class Phase:
         else:
             shape = self.curve(at - self.warmup, max(self.length - self.warmup, 1))
             if not 0 <= shape < math.inf:  # a negative rate would climb
-                raise returned.no_rate(shape, at, self.length, label=f"curve {self.settings.curve.name}")
+                raise returned_values.no_rate(shape, at, self.length, label=f"curve {self.settings.curve.name}")
         top = self.lr * shape
         return {name: float(top * self.factors[name]) if learns else 0.0 for name, learns in self._trained.items()}
 
@@ -330,7 +330,7 @@ def _assignments(config: Config, layers: LayerMap, problems: list[str]) -> list[
     schedule = plug.find("unfreeze", config.unfreeze.name)
     arguments = plug.arguments(schedule, config.unfreeze.args, label=f"unfreeze {config.unfreeze.name}")
     label = f"unfreeze {config.unfreeze.name}"
-    assignments = returned.assignments(plug.call(label, schedule, layers, **arguments), layers, label=label)
+    assignments = returned_values.assignments(plug.call(label, schedule, layers, **arguments), layers, label=label)
     names = [a.name for a in assignments]
     for name in config.phases:
         if name not in names and name != "each":
@@ -455,7 +455,7 @@ def _factors(settings: PhaseSettings, layers: LayerMap, *, where: str) -> dict[s
     label = f"layer_decay {settings.layer_decay.name}"
     with _at(where):
         arguments = plug.arguments(rule, settings.layer_decay.args, label=label)
-        return returned.factors(plug.call(label, rule, layers, **arguments), layers, label=label)
+        return returned_values.factors(plug.call(label, rule, layers, **arguments), layers, label=label)
 
 
 @contextlib.contextmanager
@@ -520,7 +520,7 @@ def _curve(curve: Part, clock: Clock, *, where: str) -> Callable[[int, int], flo
     with _at(where):
         arguments = plug.arguments(shape, curve.args, label=label)
         made = functools.partial(shape, **{k: _each_length(v, received) for k, v in arguments.items()})
-        returned.check_curve(made, warmup=clock.warmup, length=clock.length, label=label)
+        returned_values.check_curve(made, warmup=clock.warmup, length=clock.length, label=label)
     return made
 
 

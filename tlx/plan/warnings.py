@@ -1,4 +1,4 @@
-"""What a plan says aloud: settings that can be trained with and were hardly meant, and what results depend on.
+"""What a plan says aloud: settings that can be trained with and were probably unintended, and what results depend on.
 
 Each function of `CHECKS` looks at one thing and returns sentences, none where all is well. They know what a plan knows;
 what only data or a backbone tells is handed to :meth:`tlx.plan.plan.Plan.make` as `noticed`.
@@ -15,14 +15,14 @@ from tlx.base.durations import Duration, Mark
 from tlx.data.stream.order import micro_batch_sizes, micro_batches
 from tlx.plan import stale_state
 from tlx.plan.config import Checkpoint, Config, Evaluate, NonFinite, Part, Track
-from tlx.plan.returned import sampled
+from tlx.plan.returned_values import sampled
 
 if TYPE_CHECKING:
     from tlx.plan.plan import Phase, Plan
 
 HIGHEST = {"adam": 0.1, "adamw": 0.1, "rmsprop": 0.1, "sgd": 10.0}
-"""Rates above this are hardly meant. Adam and its kin move every weight by about the rate, whatever the gradient: 0.1
-a step is more than most weights are. SGD's rates go up to about 10, for very large batches (You et al. 2017, LARS); of
+"""Rates above this are probably unintended. Adam and its kin move every weight by about the rate, whatever the gradient:
+0.1 a step is more than most weights are. SGD's rates go up to about 10, for very large batches (You et al. 2017, LARS); of
 optimizers from elsewhere nothing more is known."""
 
 LOWEST = 1e-8

@@ -25,7 +25,7 @@ from tlx.base.files import json_text, write_whole
 from tlx.base.parsing import from_json, from_yaml_file, to_yaml
 from tlx.plan.config import Config, EarlierRates, PhaseSettings, parse, plain
 from tlx.plan.plan import Phase, Plan
-from tlx.plan.written_config import essential, hints, meant
+from tlx.plan.saved_config import essential, hints, meant
 from tlx.runs.older_meaning import refuse_other_meaning
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from tlx.base import plug
 from tlx.base.errors import UserError
 from tlx.base.metrics import Metric
 from tlx.plan.config import Config
-from tlx.plan.written_config import essential, meant
+from tlx.plan.saved_config import essential, meant
 from tlx.runs.run_files import RunFiles, mapping, within
 
 if TYPE_CHECKING:

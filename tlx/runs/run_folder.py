@@ -23,7 +23,7 @@ from tlx.base.parsing import from_yaml_file
 from tlx.base.terminal import say
 from tlx.base.verdict import Status
 from tlx.plan.config import Config, dump
-from tlx.plan.written_config import changes, essential, without_directions
+from tlx.plan.saved_config import changes, essential, without_directions
 from tlx.runs.extend import FILE as EXTENSIONS
 from tlx.runs.extend import FUTURE, Extend, Extension, adopted, earlier, no_run, planned
 from tlx.runs.older_meaning import refuse_other_meaning

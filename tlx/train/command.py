@@ -20,8 +20,8 @@ from tlx.base.location import shown
 from tlx.base.terminal import say
 from tlx.data.stream.order import ORDER_VERSION
 from tlx.plan.config import Config, load, plain
+from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
-from tlx.plan.written_config import essential
 from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_folder import Claim, RunFolder, Start

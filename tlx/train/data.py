@@ -37,7 +37,7 @@ class Samples:
         counts: the same by class; of shards that are not built yet, as if their classes were of one size.
         names: of the classes; of shards that are not built yet, numbers.
         note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
-        warnings: what about the data was hardly meant.
+        warnings: what about the data was probably unintended.
     """
 
     classes: int
@@ -53,7 +53,7 @@ class Datasets:
     """Opened shards, and which of their samples make an epoch.
 
     Attributes:
-        warnings: what about the shards was hardly meant, as far as somebody has looked.
+        warnings: what about the shards was probably unintended, as far as somebody has looked.
     """
 
     train: Manifest
@@ -87,7 +87,7 @@ class Datasets:
 
 
 def warnings_of(sets: Datasets) -> tuple[str, ...]:
-    """What about the shards was hardly meant. Reads some pictures, so that one rank does it for all."""
+    """What about the shards was probably unintended. Reads some pictures, so that one rank does it for all."""
     same = _same_data(sets.train, sets.val)
     return (*sets.warnings, same) if same else sets.warnings
 

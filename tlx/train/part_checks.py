@@ -12,7 +12,7 @@ from typing import Any
 
 from tlx.base import plug
 from tlx.base.errors import UserError
-from tlx.plan.returned import number
+from tlx.plan.returned_values import number
 
 SAMPLES = 4
 

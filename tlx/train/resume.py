@@ -14,7 +14,7 @@ from tlx.base.differences import differences
 from tlx.base.errors import ConfigError, TlxError, UserError
 from tlx.data.pixels.jpeg_region import decoder
 from tlx.plan.config import Config
-from tlx.plan.written_config import changes, essential, meant
+from tlx.plan.saved_config import changes, essential, meant
 from tlx.ranks.together import by_main
 from tlx.runs.checkpoint import Checkpoints, Snapshot, read, read_state, restore_optimizer, understood
 from tlx.runs.extend import Extension, earlier, history, lasting_ends

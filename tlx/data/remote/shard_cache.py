@@ -27,10 +27,10 @@ from tlx.base.location import folder_name, is_remote, shown
 from tlx.base.locks import locked
 from tlx.base.terminal import say
 from tlx.data.remote import files as remote
-from tlx.data.remote.ahead import LOOK_S, Ahead, Wanted
 from tlx.data.remote.cache_room import MARK, CacheSpec, default_folder, limit_of, no_room, part_of, reserve
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
-from tlx.data.remote.kept import Kept, read_kept
+from tlx.data.remote.prefetch import LOOK_S, Ahead, Wanted
+from tlx.data.remote.shard_version import Kept, read_kept
 
 __all__ = ["CacheSpec", "ShardCache", "default_folder"]
 

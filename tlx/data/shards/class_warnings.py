@@ -1,4 +1,4 @@
-"""Classes that were hardly meant: what people are warned of before they train on them.
+"""Classes that were probably unintended: what people are warned of before they train on them.
 
 ``class_warnings(counts) -> list[str]``
 """

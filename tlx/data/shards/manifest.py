@@ -33,7 +33,7 @@ from tlx.base.launcher import rank
 from tlx.base.location import address, is_remote, shown
 from tlx.base.parsing import from_json
 from tlx.base.terminal import escaped, say
-from tlx.data.remote.ahead import Wanted
+from tlx.data.remote.prefetch import Wanted
 from tlx.data.shards.tars import open_regular, read_members
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ _FOR_EVER = 1 << 40
 
 
 @dataclass(frozen=True)
-class Look:
+class MeasuredView:
     """A data set and a view.
 
     Attributes:

@@ -30,7 +30,7 @@ def is_on_cpu(config: Config) -> bool:
 
 
 @dataclass
-class Look:
+class DoctorChecks:
     """
     Attributes:
         given: the user's configuration, if there is one; `config` is that, or a stand-in.
