@@ -279,7 +279,7 @@ def test_a_mistake_before_the_first_checkpoint_owns_nothing_and_later_ones_do(ra
         result = train(raw(run))
         assert (result["step"], status(run)["id"] == former) == (STEPS, False)
         (aside,) = tmp_path.glob("run.before-*")
-        assert f"ended by a mistake before its first checkpoint; it is in {aside}" in capfd.readouterr().err
+        assert f"failed before its first checkpoint; its folder was moved to {aside}" in capfd.readouterr().err
         assert status(aside)["id"] == former
         shutil.rmtree(run)
 

@@ -278,7 +278,7 @@ def test_percent_is_of_the_whole():
     over["phases"]["each"] = {"lr": 0.1}
     plan = make(samples=320, **over)
     assert [(p.start, p.stop) for p in plan.phases] == [(0, 50), (50, 127)]
-    with pytest.raises(UserError, match="of what"):
+    with pytest.raises(UserError, match="is a percentage, and the whole"):
         make(phases={"each": {"lr": 0.1, "duration": "25%"}})
 
 
@@ -329,7 +329,7 @@ def test_moving_batchnorm_on_one_sample_is_refused_and_names_drop_last(samples, 
         ({"phases": {"each": {"lr": 1}}}, "no duration"),
         ({"phases": {"each": {"duration": 3}}}, "no learning rate"),
         ({"phases": {"each": {"lr": 1, "duration": "3ep", "warmup": "3ep"}}}, "fills the phase"),
-        ({"data": {"train": "x", "batch": 2}, "ranks": 4}, "cannot be dealt to 4 ranks"),
+        ({"data": {"train": "x", "batch": 2}, "ranks": 4}, "cannot be split across 4 ranks"),
     ],
 )
 def test_what_a_plan_refuses(over, message):

@@ -557,7 +557,7 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(here, monkeypatch):
     assert done.output.endswith(REAL.body)
     assert "there is no sbatch on this machine\n" in refused()
     assert not (here / "runs").exists()
-    assert "data.batch=3 cannot be dealt to 4 ranks" in refused("--dry-run", "data.batch=3")
+    assert "data.batch=3 cannot be split across 4 ranks" in refused("--dry-run", "data.batch=3")
     assert "Examples: " in CliRunner().invoke(app, ["submit", "--help"]).output
 
 
@@ -583,7 +583,7 @@ def test_every_problem_at_once(cluster, here):
 @pytest.mark.parametrize(
     ("words", "gpus", "said"),
     [
-        (["data.batch=3"], "4", "data.batch=3 cannot be dealt to 4 ranks"),
+        (["data.batch=3"], "4", "data.batch=3 cannot be split across 4 ranks"),
         (["data.batch=2", "backbone.args.norm=batch"], "2", "micro-batches of one sample"),
         (["evaluate.metric=val/top9"], "4", "no metric"),
         (["phases.head.lr=1"], "4", 'there is no phase "head"'),

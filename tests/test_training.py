@@ -304,7 +304,7 @@ def test_unreadable_samples_are_an_error_or_within_a_quota_named_and_counted(sha
     # the same command, corrected: no checkpoint of the first start is there to be protected
     allowed = tlx("train", config, "data.bad_samples=1", ranks=2, is_forked=True)
     assert allowed.returncode == 0, allowed.stderr
-    assert "ended by a mistake before its first checkpoint; it is in " in allowed.stderr
+    assert "failed before its first checkpoint; its folder was moved to " in allowed.stderr
     (aside,) = tmp_path.glob("run.before-*")
     assert (aside / "metrics.jsonl").exists()
     result = json.loads((tmp_path / "run" / "result.json").read_text())

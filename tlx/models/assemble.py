@@ -104,10 +104,7 @@ def assemble(source: Source, wish: BuildOptions, granularity: Granularity) -> Ba
 
 
 def _refuse_idle(wish: BuildOptions) -> None:
-    """
-    Raises:
-        UserError: settings of weights where none are read.
-    """
+    """Settings about weights where no weights are read are a mistake (UserError)."""
     options = wish.options
     said = {
         "backbone.weights_key": options.key,
@@ -163,12 +160,15 @@ def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec,
     modules = dict(net.named_modules())
     missing = [p for p in heads if not p or p not in modules or not any(True for _ in modules[p].parameters())]
     if missing or not heads:
-        raise UserError(f"there is no module with parameters {missing or 'named as the head'}", where=name)
+        raise UserError(
+            f"no such modules, or none with parameters: {', '.join(map(repr, missing)) or 'no head is named'}",
+            where=name,
+        )
     seen = _trace(net, spec, name)
     beside = tuple(path for path in heads if not _starts(path, net, seen) or is_auxiliary(path, seen))
     running = tuple(path for path in heads if path not in beside)
     if not running:
-        raise UserError(f"what the network returns is not made by {', '.join(heads)}", where=name)
+        raise UserError(f"{', '.join(heads)} does not contribute to the network's output", where=name)
     found = _auxiliary(net, beside, spec, name)
     idle = idle_parameters(net, spec.size, spec.channels)
     anatomy = Anatomy(net, seen, running, None, idle, found.branches)

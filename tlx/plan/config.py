@@ -191,12 +191,12 @@ class Plateau(Model):
     max: Length
     """The longest that the phase lasts; its curve runs over that."""
     metric: str = LOSS
-    """Which; it knows whether it rises or falls."""
+    """The metric that is watched; whether higher is better follows from its name."""
     mode: Direction = Field(default=None, exclude=True)
     patience: PositiveInt = 3
-    """Evaluations without progress that end the phase."""
+    """The phase ends after this many evaluations without progress."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """Progress is more than this."""
+    """A change of the metric counts as progress where it is larger than this."""
 
 
 class EarlierRates(Model):
@@ -246,11 +246,11 @@ class Expected(Model):
     """What the shards should hold: checked against them, and enough to plan before they are built."""
 
     classes: PositiveInt
-    """How many."""
+    """How many classes."""
     train: PositiveInt
-    """Samples."""
+    """How many training samples."""
     val: PositiveInt | None = None
-    """Samples."""
+    """How many validation samples."""
 
 
 class CacheConfig(Model):
@@ -259,7 +259,7 @@ class CacheConfig(Model):
     folder: FilePath | None = None
     """By default TLX_CACHE, or ``~/.cache/tlx/shards``."""
     limit: Annotated[ByteSize, Field(gt=0)] | None = None
-    """So many bytes of them, such as 200GB; by default four fifths of what the disk has free without them."""
+    """The most bytes that are kept, such as 200GB; by default four fifths of what is free on the disk without them."""
     stage: bool = False
     """Shards that lie in a folder here, on a slow shared disk, are copied to `folder` when they are first needed, once
     per node."""
@@ -278,9 +278,9 @@ class SamplingConfig(Model):
     """Classes as they are (`all`), equally often (`balanced`), by the square root of their size (`sqrt`), or rare ones
     repeated (`repeat_factors`)."""
     threshold: float | None = None
-    """Of `repeat_factors`: a class is rare with less than this share of the samples."""
+    """For `repeat_factors`: a class with less than this share of the samples is rare."""
     limit: int | None = None
-    """So many samples per class: a few-shot subset, drawn by `seed`."""
+    """At most this many samples per class: a few-shot subset, drawn by `seed`."""
 
     @model_validator(mode="after")
     def _possible(self) -> SamplingConfig:
@@ -313,9 +313,9 @@ class Data(Model):
     batch: PositiveInt
     """The GLOBAL batch, over all ranks and micro-batches."""
     window: PositiveInt | None = None
-    """So many shards mix, all by default."""
+    """How many shards are shuffled together; all by default."""
     parts: PositiveInt = 1
-    """Set to the number of nodes, each needs only its part of the shards."""
+    """Into how many parts the shards are divided: set to the number of nodes, each node needs only its part."""
     sampling: SamplingConfig = SamplingConfig()
     drop_last: bool = False
     """An epoch's last batch is left out where it is short."""
@@ -343,7 +343,7 @@ class Data(Model):
     @model_validator(mode="after")
     def _parts_of_a_batch(self) -> Data:
         if self.parts > self.batch:
-            raise ValueError(f"parts: {self.parts} parts of a batch of {self.batch}; at most one per sample")
+            raise ValueError(f"parts: {self.parts} is more than the samples of a batch ({self.batch})")
         return self
 
     def quota(self, samples: int) -> int:
@@ -369,11 +369,11 @@ class Input(Model):
     mean: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
     """Of pixels scaled to [0, 1], one for each channel."""
     std: tuple[Annotated[float, Field(gt=0, le=1)], ...] | None = None
-    """Likewise."""
+    """Standard deviations, like `mean`."""
     crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
     """The share of the resized picture's side that an evaluation shows."""
     interpolation: Interpolation | None = None
-    """Of resizing."""
+    """Interpolation of resizing."""
 
     @model_validator(mode="after")
     def _one_per_channel(self) -> Input:
@@ -397,13 +397,13 @@ class Mixing(Model):
     """Mixup (Zhang et al. 2018) and CutMix (Yun et al. 2019)."""
 
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """Beta's parameter, 0 for off."""
+    """The parameter alpha of mixup's Beta(alpha, alpha); 0 switches mixup off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """Likewise."""
+    """The parameter alpha of CutMix's Beta(alpha, alpha); 0 switches CutMix off."""
     prob: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """That a batch is mixed."""
+    """The probability that a picture is mixed."""
     switch_prob: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """That it is by CutMix, where both are on."""
+    """Where both are on, the probability that a mixed picture gets CutMix rather than mixup."""
 
 
 class Allow(Model):
@@ -413,7 +413,7 @@ class Allow(Model):
     """Parameters of the network that the file need not have, or has in another shape, and that keep their initial
     values."""
     unused: list[Annotated[str, Field(min_length=1)]] = []
-    """What the file holds beside the network."""
+    """Tensors of the file that the network does not have, and that are left out."""
 
 
 class BackboneConfig(Model):
@@ -425,13 +425,13 @@ class BackboneConfig(Model):
     """`default`, a tag of the library, a file, a folder that `tlx weights fetch` filled, hf-hub:OWNER/REPO[@REVISION],
     or `none`."""
     weights_key: Annotated[str, Field(min_length=1)] | None = None
-    """Of a file: the dict inside that is meant, or what its names begin with, where there are several."""
+    """In a file with several state dicts: the key of the one to read, or the prefix of its names."""
     weights_size: Pixels | tuple[Pixels, Pixels] | None = None
-    """Of a file: a side, or height and width, of the pictures that it was trained on, for position embeddings, where
-    the file does not say that."""
+    """The image size that a file's weights were trained at (a side, or height and width), for its position embeddings,
+    where the file does not say it."""
     allow: Allow = Allow()
     args: dict[str, Any] = {}
-    """For the network's class: drop_path_rate, img_size ..."""
+    """Arguments of the network's constructor: drop_path_rate, img_size ..."""
     layers: Granularity = "block"
     """How finely the network is cut into layers."""
 
@@ -472,7 +472,7 @@ class EMA(Model):
     """Exponential moving average of the weights and norm statistics, updated after every step."""
 
     decay: Annotated[float, Field(gt=0, lt=1)] = 0.999
-    """The share of the average so far."""
+    """The weight of the average so far at each update."""
     ramp: bool = True
     """The decay rises to `decay`, so that the average is of recent weights early on too; without it, the decay is
     `decay` from the second update on."""
@@ -488,14 +488,14 @@ class EMA(Model):
 
 
 class NonFinite(Model):
-    """What happens at a loss or gradient that is not finite, beside that nothing is updated."""
+    """What happens at a loss or gradient that is not finite. The step never updates anything."""
 
     policy: Literal["stop", "skip"] = "stop"
-    """`stop`, or `skip` up to `limit` such steps of a run."""
+    """`stop` ends the training; `skip` goes on, for up to `limit` such steps of a run."""
     limit: PositiveInt = 10
     """Steps that may be skipped."""
     overflows: PositiveInt = 20
-    """fp16's overflows are its scaler's matter until there are so many in a row."""
+    """fp16's gradient scaler handles its overflows, until this many come in a row."""
 
     @model_validator(mode="before")
     @classmethod
@@ -508,33 +508,35 @@ class Loop(Model):
     """How a step is computed."""
 
     micro_batch: PositiveInt | None = None
-    """The most samples a rank takes at once; gradients accumulate."""
+    """The most samples that a rank takes through the network at once; gradients accumulate over micro-batches."""
     fit_micro_batch: Literal["auto", "always", "never"] = "auto"
     """The memory of every phase is tried before the first step, and a smaller micro-batch taken where it does not fit.
     `auto` does so on a GPU, and refuses instead where moving BatchNorm makes the numbers depend on the micro-batch;
     `always` takes it there too, and tries on a CPU as well."""
     nonfinite: NonFinite = NonFinite()
+    """What happens at a loss or gradient that is not finite; `stop` or `skip` is `policy`."""
     clip: Annotated[float, Field(gt=0)] | None = None
-    """The largest norm of the gradient; a larger one is scaled to it."""
+    """Gradients whose norm is larger are scaled to this norm."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of the forward and backward pass; weights are fp32."""
+    """Precision of the forward and backward pass; weights stay fp32."""
     channels_last: bool = False
     """Memory format of pictures and maps: faster for convolutions on GPUs."""
     compile: bool = False
-    """By torch.compile. Gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and
+    """Use torch.compile. Gives the losses of eager code to rounding where nothing is drawn. Compiled dropout and
     drop-path draw other numbers than eager ones, unless `deterministic` is on."""
     gradient_checkpointing: bool = False
     """Blocks are computed again in the backward pass: less memory, more time."""
     deterministic: bool = False
     """Only kernels that give the same bits every time."""
     sync_batchnorm: bool = False
-    """BatchNorm over all ranks together, on GPUs."""
+    """BatchNorm statistics over the samples of all ranks, on GPUs."""
     ema: EMA | None = None
+    """A moving average of the weights, evaluated and saved beside them."""
 
 
 def _positive(interval: Duration) -> Duration:
     if not interval.value:
-        raise ValueError("an interval of nothing; write 1 for every step")
+        raise ValueError("an interval must be longer than 0; write 1 for every step")
     return interval
 
 
@@ -548,12 +550,12 @@ class Evaluate(Model):
     every: Interval = Duration(1, "ep")
     """How often. Percent is of all phases as they were planned."""
     metric: str = ACCURACY
-    """What is best is chosen by this, ties by the lower val/loss."""
+    """The metric that chooses the best checkpoint; ties go to the lower val/loss."""
     mode: Direction = Field(default=None, exclude=True)
     top_k: PositiveInt = 5
-    """A prediction counts for val/topK where the label is among so many."""
+    """K of val/topK: the label is among the K highest logits."""
     patience: PositiveInt | None = None
-    """Evaluations without progress of the metric that end the phase."""
+    """Early stopping: the phase ends after this many evaluations without progress of the metric."""
     batch: PositiveInt | None = None
     """Samples that a rank evaluates at once; by default as many as it trains on."""
 
@@ -562,11 +564,11 @@ class Keep(Model):
     """Which checkpoints stay."""
 
     last: PositiveInt = 2
-    """The newest ones."""
+    """How many of the newest checkpoints stay."""
     best: PositiveInt = 1
-    """The best ones by `evaluate.metric`."""
+    """How many of the best by `evaluate.metric` stay."""
     every: Interval | None = None
-    """One at each such interval, for good."""
+    """One checkpoint at each such interval stays for good."""
 
     @model_validator(mode="before")
     @classmethod
@@ -581,7 +583,7 @@ class Checkpoint(Model):
     every: Interval = Duration(1, "ep")
     """How often. Percent is of all phases as they were planned."""
     keep: Keep = Keep()
-    """Which stay; a number is `last`."""
+    """Which checkpoints stay; a number is `last`."""
     background: bool = True
     """A thread writes them, from a copy in memory, while training goes on."""
 
@@ -605,32 +607,36 @@ class WorldConfig(Model):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto`: a GPU where there is one."""
     backend: Literal["nccl", "gloo"] | None = None
-    """Of the collectives; by default nccl on GPUs, gloo on CPUs."""
+    """Backend of the collectives; by default nccl on GPUs, gloo on CPUs."""
     timeout_minutes: Annotated[float, Field(gt=0, le=525_600)] = 30.0
-    """A rank that has made no step, nor a batch of an evaluation, for so long is taken to hang."""
+    """A rank that has finished no step and no batch of an evaluation for this long is considered hung."""
 
 
 class Config(Model):
     """One training."""
 
     run: FilePath
-    """Its folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.base.sweep.with_trial`."""
+    """The run's folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.base.sweep.with_trial`."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of everything that is drawn."""
+    """Seed of everything random: order, transforms, mixing, dropout, initial values of the head."""
     duration: Length | None = None
-    """The whole that percentages of the phases' durations are of."""
+    """The length of the whole training, which percentages in the phases' durations refer to."""
     stop_after: TimeSpan | None = None
-    """A stop is asked for after so much time since the command was started (``3h55m``)."""
+    """The training saves a checkpoint and stops this long after the command was started (``3h55m``)."""
     data: Data
+    """Shards and how they are dealt to ranks."""
     input: Input = Input()
+    """How pictures are read: size, channels, normalisation."""
     transforms: list[_part_of("transform")] | None = None  # type: ignore[valid-type]
-    """Of training pictures, in this order; by default random_resized_crop and horizontal_flip."""
+    """Transforms of training pictures, in this order; by default random_resized_crop and horizontal_flip."""
     mix: Mixing | None = None
+    """Mixup and CutMix; off by default."""
     backbone: BackboneConfig
+    """The network and its weights; a name alone is `name`."""
     head: _part_of("head") = Part(name="linear")  # type: ignore[valid-type]
     """What takes the place of the classifier; `keep: true` goes on with that of a checkpoint of tlx."""
     unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
-    """The schedule: phases, and what trains in each."""
+    """The unfreeze schedule: which phases there are, and which layers train in each."""
     phases: Annotated[dict[str, PhaseSettings], Names("each")] = {}
     """Settings of phases by name; `each` is of all."""
     further: Annotated[dict[str, PhaseSettings], Names(None)] = {}

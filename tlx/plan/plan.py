@@ -165,7 +165,7 @@ class Plan:
         problems: list[str] = []
         if config.data.batch < world:
             problems.append(
-                f"data.batch={config.data.batch} cannot be dealt to {world} ranks; set it to at least {world}"
+                f"data.batch={config.data.batch} cannot be split across {world} ranks; set it to at least {world}"
             )
         config, assignments = _with_further(config, _assignments(config, layers, problems), problems)
         for assignment in assignments:
@@ -442,7 +442,11 @@ def _length(config: Config, settings: PhaseSettings, *, where: str, epoch: int) 
             "the phase has no duration", where=where, todo='set it there or in phases.each: "8ep", 400, "50%"'
         )
     if duration.unit == "%" and config.duration is None:
-        raise UserError(f"duration {duration} of what?", where=where, todo='set the whole: duration: "24ep"')
+        raise UserError(
+            f"duration {duration} is a percentage, and the whole is not known",
+            where=where,
+            todo='set the whole: duration: "24ep"',
+        )
     whole = config.duration.steps(epoch=epoch, whole=0) if config.duration else 0
     steps = duration.steps(epoch=epoch, whole=whole)
     if steps < 1:

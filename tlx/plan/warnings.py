@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from tlx.plan.plan import Phase, Plan
 
 HIGHEST = {"adam": 0.1, "adamw": 0.1, "rmsprop": 0.1, "sgd": 10.0}
-"""Rates above this are probably unintended. Adam and its kin move every weight by about the rate, whatever the gradient:
-0.1 a step is more than most weights are. SGD's rates go up to about 10, for very large batches (You et al. 2017, LARS); of
-optimizers from elsewhere nothing more is known."""
+"""Rates above this are probably unintended. Adam and its kin move every weight by about the rate, whatever the
+gradient: 0.1 a step is more than most weights are. SGD's rates go up to about 10, for very large batches (You et al.
+2017, LARS); of optimizers from elsewhere nothing more is known."""
 
 LOWEST = 1e-8
 """A rate below this moves no fp32 weight of ordinary size within thousands of steps."""

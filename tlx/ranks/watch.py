@@ -1,8 +1,8 @@
 """The thread of a rank that asks once a second whether a rank has failed, and ends this one if so.
 
-A collective that fails tells nobody's name, and over NCCL it waits for its own timeout: so whoever sees first what has
-happened tells all others, and a rank whose main thread does not leave by itself is ended. What counts as a failure
-:mod:`tlx.ranks.failure_detector` says.
+A collective that fails does not identify the failing rank, and over NCCL it waits for its own timeout: so whoever sees
+first what has happened tells all others, and a rank whose main thread does not leave by itself is ended. The rules for
+what counts as a failure are in :mod:`tlx.ranks.failure_detector`.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ class Watch:
         return error
 
     def close(self) -> None:
-        """Ends the watch; its threads must not live on into the interpreter's end."""
+        """Ends the watch; its threads must be joined before the interpreter shuts down."""
         if self._thread is None:
             return
         self._closing.set()

@@ -1,4 +1,4 @@
-"""Going on with a run by a longer plan, or by further phases: what is past must be what the new plan says of it.
+"""Going on with a run by a longer plan, or by further phases: the steps already made must be the same in the new plan.
 
 The configuration may change in what shapes the plan (`SHAPE`), and in how often is evaluated. Both configurations are
 compiled over the same layers and samples, with the recorded ends of phases; where every step up to the one that the run
@@ -236,7 +236,7 @@ def _barred(old: Mapping[str, Any], new: Mapping[str, Any], former: Mapping[str,
     """Of keys that may not change."""
     later = hints(essential(former))
     lines = [line + later.get(line.partition(":")[0], "") for line in differences(old, new)]
-    todo = "say them as they were" if old.keys() <= later.keys() else "take them back"
+    todo = "restore the values of before" if old.keys() <= later.keys() else "take them back"
     return UserError(
         "--extend changes the plan from here on, and these settings are of the whole training:\n    "
         + "\n    ".join(lines),
@@ -282,7 +282,7 @@ def lasting_ends(progress: Progress, plan: Plan, patience: int | None) -> dict[s
 
 
 def past_differences(before: Plan, now: Plan, step: int) -> list[str]:
-    """In what the steps before `step` would have been others by the plan of now; a line for each phase that is."""
+    """Where the plan of now differs from the former one for the steps before `step`; a line for each such phase."""
     said: list[str] = []
     pairs = itertools.zip_longest(*([p for p in plan.phases if p.start < step] for plan in (before, now)))
     for old, new in pairs:

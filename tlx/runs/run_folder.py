@@ -205,7 +205,10 @@ class RunFolder:
             if aside is None:
                 self._refuse_what_came_since(claim)
             elif not claim.fresh:
-                say(f"note: what lay here ended by a mistake before its first checkpoint; it is in {aside}", error=True)
+                say(
+                    f"note: an earlier start failed before its first checkpoint; its folder was moved to {aside}",
+                    error=True,
+                )
             for left in self.path.glob(".*.tmp"):  # of a process that was killed
                 left.unlink(missing_ok=True)
             self._id = None
@@ -238,7 +241,9 @@ class RunFolder:
             same = not self.refuse_changes(claim.config) and not self.done
         if not same:
             raise UserError(
-                "another training was here while this one was starting", where=str(self.path), todo="the same command"
+                "another training was here while this one was starting",
+                where=str(self.path),
+                todo="run the same command again",
             )
 
     def extension(self, config: Config, extend: Extend) -> Extension | None:

@@ -26,8 +26,8 @@ _REFUSED = {
     **dict.fromkeys(("gpus-per-task", "ntasks", "ntasks-per-node", "ntasks-per-gpu"), "each node runs one launcher"),
     **dict.fromkeys(("gpu-bind", "gpus-per-socket"), "each launcher gets all GPUs of its node"),
     "cpus-per-task": "set --cpus-per-gpu",
-    "signal": "checkpoints rest on it; --signal=B:USR1@600 asks for them 600 s before the limit",
-    **dict.fromkeys(("requeue", "no-requeue", "open-mode"), "requeues rest on it"),
+    "signal": "checkpoints before the time limit depend on it; --signal=B:USR1@600 asks for them 600 s before",
+    **dict.fromkeys(("requeue", "no-requeue", "open-mode"), "requeueing depends on it"),
     **dict.fromkeys(("output", "error", "comment"), "tlx looks for the job by it"),
     **dict.fromkeys(("array", "wrap", "parsable", "test-only", "wait"), "tlx submit sets it where it must"),
     "chdir": "start tlx submit in that folder",
@@ -140,7 +140,7 @@ def make(
         raise UserError(
             f"a signal such as B:USR1@180 is needed, not {(options.get('signal') or 'none')[:100]!a}",
             where="--signal",
-            todo="#SBATCH --signal=B:USR1@180 in the script's header: checkpoints rest on it",
+            todo="#SBATCH --signal=B:USR1@180 in the script's header: checkpoints before the time limit depend on it",
         )
     warn = int(warned[1])
     if warn >= time:

@@ -101,7 +101,7 @@ def train_step(run: Run, phase: Phase, phase_model: PhaseModel, step: int, batch
     progress.bad.update({b.where: b.reason for b in bad})
     due = run.due(run.config.track.every, run.config.evaluate.every) or run.due_to_save()
     stopping = apply_readings(run, run.exchange.readings(settle=due or progress.step == phase.stop))
-    if stopping:  # what a GPU has not told yet belongs into the last checkpoint
+    if stopping:  # counts still in flight on a GPU belong into the last checkpoint
         apply_readings(run, run.exchange.readings(settle=True))
     world.watch.beat("batch", step + 2)
     return stopping
@@ -156,7 +156,7 @@ def training_row(plan: Plan, phase: Phase, progress: Progress, timer: StepTimer)
 
 
 def validate(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
-    """Evaluates the weights as they are; whether the phase ends here for want of progress, which makes another plan."""
+    """Evaluates the weights as they are; whether the phase ends here, early or on a plateau, which makes another plan."""
     progress, wanted, step, note = run.progress, run.config.evaluate, run.progress.step, run.journal.note
     row: dict[str, Any] = {"step": step, "epoch": step / run.plan.steps_per_epoch, "phase": phase.name}
     row |= progress.evaluated.take()

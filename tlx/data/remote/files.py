@@ -7,7 +7,7 @@ a path              a folder here, on a disk that is shared; sendfile would be n
 any other ``x://``  fsspec: s3 needs the package s3fs, gs gcsfs (both in tlx's extra `remote`), hf none
 ==================  ============================================================================================
 
-A file's hash is made while it comes. What is no file, a page to sign in for one, is told as what it is.
+A file's hash is made while it comes. A page to sign in, or another answer that is no file, is reported as such.
 
 webdataset's own opener runs curl, gsutil and the like, prints whole commands when they fail, and takes a body that ends
 early for whole. When and how often to ask again is decided by urllib3's `Retry`: exponential, with jitter.

@@ -30,7 +30,7 @@ class Work:
         ids: int64, in the order of the batch.
         turns: int64, how often each came before in this epoch; None where none comes twice.
         places: their positions in the epoch.
-        own: so many from the start are the rank's own; the rest are guests.
+        own: how many, from the start, are this rank's own samples; the rest are mixed into them (guests).
         first_only: only the first one that is readable is shown: a stand-in.
     """
 

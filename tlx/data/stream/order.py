@@ -1,7 +1,7 @@
 """The order of samples and who gets which of them: arithmetic on (seed, epoch, position), without files or processes.
 
 Everything random in the data path starts from `derive`, so nothing depends on how many processes there are or on
-what ran before. `ORDER_VERSION` belongs into checkpoints: another version means another order.
+what ran before. `ORDER_VERSION` is stored in checkpoints: another version means another order.
 """
 
 from __future__ import annotations

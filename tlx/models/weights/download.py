@@ -173,7 +173,9 @@ def _said(error: Exception, where: str) -> UserError:
 
     log_in, line = "hf auth login, or set HF_TOKEN", scrubbed(_line(error), hub.constants.ENDPOINT)
     if isinstance(error, GatedRepoError):
-        return UserError("its owner wants terms accepted first, on that page", where=where, todo=f"then {log_in}")
+        return UserError(
+            "a gated repository: its terms must be accepted first, on its page", where=where, todo=f"then {log_in}"
+        )
     if isinstance(error, RepositoryNotFoundError):
         return UserError("no such repository, or a private one", where=where, todo=f"if it is private, {log_in}")
     if isinstance(error, RevisionNotFoundError):

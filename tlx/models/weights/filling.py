@@ -91,7 +91,7 @@ def fill(
     left = [*filled.left, *(n for n in best.state if n not in filled.taken)]
     _refuse_idle("unused", options.unused, left, " that is left in the file")
     if wanted and not filled.taken:
-        raise UserError(f"holds nothing of {name}", where=given.where)
+        raise UserError(f"contains no weights for {name}", where=given.where)
     return filled
 
 
