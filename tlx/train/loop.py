@@ -156,7 +156,7 @@ def training_row(plan: Plan, phase: Phase, progress: Progress, timer: StepTimer)
 
 
 def validate(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
-    """Evaluates the weights as they are; whether the phase ends here, early or on a plateau: then the plan is another."""
+    """Evaluates the weights as they are; whether the phase ends here, early or on a plateau: which changes the plan."""
     progress, wanted, step, note = run.progress, run.config.evaluate, run.progress.step, run.journal.note
     row: dict[str, Any] = {"step": step, "epoch": step / run.plan.steps_per_epoch, "phase": phase.name}
     row |= progress.evaluated.take()
