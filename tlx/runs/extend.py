@@ -4,6 +4,15 @@ The configuration may change in what shapes the plan (`SHAPE`), and in how often
 compiled over the same layers and samples, with the recorded ends of phases; where every step up to the one that the run
 has reached is the same in both plans, training goes on as if the new plan had been there from the start.
 
+An example: four epochs at a constant rate become six (`duration: 4ep` -> `6ep`), and the run has reached its end::
+
+    former   |------ 4 epochs ------|             the configuration in the run folder; `before`: as it is read today
+    asked    |------ 4 epochs ------|-- 2 more --|    what the user says now; the same up to the run's step: goes on
+
+With a cosine the second plan has other rates from the first step on, so that the run's past is none of its own. Then
+`--rest` takes the new curve from the step reached, and writes the rates of the past into the configuration that is
+trained by (`Extension.config`: `phases.NAME.before`), beside the words that were `asked`.
+
 ``extensions.json`` in the run's folder holds, for each extension, the configuration and result of before.
 """
 
