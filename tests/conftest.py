@@ -25,6 +25,22 @@ def born():
     return lambda: [child for child in psutil.Process().children() if child.pid not in before]
 
 
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Three classes of 8 training and 4 validation pictures of 16 x 16."""
+    from images import make_shards
+
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+
+
+@pytest.fixture
+def compose(shards, tmp_path, monkeypatch):
+    """Makes a run of one rank on the small network (see `composed`)."""
+    from composed import composer
+
+    return composer(shards, tmp_path / "run", monkeypatch)
+
+
 def pytest_addoption(parser):
     parser.addoption("--write-costs", action="store_true", help=f"write {COSTS.name}")
 

@@ -1,6 +1,6 @@
 """Whether two versions of tlx train the same, bit by bit: ``python tests/same_bits.py WORK OTHER [OTHER_TESTS]``.
 
-OTHER is the other version's interpreter (``/path/.venv/bin/python``), OTHER_TESTS its folder of tests (for `toys`; by
+OTHER is the other version's interpreter (``/path/.venv/bin/python``), OTHER_TESTS the folder of its `toys` (by
 default beside its environment). Each scenario is trained by both as a command of its own; compared are weights, their
 moving average, the optimizer's state, every row but for its times, and the best evaluations. Exit code 1: they differ.
 """
@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).resolve().parent / "support"
 TWO = {"each": {"lr": 0.02, "curve": "cosine", "layer_decay": {"name": "exponential", "factor": 0.5}, "duration": 7}}
 DROPOUT = {"name": "toys:small", "weights": "none", "args": {"dropout": 0.1}}
 SCENARIOS: dict[str, dict[str, Any]] = {
@@ -77,6 +77,7 @@ def _of_optimizer(file: Path) -> str:
 
 
 def main(work: Path, other: str, tests: Path) -> int:
+    sys.path.insert(0, str(SUPPORT))
     from images import make_shards
 
     work = work.resolve()
@@ -90,7 +91,7 @@ def main(work: Path, other: str, tests: Path) -> int:
         make_shards(shards, classes=3, per_class={"train": 10, "val": 4}, size=20)
     differ = 0
     for name in SCENARIOS:
-        own = train(sys.executable, HERE, work / "own", name, shards)
+        own = train(sys.executable, SUPPORT, work / "own", name, shards)
         theirs = train(other, tests, work / "other", name, shards)
         for what in sorted(own.keys() | theirs.keys()):
             same = own.get(what) == theirs.get(what)
@@ -101,5 +102,6 @@ def main(work: Path, other: str, tests: Path) -> int:
 
 if __name__ == "__main__":
     interpreter = Path(sys.argv[2])
-    folder = Path(sys.argv[3]) if len(sys.argv) > 3 else interpreter.parents[2] / "tests"
+    folder = Path(sys.argv[3]) if len(sys.argv) > 3 else interpreter.parents[2] / "tests" / "support"
+    folder = folder if folder.exists() else folder.parent  # before it was there
     sys.exit(main(Path(sys.argv[1]), os.path.abspath(interpreter), folder.resolve()))

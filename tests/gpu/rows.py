@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[1]))  # the tests' own modules
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))  # the tests' own modules
 
 import torch
 

@@ -17,10 +17,10 @@ TESTS = HERE.parent
 Part = Literal["tests", "precision", "memory", "speed"]
 PARTS: Sequence[Part] = get_args(Part)
 FIRST = (
-    ("test_precision.py", "nccl or two_ranks"),
-    ("test_data_dealing.py", ""),
-    ("test_gpu.py", "waits or overflows or pinned or checkpoint"),
-    ("test_gpu.py", "rank_on_a_gpu"),
+    ("train/test_precision.py", "nccl or two_ranks"),
+    ("data/stream/test_dealing.py", ""),
+    ("train/test_gpu.py", "waits or overflows or pinned or checkpoint"),
+    ("train/test_gpu.py", "rank_on_a_gpu"),
 )
 """Files of tests, and which of them, that show most; the rest follows."""
 
@@ -50,7 +50,8 @@ class Step:
 
 def files_of_tests() -> list[str]:
     """Of all tests marked gpu."""
-    return [f.name for f in sorted(TESTS.glob("test_*.py")) if "mark.gpu" in f.read_text(encoding="utf-8")]
+    files = sorted(TESTS.rglob("test_*.py"))
+    return [str(f.relative_to(TESTS)) for f in files if "mark.gpu" in f.read_text(encoding="utf-8")]
 
 
 def tests() -> list[tuple[str, str]]:
@@ -69,7 +70,7 @@ def steps() -> list[Step]:
         *(
             Step(
                 "tests",
-                f"{file.removesuffix('.py')} {words}".rstrip(),
+                f"{Path(file).stem} {words}".rstrip(),
                 "tests marked gpu",
                 "run_tests",
                 [file, words],

@@ -1,0 +1,72 @@
+"""CONTRIBUTING.md: its parts are parts, and what it names is there."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from nets import resnet_like
+from places import ROOT
+
+from tlx.base import plug
+from tlx.base.errors import UserError
+from tlx.tracking import RunInfo, guarded
+from tlx.train.part_checks import check_objective
+
+TEXT = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def space():
+    """What its examples define."""
+    found = {}
+    for code in re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL):
+        exec(compile(code, "CONTRIBUTING.md", "exec"), found)
+    return found
+
+
+def given(part, **said):
+    """The arguments as a configuration's are checked."""
+    return plug.arguments(part, said, label="unfreeze x")
+
+
+def test_the_schedule(space):
+    part = space["norms_first"]
+    norms, everything = part(resnet_like(), **given(part, first="2ep"))
+    assert (norms.trains["conv1"], norms.trains["fc"], str(norms.duration)) == ("norms", "all", "2ep")
+    assert (set(everything.trains.values()), everything.duration) == ({"all"}, None)
+    with pytest.raises(UserError, match='has no argument "frist"; did you mean "first"'):
+        given(part, frist="2ep")
+
+
+def test_the_head(space):
+    torch.manual_seed(0)
+    once = space["scaled"](4, 3).weight.detach().clone()
+    torch.manual_seed(0)
+    assert torch.equal(space["scaled"](4, 3, **given(space["scaled"], factor="2")).weight, 2 * once)
+
+
+def test_the_tracker(space, tmp_path):
+    plug.check_packages(space["lines"], label="tracker lines")
+    tracker = guarded("lines", lambda: space["lines"](RunInfo(tmp_path, "a", "id", {})))
+    tracker.log({"step": 1})
+    tracker.finish({})
+    assert (tmp_path / "rows.txt").read_text() == "{'step': 1}\n"
+
+
+def test_the_objective(space):
+    objective = space["one_against_rest"]([5, 5, 5])
+    for mixed in (False, True):
+        check_objective(objective, 3, mixed=mixed, label="objective one_against_rest")
+    # -log sigmoid(2), twice -log(1 - sigmoid(0))
+    loss = objective.loss(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]), None)
+    assert float(loss) == pytest.approx(0.126928 + 2 * 0.693147, abs=1e-5)
+
+
+def test_what_it_names_is_there():
+    named = re.findall(r"`((?:launch|tests|tlx)/[\w/*.]*)`|\]\(([\w/.]+)\)", TEXT)
+    names = {one or other for one, other in named} | set(re.findall(r"(?:launch|tests)/[\w/]+\.(?:sh|py|txt)", TEXT))
+    assert len(names) > 30
+    for name in names:
+        assert list(ROOT.glob(name)), name
