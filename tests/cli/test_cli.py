@@ -232,6 +232,7 @@ def test_readmes_configuration_loads_and_its_code_runs(tmp_path, monkeypatch):
     (config.run / "checkpoints/best").mkdir(parents=True)
     trained = timm.create_model(config.backbone.name.removeprefix("timm/"), num_classes=5).state_dict()
     save_file(trained, config.run / "checkpoints/best/model.safetensors")
+    (config.run / "checkpoints/best/state.json").write_text('{"identity": {"classes": ["a", "b", "c", "d", "e"]}}')
     exec(compile(use, "README.md", "exec"), {})
     space = {}
     exec(compile(code, "README.md", "exec"), space)

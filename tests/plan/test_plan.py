@@ -328,7 +328,10 @@ def test_moving_batchnorm_on_one_sample_is_refused_and_names_drop_last(samples, 
         ({"phases": {"fine_tunning": {"lr": 1}}}, 'no phase "fine_tunning"; did you mean "fine_tuning"'),
         ({"phases": {"each": {"lr": 1}}}, "no duration"),
         ({"phases": {"each": {"duration": 3}}}, "no learning rate"),
-        ({"phases": {"each": {"lr": 1, "duration": "3ep", "warmup": "3ep"}}}, "fills the phase"),
+        (
+            {"phases": {"each": {"lr": 1, "duration": "3ep", "warmup": "3ep"}}},
+            r"fills the phase of 12 \(3ep\)\n  -> a longer duration .*each.warmup=0|fills the phase",
+        ),
         ({"data": {"train": "x", "batch": 2}, "ranks": 4}, "cannot be split across 4 ranks"),
     ],
 )

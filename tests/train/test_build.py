@@ -293,6 +293,14 @@ def test_an_input_other_than_the_weights_is_warned_of(tmp_path, monkeypatch):
     assert build.plan(load(path, [*half, "backbone.weights=none"]))[0].warnings == ()
 
 
+def test_a_plan_says_that_a_file_of_weights_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "configs" / "flowers17" / "deit_tiny.yaml"
+    assert "is not here" not in build.plan(load(path))[1]
+    text = build.plan(load(path, ["backbone.weights=gone/a.safetensors"]))[1]
+    assert "warning: gone/a.safetensors (backbone.weights) is not here" in " ".join(text.split())
+
+
 def test_weights_of_a_run_were_trained_with_what_the_run_says(tmp_path):
     """Of a file that no run has written nothing is known."""
 

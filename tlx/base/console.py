@@ -49,6 +49,7 @@ class Console:
         self._task: Any = None
         self._said = 0.0
         self._speed: dict[str, float] = {}
+        self._left_s = 0.0  # for each step
 
     def keep_in(self, file: Path) -> None:
         """From now on what cannot be shown is kept there, also what has waited in memory."""
@@ -74,6 +75,11 @@ class Console:
         if not self._enabled:
             return
         self._speed = {k: v for k, v in row.items() if k.startswith("time/")} or self._speed
+        steps_left = self._total - row["step"]
+        if "time/left_s" in row:
+            self._left_s = row["time/left_s"] / steps_left if steps_left > 0 else 0.0
+        elif "time/left_s" in self._speed:
+            self._speed["time/left_s"] = self._left_s * max(steps_left, 0)
         if self._live:
             self._advance(row)
         else:

@@ -389,7 +389,9 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     length = _length(config, settings, where=where, epoch=epoch)
     warmup = settings.warmup.steps(epoch=epoch, whole=length)
     if warmup >= length:
-        raise UserError(f"the warm-up of {warmup} steps fills the phase of {length}", where=where)
+        what = f"the warm-up of {warmup} steps ({settings.warmup}) fills the phase of {length} ({settings.duration})"
+        todo = f"a longer duration (a bare number is steps, 3ep are epochs), or {where}.warmup=0"
+        raise UserError(what, where=where, todo=todo)
     phase = Phase(
         name=assignment.name,
         start=start,

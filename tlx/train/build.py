@@ -29,6 +29,7 @@ from tlx.train.data import Samples, count_samples, known_names, view_of
 
 if TYPE_CHECKING:
     from tlx.models import Backbone
+    from tlx.models.weights.pretrained import Origin
     from tlx.plan.memory import Memory
 
 
@@ -73,7 +74,7 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     assert samples is not None
     assert backbone is not None
     assert made is not None
-    return samples, backbone, made, [*(untried or []), *normalisation(config, backbone)]
+    return samples, backbone, made, [*(untried or []), *absent_weights(config), *normalisation(config, backbone)]
 
 
 def checked_plan(
@@ -134,6 +135,27 @@ def other_input(config: Config, backbone: Backbone) -> list[str]:
     ]
 
 
+def absent_weights(config: Config) -> list[str]:
+    """A file of weights that is not on this machine: a plan needs none, a training does."""
+    origin = _origin(config)
+    if origin is None or origin.file is None or origin.file.exists():
+        return []
+    return [
+        f"warning: {escaped(str(origin.file))} (backbone.weights) is not here; a training on this machine refuses that"
+    ]
+
+
+def _origin(config: Config) -> Origin | None:
+    """Where the weights come from; None where nothing has that name, which whoever reads them tells."""
+    from tlx.models import source
+    from tlx.models.weights.pretrained import choose
+
+    try:
+        return choose(source(config.backbone.name), config.backbone.weights, there=False)
+    except UserError:
+        return None
+
+
 def normalisation(config: Config, backbone: Backbone) -> list[str]:
     """What pictures are normalised by, where weights do not say what they were trained with."""
     from tlx.models.weights.files import location
@@ -168,15 +190,11 @@ def left_out_pixels(config: Config, backbone: Backbone) -> list[str]:
 def _own_input(config: Config, backbone: Backbone) -> tuple[str, Sequence[float], Sequence[float]] | None:
     """Whose the weights are, in words, and the mean and std that they were trained with; None where that is not known:
     of a file, only a run of tlx says so beside it, or `tlx weights fetch` in it; of the hub, timm's own."""
-    from tlx.models import source
-    from tlx.models.weights.pretrained import HUB, choose
+    from tlx.models.weights.pretrained import HUB
     from tlx.models.weights.provenance import record_of
 
-    if config.backbone.weights == "none":
-        return None
-    try:
-        origin = choose(source(config.backbone.name), config.backbone.weights, there=False)
-    except UserError:  # which whoever reads them tells
+    origin = _origin(config) if config.backbone.weights != "none" else None
+    if origin is None:
         return None
     if origin.tag is None and origin.name.startswith(HUB):
         return None

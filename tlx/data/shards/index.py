@@ -31,7 +31,7 @@ from tlx.data.build.sources import listed
 from tlx.data.shards.class_names import ClassList, Numbers, are_ambiguous, class_list
 from tlx.data.shards.labels import AUTO, LabelRule, NoLabel, folder_of, label_of, pictures_in
 from tlx.data.shards.labels import EXTENSIONS as LABELS
-from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
+from tlx.data.shards.manifest import RECORD, Manifest, Shard, refuse_unfinished, write_index
 from tlx.data.shards.passed_over import (
     BELOW,
     DANGLING,
@@ -110,6 +110,7 @@ def index_folder(
         UserError: no tars, compressed tars, duplicate names, samples without a label or picture, labels that could be
             read in two ways; all that is wrong, with what to do.
     """
+    refuse_unfinished(Path(folder))
     folders, passed_over = split_folders(Path(folder)), passed_over_beside(Path(folder))
     tars = [tar for f in folders for tar in tars_in(f)]
     before = AUTO if fresh else next((r for r in map(label_rule, folders) if r != AUTO), AUTO)
@@ -226,7 +227,7 @@ def split_folders(folder: Path) -> list[Path]:
         UserError: there are none, or compressed ones, or a folder cannot be read.
     """
     if not folder.is_dir():
-        raise UserError("there is no such folder", where=str(folder))
+        raise UserError("not a folder" if folder.exists() else "there is no such folder", where=str(folder))
     found = [folder] if has_tars(folder) else [f for f in folders_in(folder) if has_tars(f)]
     for place in found or [folder]:
         packed = [p.name for p in listed(place) if p.name.endswith(_COMPRESSED) and not kind_of_name(p.name)]

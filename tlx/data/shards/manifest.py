@@ -311,15 +311,35 @@ def _read_header(folder: Path) -> bytes:
     except ValueError as error:
         raise UserError("no folder can have this name", where=ascii(str(folder))) from error
     if not folder.is_dir():
-        raise UserError("there is no such folder", where=str(folder), todo="make shards with tlx shards build SRC OUT")
+        what = "not a folder" if folder.exists() else "there is no such folder"
+        raise UserError(what, where=str(folder), todo="make shards with tlx shards build SRC OUT")
     inside = sorted(p.parent.name for p in folder.glob("*/index.json"))
     if inside:
         raise UserError(
             f"this folder holds splits: {', '.join(inside)}", where=str(folder), todo=f"use {folder / inside[0]}"
         )
+    refuse_unfinished(folder)
     if any(folder.glob("*.tar")):
         raise UserError("these tars have no index", where=str(folder), todo=f"tlx shards index {folder}")
     raise UserError("this folder holds no shards", where=str(folder), todo="make them with tlx shards build SRC OUT")
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """
+    Raises:
+        UserError: a build of shards has begun here, or in the folder above, and has not come to its end.
+    """
+    for place in (folder, folder.parent):
+        try:
+            state = from_json((place / "build.json").read_bytes())["state"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if state == "building":
+            raise UserError(
+                "these tars have no index: the build of this folder is unfinished",
+                where=str(place),
+                todo="the same tlx shards build goes on with it (--skip-bad leaves unreadable pictures out)",
+            )
 
 
 def _open_remote(location: str, cache: CacheSpec | None) -> Manifest:
