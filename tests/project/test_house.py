@@ -7,7 +7,7 @@ import importlib
 from pathlib import Path
 
 import pytest
-from places import ROOT
+from places import ROOT, TESTS
 
 import tlx
 
@@ -88,3 +88,15 @@ def test_a_plan_needs_no_library():
             assert not {n.split(".")[0] for n in names} & {"torch", "torchvision", "timm", "accelerate"}, module
             if isinstance(node, ast.ImportFrom) and names[0].startswith("tlx"):
                 left += [f"{node.module}.{a.name}" for a in node.names] + names
+
+
+def test_no_test_imports_another():
+    """What several share is in tests/support. Names are unique: a module is imported by its own."""
+    files = [f for f in TESTS.rglob("test_*.py") if "outside" not in f.parts]
+    names = [f.stem for f in files]
+    assert len(set(names)) == len(names) > 80
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            found = {a.name for a in node.names} if isinstance(node, ast.Import) else set()
+            found |= {str(node.module)} if isinstance(node, ast.ImportFrom) else set()
+            assert not found & set(names), file
