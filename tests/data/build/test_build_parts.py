@@ -106,11 +106,13 @@ def slowly(src, out, part, jobs=0):
 def test_a_part_killed_and_started_again(src, tmp_path):
     out, whole = tmp_path / "out", tmp_path / "whole"
     build_shards(str(src), whole, options(shard_samples=3))
+    build_part(str(src), tmp_path / "second", Part(2, 2), options(shard_samples=3))
+    second = set(tars(tmp_path / "second"))
     other = FORK.Process(target=slowly, args=(src, out, Part(1, 2)))
     killed = FORK.Process(target=slowly, args=(src, out, Part(2, 2)))
     other.start()
     killed.start()
-    while len(tars(out)) < 4:
+    while not second & set(tars(out)):
         time.sleep(0.001)
     os.kill(killed.pid, signal.SIGKILL)
     killed.join()
