@@ -37,6 +37,7 @@ from tlx.data.build.write import BuildOptions, build_shards
 from tlx.data.pixels.decode import decode
 from tlx.data.shards.check import check_shards, describe_shards
 from tlx.data.shards.examine import examine
+from tlx.data.shards.index import index_folder
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.tars import add_sample
 from tlx.data.stream.reader import ShardReader
@@ -357,8 +358,10 @@ def test_unreadable_pictures_are_an_error_that_names_them(src, tmp_path):
         build_shards(str(src), out, options())
     for words in ("class1/0003.jpg: not a picture", "class2/0007.jpg: damaged", "link.jpg: [Errno 2]"):
         assert words in str(caught.value)
-    with pytest.raises(UserError, match=r"the build of this folder is unfinished\n  -> the same tlx shards build"):
-        Manifest.open(out / "train")
+    unfinished = (lambda: Manifest.open(out / "train"), lambda: check_shards(out, jobs=0), lambda: index_folder(out))
+    for read in unfinished:
+        with pytest.raises(UserError, match=r"the build of this folder is unfinished\n  -> the same tlx shards build"):
+            read()
     summary = build_shards(str(src), out, options(skip_bad=True))
     assert len(summary.bad) == 3
     assert sum(s["samples"] for s in summary.splits.values()) == 45 - 2

@@ -24,7 +24,7 @@ from tlx.data.remote.files import ShardUnavailable
 from tlx.data.shards.class_names import may_be_position
 from tlx.data.shards.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.shards.index import Scan, folders_in, has_tars, label_rule, passed_over_beside, scan_tar, split_folders
-from tlx.data.shards.manifest import Manifest, other_bytes
+from tlx.data.shards.manifest import Manifest, other_bytes, refuse_unfinished
 from tlx.data.shards.passed_over import PassedOver, merged
 from tlx.data.stream.reader import BadSample, ReadError, ShardReader
 
@@ -245,6 +245,8 @@ def _open(location: str | os.PathLike[str]) -> list[Manifest]:
     inside = folders_in(folder) if folder.is_dir() else []
     bare = [f for f in inside if has_tars(f) and not (f / "index.json").exists()]
     found = [f for f in inside if (f / "index.json").exists()]
+    if not found or bare:
+        refuse_unfinished(folder)
     if not found:
         split_folders(folder)  # says what is there instead
         raise UserError("these shards have no index", where=str(folder), todo=f"tlx shards index {folder}")
