@@ -32,6 +32,12 @@ def test_uv_installs_from_where_pip_would(pip_for_uv):
     assert pip_for_uv.variables("", {}) == {}
 
 
+def test_what_pip_and_uv_write_differently(pip_for_uv, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/a")
+    said = "global.timeout='15.5'\nglobal.cert='~/c.pem'\n:env:.config-file='/etc/x'\n"
+    assert pip_for_uv.variables(said, {}) == {"UV_HTTP_TIMEOUT": "16", "SSL_CERT_FILE": "/home/a/c.pem"}
+
+
 def test_a_setting_that_uv_has_not_leaves_it_to_pip(pip_for_uv):
     with pytest.raises(LookupError, match="platform"):
         pip_for_uv.variables("global.platform='linux'\n", {})
