@@ -24,7 +24,7 @@ import torch.distributed as dist
 from commands import free_port, kill_all, ranks_of, start, status, wait_for_step
 from images import make_shards
 from places import SUPPORT
-from plain_ranks import BOUND_S, PATIENCE_S, Plain, took
+from plain_ranks import BOUND_S, PATIENCE_S, PATIENT, Plain, took
 
 import tlx.ranks.store_prefix
 from tlx.base.errors import TlxError, UserError
@@ -95,7 +95,7 @@ def test_a_rank_that_raises_is_named_with_what_it_said(config, run):
 
 @pytest.mark.slow
 def test_a_rank_that_sleeps_is_found_with_stacks_of_all(config, run, record_property):
-    with Plain(config, "backbone.name=toys:faulty", "backbone.args={how: sleep}") as plain:
+    with Plain(config, "backbone.name=toys:faulty", "backbone.args={how: sleep}", PATIENT) as plain:
         plain.until_step(run, 1)
         since = time.monotonic()
         assert set(plain.ends(within=PATIENCE_S + BOUND_S)) == {1}, plain.text()
@@ -114,7 +114,7 @@ def test_a_rank_that_sleeps_is_found_with_stacks_of_all(config, run, record_prop
 
 @pytest.mark.slow
 def test_a_rank_that_keeps_the_interpreters_lock_is_found_and_leaves_its_stack(config, run, record_property):
-    with Plain(config, "backbone.name=toys:faulty", "backbone.args={how: lock}") as plain:
+    with Plain(config, "backbone.name=toys:faulty", "backbone.args={how: lock}", PATIENT) as plain:
         plain.until_step(run, 1)
         since = time.monotonic()
         assert plain.ends(within=PATIENCE_S + BOUND_S, but=[1]) == [1], plain.text()
@@ -130,7 +130,7 @@ def test_a_rank_that_keeps_the_interpreters_lock_is_found_and_leaves_its_stack(c
 @pytest.mark.slow
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_stopped_rank_is_named_with_stacks_of_the_others(config, run, stopped, record_property):
-    with Plain(config) as plain:
+    with Plain(config, PATIENT) as plain:
         plain.until_step(run, 10)
         process = plain.ranks[stopped]
         process.send_signal(signal.SIGSTOP)
@@ -149,7 +149,7 @@ def test_a_stopped_rank_is_named_with_stacks_of_the_others(config, run, stopped,
 
 @pytest.mark.slow
 def test_a_lone_process_that_hangs_ends_with_its_stacks(config, run):
-    words = ("backbone.name=toys:faulty", "backbone.args={how: sleep, rank: 0}")
+    words = ("backbone.name=toys:faulty", "backbone.args={how: sleep, rank: 0}", PATIENT)
     process = start("train", config, *words)
     try:
         text = process.communicate(timeout=240)[0]
@@ -162,7 +162,7 @@ def test_a_lone_process_that_hangs_ends_with_its_stacks(config, run):
 
 @pytest.mark.slow
 def test_a_job_that_is_suspended_as_a_whole_goes_on(config, run):
-    with Plain(config, "phases.feature_extraction.duration=60", "phases.fine_tuning.duration=60") as plain:
+    with Plain(config, "phases.feature_extraction.duration=60", "phases.fine_tuning.duration=60", PATIENT) as plain:
         plain.until_step(run, 10)
         workers = [child for p in plain.ranks for child in psutil.Process(p.pid).children()]
         for signal_, pause in ((signal.SIGSTOP, PATIENCE_S + 15 + 4), (signal.SIGCONT, 0)):

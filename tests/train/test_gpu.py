@@ -10,7 +10,7 @@ import torch
 from commands import write_config
 from composed import composer
 from images import make_shards
-from plain_ranks import BOUND_S, PATIENCE_S, RAW, Plain
+from plain_ranks import BOUND_S, PATIENCE_S, PATIENT, RAW, Plain
 from updates import OPTIONS, TORCHS
 
 from tlx.data.stream.slots import Slots
@@ -171,10 +171,11 @@ def test_a_checkpoint_holds_the_weights_of_its_step_though_the_device_goes_on(co
 def test_a_rank_on_a_gpu_that_dies_or_hangs_is_named(shards, tmp_path, sign):
     """Two ranks share the GPU over gloo."""
     data = {**RAW["data"], "train": str(shards / "train"), "val": str(shards / "val")}
-    world = {**RAW["world"], "backend": "gloo"}
+    world = {"backend": "gloo"}
     run = tmp_path / "run"
     config = write_config(tmp_path / "c.yaml", {**RAW, "run": str(run), "data": data, "world": world})
-    with Plain(config, env={"ACCELERATE_USE_CPU": "false"}) as ranks:
+    patient = [PATIENT] if sign == signal.SIGSTOP else []
+    with Plain(config, *patient, env={"ACCELERATE_USE_CPU": "false"}) as ranks:
         ranks.until_step(run, 10)
         ranks.ranks[1].send_signal(sign)
         codes = ranks.ends(within=BOUND_S + (PATIENCE_S if sign == signal.SIGSTOP else 0), but=(1,))
