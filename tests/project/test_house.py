@@ -15,6 +15,7 @@ ORDER = [
     "base",
     "data",
     "models",
+    "tasks",
     "plan",
     "runs",
     "report",

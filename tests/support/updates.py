@@ -8,7 +8,7 @@ from trainings import alone
 from tlx import models
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
-from tlx.train.objectives import cross_entropy
+from tlx.tasks.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
 from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
 

@@ -19,10 +19,10 @@ from tlx.data.stream.stream import Batch
 from tlx.plan.config import EMA, parse
 from tlx.plan.plan import Plan
 from tlx.ranks.collectives import World
+from tlx.tasks.objectives import cross_entropy
 from tlx.train import optim
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import EvaluationMeter, Span
-from tlx.train.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
 from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
 

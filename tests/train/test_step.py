@@ -13,7 +13,7 @@ from updates import batch, phase_model
 from tlx import models
 from tlx.base.errors import UserError
 from tlx.runs.progress import Mean
-from tlx.train.objectives import cross_entropy
+from tlx.tasks.objectives import cross_entropy
 from tlx.train.recompute import recompute_blocks
 
 

@@ -41,7 +41,8 @@ GROUPS: dict[str, str] = {
     "layer_decay": "tlx.plan.layer_decay",
     "transform": "tlx.data.pixels.transforms",
     "head": "tlx.models.heads",
-    "objective": "tlx.train.objectives",
+    "task": "tlx.tasks.kinds",
+    "objective": "tlx.tasks.objectives",
     "optimizer": "tlx.train.optim",
     "tracker": "tlx.tracking",
     "backbone": "",  # torchvision's and timm's names are looked up by tlx.models

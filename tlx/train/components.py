@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tlx.models import Backbone
     from tlx.models.weights.provenance import RunRecord
     from tlx.ranks.collectives import World
+    from tlx.tasks.objectives import Objective
     from tlx.tracking import RunInfo, Tracker
     from tlx.train.dry_run import DryRun
     from tlx.train.memory_trial import Trial
-    from tlx.train.objectives import Objective
     from tlx.train.step import Updater
 
 

@@ -19,7 +19,7 @@ from tlx.plan.config import Evaluate
 from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
-from tlx.train.objectives import Objective
+from tlx.tasks.objectives import Objective
 from tlx.train.step import Normalise, share_unreadable
 
 Warn = Callable[[str], None]

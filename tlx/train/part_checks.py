@@ -28,7 +28,7 @@ def check_methods(part: Any, methods: Sequence[str], *, label: str) -> None:
 
 
 def check_objective(objective: Any, classes: int, *, mixed: bool, label: str) -> None:
-    """Tries a :class:`tlx.train.objectives.Objective` on a few made-up logits.
+    """Tries a :class:`tlx.tasks.objectives.Objective` on a few made-up logits.
 
     Args:
         mixed: samples are mixed (mixup, cutmix).

@@ -21,10 +21,10 @@ from tlx.runs.checkpoint import Checkpoints, Saver, Snapshot, optimizer_state, w
 from tlx.runs.progress import Progress
 from tlx.runs.run_folder import threads
 from tlx.runs.stop import StopRequest
+from tlx.tasks.objectives import Objective
 from tlx.tracking.journal import Journal
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import Validation
-from tlx.train.objectives import Objective
 from tlx.train.step import Exchange, Normalise, Updater
 from tlx.train.step_timer import StepTimer
 

@@ -22,9 +22,9 @@ from tlx.data.stream.order import derive
 from tlx.data.stream.stream import BadSample, Batch
 from tlx.plan.plan import Phase, Plan
 from tlx.ranks.collectives import World
+from tlx.tasks.objectives import Objective
 from tlx.train.averaging import MovingAverage
 from tlx.train.freeze import average_statistics, moved, moving_norms, take_back, unfreeze
-from tlx.train.objectives import Objective
 
 # Statistics are averaged over ranks by us, which uses the data of all; torch has renamed the switch.
 _OWN_BUFFERS: dict[str, Any] = {

@@ -1,0 +1,181 @@
+"""Tasks: what a sample's targets are, which outputs of the network they need, the loss, the metrics, what a prediction
+looks like.
+
+A part of the group ``task`` is a function ``(data, *, ...) -> Task``: `data` says what the index holds, the rest are
+the user's arguments (:mod:`tlx.tasks.kinds`; an entry point of the group ``tlx.task``; ``package.module:function``).
+Nothing here imports torch: a plan knows outputs and metrics without it.
+
+**Sums.** Losses are sums over the samples of a micro-batch, and samples weigh what `weights` says, from the index
+alone: the loop divides by the sum of weights over the global batch. So the mean is right however the batch is dealt,
+with class weights, and where samples lack a target (they weigh 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tlx.data.shards.targets import Target
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from tlx.tasks.objectives import Objective
+
+__all__ = ["Meter", "TargetSummary", "Task", "TaskData", "Truth"]
+
+
+@dataclass(frozen=True)
+class TargetSummary:
+    """A target, and how often its values come in an epoch as it is trained on.
+
+    Attributes:
+        counts: samples by class, or that a label applies to; empty for numbers.
+        known: samples that have the target; of kind `labels` by label: those where it is known whether it applies.
+        mean, std: of numbers, by column.
+    """
+
+    target: Target
+    counts: tuple[int, ...] = ()
+    known: int | tuple[int, ...] = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task is made with.
+
+    Attributes:
+        targets: of the index, by name.
+        samples: of an epoch.
+        top_k: `evaluate.top_k`.
+        objective: makes the configuration's `objective` from counts by class; what classification minimises.
+    """
+
+    targets: Mapping[str, TargetSummary]
+    samples: int
+    top_k: int
+    objective: Callable[[Sequence[int]], Objective]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Targets of a micro-batch of m samples.
+
+    Attributes:
+        own: by name, on the network's device: int64 [m] of a class, int8 [m, classes] of labels, float32 [m, width] of
+            numbers; missing ones as in the index (-1, NaN).
+        partner: those of the samples that are mixed in; None without mixing.
+        lam: float32 [m], the share of the own ones.
+        scales: float32 [parts], of a task of several parts: samples of the global batch by what they weigh for each
+            part; 0 where none of them has its target.
+    """
+
+    own: Mapping[str, Tensor]
+    partner: Mapping[str, Tensor] | None = None
+    lam: Tensor | None = None
+    scales: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How ranks put together what they measured; alone by default.
+
+    Attributes:
+        sum: sums a tensor over all ranks, in place, and returns it.
+        gather: what each rank gives, in the order of ranks, on every rank.
+    """
+
+    sum: Callable[[Any], Any] = lambda tensor: tensor
+    gather: Callable[[Any], list[Any]] = lambda given: [given]
+
+
+class Meter(Protocol):
+    """The metrics of one evaluation, exact over ranks: the same numbers on any number of them."""
+
+    def update(self, output: Tensor, own: Mapping[str, Tensor], ids: Tensor) -> None:
+        """Counts a batch.
+
+        Args:
+            output: of the network in evaluation mode, [N, outputs].
+            own: targets by name, see :class:`Truth`.
+            ids: int64 [N], of the samples in the index: gathered scores are put in their order.
+        """
+        ...
+
+    def result(self) -> dict[str, Any]:
+        """Over all ranks: `loss` (the mean over samples that have the target), every one of the task's metrics (NaN
+        where no sample tells), `samples`, and `nonfinite`, samples with outputs that are not finite, where there are
+        any; values by class as lists (`per_class`), None for a class that no sample tells about. Without samples
+        ``{"samples": 0}``."""
+        ...
+
+
+class Task(Protocol):
+    """What a network is trained for.
+
+    Attributes:
+        targets: names of those that it reads, of the index.
+        heads: outputs by head; a single head's name is "".
+        outputs: names of all outputs, in order.
+        metrics: of an evaluation, by name without ``val/``: whether higher is better. `loss` is one of them.
+        metric: the one that chooses the best checkpoint where the configuration does not say.
+        shown: the name, without ``train/``, of what `hits` counts on the training curve; None for nothing.
+        parts: how many losses, each with a normaliser of its own; more than one for several tasks at once.
+        lists: names of the values of each list in an evaluation's result: ``{"per_class": classes}``.
+    """
+
+    @property
+    def targets(self) -> tuple[str, ...]: ...
+    @property
+    def heads(self) -> Mapping[str, int]: ...
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def metrics(self) -> Mapping[str, bool]: ...
+    @property
+    def metric(self) -> str: ...
+    @property
+    def shown(self) -> str | None: ...
+    @property
+    def parts(self) -> int: ...
+    @property
+    def lists(self) -> Mapping[str, Sequence[str]]: ...
+
+    def weights(self, values: Mapping[str, NDArray[Any]]) -> NDArray[np.float64] | None:
+        """What samples weigh in the loss, from the index's values of n samples, by target.
+
+        Returns:
+            float64 [n, parts]; 0 for a sample without the target. None: every sample weighs 1.
+        """
+        ...
+
+    def loss(self, output: Any, truth: Truth) -> Tensor:
+        """The training loss of a micro-batch: a scalar, the sum over samples, each times its weight.
+
+        Args:
+            output: of the network in training mode: [m, outputs], or a tuple of that and auxiliary outputs of the same
+                shape, None for those of a frozen classifier.
+        """
+        ...
+
+    def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """What the training curve shows, summed over samples: a scalar."""
+        ...
+
+    def meter(self, device: torch.device, ranks: Ranks = ...) -> Meter:
+        """For one evaluation."""
+        ...
+
+    def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Predictions, one row per sample: plain data under the names of columns.
+
+        Args:
+            kept: the result of the evaluation that chose the weights: thresholds and the like.
+        """
+        ...
