@@ -40,12 +40,14 @@ def test_the_command_alone(program):
     assert kept([sys.executable], program) == "tlx train c.yaml seed=1 'a=b c'"
 
 
+@pytest.mark.slow
 def test_under_torchrun_with_its_ranks(program):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     found = kept([sys.executable, *launcher], program)
     assert found == f"python {' '.join(launcher)} {program} train c.yaml seed=1 'a=b c'"
 
 
+@pytest.mark.slow
 def test_under_accelerate_with_its_file(program):
     launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--config_file", f"{ROOT}/launch/cpu.yaml"]
     found = kept(launcher, program)

@@ -46,6 +46,7 @@ with open(sys.argv[sys.argv.index("--rows") + 1], "a") as file:
 SLEEPER = "import subprocess; child = subprocess.Popen(['sleep', '1234.5'])\n"
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_long_is_cut_off_with_what_it_has_shown(runner, step, tmp_path):
     said = Namespace(out=tmp_path, dry=True)
     began = time.monotonic()

@@ -138,6 +138,7 @@ def weights(run: Path) -> bytes:
     return (run / "checkpoints" / "latest" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_machines_train(tmp_path, shards):
     """Each with its own address, name, loopback and shared memory."""
     phases = {"each": {"lr": 0.01}, "feature_extraction": {"duration": 4}, "fine_tuning": {"duration": 8}}

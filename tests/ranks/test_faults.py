@@ -265,6 +265,7 @@ def test_what_all_ranks_raise_alike_cuts_none_that_still_writes(tmp_path):
     assert status(run)["status"] == "user-error"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_under_way_is_waited_for(tmp_path):
     code, _, text = Ranks("before-exit", tmp_path / "run", ranks=1).ends()[0]
     assert code == 1

@@ -72,6 +72,7 @@ def test_every_place_of_an_accident_is_come_to(whole):
     assert [row["step"] for row in rows(whole.run) if "train/lr_head" in row] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_killed_five_times_in_one_training(stage, whole, tmp_path):
     saves = whole.counts[0]["os.fsync"] // 6
     accidents = [

@@ -343,6 +343,7 @@ def test_a_run_that_was_never_logged_to_wandb_takes_a_project(server, tmp_path) 
     assert json.loads(server.runs[ID].about["config"])["seed"]["value"] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_without_a_network_sync_says_what_to_do(server, folder, tmp_path, monkeypatch) -> None:
     import wandb as library
@@ -538,6 +539,7 @@ print("went on")
 """
 
 
+@pytest.mark.slow
 def test_tensorboard_without_room_is_said_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     words = [sys.executable, "-c", FULL, str(tmp_path)]
@@ -627,6 +629,7 @@ def test_a_run_that_is_extended_stays_the_same_run_of_wandb(server, raw, tmp_pat
     assert sync(tmp_path / "run").steps == ()
 
 
+@pytest.mark.slow
 def test_an_extension_that_was_offline_brings_its_summary_when_it_is_sent(server, raw, tmp_path, monkeypatch):
     training.train(parse(raw()))
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -61,6 +61,7 @@ def test_resnets_fall_by_a_third_per_step(name, monkeypatch):
     assert [1e-4 / rate for rate in reversed(rates.values())] == pytest.approx([3**i for i in range(7)])
 
 
+@pytest.mark.slow
 def test_the_clothing_rows_differ_in_what_they_say(monkeypatch):
     trained = {}
     for path in sorted((ROOT / "configs" / "clothing").glob("*.yaml")):
@@ -325,6 +326,7 @@ def test_weights_of_a_run_were_trained_with_what_the_run_says(tmp_path):
     assert said.endswith("set it to [0.5, 0.5, 0.5]")
 
 
+@pytest.mark.slow
 def test_recipes_are_not_warned_of(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for path in CONFIGS:

@@ -30,6 +30,7 @@ def dry_run(name: str, *, size: int, classes: int = CLASSES, empty: bool = True,
     return DryRun(backbone, plan, dataclasses.replace(backbone.input, size=(size, size)), classes)
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_that_does_not_take_the_size_is_known_beforehand():
     fails = r"images of 224 x 224 in training mode \(phase fine_tuning\).*\n.*input.size: 299.*aux_logits: false"
     run = dry_run("torchvision/inception_v3", size=224)

@@ -113,6 +113,7 @@ def test_the_next_training_of_a_process_may_have_another_precision(config, tmp_p
         assert training.train(said)["step"] == 12
 
 
+@pytest.mark.slow
 def test_a_training_that_hangs_does_not_end_the_process_of_whoever_called_it(monkeypatch, capfd):
     exits = []
     monkeypatch.setattr(tlx.ranks.watch.os, "_exit", exits.append)

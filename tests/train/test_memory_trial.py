@@ -464,6 +464,7 @@ def test_out_of_memory_in_training_names_phase_and_micro_batch_and_the_run_goes_
     assert training.train(smaller, fresh=False)["step"] == 8
 
 
+@pytest.mark.slow
 def test_two_ranks_of_which_one_has_little_memory(shards, tmp_path):
     said = raw(shards, tmp_path / "run", args={"samples": 1, "rank": 1})
     done = tlx("train", write_config(tmp_path / "c.yaml", said), ranks=2, is_forked=True)

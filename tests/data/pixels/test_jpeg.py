@@ -671,6 +671,7 @@ def test_installing_goes_on_without_a_compiler(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.so"))
 
 
+@pytest.mark.slow
 def test_everything_works_without_the_extension() -> None:
     """The same tests, in a process to which it is not there."""
     names = ("stream/test_dealing.py", "stream/test_bad_samples.py", "pixels/test_decode.py")

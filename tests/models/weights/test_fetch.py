@@ -449,6 +449,7 @@ def test_a_download_is_written_under_this_machines_name(plain: Hub, caches: Path
     assert names_below(path.parent) == [path.name]
 
 
+@pytest.mark.slow
 def test_the_command_with_the_hubs_own_variables(caches: Path) -> None:
     """HF_ENDPOINT and HF_HOME as a user sets them, in a process of its own; several names at once."""
     with serve() as hub:
