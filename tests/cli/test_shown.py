@@ -15,6 +15,7 @@ from composed import composer
 from images import make_shards
 from nets import resnet_like
 from typer.testing import CliRunner
+from updates import classifying
 
 from tlx.base import terminal
 from tlx.base.console import Console
@@ -26,6 +27,7 @@ from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
 from tlx.runs.checkpoint import read
 from tlx.runs.run_folder import versions
+from tlx.tasks.objectives import cross_entropy
 from tlx.train import build
 from tlx.train.result import result_of
 from tlx.train.resume import resume
@@ -166,7 +168,7 @@ def test_control_characters_are_shown_escaped_wherever_they_reach_a_terminal(cap
     assert "\x1b" not in out.getvalue()
     assert TAMED in out.getvalue()
     config = parse({"run": "runs/x", "data": {"train": "x", "batch": 2}, "backbone": {"name": "toys:small"}})
-    head = build.header(config.model_copy(update={"run": Path(f"runs/{EVIL}")}), 3)
+    head = build.header(config.model_copy(update={"run": Path(f"runs/{EVIL}")}), classifying(cross_entropy([1, 1, 1])))
     assert TAMED in head
     assert head.isprintable()
 

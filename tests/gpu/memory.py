@@ -104,7 +104,7 @@ def batch(setting: Setting, trial: Trial) -> Batch:
     count = trial.plan.batch
     images = torch.randint(0, 256, (count, *trial.shape), dtype=torch.uint8, device=setting.device)
     labels = torch.arange(count, device=setting.device) % CLASSES
-    return Batch(0, 0, 1, images, labels, torch.arange(count), total=float(count))
+    return Batch(0, 0, 1, images, labels, torch.arange(count), total=float(count), targets={"label": labels})
 
 
 def _mib(count: int | None) -> int | None:

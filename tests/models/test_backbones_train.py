@@ -123,9 +123,7 @@ class Caching(nn.Module):
 def test_an_evaluation_sees_the_weights_of_now():
     training = Training.of(config_of("trainings:forked", batch=2), alone(), size=64)
     updater = training.updater
-    validation = Validation(
-        lambda: [training.batch(0)], "here", CLASSES, 5, updater.objective, updater.normalise, updater.world
-    )
+    validation = Validation(lambda: [training.batch(0)], "here", updater.task, updater.normalise, updater.world)
 
     def loss(net):
         return evaluate(net, validation, {}, lambda: 0, print)["loss"]

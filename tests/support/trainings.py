@@ -15,11 +15,14 @@ from tlx.models import Backbone
 from tlx.plan.config import Config, parse
 from tlx.plan.plan import Phase, Plan
 from tlx.ranks.collectives import World
+from tlx.tasks.summaries import of_classes
 from tlx.train import components as parts
+from tlx.train.data import Samples
 from tlx.train.dry_run import DryRun
 from tlx.train.step import Normalise, PhaseModel, Updater, prepare_phase, set_rates
 
 CLASSES = 7
+NAMES = tuple(map(str, range(CLASSES)))
 
 
 def config_of(name: str, *, batch: int, steps: int = 1, args: Mapping[str, Any] | None = None, **said: Any) -> Config:
@@ -57,10 +60,11 @@ class Training:
         DryRun(backbone, plan, replace(backbone.input, size=pixels), CLASSES).on_shapes()
         with torch.no_grad():  # buffers that a network fills when it is first run (convit) are no movement of a phase
             backbone.module.eval()(torch.zeros(1, 3, *pixels))
-        objective = parts.make("objective", config.objective, [1] * CLASSES)
+        counts = [1] * CLASSES
+        task = parts.task_of(config, Samples(CLASSES, CLASSES, counts, NAMES, of_classes(counts, NAMES)))
         optimizer = parts.optimizer_of(config, backbone.module, backbone.layers)
         normalise = Normalise(backbone.input, world.device, channels_last=False)
-        updater = Updater(optimizer, objective, normalise, world, config.seed, clip=config.loop.clip)
+        updater = Updater(optimizer, task, normalise, world, config.seed, clip=config.loop.clip)
         return cls(backbone, plan, updater, pixels)
 
     def prepare_phase(self, phase: Phase) -> PhaseModel:
@@ -78,7 +82,8 @@ class Training:
         draw = torch.Generator().manual_seed(1000 * step + world.rank)
         images = torch.randint(0, 256, (share, 3, *self.size), dtype=torch.uint8, generator=draw)
         labels = torch.randint(0, CLASSES, (share,), generator=draw)
-        return Batch(step, 0, 1, images, labels, torch.arange(share), total=float(self.plan.batch))
+        total, targets = float(self.plan.batch), {"label": labels}
+        return Batch(step, 0, 1, images, labels, torch.arange(share), total=total, targets=targets)
 
 
 class Alone:

@@ -6,8 +6,10 @@ import torch
 from trainings import alone
 
 from tlx import models
+from tlx.data.shards.targets import Target
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
+from tlx.tasks.classification import Classification
 from tlx.tasks.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
 from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
@@ -25,7 +27,7 @@ def phase_model(optimizer_class, **options):
     optimizer = optimizer_class(groups, **options)
     set_rates(optimizer, plan.phases[0], 0)
     normalise = Normalise(backbone.input, world.device, channels_last=False)
-    updater = Updater(optimizer, cross_entropy([1, 1, 1]), normalise, world, seed=0)
+    updater = Updater(optimizer, classifying(cross_entropy([1, 1, 1])), normalise, world, seed=0)
     return updater, prepare_phase(backbone.module, plan.phases[0], plan, world=world, compiled=False)
 
 
@@ -35,7 +37,13 @@ def batch(labels=(0, 1, 2, 0)):
     images = torch.randint(
         0, 255, (len(labels), 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
     )
-    return Batch(0, 0, 1, images, torch.tensor(labels), torch.arange(len(labels)), total=float(len(labels)))
+    own, ids = torch.tensor(labels), torch.arange(len(labels))
+    return Batch(0, 0, 1, images, own, ids, total=float(len(labels)), targets={"label": own})
+
+
+def classifying(objective, classes=3, *, top_k=5):
+    """The task of one class per picture, with this objective."""
+    return Classification(Target("label", "class", tuple(map(str, range(classes)))), top_k, objective)
 
 
 OPTIONS = {

@@ -134,7 +134,7 @@ def test_statistics_are_of_the_epoch_that_is_trained_on(
     data = {**where, "batch": 8, "workers": 0, "sampling": sampling, "bad_samples": "10%"}
     objective = {"name": "cross_entropy", "class_weights": "balanced"}
     run = composer(uneven, tmp_path / "run", monkeypatch, data=data, objective=objective)()
-    assert run.objective.class_weights == pytest.approx(weights)
+    assert run.task.objective.class_weights == pytest.approx(weights)
     assert sum(weights[c] * counts[c] for c in (0, 1)) == pytest.approx(sum(counts))
     shown = [int(label) for batch in run.stream.batches(0, run.plan.steps_per_epoch) for label in batch.labels]
     assert (shown.count(0), shown.count(1)) == counts

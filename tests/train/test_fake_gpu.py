@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from updates import classifying
 
 from tlx import models
 from tlx.data.stream.mix import Mix
@@ -22,7 +23,7 @@ from tlx.ranks.collectives import World
 from tlx.tasks.objectives import cross_entropy
 from tlx.train import optim
 from tlx.train.averaging import MovingAverage
-from tlx.train.evaluation import EvaluationMeter, Span
+from tlx.train.evaluation import Span
 from tlx.train.optim import parameter_groups
 from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
 
@@ -115,10 +116,10 @@ def on_fake_gpu(
         plan = Plan.make(parse({**raw, "unfreeze": "two_phase"}), backbone.layers, samples=SAMPLES)
         world = World(0, 1, CUDA, False, Driverless(net, precision))
         made = getattr(optim, optimizer)(parameter_groups(net, backbone.layers, no_decay=["norm"]))
-        objective = cross_entropy([3] * CLASSES, **said)
+        task = classifying(cross_entropy([3] * CLASSES, **said), CLASSES, top_k=2)
         normalise = Normalise(backbone.input, CUDA, channels_last=True)
         ema = MovingAverage(net, EMA())
-        updater = Updater(made, objective, normalise, world, 0, clip=1.0, ema=ema, skips=True)
+        updater = Updater(made, task, normalise, world, 0, clip=1.0, ema=ema, skips=True)
         pixels = (backbone.input.channels, *backbone.input.size)
         for phase in plan.phases:
             phase_model = prepare_phase(net, phase, plan, world=world, compiled=False)
@@ -135,22 +136,24 @@ def pictures(shape: tuple[int, int, int], *, mixed: bool = False) -> Batch:
     labels = torch.empty(SAMPLES, dtype=torch.int64, device=CUDA)
     box = torch.empty(SAMPLES, 4, dtype=torch.int64, device=CUDA)
     cut = torch.empty(SAMPLES, dtype=torch.bool, device=CUDA)
-    mix = Mix(labels.clone(), labels, torch.empty(SAMPLES, device=CUDA), box, cut) if mixed else None
-    return Batch(0, 0, 1, images, labels, torch.arange(SAMPLES), total=float(SAMPLES), mix=mix)
+    mix = Mix(labels.clone(), labels, torch.empty(SAMPLES, device=CUDA), box, cut, {"label": labels}) if mixed else None
+    return Batch(
+        0, 0, 1, images, labels, torch.arange(SAMPLES), total=float(SAMPLES), mix=mix, targets={"label": labels}
+    )
 
 
 @torch.no_grad()
 def evaluate(net: nn.Module, updater: Updater, batch: Batch, world: World, precision: str) -> None:
     net.train()
     net.eval()
-    meter, span = EvaluationMeter(CLASSES, top_k=2, device=world.device), Span()
+    meter, span = updater.task.meter(world.device), Span()
     with world.autocast():
         logits = net(updater.normalise(batch.images))
     assert logits.shape == (SAMPLES, CLASSES)
     assert logits.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
     torch.use_deterministic_algorithms(True)  # torchmetrics counts by comparing then, which shapes alone can do
     try:
-        meter.update(logits, batch.labels, updater.objective.evaluation_loss(logits, batch.labels))
+        meter.update(logits, batch.targets, batch.ids)
     finally:
         torch.use_deterministic_algorithms(False)
     span.take(logits)

@@ -18,12 +18,14 @@ from safetensors.torch import load_file
 from torch import nn
 from trainings import Alone, alone, bits
 from typer.testing import CliRunner
+from updates import classifying
 
 from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
 from tlx.ranks.collectives import World
+from tlx.tasks.objectives import cross_entropy
 from tlx.train import command as training
 from tlx.train import components as parting
 from tlx.train import micro_batch
@@ -65,10 +67,10 @@ def tried(config, world=None):
     world = world or alone()
     sets = open_sets(config)
     torch.manual_seed(0)
-    backbone, updater = parting.parts_of(config, world, [10, 10, 10])
+    backbone, updater = parting.parts_of(config, world, classifying(cross_entropy([10, 10, 10])))
     plan = Plan.make(config, backbone.layers, samples=sets.samples_per_epoch, world=world.size)
     share = Share.of(config, plan, ranks=world.size, validation=len(sets.val))
-    return parting.trial_of(config, backbone, updater, plan, classes=3, ranks=world.size), plan, share
+    return parting.trial_of(config, backbone, updater, plan, ranks=world.size), plan, share
 
 
 # How many
@@ -358,7 +360,7 @@ def test_a_fault_that_is_not_memorys_is_left_to_training(shards, tmp_path, monke
     def odd(*_):
         raise ValueError("odd\nlines")
 
-    monkeypatch.setattr(type(trial.updater.objective), "loss", odd)
+    monkeypatch.setattr(type(trial.updater.task), "loss", odd)
     choice = choose(config, plan, share, lambda: trial, alone(), tmp_path)
     assert choice.samples is None
     assert choice.said == "memory: not tried: ValueError: odd (phase feature_extraction, rank 0)"

@@ -10,13 +10,15 @@ import pytest
 import torch
 from composed import composer
 from safetensors.torch import load_file
+from updates import classifying
 
 from tlx.base.errors import TlxError
 from tlx.base.files import json_text
 from tlx.plan.config import NonFinite
 from tlx.runs.metrics_file import read_rows
 from tlx.runs.progress import MEMORY, Progress, Trend
-from tlx.train.evaluation import EvaluationMeter, constant
+from tlx.tasks.objectives import cross_entropy
+from tlx.train.evaluation import constant
 from tlx.train.loop import fit
 from tlx.train.nonfinite import tolerated
 from tlx.train.result import result_of
@@ -91,7 +93,7 @@ def test_it_stops_and_names_the_module_and_the_samples(compose, how, place):
 
 def test_a_loss_that_is_not_finite_though_its_gradient_is_moves_nothing(compose):
     run = compose()
-    loss, before = run.objective.loss, None
+    loss, before = run.task.objective.loss, None
 
     def spoilt(output, labels, mix):
         nonlocal before
@@ -100,7 +102,7 @@ def test_a_loss_that_is_not_finite_though_its_gradient_is_moves_nothing(compose)
             return loss(output, labels, mix) + float("inf")
         return loss(output, labels, mix)
 
-    run.objective.__dict__["loss"] = spoilt
+    run.task.objective.__dict__["loss"] = spoilt
     with pytest.raises(TlxError, match=r"step 4 of(.|\n)*computed once more, everything is finite"):
         fit(run)
     assert all(torch.equal(p, b) for p, b in zip(run.net.parameters(), before, strict=True))
@@ -182,13 +184,17 @@ def test_a_leap_of_the_loss_is_told_in_training(compose):
 # --- evaluations
 
 
+def meter_of(*, top_k):
+    return classifying(cross_entropy([1, 1, 1]), top_k=top_k).meter(torch.device("cpu"))
+
+
 def test_logits_that_are_not_finite_count_as_wrong():
     """The greatest of NaNs is class 0, which would be right for all of class 0."""
     nan, inf = float("nan"), float("inf")
     logits = torch.tensor([[nan, nan, nan], [9.0, nan, 1.0], [inf, 0.0, 0.0], [9.0, 0.0, 0.0], [-inf, 9.0, 0.0]])
     labels = torch.tensor([0, 0, 0, 0, 1])
-    meter = EvaluationMeter(3, top_k=2, device=torch.device("cpu"))
-    meter.update(logits, labels, torch.nn.functional.cross_entropy(logits, labels, reduction="sum"))
+    meter = meter_of(top_k=2)
+    meter.update(logits, {"label": labels}, torch.arange(5))
     found = meter.result()
     assert math.isnan(found["loss"])
     assert (found["top1"], found["top2"]) == (pytest.approx(2 / 5), pytest.approx(2 / 5))
@@ -197,16 +203,16 @@ def test_logits_that_are_not_finite_count_as_wrong():
 
 
 def test_an_evaluation_without_a_finite_answer_has_no_accuracy():
-    meter = EvaluationMeter(3, top_k=5, device=torch.device("cpu"))
-    meter.update(torch.full((4, 3), float("nan")), torch.zeros(4, dtype=torch.int64), torch.tensor(float("nan")))
+    meter = meter_of(top_k=5)
+    meter.update(torch.full((4, 3), float("nan")), {"label": torch.zeros(4, dtype=torch.int64)}, torch.arange(4))
     found = meter.result()
     assert math.isnan(found["top1"])
     assert (found["nonfinite"], found["per_class"]) == (4, [None, None, None])
 
 
 def test_finite_logits_have_no_such_count():
-    meter = EvaluationMeter(3, top_k=5, device=torch.device("cpu"))
-    meter.update(torch.eye(3) * 1e38, torch.arange(3), torch.tensor(0.0))
+    meter = meter_of(top_k=5)
+    meter.update(torch.eye(3) * 1e38, {"label": torch.arange(3)}, torch.arange(3))
     assert meter.result() == {"loss": 0.0, "top1": 1.0, "samples": 3, "per_class": [1.0, 1.0, 1.0]}
 
 

@@ -8,7 +8,7 @@ import toys
 from commands import status, tlx, write_config
 from images import make_shards
 from torch import nn
-from updates import batch, phase_model
+from updates import batch, classifying, phase_model
 
 from tlx import models
 from tlx.base.errors import UserError
@@ -73,10 +73,11 @@ def test_a_batch_whose_classes_weigh_nothing_has_a_gradient_of_zero(mixed, smoot
     from tlx.data.stream.mix import plain
 
     updater, net = phase_model(torch.optim.SGD)
-    updater.__dict__["objective"] = cross_entropy([1, 1, 1], class_weights=[0.0, 1.0, 0.0], label_smoothing=smoothing)
+    objective = cross_entropy([1, 1, 1], class_weights=[0.0, 1.0, 0.0], label_smoothing=smoothing)
+    updater.__dict__["task"] = classifying(objective)
     weightless = replace(batch((0, 2, 2, 0)), total=0.0)
     if mixed:
-        weightless = replace(weightless, mix=plain(weightless.labels.numpy()))
+        weightless = replace(weightless, mix=plain(weightless.labels.numpy(), {"label": weightless.labels.numpy()}))
     before = [p.detach().clone() for p in net.parameters]
     tally, _, total = updater.update(net, 0, [weightless])
     assert (tally[0], tally[2], tally[3], total) == (0.0, 4, 0, 0.0)  # no loss, four samples seen, all finite

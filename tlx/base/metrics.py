@@ -21,8 +21,8 @@ AVERAGED = "ema/"
 Weights = Literal["raw", "ema"]
 WEIGHTS: tuple[Weights, ...] = ("raw", "ema")
 
-_LOWER = re.compile(r"(.*/)?loss")
-_KNOWN = re.compile(r"val/(loss|top[1-9]\d*)")
+_LOWER = re.compile(r"(.*[/_])?(loss|error|mae|mse|rmse|distance)")
+_COUNTS = ("samples", "nonfinite")
 
 
 class Score(NamedTuple):
@@ -55,13 +55,13 @@ class Metric:
 
     @property
     def higher_is_better(self) -> bool:
-        """False for losses; True for accuracies and what else a row may hold."""
+        """False for losses, errors and distances, by the last word of the name; True for accuracies and all else."""
         return not _LOWER.fullmatch(self.name)
 
     @property
-    def known(self) -> bool:
-        """Whether evaluations give a metric of this name, with enough classes."""
-        return _KNOWN.fullmatch(self.name) is not None
+    def judges(self) -> bool:
+        """Whether it is a metric of an evaluation, and no count."""
+        return self.name.startswith("val/") and self.name.rpartition("/")[2] not in _COUNTS
 
     @property
     def mode(self) -> Literal["min", "max"]:
@@ -109,8 +109,3 @@ def metrics_of(row: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 def top_ks(classes: int, top_k: int) -> list[int]:
     """The k of the top-k accuracies that are given; `top_k` counts where it is smaller than the number of classes."""
     return [1] + ([top_k] if 1 < top_k < classes else [])
-
-
-def metric_names(classes: int, *, top_k: int) -> list[str]:
-    """What an evaluation will give to choose the best by."""
-    return [LOSS, *(f"val/top{k}" for k in top_ks(classes, top_k))]

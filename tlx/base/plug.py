@@ -52,10 +52,13 @@ GROUPS: dict[str, str] = {
 PURE = ("unfreeze", "curve", "layer_decay")
 """Groups whose parts need no torch, whoever wrote them."""
 
+OWN_PURE = ("task",)
+"""Groups of which our own parts need none."""
+
 
 def is_pure(group: str, name: str) -> bool:
     """Whether a part can be looked up where its package, or torch, may not be installed."""
-    return group in PURE and ":" not in name
+    return ":" not in name and (group in PURE or (group in OWN_PURE and name in _ours(group)))
 
 
 def is_light(group: str, name: str) -> bool:

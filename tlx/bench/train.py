@@ -28,6 +28,7 @@ from tlx.plan.config import Config
 from tlx.plan.plan import Phase
 from tlx.ranks.rendezvous import join_ranks
 from tlx.runs.run_folder import RunFolder
+from tlx.tasks import Truth
 from tlx.train import command as training
 from tlx.train import components as parts
 from tlx.train.data import open_sets
@@ -220,8 +221,8 @@ def _bare(
         with autocast():
             images = run.normalise(batch.images)
             output = phase_model.forward(batch.mix.apply(images) if batch.mix else images)
-            loss = run.objective.loss(output, batch.labels, batch.mix) / (batch.total or 1.0)
-        (loss if scaler is None else scaler.scale(loss)).backward()
+            loss = run.task.loss(output, Truth.of(batch)) / (batch.total or 1.0)
+        torch.autograd.backward(loss if scaler is None else scaler.scale(loss))
     if scaler is None:
         run.optimizer.step()
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tlx.doctor.findings import Finding, of_error, ok
 
 if TYPE_CHECKING:
+    from tlx.models import Outputs
     from tlx.plan.config import Config
 
 
@@ -29,7 +30,7 @@ def weights(config: Config | None) -> Iterator[Finding]:
         yield ok("internet", said)
         return
     try:
-        yield ok("weights", load(config, *_classes(config)))
+        yield ok("weights", load(config, *_outputs(config)))
     except UserError as error:
         from tlx.models.weights.download import NotHere
 
@@ -41,24 +42,26 @@ def weights(config: Config | None) -> Iterator[Finding]:
             yield replace(broken, verdict="warning", said=f"{said}. Compute nodes may have no internet")
 
 
-def _classes(config: Config) -> tuple[int, Sequence[str] | None]:
+def _outputs(config: Config) -> tuple[int | Outputs, Sequence[str] | None]:
     """How many, for a backbone of the user's own, which may want the right number, and their names, for a head that is
     kept; any number will do where there are no shards."""
     from tlx.base.errors import UserError
+    from tlx.train.components import outputs_of, task_of
     from tlx.train.data import count_samples, known_names
 
     try:
         samples = count_samples(config)
+        task = task_of(config, samples)
     except UserError:  # the finding on the shards says why
         return 2, None
-    return samples.classes, known_names(config, samples)
+    return outputs_of(task), known_names(config, samples, task)
 
 
-def load(config: Config, classes: int, names: Sequence[str] | None = None) -> str:
+def load(config: Config, outputs: int | Outputs, names: Sequence[str] | None = None) -> str:
     """Loads the backbone as training does, without a network; says where its weights were.
 
     Args:
-        names: of the classes, where they are known.
+        names: of the outputs, where they are known.
 
     Raises:
         UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
@@ -69,5 +72,5 @@ def load(config: Config, classes: int, names: Sequence[str] | None = None) -> st
     if config.backbone.weights == "none" and not config.keeps_head:
         return f"{config.backbone.name} begins with random ones (backbone.weights=none)"
     with download.without_network():
-        backbone = backbone_of(config, classes, names=names)
+        backbone = backbone_of(config, outputs, names=names)
     return str(backbone.loaded) if backbone.loaded else f"{config.backbone.name} needs none"

@@ -26,6 +26,7 @@ __all__ = [
     "Description",
     "Loaded",
     "Only",
+    "Outputs",
     "Row",
     "WeightsOptions",
     "adopt",
@@ -64,6 +65,28 @@ class Backbone:
     blocks: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
     loaded: Loaded | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a head gives for each image.
+
+    Attributes:
+        heads: how many outputs by head; one whose name is "", or several beside each other on the same features.
+        constants: learned numbers, further columns behind those of the heads, the same for every image.
+    """
+
+    heads: Mapping[str, int]
+    constants: int = 0
+
+    @property
+    def count(self) -> int:
+        return sum(self.heads.values()) + self.constants
+
+    @property
+    def is_single(self) -> bool:
+        """Whether one head gives all of them."""
+        return list(self.heads) == [""] and not self.constants
 
 
 @dataclass(frozen=True)
@@ -188,7 +211,7 @@ class Description:
 def load(
     name: str,
     *,
-    classes: int,
+    classes: int | Outputs,
     weights: str = "default",
     args: Mapping[str, object] = _EMPTY,
     head: str = "linear",
@@ -203,6 +226,7 @@ def load(
     Args:
         name: ``torchvision/resnet50``, ``timm/resnet50``, either without its library where only one has it, an entry
             point of the group ``tlx.backbone``, or ``package.module:function``.
+        classes: how many outputs; with several heads, those of each: a head of the same kind for each, under its name.
         weights: ``default``, a tag of the library, a file (.safetensors, or a torch file read with weights_only), a
             folder that `tlx weights fetch` filled, ``hf-hub:OWNER/REPO[@REVISION]``, or ``none``. The classifier's own
             values are not taken: the head is new, but with `options.keep_head`.
@@ -220,7 +244,8 @@ def load(
     """
     from tlx.models.assemble import BuildOptions, assemble
 
-    wish = BuildOptions(classes, str(weights), args, head, head_args, empty, channels, options)
+    outputs = classes if isinstance(classes, Outputs) else Outputs({"": classes})
+    wish = BuildOptions(outputs, str(weights), args, head, head_args, empty, channels, options)
     return assemble(source(name), wish, granularity)
 
 

@@ -12,9 +12,10 @@ from tlx.base import plug
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import InputSpec
 from tlx.base.layers import Granularity
-from tlx.models import Backbone, Loaded, WeightsOptions, surgery
+from tlx.models import Backbone, Loaded, Outputs, WeightsOptions, surgery
 from tlx.models.auxiliary import Auxiliary, auxiliary, branch_units, is_auxiliary, leave_out_frozen
 from tlx.models.channels import RGB, adapted, adapting, image_weights
+from tlx.models.head_modules import TaskHeads
 from tlx.models.heads import Takes
 from tlx.models.layers.gradients import idle_parameters
 from tlx.models.layers.structure import Anatomy
@@ -32,7 +33,7 @@ from tlx.models.weights.positions import Positions
 class BuildOptions:
     """What the user asked for; see :func:`tlx.models.load`."""
 
-    classes: int
+    outputs: Outputs
     weights: str
     args: Mapping[str, Any]
     head: str
@@ -40,6 +41,11 @@ class BuildOptions:
     empty: bool
     channels: int = 3
     options: WeightsOptions = WeightsOptions()  # noqa: RUF009  # frozen
+
+    @property
+    def classes(self) -> int:
+        """Columns of the logits."""
+        return self.outputs.count
 
 
 @dataclass(frozen=True)
@@ -255,6 +261,9 @@ def _build(source: Source, wish: BuildOptions, tag: str | None) -> nn.Module:
 
 def _as_given(backbone: Backbone, source: Source, wish: BuildOptions) -> Backbone:
     """A function that returns a Backbone answers for all of it."""
+    if not wish.outputs.is_single:
+        what = f"{source.name} brings its own head, and the task needs several: {', '.join(wish.outputs.heads)}"
+        raise UserError(what, todo="let the function return a plain torch.nn.Module")
     if wish.head != "linear" or wish.head_args or wish.weights not in ("default", "none"):
         raise UserError(
             f"{source.name} brings its own head and weights",
@@ -338,7 +347,7 @@ def _with_head(source: Source, plain: TracedModel, wish: BuildOptions) -> tuple[
     if not wish.empty:
         surgery.renew(plain.net, plain.heads)
     width = surgery.features(plain.net, plain.running[0], plain.seen)
-    if wish.head == "linear":
+    if wish.head == "linear" and wish.outputs.is_single:
         if wish.head_args.get("dropout"):
             surgery.drop_before(plain.net, plain.heads, wish.head_args["dropout"])
         return plain, width
@@ -348,7 +357,7 @@ def _with_head(source: Source, plain: TracedModel, wish: BuildOptions) -> tuple[
     path = surgery.place(plain.net, head, plain.running, tap)
     seen = _trace(plain.net, plain.spec, f"{source.name} with head {wish.head}")
     if seen.output != (BATCH, wish.classes):
-        raise UserError(f"head {wish.head} gives {seen.output[1:]} instead of {wish.classes} classes on {source.name}")
+        raise UserError(f"head {wish.head} gives {seen.output[1:]} instead of {wish.classes} outputs on {source.name}")
     known = {name for name, _ in plain.net.named_parameters()}
     labels = {n: i for n, i in plain.labels.items() if n in known} if plain.labels else None
     return replace(plain, seen=seen, running=(path,), labels=labels), features
@@ -383,12 +392,17 @@ def _suitable(source: Source, plain: TracedModel, head: str) -> surgery.Tap | No
 
 
 def _new_head(wish: BuildOptions, features: int) -> nn.Module:
-    part = plug.find("head", wish.head)
+    part, outputs = plug.find("head", wish.head), wish.outputs
 
-    def build() -> nn.Module:
-        made = plug.call(f"head {wish.head}", part, features, wish.classes, **wish.head_args)
+    def one(count: int) -> nn.Module:
+        made = plug.call(f"head {wish.head}", part, features, count, **wish.head_args)
         if not isinstance(made, nn.Module):
             raise UserError(f"head {wish.head} returned {type(made).__name__}, not a torch.nn.Module")
         return made
+
+    def build() -> nn.Module:
+        if outputs.is_single:
+            return one(outputs.count)
+        return TaskHeads({name: one(count) for name, count in outputs.heads.items()}, outputs.constants)
 
     return build_empty(build) if wish.empty else build()

@@ -8,7 +8,7 @@ from typing import get_args
 
 from tlx.base.errors import UserError
 from tlx.base.layers import Granularity, LayerMap
-from tlx.models import Backbone, Description, Row, surgery
+from tlx.models import Backbone, Description, Outputs, Row, surgery
 from tlx.models.assemble import BuildOptions, TracedModel, examine
 from tlx.models.layers.trace import Shape, Trace, build_empty, trace
 from tlx.models.libraries.sources import Source
@@ -79,7 +79,7 @@ def _plain(source: Source) -> TracedModel:
     net = build_empty(lambda: source.build(CLASSES, args, tag))
     if isinstance(net, Backbone):
         raise UserError(f"{source.name} describes itself: load it")
-    return examine(source, net, BuildOptions(CLASSES, "none", args, "linear", {}, True), tag)
+    return examine(source, net, BuildOptions(Outputs({"": CLASSES}), "none", args, "linear", {}, True), tag)
 
 
 def _row(source: Source, plain: TracedModel) -> Row:

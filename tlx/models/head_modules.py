@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -12,6 +14,24 @@ class ConcatPool(nn.Module):
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
         return torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], 1)
+
+
+class TaskHeads(nn.Module):
+    """Several heads on the same features, their outputs beside each other [N, outputs]; behind them learned constants,
+    the same for every image, which begin at 0."""
+
+    def __init__(self, heads: Mapping[str, nn.Module], constants: int) -> None:
+        super().__init__()
+        for name, head in heads.items():
+            self.add_module(name, head)
+        self.names = tuple(heads)
+        self.constants = nn.Parameter(torch.zeros(constants)) if constants else None
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        outputs = [self.get_submodule(name)(features) for name in self.names]
+        if self.constants is not None:
+            outputs.append(self.constants.to(outputs[0].dtype).expand(len(outputs[0]), -1))
+        return torch.cat(outputs, 1)
 
 
 class Cosine(nn.Module):

@@ -37,7 +37,7 @@ from tlx.base.key_aliases import USUAL, right_key
 from tlx.base.launcher import environment
 from tlx.base.layers import Granularity, Kind
 from tlx.base.location import is_remote, place, without_credentials
-from tlx.base.metrics import ACCURACY, LOSS, Metric
+from tlx.base.metrics import LOSS, Metric
 from tlx.base.norms import POLICIES, NormPolicy, written_out
 from tlx.base.parsing import from_yaml_file, to_yaml
 from tlx.base.paths import expanded, written
@@ -131,12 +131,12 @@ def _part_of(group: str) -> Any:
         looked_up = {WITHOUT_LIBRARIES: plug.is_pure, WITHOUT_IMPORTS: plug.is_light}.get(info.context or "")
         if looked_up is not None and not looked_up(group, part.name):
             return part
-        return _of_value(lambda: _known_part(group, part))
+        return _of_value(lambda: known_part(group, part))
 
     return Annotated[Part, Group(group), AfterValidator(check)]
 
 
-def _known_part(group: str, part: Part) -> Part:
+def known_part(group: str, part: Part) -> Part:
     """A part that there is, with its arguments as they are written down and its defaults.
 
     Raises:
@@ -145,7 +145,7 @@ def _known_part(group: str, part: Part) -> Part:
     function = plug.find(group, part.name)
     if group == "head" and KEEP in part.args and not plug.takes(function, KEEP):
         kept = plug.arguments(_kept, {KEEP: part.args[KEEP]}, label=f"head {part.name}")[KEEP]
-        known = _known_part(group, Part(name=part.name, args=_without_keep(part.args)))
+        known = known_part(group, Part(name=part.name, args=_without_keep(part.args)))
         return Part(name=known.name, args={**known.args, **({KEEP: True} if kept else {})})
     checked = plug.arguments(function, part.args, label=f"{group} {part.name}")
     said = {name: plug.as_written(value, value) for name, value in plug.defaults(function).items()}
@@ -176,7 +176,7 @@ def _agreeing(mode: str | None, info: ValidationInfo) -> None:
     """A metric knows its direction. Older files state it once more, as `mode`: what agrees is read and forgotten."""
     name = info.data.get("metric")
     metric = Metric.of(name) if name is not None else None
-    if mode is None or metric is None or not metric.known or mode == metric.mode:
+    if mode is None or metric is None or not metric.judges or mode == metric.mode:
         return
     direction = "higher" if metric.higher_is_better else "lower"
     raise ValueError(f"{metric.name} is better when it is {direction}, which need not be said; remove mode")
@@ -549,8 +549,9 @@ class Evaluate(Model):
 
     every: Interval = Duration(1, "ep")
     """How often. Percent is of all phases as they were planned."""
-    metric: str = ACCURACY
-    """The metric that chooses the best checkpoint; ties go to the lower val/loss."""
+    metric: str | None = None
+    """The metric that chooses the best checkpoint; by default the task's own: val/top1 of classification. Ties go to
+    the lower val/loss."""
     mode: Direction = Field(default=None, exclude=True)
     top_k: PositiveInt = 5
     """K of val/topK: the label is among the K highest logits."""
@@ -558,6 +559,11 @@ class Evaluate(Model):
     """Early stopping: the phase ends after this many evaluations without progress of the metric."""
     batch: PositiveInt | None = None
     """Samples that a rank evaluates at once; by default as many as it trains on."""
+
+    @property
+    def chooses(self) -> str:
+        """The metric that chooses the best checkpoint."""
+        return self.metric or LOSS
 
 
 class Keep(Model):
@@ -642,8 +648,10 @@ class Config(Model):
     further: Annotated[dict[str, PhaseSettings], Names(None)] = {}
     """Phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those does,
     with its settings but for what is said here, from the last weights; `duration` must be said."""
+    task: _part_of("task") = Part(name="classification")  # type: ignore[valid-type]
+    """What is learned: which targets of the shards, with which outputs, losses and metrics."""
     objective: _part_of("objective") = Part(name="cross_entropy")  # type: ignore[valid-type]
-    """What is minimised."""
+    """What classification minimises; other tasks have a loss of their own."""
     optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
     """What updates the weights; rates are the plan's."""
     no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
@@ -661,6 +669,14 @@ class Config(Model):
             return with_trial(value, environment().variables) if isinstance(value, str) else value
         except UserError as error:
             raise ValueError(error.what) from error
+
+    @model_validator(mode="after")
+    def _best_by_the_task(self, info: ValidationInfo) -> Config:
+        looked_up = {WITHOUT_LIBRARIES: plug.is_pure, WITHOUT_IMPORTS: plug.is_light}.get(info.context or "")
+        if self.evaluate.metric is not None or (looked_up is not None and not looked_up("task", self.task.name)):
+            return self
+        metric = f"val/{getattr(plug.find('task', self.task.name), 'metric', 'loss')}"
+        return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric})})
 
     @property
     def keeps_head(self) -> bool:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlx.base.errors import UserError
+from tlx.base.metrics import ACCURACY, Metric
 from tlx.base.terminal import escaped
-from tlx.runs.history import ACCURACY, History, PhaseAccuracy, Stretch, article_reading, shown
+from tlx.runs.history import History, PhaseAccuracy, Stretch, article_reading, is_share, shown
 from tlx.runs.run_files import mapping, whole, within
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
     def draw(figure: Figure) -> None:
         panel = figure.subplots()
         _bars(panel, histories, names)
-        panel.set_title("Validation accuracy of each phase", fontsize=12, fontweight="bold")
+        panel.set_title(f"Validation {_in_words(_common(histories))} of each phase", fontsize=12, fontweight="bold")
         _legend(figure, [panel], columns=3)
 
     return png(draw, width=8.5, height=1.9 + _bars_height(histories))
@@ -83,13 +84,13 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
     def draw(figure: Figure) -> None:
         above, below = _stacked(figure, upper, lower)
         panels = above.subplots(1, 2)
-        _overlay(panels[0], histories, names, key=ACCURACY)
+        _overlay(panels[0], histories, names, key=_common(histories))
         _overlay(panels[1], histories, names, key="val/loss")
         above.suptitle("Comparison of runs on validation data", fontsize=12, fontweight="bold")
         _legend(above, panels, columns=max(1, min(4, 100 // (max(map(len, names)) + 6))))
         bars = below.subplots()
         _bars(bars, histories, names)
-        below.suptitle("Validation accuracy of each phase", fontsize=12, fontweight="bold")
+        below.suptitle(f"Validation {_in_words(_common(histories))} of each phase", fontsize=12, fontweight="bold")
         _legend(below, [bars], columns=3)
 
     return png(draw, width=11, height=upper + lower)
@@ -162,10 +163,12 @@ def _losses(panel: Axes, history: History) -> None:
 def _accuracy(panel: Axes, history: History) -> None:
     from matplotlib.ticker import PercentFormatter
 
-    _measured(panel, history, "top1")
-    panel.set_ylabel("accuracy")
-    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    if not any(points(history, ACCURACY) or points(history, "ema/" + ACCURACY)):
+    metric = history.shown
+    _measured(panel, history, metric.removeprefix("val/"))
+    panel.set_ylabel(_in_words(metric))
+    if is_share(metric):
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    if not any(points(history, metric) or points(history, "ema/" + metric)):
         panel.text(0.99, 0.04, "no validation", transform=panel.transAxes, ha="right", va="bottom", color=VALIDATION)
 
 
@@ -185,10 +188,11 @@ def _measured(panel: Axes, history: History, name: str) -> None:
         [at[0]], [at[1]], color=BEST, label=f"best {history.metric}", marker="*", markersize=15, linestyle="none",
         zorder=5, markeredgecolor="white",
     )  # fmt: skip
+    below = Metric(f"val/{name}").higher_is_better
     place = at[0] / (history.epoch(history.step) or 1.0)
     side = "right" if place > 0.95 else "left" if place < 0.05 else "center"
     panel.annotate(
-        shown(f"val/{name}", value), at, xytext=(0, -20 if name == "top1" else 12), textcoords="offset points",
+        shown(f"val/{name}", value), at, xytext=(0, -20 if below else 12), textcoords="offset points",
         ha=side, fontsize=9, fontweight="bold", zorder=6,
         bbox={"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
     )  # fmt: skip
@@ -327,10 +331,20 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
         text = "phase switch" if shared else "phase switch, in the colour of its run"
         panel.plot([], [], color=SWITCH if shared else LOWEST, linewidth=1.2, linestyle="--", label=text)
     panel.set_xlabel("epoch")
-    panel.set_title("validation " + ("accuracy" if key == ACCURACY else "loss"), fontsize=10)
-    if key == ACCURACY:
+    panel.set_title(f"validation {_in_words(key)}", fontsize=10)
+    if is_share(key):
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel.margins(x=0.03)
+
+
+def _in_words(metric: str) -> str:
+    return "accuracy" if metric == ACCURACY else metric.removeprefix("val/").replace("_", " ")
+
+
+def _common(histories: Sequence[History]) -> str:
+    """The metric that runs are compared by: their own, if it is one."""
+    metrics = {h.shown for h in histories}
+    return metrics.pop() if len(metrics) == 1 else ACCURACY
 
 
 def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> None:
@@ -350,17 +364,23 @@ def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> No
             at += ROW
         _mark_reading(panel, history.accuracies, first=first + ROW / 2)
         if not history.accuracies:
-            panel.text(0.005, at + ROW / 2, "no validation accuracy", va="center", fontsize=9, color=LOWEST)
+            panel.text(
+                0.005, at + ROW / 2, f"no validation {_in_words(history.shown)}", va="center", fontsize=9, color=LOWEST
+            )
             at += ROW
     panel.set_yticks([place for place, _, _ in ticks], [label for _, label, _ in ticks])
     for text, (_, _, heading) in zip(panel.get_yticklabels(), ticks, strict=True):
         text.set_fontweight("bold" if heading else "normal")
     panel.tick_params(axis="y", length=0)
     panel.set_ylim(at, 0)
-    panel.set_xlim(0, 1.15)
-    panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-    panel.xaxis.set_major_formatter(PercentFormatter(1.0))
-    panel.set_xlabel("validation accuracy")
+    metric = _common(histories)
+    if is_share(metric):
+        panel.set_xlim(0, 1.15)
+        panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
+        panel.xaxis.set_major_formatter(PercentFormatter(1.0))
+    else:
+        panel.margins(x=0.15)
+    panel.set_xlabel(f"validation {_in_words(metric)}")
     panel.grid(False, axis="y")
     panel.set_axisbelow(True)
 
@@ -369,7 +389,7 @@ def _pair(panel: Axes, found: PhaseAccuracy, *, at: float) -> None:
     for value, colour, label, side in ((found.best, AFTER, BEST_OF, -1), (found.last, BEFORE, LAST_OF, 1)):
         if value is not None:
             drawn = panel.barh([at + side * BAR / 2], [value], height=0.92 * BAR, color=colour, label=label)
-            text = shown(ACCURACY, value) + ("" if found.over else "  so far")
+            text = shown(found.metric, value) + ("" if found.over else "  so far")
             panel.bar_label(drawn, [text], padding=9, fontsize=8.5)
 
 

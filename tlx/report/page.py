@@ -35,6 +35,8 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_printable)
     environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     environment.filters["percent"] = lambda share: shown(ACCURACY, share)
+    environment.filters["of_list"] = lambda value, key: shown(key, value)
+    environment.filters["heading"] = _heading
     return environment.from_string(TEMPLATE).render(
         title=title,
         columns=COLUMNS,
@@ -53,6 +55,14 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
     )
 
 
+def _heading(key: str) -> str:
+    if key == "per_class":
+        return "Accuracy of each class"
+    task, _, name = key.rpartition("/")
+    words = "values of each class" if name == "per_class" else name.replace("_", " ")
+    return f"{task}: {words}" if task else words.capitalize()
+
+
 def _printable(value: Any) -> Any:
     return escaped(value, lines=True) if type(value) is str else value
 
@@ -61,7 +71,7 @@ def cells(history: History, name: str) -> tuple[str, ...]:
     """A run in the table of runs, one text per `COLUMNS`; several phases are several lines."""
     best = history.best
     phases = [
-        f"{escaped(a.label)}\n  best {shown(ACCURACY, a.best)}, last {shown(ACCURACY, a.last)}"
+        f"{escaped(a.label)}\n  best {shown(a.metric, a.best)}, last {shown(a.metric, a.last)}"
         + ("" if a.over else " so far")
         for a in history.accuracies
     ]
@@ -180,18 +190,19 @@ best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.read
 <p class="note">{{ warning }}</p>
 {% endfor %}
 
-<h3>Accuracy of each class in the best evaluation</h3>
-{% if history.per_class %}
-<p>The worst first.</p>
+{% for key, values in history.lists.items() %}
+<h3>{{ key | heading }} in the best evaluation</h3>
+<p>The lowest first.</p>
 <ul class="classes">
-{% for name, share in history.per_class %}
+{% for name, value in values %}
 <li><span>{{ name }}</span>
-{% if share is none %}no samples{% else %}<meter value="{{ share }}"></meter>{{ share | percent }}{% endif %}</li>
+{% if value is none %}no samples{% else %}<meter value="{{ value }}"></meter>{{ value | of_list(key) }}{% endif %}</li>
 {% endfor %}
 </ul>
 {% else %}
+<h3>Accuracy of each class in the best evaluation</h3>
 <p>Not known: the run has no validation, or has not come to a checkpoint with its best evaluation.</p>
-{% endif %}
+{% endfor %}
 
 <h3>Samples that could not be read</h3>
 {% if details.unreadable is mapping and details.unreadable %}

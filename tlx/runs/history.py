@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,8 @@ SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 MOST_ROWS = 4000
 """Of training alone: more than a picture has columns of pixels for."""
 
+_SHARES = re.compile(r"(^|_)(top\d+|map|f1|per_class)(_|$)|acc")
+
 Row = Mapping[str, Any]
 
 
@@ -30,13 +33,14 @@ class Evaluation:
     Attributes:
         weights: raw | ema.
         metrics: by name such as ``val/top1``, without ``ema/``; NaN where not finite.
-        per_class: accuracy of every class, None for a class without samples; empty where not known.
+        lists: values by class, by name such as ``per_class``, accuracy of every class; None for a class that no sample
+            tells about. Empty where not known.
     """
 
     step: int
     weights: str
     metrics: Mapping[str, float]
-    per_class: tuple[float | None, ...] = ()
+    lists: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
 
     def value(self, name: str) -> float | None:
         """A metric that is there and finite."""
@@ -107,7 +111,7 @@ class History:
     @property
     def accuracies(self) -> tuple[PhaseAccuracy, ...]:
         """Of the phases that have begun."""
-        return accuracies(self.phases, scratch=self.scratch)
+        return accuracies(self.phases, scratch=self.scratch, metric=self.shown)
 
     @property
     def done(self) -> bool:
@@ -119,13 +123,22 @@ class History:
         return f"{self.status}, step {self.step}" + (f" of {self.steps}" if self.steps else "")
 
     @property
-    def per_class(self) -> list[tuple[str, float | None]]:
-        """Class and accuracy in the best evaluation; the worst first, classes without samples last."""
-        shares = self.best.per_class if self.best else ()
-        names = [str(c) for c in items(self.details.get("classes"))]
-        names += [f"class {i}" for i in range(len(names), len(shares))]
-        pairs = list(zip(names, shares, strict=False))
-        return sorted(pairs, key=lambda pair: math.inf if pair[1] is None else pair[1])
+    def shown(self) -> str:
+        """The metric that pictures and tables show: accuracy, where evaluations give it."""
+        return shown_metric(self.phases, self.metric)
+
+    @property
+    def lists(self) -> dict[str, list[tuple[str, float | None]]]:
+        """By name: class and value in the best evaluation; the lowest first, classes without samples last."""
+        names_of = {str(k): items(v) for k, v in mapping(self.details.get("lists")).items()}
+        names_of.setdefault("per_class", items(self.details.get("classes")))
+        found = {}
+        for key, values in (self.best.lists if self.best else {}).items():
+            names = [str(name) for name in names_of.get(key, ())]
+            names += [f"class {i}" for i in range(len(names), len(values))]
+            pairs = list(zip(names, values, strict=False))
+            found[key] = sorted(pairs, key=lambda pair: math.inf if pair[1] is None else pair[1])
+        return found
 
     def epoch(self, step: float) -> float:
         """A step in epochs; the step itself where the length of an epoch is not known."""
@@ -185,13 +198,18 @@ def shown(metric: str, value: float | None) -> str:
     """A value for people: accuracies in percent."""
     if value is None or not math.isfinite(value):
         return "-"
-    name = metric.rsplit("/", 1)[-1]
-    return f"{100 * value:.2f} %" if name.startswith("top") or "acc" in name else f"{value:#.4g}"
+    return f"{100 * value:.2f} %" if is_share(metric) else f"{value:#.4g}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1 and is read in percent: accuracies, precision, F1."""
+    return _SHARES.search(metric.rpartition("/")[2]) is not None
 
 
 @dataclass(frozen=True)
 class PhaseAccuracy:
-    """Validation accuracy of one phase: what charts, tables, summaries and trackers show of it.
+    """Validation accuracy of one phase, or what a task has in its place: what charts, tables, summaries and trackers
+    show of it.
 
     Attributes:
         kind: feature extraction | fine-tuning | from scratch.
@@ -204,6 +222,7 @@ class PhaseAccuracy:
     best: float | None
     last: float | None
     over: bool
+    metric: str = ACCURACY
 
     @property
     def label(self) -> str:
@@ -212,7 +231,15 @@ class PhaseAccuracy:
         return self.phase if tells else f"{self.phase} ({self.kind})"
 
 
-def accuracies(phases: Iterable[Stretch], *, scratch: bool = False) -> tuple[PhaseAccuracy, ...]:
+def shown_metric(phases: Iterable[Stretch], chooses: str) -> str:
+    """Accuracy, where evaluations give it; else the metric that chooses the best."""
+    evaluations = [e for p in phases for e in (p.best, p.last) if e is not None]
+    return ACCURACY if not evaluations or any(ACCURACY in e.metrics for e in evaluations) else chooses
+
+
+def accuracies(
+    phases: Iterable[Stretch], *, scratch: bool = False, metric: str = ACCURACY
+) -> tuple[PhaseAccuracy, ...]:
     """Best and last validation accuracy of each phase that has one.
 
     Args:
@@ -222,9 +249,10 @@ def accuracies(phases: Iterable[Stretch], *, scratch: bool = False) -> tuple[Pha
         PhaseAccuracy(
             phase=p.name,
             kind="from scratch" if scratch else "feature extraction" if p.extracts else "fine-tuning",
-            best=p.best.value(ACCURACY) if p.best else None,
-            last=p.last.value(ACCURACY) if p.last else None,
+            best=p.best.value(metric) if p.best else None,
+            last=p.last.value(metric) if p.last else None,
             over=p.over,
+            metric=metric,
         )
         for p in phases
     )
@@ -344,9 +372,16 @@ def _last(rows: Sequence[Row], weights: str) -> Evaluation | None:
 
 def _evaluation(row: Mapping[str, Any], weights: str) -> Evaluation:
     prefix = "ema/val/" if weights == "ema" else "val/"
-    own = {"val/" + k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
-    shares = tuple(s if math.isfinite(number(s)) else None for s in items(own.pop("val/per_class", None)))
-    return Evaluation(whole(row.get("step")) or 0, weights, {k: number(v) for k, v in own.items()}, shares)
+    own = {k.removeprefix(prefix): v for k, v in row.items() if k.startswith(prefix)}
+    metrics = {f"val/{k}": number(v) for k, v in own.items() if not isinstance(v, list)}
+    lists = {
+        k: tuple(s if math.isfinite(number(s)) else None for s in v) for k, v in own.items() if isinstance(v, list)
+    }
+    return Evaluation(whole(row.get("step")) or 0, weights, metrics, lists)
+
+
+def _finite(value: Any) -> float | None:
+    return value if math.isfinite(number(value)) else None
 
 
 def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:
@@ -354,7 +389,7 @@ def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:
     row = mapping(found)
     if weights is None:
         made = _evaluation(row, "raw")
-        made = Evaluation(made.step, str(row.get("weights", "raw")), made.metrics, made.per_class)
+        made = Evaluation(made.step, str(row.get("weights", "raw")), made.metrics, made.lists)
         return made if made.metrics else None
     return next((e for e in (_evaluation(row, w) for w in (weights, "raw")) if e.metrics), None)
 
@@ -372,7 +407,7 @@ def _with_classes(best: Evaluation | None, details: Mapping[str, Any]) -> Evalua
     for phase in mapping(details.get("phases")).values():
         own = _of_result(mapping(phase).get("best"))
         if best and own and (own.step, own.weights) == (best.step, best.weights):
-            return Evaluation(best.step, best.weights, {**own.metrics, **best.metrics}, own.per_class)
+            return Evaluation(best.step, best.weights, {**own.metrics, **best.metrics}, own.lists)
     return best
 
 

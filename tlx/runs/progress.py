@@ -15,12 +15,17 @@ MEMORY = 50
 
 @dataclass
 class Mean:
-    """Training loss and accuracy over a stretch of steps."""
+    """Training loss, and what else a task counts, over a stretch of steps.
+
+    Attributes:
+        shown: the name of what it counts; None for nothing.
+    """
 
     loss: float = 0.0
     total: float = 0.0
     correct: float = 0.0
     seen: float = 0.0
+    shown: str | None = "top1"
 
     def add(self, reading: Mapping[str, float]) -> None:
         for name in ("loss", "total", "correct", "seen"):
@@ -29,7 +34,7 @@ class Mean:
     def take(self) -> dict[str, float]:
         """The means so far, without a loss where no sample weighed anything; starts again."""
         means = {"train/loss": self.loss / self.total} if self.total else {}
-        means |= {"train/top1": self.correct / self.seen} if self.seen else {}
+        means |= {f"train/{self.shown}": self.correct / self.seen} if self.seen and self.shown else {}
         self.loss = self.total = self.correct = self.seen = 0.0
         return means
 

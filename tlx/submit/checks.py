@@ -21,6 +21,7 @@ from tlx.submit.job import Job
 
 if TYPE_CHECKING:
     from tlx.plan.plan import Plan
+    from tlx.tasks import Task
     from tlx.train.data import Samples
 
 T = TypeVar("T")
@@ -53,6 +54,7 @@ class Findings:
 def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     """Shards, plan, weights and dealing; the plan on so many ranks, where one can be made."""
     from tlx.train import data as feed
+    from tlx.train.components import task_of
 
     # the shards themselves, and not what data.expected says of them
     findings.of(lambda: feed.open_sets(config, staged=False))
@@ -60,8 +62,9 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
         samples = feed.count_samples(config)
     except UserError:  # which open_sets has found too
         samples = None
-    made = findings.of(lambda: _plan(config, samples, job.world)) if samples is not None else None
-    findings.of(lambda: _load(config, samples))
+    task = findings.of(lambda: task_of(config, samples)) if samples is not None else None
+    made = findings.of(lambda: _plan(config, samples, task, job.world)) if samples is not None and task else None
+    findings.of(lambda: _load(config, samples, task))
     if config.world.size not in (None, job.world):
         what = f"the configuration expects {config.world.size} ranks, the job has {job.world}"
         todo = f"world.size={job.world}, or other --nodes and --gpus"
@@ -74,26 +77,27 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
     return made
 
 
-def _load(config: Config, samples: Samples | None) -> None:
+def _load(config: Config, samples: Samples | None, task: Task | None) -> None:
     """Loads the weights without a network, which nodes may not have."""
     from tlx.models.weights import download
-    from tlx.train.components import backbone_of
+    from tlx.train.components import backbone_of, outputs_of
     from tlx.train.data import known_names
 
     if config.backbone.weights != "none" or config.keeps_head:
         with download.without_network():
-            backbone_of(config, samples.classes if samples is not None else 2, names=known_names(config, samples))
+            outputs = outputs_of(task) if task is not None else 2
+            backbone_of(config, outputs, names=known_names(config, samples, task))
 
 
-def _plan(config: Config, samples: Samples, world: int) -> Plan | None:
+def _plan(config: Config, samples: Samples, task: Task, world: int) -> Plan | None:
     from tlx.train.build import checked_plan, try_on_shapes
-    from tlx.train.components import backbone_of
+    from tlx.train.components import backbone_of, outputs_of
     from tlx.train.data import known_names
 
-    backbone = backbone_of(config, samples.classes, empty=True, names=known_names(config, samples))
-    made, _ = checked_plan(config, backbone, samples, world)
+    backbone = backbone_of(config, outputs_of(task), empty=True, names=known_names(config, samples, task))
+    made, _ = checked_plan(config, backbone, samples, task, world)
     if made is not None:
-        try_on_shapes(config, made, backbone, samples.counts)
+        try_on_shapes(config, made, backbone, task)
     return made
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+    from tlx.data.stream.stream import Batch
     from tlx.tasks.objectives import Objective
 
 __all__ = ["Meter", "TargetSummary", "Task", "TaskData", "Truth"]
@@ -81,6 +82,12 @@ class Truth:
     lam: Tensor | None = None
     scales: Tensor | None = None
 
+    @staticmethod
+    def of(batch: Batch) -> Truth:
+        """Of the stream's."""
+        mix = batch.mix
+        return Truth(batch.targets, mix and mix.partner_targets, mix and mix.lam, batch.scales)
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -120,9 +127,11 @@ class Task(Protocol):
     """What a network is trained for.
 
     Attributes:
-        targets: names of those that it reads, of the index.
+        targets: those that it reads of the index, by name.
         heads: outputs by head; a single head's name is "".
         outputs: names of all outputs, in order.
+        constants: names of numbers that the loss learns, parameters of the head: they are further columns of the
+            outputs, the same in every row.
         metrics: of an evaluation, by name without ``val/``: whether higher is better. `loss` is one of them.
         metric: the one that chooses the best checkpoint where the configuration does not say.
         shown: the name, without ``train/``, of what `hits` counts on the training curve; None for nothing.
@@ -131,11 +140,13 @@ class Task(Protocol):
     """
 
     @property
-    def targets(self) -> tuple[str, ...]: ...
+    def targets(self) -> Mapping[str, Target]: ...
     @property
     def heads(self) -> Mapping[str, int]: ...
     @property
     def outputs(self) -> tuple[str, ...]: ...
+    @property
+    def constants(self) -> tuple[str, ...]: ...
     @property
     def metrics(self) -> Mapping[str, bool]: ...
     @property

@@ -219,12 +219,15 @@ class WandbRun:
 
     def summarise(self, result: Mapping[str, Any]) -> None:
         """Shows on the run's page what result.json holds."""
-        from tlx.runs.history import accuracies, phases_of  # which reads what this package writes
+        from tlx.runs.history import ACCURACY, accuracies, phases_of, shown_metric  # read what this package writes
 
-        said = {k: v for k, v in result.items() if k not in ("classes", "versions", "step", "fault")}
-        for found in accuracies(phases_of(result)):
+        said = {k: v for k, v in result.items() if k not in ("classes", "lists", "versions", "step", "fault")}
+        phases = phases_of(result)
+        metric = shown_metric(phases, str((result.get("best") or {}).get("metric", ACCURACY)))
+        name = "accuracy" if metric == ACCURACY else metric.removeprefix("val/")
+        for found in accuracies(phases, metric=metric):
             both = (("best", found.best), ("last", found.last))
-            said |= {f"accuracy/{found.phase}/{which}": value for which, value in both if value is not None}
+            said |= {f"{name}/{found.phase}/{which}": value for which, value in both if value is not None}
         self.handle.summary.update(said)
 
     def close(self, end: End) -> None:
@@ -265,7 +268,7 @@ class WandbRun:
     def _leads(self, name: str, value: Any) -> bool:
         metric = Metric.of(name)
         number = isinstance(value, (int, float))
-        return number and metric.known and metric.improves(value, self._best.get(name, math.nan))
+        return number and metric.judges and metric.improves(value, self._best.get(name, math.nan))
 
 
 def let_go() -> None:

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.base.launcher import environment
-from tlx.base.metrics import metric_names
 from tlx.base.terminal import escaped, folded
-from tlx.data.stream.sampling import refuse_weightless
 from tlx.plan.config import Config
 from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
+from tlx.tasks import Task
 from tlx.train.components import (
     backbone_of,
     check_trackers,
     make,
-    objective_of,
     optimizer_of,
     output_check,
+    outputs_of,
     parts_of,
     seed_all,
+    task_of,
     trial_of,
 )
 from tlx.train.data import Samples, count_samples, known_names, view_of
@@ -40,20 +40,20 @@ def plan(config: Config, *, memory: bool = False, measure: bool = False) -> tupl
         memory: whether to estimate what each phase needs; takes a second or so per phase.
         measure: whether to try it on the device here.
     """
-    samples, backbone, made, untried = prepared(config)
+    task, backbone, made, untried = prepared(config)
     world = config.world.size or 1
-    notes = ([samples.note] if samples.note else []) + untried
+    notes = [*untried]
     peaks: Mapping[str, int | None] = {}
     fitting = config
     if measure:
-        peaks, fitting, said = measured(config, made, samples.classes)
+        peaks, fitting, said = measured(config, made, task)
         notes += said
     needs = memory_of(fitting, made, backbone, world) if memory else None
     table = timetable(made, memory=needs, measured=peaks)
-    return made, "\n".join([folded(header(config, samples.classes)), table, *map(folded, notes)])
+    return made, "\n".join([folded(header(config, task)), table, *map(folded, notes)])
 
 
-def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
+def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     """What a plan is made of, whether training would refuse it, and lines about what could not be tried here.
 
     Raises:
@@ -61,30 +61,35 @@ def prepared(config: Config) -> tuple[Samples, Backbone, Plan, list[str]]:
     """
     found = Problems()
     samples = found.of(lambda: count_samples(config))
+    task = found.of(lambda: task_of(config, samples)) if samples is not None else None
     expected = config.data.expected.classes if config.data.expected else 2
-    classes = samples.classes if samples is not None else expected
-    backbone = found.of(lambda: backbone_of(config, classes, empty=True, names=known_names(config, samples)))
+    outputs, names = outputs_of(task) if task is not None else expected, known_names(config, samples, task)
+    backbone = found.of(lambda: backbone_of(config, outputs, empty=True, names=names))
     made = None
     if backbone is not None:
-        made = found.of(lambda: checked_plan(config, backbone, samples, config.world.size or 1)[0])
+        made = found.of(lambda: checked_plan(config, backbone, samples, task, config.world.size or 1)[0])
     untried = None
-    if backbone is not None and samples is not None and made is not None:
-        untried = found.of(lambda: try_on_shapes(config, made, backbone, samples.counts))
+    if backbone is not None and task is not None and made is not None:
+        untried = found.of(lambda: try_on_shapes(config, made, backbone, task))
     found.refuse()
     assert samples is not None
+    assert task is not None
     assert backbone is not None
     assert made is not None
-    return samples, backbone, made, [*(untried or []), *absent_weights(config), *normalisation(config, backbone)]
+    notes = [samples.note] if samples.note else []
+    notes += [*(untried or []), *absent_weights(config), *normalisation(config, backbone)]
+    return task, backbone, made, notes
 
 
 def checked_plan(
-    config: Config, backbone: Backbone, samples: Samples | None, world: int
+    config: Config, backbone: Backbone, samples: Samples | None, task: Task | None, world: int
 ) -> tuple[Plan | None, Callable[..., Any] | None]:
     """The plan of a configuration whose every part can be made: what is looked at before weights, device and pictures;
     and the view of a picture that training shows, which was tried out.
 
     Args:
-        samples: None where the data are at fault: the rest is looked at all the same, and there is no plan.
+        samples, task: None where they are at fault: the rest is looked at all the same, and without samples there is
+            no plan.
         world: ranks.
 
     Raises:
@@ -93,20 +98,13 @@ def checked_plan(
     found, made = Problems(), None
     if samples is not None:
         made = found.of(lambda: plan_of(config, backbone, samples, world))
-        found.of(lambda: _check_objective(config, samples))
-    if samples is not None and made is not None:
-        found.of(lambda: check_metrics(config, made, samples.classes, validated=config.data.val is not None))
+    if task is not None and made is not None:
+        found.of(lambda: check_metrics(config, made, task, validated=config.data.val is not None))
     view = found.of(lambda: view_of(config, config.input.over(backbone.input)))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
     found.of(lambda: check_trackers(config))
     found.refuse()
     return made, view
-
-
-def _check_objective(config: Config, samples: Samples) -> None:
-    made = objective_of(config, samples.counts)
-    if made.class_weights is not None:
-        refuse_weightless(samples.names, samples.counts, made.class_weights)
 
 
 def plan_of(
@@ -215,17 +213,18 @@ def _row(values: Sequence[float]) -> str:
 def plans_of(config: Config, *, ranks: int) -> Callable[[Config, Mapping[str, int]], Plan]:
     """Compiles configurations over the shards and the network of this one."""
     samples = count_samples(config)
-    backbone = backbone_of(config, samples.classes, empty=True)
+    task = task_of(config, samples)
+    backbone = backbone_of(config, outputs_of(task), empty=True)
 
     def compiled(other: Config, ends: Mapping[str, int]) -> Plan:
         made = plan_of(other, backbone, samples, ranks, ends)
-        check_metrics(other, made, samples.classes, validated=other.data.val is not None)
+        check_metrics(other, made, task, validated=other.data.val is not None)
         return made
 
     return compiled
 
 
-def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int | None], Config, list[str]]:
+def measured(config: Config, made: Plan, task: Task) -> tuple[Mapping[str, int | None], Config, list[str]]:
     """What one rank's part of the training needs on the device here, with untrained weights.
 
     Returns:
@@ -245,7 +244,7 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     seed_all(alone)
     validation = max(config.data.batch, config.evaluate.batch or 0) if config.data.val else 0
     share = Share.of(config, made, ranks=ranks, validation=validation)
-    trial = trial_of(alone, *parts_of(alone, world, [1] * classes), made, classes=classes, ranks=ranks)
+    trial = trial_of(alone, *parts_of(alone, world, task), made, ranks=ranks)
     found = search(trial, share, world)
     on = device_words(facts_of(alone, share, world)["devices"][0])
     said = [report(found, share, on=on)]
@@ -262,20 +261,17 @@ def measured(config: Config, made: Plan, classes: int) -> tuple[Mapping[str, int
     return found.peaks, Choice(found.fits).over(config), said
 
 
-def try_on_shapes(config: Config, made: Plan, backbone: Backbone, counts: Sequence[int]) -> list[str]:
+def try_on_shapes(config: Config, made: Plan, backbone: Backbone, task: Task) -> list[str]:
     """A forward pass of the network in each mode, which needs no weights; a line for people where that did not tell.
 
-    Args:
-        counts: samples of a training epoch by class.
-
     Raises:
-        UserError: the network does not take the images, or returns something else than logits; the objective does not
-            take what it returns.
+        UserError: the network does not take the images, or returns something else than logits; the task does not take
+            what it returns.
     """
     from tlx.train.dry_run import DryRun
 
-    check = output_check(config, objective_of(config, counts))
-    untried = DryRun(backbone, made, config.input.over(backbone.input), len(counts), check).on_shapes()
+    check, outputs = output_check(config, task), outputs_of(task).count
+    untried = DryRun(backbone, made, config.input.over(backbone.input), outputs, check).on_shapes()
     if untried is None:
         return []
     return [
@@ -299,20 +295,27 @@ def memory_of(config: Config, made: Plan, backbone: Backbone, world: int) -> Map
     )
 
 
-def header(config: Config, classes: int) -> str:
+def header(config: Config, task: Task) -> str:
     run, weights = escaped(config.run), escaped(config.backbone.weights)
-    head = f"{config.head.name} head, {classes} classes"
+    head = f"{config.head.name} head, {_outputs_in_words(config, task)}"
     return f"run {run}: {config.backbone.name} (weights {weights}), {head}, seed {config.seed}"
 
 
-def check_metrics(config: Config, plan: Plan, classes: int, *, validated: bool) -> None:
+def _outputs_in_words(config: Config, task: Task) -> str:
+    if config.task.name == "classification":
+        return f"{len(task.outputs)} classes"
+    heads = ", ".join(f"{escaped(name)} {count}" if name else str(count) for name, count in task.heads.items())
+    return f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"
+
+
+def check_metrics(config: Config, plan: Plan, task: Task, *, validated: bool) -> None:
     """Whether evaluations will give what is chosen and waited for by.
 
     Raises:
         ConfigError: unknown metrics, or no validation data where they decide something.
     """
-    names = metric_names(classes, top_k=config.evaluate.top_k)
-    wanted = {"evaluate.metric": config.evaluate.metric}
+    names = [f"val/{name}" for name in task.metrics]
+    wanted = {"evaluate.metric": config.evaluate.chooses}
     waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}
     problems = [
         f'{where}: there is no metric "{metric}"{did_you_mean(metric, names)}'

@@ -26,7 +26,17 @@ from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_folder import Claim, RunFolder, Start
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
-from tlx.train.components import backbone_of, output_check, parts_of, seed_all, tracker_of, trial_of, try_network
+from tlx.train.components import (
+    backbone_of,
+    output_check,
+    outputs_of,
+    parts_of,
+    seed_all,
+    task_of,
+    tracker_of,
+    trial_of,
+    try_network,
+)
 from tlx.train.data import Datasets, Samples, open_sets, stream_of, warnings_of
 from tlx.train.verification import FILE as SHARDS
 from tlx.train.verification import record_of, verify
@@ -41,6 +51,7 @@ if TYPE_CHECKING:
     from tlx.runs.checkpoint import Saver
     from tlx.runs.processes import Early
     from tlx.runs.stop import StopRequest
+    from tlx.tasks import Task
     from tlx.tracking.journal import Journal
     from tlx.train.evaluation import Validation
     from tlx.train.run import Run
@@ -230,7 +241,7 @@ def compose(
     # how many samples a rank takes at once
     validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
     share = Share.of(config, plan, ranks=world.size, validation=validation)
-    trial = functools.partial(trial_of, config, backbone, updater, plan, classes=samples.classes, ranks=world.size)
+    trial = functools.partial(trial_of, config, backbone, updater, plan, ranks=world.size)
     choice = choose(config, plan, share, trial, world, earlier_start)
 
     files = {SHARDS: record_of(verified)} | ({MEMORY: choice.record} if choice.record else {})
@@ -251,16 +262,16 @@ def compose(
             net=backbone.module,
             remake_plan=remake,
             updater=updater,
-            stream=stream_of(config, sets.train, spec, world, updater.objective.class_weights, view),
+            stream=stream_of(config, sets.train, spec, world, updater.task, view),
             validation=validation_of(config, sets.val, spec, updater),
-            identity=identity_of(config, sets, spec),
+            identity=identity_of(config, sets, spec, updater.task),
             saver=saver_of(config, folder, plan, journal),
             journal=journal,
             stop=stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after),
             files=files | {"plan.json": json_text(plan.data())},
         )
         said = [str(backbone.loaded) if backbone.loaded else None, *normalisation(config, backbone), samples.note]
-        lines = [header(config, samples.classes), timetable(plan), *said, choice.said]
+        lines = [header(config, updater.task), timetable(plan), *said, choice.said]
         journal.console.plan("\n".join(line for line in lines if line))
         return run
 
@@ -275,11 +286,12 @@ def _build(config: Config, world: World, samples: Samples) -> tuple[Backbone, Up
     from tlx.train.dry_run import DryRun
 
     seed_all(config)
-    backbone, updater = parts_of(config, world, samples.counts, samples.names)
-    plan, view = checked_plan(config, backbone, samples, world.size)
+    task = task_of(config, samples)
+    backbone, updater = parts_of(config, world, task, task.outputs)
+    plan, view = checked_plan(config, backbone, samples, task, world.size)
     assert plan is not None
-    check = output_check(config, updater.objective)
-    try_network(DryRun(backbone, plan, config.input.over(backbone.input), samples.classes, check), world.device)
+    check, outputs = output_check(config, task), outputs_of(task).count
+    try_network(DryRun(backbone, plan, config.input.over(backbone.input), outputs, check), world.device)
     return backbone, updater, plan, view
 
 
@@ -305,23 +317,24 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         skip_bad=True,
         upright=config.data.exif_orientation,
         pin=world.cuda,
+        targets=tuple(updater.task.targets),
     )
     return Validation(
         batches=batches,
         where=shown(config.data.val or ""),
-        classes=len(shards.classes),
-        top_k=config.evaluate.top_k,
-        objective=updater.objective,
+        task=updater.task,
         normalise=updater.normalise,
         world=world,
     )
 
 
-def identity_of(config: Config, sets: Datasets, spec: InputSpec) -> dict[str, Any]:
+def identity_of(config: Config, sets: Datasets, spec: InputSpec, task: Task) -> dict[str, Any]:
     """What a checkpoint must agree with, and what a reader of its weights must know."""
+    classes = list(sets.train.classes)
     return {
         "backbone": config.backbone.name,
-        "classes": list(sets.train.classes),
+        "classes": classes,
+        **({"outputs": list(task.outputs)} if list(task.outputs) != classes else {}),
         "input": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
         "order_version": ORDER_VERSION,
         "train_shards": sets.train.digest,

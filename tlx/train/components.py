@@ -12,31 +12,30 @@ from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError
 from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
-from tlx.plan.config import KEEP, Config, Part, plain
+from tlx.plan.config import KEEP, Config, Part, known_part, plain
 from tlx.plan.plan import Plan
 from tlx.train.data import mixing_of
 
 if TYPE_CHECKING:
     import torch
 
-    from tlx.models import Backbone
+    from tlx.models import Backbone, Outputs
     from tlx.models.weights.provenance import RunRecord
     from tlx.ranks.collectives import World
+    from tlx.tasks import Task
     from tlx.tasks.objectives import Objective
     from tlx.tracking import RunInfo, Tracker
+    from tlx.train.data import Samples
     from tlx.train.dry_run import DryRun
     from tlx.train.memory_trial import Trial
     from tlx.train.step import Updater
 
 
-def parts_of(
-    config: Config, world: World, counts: Sequence[int], names: Sequence[str] | None = None
-) -> tuple[Backbone, Updater]:
+def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | None = None) -> tuple[Backbone, Updater]:
     """The network on its device, and what updates it.
 
     Args:
-        counts: samples of a training epoch by class.
-        names: of the classes; see :func:`backbone_of`.
+        names: of the outputs; see :func:`backbone_of`.
 
     Raises:
         UserError: the network does not fit the memory.
@@ -49,7 +48,7 @@ def parts_of(
     from tlx.train.recompute import recompute_blocks
     from tlx.train.step import Normalise, Updater
 
-    backbone, loop = backbone_of(config, len(counts), names=names), config.loop
+    backbone, loop = backbone_of(config, outputs_of(task), names=names), config.loop
     net = backbone.module
     try:
         net.to(world.device)
@@ -65,7 +64,7 @@ def parts_of(
     if loop.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return backbone, Updater(
-        objective=objective_of(config, counts),
+        task=task,
         optimizer=optimizer_of(config, net, backbone.layers),
         normalise=Normalise(config.input.over(backbone.input), world.device, channels_last=loop.channels_last),
         world=world,
@@ -76,11 +75,20 @@ def parts_of(
     )
 
 
-def backbone_of(config: Config, classes: int, *, empty: bool = False, names: Sequence[str] | None = None) -> Backbone:
-    """The network with its head.
+def outputs_of(task: Task) -> Outputs:
+    """What a task needs of the network."""
+    from tlx.models import Outputs
+
+    return Outputs(task.heads, len(task.constants))
+
+
+def backbone_of(
+    config: Config, outputs: int | Outputs, *, empty: bool = False, names: Sequence[str] | None = None
+) -> Backbone:
+    """The network with its head, or a head for each of several tasks.
 
     Args:
-        names: of the classes, by which a head is kept where that is wanted; without them it is new.
+        names: of the outputs, by which a head is kept where that is wanted; without them it is new.
 
     Raises:
         UserError: it cannot be had, or the head that is to be kept is one for other classes.
@@ -92,7 +100,7 @@ def backbone_of(config: Config, classes: int, *, empty: bool = False, names: Seq
         refuse_other_head(config, names, there=not empty)
     return models.load(
         asked.name,
-        classes=classes,
+        classes=outputs,
         weights=asked.weights,
         args=asked.args,
         head=config.head.name,
@@ -196,29 +204,40 @@ def _too_large(name: str, device: torch.device) -> UserError:
     return UserError(what, where=name, todo="is the device free? Or a smaller backbone")
 
 
-def objective_of(config: Config, counts: Sequence[int]) -> Objective:
-    """What is minimised.
-
-    Args:
-        counts: samples of a training epoch by class.
+def task_of(config: Config, samples: Samples) -> Task:
+    """What is learned.
 
     Raises:
-        UserError: it cannot be made, or does not give what the loop needs.
+        UserError: it cannot be made of these shards, or does not give what the loop needs.
     """
-    from tlx.train.part_checks import check_objective
+    from tlx.tasks import TaskData
+    from tlx.train.part_checks import check_objective, check_task
 
-    made: Objective = make("objective", config.objective, list(counts))
-    mixed = mixing_of(config.mix) is not None
-    check_objective(made, len(counts), mixed=mixed, label=f"objective {config.objective.name}")
-    return made
+    objective, label = config.objective, f"task {config.task.name}"
+    mixed, asked = mixing_of(config.mix) is not None, list[object]()
+
+    def objective_of(counts: Sequence[int]) -> Objective:
+        asked.append(objective)
+        made: Objective = make("objective", objective, list(counts))
+        check_objective(made, len(counts), mixed=mixed, label=f"objective {objective.name}")
+        return made
+
+    data = TaskData(samples.targets, samples.train, config.evaluate.top_k, objective_of)
+    task: Task = make("task", config.task, data)
+    check_task(task, mixed=mixed, label=label)
+    if not asked and objective != known_part("objective", Part(name="cross_entropy")):
+        raise UserError(
+            f"{label} does not minimise it", where="objective", todo="leave it out; see the task's own arguments"
+        )
+    return task
 
 
-def output_check(config: Config, objective: Objective) -> Callable[[Any], None]:
-    """What raises a UserError where the objective does not take an output of the network in training mode."""
+def output_check(config: Config, task: Task) -> Callable[[Any], None]:
+    """What raises a UserError where the task does not take an output of the network in training mode."""
     from tlx.train.part_checks import check_training_output
 
-    label, mixed = f"objective {config.objective.name}", mixing_of(config.mix) is not None
-    return lambda output: check_training_output(objective, output, mixed=mixed, label=label)
+    label, mixed = f"task {config.task.name}", mixing_of(config.mix) is not None
+    return lambda output: check_training_output(task, output, mixed=mixed, label=label)
 
 
 def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
@@ -262,7 +281,7 @@ def tracker_of(part: Part, about: RunInfo) -> Tracker:
     return made
 
 
-def trial_of(config: Config, backbone: Backbone, updater: Updater, plan: Plan, *, classes: int, ranks: int) -> Trial:
+def trial_of(config: Config, backbone: Backbone, updater: Updater, plan: Plan, *, ranks: int) -> Trial:
     """What tries the memory of a training's phases."""
     from tlx.train.memory_estimate import optimizer_bytes
     from tlx.train.memory_trial import Trial, optimizer_states
@@ -274,7 +293,6 @@ def trial_of(config: Config, backbone: Backbone, updater: Updater, plan: Plan, *
         net=backbone.module,
         plan=plan,
         shape=(spec.channels, *spec.size),
-        classes=classes,
         state=optimizer_states(plan, per_weight),
         ranks=ranks,
         mixed=mixing_of(config.mix) is not None,

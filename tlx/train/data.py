@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,11 @@ from tlx.base.location import is_remote, shown
 from tlx.data.remote.files import IndexUnavailable
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.order import share
-from tlx.data.stream.sampling import Sampling, targets
+from tlx.data.stream.sampling import Sampling
+from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
+from tlx.tasks import TargetSummary, Task
+from tlx.tasks.summaries import of_classes, summaries
 
 if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec
@@ -36,6 +39,7 @@ class Samples:
         train: samples of a training epoch, repeated ones counted again.
         counts: the same by class; of shards that are not built yet, as if their classes were of one size.
         names: of the classes; of shards that are not built yet, numbers.
+        targets: what there is to learn, by name.
         note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
         warnings: what about the data was probably unintended.
     """
@@ -44,6 +48,7 @@ class Samples:
     train: int
     counts: tuple[int, ...]
     names: tuple[str, ...]
+    targets: Mapping[str, TargetSummary] = field(default_factory=dict)
     note: str | None = None
     warnings: tuple[str, ...] = ()
 
@@ -59,6 +64,7 @@ class Datasets:
     train: Manifest
     val: Manifest | None
     sampling: Sampling
+    seed: int = 0
     warnings: tuple[str, ...] = ()
 
     @property
@@ -73,14 +79,15 @@ class Datasets:
     @functools.cached_property
     def samples(self) -> Samples:
         """Of an epoch that is trained on."""
-        from tlx.data.stream.stream import epoch_counts
+        from tlx.data.stream.stream import epoch_counts, epoch_length
 
         counts = epoch_counts(self.train, self.sampling)
         return Samples(
             classes=len(self.train.classes),
-            train=int(counts.sum()),
+            train=epoch_length(self.train, self.sampling),
             counts=tuple(counts.tolist()),
             names=tuple(self.train.classes),
+            targets=summaries(self.train, self.sampling, self.seed),
             note=_of_epoch(self.sampling, counts.tolist(), len(self.train)),
             warnings=self.warnings,
         )
@@ -115,11 +122,11 @@ def _same_data(train: Manifest, val: Manifest | None) -> str | None:
     return f"{count} of {looked} pictures of data.val that were looked at are in data.train, too: {TOO_GOOD}"
 
 
-def known_names(config: Config, samples: Samples | None) -> Sequence[str] | None:
-    """Of the classes; None of shards that are not built yet, whose classes have numbers alone."""
+def known_names(config: Config, samples: Samples | None, task: Task | None) -> Sequence[str] | None:
+    """Of the outputs; None of shards that are not built yet, whose classes have numbers alone."""
     if samples is None or (config.data.expected and samples.names == tuple(map(str, range(samples.classes)))):
         return None
-    return samples.names
+    return task.outputs if task is not None else None
 
 
 def count_samples(config: Config) -> Samples:
@@ -140,16 +147,11 @@ def _expected(config: Config, expected: Expected) -> Samples:
     if config.data.sampling.method == "repeat_factors":
         note += "; repeated samples are not counted, since that takes the sizes of classes"
     even = np.array([len(share(expected.train, expected.classes, c)) for c in range(expected.classes)])
-    counts = tuple(targets(Sampling(limit=config.data.sampling.limit), even).tolist())
+    counts = tuple(epoch_targets(Sampling(limit=config.data.sampling.limit), even).tolist())
     same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []
-    return Samples(
-        expected.classes,
-        sum(counts),
-        counts,
-        tuple(map(str, range(expected.classes))),
-        note,
-        tuple(same),
-    )
+    names = tuple(map(str, range(expected.classes)))
+    targets = of_classes(counts, names)
+    return Samples(expected.classes, sum(counts), counts, names, targets, note=note, warnings=tuple(same))
 
 
 def open_sets(config: Config, *, staged: bool = True) -> Datasets:
@@ -188,7 +190,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
             if manifest is not None:
                 _check_largest(manifest, cache)
         _check_window(config, train, cache)
-    sets = Datasets(train, val, config.data.sampling.made())
+    sets = Datasets(train, val, config.data.sampling.made(), config.seed)
     return replace(sets, warnings=_check_lengths(config, sets.manifests))
 
 
@@ -278,10 +280,11 @@ def view_of(config: Config, spec: Any) -> Any:
     return train_transform([(p.name, p.args) for p in parts], spec)
 
 
-def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class_weights: Any, view: Any) -> Any:
+def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task: Task, view: Any) -> Any:
     """Training batches.
 
     Args:
+        task: what is learned: whose targets they have, and what samples weigh.
         view: of a picture, as `view_of` gives it.
     """
     from tlx.data.stream.stream import ShardStream
@@ -300,7 +303,8 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, class
         world=world.size,
         micro_batch=config.loop.micro_batch,
         workers=config.data.workers,
-        class_weights=class_weights,
+        targets=tuple(task.targets),
+        weigh=task.weights,
         mix=mixing_of(config.mix),
         skip_bad=True,  # judged by the loop, over all ranks
         upright=config.data.exif_orientation,

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torchmetrics.classification import MulticlassAccuracy
 
 from tlx.base.errors import UserError
-from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_of, top_ks
+from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_of
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
 from tlx.plan.config import Evaluate
 from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
-from tlx.tasks.objectives import Objective
+from tlx.tasks import Ranks, Task
 from tlx.train.step import Normalise, share_unreadable
 
 Warn = Callable[[str], None]
@@ -37,9 +35,7 @@ class Validation:
 
     batches: Callable[[], Iterable[Batch]]
     where: str
-    classes: int
-    top_k: int
-    objective: Objective
+    task: Task
     normalise: Normalise
     world: World
 
@@ -101,13 +97,13 @@ def evaluate(
     """Exact metrics of a network over the validation shards: every sample counts once, on whatever rank.
 
     Returns:
-        See :meth:`EvaluationMeter.result`. The network is left in evaluation mode.
+        See :meth:`tlx.tasks.Meter.result`. The network is left in evaluation mode.
 
     Raises:
         UserError: more unreadable samples than allowed, or no readable one.
     """
     world = validation.world
-    meter = EvaluationMeter(validation.classes, top_k=validation.top_k, device=world.device, sum_ranks=world.sum)
+    meter = validation.task.meter(world.device, Ranks(world.sum, world.gather))
     net.train()  # some networks compute from their weights once per evaluation mode, and forget it in training mode
     net.eval()
     bad: dict[str, str] = {}
@@ -121,7 +117,7 @@ def evaluate(
         with world.autocast():
             output = net(validation.normalise(batch.images))
         logits = output[0] if isinstance(output, tuple) else output
-        meter.update(logits, batch.labels, validation.objective.evaluation_loss(logits, batch.labels))
+        meter.update(logits, batch.targets, batch.ids)
         span.take(logits)
     of_ranks = world.gather((len(bad), span.ends()))
     if any(count for count, _ in of_ranks):
@@ -137,83 +133,6 @@ def evaluate(
     if not metrics["samples"]:
         raise UserError("there is no readable validation sample", where=validation.where)
     return metrics
-
-
-class EvaluationMeter:
-    """Loss, top-1, top-k and per-class accuracy of one evaluation, exact over ranks.
-
-    A rank without samples contributes zeros. `top_k` counts only where it is smaller than the number of classes. A
-    sample whose logits have no softmax (NaN, infinity) is counted as wrong and in `nonfinite`: the greatest of NaNs
-    would be class 0.
-
-    Args:
-        sum_ranks: sums a tensor over all ranks, in place; nothing by default.
-    """
-
-    def __init__(
-        self,
-        classes: int,
-        *,
-        top_k: int,
-        device: torch.device,
-        sum_ranks: Callable[[torch.Tensor], torch.Tensor] = lambda tensor: tensor,
-    ) -> None:
-        self.sum_ranks = sum_ranks
-        # [summed loss, samples, samples without a softmax]; float64 so that the order of summation does not show
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)
-
-        def accuracy(average: Any, k: int) -> Any:
-            # summed over ranks by us: one way of talking between ranks, on any backend
-            metric = MulticlassAccuracy(classes, average=average, top_k=k, sync_on_compute=False, validate_args=False)
-            return metric.to(device)
-
-        self.top = {k: accuracy("micro", k) for k in top_ks(classes, top_k)}
-        self.by_class = accuracy("none", 1)
-
-    def update(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
-        """Counts a batch.
-
-        Args:
-            logits: float [N, classes].
-            labels: int64 [N].
-            loss: scalar, summed over the batch.
-        """
-        logits = logits.float()
-        finite = logits.logsumexp(1).isfinite()
-        counts = [loss.new_tensor(len(labels)).double(), finite.logical_not().sum().double()]
-        self.sums += torch.stack([loss.double(), *counts])
-        wrong = -torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)  # every other class is before it
-        judged = torch.where(finite[:, None], logits, wrong)
-        for accuracy in (*self.top.values(), self.by_class):
-            accuracy.update(judged, labels)
-
-    def result(self) -> dict[str, Any]:
-        """Over all ranks: `loss`, `top1`, `top<k>`, `samples`, and `per_class` (None for a class without samples).
-
-        `nonfinite` is there where it is not 0. Where no sample has a softmax, the accuracies are NaN and None.
-        """
-        loss, samples, nonfinite = self.sum_ranks(self.sums).tolist()
-        states = [s for m in (*self.top.values(), self.by_class) for s in (m.tp, m.fp, m.tn, m.fn)]
-        for state in states:
-            self.sum_ranks(state)
-        if not samples:
-            return {"samples": 0}
-        answered = nonfinite < samples
-        present = (self.by_class.tp + self.by_class.fn) > 0 if answered else torch.zeros_like(self.by_class.tp)
-        shares = zip(self._value(self.by_class).tolist(), present.tolist(), strict=True)
-        return {
-            "loss": loss / samples,
-            **{f"top{k}": float(self._value(a)) if answered else math.nan for k, a in self.top.items()},
-            "samples": int(samples),
-            **({"nonfinite": int(nonfinite)} if nonfinite else {}),
-            "per_class": [share if there else None for share, there in shares],
-        }
-
-    @staticmethod
-    def _value(metric: Any) -> torch.Tensor:
-        metric._update_count = max(metric._update_count, 1)  # a rank without samples has others' counts
-        value: torch.Tensor = metric.compute()
-        return value
 
 
 class Span:
@@ -267,9 +186,9 @@ def update_best(progress: Progress, phase: Phase, row: Mapping[str, Any], *, met
 def should_stop_early(progress: Progress, phase: Phase, row: Mapping[str, Any], wanted: Evaluate) -> str | None:
     """Why the phase ends here, before its time: early stopping, or its plateau; None where it goes on."""
     reasons = []
-    if wanted.patience is not None and (score := Metric.of(wanted.metric).best_of(row)) is not None:
-        stale = progress.patience.watch(phase.name, score.value, metric=Metric.of(wanted.metric))
-        reasons += [f"{wanted.metric} has not improved for {stale} evaluations"] if stale >= wanted.patience else []
+    if wanted.patience is not None and (score := Metric.of(wanted.chooses).best_of(row)) is not None:
+        stale = progress.patience.watch(phase.name, score.value, metric=Metric.of(wanted.chooses))
+        reasons += [f"{wanted.chooses} has not improved for {stale} evaluations"] if stale >= wanted.patience else []
     plateau = phase.plateau
     if plateau is not None and (score := Metric.of(plateau.metric).best_of(row)) is not None:
         metric = Metric.of(plateau.metric)

@@ -81,7 +81,7 @@ def begin(run: Run, phase: Phase) -> None:
     elif phase.settings.start_from == "best" and progress.step:
         note(
             f"WARNING: phase {phase.name} begins from the last weights: no evaluation so far gave a finite "
-            f"{run.config.evaluate.metric}, so that there are no best ones"
+            f"{run.config.evaluate.chooses}, so that there are no best ones"
         )
     progress.phases[phase.name] = {"start": phase.start, "stop": phase.stop}
     note(f"phase {phase.name}: steps {phase.start} to {phase.stop}")
@@ -167,7 +167,7 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
         row |= evaluate_weights(
             nets, run.validation, progress.bad, run.quota, lambda odd: note(f"WARNING: at step {step} {odd}")
         )
-        update_best(progress, phase, row, metric=Metric.of(wanted.metric), keep=run.config.checkpoint.keep.best)
+        update_best(progress, phase, row, metric=Metric.of(wanted.chooses), keep=run.config.checkpoint.keep.best)
         why = should_stop_early(progress, phase, row, wanted) if step < phase.stop else None
     if why is not None:
         progress.ends[phase.name] = progress.phases[phase.name]["stop"] = step
@@ -175,5 +175,5 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
         note(f"phase {phase.name} ends at step {step}: {why}")
     train_mode(phase_model.net, phase, run.plan)
     run.world.watch.beat("batch")
-    run.journal.row({k: v for k, v in row.items() if not k.endswith("per_class")} | progress.best_so_far())
+    run.journal.row({k: v for k, v in row.items() if not isinstance(v, list)} | progress.best_so_far())
     return why is not None

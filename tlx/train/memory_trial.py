@@ -24,6 +24,7 @@ from tlx.data.stream.mix import Mix
 from tlx.data.stream.randomness import own_randomness
 from tlx.data.stream.stream import Batch
 from tlx.plan.plan import Phase, Plan
+from tlx.tasks.made_up import made_up
 from tlx.train.step import PhaseModel, Updater, prepare_phase
 
 MARGIN = 0.03
@@ -90,7 +91,6 @@ class Trial:
     net: nn.Module
     plan: Plan
     shape: tuple[int, int, int]
-    classes: int
     state: Mapping[str, int]
     ranks: int
     mixed: bool = False
@@ -162,16 +162,20 @@ class Trial:
         with self.updater.world.autocast():
             output = self.net(self.updater.normalise(batch.images[:samples]))
         logits = output[0] if isinstance(output, tuple) else output
-        self.updater.objective.evaluation_loss(logits, batch.labels)
+        self.updater.task.meter(self.updater.world.device).update(logits, batch.targets, batch.ids)
 
     def _batch(self, samples: int) -> Batch:
         """Noise as a loader would bring it: the first of several micro-batches, so that no gradient is shared."""
         device, guests = self.updater.world.device, 2 if self.mixed else 0
         images = torch.randint(0, 256, (samples + guests, *self.shape), dtype=torch.uint8, device=device)
-        labels = torch.arange(samples, device=device) % self.classes
-        mix = _mix(labels, self.shape) if self.mixed else None
+        targets = made_up(self.updater.task.targets, samples, device)
+        labels, ids = torch.zeros(samples, dtype=torch.int64, device=device), torch.arange(samples)
+        mix = _mix(labels, targets, self.shape) if self.mixed else None
+        parts = self.updater.task.parts
+        scales = torch.ones(parts, device=device) if parts > 1 else None
         images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(0, 0, 2, images, labels, torch.arange(samples), total=float(samples), mix=mix)
+        total = float(samples)
+        return Batch(0, 0, 2, images, labels, ids, total=total, mix=mix, targets=targets, scales=scales)
 
 
 def optimizer_states(plan: Plan, per_weight: float) -> dict[str, int]:
@@ -221,12 +225,13 @@ def _is_short() -> bool:
     return free < 0.1 * total
 
 
-def _mix(labels: torch.Tensor, shape: tuple[int, int, int]) -> Mix:
+def _mix(labels: torch.Tensor, targets: Mapping[str, torch.Tensor], shape: tuple[int, int, int]) -> Mix:
     """Each picture with the one two places on, cut and blended alike: the arithmetic is done for both anyway."""
     count, device = len(labels), labels.device
     box = torch.tensor([0, shape[1] // 2, 0, shape[2] // 2], device=device).repeat(count, 1)
     partner, cut = torch.arange(count, device=device) + 2, torch.ones(count, dtype=torch.bool, device=device)
-    return Mix(partner, labels.flip(0), torch.full((count,), 0.75, device=device), box, cut)
+    others = {name: values.flip(0) for name, values in targets.items()}
+    return Mix(partner, labels, torch.full((count,), 0.75, device=device), box, cut, others)
 
 
 def _bytes(count: int, device: torch.device) -> torch.Tensor:

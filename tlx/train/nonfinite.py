@@ -21,6 +21,7 @@ from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
 from tlx.plan.config import NonFinite
 from tlx.runs.progress import Progress
+from tlx.tasks import Truth
 from tlx.train.evaluation import broken_tensor, is_broken
 from tlx.train.freeze import moving_norms, statistics, unfreeze
 from tlx.train.memory_trial import lone_norms
@@ -104,12 +105,12 @@ def first_nonfinite(net: nn.Module, updater: Updater, batch: Batch, *, ignored: 
     with _watched(net, seen):
         with updater.world.autocast():
             output = net(batch.mix.apply(images) if batch.mix else images)
-            loss = updater.objective.loss(output, batch.labels, batch.mix)
+            loss = updater.task.loss(output, Truth.of(batch))
         if seen:
             return seen[0]
         if is_broken(loss):
             return f"the loss, {loss.item()}, of logits that are finite (the objective)"
-        (loss / batch.total if batch.counts else 0 * loss).backward()
+        torch.autograd.backward(loss / batch.total if batch.counts else 0 * loss)
     return seen[0] if seen else None
 
 
@@ -150,7 +151,7 @@ def _watched(net: nn.Module, seen: list[str]) -> Iterator[None]:
 
 def _keep(file: Path, batch: Batch) -> str | None:
     """Saves a micro-batch for looking; a full disk is no second fault."""
-    tensors = {"images": batch.images, "labels": batch.labels, "ids": batch.ids}
+    tensors = {"images": batch.images, "ids": batch.ids, "labels": batch.labels, **batch.targets}
     with suppress(OSError, RuntimeError, SafetensorError):  # safetensors has an error of its own for a full disk
         file.parent.mkdir(exist_ok=True)
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, file)

@@ -5,6 +5,7 @@ Nothing here writes a file, catches a signal or talks to other processes; `tlx.f
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -22,8 +23,8 @@ from tlx.data.stream.transfer import on_device
 from tlx.models import Backbone
 from tlx.plan.config import parse
 from tlx.plan.plan import Phase, Plan
+from tlx.tasks.classification import ClassificationMeter
 from tlx.train.data import DEFAULT_TRANSFORMS
-from tlx.train.evaluation import EvaluationMeter
 from tlx.train.freeze import train_mode
 from tlx.train.freeze import unfreeze as apply_phase
 from tlx.train.optim import forget
@@ -167,7 +168,8 @@ def evaluate(
     net = backbone.module
     device = next(net.parameters()).device
     normalise = Normalise(backbone.input, device, channels_last=False)
-    meter = EvaluationMeter(len(shards.classes), top_k=top_k, device=device)
+    loss = functools.partial(nn.functional.cross_entropy, reduction="sum")
+    meter = ClassificationMeter(len(shards.classes), top_k=top_k, device=device, loss=loss)
     net.train()  # some networks compute from their weights once per evaluation mode, and forget it in training mode
     net.eval()
     batches = evaluation_batches(
@@ -181,5 +183,5 @@ def evaluate(
     for each in on_device(batches, device):
         output = net(normalise(each.images))
         logits = output[0] if isinstance(output, tuple) else output
-        meter.update(logits, each.labels, nn.functional.cross_entropy(logits.float(), each.labels, reduction="sum"))
+        meter.update(logits, each.targets, each.ids)
     return {name: value for name, value in meter.result().items() if name != "per_class"}

@@ -5,13 +5,15 @@ One that lacks a method, raises, or gives the wrong thing is its user's mistake,
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from tlx.base import plug
 from tlx.base.errors import UserError
+from tlx.base.metrics import Metric
 from tlx.plan.returned_values import number
 
 SAMPLES = 4
@@ -54,24 +56,108 @@ def check_objective(objective: Any, classes: int, *, mixed: bool, label: str) ->
             ("loss", (logits, labels, mix), (*twice, twice_mix)),
             ("evaluation_loss", (logits, labels), twice),
         ):
-            act, what = getattr(objective, name), f"{label}: {name}"
-            once = _scalar(plug.call(what, act, *given), label=what)
-            if name == "loss" and not once.requires_grad:
-                raise UserError(f"{what} does not depend on the network's output by a gradient: nothing would learn")
-            again = _scalar(plug.call(what, act, *doubled), label=what)
-            one, two = float(once.detach()), float(again.detach())
-            if abs(one) > 1e-6 and math.isclose(one, two, rel_tol=1e-4):
-                raise UserError(
-                    f"{what} is the same for samples given once and twice, so it is a mean over samples",
-                    todo="return the sum over samples; the loop divides by the loss normaliser",
-                )
+            what = f"{label}: {name}"
+            act = functools.partial(plug.call, what, getattr(objective, name))
+            _check_sum(lambda times: act(*(doubled if times > 1 else given)), label=what, learns=name == "loss")  # noqa: B023
 
 
-def check_training_output(objective: Any, output: Any, *, mixed: bool, label: str) -> None:
-    """Tries an objective on what the network returns in training mode, where that is more than logits.
+def check_task(task: Any, *, mixed: bool, label: str) -> None:
+    """Tries a :class:`tlx.tasks.Task` on made-up outputs and targets.
 
     Args:
-        output: a tuple of logits [N, classes] and auxiliary logits of that shape, None for those of a frozen
+        mixed: samples are mixed (mixup, cutmix).
+
+    Raises:
+        UserError: something that a task has is not there or of another kind; a metric whose name and direction do not
+            agree; a loss that is no sum over samples in a scalar tensor, not finite, or that no gradient comes from; a
+            meter that does not give what the task says; an exception.
+    """
+    import torch
+
+    from tlx.data.stream.randomness import own_randomness
+    from tlx.tasks import Truth
+    from tlx.tasks.made_up import made_up
+
+    check_methods(task, ("weights", "loss", "hits", "meter", "rows"), label=label)
+    _check_words(task, label=label)
+    count = len(task.outputs) + len(task.constants)
+
+    def truth(times: int) -> Truth:
+        own = {name: values.repeat(times, *[1] * (values.ndim - 1)) for name, values in values_of.items()}
+        others = {name: values.flip(0) for name, values in own.items()} if mixed else None
+        scales = torch.ones(task.parts) if task.parts > 1 else None
+        return Truth(own, others, torch.full((times * SAMPLES,), 0.75) if mixed else None, scales)
+
+    with own_randomness():
+        values_of = made_up(task.targets, SAMPLES)
+        outputs = torch.linspace(-1, 1, SAMPLES * count).reshape(SAMPLES, count)
+        outputs[:, len(task.outputs) :] = 0.5  # the same in every row
+        outputs.requires_grad_()
+        _check_sum(
+            lambda times: plug.call(f"{label}: loss", task.loss, outputs.repeat(times, 1), truth(times)),
+            label=f"{label}: loss",
+            learns=True,
+        )
+        weights = plug.call(f"{label}: weights", task.weights, {n: v.numpy() for n, v in values_of.items()})
+        if weights is None and task.parts > 1:
+            raise UserError(f"{label}: weights are None, of {task.parts} parts", todo="an array [n, parts]")
+        if weights is not None and getattr(weights, "shape", None) != (SAMPLES, task.parts):
+            what = f"{label}: weights have the shape {getattr(weights, 'shape', None)}"
+            raise UserError(what, todo=f"[n, parts], here {(SAMPLES, task.parts)}")
+        _check_meter(task, outputs.detach(), values_of, label=label)
+
+
+def _check_words(task: Any, *, label: str) -> None:
+    if sum(task.heads.values()) != len(task.outputs):
+        raise UserError(f"{label} names {len(task.outputs)} outputs, and its heads give {sum(task.heads.values())}")
+    if len(task.heads) > 1 and "" in task.heads:
+        raise UserError(f"{label} has several heads, one without a name")
+    if "loss" not in task.metrics:
+        raise UserError(f"{label} has no metric loss", todo="every task has one: ties are broken by it")
+    for name, higher in task.metrics.items():
+        if Metric(f"val/{name}").higher_is_better != higher:
+            way = "higher" if higher else "lower"
+            raise UserError(
+                f"{label}: {name} is better when it is {way}, which its name does not say",
+                todo="the last word of a metric's name is loss, error, mae, mse, rmse or distance where lower is "
+                "better, and none of these where higher is",
+            )
+
+
+def _check_meter(task: Any, outputs: Any, values: Any, *, label: str) -> None:
+    import torch
+
+    meter = plug.call(f"{label}: meter", task.meter, torch.device("cpu"))
+    check_methods(meter, ("update", "result"), label=f"{label}: meter")
+    plug.call(f"{label}: update of its meter", meter.update, outputs, values, torch.arange(SAMPLES))
+    result = plug.call(f"{label}: result of its meter", meter.result)
+    missing = [name for name in (*task.metrics, "samples", *task.lists) if name not in result]
+    if missing:
+        raise UserError(f"{label}: its meter gives no {', '.join(missing)}")
+
+
+def _check_sum(loss_of: Callable[[int], Any], *, label: str, learns: bool) -> None:
+    """
+    Args:
+        loss_of: of the same samples so many times.
+        learns: a gradient must come from it.
+    """
+    once, again = _scalar(loss_of(1), label=label), _scalar(loss_of(2), label=label)
+    if learns and not once.requires_grad:
+        raise UserError(f"{label} does not depend on the network's output by a gradient: nothing would learn")
+    one, two = float(once.detach()), float(again.detach())
+    if abs(one) > 1e-6 and math.isclose(one, two, rel_tol=1e-4):
+        raise UserError(
+            f"{label} is the same for samples given once and twice, so it is a mean over samples",
+            todo="return the sum over samples; the loop divides by the loss normaliser",
+        )
+
+
+def check_training_output(task: Any, output: Any, *, mixed: bool, label: str) -> None:
+    """Tries a task on what the network returns in training mode, where that is more than logits.
+
+    Args:
+        output: a tuple of logits [N, outputs] and auxiliary logits of that shape, None for those of a frozen
             classifier; of any device, since only shapes are read.
         mixed: samples are mixed (mixup, cutmix).
 
@@ -82,20 +168,24 @@ def check_training_output(objective: Any, output: Any, *, mixed: bool, label: st
     import torch
 
     from tlx.data.stream.randomness import own_randomness
+    from tlx.tasks import Truth
+    from tlx.tasks.made_up import made_up
 
     if not isinstance(output, tuple):
         return
-    samples, classes = output[0].shape
+    samples = len(output[0])
     made: list[Any] = [
         None if o is None else torch.linspace(-1, 1, o.numel()).reshape(o.shape).requires_grad_() for o in output
     ]
     given = type(output)(*made) if hasattr(output, "_fields") else tuple(made)
     words = ", ".join("logits" if not n else "None" if o is None else "auxiliary logits" for n, o in enumerate(output))
     what = f"{label}: loss of ({words}), as the network returns it in training mode,"
-    labels = torch.arange(samples) % classes
-    mix = SimpleNamespace(partner_labels=labels.flip(0), lam=torch.full((samples,), 0.75)) if mixed else None
+    own = made_up(task.targets, samples)
+    others = {name: values.flip(0) for name, values in own.items()} if mixed else None
+    scales = torch.ones(task.parts) if task.parts > 1 else None
+    truth = Truth(own, others, torch.full((samples,), 0.75) if mixed else None, scales)
     with own_randomness():
-        loss = _scalar(plug.call(what, objective.loss, given, labels, mix), label=what)
+        loss = _scalar(plug.call(what, task.loss, given, truth), label=what)
     places = [n for n, o in enumerate(made) if o is not None]
     gradients = torch.autograd.grad(loss, [made[n] for n in places], allow_unused=True)
     unused = [str(n) for n, gradient in zip(places, gradients, strict=True) if gradient is None]

@@ -30,6 +30,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "last": progress.last,
         "phases": progress.phases,
         "classes": list(run.identity["classes"]),
+        "lists": {name: list(of) for name, of in run.task.lists.items() if list(of) != run.identity["classes"]},
         "samples_seen": progress.samples_seen,
         "replaced": progress.replaced,
         "unreadable": progress.bad,

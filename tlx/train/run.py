@@ -21,7 +21,7 @@ from tlx.runs.checkpoint import Checkpoints, Saver, Snapshot, optimizer_state, w
 from tlx.runs.progress import Progress
 from tlx.runs.run_folder import threads
 from tlx.runs.stop import StopRequest
-from tlx.tasks.objectives import Objective
+from tlx.tasks import Task
 from tlx.tracking.journal import Journal
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import Validation
@@ -66,8 +66,8 @@ class Run:
         return self.updater.optimizer
 
     @property
-    def objective(self) -> Objective:
-        return self.updater.objective
+    def task(self) -> Task:
+        return self.updater.task
 
     @property
     def normalise(self) -> Normalise:

@@ -22,7 +22,7 @@ from tlx.data.stream.order import derive
 from tlx.data.stream.stream import BadSample, Batch
 from tlx.plan.plan import Phase, Plan
 from tlx.ranks.collectives import World
-from tlx.tasks.objectives import Objective
+from tlx.tasks import Task, Truth
 from tlx.train.averaging import MovingAverage
 from tlx.train.freeze import average_statistics, moved, moving_norms, take_back, unfreeze
 
@@ -115,7 +115,7 @@ class Updater:
     """
 
     optimizer: Optimizer
-    objective: Objective
+    task: Task
     normalise: Normalise
     world: World
     seed: int
@@ -167,7 +167,7 @@ class Updater:
             with self.world.autocast():
                 images = self.normalise(batch.images)
                 output = phase_model.forward(batch.mix.apply(images) if batch.mix else images)
-                loss = self.objective.loss(output, batch.labels, batch.mix)
+                loss = self.task.loss(output, Truth.of(batch))
             # DDP averages gradients over ranks; the mean wanted is over the global batch's loss normaliser. A batch of
             # classes that weigh 0 has a gradient of zero, with which the optimizer steps: momentum and decay go on
             weight = self.world.size / batch.total if batch.counts else 0.0
@@ -176,9 +176,9 @@ class Updater:
         if batch.idle:
             return torch.zeros(3, dtype=torch.float64, device=self.world.device)
         logits = output[0] if isinstance(output, tuple) else output
-        correct = (logits.detach().argmax(1) == batch.labels).sum()
-        samples = torch.full_like(correct, len(batch.labels))
-        return torch.stack([batch.counts * loss.detach().double(), correct.double(), samples.double()])
+        hits = self.task.hits(logits.detach(), batch.targets).double()
+        samples = torch.full_like(hits, len(batch.labels))
+        return torch.stack([batch.counts * loss.detach().double(), hits, samples])
 
     def _step(self, phase_model: PhaseModel) -> torch.Tensor:
         """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""

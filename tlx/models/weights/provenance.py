@@ -27,7 +27,7 @@ class RunRecord:
     """What a checkpoint of tlx says of its weights; empty where one of before did not say it.
 
     Attributes:
-        classes: names, by their index.
+        classes: names of the outputs, by their index.
         head: the name of its head.
         mean, std: that its pictures were normalised by.
         sizes: that its network was built for, as its arguments say them. What it was trained on may be another one: a
@@ -58,7 +58,7 @@ def record_of(file: Path) -> RunRecord | None:
         config, seen = said.get("config", {}), said["input"]
         arguments = _below(config, "backbone.args")
         return RunRecord(
-            classes=tuple(map(str, said.get("classes", ()))),
+            classes=tuple(map(str, said.get("outputs") or said.get("classes", ()))),
             head=str(config.get("head.name", config.get("head", ""))),
             mean=tuple(map(float, seen["mean"])),
             std=tuple(map(float, seen["std"])),

@@ -1,0 +1,195 @@
+"""One class per image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from tlx.base.metrics import top_ks
+from tlx.data.shards.targets import Target
+from tlx.tasks import Ranks, Truth
+from tlx.tasks.mixing import summed
+from tlx.tasks.objectives import Objective
+
+
+class LabelMix(NamedTuple):
+    """What an objective is told of mixed samples: int64 [m], and float32 [m], the share of the own label."""
+
+    partner_labels: Tensor
+    lam: Tensor
+
+
+@dataclass(frozen=True)
+class Classification:
+    """See :func:`tlx.tasks.kinds.classification`.
+
+    Attributes:
+        partial: samples may lack the class.
+    """
+
+    target: Target
+    top_k: int
+    objective: Objective
+    partial: bool = False
+    constants: tuple[str, ...] = ()
+    metric: str = "top1"
+    shown: str | None = "top1"
+    parts: int = 1
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.target.classes
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        return {self.target.name: self.target}
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        return {"": len(self.classes)}
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return self.classes
+
+    @property
+    def metrics(self) -> Mapping[str, bool]:
+        return {"loss": False, **{f"top{k}": True for k in top_ks(len(self.classes), self.top_k)}}
+
+    @property
+    def lists(self) -> Mapping[str, Sequence[str]]:
+        return {"per_class": self.classes}
+
+    def weights(self, values: Mapping[str, NDArray[Any]]) -> NDArray[np.float64] | None:
+        labels, by_class = values[self.target.name], self.objective.class_weights
+        if by_class is None and not self.partial:
+            return None
+        weights = np.ones(len(self.classes)) if by_class is None else np.asarray(by_class, dtype=np.float64)
+        return np.where(labels >= 0, weights[labels], 0.0)[:, None]
+
+    def loss(self, output: Any, truth: Truth) -> Tensor:
+        if self.partial:
+            return summed(self._known, output, truth, self.target.name, getattr(self.objective, "aux_weight", 0.0))
+        mix = None
+        if truth.partner is not None and truth.lam is not None:
+            mix = LabelMix(truth.partner[self.target.name], truth.lam)
+        loss: Tensor = self.objective.loss(output, truth.own[self.target.name], mix)
+        return loss
+
+    def _known(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Losses of samples one by one, 0 for those without a class."""
+        known = labels >= 0
+        each: Tensor = self.objective.each(logits, labels.clamp(min=0))  # type: ignore[attr-defined]
+        return torch.where(known, each, 0.0)
+
+    def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        return (output.argmax(1) == own[self.target.name]).sum()
+
+    def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> ClassificationMeter:  # noqa: B008  # frozen
+        return ClassificationMeter(
+            len(self.classes),
+            top_k=self.top_k,
+            device=device,
+            ranks=ranks,
+            target=self.target.name,
+            partial=self.partial,
+            loss=self.objective.evaluation_loss,
+        )
+
+    def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+        shares, places = output.float().softmax(1).topk(min(self.top_k, len(self.classes)))
+        return [
+            {
+                "label": self.classes[own[0]],
+                "probability": of[0],
+                "top": [{"label": self.classes[i], "probability": p} for i, p in zip(own, of, strict=True)],
+            }
+            for own, of in zip(places.tolist(), shares.tolist(), strict=True)
+        ]
+
+
+class ClassificationMeter:
+    """Loss, top-1, top-k and per-class accuracy of one evaluation, exact over ranks.
+
+    A rank without samples contributes zeros. `top_k` counts only where it is smaller than the number of classes. A
+    sample whose logits have no softmax (NaN, infinity) is counted as wrong and in `nonfinite`: the greatest of NaNs
+    would be class 0.
+
+    Args:
+        partial: samples may lack the class; they count for nothing but `samples`.
+        loss: (logits, labels) -> the sum over samples.
+    """
+
+    def __init__(
+        self,
+        classes: int,
+        *,
+        top_k: int,
+        device: torch.device,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        ranks: Ranks = Ranks(),  # noqa: B008  # frozen
+        target: str = "label",
+        partial: bool = False,
+    ) -> None:
+        self.ranks, self.target, self.partial, self.loss = ranks, target, partial, loss
+        # [summed loss, samples, samples without a softmax, samples with a class]; float64 so that the order of
+        # summation does not show
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
+
+        def accuracy(average: Any, k: int) -> Any:
+            # summed over ranks by us: one way of talking between ranks, on any backend
+            metric = MulticlassAccuracy(classes, average=average, top_k=k, sync_on_compute=False, validate_args=False)
+            return metric.to(device)
+
+        self.top = {k: accuracy("micro", k) for k in top_ks(classes, top_k)}
+        self.by_class = accuracy("none", 1)
+
+    def update(self, output: Tensor, own: Mapping[str, Tensor], ids: Tensor) -> None:
+        """See :meth:`tlx.tasks.Meter.update`."""
+        labels, logits, samples = own[self.target], output.float(), len(output)
+        if self.partial:
+            logits, labels = logits[labels >= 0], labels[labels >= 0]
+        finite = logits.logsumexp(1).isfinite()
+        loss = self.loss(logits, labels).double()
+        counts = [finite.logical_not().sum().double(), loss.new_tensor(len(labels))]
+        self.sums += torch.stack([loss, loss.new_tensor(samples), *counts])
+        wrong = -torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)  # every other class is before it
+        judged = torch.where(finite[:, None], logits, wrong)
+        for accuracy in (*self.top.values(), self.by_class):
+            accuracy.update(judged, labels)
+
+    def result(self) -> dict[str, Any]:
+        """`loss`, `top1`, `top<k>`, `samples`, and `per_class` (None for a class without samples).
+
+        `nonfinite` is there where it is not 0. Where no sample has a softmax, the accuracies are NaN and None.
+        """
+        loss, samples, nonfinite, labelled = self.ranks.sum(self.sums).tolist()
+        states = [s for m in (*self.top.values(), self.by_class) for s in (m.tp, m.fp, m.tn, m.fn)]
+        for state in states:
+            self.ranks.sum(state)
+        if not samples:
+            return {"samples": 0}
+        answered = nonfinite < labelled
+        present = (self.by_class.tp + self.by_class.fn) > 0 if answered else torch.zeros_like(self.by_class.tp)
+        shares = zip(_value(self.by_class).tolist(), present.tolist(), strict=True)
+        return {
+            "loss": loss / labelled if labelled else math.nan,
+            **{f"top{k}": float(_value(a)) if answered else math.nan for k, a in self.top.items()},
+            "samples": int(samples),
+            **({"nonfinite": int(nonfinite)} if nonfinite else {}),
+            "per_class": [share if there else None for share, there in shares],
+        }
+
+
+def _value(metric: Any) -> Tensor:
+    metric._update_count = max(metric._update_count, 1)  # a rank without samples has others' counts
+    value: Tensor = metric.compute()
+    return value
