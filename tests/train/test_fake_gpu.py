@@ -19,7 +19,7 @@ from tlx.data.stream.stream import Batch
 from tlx.plan.config import EMA, parse
 from tlx.plan.plan import Plan
 from tlx.ranks.collectives import World
-from tlx.tasks.objectives import cross_entropy
+from tlx.tasks import objectives
 from tlx.train import optim
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import EvaluationMeter, Span
@@ -97,6 +97,7 @@ def on_fake_gpu(
     optimizer: str = "adamw",
     precision: str = "bf16",
     change=lambda net: None,
+    loss: str = "cross_entropy",
     **said,
 ) -> None:
     """Every phase's step, with a moving average, clipping and skipping, and an evaluation.
@@ -115,7 +116,7 @@ def on_fake_gpu(
         plan = Plan.make(parse({**raw, "unfreeze": "two_phase"}), backbone.layers, samples=SAMPLES)
         world = World(0, 1, CUDA, False, Driverless(net, precision))
         made = getattr(optim, optimizer)(parameter_groups(net, backbone.layers, no_decay=["norm"]))
-        objective = cross_entropy([3] * CLASSES, **said)
+        objective = getattr(objectives, loss)([3] * CLASSES, **said)
         normalise = Normalise(backbone.input, CUDA, channels_last=True)
         ema = MovingAverage(net, EMA())
         updater = Updater(made, objective, normalise, world, 0, clip=1.0, ema=ema, skips=True)
@@ -180,7 +181,15 @@ def test_every_optimizer(optimizer):
 
 @pytest.mark.parametrize(
     "said",
-    [{"label_smoothing": 0.1}, {"class_weights": "balanced"}, {"class_weights": [0.0, 1.0, 2.0, 3.0, 4.0]}],
+    [
+        {"label_smoothing": 0.1},
+        {"class_weights": "balanced"},
+        {"class_weights": [0.0, 1.0, 2.0, 3.0, 4.0]},
+        {"loss": "bce", "target_threshold": 0.2},
+        {"loss": "focal", "class_weights": "balanced"},
+        {"loss": "poly", "class_weights": "balanced"},
+        {"loss": "logit_adjustment"},
+    ],
     ids=str,
 )
 def test_every_objective(said):
