@@ -20,7 +20,7 @@ from tlx.data.stream.stream import Batch
 from tlx.plan.config import EMA, parse
 from tlx.plan.plan import Plan
 from tlx.ranks.collectives import World
-from tlx.tasks.objectives import cross_entropy
+from tlx.tasks import objectives
 from tlx.train import optim
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import Span
@@ -98,6 +98,7 @@ def on_fake_gpu(
     optimizer: str = "adamw",
     precision: str = "bf16",
     change=lambda net: None,
+    loss: str = "cross_entropy",
     **said,
 ) -> None:
     """Every phase's step, with a moving average, clipping and skipping, and an evaluation.
@@ -116,7 +117,7 @@ def on_fake_gpu(
         plan = Plan.make(parse({**raw, "unfreeze": "two_phase"}), backbone.layers, samples=SAMPLES)
         world = World(0, 1, CUDA, False, Driverless(net, precision))
         made = getattr(optim, optimizer)(parameter_groups(net, backbone.layers, no_decay=["norm"]))
-        task = classifying(cross_entropy([3] * CLASSES, **said), CLASSES, top_k=2)
+        task = classifying(getattr(objectives, loss)([3] * CLASSES, **said), CLASSES, top_k=2)
         normalise = Normalise(backbone.input, CUDA, channels_last=True)
         ema = MovingAverage(net, EMA())
         updater = Updater(made, task, normalise, world, 0, clip=1.0, ema=ema, skips=True)
@@ -183,7 +184,15 @@ def test_every_optimizer(optimizer):
 
 @pytest.mark.parametrize(
     "said",
-    [{"label_smoothing": 0.1}, {"class_weights": "balanced"}, {"class_weights": [0.0, 1.0, 2.0, 3.0, 4.0]}],
+    [
+        {"label_smoothing": 0.1},
+        {"class_weights": "balanced"},
+        {"class_weights": [0.0, 1.0, 2.0, 3.0, 4.0]},
+        {"loss": "bce", "target_threshold": 0.2},
+        {"loss": "focal", "class_weights": "balanced"},
+        {"loss": "poly", "class_weights": "balanced"},
+        {"loss": "logit_adjustment"},
+    ],
     ids=str,
 )
 def test_every_objective(said):

@@ -3,13 +3,19 @@
 `counts` are the samples of a training epoch by class: after `data.sampling`, repeated ones counted again. Losses are
 SUMS over samples: the loop divides by the loss normaliser (samples of the global batch, or their summed class weights),
 which is known from the index, so that the mean is right however the batch is dealt.
+
+**The loss of an evaluation** is softmax cross-entropy under every objective of ours: trainings by different ones can be
+compared by it, as timm's `train.py` does, and it is the log loss of the probabilities that predictions show, a softmax.
+After `bce` it tells about a use of the logits that they were not trained for: their order is right, their size need not
+be, and the loss may rise while the accuracy does. Choose checkpoints by accuracy there.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field
@@ -17,7 +23,11 @@ from pydantic import Field
 from tlx.base.durations import Ratio
 from tlx.base.errors import UserError
 
-__all__ = ["cross_entropy"]
+__all__ = ["bce", "cross_entropy", "focal", "logit_adjustment", "poly"]
+
+Share = Annotated[Ratio, Field(ge=0, lt=1)]
+Factor = Annotated[Ratio, Field(ge=0)]
+ClassWeights = Literal["balanced"] | list[Factor] | None
 
 
 class Objective(Protocol):
@@ -42,21 +52,39 @@ class Objective(Protocol):
         ...
 
 
+Each = Callable[[Any, Any, Any, Any], Any]
+"""(logits float32 [N, classes], labels [N], mix or None, class weights as a tensor or None) -> losses [N], times what
+each sample weighs."""
+
+
+class Vector:
+    """A number per class, copied to a device once."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._values, self._copies = values, dict[Any, Any]()
+
+    def on(self, device: Any) -> Any:
+        import torch
+
+        if device not in self._copies:
+            self._copies[device] = torch.tensor(self._values, dtype=torch.float32, device=device)
+        return self._copies[device]
+
+
 @dataclass(frozen=True)
-class CrossEntropy:
-    """Softmax cross-entropy; see :func:`cross_entropy`."""
+class Summed:
+    """The sum of a loss over samples, auxiliary logits included; evaluated by plain cross-entropy."""
 
     class_weights: Sequence[float] | None
-    label_smoothing: float
     aux_weight: float
-    _weights: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    each: Each
 
     def loss(self, output: Any, labels: Any, mix: Any) -> Any:
         main, *auxiliary = output if isinstance(output, tuple) else (output,)
-        loss = self._mixed(main, labels, mix)
+        loss = self._sum(main, labels, mix)
         for logits in auxiliary:
             if logits is not None:
-                loss = loss + self.aux_weight * self._mixed(logits, labels, mix)
+                loss = loss + self.aux_weight * self._sum(logits, labels, mix)
         return loss
 
     def evaluation_loss(self, logits: Any, labels: Any) -> Any:
@@ -64,36 +92,32 @@ class CrossEntropy:
 
         return cross_entropy(logits.float(), labels, reduction="sum")
 
-    def _mixed(self, logits: Any, labels: Any, mix: Any) -> Any:
-        if mix is None:
-            return self._each(logits, labels).sum()
-        own, other = self._each(logits, labels), self._each(logits, mix.partner_labels)
-        return (mix.lam * own + (1 - mix.lam) * other).sum()
+    def _sum(self, logits: Any, labels: Any, mix: Any) -> Any:
+        weights = self._weights.on(logits.device) if self._weights else None
+        return self.each(logits.float(), labels, mix, weights).sum()
 
-    def _each(self, logits: Any, labels: Any) -> Any:
-        from torch.nn.functional import cross_entropy
+    @cached_property
+    def _weights(self) -> Vector | None:
+        return None if self.class_weights is None else Vector(self.class_weights)
 
-        weight = self._on(logits.device) if self.class_weights is not None else None
-        return cross_entropy(
-            logits.float(), labels, weight=weight, reduction="none", label_smoothing=self.label_smoothing
-        )
 
-    def _on(self, device: Any) -> Any:
-        """The class weights on a device, copied there once."""
-        import torch
+def _in_shares(each: Callable[[Any, Any, Any], Any]) -> Each:
+    """Of a mixed sample the loss by its own label and that by its partner's, in the shares of the mixture."""
 
-        if device not in self._weights:
-            self._weights[device] = torch.tensor(self.class_weights, dtype=torch.float32, device=device)
-        return self._weights[device]
+    def mixed(logits: Any, labels: Any, mix: Any, weights: Any) -> Any:
+        own = each(logits, labels, weights)
+        return own if mix is None else mix.lam * own + (1 - mix.lam) * each(logits, mix.partner_labels, weights)
+
+    return mixed
 
 
 def cross_entropy(
     counts: Sequence[int],
     *,
-    label_smoothing: Annotated[Ratio, Field(ge=0, lt=1)] = 0.0,
-    class_weights: Literal["balanced"] | list[Annotated[Ratio, Field(ge=0)]] | None = None,
-    aux_weight: Annotated[Ratio, Field(ge=0)] = 0.4,
-) -> CrossEntropy:
+    label_smoothing: Share = 0.0,
+    class_weights: ClassWeights = None,
+    aux_weight: Factor = 0.4,
+) -> Summed:
     """Softmax cross-entropy for one label per image.
 
     Args:
@@ -106,17 +130,180 @@ def cross_entropy(
     Raises:
         UserError: as many weights as classes are needed; "balanced" needs a sample of each class.
     """
-    weights = list(class_weights) if isinstance(class_weights, list) else None
-    if weights is not None and len(weights) != len(counts):
-        raise UserError(f"{len(weights)} class weights for {len(counts)} classes", where="objective.class_weights")
-    if weights is not None and not (all(0 <= w < math.inf for w in weights) and any(weights)):
+    each = partial(_cross_entropy, label_smoothing=label_smoothing)
+    return Summed(_class_weights(class_weights, counts), aux_weight, _in_shares(each))
+
+
+def bce(
+    counts: Sequence[int],
+    *,
+    label_smoothing: Share = 0.0,
+    target_threshold: Share | None = None,
+    sum_classes: bool = True,
+    class_weights: ClassWeights = None,
+    aux_weight: Factor = 0.4,
+) -> Summed:
+    """Binary cross-entropy of every class against the rest, for one label per image.
+
+    That of timm's recipes ("ResNet strikes back", Wightman et al. 2021, arXiv:2110.00476) and of DeiT III (Touvron et
+    al. 2022, arXiv:2204.07118). The target of a mixed sample is the mixture of both targets.
+
+    Args:
+        label_smoothing: as for `cross_entropy`: the label's target is 1 - s + s / classes, the others' s / classes.
+        target_threshold: targets above it become 1, others 0, after mixing: a mixed sample shows each class whose share
+            is large enough (0.2 in timm's recipes).
+        sum_classes: a sample's loss is the sum over classes; false: their mean, timm's and DeiT III's default. With the
+            sum a logit's gradient is as large as by `cross_entropy`, and so are useful rates of SGD; with the mean it
+            is `classes` times smaller, which adamw makes up for, and clipping by a norm of 1 hardly ever acts.
+        class_weights: as for `cross_entropy`, by a sample's label; a mixed sample weighs the mixture.
+        aux_weight: of auxiliary logits.
+
+    Raises:
+        UserError: as for `cross_entropy`; or smoothing and threshold, which would undo it.
+    """
+    if label_smoothing and target_threshold is not None:
         raise UserError(
-            "class weights must be finite numbers of 0 or more, and not all 0", where="objective.class_weights"
+            "targets that a threshold makes 0 or 1 are not smooth",
+            where="objective.label_smoothing",
+            todo="leave out label_smoothing or target_threshold",
         )
-    if class_weights == "balanced":
+    each = partial(_bce, label_smoothing=label_smoothing, threshold=target_threshold, mean=not sum_classes)
+    return Summed(_class_weights(class_weights, counts), aux_weight, each)
+
+
+def focal(
+    counts: Sequence[int],
+    *,
+    gamma: Factor = 2.0,
+    class_weights: ClassWeights = None,
+    aux_weight: Factor = 0.4,
+) -> Summed:
+    """Focal loss, softmax form: (1 - p)^gamma times the cross-entropy, p the probability of the label.
+
+    Lin et al. 2017 (arXiv:1708.02002). Samples that the network is sure of count less.
+
+    Args:
+        gamma: 0 gives the cross-entropy.
+        class_weights: as for `cross_entropy`; the paper's alpha.
+        aux_weight: of auxiliary logits.
+
+    Raises:
+        UserError: as for `cross_entropy`.
+    """
+    return Summed(_class_weights(class_weights, counts), aux_weight, _in_shares(partial(_focal, gamma=gamma)))
+
+
+def poly(
+    counts: Sequence[int],
+    *,
+    epsilon: Annotated[Ratio, Field(ge=-1)] = 1.0,
+    label_smoothing: Share = 0.0,
+    class_weights: ClassWeights = None,
+    aux_weight: Factor = 0.4,
+) -> Summed:
+    """PolyLoss of one term (Poly-1): the cross-entropy, and epsilon * (1 - p), p the probability of the label.
+
+    Leng et al. 2022 (arXiv:2204.12511).
+
+    Args:
+        epsilon: of -1 or more; the best one differs by data set.
+        label_smoothing, class_weights, aux_weight: as for `cross_entropy`; p is that of the smooth target.
+
+    Raises:
+        UserError: as for `cross_entropy`.
+    """
+    each = partial(_poly, epsilon=epsilon, label_smoothing=label_smoothing)
+    return Summed(_class_weights(class_weights, counts), aux_weight, _in_shares(each))
+
+
+def logit_adjustment(
+    counts: Sequence[int],
+    *,
+    tau: Annotated[Ratio, Field(gt=0)] = 1.0,
+    label_smoothing: Share = 0.0,
+    aux_weight: Factor = 0.4,
+) -> Summed:
+    """Softmax cross-entropy of logits + tau * log(prior), for classes of very different sizes.
+
+    Menon et al. 2021 (arXiv:2007.07314): the logits themselves, by which evaluations and predictions go, come to be
+    those for classes that are equally likely. The prior is a class's share of an epoch as it is trained on (where
+    `data.sampling: balanced` makes them equal, this is `cross_entropy`). A class without a sample is taken to have one,
+    since log(0) is no number.
+
+    Args:
+        tau: 1 is right for the balanced error; larger ones favour rare classes more.
+        label_smoothing, aux_weight: as for `cross_entropy`.
+    """
+    seen = [max(1, count) for count in counts]
+    shift = Vector([tau * math.log(count / sum(seen)) for count in seen])
+    return Summed(None, aux_weight, _in_shares(partial(_adjusted, shift=shift, label_smoothing=label_smoothing)))
+
+
+def _class_weights(given: ClassWeights, counts: Sequence[int]) -> list[float] | None:
+    """
+    Raises:
+        UserError: see :func:`cross_entropy`.
+    """
+    where = "objective.class_weights"
+    if given == "balanced":
         if min(counts) == 0:
-            raise UserError(
-                "a class has no training sample, so it has no balanced weight", where="objective.class_weights"
-            )
-        weights = [sum(counts) / (len(counts) * count) for count in counts]
-    return CrossEntropy(weights, float(label_smoothing), float(aux_weight))
+            raise UserError("a class has no training sample, so it has no balanced weight", where=where)
+        return [sum(counts) / (len(counts) * count) for count in counts]
+    if given is None:
+        return None
+    weights = [float(weight) for weight in given]
+    if len(weights) != len(counts):
+        raise UserError(f"{len(weights)} class weights for {len(counts)} classes", where=where)
+    if not (all(0 <= w < math.inf for w in weights) and any(weights)):
+        raise UserError("class weights must be finite numbers of 0 or more, and not all 0", where=where)
+    return weights
+
+
+def _cross_entropy(logits: Any, labels: Any, weights: Any, *, label_smoothing: float) -> Any:
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(logits, labels, weight=weights, reduction="none", label_smoothing=label_smoothing)
+
+
+def _bce(
+    logits: Any, labels: Any, mix: Any, weights: Any, *, label_smoothing: float, threshold: float | None, mean: bool
+) -> Any:
+    from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+
+    target = one_hot(labels, logits.shape[1]).to(logits.dtype)
+    if mix is not None:
+        partner = one_hot(mix.partner_labels, logits.shape[1]).to(logits.dtype)
+        target = mix.lam[:, None] * target + (1 - mix.lam[:, None]) * partner
+    if threshold is not None:
+        target = (target > threshold).to(logits.dtype)
+    target = (1 - label_smoothing) * target + label_smoothing / logits.shape[1]
+    losses = binary_cross_entropy_with_logits(logits, target, reduction="none")
+    each = losses.mean(1) if mean else losses.sum(1)
+    if weights is None:
+        return each
+    own = weights[labels]
+    return each * (own if mix is None else mix.lam * own + (1 - mix.lam) * weights[mix.partner_labels])
+
+
+def _focal(logits: Any, labels: Any, weights: Any, *, gamma: float) -> Any:
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    each = cross_entropy(logits, labels, reduction="none")
+    others = -torch.expm1(-each)  # 1 - p
+    # a power below 1 has an infinite slope at 0, and infinity times no loss would be NaN
+    each = each * others.clamp(min=torch.finfo(others.dtype).tiny) ** gamma
+    return each if weights is None else each * weights[labels]
+
+
+def _poly(logits: Any, labels: Any, weights: Any, *, epsilon: float, label_smoothing: float) -> Any:
+    others = 1 - logits.softmax(1)
+    others = others if weights is None else others * weights
+    own = others.gather(1, labels[:, None])[:, 0]
+    smooth = (1 - label_smoothing) * own + label_smoothing * others.mean(1)
+    return _cross_entropy(logits, labels, weights, label_smoothing=label_smoothing) + epsilon * smooth
+
+
+def _adjusted(logits: Any, labels: Any, weights: Any, *, shift: Vector, label_smoothing: float) -> Any:
+    shifted = logits + shift.on(logits.device)
+    return _cross_entropy(shifted, labels, weights, label_smoothing=label_smoothing)
