@@ -87,7 +87,7 @@ class Classification:
     def _known(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Losses of samples one by one, 0 for those without a class."""
         known = labels >= 0
-        each: Tensor = self.objective.each(logits, labels.clamp(min=0))  # type: ignore[attr-defined]
+        each: Tensor = self.objective.losses(logits, labels.clamp(min=0))  # type: ignore[attr-defined]
         return torch.where(known, each, 0.0)
 
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:

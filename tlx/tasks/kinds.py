@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["classification", "hierarchical", "multitask", "ordinal", "regression"]
 
 AuxWeight = Annotated[Ratio, Field(ge=0)]
+Name = str | int | float
+"""Of a class: YAML reads the name 3 as a number."""
 
 
 def classification(
@@ -45,10 +47,10 @@ def classification(
     counts = list(own.counts)
     made = data.objective(counts) if objective is None else nested.made("objective", objective, counts)
     partial = own.target.name != LABEL
-    if partial and not callable(getattr(made, "each", None)):
+    if partial and not callable(getattr(made, "losses", None)):
         raise UserError(
             f"samples may lack {own.target.name}, and the objective gives no losses of single samples",
-            todo="a method `each(logits, labels)` -> [N]; or one of tlx's own objectives",
+            todo="a method `losses(logits, labels)` -> [N]; or one of tlx's own objectives",
         )
     if made.class_weights is not None:
         refuse_weightless(own.target.classes, own.counts, made.class_weights)

@@ -87,14 +87,18 @@ class Summed:
                 loss = loss + self.aux_weight * self._sum(logits, labels, mix)
         return loss
 
+    def losses(self, logits: Any, labels: Any, mix: Any = None) -> Any:
+        """Of each sample, float32 [N], times what it weighs."""
+        weights = self._weights.on(logits.device) if self._weights else None
+        return self.each(logits.float(), labels, mix, weights)
+
     def evaluation_loss(self, logits: Any, labels: Any) -> Any:
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(logits.float(), labels, reduction="sum")
 
     def _sum(self, logits: Any, labels: Any, mix: Any) -> Any:
-        weights = self._weights.on(logits.device) if self._weights else None
-        return self.each(logits.float(), labels, mix, weights).sum()
+        return self.losses(logits, labels, mix).sum()
 
     @cached_property
     def _weights(self) -> Vector | None:
