@@ -58,6 +58,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.plan = self.remake_plan({})
+        self.progress.logged.shown = self.progress.evaluated.shown = self.task.shown
         self.exchange = Exchange(self.world)
         self.timer = StepTimer()
 
