@@ -48,9 +48,9 @@ def address(location: str, name: str) -> str:
 
     Raises:
         UserError: a command without ``{}``, a URL that is none, or a name that is very long or of other characters
-            than letters, digits, ``.``, ``_``, ``-``.
+            than letters, digits, ``.``, ``_``, ``-`` (the index's arrays may lie in ``targets/``).
     """
-    if not _PLAIN.fullmatch(name) or len(name) > _LONGEST:
+    if not _PLAIN.fullmatch(name.removeprefix("targets/")) or len(name) > _LONGEST:
         why = "has characters that are not" if len(name) <= _LONGEST else "is longer than those that are"
         raise UserError(
             f"the file name {name[:_LONGEST]!r} {why} taken from afar",

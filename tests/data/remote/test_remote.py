@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from commands import tlx, write_config
-from images import all_bytes, index_shards, make_shards
+from images import all_bytes, index_shards, make_shards, make_target_shards
 from shard_server import serve
 
 from tlx.base.errors import TlxError, UserError
@@ -33,8 +33,9 @@ from tlx.data.remote import cache_room, prefetch, shard_cache
 from tlx.data.remote import files as remote
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
-from tlx.data.shards import manifest as manifests
+from tlx.data.shards import index_file
 from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
+from tlx.data.shards.targets import Target
 from tlx.data.stream.reader import ShardReader
 from tlx.data.stream.stream import ShardStream, evaluation_batches
 from tlx.plan.config import dump, parse
@@ -165,7 +166,7 @@ def test_other_protocols(folder, cache, protocol):
 
 def test_handed_to_another_process_without_hashing_again(folder, server, cache, monkeypatch):
     here, there = Manifest.open(folder), opened(server, cache)
-    monkeypatch.setattr(manifests, "sha256_of", None)
+    monkeypatch.setattr(index_file, "sha256_of", None)
     monkeypatch.setattr(shard_cache, "sha256_of", None)
     for manifest in (here, there):
         text = pickle.dumps(ShardReader(manifest))
@@ -1080,3 +1081,35 @@ def test_a_window_that_the_cache_cannot_hold_is_refused_before_it_thrashes(serve
         feed.open_sets(parse(raw | {"data": small}))
     for more in ({"window": 3}, {"parts": 2}):
         assert feed.open_sets(parse(raw | {"data": asked | more})).train.remote
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_targets_are_fetched_with_the_index(tmp_path, cache, staged):
+    here = make_target_shards(tmp_path / "elsewhere" / "train", samples=12, size=8)
+    with serve(here.path.parent) as server:
+
+        def there():
+            if staged:
+                return Manifest.open(here.path, CacheSpec(cache.folder, stage=True))
+            return opened(server, cache)
+
+        kept = there()
+        assert (kept.digest, kept.targets) == (here.digest, here.targets)
+        for name in here.targets:
+            assert np.array_equal(kept.values(name), here.values(name), equal_nan=name in ("age", "box"))
+        assert kept.path != here.path
+        assert pickle.loads(pickle.dumps(kept)).values("age").tolist()[0] == [0.0]
+        # other values there: the cached ones are fetched anew
+        write_index(
+            here.path,
+            classes=here.classes,
+            shards=here.shards,
+            records=np.array(here.records),
+            targets=[(Target("age", "number"), np.full((12, 1), 7.0))],
+        )
+        assert there().values("age").tolist() == [[7.0]] * 12
+        (here.path / "targets/age.npy").write_bytes(b"other")
+        assert there().values("age").tolist() == [[7.0]] * 12
+        (kept.path / "targets/age.npy").unlink()
+        with pytest.raises(IndexUnavailable, match=r"targets/age\.npy: "):
+            there()

@@ -400,7 +400,7 @@ def test_places_that_are_in_no_tar(train, sample, field, value):
 def test_damaged_indexes(train):
     good = (train / "index.json").read_text()
     for changes, message in (
-        ({"format": 9}, "has format 9; this tlx reads 1 and 2"),
+        ({"format": 9}, "has format 9; this tlx reads 1 to 3"),
         ({"sha256": "0"}, "not the one that index.json was written for"),
         ({"classes": ["only"]}, "labels without a class name"),
         ({"shards": [{"name": "../../etc/passwd", "samples": 15, "bytes": 1}]}, "outside its folder"),

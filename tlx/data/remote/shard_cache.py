@@ -1,11 +1,11 @@
 """Shards from elsewhere on this machine: fetched once per node, whole or not at all, the least recently used ones leave
 first. Elsewhere is a remote folder, or one on a disk that nodes share.
 
-Under the cache's folder each of these has one of its own: ``index.json``, ``index.npy`` and its tars, under names
-that begin with their hash, which is verified while they come. Of shards without a hash in the index they begin with the
-hash of their layout, and whether such a one is still what lies there is asked once per start (see `kept`).
-``NAME.part`` is a file that is arriving. Whoever fetches it holds a lock on that very file, which goes with the process
-that holds it; everybody else waits for the lock.
+Under the cache's folder each of these has one of its own: ``index.json``, ``index.npy`` (and ``targets/NAME.npy``)
+and its tars, under names that begin with their hash, which is verified while they come. Of shards without a hash in the
+index they begin with the hash of their layout, and whether such a one is still what lies there is asked once per start
+(see `kept`). ``NAME.part`` is a file that is arriving. Whoever fetches it holds a lock on that very file, which goes
+with the process that holds it; everybody else waits for the lock.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class ShardCache:
         return path.read_bytes() if path.exists() else None
 
     def keep_header(self, text: bytes) -> None:
-        """Keeps ``index.json``, once ``index.npy`` is there."""
+        """Keeps ``index.json``, once its arrays are there."""
         path = self.folder / "index.json"
         try:
             if self.kept_header() != text:
@@ -101,13 +101,14 @@ class ShardCache:
         except OSError as error:
             self._cannot_write(error)
 
-    def records(self, sha256: str, limit: int) -> Path:
-        """``index.npy`` of this hash and at most `limit` bytes, fetched if the cached one is another.
+    def array(self, name: str, sha256: str, limit: int) -> Path:
+        """``index.npy`` or ``targets/NAME.npy`` of this hash and at most `limit` bytes, fetched if the cached one is
+        another.
 
         Raises:
             IndexUnavailable: it does not come, or it is not the one that ``index.json`` was written for.
         """
-        path = self.folder / "index.npy"
+        path = self.folder / name
 
         def there(ask: bool) -> bool:
             with path.open("rb") as file:
@@ -115,9 +116,9 @@ class ShardCache:
 
         def fetch(file: IO[bytes]) -> None:
             try:
-                remote.download(self.location, path.name, file, limit=limit, sha256=sha256, tries=4)
+                remote.download(self.location, name, file, limit=limit, sha256=sha256, tries=4)
             except remote.TransferError as error:
-                self._no_index(f"index.npy: {error.reason}")
+                self._no_index(f"{name}: {error.reason}")
 
         return self._bring(path, there, fetch)
 
@@ -221,6 +222,7 @@ class ShardCache:
                 if _holds(there, ask=False):
                     return path
                 self._make()
+                path.parent.mkdir(exist_ok=True)  # of targets
                 with locked(part) as file:
                     if file is None:
                         continue

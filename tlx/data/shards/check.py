@@ -24,7 +24,8 @@ from tlx.data.remote.files import ShardUnavailable
 from tlx.data.shards.class_names import may_be_position
 from tlx.data.shards.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.shards.index import Scan, folders_in, has_tars, label_rule, passed_over_beside, scan_tar, split_folders
-from tlx.data.shards.manifest import Manifest, other_bytes, refuse_unfinished
+from tlx.data.shards.index_file import refuse_unfinished
+from tlx.data.shards.manifest import Manifest, other_bytes
 from tlx.data.shards.passed_over import PassedOver, merged
 from tlx.data.stream.reader import BadSample, ReadError, ShardReader
 

@@ -29,9 +29,10 @@ from tlx.base.terminal import escaped
 from tlx.data.build.progress import in_processes
 from tlx.data.build.sources import listed
 from tlx.data.shards.class_names import ClassList, Numbers, are_ambiguous, class_list
+from tlx.data.shards.index_file import refuse_unfinished
 from tlx.data.shards.labels import AUTO, LabelRule, NoLabel, folder_of, label_of, pictures_in
 from tlx.data.shards.labels import EXTENSIONS as LABELS
-from tlx.data.shards.manifest import RECORD, Manifest, Shard, refuse_unfinished, write_index
+from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.shards.passed_over import (
     BELOW,
     DANGLING,

@@ -1,8 +1,9 @@
 """The index over a folder of tars, here or elsewhere: exact counts, byte positions, labels, class names.
 
-Two files beside the tars. ``index.npy`` is a structured array (`RECORD`), one record per sample in tar order,
-memory-mapped. ``index.json`` holds the format version, the class names, the shards with the hash (SHA-256) of each, and
-the hash of ``index.npy``; it is written last, so an index is whole or it is not there. Of a remote folder, or a staged
+Files beside the tars. ``index.npy`` is a structured array (`RECORD`), one record per sample in tar order,
+memory-mapped; ``targets/NAME.npy`` are arrays of what else is known of each sample (`tlx.data.shards.targets`).
+``index.json`` holds the format version, the class names, the targets, the shards with the hash (SHA-256) of each, and
+the hashes of the arrays; it is written last, so an index is whole or it is not there. Of a remote folder, or a staged
 one, the index is fetched when it is opened, a tar when it is wanted; both are kept by `tlx.data.remote.shard_cache`.
 
 ``index.npy`` is hashed at each opening, also where it is large: 100 million samples are 1.6 GB and cost about a second,
@@ -13,58 +14,70 @@ manifest is handed to map the file without hashing it again.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import os
-import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tlx.base.errors import TlxError, UserError
-from tlx.base.files import scratch, sha256_of
+from tlx.base.errors import TlxError, UserError, did_you_mean
+from tlx.base.files import scratch
 from tlx.base.launcher import rank
 from tlx.base.location import address, is_remote, shown
-from tlx.base.parsing import from_json
 from tlx.base.terminal import escaped, say
 from tlx.data.remote.prefetch import Wanted
+from tlx.data.shards.index_file import (
+    RECORD,
+    Shard,
+    as_text,
+    damaged,
+    digest_of,
+    format_of,
+    map_records,
+    missing_tars,
+    npy,
+    parse,
+    read_header,
+    refuse_missing,
+    shard_entry,
+    targets_of,
+)
+from tlx.data.shards.target_arrays import (
+    arrays_beside,
+    file_of,
+    map_array,
+    most_bytes,
+    remove_arrays,
+    verify_array,
+)
+from tlx.data.shards.targets import LABEL, Target
 from tlx.data.shards.tars import open_regular, read_members
 
 if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec, ShardCache
 
-FORMAT = 2
-"""With a hash of each shard; an index without any is of format 1, as all were before."""
-LARGEST = 1 << 50
-"""Bytes of a tar: more than any disk or object store takes as one file."""
+__all__ = ["RECORD", "Manifest", "Shard", "other_bytes", "write_index"]
+
 _PART = 1 << 20
 _GROUP = 1024  # shards whose samples are looked at together
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<i4")])
-"""One sample: where its picture's bytes start in its tar, how many there are, its class."""
 
 
-@dataclass(frozen=True, slots=True)
-class Shard:
-    """One tar.
+@dataclass(frozen=True, eq=False)
+class _Arrays:
+    """What an index knows of each sample, mapped.
 
     Attributes:
-        name: of its file.
-        samples: how many it holds.
-        bytes: its length.
-        sha256: of all its bytes, in hexadecimal digits; None in an index that was made without.
+        records: `RECORD` per sample.
+        targets: those beside the class, by name.
     """
 
-    name: str
-    samples: int
-    bytes: int
-    sha256: str | None = None
+    records: NDArray[np.void]
+    targets: Mapping[str, tuple[Target, NDArray[Any]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +87,7 @@ class Manifest:
     Attributes:
         path: the folder that holds the tars; of a remote or staged one, where its index and some of its tars are kept.
         location: what people know the folder by: its path or URL, without credentials.
-        classes: names; a label is a position in it.
+        classes: names; a label is a position in it. Without any there is no class, and every label is -1.
         records: `RECORD` per sample, memory-mapped.
         digest: hash of everything the index says but the shards' hashes; the same for the same index wherever it lies,
             and the same whether it was made with hashes or without.
@@ -88,6 +101,7 @@ class Manifest:
     digest: str
     _cache: ShardCache | None = field(default=None, repr=False)
     _written: str = field(default="", repr=False)  # hash of index.json as it is
+    _targets: Mapping[str, tuple[Target, NDArray[Any]]] = field(default_factory=dict, repr=False)
 
     @staticmethod
     def open(location: str | os.PathLike[str], cache: CacheSpec | None = None) -> Manifest:
@@ -107,11 +121,10 @@ class Manifest:
         folder = Path(location)
         if cache is not None and cache.stage:
             return _open_staged(folder, cache)
-        text = _read_header(folder)
-        header = _parse(str(folder), text)
-        _refuse_missing(folder, _missing(folder, header), len(header["shards"]))
-        records = _map(folder / "index.npy", str(folder), header["sha256"])
-        manifest = _manifest(folder, text, header, records)
+        text = read_header(folder)
+        header = parse(str(folder), text)
+        refuse_missing(folder, missing_tars(folder, header), len(header["shards"]))
+        manifest = _manifest(folder, text, header, _map(folder, str(folder), header, hashed=True))
         _verify(manifest)
         return manifest
 
@@ -145,6 +158,25 @@ class Manifest:
         """Each sample's class, a view."""
         labels: NDArray[np.int32] = self.records["label"]
         return labels
+
+    @cached_property
+    def targets(self) -> Mapping[str, Target]:
+        """Every target by name; the class is `label`, where there is one."""
+        own = {LABEL: Target(LABEL, "class", self.classes)} if self.classes else {}
+        return {**own, **{name: target for name, (target, _) in self._targets.items()}}
+
+    def values(self, name: str) -> NDArray[Any]:
+        """Each sample's value of a target, read-only; see `tlx.data.shards.targets`.
+
+        Raises:
+            UserError: there is no such target.
+        """
+        if name == LABEL:
+            return self.labels
+        if name not in self._targets:
+            near = did_you_mean(name, self.targets) if self.targets else "; there are none"
+            raise UserError(f'there is no target "{escaped(name)}"{near}', where=self.location)
+        return self._targets[name][1]
 
     @cached_property
     def samples_per_shard(self) -> NDArray[np.int64]:
@@ -188,9 +220,10 @@ class Manifest:
         return Wanted(known.name, known.bytes, layout.hexdigest())
 
     def counts(self) -> NDArray[np.int64]:
-        """How many samples each class has, int64 [classes]."""
+        """How many samples each class has, int64 [classes]; of an index without classes nothing."""
         found = np.zeros(len(self.classes), dtype=np.int64)
-        for start in range(0, len(self), _PART):  # bincount makes an int64 copy of what it is given
+        held = len(self) if self.classes else 0
+        for start in range(0, held, _PART):  # bincount makes an int64 copy of what it is given
             found += np.bincount(self.labels[start : start + _PART], minlength=len(found))
         return found
 
@@ -235,58 +268,56 @@ def write_index(
     classes: Sequence[str],
     shards: Sequence[Shard],
     records: NDArray[np.void],
-    labels: Mapping[str, str | bool] | None = None,
+    labels: Mapping[str, Any] | None = None,
+    targets: Sequence[tuple[Target, NDArray[Any]]] = (),
 ) -> Manifest:
-    """Writes both files beside, and once both are on the disk renames them, the json last; and opens the result.
+    """Writes all files beside, and once they are on the disk renames them, the json last; and opens the result.
 
     So a full disk leaves an earlier index as it was.
 
     Args:
         labels: where the labels were found (`tlx.data.shards.labels.LabelRule.header`), kept for those who look again.
+        targets: those beside the class, and their arrays.
     """
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(records, dtype=RECORD), allow_pickle=False)
-    header = {
-        "format": FORMAT if any(s.sha256 for s in shards) else 1,
-        "classes": list(classes),
-        **({"labels": dict(labels)} if labels else {}),
-        "samples": len(records),
-        "shards": [_entry(s) for s in shards],
-        "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest(),
-    }
-    text = _as_text(header)
-    with scratch(folder / "index.npy") as array, scratch(folder / "index.json") as said:
-        for path, content in ((array, buffer.getbuffer()), (said, text)):
+    array, former = npy(np.ascontiguousarray(records, dtype=RECORD)), _targets_before(folder)
+    with arrays_beside(folder, targets) as (said, moves):
+        version = format_of(classes, shards, said)
+        header = {
+            "format": version,
+            "classes": list(classes),
+            **({"labels": dict(labels)} if labels else {}),
+            **({"targets": said} if version == 3 else {}),
+            "samples": len(records),
+            "shards": [shard_entry(s) for s in shards],
+            "sha256": hashlib.sha256(array).hexdigest(),
+        }
+        _place(folder, moves, array, as_text(header))
+    remove_arrays(folder, former - {target.name for target, _ in targets})
+    return Manifest.open(folder)
+
+
+def _place(folder: Path, moves: Sequence[tuple[Path, Path]], array: bytes, text: bytes) -> None:
+    with scratch(folder / "index.npy") as beside, scratch(folder / "index.json") as said:
+        for path, content in ((beside, array), (said, text)):
             with path.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        os.replace(array, folder / "index.npy")
-        os.replace(said, folder / "index.json")
-    return Manifest.open(folder)
+        for path, name in (*moves, (beside, folder / "index.npy"), (said, folder / "index.json")):
+            os.replace(path, name)
+
+
+def _targets_before(folder: Path) -> set[str]:
+    """Names of the targets of an earlier index."""
+    try:
+        return set(targets_of(parse(str(folder), (folder / "index.json").read_bytes())))
+    except (OSError, UserError):
+        return set()
 
 
 def other_bytes(found: str | None, expected: str | None) -> str:
     """What is said of a shard whose bytes have another hash."""
     return f"its bytes were changed: their SHA-256 is {found}, expected {expected}"
-
-
-def _entry(shard: Shard) -> dict[str, Any]:
-    said = {"name": shard.name, "samples": shard.samples, "bytes": shard.bytes}
-    return {**said, "sha256": shard.sha256} if shard.sha256 else said
-
-
-def _as_text(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(header, indent=1, ensure_ascii=False).encode()
-
-
-def _digest(header: Mapping[str, Any], text: bytes) -> str:
-    """Of what the index would say without hashes of shards, so that adding them makes no other data of it."""
-    if header["format"] == 1:
-        return hashlib.sha256(text).hexdigest()
-    plain = {k: header[k] for k in ("classes", "labels", "samples", "shards", "sha256") if k in header}
-    plain["shards"] = [{k: s[k] for k in ("name", "samples", "bytes")} for s in header["shards"]]
-    return hashlib.sha256(_as_text({"format": 1, **plain})).hexdigest()
 
 
 def _member_at(tar: Path, offset: int) -> str | None:
@@ -303,51 +334,12 @@ def _member_at(tar: Path, offset: int) -> str | None:
         return None
 
 
-def _read_header(folder: Path) -> bytes:
-    try:
-        return (folder / "index.json").read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except ValueError as error:
-        raise UserError("no folder can have this name", where=ascii(str(folder))) from error
-    if not folder.is_dir():
-        what = "not a folder" if folder.exists() else "there is no such folder"
-        raise UserError(what, where=str(folder), todo="make shards with tlx shards build SRC OUT")
-    inside = sorted(p.parent.name for p in folder.glob("*/index.json"))
-    if inside:
-        raise UserError(
-            f"this folder holds splits: {', '.join(inside)}", where=str(folder), todo=f"use {folder / inside[0]}"
-        )
-    refuse_unfinished(folder)
-    if any(folder.glob("*.tar")):
-        raise UserError("these tars have no index", where=str(folder), todo=f"tlx shards index {folder}")
-    raise UserError("this folder holds no shards", where=str(folder), todo="make them with tlx shards build SRC OUT")
-
-
-def refuse_unfinished(folder: Path) -> None:
-    """
-    Raises:
-        UserError: a build of shards has begun here, or in the folder above, and has not come to its end.
-    """
-    for place in (folder, folder.parent):
-        try:
-            state = from_json((place / "build.json").read_bytes())["state"]
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        if state == "building":
-            raise UserError(
-                "these tars have no index: the build of this folder is unfinished",
-                where=str(place),
-                todo="the same tlx shards build goes on with it (--skip-bad leaves unreadable pictures out)",
-            )
-
-
 def _open_remote(location: str, cache: CacheSpec | None) -> Manifest:
     from tlx.data.remote.shard_cache import CacheSpec, ShardCache
 
     kept = ShardCache(location, cache or CacheSpec())
     text, trouble = kept.header()
-    header = _parse(shown(location), text)
+    header = parse(shown(location), text)
     for shard in header["shards"]:
         address(location, shard["name"])
     return _kept(kept, text, header, trouble)
@@ -358,14 +350,14 @@ def _open_staged(folder: Path, cache: CacheSpec) -> Manifest:
 
     kept = ShardCache(str(folder), cache)
     known = None if folder.is_dir() else kept.kept_header()
-    text = known or _read_header(folder)
-    header = _parse(str(folder), text)
+    text = known or read_header(folder)
+    header = parse(str(folder), text)
     manifest = _kept(kept, text, header, "the folder is not there any more" if known else None)
-    missing = [] if known else _missing(folder, header)
+    missing = [] if known else missing_tars(folder, header)
     if missing:  # there, and perhaps not here
         place = {shard.name: i for i, shard in enumerate(manifest.shards)}
         missing = [name for name in missing if not manifest._here(place[name]).exists()]
-        _refuse_missing(folder, missing, len(place))
+        refuse_missing(folder, missing, len(place))
     return manifest
 
 
@@ -376,9 +368,12 @@ def _kept(kept: ShardCache, text: bytes, header: dict[str, Any], trouble: str | 
         trouble: why the header comes from the cache; None where it was read anew.
     """
     location = shown(kept.location)
-    path = kept.records(header["sha256"], len(_npy(np.zeros(0, RECORD))) + RECORD.itemsize * (header["samples"] + 1))
+    samples = header["samples"]
+    kept.array("index.npy", header["sha256"], len(npy(np.zeros(0, RECORD))) + RECORD.itemsize * (samples + 1))
+    for target, sha256 in targets_of(header).values():
+        kept.array(file_of(target.name), sha256, most_bytes(target, samples))
     kept.keep_header(text)
-    manifest = _manifest(kept.folder, text, header, _map(path, location, None), location, kept)
+    manifest = _manifest(kept.folder, text, header, _map(kept.folder, location, header), location, kept)
     _verify(manifest)
     if trouble is not None and rank() == 0:
         say(f"warning: {location}: its index cannot be fetched ({trouble}), the one in the cache is used", error=True)
@@ -397,8 +392,8 @@ def _reopen(folder: Path, location: str, written: str, cache: ShardCache | None)
         raise TlxError(f"{location}: the index cannot be read any more: {error}") from error
     if hashlib.sha256(text).hexdigest() != written:
         raise TlxError(f"{location}: the index was changed while it was in use\n  -> start again")
-    header = _parse(location, text)
-    manifest = _manifest(folder, text, header, _map(folder / "index.npy", location, None), location, cache)
+    header = parse(location, text)
+    manifest = _manifest(folder, text, header, _map(folder, location, header), location, cache)
     _add_up(manifest)
     return manifest
 
@@ -407,107 +402,29 @@ def _manifest(
     folder: Path,
     text: bytes,
     header: dict[str, Any],
-    records: NDArray[np.void],
+    arrays: _Arrays,
     location: str | None = None,
     cache: ShardCache | None = None,
 ) -> Manifest:
     shards = tuple(Shard(s["name"], s["samples"], s["bytes"], s.get("sha256")) for s in header["shards"])
     classes, written = tuple(header["classes"]), hashlib.sha256(text).hexdigest()
-    digest = _digest(header, text)
-    return Manifest(folder, location or str(folder), classes, shards, records, digest, cache, written)
-
-
-def _parse(where: str, text: bytes) -> dict[str, Any]:
-    try:
-        header = from_json(text)
-        version = header["format"]
-    except (ValueError, KeyError, TypeError):
-        _damaged(where, "index.json is not an index of tlx")
-    if version not in (1, FORMAT):
-        raise UserError(
-            f"the index has format {str(version)[:40]}; this tlx reads 1 and {FORMAT}",
-            where=where,
-            todo=_make_again(where),
-        )
-    if not _whole(header):
-        _damaged(where, "index.json lacks something, or holds something else in its place")
-    names = [s["name"] for s in header["shards"]]
-    if any(os.path.basename(name) != name or name in ("", ".", "..") for name in names):
-        _damaged(where, "it names a tar outside its folder")
-    if len(set(names)) < len(names):
-        _damaged(where, "it names a tar twice")
-    for shard in header["shards"]:
-        if shard["bytes"] > LARGEST:
-            _damaged(where, f"it says that {escaped(shard['name'])[:200]} has {shard['bytes']:,} bytes; no file has")
-    if sum(s["samples"] for s in header["shards"]) != header["samples"]:
-        _damaged(where, "its shards and its samples do not add up")
-    return header  # type: ignore[no-any-return]
-
-
-def _whole(header: dict[str, Any]) -> bool:
-    """Whether it has all that is read of it, each of its type."""
-    classes, shards = header.get("classes"), header.get("shards")
-    return (
-        isinstance(classes, list)
-        and all(isinstance(c, str) for c in classes)
-        and isinstance(shards, list)
-        and all(isinstance(s, dict) and isinstance(s.get("name"), str) for s in shards)
-        and all(_is_count(s.get("samples")) and _is_count(s.get("bytes")) for s in shards)
-        and all(s.get("sha256") is None or _is_sha256(s["sha256"]) for s in shards)
-        and _is_count(header.get("samples"))
-        and isinstance(header.get("sha256"), str)
+    digest = digest_of(header, text)
+    return Manifest(
+        folder, location or str(folder), classes, shards, arrays.records, digest, cache, written, arrays.targets
     )
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
-
-
-def _is_sha256(value: object) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
-
-
-def _missing(folder: Path, header: dict[str, Any]) -> list[str]:
-    return sorted({s["name"] for s in header["shards"]} - set(os.listdir(folder)))
-
-
-def _refuse_missing(folder: Path, missing: Sequence[str], of: int) -> None:
-    if missing:
-        shortened = [escaped(name)[:200] for name in missing[:3]]
-        listed = ", ".join(shortened) + (" ..." if len(missing) > 3 else "")
-        raise UserError(
-            f"{len(missing)} of {of} tars are missing: {listed}",
-            where=str(folder),
-            todo=f"bring them back, or index what is there: tlx shards index {folder}",
-        )
-
-
-def _map(path: Path, where: str, sha256: str | None) -> NDArray[np.void]:
-    """The records, mapped; of this hash, unless it is known already."""
-    nothing: NDArray[np.void] = np.zeros(0, RECORD)
-    try:
-        with path.open("rb") as file:
-            if sha256 is not None and sha256_of(file) != sha256:
-                _damaged(where, "index.npy is not the one that index.json was written for")
-        # numpy cannot map an array without elements; of anything else that small it would take what its header claims
-        if path.stat().st_size <= len(_npy(nothing)):
-            if path.read_bytes() != _npy(nothing):
-                _damaged(where, "index.npy holds something else")
-            return nothing
-        records: NDArray[np.void] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except UserError:
-        raise
-    except Exception as error:  # numpy reads the header as Python's literals, which fail in many ways
-        _damaged(where, f"index.npy cannot be read: {error}")
-    if not isinstance(records, np.ndarray) or records.dtype != RECORD or records.ndim != 1:
-        _damaged(where, "index.npy holds something else")
-    return records
-
-
-def _npy(array: NDArray[np.void]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
+def _map(folder: Path, where: str, header: dict[str, Any], *, hashed: bool = False) -> _Arrays:
+    """
+    Args:
+        hashed: the files are to have the hashes that the header says; otherwise that is known already.
+    """
+    records = map_records(folder / "index.npy", where, header["sha256"] if hashed else None)
+    targets = {
+        name: (target, map_array(folder / file_of(name), where, target, header["samples"], sha256 if hashed else None))
+        for name, (target, sha256) in targets_of(header).items()
+    }
+    return _Arrays(records, targets)
 
 
 def _fixed(array: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -517,13 +434,18 @@ def _fixed(array: NDArray[np.int64]) -> NDArray[np.int64]:
 
 def _verify(manifest: Manifest) -> None:
     _add_up(manifest)
-    labels = manifest.labels.view(np.uint32)  # where what is below zero is large: one pass over the file, not two
-    if len(labels) and int(labels.max()) >= len(manifest.classes):
-        _damaged(manifest.location, "it holds labels without a class name")
+    if manifest.classes:
+        labels = manifest.labels.view(np.uint32)  # where what is below zero is large: one pass over the file, not two
+        if len(labels) and int(labels.max()) >= len(manifest.classes):
+            damaged(manifest.location, "it holds labels without a class name")
+    elif len(manifest) and not (int(manifest.labels.min()) == int(manifest.labels.max()) == -1):
+        damaged(manifest.location, "it holds labels without a class name")
+    for target, array in manifest._targets.values():
+        verify_array(manifest.location, target, array)
     shard = _misplaced(manifest)
     if shard is not None:
         name = escaped(manifest.shards[shard].name)[:200]
-        _damaged(manifest.location, f"it has a sample of {name} at a place that is not in that tar")
+        damaged(manifest.location, f"it has a sample of {name} at a place that is not in that tar")
 
 
 def _misplaced(manifest: Manifest) -> int | None:
@@ -546,14 +468,4 @@ def _misplaced(manifest: Manifest) -> int | None:
 
 def _add_up(manifest: Manifest) -> None:
     if sum(s.samples for s in manifest.shards) != len(manifest):
-        _damaged(manifest.location, "its shards and its samples do not add up")
-
-
-def _damaged(where: str, why: str) -> NoReturn:
-    raise UserError(f"the index is damaged: {why}", where=where, todo=_make_again(where))
-
-
-def _make_again(where: str) -> str:
-    if is_remote(where):
-        return "index the tars where they lie on a disk, with tlx shards index FOLDER, and bring both files here"
-    return f"make it again: tlx shards index {where}"
+        damaged(manifest.location, "its shards and its samples do not add up")

@@ -8,9 +8,11 @@ their arithmetic is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from tlx.base.errors import UserError
 from tlx.data.stream.order import Ids, derive
+
+NO_TARGETS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,7 @@ class Mix:
         lam: float32 [m], the share of the own picture (and label); for cutmix exact, by the area that is left.
         box: int64 [m, 4], rows y0 to y1 and columns x0 to x1 that cutmix replaces; zeros otherwise.
         cut: bool [m], whether it is cutmix.
+        partner_targets: those of the samples that are mixed in, by name, as `Batch.targets`.
     """
 
     partner: Tensor
@@ -63,6 +68,7 @@ class Mix:
     lam: Tensor
     box: Tensor
     cut: Tensor
+    partner_targets: Mapping[str, Tensor] = field(default_factory=dict)
 
     def apply(self, images: Tensor) -> Tensor:
         """Mixed pictures [m, c, h, w] from floating-point [m + g, c, h, w], on the images' own device."""
@@ -77,7 +83,16 @@ class Mix:
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Mix:
         """The same with every tensor moved."""
-        return Mix(*(move(t) for t in (self.partner, self.partner_labels, self.lam, self.box, self.cut)))
+        labels = move(self.partner_labels)
+        targets = moved_targets(self.partner_targets, self.partner_labels, labels, move)
+        return Mix(move(self.partner), labels, move(self.lam), move(self.box), move(self.cut), targets)
+
+
+def moved_targets(
+    targets: Mapping[str, Tensor], labels: Tensor, moved: Tensor, move: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Targets, moved; one that is `labels` is `moved`, and not copied twice."""
+    return {name: moved if tensor is labels else move(tensor) for name, tensor in targets.items()}
 
 
 @dataclass(frozen=True)
@@ -115,8 +130,8 @@ def guests(draws: Draws, slots: range) -> list[int]:
     return sorted({draws.partner(s) for s in slots} - set(slots))
 
 
-def mix_of(draws: Draws, slots: range, labels: Ids) -> Mix:
-    """The Mix of a micro-batch; `labels` are those of the whole global batch."""
+def mix_of(draws: Draws, slots: range, labels: Ids, targets: Mapping[str, NDArray[Any]] = NO_TARGETS) -> Mix:
+    """The Mix of a micro-batch; `labels` and `targets` are those of the whole global batch."""
     place = {slot: i for i, slot in enumerate([*slots, *guests(draws, slots)])}
     partners = [draws.partner(s) for s in slots]
     here = slice(slots.start, slots.stop)
@@ -126,10 +141,11 @@ def mix_of(draws: Draws, slots: range, labels: Ids) -> Mix:
         torch.from_numpy(draws.lam[here].astype(np.float32)),
         torch.from_numpy(draws.box[here].copy()),
         torch.from_numpy(draws.cut[here].copy()),
+        {name: torch.from_numpy(values[partners]) for name, values in targets.items()},
     )
 
 
-def plain(labels: Ids) -> Mix:
+def plain(labels: Ids, targets: Mapping[str, NDArray[Any]] = NO_TARGETS) -> Mix:
     """A Mix that leaves every picture as it is."""
     count = len(labels)
     return Mix(
@@ -138,14 +154,21 @@ def plain(labels: Ids) -> Mix:
         torch.ones(count),
         torch.zeros(count, 4, dtype=torch.int64),
         torch.zeros(count, dtype=torch.bool),
+        {name: torch.from_numpy(values.copy()) for name, values in targets.items()},
     )
 
 
-def weight_of(draws: Draws, labels: Ids, class_weights: Sequence[float]) -> float:
-    """The sum of class weights of a global batch, each sample's split between its own and its partner's class."""
-    weights = np.asarray(class_weights, dtype=np.float64)[labels]
-    partners = np.where(draws.mixed, np.arange(len(labels)) ^ 1, np.arange(len(labels)))
-    return float(np.sum(draws.lam * weights + (1 - draws.lam) * weights[partners]))
+def weight_sums(weights: NDArray[np.float64], draws: Draws | None) -> NDArray[np.float64]:
+    """What a global batch of n samples weighs for each part of the loss, [parts]: the sums of weights [n, parts], each
+    sample's split between itself and its partner where they are mixed."""
+    places = np.arange(len(weights))
+    partners = np.where(draws.mixed, places ^ 1, places) if draws else places
+
+    def total(own: NDArray[np.float64]) -> float:
+        return float(np.sum(draws.lam * own + (1 - draws.lam) * own[partners] if draws else own))
+
+    # column by column: numpy adds a column of its own in another order than one of an array, and less exactly
+    return np.array([total(np.ascontiguousarray(column)) for column in weights.T])
 
 
 def _beta(alpha: float, u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:

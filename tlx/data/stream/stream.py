@@ -7,23 +7,28 @@ Workers make pictures; everything else in a Batch is computed from the index in 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tlx.base.errors import UserError
 from tlx.data.pixels.decode import Channels
 from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.targets import LABEL
+from tlx.data.stream import sampling as samplings
+from tlx.data.stream.batch_targets import Weigh, as_tensors, by_class, normalisers, refuse_unknown, values_of
 from tlx.data.stream.loader import Loaded, Loader, Work, load
-from tlx.data.stream.mix import Draws, Mix, MixSpec, draw, guests, mix_of, plain, weight_of
+from tlx.data.stream.mix import Draws, Mix, MixSpec, draw, guests, mix_of, moved_targets, plain
 from tlx.data.stream.order import EpochOrder, Ids, Shuffle, micro_batches, share
 from tlx.data.stream.pictures import Pictures
 from tlx.data.stream.reader import BadSample
-from tlx.data.stream.sampling import Sampling, distinct, entries, refuse_weightless, samples_per_epoch, targets
+from tlx.data.stream.sampling import Sampling, distinct, entries, refuse_weightless, samples_per_epoch
 
 __all__ = ["BadSample", "Batch", "ShardStream", "evaluation_batches"]
 
@@ -38,13 +43,17 @@ class Batch:
         step: the global step (evaluation: the number of this batch on this rank).
         micro, micros: which of how many micro-batches of this step; the same number on all ranks.
         images: uint8 [m + g, channels, height, width], channels last in memory; the last g are guests, for mixing only.
-        labels: int64 [m].
+        labels: int64 [m]; -1 where the index has no class.
         ids: int64 [m], the samples that are shown (a replacement's own id).
-        total: what a sum of losses over the global batch is divided by: its number of samples, or of class weights; 0
-            where every class in it weighs 0.
+        total: what a sum of losses over the global batch is divided by: its number of samples, or the sum of what they
+            weigh; 0 where all of them weigh 0. Where a sample was replaced, what the index says of it counts.
         idle: this rank has no sample here; the one picture is a stand-in and counts for nothing.
         mix: how the pictures are mixed, where mixing is on.
         bad: unreadable samples among this rank's own, each reported by one rank only.
+        targets: those that were asked for, by name, of the samples that are shown: int64 [m] of a class, int8
+            [m, classes] of labels, float32 [m, width] of numbers; missing ones as in the index (-1, NaN).
+        scales: float32 [parts], where the loss has several parts: samples of the global batch by the sum of what they
+            weigh for each; 0 where that is 0. `total` is the number of samples then.
     """
 
     step: int
@@ -57,6 +66,8 @@ class Batch:
     idle: bool = False
     mix: Mix | None = None
     bad: tuple[BadSample, ...] = ()
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
+    scales: Tensor | None = None
 
     @property
     def counts(self) -> bool:
@@ -69,7 +80,15 @@ class Batch:
 
     def map(self, move: Callable[[Tensor], Tensor]) -> Batch:
         images, labels, ids = move(self.images), move(self.labels), move(self.ids)
-        return replace(self, images=images, labels=labels, ids=ids, mix=self.mix and self.mix.map(move))
+        return replace(
+            self,
+            images=images,
+            labels=labels,
+            ids=ids,
+            mix=self.mix and self.mix.map(move),
+            targets=moved_targets(self.targets, self.labels, labels, move),
+            scales=None if self.scales is None else move(self.scales),
+        )
 
 
 @dataclass(frozen=True)
@@ -102,6 +121,9 @@ class ShardStream:
         micro_batch: the most samples of one micro-batch; None is one micro-batch per step.
         workers: processes that make pictures; 0 is this one.
         class_weights: one per class, for `Batch.total`.
+        targets: of the index, for `Batch.targets`.
+        weigh: what samples weigh in the loss, in place of class_weights: from the values of the n samples of a global
+            batch, by target, float64 [n, parts], for `Batch.total` and `Batch.scales`; or None where each weighs 1.
         skip_bad: unreadable samples are replaced by others of their class and reported in `Batch.bad`, for the caller
             to judge (over all ranks); without it the first one is an error here.
         upright: pictures are turned as the camera noted (EXIF).
@@ -130,6 +152,8 @@ class ShardStream:
         micro_batch: int | None = None,
         workers: int = 0,
         class_weights: Sequence[float] | None = None,
+        targets: Sequence[str] = (LABEL,),
+        weigh: Weigh | None = None,
         mix: MixSpec | None = None,
         skip_bad: bool = False,
         upright: bool = True,
@@ -143,6 +167,7 @@ class ShardStream:
         self.micro_batch, self.workers, self.mix, self.skip_bad = micro_batch, workers, mix, skip_bad
         self.pin = pin
         self.class_weights = None if class_weights is None else tuple(class_weights)
+        self.targets, self.weigh = tuple(targets), weigh
         self._pictures = Pictures(manifest, transform, channels, upright=upright, scaled=scaled)
         self._order: EpochOrder | None = None
         self._check()
@@ -156,6 +181,8 @@ class ShardStream:
     @property
     def distinct_samples(self) -> int:
         """Different samples that training shows, over all epochs."""
+        if self.sampling == EVERY_SAMPLE:
+            return len(self.manifest)
         return distinct(self.sampling, self.manifest.counts())
 
     def samples_before(self, step: int) -> int:
@@ -215,6 +242,7 @@ class ShardStream:
     def _check(self) -> None:
         samples, classes = self.samples_per_epoch, len(self.manifest.classes)
         where = self.manifest.location
+        refuse_unknown(self.manifest, self.targets)
         if not samples:
             raise UserError("there are no samples", where=where)
         if self.batch < 1 or self.workers < 0 or (self.micro_batch is not None and self.micro_batch < 1):
@@ -290,41 +318,61 @@ class ShardStream:
     def _assemble(self, deal: _Deal, micro: int, loaded: Loaded, images: Tensor) -> Batch:
         slots = self._slots(deal, micro)
         draws = self._draws(deal, (images.shape[-2], images.shape[-1]))
-        labels = self.manifest.labels[deal.ids].astype(np.int64)
         ids = np.array(loaded.ids, dtype=np.int64)
-        own = self.manifest.labels[ids].astype(np.int64)
+        whole, own = self._values(deal.ids), self._values(ids)
+        shown = {name: own[name] for name in self.targets}
         mix = None
-        if draws:
-            mix = mix_of(draws, slots, labels) if slots else plain(own)
+        if draws and slots:
+            mix = mix_of(draws, slots, whole[LABEL], {name: whole[name] for name in self.targets})
+        elif draws:
+            mix = plain(own[LABEL], shown)
+        labels, targets = torch.from_numpy(own[LABEL]), as_tensors(shown)
+        total, scales = self._normalisers(whole, draws)
         return Batch(
             step=deal.step,
             micro=micro,
             micros=deal.micros,
             images=images,
-            labels=torch.from_numpy(own),
+            labels=targets.get(LABEL, labels),
             ids=torch.from_numpy(ids),
-            total=self._total(labels, draws),
+            total=total,
             idle=not slots,
             mix=mix,
             bad=loaded.bad,
+            targets=targets,
+            scales=scales,
         )
 
-    def _total(self, labels: Ids, draws: Draws | None) -> float:
-        if self.class_weights is None:
-            return float(len(labels))
-        if draws:
-            return weight_of(draws, labels, self.class_weights)
-        return float(np.sum(np.asarray(self.class_weights, dtype=np.float64)[labels]))
+    def _values(self, ids: Ids) -> dict[str, NDArray[Any]]:
+        """Of the targets that are asked for, and of the class."""
+        return values_of(self.manifest, dict.fromkeys((LABEL, *self.targets)), ids)
+
+    def _normalisers(self, values: Mapping[str, NDArray[Any]], draws: Draws | None) -> tuple[float, Tensor | None]:
+        weigh = self.weigh or (None if self.class_weights is None else by_class(self.class_weights))
+        return normalisers(weigh(values) if weigh else None, draws, len(values[LABEL]))
 
 
 def epoch_counts(manifest: Manifest, sampling: Sampling) -> Ids:
-    """How often each class comes in an epoch, repeated samples counted again, int64 [classes]."""
-    return targets(sampling, manifest.counts())
+    """How often each class comes in an epoch, repeated samples counted again, int64 [classes]; of an index without
+    classes nothing."""
+    return samplings.targets(sampling, manifest.counts())
 
 
 def epoch_length(manifest: Manifest, sampling: Sampling) -> int:
-    """How many samples an epoch shows, repeated ones counted again."""
-    return len(manifest) if sampling == EVERY_SAMPLE else samples_per_epoch(sampling, manifest.counts())
+    """How many samples an epoch shows, repeated ones counted again.
+
+    Raises:
+        UserError: samples are to be chosen by their class, and the index has none.
+    """
+    if sampling == EVERY_SAMPLE:
+        return len(manifest)
+    if not manifest.classes:
+        raise UserError(
+            "samples cannot be chosen by class: these shards have no class",
+            where=manifest.location,
+            todo="leave data.sampling out",
+        )
+    return samples_per_epoch(sampling, manifest.counts())
 
 
 def evaluation_batches(
@@ -339,6 +387,7 @@ def evaluation_batches(
     skip_bad: bool = False,
     upright: bool = True,
     pin: bool = False,
+    targets: Sequence[str] = (LABEL,),
 ) -> Iterator[Batch]:
     """This rank's share of a data set, in the order of its index: every sample once over all ranks.
 
@@ -349,10 +398,12 @@ def evaluation_batches(
     Args:
         batch: samples per batch on one rank.
         channels: pictures are read as grey (1), RGB (3) or RGBA (4).
+        targets: of the index, for `Batch.targets`.
 
     Raises:
-        UserError: an unreadable sample, without skip_bad.
+        UserError: an unreadable sample, without skip_bad; a target that the index lacks.
     """
+    refuse_unknown(manifest, targets)
     own = share(len(manifest), world, rank)
     if not own:
         return
@@ -369,9 +420,20 @@ def evaluation_batches(
         if loaded.bad and not skip_bad:
             raise _bad_samples(loaded.bad)
         ids = np.array(loaded.ids, dtype=np.int64)
-        labels = torch.from_numpy(manifest.labels[ids].astype(np.int64))
+        values = as_tensors(values_of(manifest, dict.fromkeys((LABEL, *targets)), ids))
         count = loaded.count
-        yield Batch(step, 0, 1, images, labels, torch.from_numpy(ids), float(count), idle=not count, bad=loaded.bad)
+        yield Batch(
+            step,
+            0,
+            1,
+            images,
+            values[LABEL],
+            torch.from_numpy(ids),
+            float(count),
+            idle=not count,
+            bad=loaded.bad,
+            targets={name: values[name] for name in targets},
+        )
         del images
 
 
