@@ -10,6 +10,7 @@ import pytest
 import timm.loss
 import torch
 from torch.nn.functional import cross_entropy as torchs
+from updates import classifying
 
 from tlx.base.errors import UserError
 from tlx.tasks import objectives
@@ -56,7 +57,7 @@ def test_each_is_a_part():
 @pytest.mark.parametrize("mixed", [False, True])
 def test_it_passes_the_check_of_objectives(objective, mixed):
     check_objective(objective, 3, mixed=mixed, label="it")
-    check_training_output(objective, (LOGITS, LOGITS, None), mixed=mixed, label="it")
+    check_training_output(classifying(objective), (LOGITS, LOGITS, None), mixed=mixed, label="it")
 
 
 @every

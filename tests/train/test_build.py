@@ -228,15 +228,18 @@ def test_optimizer_groups_cover_every_parameter_once_and_spare_the_excluded_from
 )
 def test_metrics_that_no_evaluation_gives_are_refused(tmp_path, over, message):
     from nets import resnet_like
+    from updates import classifying
 
     from tlx.plan.plan import Plan
+    from tlx.tasks.objectives import cross_entropy
 
+    task = classifying(cross_entropy([1, 1, 1]))
     asked = config(tmp_path, "x", "y", **over)
     with pytest.raises(UserError, match=message):
-        build.check_metrics(asked, Plan.make(asked, resnet_like(), samples=40), 3, validated=True)
+        build.check_metrics(asked, Plan.make(asked, resnet_like(), samples=40), task, validated=True)
     patient = config(tmp_path, "x", evaluate={"patience": 3})
     with pytest.raises(UserError, match="needs validation data"):
-        build.check_metrics(patient, Plan.make(patient, resnet_like(), samples=40), 3, validated=False)
+        build.check_metrics(patient, Plan.make(patient, resnet_like(), samples=40), task, validated=False)
 
 
 def test_a_plan_refuses_all_that_training_would_at_once(tmp_path):
@@ -442,7 +445,7 @@ def wide_backbone(classes: int):
         ({"transforms": ["random_resized_crop", "test_build:float_transform"]}, "3 x 16 x 16 torch.float32"),
         ({"transforms": ["test_build:broken_part"]}, r"transforms\.0: test_build:broken_part fails: KeyError: 'oh'"),
         ({"head": "test_build:no_head"}, "head test_build:no_head returned NoneType"),
-        ({"head": "test_build:wide_head"}, "head test_build:wide_head gives .* instead of 3 classes"),
+        ({"head": "test_build:wide_head"}, "head test_build:wide_head gives .* instead of 3 outputs"),
         ({"head": "test_build:broken_part"}, "head test_build:broken_part fails: KeyError: 'oh'"),
         ({"backbone": {"name": "test_build:no_backbone"}}, "the function returned str"),
         ({"backbone": {"name": "test_build:broken_part"}}, "backbone test_build:broken_part fails: KeyError: 'oh'"),

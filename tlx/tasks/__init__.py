@@ -85,8 +85,9 @@ class Truth:
     @staticmethod
     def of(batch: Batch) -> Truth:
         """Of the stream's."""
-        mix = batch.mix
-        return Truth(batch.targets, mix and mix.partner_targets, mix and mix.lam, batch.scales)
+        if batch.mix is None:
+            return Truth(batch.targets, scales=batch.scales)
+        return Truth(batch.targets, batch.mix.partner_targets, batch.mix.lam, batch.scales)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tlx.data.shards.targets import Target
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.constants import Constant
 from tlx.tasks.gathered import Gathered, mean
@@ -25,23 +26,28 @@ class Hierarchical:
     """One softmax over the leaves of a tree; a node has the probability of the leaves below it.
 
     Attributes:
-        target: its name.
+        about: the target.
         tree: of its classes.
         alpha: how much less a level weighs than the one above it.
         aux_weight: of auxiliary outputs.
     """
 
-    target: str
+    about: Target
     tree: Tree
     alpha: float
     aux_weight: float
     metric: str = "top1"
     shown: str | None = "top1"
     parts: int = 1
+    constants: tuple[str, ...] = ()
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,)
+    def target(self) -> str:
+        return self.about.name
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        return {self.target: self.about}
 
     @property
     def heads(self) -> Mapping[str, int]:

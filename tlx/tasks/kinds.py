@@ -109,7 +109,7 @@ def regression(
         "huber": functools.partial(functional.huber_loss, reduction="none", delta=1.0 if delta is None else delta),
         "smooth_l1": functools.partial(functional.smooth_l1_loss, reduction="none", beta=1.0 if beta is None else beta),
     }
-    return Regression(summary.target.name, errors[loss], mean, std, aux_weight)
+    return Regression(summary.target, errors[loss], mean, std, aux_weight)
 
 
 def _scale(summary: TargetSummary, standardise: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -170,7 +170,7 @@ def ordinal(
     from tlx.tasks.ordinal import Ordinal
 
     ranks = tuple(named.index(name) for name in classes)
-    return Ordinal(summary.target.name, named, ranks, loss == "corn", aux_weight)
+    return Ordinal(summary.target, named, ranks, loss == "corn", aux_weight)
 
 
 def _in_order(classes: tuple[str, ...], order: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -250,7 +250,7 @@ def hierarchical(
 
     from tlx.tasks.hierarchical import Hierarchical
 
-    return Hierarchical(summary.target.name, tree, alpha, aux_weight)
+    return Hierarchical(summary.target, tree, alpha, aux_weight)
 
 
 def multitask(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from tlx.data.shards.targets import Target
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.constants import Constant
 from tlx.tasks.gathered import Gathered, mean
@@ -25,14 +26,14 @@ class Ordinal:
     """K classes by rank, from 0. Output k of K - 1 is the logit of "the rank is above k".
 
     Attributes:
-        target: its name.
+        about: the target.
         order: names of classes, the lowest first.
         rank_of: rank by the class's position in the index.
         conditional: output k is conditional on "the rank is not below k", as in CORN.
         aux_weight: of auxiliary outputs.
     """
 
-    target: str
+    about: Target
     order: tuple[str, ...]
     rank_of: tuple[int, ...]
     conditional: bool
@@ -40,10 +41,15 @@ class Ordinal:
     metric: str = "mae"
     shown: str | None = "mae"
     parts: int = 1
+    constants: tuple[str, ...] = ()
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,)
+    def target(self) -> str:
+        return self.about.name
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        return {self.target: self.about}
 
     @property
     def heads(self) -> Mapping[str, int]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tlx.data.shards.targets import Target
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.constants import Constant
 from tlx.tasks.gathered import Gathered
@@ -24,13 +25,13 @@ class Regression:
     """The network learns (value - mean) / std; predictions and metrics are in the target's own units.
 
     Attributes:
-        target: its name.
+        about: the target.
         error: of standardised predictions [m, width] and values, elementwise.
         mean, std: by column.
         aux_weight: of auxiliary outputs.
     """
 
-    target: str
+    about: Target
     error: Callable[[Tensor, Tensor], Tensor]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -38,10 +39,15 @@ class Regression:
     metric: str = "mae"
     shown: str | None = "mae"
     parts: int = 1
+    constants: tuple[str, ...] = ()
 
     @property
-    def targets(self) -> tuple[str, ...]:
-        return (self.target,)
+    def target(self) -> str:
+        return self.about.name
+
+    @property
+    def targets(self) -> Mapping[str, Target]:
+        return {self.target: self.about}
 
     @property
     def heads(self) -> Mapping[str, int]:
@@ -112,7 +118,8 @@ class Regression:
     def predicted(self, output: Tensor) -> Tensor:
         """In the target's own units, float64 [m, width]."""
         mean, std = self._scale.on(output.device)
-        return output.detach().double() * std + mean
+        predicted: Tensor = output.detach().double() * std + mean
+        return predicted
 
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         """The sum over samples of the mean absolute error over known columns."""

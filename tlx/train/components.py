@@ -236,7 +236,9 @@ def output_check(config: Config, task: Task) -> Callable[[Any], None]:
     """What raises a UserError where the task does not take an output of the network in training mode."""
     from tlx.train.part_checks import check_training_output
 
-    label, mixed = f"task {config.task.name}", mixing_of(config.mix) is not None
+    own = config.task.args.get("objective") is None and config.task.name == "classification"
+    label = f"objective {config.objective.name}" if own else f"task {config.task.name}"
+    mixed = mixing_of(config.mix) is not None
     return lambda output: check_training_output(task, output, mixed=mixed, label=label)
 
 

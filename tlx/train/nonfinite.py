@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from tlx.base.files import json_text, write_whole
+from tlx.data.shards.targets import LABEL
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
@@ -151,7 +152,8 @@ def _watched(net: nn.Module, seen: list[str]) -> Iterator[None]:
 
 def _keep(file: Path, batch: Batch) -> str | None:
     """Saves a micro-batch for looking; a full disk is no second fault."""
-    tensors = {"images": batch.images, "ids": batch.ids, "labels": batch.labels, **batch.targets}
+    others = {name: values for name, values in batch.targets.items() if name != LABEL}
+    tensors = {"images": batch.images, "ids": batch.ids, "labels": batch.labels, **others}
     with suppress(OSError, RuntimeError, SafetensorError):  # safetensors has an error of its own for a full disk
         file.parent.mkdir(exist_ok=True)
         save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, file)
