@@ -16,12 +16,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 from pydantic import Field
 
 from tlx.base.durations import Ratio
 from tlx.base.errors import UserError
+
+if TYPE_CHECKING:
+    from tlx.tasks.constants import Constant
 
 __all__ = ["bce", "cross_entropy", "focal", "logit_adjustment", "poly"]
 
@@ -57,20 +60,6 @@ Each = Callable[[Any, Any, Any, Any], Any]
 each sample weighs."""
 
 
-class Vector:
-    """A number per class, copied to a device once."""
-
-    def __init__(self, values: Sequence[float]) -> None:
-        self._values, self._copies = values, dict[Any, Any]()
-
-    def on(self, device: Any) -> Any:
-        import torch
-
-        if device not in self._copies:
-            self._copies[device] = torch.tensor(self._values, dtype=torch.float32, device=device)
-        return self._copies[device]
-
-
 @dataclass(frozen=True)
 class Summed:
     """The sum of a loss over samples, auxiliary logits included; evaluated by plain cross-entropy."""
@@ -101,8 +90,8 @@ class Summed:
         return self.losses(logits, labels, mix).sum()
 
     @cached_property
-    def _weights(self) -> Vector | None:
-        return None if self.class_weights is None else Vector(self.class_weights)
+    def _weights(self) -> Constant | None:
+        return None if self.class_weights is None else _constant(self.class_weights)
 
 
 def _in_shares(each: Callable[[Any, Any, Any], Any]) -> Each:
@@ -239,7 +228,7 @@ def logit_adjustment(
         label_smoothing, aux_weight: as for `cross_entropy`.
     """
     seen = [max(1, count) for count in counts]
-    shift = Vector([tau * math.log(count / sum(seen)) for count in seen])
+    shift = _constant([tau * math.log(count / sum(seen)) for count in seen])
     return Summed(None, aux_weight, _in_shares(partial(_adjusted, shift=shift, label_smoothing=label_smoothing)))
 
 
@@ -261,6 +250,14 @@ def _class_weights(given: ClassWeights, counts: Sequence[int]) -> list[float] | 
     if not (all(0 <= w < math.inf for w in weights) and any(weights)):
         raise UserError("class weights must be finite numbers of 0 or more, and not all 0", where=where)
     return weights
+
+
+def _constant(values: Sequence[float]) -> Constant:
+    import torch
+
+    from tlx.tasks.constants import Constant
+
+    return Constant(torch.tensor(values, dtype=torch.float32))
 
 
 def _cross_entropy(logits: Any, labels: Any, weights: Any, *, label_smoothing: float) -> Any:
@@ -308,6 +305,6 @@ def _poly(logits: Any, labels: Any, weights: Any, *, epsilon: float, label_smoot
     return _cross_entropy(logits, labels, weights, label_smoothing=label_smoothing) + epsilon * smooth
 
 
-def _adjusted(logits: Any, labels: Any, weights: Any, *, shift: Vector, label_smoothing: float) -> Any:
+def _adjusted(logits: Any, labels: Any, weights: Any, *, shift: Constant, label_smoothing: float) -> Any:
     shifted = logits + shift.on(logits.device)
     return _cross_entropy(shifted, labels, weights, label_smoothing=label_smoothing)
