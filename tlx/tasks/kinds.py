@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from tlx.base.durations import Ratio
 from tlx.base.errors import UserError
+from tlx.tasks import TargetSummary, Task, TaskData
 from tlx.tasks.choice import choose
-
-if TYPE_CHECKING:
-    from tlx.tasks import TargetSummary, Task, TaskData
 
 __all__ = ["hierarchical", "ordinal", "regression"]
 
 AuxWeight = Annotated[Ratio, Field(ge=0)]
+Name = str | int | float
+"""Of a class: YAML reads the name 3 as a number."""
 
 
 def regression(
@@ -97,7 +97,7 @@ def ordinal(
     data: TaskData,
     *,
     target: str | None = None,
-    order: list[str] | None = None,
+    order: list[Name] | None = None,
     loss: Literal["corn", "thresholds"] = "corn",
     aux_weight: AuxWeight = 0.4,
 ) -> Task:
@@ -125,7 +125,7 @@ def ordinal(
     """
     summary = choose(data, "class", target)
     classes = summary.target.classes
-    named = _in_order(classes, order)
+    named = _in_order(classes, None if order is None else tuple(map(str, order)))
 
     from tlx.tasks.ordinal import Ordinal
 
@@ -133,7 +133,7 @@ def ordinal(
     return Ordinal(summary.target.name, named, ranks, loss == "corn", aux_weight)
 
 
-def _in_order(classes: tuple[str, ...], order: list[str] | None) -> tuple[str, ...]:
+def _in_order(classes: tuple[str, ...], order: tuple[str, ...] | None) -> tuple[str, ...]:
     """All classes, the lowest first.
 
     Raises:
@@ -154,7 +154,7 @@ def _in_order(classes: tuple[str, ...], order: list[str] | None) -> tuple[str, .
         odd += [f"with {', '.join(unknown)}, which are no classes"] if unknown else []
         what = " and ".join(odd) or "names a class twice"
         raise UserError(what, where="task.order", todo=f"name each of these once, the lowest first: {list(classes)}")
-    return tuple(order)
+    return order
 
 
 def _numbers(names: tuple[str, ...]) -> list[float] | None:
@@ -170,7 +170,7 @@ def hierarchical(
     *,
     target: str | None = None,
     separator: Annotated[str, Field(min_length=1)] = "/",
-    levels: dict[str, str] | None = None,
+    levels: dict[Name, str] | None = None,
     alpha: Annotated[Ratio, Field(ge=0)] = 0.1,
     aux_weight: AuxWeight = 0.4,
 ) -> Task:
@@ -205,7 +205,8 @@ def hierarchical(
     from tlx.tasks.tree import tree_of
 
     summary = choose(data, "class", target)
-    tree = tree_of(summary.target.classes, separator, levels)
+    above = None if levels is None else {str(name): path for name, path in levels.items()}
+    tree = tree_of(summary.target.classes, separator, above)
 
     from tlx.tasks.hierarchical import Hierarchical
 
