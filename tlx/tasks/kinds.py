@@ -121,6 +121,9 @@ def multilabel(
     return made.MultiLabel(summary.target, losses, weights, label_smoothing, aux_weight)
 
 
+multilabel.metric = "map"  # type: ignore[attr-defined]
+
+
 _FOCUS = {
     "asymmetric": {"gamma_negative": 4.0, "gamma_positive": 1.0, "clip": 0.05},
     "focal": {"gamma": 2.0, "alpha": 0.25},
@@ -197,6 +200,9 @@ def regression(
     return Regression(summary.target, errors[loss], mean, std, aux_weight)
 
 
+regression.metric = "mae"  # type: ignore[attr-defined]
+
+
 def _scale(summary: TargetSummary, standardise: bool) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What is subtracted from the values of each column, and what they are divided by.
 
@@ -256,6 +262,9 @@ def ordinal(
 
     ranks = tuple(named.index(name) for name in classes)
     return Ordinal(summary.target, named, ranks, loss == "corn", aux_weight)
+
+
+ordinal.metric = "mae"  # type: ignore[attr-defined]
 
 
 def _in_order(classes: tuple[str, ...], order: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -336,6 +345,9 @@ def hierarchical(
     from tlx.tasks.hierarchical import Hierarchical
 
     return Hierarchical(summary.target, tree, alpha, aux_weight)
+
+
+hierarchical.metric = "top1"  # type: ignore[attr-defined]
 
 
 def multitask(

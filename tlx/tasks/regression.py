@@ -105,7 +105,7 @@ class Regression:
 
     def _standardised(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised values, float32 [m, width], 0 where missing; and where they are known."""
-        mean, std = self._scale.on(values.device)
+        mean, std = self._scale.on(values.device).unbind()
         # float64: years and the like lie close together, far from 0
         standard = ((values.double() - mean) / std).float()
         known = ~values.isnan()
@@ -117,9 +117,8 @@ class Regression:
 
     def predicted(self, output: Tensor) -> Tensor:
         """In the target's own units, float64 [m, width]."""
-        mean, std = self._scale.on(output.device)
-        predicted: Tensor = output.detach().double() * std + mean
-        return predicted
+        mean, std = self._scale.on(output.device).unbind()
+        return output.detach().double() * std + mean
 
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         """The sum over samples of the mean absolute error over known columns."""
