@@ -33,7 +33,7 @@ def make(kind, *summaries, **given):
 def evaluated(task, output, target, ranks=1, ids=None):
     """The result of an evaluation that is dealt to ranks; all of them have the same."""
     ids = torch.arange(len(output)) * 3 % 1000 if ids is None else ids
-    own = {task.targets[0]: target}
+    own = {next(iter(task.targets)): target}
 
     def evaluate(ranks, batches):
         meter = task.meter(torch.device("cpu"), ranks)

@@ -198,7 +198,7 @@ def test_arguments_are_checked_as_those_of_any_part():
 
 def test_a_network_needs_an_output_for_each_label():
     task = multilabel(data())
-    assert (task.targets, task.heads, task.outputs, task.parts) == (("tags",), {"": 3}, NAMES, 1)
+    assert (tuple(task.targets), task.heads, task.outputs, task.parts) == (("tags",), {"": 3}, NAMES, 1)
     assert task.metrics[task.metric] is True
     result = evaluation(LOGITS, VALUES, task=task)
     assert task.metrics.keys() | task.lists.keys() | {"samples"} == result.keys()

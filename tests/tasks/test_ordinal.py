@@ -200,6 +200,6 @@ def test_refused(summary, given, says):
 
 def test_the_class_of_the_index_is_taken_before_others():
     grade = of_class("a", "b", name="grade")
-    assert make("ordinal", grade, SIZES).targets == ("label",)
-    assert make("ordinal", grade, SIZES, target="grade").targets == ("grade",)
-    assert make("ordinal", grade, of_numbers("age", [1.0], [1.0])).targets == ("grade",)
+    assert tuple(make("ordinal", grade, SIZES).targets) == ("label",)
+    assert tuple(make("ordinal", grade, SIZES, target="grade").targets) == ("grade",)
+    assert tuple(make("ordinal", grade, of_numbers("age", [1.0], [1.0])).targets) == ("grade",)

@@ -180,8 +180,8 @@ def test_refused(summary, given, says):
 
 
 def test_the_only_target_of_its_kind_is_taken_and_of_several_one_is_named():
-    assert make("regression", of_class("a"), AGE).targets == ("age",)
-    assert make("regression", AGE, BOX, target="box").targets == ("box",)
+    assert tuple(make("regression", of_class("a"), AGE).targets) == ("age",)
+    assert tuple(make("regression", AGE, BOX, target="box").targets) == ("box",)
     with pytest.raises(UserError, match=r"2 targets of kind number: age, box"):
         make("regression", AGE, BOX)
     with pytest.raises(UserError, match=r"no target of kind number, .* it has label \(class\)"):
