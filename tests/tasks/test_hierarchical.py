@@ -196,6 +196,8 @@ def test_outputs_that_are_not_finite_count_as_wrong_at_every_level(ranks):
     assert result["per_class"] == [1 / 3, None, None, None]
     assert math.isnan(result["loss"])
     assert float(task.hits(output, {"label": target})) == 1
+    sure = evaluated(task, torch.tensor([[9.0, 0, 0, -math.inf], [9.0, 0, 0, 0]]), torch.tensor([0, 0]), ranks)
+    assert (math.isnan(sure["loss"]), sure["nonfinite"]) == (True, 1)
 
 
 def test_what_no_sample_tells_about_is_no_number():

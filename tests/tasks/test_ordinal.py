@@ -158,6 +158,8 @@ def test_outputs_that_are_not_finite_count_as_the_farthest_rank(ranks):
     assert result["per_class"] == [0, None, 0, 1]
     assert math.isnan(result["loss"])
     assert float(task.hits(output, {"label": target})) == 5
+    sure = evaluated(task, torch.tensor([[-9.0, 9.0, math.inf], [9.0, 9.0, 9.0]]), torch.tensor([1, 3]), ranks)
+    assert (math.isnan(sure["loss"]), sure["nonfinite"]) == (True, 1)
 
 
 def test_what_no_sample_tells_about_is_no_number():
