@@ -138,7 +138,7 @@ def test_metrics_by_hand():
     )  # the likeliest below animals is a dog where a chair is likelier yet
     assert result["level3_top1"] == pytest.approx(2 / 3)
     assert result["samples"] == 8
-    assert float(task.hits(output, {"label": target})) == 3  # poodle, dog, animal
+    assert float(task.hits(output, {"label": target})[0]) == 3  # poodle, dog, animal
 
 
 def test_a_level_is_judged_by_the_sums_of_its_nodes():
@@ -195,7 +195,9 @@ def test_outputs_that_are_not_finite_count_as_wrong_at_every_level(ranks):
     assert [result[name] for name in ("top1", "level1_top1", "level2_top1", "level3_top1")] == [1 / 3] * 4
     assert result["per_class"] == [1 / 3, None, None, None]
     assert math.isnan(result["loss"])
-    assert float(task.hits(output, {"label": target})) == 1
+    assert float(task.hits(output, {"label": target})[0]) == 1
+    sure = evaluated(task, torch.tensor([[9.0, 0, 0, -math.inf], [9.0, 0, 0, 0]]), torch.tensor([0, 0]), ranks)
+    assert (math.isnan(sure["loss"]), sure["nonfinite"]) == (True, 1)
 
 
 def test_what_no_sample_tells_about_is_no_number():

@@ -136,7 +136,7 @@ def test_metrics_are_scikit_learns_on_any_number_of_ranks(loss):
     assert (result["samples"], {*task.metrics} | {*task.lists} | {"samples"}) == (23, {*result})
     for ranks in (2, 3):
         assert repr(evaluated(task, output, target, ranks)) == repr(result)
-    assert float(task.hits(output, {"label": target})) == np.abs(truth - predicted).sum()
+    assert float(task.hits(output, {"label": target})[0]) == np.abs(truth - predicted).sum()
 
 
 def test_metrics_by_hand():
@@ -157,7 +157,9 @@ def test_outputs_that_are_not_finite_count_as_the_farthest_rank(ranks):
     assert (result["mae"], result["nonfinite"], result["samples"]) == ((3 + 2 + 0) / 3, 3, 4)
     assert result["per_class"] == [0, None, 0, 1]
     assert math.isnan(result["loss"])
-    assert float(task.hits(output, {"label": target})) == 5
+    assert float(task.hits(output, {"label": target})[0]) == 5
+    sure = evaluated(task, torch.tensor([[-9.0, 9.0, math.inf], [9.0, 9.0, 9.0]]), torch.tensor([1, 3]), ranks)
+    assert (math.isnan(sure["loss"]), sure["nonfinite"]) == (True, 1)
 
 
 def test_what_no_sample_tells_about_is_no_number():

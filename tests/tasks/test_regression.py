@@ -37,8 +37,8 @@ def test_the_loss_is_of_standardised_values_and_a_missing_one_weighs_nothing():
 
 
 def test_values_far_from_0_keep_their_differences():
-    year = of_numbers("time", [16777216.0], [4.0])  # 2 ** 24: float32 counts by 2 from here
-    assert float(make("regression", year).loss(column(0.0), Truth({"time": column(16777220.0)}))) == 1
+    time = of_numbers("time", [16777217.0], [0.5])  # 2 ** 24 + 1: no float32
+    assert float(make("regression", time).loss(column(0.0), Truth({"time": column(16777218.0)}))) == 4
 
 
 def test_a_sample_has_the_mean_of_the_columns_that_it_knows():
@@ -82,6 +82,12 @@ def test_mixed_pictures_have_mixed_values():
     assert float(task.loss(column(0.0, 2.0, 0.0), truth)) == 9 + 0.25 * 4 + 25
 
 
+def test_of_a_column_that_one_of_two_mixed_samples_has_its_share_counts():
+    task, lam = make("regression", BOX, standardise=False), torch.tensor([0.25])
+    truth = Truth({"box": torch.tensor([[0.0, NAN]])}, {"box": torch.tensor([[NAN, 0.0]])}, lam)
+    assert float(task.loss(torch.tensor([[2.0, 4.0]]), truth)) == 0.25 * 4 + 0.75 * 16
+
+
 def test_a_mixed_sample_weighs_as_much_as_the_two_that_are_in_it():
     """With an error of 1 everywhere the sum is the sum of weights, which the index knows."""
     task = make("regression", BOX, standardise=False, loss="mae")
@@ -117,7 +123,7 @@ def test_metrics_are_scikit_learns_in_the_targets_own_units():
     for ranks in (2, 3):
         assert repr(evaluated(task, torch.tensor(output), torch.tensor(values), ranks)) == repr(result)
     shown = sum(np.nanmean(np.abs(predicted - values)[i]) for i in range(41) if known[i].any())
-    assert float(task.hits(torch.tensor(output), {"box": torch.tensor(values)})) == pytest.approx(shown, rel=1e-6)
+    assert float(task.hits(torch.tensor(output), {"box": torch.tensor(values)})[0]) == pytest.approx(shown, rel=1e-6)
 
 
 def test_metrics_by_hand():

@@ -128,7 +128,7 @@ def on_fake_gpu(
                 set_rates(made, phase, phase.start)
                 tally, _, _ = updater.update(phase_model, phase.start, [pictures(pixels, mixed=mixed)])
                 assert tally.device == CUDA
-                assert tally.shape == (4,)
+                assert tally.shape == (5,)
         evaluate(ema.module, updater, pictures(pixels), world, precision)
 
 

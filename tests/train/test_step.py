@@ -86,12 +86,12 @@ def test_a_batch_whose_classes_weigh_nothing_has_a_gradient_of_zero(mixed, smoot
 
 
 def test_a_stretch_that_weighs_nothing_has_no_mean_loss():
-    reading = {"loss": 0.0, "total": 0.0, "correct": 1.0, "seen": 4.0}
+    reading = {"loss": 0.0, "total": 0.0, "correct": 1.0, "seen": 4.0, "told": 4.0}
     mean = Mean()
     mean.add(reading)
     assert mean.take() == {"train/top1": 0.25}
     mean.add(reading)
-    mean.add({"loss": 6.0, "total": 4.0, "correct": 3.0, "seen": 4.0})
+    mean.add({"loss": 6.0, "total": 4.0, "correct": 3.0, "seen": 4.0, "told": 4.0})
     assert mean.take() == {"train/loss": 1.5, "train/top1": 0.5}
     assert mean.take() == {}
 

@@ -18,24 +18,26 @@ class Mean:
     """Training loss, and what else a task counts, over a stretch of steps.
 
     Attributes:
-        shown: the name of what it counts; None for nothing.
+        correct: what is counted, over the `told` samples that tell of it.
+        shown: its name; None for nothing.
     """
 
     loss: float = 0.0
     total: float = 0.0
     correct: float = 0.0
     seen: float = 0.0
+    told: float = 0.0
     shown: str | None = "top1"
 
     def add(self, reading: Mapping[str, float]) -> None:
-        for name in ("loss", "total", "correct", "seen"):
+        for name in ("loss", "total", "correct", "seen", "told"):
             setattr(self, name, getattr(self, name) + reading[name])
 
     def take(self) -> dict[str, float]:
         """The means so far, without a loss where no sample weighed anything; starts again."""
         means = {"train/loss": self.loss / self.total} if self.total else {}
-        means |= {f"train/{self.shown}": self.correct / self.seen} if self.seen and self.shown else {}
-        self.loss = self.total = self.correct = self.seen = 0.0
+        means |= {f"train/{self.shown}": self.correct / self.told} if self.told and self.shown else {}
+        self.loss = self.total = self.correct = self.seen = self.told = 0.0
         return means
 
 
@@ -132,6 +134,8 @@ class Progress:
         if "unfinite" in fields:  # its name in 0.1 and 0.2
             fields["nonfinite"] = fields.pop("unfinite")
         kinds = {"patience": Patience, "plateau": Patience, "logged": Mean, "evaluated": Mean, "trend": Trend}
+        for name in ("logged", "evaluated"):  # without `told` where every sample told
+            fields[name] = {"told": fields[name]["seen"], **fields[name]}
         for name, kind in kinds.items():
             fields[name] = kind(**fields[name])
         return cls(**fields)

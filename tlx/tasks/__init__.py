@@ -177,7 +177,7 @@ class Task(Protocol):
         ...
 
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-        """What the training curve shows, summed over samples: a scalar."""
+        """What the training curve shows: [2], the sum over samples that have the target, and how many these are."""
         ...
 
     def meter(self, device: torch.device, ranks: Ranks = ...) -> Meter:

@@ -91,7 +91,8 @@ class Classification:
         return torch.where(known, each, 0.0)
 
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-        return (output.argmax(1) == own[self.target.name]).sum()
+        labels = own[self.target.name]
+        return torch.stack([(output.argmax(1) == labels).sum(), (labels >= 0).sum()])
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> ClassificationMeter:  # noqa: B008  # frozen
         return ClassificationMeter(

@@ -157,7 +157,8 @@ class Hierarchical:
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         """Samples whose predicted leaf is the target, or below it."""
         finite = output.isfinite().all(1)
-        return (self.right(output.argmax(1), own[self.target]) & finite).sum()
+        nodes = own[self.target]
+        return torch.stack([(self.right(output.argmax(1), nodes) & finite).sum(), (nodes >= 0).sum()])
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> HierarchicalMeter:  # noqa: B008 - it is frozen
         return HierarchicalMeter(self, ranks)

@@ -128,7 +128,8 @@ class MultiLabel:
         right = (
             torch.where(values > 0, output > 0, output <= 0) & (values >= 0) & output.isfinite().all(1, keepdim=True)
         )
-        return (right.sum(1) / (values >= 0).sum(1).clamp(min=1)).sum()
+        known = (values >= 0).sum(1)
+        return torch.stack([(right.sum(1) / known.clamp(min=1)).sum(), known.sign().sum()])
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> MultiLabelMeter:  # noqa: B008 - it is frozen
         return MultiLabelMeter(self.target, ranks)

@@ -90,7 +90,7 @@ class MultiTask:
         return total
 
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
-        return output.new_zeros(())
+        return output.new_zeros(2)
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> MultiTaskMeter:  # noqa: B008  # frozen
         return MultiTaskMeter(self, {name: task.meter(device, ranks) for name, task in self.tasks.items()})

@@ -110,7 +110,8 @@ class Ordinal:
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         """The sum of absolute errors of the rank."""
         ranks = self.ranks(own[self.target])
-        return torch.where(ranks >= 0, (self.judged(output, ranks) - ranks).abs(), 0).sum()
+        errors = torch.where(ranks >= 0, (self.judged(output, ranks) - ranks).abs(), 0)
+        return torch.stack([errors.sum(), (ranks >= 0).sum()])
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> OrdinalMeter:  # noqa: B008 - it is frozen
         return OrdinalMeter(self, ranks)

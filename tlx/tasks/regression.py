@@ -125,7 +125,8 @@ class Regression:
         values = own[self.target].double()
         known = ~values.isnan()
         errors = torch.where(known, (self.predicted(output) - values).abs(), 0.0)
-        return (errors.sum(1) / known.sum(1).clamp(min=1)).sum()
+        means = errors.sum(1) / known.sum(1).clamp(min=1)
+        return torch.stack([means.sum(), known.any(1).sum()])
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> RegressionMeter:  # noqa: B008 - it is frozen
         return RegressionMeter(self, ranks)

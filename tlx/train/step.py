@@ -129,9 +129,9 @@ class Updater:
         """One step on this rank's micro-batches of a global batch.
 
         Returns:
-            float64 [4] on the device: summed loss, correct predictions, samples, 1 if a loss or the gradient was not
-            finite (then nothing moved, on any rank); the unreadable samples; the loss normaliser (samples of the
-            global batch, or their summed class weights).
+            float64 [5] on the device: summed loss, hits, samples, 1 if a loss or the gradient was not finite (then
+            nothing moved, on any rank), samples that hits tell of; the unreadable samples; the loss normaliser (samples
+            of the global batch, or the sum of what they weigh).
         """
         # dropout depends on (seed, step, rank), not on what happened before: evaluations, resuming
         torch.manual_seed(derive(self.seed, "dropout", step, self.world.rank) >> 1)
@@ -154,13 +154,14 @@ class Updater:
         if self.ema is not None:
             self.ema.update(phase_model.net, taken=finite if returns else None)
         nonfinite = finite.logical_not().double().to(self.world.device)
-        return torch.cat([torch.stack(counts).sum(0), nonfinite[None]]), bad, total
+        tally = torch.stack(counts).sum(0)
+        return torch.cat([tally[:3], nonfinite[None], tally[3:]]), bad, total
 
     def backward(self, phase_model: PhaseModel, batch: Batch) -> torch.Tensor:
         """One micro-batch: accumulates gradients, all-reduced at the last of a step.
 
         Returns:
-            float64 [3] on the device: summed loss, correct predictions, samples.
+            float64 [4] on the device: summed loss, hits, samples, samples that hits tell of.
         """
         last = batch.micro == batch.micros - 1
         with phase_model.no_sync(when=not last):
@@ -174,11 +175,11 @@ class Updater:
             # 0 x inf is NaN: a loss that is not finite spoils the gradient, which all ranks share, whatever its own is
             self.world.backward(loss * (weight + 0 * loss.detach()))
         if batch.idle:
-            return torch.zeros(3, dtype=torch.float64, device=self.world.device)
+            return torch.zeros(4, dtype=torch.float64, device=self.world.device)
         logits = output[0] if isinstance(output, tuple) else output
-        hits = self.task.hits(logits.detach(), batch.targets).double()
+        hits, told = self.task.hits(logits.detach(), batch.targets).double().unbind()
         samples = torch.full_like(hits, len(batch.labels))
-        return torch.stack([batch.counts * loss.detach().double(), hits, samples])
+        return torch.stack([batch.counts * loss.detach().double(), hits, samples, told])
 
     def _step(self, phase_model: PhaseModel) -> torch.Tensor:
         """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""
@@ -208,9 +209,9 @@ def set_rates(optimizer: Optimizer, phase: Phase, step: int) -> None:
         group["lr"] = rates[group["layer"]]
 
 
-FIELDS = ("loss", "correct", "seen", "bad", "stop", "nonfinite")
-"""Of one step, summed over ranks: weighted loss, correct predictions, samples, unreadable samples, ranks asked to stop,
-ranks whose loss or gradient was not finite."""
+FIELDS = ("loss", "correct", "seen", "bad", "stop", "nonfinite", "told")
+"""Of one step, summed over ranks: weighted loss, hits, samples, unreadable samples, ranks asked to stop, ranks whose
+loss or gradient was not finite, samples that hits tell of."""
 
 
 class Exchange:
