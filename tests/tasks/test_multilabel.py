@@ -313,7 +313,7 @@ def test_without_a_known_label_nothing_is_told():
 
 
 def test_outputs_that_are_not_finite_count_as_worst():
-    logits = torch.tensor([[3.0, 1.0], [2.0, -1.0], [math.nan, 1.0], [1.0, -math.inf]])
+    logits = torch.tensor([[3.0, 1.0], [2.0, -1.0], [math.nan, -1.0], [-1.0, -math.inf]])  # -1 would be right
     values = torch.tensor([[1, 0], [1, 1], [1, 0], [0, 1]], dtype=torch.int8)
     result = evaluation(logits, values)
     assert result["nonfinite"] == 2

@@ -107,6 +107,20 @@ def test_class_weights(make):
         make([1, 0], class_weights="balanced")
 
 
+@pytest.mark.parametrize("make", [cross_entropy, bce, focal, poly])
+def test_class_weights_of_mixed_samples(make):
+    """Each label weighs by its share in the picture."""
+    one, own, other = LOGITS[:1], torch.tensor([0]), torch.tensor([1])
+    mix = SimpleNamespace(partner_labels=other, lam=torch.tensor([0.75]))
+    loss = float(make(COUNTS, class_weights=WEIGHTS).loss(one, own, mix))
+    if make is bce:  # of the mixed target
+        assert loss == pytest.approx((0.75 * 1 + 0.25 * 3) * float(bce(COUNTS).loss(one, own, mix)), rel=1e-6)
+    else:
+        plain = make(COUNTS)
+        shares = 0.75 * 1 * float(plain.loss(one, own, None)) + 0.25 * 3 * float(plain.loss(one, other, None))
+        assert loss == pytest.approx(shares, rel=1e-6)
+
+
 @pytest.mark.parametrize("threshold", [None, 0.0, 0.2, 0.5])
 @pytest.mark.parametrize("sum_classes", [False, True])
 def test_bce_is_timms(threshold, sum_classes):

@@ -167,7 +167,8 @@ class MultiLabelMeter:
         informative = (values >= 0).any(1)
         if not bool((informative & finite).any()):  # an evaluation without any answer is no evaluation
             values = torch.full_like(values, -1)
-        labels = [_Label.of(o, v, finite) for o, v in zip(scores.output.T, values.T, strict=True)]
+        by_label = scores.output.T.contiguous(), values.T.contiguous()  # some times faster than column by column
+        labels = [_Label.of(o, v, finite) for o, v in zip(*by_label, strict=True)]
         seen = [label for label in labels if label.precision is not None]
         nonfinite, samples = int((~finite).sum()), int((values >= 0).any(1).sum())
         return {
@@ -211,7 +212,7 @@ class _Label:
         known = values >= 0
         logits, truth, answered = output[known].double(), values[known] > 0, finite[known].numpy()
         even = (np.arange(len(values)) % 2 == 0)[known.numpy()]
-        loss = float(torch.where(truth, *bce(logits)).sum())
+        loss = -float(logsigmoid(torch.where(truth, logits, -logits)).sum())
         p, y, ranked = logits.sigmoid().numpy(), truth.numpy(), logits.numpy()
 
         def counts(thresholds: float | NDArray[np.float64]) -> NDArray[np.int64]:
