@@ -222,7 +222,7 @@ def test_heads_of_the_users_own() -> None:
         2,
         3,
     )
-    with pytest.raises(UserError, match=r"gives \(4,\) instead of 3 classes"):
+    with pytest.raises(UserError, match=r"gives \(4,\) instead of 3 outputs"):
         models.load("timm/resnet10t", head=f"{__name__}:wrong", **wish)
 
 
