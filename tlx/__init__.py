@@ -44,6 +44,10 @@ _PUBLIC = {
     "Length": "tlx.base.durations:Length",
     "InputSpec": "tlx.base.inputs:InputSpec",
     "RunInfo": "tlx.tracking:RunInfo",
+    "Task": "tlx.tasks:Task",
+    "TaskData": "tlx.tasks:TaskData",
+    "Truth": "tlx.tasks:Truth",
+    "Ranks": "tlx.tasks:Ranks",
     "needs": "tlx.base.plug:needs",
     # mistakes of users, and faults
     "UserError": "tlx.base.errors:UserError",
@@ -73,6 +77,10 @@ if TYPE_CHECKING:
     from tlx.plan.plan import Plan as Plan
     from tlx.plan.timetable import timetable as timetable
     from tlx.plan.unfreeze import Assignment as Assignment
+    from tlx.tasks import Ranks as Ranks
+    from tlx.tasks import Task as Task
+    from tlx.tasks import TaskData as TaskData
+    from tlx.tasks import Truth as Truth
     from tlx.tracking import RunInfo as RunInfo
     from tlx.train import command
     from tlx.train.own_loop import Step as Step

@@ -12,7 +12,7 @@ from places import ROOT
 from tlx.base import plug
 from tlx.base.errors import UserError
 from tlx.tracking import RunInfo, guarded
-from tlx.train.part_checks import check_objective
+from tlx.train.part_checks import check_objective, check_task
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
 
@@ -62,6 +62,24 @@ def test_the_objective(space):
     # -log sigmoid(2), twice -log(1 - sigmoid(0))
     loss = objective.loss(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([0]), None)
     assert float(loss) == pytest.approx(0.126928 + 2 * 0.693147, abs=1e-5)
+
+
+def test_the_task(space):
+    from tlx.data.shards.targets import Target
+    from tlx.tasks import TargetSummary, TaskData, Truth
+
+    data = TaskData({"seeds": TargetSummary(Target("seeds", "number"), known=3)}, 3, 5, lambda _: None)
+    part = space["counting"]
+    task = part(data, **given(part, target="seeds"))
+    for mixed in (False, True):
+        check_task(task, mixed=mixed, label="task counting")
+    output, count = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[2.0], [float("nan")], [3.0]])
+    assert task.weights({"seeds": count.numpy()}).tolist() == [[1.0], [0.0], [1.0]]
+    assert float(task.loss(output, Truth({"seeds": count}))) == pytest.approx(1 + 7.389056 - 6, abs=1e-5)
+    meter = task.meter(torch.device("cpu"))
+    meter.update(output, {"seeds": count}, torch.arange(3))
+    assert meter.result()["mae"] == pytest.approx((1 + 4.389056) / 2, abs=1e-5)
+    assert part.metric in task.metrics
 
 
 def test_what_it_names_is_there():

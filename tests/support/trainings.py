@@ -15,7 +15,7 @@ from tlx.models import Backbone
 from tlx.plan.config import Config, parse
 from tlx.plan.plan import Phase, Plan
 from tlx.ranks.collectives import World
-from tlx.tasks.summaries import of_classes
+from tlx.tasks.summaries import expected_targets
 from tlx.train import components as parts
 from tlx.train.data import Samples
 from tlx.train.dry_run import DryRun
@@ -61,7 +61,7 @@ class Training:
         with torch.no_grad():  # buffers that a network fills when it is first run (convit) are no movement of a phase
             backbone.module.eval()(torch.zeros(1, 3, *pixels))
         counts = [1] * CLASSES
-        task = parts.task_of(config, Samples(CLASSES, CLASSES, counts, NAMES, of_classes(counts, NAMES)))
+        task = parts.task_of(config, Samples(CLASSES, CLASSES, counts, NAMES, expected_targets(counts, NAMES)))
         optimizer = parts.optimizer_of(config, backbone.module, backbone.layers)
         normalise = Normalise(backbone.input, world.device, channels_last=False)
         updater = Updater(optimizer, task, normalise, world, config.seed, clip=config.loop.clip)

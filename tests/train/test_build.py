@@ -273,6 +273,47 @@ def test_a_plan_refuses_all_that_training_would_at_once(tmp_path):
         build.plan(one)
 
 
+TARGETS = {
+    "tags": {"kind": "labels", "classes": ["old", "wet"]},
+    "colour": {"classes": 4},
+    "box": {"kind": "number", "width": 4},
+}
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "metric"),
+    [
+        ("multilabel", "multilabel of tags, outputs: 2", "val/map"),
+        ("regression", "regression of box, outputs: 4", "val/mae"),
+        ({"name": "ordinal", "target": "colour"}, "ordinal of colour, outputs: 3", "val/mae"),
+        (
+            {"name": "multitask", "tasks": {"a": "multilabel", "b": {"name": "classification", "target": "colour"}}},
+            "multitask of tags, colour, outputs: a 2, b 4",
+            "val/score",
+        ),
+    ],
+)
+def test_every_task_plans_before_there_are_shards(tmp_path, task, outputs, metric):
+    asked = config(tmp_path, tmp_path / "later", data={"expected": {"train": 24, "targets": TARGETS}}, task=task)
+    assert asked.evaluate.metric == metric
+    assert outputs in build.plan(asked)[1]
+
+
+def test_targets_that_are_not_as_expected_are_refused(tmp_path):
+    from images import make_target_shards
+
+    make_target_shards(tmp_path / "s", samples=24)
+    for targets, told in (
+        ({"tags": {"kind": "labels", "classes": 3}}, "targets.tags.classes: the shards hold 4, the configuration"),
+        ({"colour": {"classes": ["red", "green", "blue"]}}, "hold blue, green, red, the configuration expects red, "),
+        ({"hue": {"classes": 3}}, "data.expected.targets.hue.kind: the shards hold none"),
+        ({"box": {"kind": "number", "width": 2}}, "data.expected.targets.box.width: the shards hold 4"),
+    ):
+        asked = config(tmp_path, tmp_path / "s", data={"expected": {"train": 24, "targets": targets}})
+        with pytest.raises(UserError, match=told):
+            build.plan(asked)
+
+
 def test_training_refuses_what_the_plan_does(uneven, tmp_path, monkeypatch):
     from composed import composer
 

@@ -35,7 +35,8 @@ from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.base.inputs import InputSpec, Interpolation
 from tlx.base.key_aliases import USUAL, right_key
 from tlx.base.launcher import environment
-from tlx.base.layers import Granularity, Kind
+from tlx.base.layers import Granularity
+from tlx.base.layers import Kind as ParameterKind
 from tlx.base.location import is_remote, place, without_credentials
 from tlx.base.metrics import LOSS, Metric
 from tlx.base.norms import POLICIES, NormPolicy, written_out
@@ -43,6 +44,7 @@ from tlx.base.parsing import from_yaml_file, to_yaml
 from tlx.base.paths import expanded, written
 from tlx.base.sweep import with_trial
 from tlx.base.validation import mistakes, refuse_truth
+from tlx.data.shards.targets import Kind
 from tlx.data.stream.sampling import Sampling
 from tlx.plan.later_keys import completed, is_written
 from tlx.plan.overrides import Group, Names, Short, changed, keys_at
@@ -242,15 +244,48 @@ class PhaseSettings(Model):
 Place = Annotated[str, BeforeValidator(lambda value: _of_value(lambda: place(value)))]
 
 
+Classes = PositiveInt | Annotated[list[str], Field(min_length=1)]
+"""Of classes; or how many, whatever their names."""
+
+
+class ExpectedTarget(Model):
+    """What a target of the shards should be."""
+
+    kind: Kind = "class"
+    """A class, `labels` of which any number apply, or a `number`."""
+    classes: Classes | None = None
+    """How many classes or labels, or their names in order."""
+    width: PositiveInt = 1
+    """How many numbers a sample has."""
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> ExpectedTarget:
+        if self.kind != "number" and self.classes is None:
+            raise ValueError(f"{self.kind} needs `classes`: how many, or their names")
+        if self.kind == "number" and self.classes is not None:
+            raise ValueError("a number has no classes")
+        if self.kind != "number" and self.width != 1:
+            raise ValueError("a width is of numbers")
+        return self
+
+
 class Expected(Model):
     """What the shards should hold: checked against them, and enough to plan before they are built."""
 
-    classes: PositiveInt
-    """How many classes."""
+    classes: Classes | None = None
+    """How many classes, or their names in order; left out where there is no class."""
+    targets: dict[str, ExpectedTarget] = {}
+    """The other targets, by name."""
     train: PositiveInt
     """How many training samples."""
     val: PositiveInt | None = None
     """How many validation samples."""
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Expected:
+        if self.classes is None and not self.targets:
+            raise ValueError("says neither `classes` nor `targets`")
+        return self
 
 
 class CacheConfig(Model):
@@ -654,7 +689,7 @@ class Config(Model):
     """What classification minimises; other tasks have a loss of their own."""
     optimizer: _part_of("optimizer") = Part(name="adamw")  # type: ignore[valid-type]
     """What updates the weights; rates are the plan's."""
-    no_decay: list[Kind] = ["bias", "norm", "embedding", "scale"]
+    no_decay: list[ParameterKind] = ["bias", "norm", "embedding", "scale"]
     """Kinds of parameters without weight decay."""
     loop: Loop = Loop()
     evaluate: Evaluate = Evaluate()

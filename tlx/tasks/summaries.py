@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.targets import LABEL, Target
-from tlx.data.stream.order import Ids
+from tlx.data.stream.order import Ids, share
 from tlx.data.stream.sampling import Sampling, entries, targets
 from tlx.tasks import TargetSummary
 
@@ -34,9 +34,25 @@ def summaries(manifest: Manifest, sampling: Sampling, seed: int) -> dict[str, Ta
     return found
 
 
-def of_classes(counts: tuple[int, ...], names: tuple[str, ...]) -> dict[str, TargetSummary]:
-    """Of shards that are not built yet: they will have a class."""
-    return {LABEL: TargetSummary(Target(LABEL, "class", names), counts, sum(counts))}
+def expected_targets(
+    counts: tuple[int, ...], names: tuple[str, ...], others: Iterable[Target] = (), samples: int = 0
+) -> dict[str, TargetSummary]:
+    """Of shards that are not built yet, as if no sample lacked a target: classes of one size, numbers that vary by 1.
+
+    Args:
+        counts, names: of classes; empty where there will be none.
+    """
+    own = {LABEL: TargetSummary(Target(LABEL, "class", names), counts, sum(counts))} if names else {}
+    return own | {target.name: _expected(target, samples) for target in others}
+
+
+def _expected(target: Target, samples: int) -> TargetSummary:
+    if target.kind == "number":
+        return TargetSummary(target, (), samples, (0.0,) * target.width, (1.0,) * target.width)
+    classes = len(target.classes)
+    if target.kind == "labels":
+        return TargetSummary(target, (max(samples // 2, 1),) * classes, (samples,) * classes)
+    return TargetSummary(target, tuple(len(share(samples, classes, c)) for c in range(classes)), samples)
 
 
 def _summary(target: Target, values: NDArray[Any], ids: Ids | None) -> TargetSummary:

@@ -62,8 +62,7 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     found = Problems()
     samples = found.of(lambda: count_samples(config))
     task = found.of(lambda: task_of(config, samples)) if samples is not None else None
-    expected = config.data.expected.classes if config.data.expected else 2
-    outputs, names = outputs_of(task) if task is not None else expected, known_names(config, samples, task)
+    outputs, names = outputs_of(task) if task is not None else 2, known_names(config, samples, task)
     backbone = found.of(lambda: backbone_of(config, outputs, empty=True, names=names))
     made = None
     if backbone is not None:

@@ -15,12 +15,13 @@ from tlx.base.errors import UserError
 from tlx.base.location import is_remote, shown
 from tlx.data.remote.files import IndexUnavailable
 from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.targets import Target
 from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
 from tlx.tasks import TargetSummary, Task
-from tlx.tasks.summaries import of_classes, summaries
+from tlx.tasks.summaries import expected_targets, summaries
 
 if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec
@@ -146,12 +147,19 @@ def _expected(config: Config, expected: Expected) -> Samples:
     note = f"note: no shards at {shown(config.data.train)} yet, planned with data.expected"
     if config.data.sampling.method == "repeat_factors":
         note += "; repeated samples are not counted, since that takes the sizes of classes"
-    even = np.array([len(share(expected.train, expected.classes, c)) for c in range(expected.classes)])
+    names = _names(expected.classes)
+    even = np.array([len(share(expected.train, len(names), c)) for c in range(len(names))], dtype=np.int64)
     counts = tuple(epoch_targets(Sampling(limit=config.data.sampling.limit), even).tolist())
     same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []
-    names = tuple(map(str, range(expected.classes)))
-    targets = of_classes(counts, names)
-    return Samples(expected.classes, sum(counts), counts, names, targets, note=note, warnings=tuple(same))
+    samples = sum(counts) if names else expected.train
+    others = [Target(n, t.kind, _names(t.classes), t.width) for n, t in expected.targets.items()]
+    targets = expected_targets(counts, names, others, samples)
+    return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same))
+
+
+def _names(classes: int | Sequence[str] | None) -> tuple[str, ...]:
+    """Of classes; numbers where only how many is known."""
+    return tuple(map(str, range(classes))) if isinstance(classes, int) else tuple(classes or ())
 
 
 def open_sets(config: Config, *, staged: bool = True) -> Datasets:
@@ -257,15 +265,33 @@ def _check_expected(config: Config, train: Manifest, val: Manifest | None) -> No
     expected = config.data.expected
     if expected is None:
         return
-    found = {"classes": len(train.classes), "train": len(train), "val": len(val) if val is not None else None}
-    for name, count in found.items():
-        wanted = getattr(expected, name)
-        if wanted is not None and count is not None and wanted != count:
+    found: dict[str, tuple[object, object]] = {
+        "classes": _compared(train.classes, expected.classes),
+        "train": (len(train), expected.train),
+        "val": (len(val) if val is not None else expected.val, expected.val),
+    }
+    for name, wanted in expected.targets.items():
+        target = train.targets.get(name)
+        kind, classes, width = (target.kind, target.classes, target.width) if target is not None else ("none", (), 0)
+        found[f"targets.{name}.kind"] = (kind, wanted.kind)
+        if wanted.kind == "number":
+            found[f"targets.{name}.width"] = (width, wanted.width)
+        else:
+            found[f"targets.{name}.classes"] = _compared(classes, wanted.classes)
+    for key, (held, said) in found.items():
+        if said is not None and held != said:
             raise UserError(
-                f"the shards hold {count}, the configuration expects {wanted}",
-                where=f"data.expected.{name}",
+                f"the shards hold {held}, the configuration expects {said}",
+                where=f"data.expected.{key}",
                 todo="correct data.expected or data.train; `tlx shards show` prints what is there",
             )
+
+
+def _compared(classes: Sequence[str], expected: int | Sequence[str] | None) -> tuple[object, object]:
+    """What there is and what is expected, in the words that the configuration has for it."""
+    if expected is None or isinstance(expected, int):
+        return len(classes), expected
+    return ", ".join(classes), ", ".join(expected)
 
 
 def view_of(config: Config, spec: Any) -> Any:
