@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _CLASSES = 20  # rows of a table
 _PAIRS = 5
-_NAME = 30  # characters
+_NAME, _OF_PAIR = 30, 22  # characters
 
 
 def target_lines(splits: Mapping[str, SplitCounts]) -> Iterator[str]:
@@ -35,8 +35,7 @@ def _table(name: str, splits: Splits) -> Table:
 
     kinds = dict.fromkeys(t.kind for t in splits.values() if t is not None)
     table = Table(f"{escaped(name)} ({', '.join(kinds)})", *splits, box=box.SIMPLE)
-    rows = {**_counts(splits), **_columns(splits)}
-    for label, cells in rows.items():
+    for label, cells in (*_counts(splits), *_columns(splits)):
         table.add_row(label, *cells)
     table.add_row("missing", *("" if t is None else f"{t.missing:,} of {t.samples:,}" for t in splits.values()))
     if any(t is not None and t.kind == "labels" for t in splits.values()):
@@ -48,17 +47,18 @@ def _cardinality(target: TargetSummary | None) -> str:
     return "" if target is None or target.cardinality is None else f"{target.cardinality:.2f}"
 
 
-def _counts(splits: Splits) -> dict[str, list[str]]:
+def _counts(splits: Splits) -> Iterator[tuple[str, list[str]]]:
     """Classes with the most samples over all splits, in the order of the index."""
     total: dict[str, int] = {}
     for target in splits.values():
         for name, count in target.counts.items() if target else ():
             total[name] = total.get(name, 0) + count
     most = set(sorted(total, key=lambda name: -total[name])[:_CLASSES])
-    rows = {_short(name): [_count(t, name) for t in splits.values()] for name in total if name in most}
+    for name in total:
+        if name in most:
+            yield _short(name, _NAME), [_count(t, name) for t in splits.values()]
     if len(total) > _CLASSES:
-        rows[f"... and {len(total) - _CLASSES:,} more"] = [""] * len(splits)
-    return rows
+        yield f"... and {len(total) - _CLASSES:,} more", [""] * len(splits)
 
 
 def _count(target: TargetSummary | None, name: str) -> str:
@@ -69,17 +69,15 @@ def _count(target: TargetSummary | None, name: str) -> str:
     return f"{target.counts[name]:,}" + (f", {unknown:,} unknown" if unknown > 0 else "")
 
 
-def _columns(splits: Splits) -> dict[str, list[str]]:
+def _columns(splits: Splits) -> Iterator[tuple[str, list[str]]]:
     """Least, mean and greatest value of each number, and their standard deviation."""
     width = max((len(t.columns) for t in splits.values() if t is not None), default=0)
-    rows: dict[str, list[str]] = {}
     for i in range(min(width, _CLASSES)):
         place = f"{i + 1}: " if width > 1 else ""
-        rows[f"{place}least, mean, most"] = [_column(t, i) for t in splits.values()]
-        rows[f"{place}standard deviation"] = [_std(t, i) for t in splits.values()]
+        yield f"{place}least, mean, most", [_column(t, i) for t in splits.values()]
+        yield f"{place}standard deviation", [_std(t, i) for t in splits.values()]
     if width > _CLASSES:
-        rows[f"... and {width - _CLASSES:,} more"] = [""] * len(splits)
-    return rows
+        yield f"... and {width - _CLASSES:,} more", [""] * len(splits)
 
 
 def _column(target: TargetSummary | None, place: int) -> str:
@@ -98,10 +96,10 @@ def _pairs(name: str, splits: Splits) -> Iterator[str]:
         if target is not None and target.pairs:
             yield f"{escaped(name)}, labels that come together in {escaped(split)}:"
             for pair in target.pairs[:_PAIRS]:
-                one, other = map(_short, pair.labels)
-                yield f"  {one} and {other}: {pair.samples:,}, {pair.share:.0%} of the rarer one"
+                one, other = (_short(label, _OF_PAIR) for label in pair.labels)
+                yield f"  {one} and {other}: {pair.samples:,}, {pair.share:.0%} of the rarer"
 
 
-def _short(name: str) -> str:
+def _short(name: str, most: int) -> str:
     text = escaped(name)
-    return text if len(text) <= _NAME else f"{text[: _NAME - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."

@@ -396,17 +396,16 @@ def _verify(source: Source, *, where: str) -> None:
     _verify_names(source.classes, where)
     for target in source.targets:
         _verify_names(target.classes, where)
-    if not source.classes and not source.targets:
-        raise UserError(
-            "there is neither a class nor a target", where=where, todo="--target NAME, or --label-column NAME"
-        )
     if not source.classes and any(p.label != -1 for pictures in source.splits.values() for p in pictures):
         raise UserError("there are labels, and no classes", where=where)
+    if source.targets and any(not p.targets for pictures in source.splits.values() for p in pictures):
+        raise UserError("there are targets, and pictures without any", where=where)
     if len(set(source.classes)) < len(source.classes):
         raise UserError("two classes have one name", where=where)
     if len(source.classes) < 2 and (source.classes or not source.targets):
         only = ", ".join(source.classes) or "none"
-        raise UserError(f"a classifier needs two classes or more; here: {only}", where=where)
+        todo = None if source.classes else "add folders or rows of others; --target NAME, where there is no class"
+        raise UserError(f"a classifier needs two classes or more; here: {only}", where=where, todo=todo)
     train = source.splits.get("train", ())
     empty = sorted(set(range(len(source.classes))) - {p.label for p in train}) if train else []
     if empty:

@@ -48,8 +48,16 @@ from tlx.data.shards.passed_over import (
     merged,
     no_picture,
 )
-from tlx.data.shards.target_values import Written, array_of, listed_target, missing, names_and_widths, width_of
-from tlx.data.shards.targets import LABEL, Target
+from tlx.data.shards.target_values import (
+    TargetSpec,
+    Written,
+    array_of,
+    listed_target,
+    missing,
+    names_and_widths,
+    width_of,
+)
+from tlx.data.shards.targets import LABEL, Target, read_target
 from tlx.data.shards.tars import Contents, Member, read_members
 
 _LONGEST = 1 << 20  # bytes that are read of a label
@@ -127,6 +135,8 @@ def index_folder(
     folders, passed_over = split_folders(Path(folder)), passed_over_beside(Path(folder))
     tars = [tar for f in folders for tar in tars_in(f)]
     before = AUTO if fresh else next((r for r in map(label_rule, folders) if r != AUTO), AUTO)
+    if before == AUTO:
+        before = _rule_of_build(folders[0].parent)
     given = labels or AUTO
     rule = given.over(before)
     titled = "reading tars" if progress else None
@@ -264,6 +274,17 @@ def label_rule(folder: Path) -> LabelRule:
         return LabelRule.read(from_json((folder / "index.json").read_bytes()).get("labels", {}))
     except (OSError, ValueError, AttributeError, TypeError, UserError):
         return AUTO
+
+
+def _rule_of_build(folder: Path) -> LabelRule:
+    """Where a build has written what its pictures are."""
+    try:
+        said = from_json((folder / "build.json").read_bytes())
+        targets = tuple(map(read_target, said.get("targets", ())))
+        place = "auto" if said["classes"] else "none"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return AUTO
+    return LabelRule(place, targets=tuple(TargetSpec(t.name, t.kind, (t.name,)) for t in targets))
 
 
 def _settled(rule: LabelRule, tars: Sequence[Path], scans: Sequence[Scan]) -> tuple[LabelRule, list[str]]:
