@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import tarfile
 
 import numpy as np
@@ -293,6 +296,66 @@ def test_labels_with_another_separator_and_what_is_written_of_them():
     assert as_json([spec], [value]) == '{"tags": ["a", "b", "?c"]}'
     assert as_json([spec], [from_cells(spec, ["?"], ";")]) == "{}"
     assert as_json([spec], [from_cells(spec, [""], ";")]) == '{"tags": []}'
+
+
+def killed_at(moment, source, out, settings):
+    """A build whose process ends by SIGKILL at its nth flush or rename."""
+    left = moment
+
+    def dying(plain):
+        def call(*given):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return plain(*given)
+
+        return call
+
+    os.replace, os.fsync = dying(os.replace), dying(os.fsync)
+    build_shards(source, out, settings)
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment(pictures, tmp_path):
+    """While shards are written, and while arrays, index.npy and index.json of each split take their names."""
+    source, how = by_hand(pictures, tmp_path / "t.csv"), options(val=None, targets=ALL, shard_samples=2)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    build_shards(source, whole, how)
+    killed, moment = 0, 0
+    while not (out / "build.json").exists() or json.loads((out / "build.json").read_text())["state"] != "done":
+        moment += 1
+        process = multiprocessing.get_context("fork").Process(target=killed_at, args=(moment, source, out, how))
+        process.start()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        for split in ("train", "val"):
+            with contextlib.suppress(UserError):
+                assert Manifest.open(out / split).digest == Manifest.open(whole / split).digest
+    assert killed > 25
+    assert_same_files(out, whole)
+    for moment in range(1, 16):  # and made again by an index
+        process = multiprocessing.get_context("fork").Process(target=indexing_killed_at, args=(moment, out))
+        process.start()
+        process.join()
+        index_shards(out, jobs=0)
+        for left in out.rglob("*.tmp"):  # of whom was killed
+            left.unlink()
+        assert_same_files(out, whole)
+
+
+def indexing_killed_at(moment, out):
+    left = moment
+
+    def dying(*given):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return plain(*given)
+
+    plain, os.replace = os.replace, dying
+    index_shards(out, jobs=0)
 
 
 # Classes by nested folders

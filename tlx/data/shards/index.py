@@ -49,6 +49,7 @@ from tlx.data.shards.passed_over import (
     no_picture,
 )
 from tlx.data.shards.target_values import (
+    Labels,
     TargetSpec,
     Written,
     array_of,
@@ -477,6 +478,7 @@ class _Samples:
     def __init__(self, rule: LabelRule) -> None:
         self.rule, self.reader = rule, TargetReader(rule)
         self.targets: list[list[Written]] = [[] for _ in rule.targets]
+        self._seen: dict[Labels, Labels] = {}
         self.places: list[tuple[int, int]] = []
         self.labels: list[str] = []
         self.label_extensions: set[str] = set()
@@ -492,7 +494,8 @@ class _Samples:
         self.labels.append(sys.intern(label))
         self.label_extensions |= {of_label} if of_label else set()
         for values, value in zip(self.targets, targets, strict=True):
-            values.append(value)
+            # samples with the same labels share them, of which there may be many
+            values.append(self._seen.setdefault(value, value) if isinstance(value, Labels) else value)
         self.unused.update(extension for extension in group if extension not in (own, of_label, of_targets))
 
 

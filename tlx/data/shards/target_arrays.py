@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -47,7 +48,7 @@ def empty_array(target: Target, samples: int) -> NDArray[Any]:
 
 def most_bytes(target: Target, samples: int) -> int:
     """What its file has at most."""
-    return len(npy(empty_array(target, 1))) + _DTYPES[target.kind].itemsize * int(np.prod(shape_of(target, samples)))
+    return len(npy(empty_array(target, 1))) + _DTYPES[target.kind].itemsize * math.prod(shape_of(target, samples))
 
 
 def map_array(path: Path, where: str, target: Target, samples: int, sha256: str | None) -> NDArray[Any]:
@@ -66,7 +67,7 @@ def map_array(path: Path, where: str, target: Target, samples: int, sha256: str 
                 damaged(where, f"{name} holds something else")
             found = np.lib.format.read_array_header_1_0(file)
             start, length = file.tell(), os.fstat(file.fileno()).st_size
-            if found != (shape, False, dtype) or length != start + dtype.itemsize * int(np.prod(shape)):
+            if found != (shape, False, dtype) or length != start + dtype.itemsize * math.prod(shape):
                 damaged(where, f"{name} holds something else")
             if not samples:  # there is nothing that could be mapped
                 return empty_array(target, 0)
