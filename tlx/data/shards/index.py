@@ -229,7 +229,7 @@ def _targets(
             raise UserError(
                 f"no sample has the target {spec.name}, in its .json at {hint}",
                 where=str(folders[0]),
-                todo=f"--target {spec.name}:{spec.kind}=KEY says where it is",
+                todo=f"--target {spec.name}:{spec.kind}=KEY says where it is; --fresh forgets the earlier index",
             )
         names, widths = names_and_widths(values)
         if spec.kind == "number":

@@ -97,7 +97,10 @@ class LabelRule:
             UserError, TypeError, AttributeError: it holds something else.
         """
         said = (told.get("from"), told.get("key"), told.get("picture"), told.get("numbers"))
-        return LabelRule.make(*said, last_dot=told.get("last_dot") is True, targets=told.get("targets") or ())
+        targets = told.get("targets", [])
+        if not isinstance(targets, list):
+            raise TypeError("targets are no list")
+        return LabelRule.make(*said, last_dot=told.get("last_dot") is True, targets=targets)
 
     def header(self) -> dict[str, Any]:
         """What an index remembers; nothing for "auto"."""

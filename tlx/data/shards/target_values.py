@@ -32,7 +32,8 @@ from tlx.data.shards.target_arrays import empty_array
 from tlx.data.shards.targets import KINDS, Kind, Target, name_problem
 
 _UNKNOWN = "?"
-_LONGEST = 1000  # characters of a name
+_LONGEST = 1000  # characters of a name, or a key
+_LONGEST_SPEC = 1 << 17
 _NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _FLAGS = {**dict.fromkeys(("1", "true", "yes"), True), **dict.fromkeys(("0", "false", "no"), False)}
 
@@ -56,6 +57,8 @@ class TargetSpec:
         Raises:
             UserError: it is no target.
         """
+        if len(text) > _LONGEST_SPEC:
+            raise UserError(f"a target of {len(text):,} characters", where="--target", todo=_EXAMPLE)
         said, equals, rest = text.partition("=")
         name, colon, kind = (word.strip() for word in said.partition(":"))
         problem = name_problem(name)
@@ -66,8 +69,12 @@ class TargetSpec:
                 f'there is no kind of target "{escaped(kind[:40])}"{did_you_mean(kind, KINDS)}', todo=_EXAMPLE
             )
         kind = KINDS[KINDS.index(kind or "class")]  # type: ignore[arg-type]
-        sources = tuple(s.strip() for s in next(csv.reader([rest]), [])) if equals else (name,)
-        if not all(sources) or not sources or len(set(sources)) < len(sources):
+        sources = _listed(rest) if equals else (name,)
+        if (
+            not all(0 < len(source) <= _LONGEST for source in sources)
+            or not sources
+            or len(set(sources)) < len(sources)
+        ):
             raise UserError(f'"{escaped(text[:100])}" names no source, or one twice', where="--target", todo=_EXAMPLE)
         if kind == "class" and len(sources) > 1:
             raise UserError(f'the class "{name}" has {len(sources)} sources', where="--target", todo="name one")
@@ -82,6 +89,14 @@ class TargetSpec:
     def flags(self) -> bool:
         """Whether each source says of one label whether it applies."""
         return self.kind == "labels" and len(self.sources) > 1
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    """Names with commas between them, some perhaps in quotes, as in a line of a CSV file."""
+    try:
+        return tuple(name.strip() for name in next(csv.reader([text]), []))
+    except csv.Error:
+        return ()
 
 
 _EXAMPLE = "such as colour, tags:labels, age:number, or box:number=x,y,w,h (NAME[:KIND][=COLUMN[,COLUMN...]])"

@@ -113,16 +113,6 @@ class _Dealt:
     scales: Tensor | None
 
 
-@dataclass(frozen=True)
-class _Dealt:
-    """What the index says of a global batch's samples, where somebody asks, and the loss normaliser."""
-
-    deal: _Deal
-    values: Mapping[str, NDArray[Any]]
-    total: float
-    scales: Tensor | None
-
-
 class ShardStream:
     """Training batches of one rank.
 
@@ -188,8 +178,6 @@ class ShardStream:
         self.pin = pin
         self.class_weights = None if class_weights is None else tuple(class_weights)
         self.targets, self.weigh = tuple(targets), weigh
-        if weigh is None and self.class_weights is not None:
-            self.weigh = partial(by_class, self.class_weights)
         if weigh is None and self.class_weights is not None:
             self.weigh = partial(by_class, self.class_weights)
         self._pictures = Pictures(manifest, transform, channels, upright=upright, scaled=scaled)
