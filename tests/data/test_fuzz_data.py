@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import encoded, index_shards, make_folder, make_shards, picture, png_chunk
+from images import encoded, index_shards, make_folder, make_shards, make_target_shards, picture, png_chunk
 from mutations import GIB, apart, as_json, changed, kept, many, mutated, nested, odd, outcomes
 from PIL import Image
 from shard_server import serve
@@ -30,16 +30,19 @@ from tlx.base.location import address
 from tlx.cli import shards as cli_shards
 from tlx.data.build.content import read as read_picture
 from tlx.data.build.content import stored
-from tlx.data.build.sources import Picture, Source
+from tlx.data.build.sources import Picture, Reading, Source
 from tlx.data.build.write import BuildOptions, build_shards
 from tlx.data.pixels.decode import DecodeError, decode
 from tlx.data.remote.cache_room import CacheSpec
 from tlx.data.shards.check import check_shards
 from tlx.data.shards.examine import examine
 from tlx.data.shards.index import scan_tar
-from tlx.data.shards.labels import EXTENSIONS, LabelRule, label_of
+from tlx.data.shards.labels import EXTENSIONS, LabelRule, TargetReader, label_of
 from tlx.data.shards.manifest import RECORD, Manifest
 from tlx.data.shards.tables import read_csv
+from tlx.data.shards.target_summary import summarise_targets
+from tlx.data.shards.target_values import array_of, names_and_widths, parse_specs
+from tlx.data.shards.targets import Target
 from tlx.data.stream.reader import ReadError, ShardReader
 
 
@@ -605,6 +608,92 @@ def test_a_remembered_key_of_many_parts(train):
     apart(lambda: index_shards(train, jobs=0), seconds=20)
 
 
+# Targets
+
+
+@pytest.fixture
+def tagged(tmp_path):
+    """Six samples with a target of each kind."""
+    folder = make_target_shards(tmp_path / "tagged", samples=6, size=8).path
+    return folder, {
+        name: (folder / "targets" / f"{name}.npy").read_bytes() for name in ("colour", "tags", "age", "box")
+    }
+
+
+def use_targets(folder):
+    manifest = Manifest.open(folder)
+    for name, target in manifest.targets.items():
+        assert len(manifest.values(name)) == len(manifest)
+        assert target.name == name
+    summarise_targets(manifest)
+
+
+@many(100, 1000)
+def test_damaged_targets_of_an_index(tagged, count):
+    folder, arrays = tagged
+    header = json.loads((folder / "index.json").read_bytes())
+
+    def try_all():
+        rng = random.Random(8)
+
+        def one(case):
+            (folder / "index.json").write_bytes(as_json(case))
+            use_targets(folder)
+
+        def other(case):
+            name, content = case
+            (folder / "targets" / f"{name}.npy").write_bytes(content)
+            said = [
+                t | ({"sha256": hashlib.sha256(content).hexdigest()} if t["name"] == name else {})
+                for t in header["targets"]
+            ]
+            (folder / "index.json").write_bytes(as_json({**header, "targets": said}))
+            try:
+                use_targets(folder)
+            finally:
+                (folder / "targets" / f"{name}.npy").write_bytes(arrays[name])
+
+        headers = [{**header, "targets": changed(rng, header["targets"])} for _ in range(count // 2)]
+        names = [rng.choice(list(arrays)) for _ in range(count // 2)]
+        mutations = [(name, mutated(rng, arrays[name], head=rng.choice((130, None)))) for name in names]
+        return outcomes(headers, one) + outcomes(mutations, other)
+
+    kept(apart(try_all, seconds=600))
+    assert sorted(p.name for p in folder.parent.iterdir()) == ["tagged"]
+
+
+@given(
+    st.sampled_from(["a", "a:labels", "a:number", "a:number=a,0", "a:labels=a,cls", "a=a.b"]),
+    st.binary(max_size=30) | JSONS | st.sampled_from(ODD),
+)
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_anything_as_a_target(target, content):
+    reader = TargetReader(LabelRule.make(targets=[target]))
+
+    def one(_):
+        values = reader.read({"jpg": None, "json": None}, lambda _: content)
+        names, widths = names_and_widths(values)
+        assert all(name.isprintable() and 0 < len(name) <= 1000 for name in names)
+        assert all(width > 0 for width in widths)
+        made = Target("a", reader.rule.targets[0].kind, tuple(sorted(names)), max(widths, default=1))
+        array = array_of(made, values)
+        assert array is not None
+        assert not np.isinf(array.astype(float)).any()
+
+    outcomes([content], one, ValueError, TlxError)
+
+
+def test_remembered_targets_of_a_stranger(train):
+    header, records = parts(train)
+    cases = (["a=" + "." * 10**6], ["a=" + "b," * 10**6], ["a:x"], "a", [3], 7, {"a": 1}, ["../a"], ['a="b\nc'])
+
+    def one(targets):
+        write_index(train, {**header, "labels": {"targets": targets}}, records)
+        index_shards(train, jobs=0)
+
+    kept(apart(lambda: outcomes(cases, one), seconds=20))
+
+
 # Pictures
 
 
@@ -806,16 +895,23 @@ def test_what_is_no_file_among_pictures(built, tmp_path):
 
 @many(150, 1000)
 def test_damaged_csv_files(built, tmp_path, count):
+    reading = Reading(targets=parse_specs(["colour", "tags:labels", "pets:labels=cat,dog", "age:number=x,y"]))
     (tmp_path / "a.jpg").write_bytes(JPEG)
     (tmp_path / "b.jpg").write_bytes(JPEG)
     good = b'path,label,split\na.jpg,rose,train\n"b.jpg",7,val\n'
+    tagged = b"path,label,colour,tags,cat,dog,x,y\na.jpg,rose,red,a;?b,1,0,1.5,2\nb.jpg,x,,?,,1,,\n"
     rng = random.Random(6)
 
     def one(data):
         (tmp_path / "x.csv").write_bytes(data)
         read_csv(tmp_path / "x.csv")
 
+    def other(data):
+        (tmp_path / "x.csv").write_bytes(data)
+        read_csv(tmp_path / "x.csv", reading)
+
     kept(outcomes((mutated(rng, good) for _ in range(count)), one))
+    kept(outcomes((mutated(rng, tagged) for _ in range(count)), other))
 
 
 @pytest.mark.parametrize(

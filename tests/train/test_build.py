@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from images import make_folder, make_shards
+from images import make_folder, make_shards, make_target_shards
 from places import ROOT
 from safetensors.torch import save_file
 from torchvision.models import resnet18
@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 from tlx.base.errors import ConfigError, UserError
 from tlx.data.build.write import BuildOptions, build_shards
 from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.targets import Target
 from tlx.plan.config import load, parse
 from tlx.train import build
 from tlx.train import data as feed
@@ -98,6 +99,28 @@ def test_shards_that_do_not_fit_are_refused(tmp_path):
         feed.open_sets(config(tmp_path, three / "train", data={"expected": {"classes": 5, "train": 6}}))
     with pytest.raises(UserError, match="tlx shards"):
         feed.open_sets(config(tmp_path, tmp_path / "nowhere"))
+
+
+def test_targets_are_the_same_in_training_and_validation(tmp_path):
+    def made(name, *targets, classes=3):
+        return make_target_shards(tmp_path / name, targets, samples=6, size=16, classes=classes).path
+
+    colour, other = (Target("colour", "class", names) for names in (("blue", "red"), ("blue", "white")))
+    age = Target("age", "number")
+    train, none = made("train", colour, age), made("none", age, classes=0)
+    sets = feed.open_sets(config(tmp_path, train, made("val", age, colour)))
+    assert (sets.samples.train, sets.samples.counts) == (6, (2, 2, 2))
+    with pytest.raises(UserError, match=r"other classes of them: colour\n .*--target-classes colour=.*/train"):
+        feed.open_sets(config(tmp_path, train, made("white", other, age)))
+    with pytest.raises(UserError, match="other targets, or other classes of them: colour"):
+        feed.open_sets(config(tmp_path, train, made("without", age)))
+    with pytest.raises(UserError, match="3 classes, validation shards 0"):
+        feed.open_sets(config(tmp_path, train, none))
+    sets = feed.open_sets(config(tmp_path, none, made("val_none", age, classes=0)))
+    assert (sets.samples.classes, sets.samples.train, sets.samples.counts) == (0, 6, ())
+    balanced = feed.open_sets(config(tmp_path, none, data={"sampling": {"method": "balanced"}}))
+    with pytest.raises(UserError, match="cannot be chosen by class"):
+        assert balanced.samples
 
 
 @pytest.fixture(scope="module")

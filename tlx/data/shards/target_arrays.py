@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -47,7 +48,7 @@ def empty_array(target: Target, samples: int) -> NDArray[Any]:
 
 def most_bytes(target: Target, samples: int) -> int:
     """What its file has at most."""
-    return len(npy(empty_array(target, 1))) + _DTYPES[target.kind].itemsize * int(np.prod(shape_of(target, samples)))
+    return len(npy(empty_array(target, 1))) + _DTYPES[target.kind].itemsize * math.prod(shape_of(target, samples))
 
 
 def map_array(path: Path, where: str, target: Target, samples: int, sha256: str | None) -> NDArray[Any]:
@@ -66,7 +67,7 @@ def map_array(path: Path, where: str, target: Target, samples: int, sha256: str 
                 damaged(where, f"{name} holds something else")
             found = np.lib.format.read_array_header_1_0(file)
             start, length = file.tell(), os.fstat(file.fileno()).st_size
-            if found != (shape, False, dtype) or length != start + dtype.itemsize * int(np.prod(shape)):
+            if found != (shape, False, dtype) or length != start + dtype.itemsize * math.prod(shape):
                 damaged(where, f"{name} holds something else")
             if not samples:  # there is nothing that could be mapped
                 return empty_array(target, 0)
@@ -95,10 +96,10 @@ def verify_array(where: str, target: Target, array: NDArray[Any]) -> None:
             damaged(where, f"{file_of(target.name)} holds values that no {target.kind} target has")
 
 
-def target_entry(target: Target, sha256: str) -> dict[str, Any]:
-    """What ``index.json`` says of a target."""
+def target_entry(target: Target) -> dict[str, Any]:
+    """What ``index.json`` and ``build.json`` say of a target."""
     said = {"width": target.width} if target.kind == "number" else {"classes": list(target.classes)}
-    return {"name": target.name, "kind": target.kind, **said, "sha256": sha256}
+    return {"name": target.name, "kind": target.kind, **said}
 
 
 @contextmanager
@@ -118,7 +119,7 @@ def arrays_beside(
             for target, array in arrays:
                 path = folder / file_of(target.name)
                 beside = stack.enter_context(scratch(path))
-                entries.append(target_entry(target, _write(beside, target, array)))
+                entries.append({**target_entry(target), "sha256": _write(beside, target, array)})
                 moves.append((beside, path))
             yield entries, moves
     finally:

@@ -44,10 +44,10 @@ def refuse_unknown(manifest: Manifest, names: Iterable[str]) -> None:
         manifest.values(name)
 
 
-def by_class(class_weights: Sequence[float]) -> Weigh:
+def by_class(class_weights: Sequence[float], values: Values) -> NDArray[np.float64]:
     """Each sample weighs what its class weighs."""
-    weights = np.asarray(class_weights, dtype=np.float64)
-    return lambda values: weights[values[LABEL]][:, None]
+    weights: NDArray[np.float64] = np.asarray(class_weights, dtype=np.float64)[values[LABEL]][:, None]
+    return weights
 
 
 def normalisers(weights: NDArray[np.float64] | None, draws: Draws | None, count: int) -> tuple[float, Tensor | None]:

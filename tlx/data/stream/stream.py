@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -103,6 +103,16 @@ class _Deal:
     micros: int
 
 
+@dataclass(frozen=True)
+class _Dealt:
+    """What the index says of a global batch's samples, where somebody asks, and the loss normaliser."""
+
+    deal: _Deal
+    values: Mapping[str, NDArray[Any]]
+    total: float
+    scales: Tensor | None
+
+
 class ShardStream:
     """Training batches of one rank.
 
@@ -168,8 +178,11 @@ class ShardStream:
         self.pin = pin
         self.class_weights = None if class_weights is None else tuple(class_weights)
         self.targets, self.weigh = tuple(targets), weigh
+        if weigh is None and self.class_weights is not None:
+            self.weigh = partial(by_class, self.class_weights)
         self._pictures = Pictures(manifest, transform, channels, upright=upright, scaled=scaled)
         self._order: EpochOrder | None = None
+        self._dealt: _Dealt | None = None
         self._check()
 
     @property
@@ -319,15 +332,14 @@ class ShardStream:
         slots = self._slots(deal, micro)
         draws = self._draws(deal, (images.shape[-2], images.shape[-1]))
         ids = np.array(loaded.ids, dtype=np.int64)
-        whole, own = self._values(deal.ids), self._values(ids)
+        own, whole = self._values(ids), self._of_deal(deal, draws)
         shown = {name: own[name] for name in self.targets}
         mix = None
         if draws and slots:
-            mix = mix_of(draws, slots, whole[LABEL], {name: whole[name] for name in self.targets})
+            mix = mix_of(draws, slots, whole.values[LABEL], {name: whole.values[name] for name in self.targets})
         elif draws:
             mix = plain(own[LABEL], shown)
         labels, targets = torch.from_numpy(own[LABEL]), as_tensors(shown)
-        total, scales = self._normalisers(whole, draws)
         return Batch(
             step=deal.step,
             micro=micro,
@@ -335,21 +347,25 @@ class ShardStream:
             images=images,
             labels=targets.get(LABEL, labels),
             ids=torch.from_numpy(ids),
-            total=total,
+            total=whole.total,
             idle=not slots,
             mix=mix,
             bad=loaded.bad,
             targets=targets,
-            scales=scales,
+            scales=whole.scales,
         )
 
     def _values(self, ids: Ids) -> dict[str, NDArray[Any]]:
         """Of the targets that are asked for, and of the class."""
         return values_of(self.manifest, dict.fromkeys((LABEL, *self.targets)), ids)
 
-    def _normalisers(self, values: Mapping[str, NDArray[Any]], draws: Draws | None) -> tuple[float, Tensor | None]:
-        weigh = self.weigh or (None if self.class_weights is None else by_class(self.class_weights))
-        return normalisers(weigh(values) if weigh else None, draws, len(values[LABEL]))
+    def _of_deal(self, deal: _Deal, draws: Draws | None) -> _Dealt:
+        """The same for all micro-batches of a step."""
+        if self._dealt is None or self._dealt.deal is not deal:
+            values = self._values(deal.ids) if self.weigh or draws else {}
+            weights = self.weigh(values) if self.weigh else None
+            self._dealt = _Dealt(deal, values, *normalisers(weights, draws, len(deal.ids)))
+        return self._dealt
 
 
 def epoch_counts(manifest: Manifest, sampling: Sampling) -> Ids:
