@@ -215,7 +215,7 @@ def test_one_class_is_refused(tmp_path):
     header = json.loads(index.read_text())
     index.write_text(json.dumps({**header, "classes": ["only"]}))
     with pytest.raises(UserError, match="class"):
-        feed.open_sets(config(tmp_path, shards / "train"))
+        build.prepared(config(tmp_path, shards / "train"))
 
 
 def test_optimizer_groups_cover_every_parameter_once_and_spare_the_excluded_from_decay():
@@ -259,10 +259,10 @@ def test_metrics_that_no_evaluation_gives_are_refused(tmp_path, over, message):
     task = classifying(cross_entropy([1, 1, 1]))
     asked = config(tmp_path, "x", "y", **over)
     with pytest.raises(UserError, match=message):
-        build.check_metrics(asked, Plan.make(asked, resnet_like(), samples=40), task, validated=True)
+        build.check_metrics(asked, Plan.make(asked, resnet_like(), samples=40), task, None)
     patient = config(tmp_path, "x", evaluate={"patience": 3})
     with pytest.raises(UserError, match="needs validation data"):
-        build.check_metrics(patient, Plan.make(patient, resnet_like(), samples=40), task, validated=False)
+        build.check_metrics(patient, Plan.make(patient, resnet_like(), samples=40), task, None)
 
 
 def test_a_plan_refuses_all_that_training_would_at_once(tmp_path):

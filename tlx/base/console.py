@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,12 +34,19 @@ class Console:
     Args:
         file: by default standard output.
         instead: the file that keeps what `file` does not take; see :class:`tlx.base.terminal.BestEffort`.
+        metrics: of evaluations, by name without ``ema/``, that a line shows; None for all.
     """
 
     def __init__(
-        self, total_steps: int, enabled: bool, *, file: IO[str] | None = None, instead: Path | None = None
+        self,
+        total_steps: int,
+        enabled: bool,
+        *,
+        file: IO[str] | None = None,
+        instead: Path | None = None,
+        metrics: Collection[str] | None = None,
     ) -> None:
-        shown = file or sys.stdout
+        shown, self._metrics = file or sys.stdout, metrics
         self._total, self._enabled = total_steps, enabled and shown is not None  # the shell's `>&-`
         self._stream = BestEffort.over(shown) if self._enabled else None
         if instead is not None:
@@ -87,7 +94,8 @@ class Console:
         evaluated = any(key.startswith(("val/", "ema/val/")) for key in row)
         if evaluated or (not self._live and time.monotonic() - self._said >= QUIET_S):
             self._said = time.monotonic()
-            self.note(_line({**row, **self._speed}, self._total, columns=self._columns))
+            brief = headlines(row, self._metrics)
+            self.note(_line({**brief, **self._speed}, self._total, columns=self._columns))
 
     def close(self) -> None:
         """Takes the bar away; what was printed stays."""
@@ -120,6 +128,15 @@ class Console:
             self._task = self._bar.add_task("train", total=self._total, **about)
             self._bar.start()
         self._bar.update(self._task, **about)
+
+
+def headlines(row: Mapping[str, Any], metrics: Collection[str] | None) -> dict[str, Any]:
+    """A row without those metrics of evaluations that are not named here; None for all."""
+
+    def shows(name: str) -> bool:
+        return metrics is None or not name.startswith("val/") or name in metrics
+
+    return {key: value for key, value in row.items() if shows(key.removeprefix("ema/"))}
 
 
 def _line(row: Mapping[str, Any], total: int, *, columns: int | None) -> str:

@@ -123,7 +123,8 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
 def _alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
     """One rank's part of the training, without weights and trackers, in another folder."""
     sets, notes = open_sets(config), []
-    spec = config.input.over(parts.backbone_of(config, len(sets.train.classes), empty=True).input)
+    outputs = parts.outputs_of(parts.task_of(config, sets.samples))
+    spec = config.input.over(parts.backbone_of(config, outputs, empty=True).input)
     as_loaded = ("size", "mean", "std", "crop_pct", "interpolation")  # of the weights, which are not loaded
     seen = config.input.model_copy(update={name: getattr(spec, name) for name in as_loaded})
     data = config.data

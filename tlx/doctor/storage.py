@@ -95,12 +95,15 @@ def locks(folder: Path) -> Iterator[Finding]:
 
 
 def shards(config: Config) -> Iterator[Finding]:
-    """Opened as training opens them, which compares them with each other and with what the configuration expects."""
+    """Opened as training opens them, which compares them with each other and with what the configuration expects, and
+    whether they hold what is to be learned."""
     from tlx.base.errors import UserError
+    from tlx.train.components import task_of
     from tlx.train.data import open_sets
 
     try:
         sets = open_sets(config, staged=False)
+        task_of(config, sets.samples)
     except UserError as error:
         yield of_error("shards", error, "tlx shards build, or tlx shards index")
         return

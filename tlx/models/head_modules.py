@@ -30,7 +30,8 @@ class TaskHeads(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         outputs = [self.get_submodule(name)(features) for name in self.names]
         if self.constants is not None:
-            outputs.append(self.constants.to(outputs[0].dtype).expand(len(outputs[0]), -1))
+            # in their own precision: bf16 would round a learned constant to three digits
+            outputs.append(self.constants.expand(len(outputs[0]), -1))
         return torch.cat(outputs, 1)
 
 

@@ -46,6 +46,11 @@ class TargetSummary:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
+    @property
+    def samples(self) -> int:
+        """At least so many have a value; 0 where none has."""
+        return max(self.known, default=0) if isinstance(self.known, tuple) else self.known
+
 
 @dataclass(frozen=True)
 class TaskData:
@@ -138,6 +143,8 @@ class Task(Protocol):
         shown: the name, without ``train/``, of what `hits` counts on the training curve; None for nothing.
         parts: how many losses, each with a normaliser of its own; more than one for several tasks at once.
         lists: names of the values of each list in an evaluation's result: ``{"per_class": classes}``.
+
+    One with many metrics may have a `headline`: those, without ``val/``, that lines for people have room for.
     """
 
     @property

@@ -162,6 +162,8 @@ class ClassificationMeter:
         loss = self.loss(logits, labels).double()
         counts = [finite.logical_not().sum().double(), loss.new_tensor(len(labels))]
         self.sums += torch.stack([loss, loss.new_tensor(samples), *counts])
+        if not len(labels):  # torchmetrics takes no empty batch
+            return
         wrong = -torch.nn.functional.one_hot(labels, logits.shape[1]).to(logits.dtype)  # every other class is before it
         judged = torch.where(finite[:, None], logits, wrong)
         for accuracy in (*self.top.values(), self.by_class):

@@ -37,11 +37,14 @@ def classification(
         objective: what is minimised; left out, the configuration's `objective`.
 
     Raises:
-        UserError: no such target.
+        UserError: no such target, or one of a single class.
     """
     from tlx.tasks.classification import Classification
 
     own = choose(data, "class", target)
+    if len(own.target.classes) < 2:
+        what = f'target "{own.target.name}" has only one class: {", ".join(own.target.classes)}'
+        raise UserError(what, where="task.target", todo="add a second one")
     counts = list(own.counts)
     made = data.objective(counts) if objective is None else nested.made("objective", objective, counts)
     partial = own.target.name != LABEL

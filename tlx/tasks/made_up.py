@@ -15,6 +15,11 @@ def made_up(targets: Mapping[str, Target], samples: int, device: torch.device | 
     return {name: _values(target, samples, device) for name, target in targets.items()}
 
 
+def missing(values: Tensor) -> Tensor:
+    """The same, of samples that have none."""
+    return torch.full_like(values, torch.nan if values.is_floating_point() else -1)
+
+
 def _values(target: Target, samples: int, device: torch.device | None) -> Tensor:
     rows = torch.arange(samples, device=device)
     if target.kind == "class":

@@ -56,6 +56,11 @@ class MultiTask:
         return {"loss": False, "score": True, **own}
 
     @property
+    def headline(self) -> Sequence[str]:
+        """The metric of each task that would choose the best checkpoint of it alone."""
+        return ("loss", "score", *(f"{name}/{task.metric}" for name, task in self.tasks.items()))
+
+    @property
     def parts(self) -> int:
         return len(self.tasks)
 

@@ -98,7 +98,7 @@ def checked_plan(
     if samples is not None:
         made = found.of(lambda: plan_of(config, backbone, samples, world))
     if task is not None and made is not None:
-        found.of(lambda: check_metrics(config, made, task, validated=config.data.val is not None))
+        found.of(lambda: check_metrics(config, made, task, samples))
     view = found.of(lambda: view_of(config, config.input.over(backbone.input)))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
     found.of(lambda: check_trackers(config))
@@ -217,7 +217,7 @@ def plans_of(config: Config, *, ranks: int) -> Callable[[Config, Mapping[str, in
 
     def compiled(other: Config, ends: Mapping[str, int]) -> Plan:
         made = plan_of(other, backbone, samples, ranks, ends)
-        check_metrics(other, made, task, validated=other.data.val is not None)
+        check_metrics(other, made, task, samples)
         return made
 
     return compiled
@@ -307,12 +307,14 @@ def _outputs_in_words(config: Config, task: Task) -> str:
     return f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"
 
 
-def check_metrics(config: Config, plan: Plan, task: Task, *, validated: bool) -> None:
+def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | None) -> None:
     """Whether evaluations will give what is chosen and waited for by.
 
     Raises:
-        ConfigError: unknown metrics, or no validation data where they decide something.
+        ConfigError: unknown metrics, those of targets that no validation sample has, or no validation data where they
+            decide something.
     """
+    validated = config.data.val is not None
     names = [f"val/{name}" for name in task.metrics]
     wanted = {"evaluate.metric": config.evaluate.chooses}
     waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}
@@ -321,9 +323,34 @@ def check_metrics(config: Config, plan: Plan, task: Task, *, validated: bool) ->
         for where, metric in (wanted | waited).items()
         if metric not in names
     ]
+    problems += _never_numbers(wanted | waited, task, samples)
     if not validated and (waited or config.evaluate.patience is not None):
         problems.append("data.val: a plateau or evaluate.patience needs validation data")
     if not validated and any(p.settings.start_from == "best" for p in plan.phases):
         problems.append("data.val: start_from: best needs validation data")
     if problems:
         raise ConfigError(problems)
+
+
+def _never_numbers(chosen: Mapping[str, str], task: Task, samples: Samples | None) -> list[str]:
+    """Metrics that decide something and are of targets that no validation sample has.
+
+    Args:
+        chosen: by the key that names them.
+    """
+    from tlx.train.part_checks import unmeasured
+
+    of_val = (samples.val if samples is not None else None) or {}
+    absent = [name for name in task.targets if name in of_val and not of_val[name].samples]
+    if not absent:
+        return []
+    lost = {f"val/{name}" for name in unmeasured(task, absent)}
+    which = ", ".join(f'"{name}"' for name in absent)
+    others = [name for name in task.metrics if f"val/{name}" not in lost]
+    todo = f"choose another one ({', '.join(f'val/{name}' for name in others[:5])}), or " if others else ""
+    return [
+        f"{where}: no validation sample has a value of target {which}, so that {metric} is never a number; {todo}"
+        "validate on samples that have it"
+        for where, metric in chosen.items()
+        if metric in lost
+    ]

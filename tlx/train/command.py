@@ -38,6 +38,7 @@ from tlx.train.components import (
     try_network,
 )
 from tlx.train.data import Datasets, Samples, open_sets, stream_of, warnings_of
+from tlx.train.result import headline_of
 from tlx.train.verification import FILE as SHARDS
 from tlx.train.verification import record_of, verify
 
@@ -255,7 +256,8 @@ def compose(
         except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
             what = f"{choice.said}; {error.what}" if choice.said else error.what
             raise UserError(what, where=error.where, todo=error.todo) from error
-        journal = journal_of(config, world, folder, plan.steps, silent=silent)
+        shown = headline_of(config, updater.task)
+        journal = journal_of(config, world, folder, plan.steps, silent=silent, shown=shown)
         run = Run(
             config=config,
             world=world,
@@ -364,8 +366,20 @@ def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) ->
     return Saver(checkpoints, place, journal.sync, journal.note, background=config.checkpoint.background)
 
 
-def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, silent: bool = False) -> Journal:
-    """Where rank 0 tells what happens: metrics.jsonl, trackers, console."""
+def journal_of(
+    config: Config,
+    world: World,
+    folder: RunFolder,
+    steps: int,
+    *,
+    silent: bool = False,
+    shown: Sequence[str] | None = None,
+) -> Journal:
+    """Where rank 0 tells what happens: metrics.jsonl, trackers, console.
+
+    Args:
+        shown: metrics on the console; None for all.
+    """
     from tlx.base.console import Console
     from tlx.runs.metrics_file import MetricsFile
     from tlx.tracking import RunInfo, guarded
@@ -376,7 +390,7 @@ def journal_of(config: Config, world: World, folder: RunFolder, steps: int, *, s
         about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
         return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
 
-    console = Console(steps, world.main and not silent)
+    console = Console(steps, world.main and not silent, metrics=shown)
     metrics = MetricsFile(folder.metrics, console.note, folder.is_displaced)
     return Journal(metrics if world.main else None, console, trackers)
 

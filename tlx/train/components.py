@@ -14,7 +14,7 @@ from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
 from tlx.plan.config import KEEP, Config, Part, known_part, plain
 from tlx.plan.plan import Plan
-from tlx.train.data import mixing_of
+from tlx.train.data import check_targets, mixing_of
 
 if TYPE_CHECKING:
     import torch
@@ -208,7 +208,7 @@ def task_of(config: Config, samples: Samples) -> Task:
     """What is learned.
 
     Raises:
-        UserError: it cannot be made of these shards, or does not give what the loop needs.
+        UserError: it cannot be made of these shards, they lack what it learns, or it does not give what the loop needs.
     """
     from tlx.tasks import TaskData
     from tlx.train.part_checks import check_objective, check_task
@@ -225,6 +225,7 @@ def task_of(config: Config, samples: Samples) -> Task:
     data = TaskData(samples.targets, samples.train, config.evaluate.top_k, objective_of)
     task: Task = make("task", config.task, data)
     check_task(task, mixed=mixed, label=label)
+    check_targets(samples, task)
     if not asked and objective != known_part("objective", Part(name="cross_entropy")):
         raise UserError(
             f"{label} does not minimise it", where="objective", todo="leave it out; see the task's own arguments"

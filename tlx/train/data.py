@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlx.base.errors import UserError
+from tlx.base.errors import Problems, UserError
 from tlx.base.location import is_remote, shown
 from tlx.data.remote.files import IndexUnavailable
 from tlx.data.shards.manifest import Manifest
@@ -41,6 +41,7 @@ class Samples:
         counts: the same by class; of shards that are not built yet, as if their classes were of one size.
         names: of the classes; of shards that are not built yet, numbers.
         targets: what there is to learn, by name.
+        val: the same of the validation shards; None where there are none, or they are not built yet.
         note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
         warnings: what about the data was probably unintended.
     """
@@ -52,6 +53,7 @@ class Samples:
     targets: Mapping[str, TargetSummary] = field(default_factory=dict)
     note: str | None = None
     warnings: tuple[str, ...] = ()
+    val: Mapping[str, TargetSummary] | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class Datasets:
             targets=summaries(self.train, self.sampling, self.seed),
             note=_of_epoch(self.sampling, counts.tolist(), len(self.train)),
             warnings=self.warnings,
+            val=summaries(self.val, Sampling(), self.seed) if self.val is not None else None,
         )
 
 
@@ -169,16 +172,14 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         staged: with `data.cache.stage`, folders are read through the cache; else where they lie, and nothing is copied.
 
     Raises:
-        UserError: missing or empty shards, one class, other classes in validation, other counts than expected, tars of
-            another length than indexed.
+        UserError: missing or empty shards, other classes in validation, other counts than expected, tars of another
+            length than indexed.
     """
     cache = cache_of(config)
     if cache is not None and not staged:
         cache = replace(cache, stage=False)
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
-    if len(train.classes) == 1:
-        raise UserError(f"only one class: {', '.join(train.classes)}", where=train.location, todo="add a second one")
     for manifest, key in ((train, "data.train"), (val, "data.val")):
         if manifest is not None and len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
@@ -232,6 +233,41 @@ def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[s
         f"{count} not as indexed: {listed}",
         where="shards",
         todo="bring the former files back, or index them as they are: tlx shards index FOLDER",
+    )
+
+
+def check_targets(samples: Samples, task: Task) -> None:
+    """Whether the shards hold what a task is to learn, and validation shards the same targets.
+
+    Raises:
+        UserError: a target that no training sample has; one that validation shards lack, or have with other classes.
+    """
+    found = Problems()
+    for name, target in task.targets.items():
+        own = samples.targets.get(name)
+        if own is not None and not own.samples:
+            what = f'no training sample has a value of target "{name}"'
+            todo = "look at the source of the target, or leave it out of the task"
+            found.add(UserError(what, where="data.train", todo=todo))
+        if samples.val is not None and (odd := _other_target(target, samples.val)):
+            found.add(UserError(odd, where="data.val", todo="build both with one `tlx shards build`"))
+    found.refuse()
+
+
+def _other_target(target: Target, val: Mapping[str, TargetSummary]) -> str | None:
+    """In what validation shards differ in a target."""
+    if target.name not in val:
+        return f'validation shards have no target "{target.name}"; they have {", ".join(val) or "none"}'
+    other = val[target.name].target
+    if other == target:
+        return None
+    if other.kind != target.kind or other.width != target.width:
+        what = (f"{t.kind}" + (f" of width {t.width}" if t.width else "") for t in (target, other))
+        return f'target "{target.name}" is of kind ' + " in training shards, and in validation shards ".join(what)
+    odd = sorted(set(target.classes) ^ set(other.classes))
+    return (
+        f'target "{target.name}" has {len(target.classes)} classes in training shards, and {len(other.classes)} in '
+        "validation shards" + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs")
     )
 
 

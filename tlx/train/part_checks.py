@@ -136,6 +136,26 @@ def _check_meter(task: Any, outputs: Any, values: Any, *, label: str) -> None:
         raise UserError(f"{label}: its meter gives no {', '.join(missing)}")
 
 
+def unmeasured(task: Any, absent: Sequence[str]) -> set[str]:
+    """Metrics of a task that are not a number where no sample has these targets, and are one where samples do."""
+    import torch
+
+    from tlx.tasks.made_up import made_up, missing
+
+    count = len(task.outputs) + len(task.constants)
+    outputs = torch.linspace(-1, 1, SAMPLES * count).reshape(SAMPLES, count)
+    there = made_up(task.targets, SAMPLES)
+    lacking = {name: missing(values) if name in absent else values for name, values in there.items()}
+
+    def numbers(values: Any) -> set[str]:
+        meter = task.meter(torch.device("cpu"))
+        meter.update(outputs, values, torch.arange(SAMPLES))
+        result = meter.result()
+        return {name for name in task.metrics if math.isfinite(result[name])}
+
+    return numbers(there) - numbers(lacking)
+
+
 def _check_sum(loss_of: Callable[[int], Any], *, label: str, learns: bool) -> None:
     """
     Args:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tlx.base.console import headlines
 from tlx.base.invocation import command, reproducing
 from tlx.base.terminal import escaped
 from tlx.data.pixels.jpeg_region import decoder
@@ -13,10 +14,18 @@ from tlx.runs.history import Evaluation, phases_of
 from tlx.runs.run_folder import threads, versions
 
 if TYPE_CHECKING:
+    from tlx.plan.config import Config
+    from tlx.tasks import Task
     from tlx.train.run import Run
 
 
 _LISTED = 20
+
+
+def headline_of(config: Config, task: Task) -> list[str] | None:
+    """Metrics of an evaluation that lines for people show; None for all."""
+    names = getattr(task, "headline", None)
+    return None if names is None else list(dict.fromkeys((*(f"val/{name}" for name in names), config.evaluate.chooses)))
 
 
 def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
@@ -30,6 +39,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "last": progress.last,
         "phases": progress.phases,
         "classes": list(run.identity["classes"]),
+        "headline": headline_of(run.config, run.task),
         "lists": {name: list(of) for name, of in run.task.lists.items() if list(of) != run.identity["classes"]},
         "samples_seen": progress.samples_seen,
         "replaced": progress.replaced,
@@ -56,7 +66,8 @@ def summary(result: Mapping[str, Any]) -> str:
     for phase in phases_of(result):
         for which, found in (("best", phase.best), ("last", phase.last)):
             if found is not None:
-                lines.append(f"  {escaped(phase.name):<20} {which} at step {found.step:>6}: {_metrics(found)}")
+                metrics = _metrics(found, result.get("headline"))
+                lines.append(f"  {escaped(phase.name):<20} {which} at step {found.step:>6}: {metrics}")
     if result["best"]:
         best = result["best"]
         lines.append(f"  best {best['metric']} {best['value']:.4f} at step {best['step']} ({best['weights']} weights)")
@@ -69,6 +80,7 @@ def summary(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _metrics(found: Evaluation) -> str:
-    shown = (f"{key} {value:.4f}" for key, value in found.metrics.items() if key != "val/samples")
+def _metrics(found: Evaluation, headline: Sequence[str] | None) -> str:
+    own = headlines(found.metrics, headline)
+    shown = (f"{key} {value:.4f}" for key, value in own.items() if key != "val/samples")
     return "  ".join([*shown, *(["(EMA weights)"] if found.weights == "ema" else [])])
