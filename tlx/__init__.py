@@ -19,6 +19,9 @@ _PUBLIC = {
     "fit": "tlx.train.command:train",
     "load_config": "tlx.plan.config:load",
     "Config": "tlx.plan.config:Config",
+    # what was trained
+    "load": "tlx.use.load:load",
+    "Model": "tlx.use.model:Model",
     # a loop of one's own
     "open_shards": "tlx.data.shards.manifest:Manifest.open",
     "load_backbone": "tlx.models:load",
@@ -59,6 +62,7 @@ _PUBLIC = {
 __all__ = sorted([*_PUBLIC, "__version__"])
 
 if TYPE_CHECKING:
+    from tlx import models
     from tlx.base.durations import Length as Length
     from tlx.base.errors import ConfigError as ConfigError
     from tlx.base.errors import TlxError as TlxError
@@ -70,7 +74,6 @@ if TYPE_CHECKING:
     from tlx.data.stream.stream import Batch as Batch
     from tlx.data.stream.stream import ShardStream as ShardStream
     from tlx.models import Backbone as Backbone
-    from tlx.models import adopt, load
     from tlx.plan import config
     from tlx.plan.config import Config as Config
     from tlx.plan.plan import Phase as Phase
@@ -90,8 +93,11 @@ if TYPE_CHECKING:
     from tlx.train.own_loop import parameter_groups as parameter_groups
     from tlx.train.own_loop import steps as steps
     from tlx.train.step import set_rates as set_rates
+    from tlx.use import load as use_load
+    from tlx.use.model import Model as Model
 
-    fit, load_config, load_backbone, adopt_backbone = command.train, config.load, load, adopt
+    fit, load_config, load_backbone, adopt_backbone = command.train, config.load, models.load, models.adopt
+    load = use_load.load
     Shards = manifest.Manifest
     open_shards = Shards.open
 

@@ -21,6 +21,7 @@ ORDER = [
     "report",
     "tracking",
     "ranks",
+    "use",
     "train",
     "bench",
     "doctor",

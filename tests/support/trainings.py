@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.stream import Batch
 from tlx.models import Backbone
 from tlx.plan.config import Config, parse
@@ -19,7 +20,7 @@ from tlx.tasks.summaries import expected_targets
 from tlx.train import components as parts
 from tlx.train.data import Samples
 from tlx.train.dry_run import DryRun
-from tlx.train.step import Normalise, PhaseModel, Updater, prepare_phase, set_rates
+from tlx.train.step import PhaseModel, Updater, prepare_phase, set_rates
 
 CLASSES = 7
 NAMES = tuple(map(str, range(CLASSES)))

@@ -6,13 +6,14 @@ import torch
 from trainings import alone
 
 from tlx import models
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.shards.targets import Target
 from tlx.plan.config import parse
 from tlx.plan.plan import Plan
 from tlx.tasks.classification import Classification
 from tlx.tasks.objectives import cross_entropy
 from tlx.train.optim import parameter_groups
-from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
+from tlx.train.step import Updater, prepare_phase, set_rates
 
 
 def phase_model(optimizer_class, **options):

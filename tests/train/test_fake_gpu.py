@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from updates import classifying
 
 from tlx import models
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.mix import Mix
 from tlx.data.stream.stream import Batch
 from tlx.plan.config import EMA, parse
@@ -25,7 +26,7 @@ from tlx.train import optim
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import Span
 from tlx.train.optim import parameter_groups
-from tlx.train.step import Normalise, Updater, prepare_phase, set_rates
+from tlx.train.step import Updater, prepare_phase, set_rates
 
 CUDA = torch.device("cuda", 0)
 CLASSES = 5

@@ -32,18 +32,26 @@ from tlx.models.weights.formats import reason
 from tlx.runs.older_meaning import WRITERS
 
 FORMAT = 3
+DESCRIBED = "tlx"
+"""Of the metadata of a file of weights: what the model is, as JSON."""
 READS = (FORMAT, *WRITERS)
 Weights = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a run needs to go on: copies, on the CPU. `state` is plain data."""
+    """All that a run needs to go on: copies, on the CPU.
+
+    Attributes:
+        state: plain data.
+        described: metadata of the files of weights, by name (``model``, ``ema``): what the model is.
+    """
 
     model: Weights
     optimizer: dict[str, Any]
     state: dict[str, Any]
     ema: Weights | None = None
+    described: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -394,9 +402,10 @@ def _arrived(tensors: Any) -> None:
 
 
 def _write(folder: Path, snapshot: Snapshot) -> None:
-    save_file(snapshot.model, folder / "model.safetensors", metadata={"format": "pt"})
-    if snapshot.ema is not None:
-        save_file(snapshot.ema, folder / "ema.safetensors", metadata={"format": "pt"})
+    for name, weights in (("model", snapshot.model), ("ema", snapshot.ema)):
+        if weights is not None:
+            about = {DESCRIBED: snapshot.described[name]} if name in snapshot.described else {}
+            save_file(weights, folder / f"{name}.safetensors", metadata={"format": "pt", **about})
     torch.save(snapshot.optimizer, folder / "optimizer.pt")
     hashes = {}
     for path in sorted(folder.iterdir()):

@@ -19,7 +19,7 @@ from tlx.base.launcher import ranked, relaunched
 from tlx.base.location import shown
 from tlx.base.terminal import say
 from tlx.data.stream.order import ORDER_VERSION
-from tlx.plan.config import Config, load, plain
+from tlx.plan.config import Config, Part, load, plain
 from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
 from tlx.ranks.together import by_main, together
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from tlx.train.evaluation import Validation
     from tlx.train.run import Run
     from tlx.train.step import Updater
+    from tlx.use.description import ModelDescription
 
 
 def train(
@@ -267,6 +268,7 @@ def compose(
             stream=stream_of(config, sets.train, spec, world, updater.task, view),
             validation=validation_of(config, sets.val, spec, updater),
             identity=identity_of(config, sets, spec, updater.task),
+            description=description_of(config, sets, spec, backbone, updater.task),
             saver=saver_of(config, folder, plan, journal),
             journal=journal,
             stop=stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after),
@@ -345,6 +347,39 @@ def identity_of(config: Config, sets: Datasets, spec: InputSpec, task: Task) -> 
         "val_content": sets.val.content if sets.val is not None else None,
         "config": essential(plain(config)),
     }
+
+
+def description_of(config: Config, sets: Datasets, spec: InputSpec, backbone: Backbone, task: Task) -> ModelDescription:
+    """What is trained, for whoever uses its weights."""
+    from tlx import __version__
+    from tlx.use.description import ModelDescription
+
+    def part(part: Part) -> dict[str, Any]:
+        return {"name": part.name, **part.args}
+
+    plain_config = plain(config)
+    return ModelDescription(
+        backbone={"name": config.backbone.name, "args": plain_config["backbone"]["args"]},
+        head={"name": config.head.name, **config.head_args},
+        task=part(config.task),
+        objective=part(config.objective),
+        targets=sets.samples.targets,
+        samples=sets.samples.train,
+        top_k=config.evaluate.top_k,
+        outputs=task.outputs,
+        input=spec,
+        upright=config.data.exif_orientation,
+        provenance={
+            "run": Path(config.run).name,
+            "weights": plain_config["backbone"]["weights"],
+            "loaded": str(backbone.loaded) if backbone.loaded else None,
+            "train_shards": sets.train.digest,
+            "train_content": sets.train.content,
+            "val_shards": sets.val.digest if sets.val is not None else None,
+            "seed": config.seed,
+            "tlx": __version__,
+        },
+    )
 
 
 def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) -> Saver:

@@ -42,11 +42,12 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
     """
     import torch
 
+    from tlx.data.pixels.normalise import Normalise
     from tlx.train.averaging import MovingAverage
     from tlx.train.freeze import synchronise
     from tlx.train.memory_trial import ran_out
     from tlx.train.recompute import recompute_blocks
-    from tlx.train.step import Normalise, Updater
+    from tlx.train.step import Updater
 
     backbone, loop = backbone_of(config, outputs_of(task), names=names), config.loop
     net = backbone.module

@@ -11,6 +11,7 @@ from torch import nn
 
 from tlx.base.errors import UserError
 from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_of
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
 from tlx.plan.config import Evaluate
@@ -18,7 +19,7 @@ from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
 from tlx.tasks import Ranks, Task
-from tlx.train.step import Normalise, share_unreadable
+from tlx.train.step import share_unreadable
 
 Warn = Callable[[str], None]
 """Hears what is odd about an evaluation, in words that follow "WARNING: at step N"."""

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from tlx.base.layers import Kind, LayerMap
 from tlx.data.pixels.decode import Channels
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.pixels.transforms import eval_transform, train_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import ShardStream, evaluation_batches
@@ -29,7 +30,7 @@ from tlx.train.freeze import train_mode
 from tlx.train.freeze import unfreeze as apply_phase
 from tlx.train.optim import forget
 from tlx.train.optim import parameter_groups as groups_of
-from tlx.train.step import Normalise, set_rates
+from tlx.train.step import set_rates
 
 NO_DECAY: tuple[Kind, ...] = ("bias", "norm", "embedding", "scale")
 """Kinds of parameters without weight decay, as a configuration has them by default."""

@@ -12,7 +12,10 @@ from torch.optim import Optimizer
 
 from tlx.base.durations import Duration
 from tlx.base.errors import UserError
+from tlx.base.files import json_text
+from tlx.base.metrics import Weights, metrics_of
 from tlx.data.pixels.jpeg_region import decoder
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.stream import ShardStream
 from tlx.plan.config import Config
 from tlx.plan.plan import Plan
@@ -25,8 +28,9 @@ from tlx.tasks import Task
 from tlx.tracking.journal import Journal
 from tlx.train.averaging import MovingAverage
 from tlx.train.evaluation import Validation
-from tlx.train.step import Exchange, Normalise, Updater
+from tlx.train.step import Exchange, Updater
 from tlx.train.step_timer import StepTimer
+from tlx.use.description import ModelDescription
 
 
 @dataclass
@@ -37,6 +41,7 @@ class Run:
         remake_plan: the plan, for phases that ended early (name -> step); pure.
         validation: None without validation shards.
         identity: what a checkpoint must agree with: classes, shards, order of samples, preprocessing.
+        description: what is trained, for whoever uses its weights.
         files: what the run folder holds about how this start was composed, by name.
         saved: the step of the newest checkpoint that was handed to `saver`.
     """
@@ -52,6 +57,7 @@ class Run:
     saver: Saver
     journal: Journal
     stop: StopRequest
+    description: ModelDescription
     files: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     saved: int = -1
@@ -138,6 +144,13 @@ def settle(run: Run) -> None:
         )
 
 
+def described(run: Run) -> dict[str, str]:
+    """What each file of weights says of itself, with the evaluation of these weights, where there is one."""
+    kinds: dict[str, Weights] = {"model": "raw", **({"ema": "ema"} if run.ema is not None else {})}
+    row = run.progress.last if run.progress.last.get("step") == run.progress.step else {}
+    return {name: json_text(run.description.judged(metrics_of(row, weights)).data()) for name, weights in kinds.items()}
+
+
 def snapshot(run: Run) -> Snapshot:
     """Everything needed to go on from here; :func:`tlx.train.resume.load_checkpoint` reads it."""
     scaler = run.world.scaler
@@ -145,6 +158,7 @@ def snapshot(run: Run) -> Snapshot:
         model=weights_of(run.net),
         optimizer=optimizer_state(run.optimizer),
         ema=weights_of(run.ema.module) if run.ema else None,
+        described=described(run),
         state={
             "step": run.progress.step,
             "best": run.progress.best,

@@ -17,7 +17,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from tlx.base.errors import UserError
-from tlx.base.inputs import InputSpec
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import BadSample, Batch
 from tlx.plan.plan import Phase, Plan
@@ -32,20 +32,6 @@ _OWN_BUFFERS: dict[str, Any] = {
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else "broadcast_buffers": False
 }
-
-
-class Normalise:
-    """uint8 pixels [N, channels, H, W] on a device to the float32 that the backbone was trained on."""
-
-    def __init__(self, spec: InputSpec, device: torch.device, *, channels_last: bool) -> None:
-        shape = (1, len(spec.mean), 1, 1)
-        self.scale = (1 / (255 * torch.tensor(spec.std, device=device))).view(shape)
-        self.shift = (torch.tensor(spec.mean, device=device) / torch.tensor(spec.std, device=device)).view(shape)
-        self.layout = torch.channels_last if channels_last else torch.contiguous_format
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        out = torch.empty(images.shape, device=images.device, memory_format=self.layout)
-        return torch.mul(images, self.scale, out=out).sub_(self.shift)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlx.base.errors import TlxError
+from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.order import Ids, derive, permuted
 from tlx.data.stream.pictures import Pictures
 from tlx.data.stream.randomness import own_randomness
@@ -98,7 +99,9 @@ class Loader:
         return _Shown(wanted, bad)
 
     def _of_class_of(self, sample: int) -> Ids:
-        labels = self.pictures.manifest.labels
+        manifest = self.pictures.manifest
+        assert isinstance(manifest, Manifest)  # files are not trained on
+        labels = manifest.labels
         if self.among is None:
             return np.flatnonzero(labels == labels[sample])
         left: Ids = self.among[labels[self.among] == labels[sample]]

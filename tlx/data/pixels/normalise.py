@@ -1,0 +1,21 @@
+"""Pixels as a network was trained on them."""
+
+from __future__ import annotations
+
+import torch
+
+from tlx.base.inputs import InputSpec
+
+
+class Normalise:
+    """uint8 pixels [N, channels, H, W] on a device to the float32 that the backbone was trained on."""
+
+    def __init__(self, spec: InputSpec, device: torch.device, *, channels_last: bool) -> None:
+        shape = (1, len(spec.mean), 1, 1)
+        self.scale = (1 / (255 * torch.tensor(spec.std, device=device))).view(shape)
+        self.shift = (torch.tensor(spec.mean, device=device) / torch.tensor(spec.std, device=device)).view(shape)
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(images.shape, device=images.device, memory_format=self.layout)
+        return torch.mul(images, self.scale, out=out).sub_(self.shift)
