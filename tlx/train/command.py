@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
-from tlx.base.files import json_text
+from tlx.base.files import json_text, write_whole
 from tlx.base.launcher import ranked, relaunched
 from tlx.base.location import shown
 from tlx.base.terminal import say
@@ -41,6 +41,7 @@ from tlx.train.data import Datasets, Samples, open_sets, stream_of, warnings_of
 from tlx.train.result import headline_of
 from tlx.train.verification import FILE as SHARDS
 from tlx.train.verification import record_of, verify
+from tlx.use.description import FILE as MODEL
 
 if TYPE_CHECKING:
     from tlx.base.inputs import InputSpec
@@ -511,6 +512,7 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
     try:
         run.stop.clear()
         if result["finished"]:
+            write_whole(folder.path / MODEL, json_text(described(run, result).data()))
             folder.write_result(result)
             folder.say("done", step=step, steps=steps)
         elif trouble is not None:
@@ -524,6 +526,14 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
             where=str(folder.path),
             todo="make room, or mend that; the same command writes it",
         ) from error
+
+
+def described(run: Run, result: Mapping[str, Any]) -> ModelDescription:
+    """The run's model, with the evaluation that chose it."""
+    best = result["best"] or {}
+    phase = (result["phases"].get(best.get("phase")) or {}).get("best") or {}
+    row = phase if phase.get("step") == best.get("step") else {best["metric"]: best["value"]} if best else {}
+    return run.description.judged({name: value for name, value in row.items() if name.startswith("val/")})
 
 
 def draw(folder: Path) -> None:
