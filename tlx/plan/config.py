@@ -457,8 +457,8 @@ class BackboneConfig(Model):
     name: str
     """timm/NAME, torchvision/NAME, an entry point of the group tlx.backbone, or ``package.module:function``."""
     weights: Annotated[str, BeforeValidator(_weights)] = "default"
-    """`default`, a tag of the library, a file, a folder that `tlx weights fetch` filled, hf-hub:OWNER/REPO[@REVISION],
-    or `none`."""
+    """`default`, a tag of the library, a file, the folder of a run, a folder that `tlx weights fetch` filled,
+    hf-hub:OWNER/REPO[@REVISION], or `none`."""
     weights_key: Annotated[str, Field(min_length=1)] | None = None
     """In a file with several state dicts: the key of the one to read, or the prefix of its names."""
     weights_size: Pixels | tuple[Pixels, Pixels] | None = None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlx import models
@@ -49,6 +50,22 @@ def test_a_trained_head_is_kept(compose, tmp_path, head):
         told = models.load("toys:small", classes=3, weights=str(file), options=models.WeightsOptions(keep_head=True))
         assert told.loaded is not None
         assert told.loaded.new == told.loaded.left == ()
+
+
+def test_a_runs_folder_stands_for_its_best_weights(compose, tmp_path):
+    first = compose(loop={"ema": {"decay": 0.5}})
+    file = checkpoint_of(first)
+    run, before = str(first.folder), {n: t.clone() for n, t in first.net.state_dict().items()}
+    backbone = {"name": "toys:small", "weights": run}
+    kept = compose(tmp_path / "kept", backbone=backbone, head={"name": "linear", "keep": True}, seed=5)
+    assert all(torch.equal(t, before[n]) for n, t in kept.net.state_dict().items())
+    # the moving average's, where these were the best
+    state, averaged = file.with_name("state.json"), load_file(file.with_name("ema.safetensors"))
+    (file.parent.parent / "best").symlink_to(file.parent.name)
+    state.write_text(json.dumps({**json.loads(state.read_text()), "best": {"step": 0, "weights": "ema"}}))
+    save_file({name: tensor + 1 for name, tensor in averaged.items()}, file.with_name("ema.safetensors"))
+    other = compose(tmp_path / "other", backbone=backbone, head={"name": "linear", "keep": True}, seed=5)
+    assert all(torch.equal(t, averaged[n] + 1) for n, t in other.net.state_dict().items() if n in averaged)
 
 
 def test_a_head_for_other_classes_is_a_mistake(compose, tmp_path, shards):

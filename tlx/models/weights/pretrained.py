@@ -12,7 +12,7 @@ from tlx.base.errors import UserError, did_you_mean
 from tlx.models.libraries.sources import Source
 from tlx.models.weights import download, files
 from tlx.models.weights import local_weights as shelf
-from tlx.models.weights.provenance import RunRecord, Size, base, record_of
+from tlx.models.weights.provenance import RunRecord, Size, base, best_of_run, record_of
 
 HUB = ("hf-hub:", "hf_hub:")
 """How timm writes that a name is a repository of the Hugging Face hub."""
@@ -99,7 +99,8 @@ def choose(source: Source, weights: str, *, there: bool = True) -> Origin:
         return Origin(shelf.full_name(source.name, tag), tag)
     path = files.location(weights)
     if path.is_dir():
-        return _in_folder(source, path, there=there)
+        best = best_of_run(path)
+        return Origin(str(best), None, best) if best is not None else _in_folder(source, path, there=there)
     if files.is_file(weights):
         return Origin(weights, _tag_of(path, source), path)
     raise UserError(

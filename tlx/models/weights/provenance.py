@@ -72,6 +72,20 @@ def record_of(file: Path) -> RunRecord | None:
         return None
 
 
+def best_of_run(folder: Path) -> Path | None:
+    """The file with the best weights of a run, the moving average's where these were the best; those of its last
+    checkpoint where it has no best one. None where the folder is no run's."""
+    for checkpoint in (folder / "checkpoints" / "best", folder / "checkpoints" / "latest"):
+        try:
+            state = from_json((checkpoint / "state.json").read_bytes())
+        except (OSError, ValueError):
+            continue
+        best = state.get("best") if isinstance(state, dict) else None
+        averaged = checkpoint.name == "best" and isinstance(best, dict) and best.get("weights") == "ema"
+        return checkpoint / ("ema.safetensors" if averaged else "model.safetensors")
+    return None
+
+
 def base(network: str) -> tuple[str, str]:
     """A network's name without its library, and the tag behind it: ``timm/vit.augreg`` is ``vit`` and ``augreg``."""
     name, _, tag = network.rpartition("/")[2].partition(".") if ":" not in network else (network, "", "")
