@@ -96,13 +96,13 @@ def test_the_whole_path_of_folders(tmp_path):
 def test_lists_of_classes(tmp_path):
     (tmp_path / "colours.txt").write_text("white\nred\nblue\n")
     folder = tars(tmp_path / "t", {"colour": "red"}, {"colour": "blue"})
-    made = indexed(folder, "colour", target_classes={"colour": tmp_path / "colours.txt"})
+    made = indexed(folder, "colour", classes={"colour": tmp_path / "colours.txt"})
     assert made.targets["colour"].classes == ("white", "red", "blue")
     assert made.values("colour").tolist() == [1, 2]
     # the list is kept, and may come from an index; numbers are positions in it
     assert indexed(folder, "colour").values("colour").tolist() == [1, 2]
     other = tars(tmp_path / "u", {"colour": 2}, {"colour": 0})
-    made = indexed(other, "colour", target_classes={"colour": folder})
+    made = indexed(other, "colour", classes={"colour": folder})
     assert made.values("colour").tolist() == [2, 0]
     assert check_shards(other, jobs=0).good
     tars(tmp_path / "u", {"colour": "green"}, {"colour": "red"})
@@ -112,7 +112,7 @@ def test_lists_of_classes(tmp_path):
     assert Manifest.open(other).values("colour").tolist() == [2, 0]  # the earlier index is as it was
     assert indexed(other, "colour", fresh=True).targets["colour"].classes == ("green", "red")
     with pytest.raises(UserError, match='no target "age" with classes'):
-        indexed(other, "colour", target_classes={"age": folder})
+        indexed(other, "colour", classes={"age": folder})
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -106,8 +105,7 @@ class Indexed:
 def index_folder(
     folder: str | os.PathLike[str],
     *,
-    classes: str | os.PathLike[str] | None = None,
-    target_classes: Mapping[str, str | os.PathLike[str]] = MappingProxyType({}),
+    classes: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     labels: LabelRule | None = None,
     hashes: bool = True,
     jobs: int | None = None,
@@ -119,7 +117,7 @@ def index_folder(
     Args:
         classes: where the class names come from, in the order of their labels: a text file with one name per line, or
             a folder that is already indexed. Without it, those of an earlier index; or else the labels that there are.
-        target_classes: the same for targets, by name.
+            Those of targets, too: by name, the class being `label`.
         labels: which part of a sample is its label, and which are its targets. Without it, what an earlier index was
             told, or "auto". The index remembers it.
         hashes: read all of each tar and keep its hash; otherwise only headers and labels are read, and nobody can tell
@@ -155,9 +153,10 @@ def index_folder(
     by_folder: dict[Path, list[Scan]] = {f: [] for f in folders}
     for tar, scan in zip(tars, scans, strict=True):
         by_folder[tar.parent].append(scan)
+    lists = dict(classes) if isinstance(classes, Mapping) else {LABEL: classes} if classes is not None else {}
     found = {label for scan in scans for label in scan.labels}
-    named, rule = _class_list(found, classes, folders, rule, said=given.numbers, fresh=fresh)
-    targets = _targets(rule, scans, folders, target_classes, fresh=fresh)
+    named, rule = _class_list(found, lists.pop(LABEL, None), folders, rule, said=given.numbers, fresh=fresh)
+    targets = _targets(rule, scans, folders, lists, fresh=fresh)
     made = {f.name: write_scans(f, by_folder[f], named, rule, targets) for f in folders}
     used = set(named.place.values())
     kept = tuple(name for i, name in enumerate(named.names) if i not in used)
