@@ -199,3 +199,27 @@ def test_show(tmp_path):
         "train: 6 samples in 1 shard, 0.0 MB",
     ):
         assert row in rows, row
+
+
+def test_the_commands(tmp_path):
+    def run(*words):
+        done = CliRunner().invoke(app, ["shards", *map(str, words), "--jobs", "0"])
+        return done.exit_code, " ".join(done.output.split()) or str(done.exception)
+
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(picture(i % 2, size=8, seed=i)))
+    lines = [f"{i}.jpg|wet/?old|{i}" for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["path|tags|age", *lines]))
+    asked = ["--target", "tags:labels", "--target", "age:number", "--label-column", "", "--label-separator", "/"]
+    code, said = run("build", tmp_path / "t.csv", tmp_path / "out", "--val", "0", *asked)
+    assert (code, "no class; 0." in said) == (0, True), said
+    assert Manifest.open(tmp_path / "out" / "train").values("tags").tolist() == [[-1, 1]] * 6
+    (tmp_path / "tags.txt").write_text("wet\nold\ndry\n")
+    for path in (tmp_path / "out").rglob("index.*"):
+        path.unlink()
+    lists = ["--target-classes", f"tags={tmp_path / 'tags.txt'}"]
+    code, said = run("index", tmp_path / "out" / "train", *asked[:4], "--label-from", "none", *lists)
+    assert (code, said) == (0, "train: 6 samples in 1 shard, no class, 2 targets: tags, age")
+    assert Manifest.open(tmp_path / "out" / "train").values("tags").tolist() == [[1, -1, 0]] * 6
+    assert run("check", tmp_path / "out" / "train")[0] == 0
+    assert "names no list" in run("index", tmp_path / "out" / "train", "--target-classes", "tags")[1]
