@@ -191,15 +191,21 @@ def context() -> Any:
     return made
 
 
-def run(words: Sequence[str], env: Mapping[str, str], *, ranks: int) -> subprocess.CompletedProcess[str]:
-    """`tlx WORDS`, or torchrun with so many ranks of it, to its end."""
+def run(
+    words: Sequence[str], env: Mapping[str, str], *, ranks: int, entry: str = "forked:command_line"
+) -> subprocess.CompletedProcess[str]:
+    """`tlx WORDS`, or torchrun with so many ranks of it, to its end.
+
+    Args:
+        entry: ``module:function``, in place of tlx.
+    """
     with tempfile.TemporaryDirectory() as folder:
         logs = (f"{folder}/out", f"{folder}/err")
         if ranks == 1:
-            target, given = alone, ("forked:command_line", words, env, logs)
+            target, given = alone, (entry, words, env, logs)
         else:
             torchrun = ["--standalone", f"--nproc-per-node={ranks}"]
-            target, given = agent, ("forked:command_line", words, torchrun, ranks, env, logs)
+            target, given = agent, (entry, words, torchrun, ranks, env, logs)
         process = context().Process(target=target, args=given)
         process.start()
         process.join(240)

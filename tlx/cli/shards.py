@@ -248,8 +248,7 @@ def index(
     rule = LabelRule.make(label_from, label_key, picture, numbers, last_dot=last_dot, targets=target or ())
     made = index_folder(
         folder,
-        classes=classes,
-        target_classes=_lists_by_target(target_classes or ()),
+        classes={**({"label": classes} if classes else {}), **_lists_by_target(target_classes or ())},
         labels=rule,
         hashes=hashes,
         jobs=jobs,

@@ -375,8 +375,10 @@ def multitask(
             better with a minus.
 
     Raises:
-        UserError: fewer than two tasks, weights for others.
+        UserError: fewer than two tasks, names that no head can have, weights for others.
     """
+    from torch.nn import Module
+
     from tlx.tasks.multitask import MultiTask
 
     if len(tasks) < 2:
@@ -384,6 +386,10 @@ def multitask(
     odd = next((name for name in tasks if not name.isidentifier()), None)
     if odd is not None:
         raise UserError(f'the name "{odd}" is none for a head', where="task.tasks", todo="letters, digits and _")
+    taken = next((name for name in tasks if name in ("constants", "names") or hasattr(Module(), name)), None)
+    if taken is not None:
+        what = f'the head of a task cannot have the name "{taken}": torch\'s modules have something of this name'
+        raise UserError(what, where="task.tasks", todo=f"another name, such as {taken}_task")
     made: dict[str, Task] = {}
     for name, part in tasks.items():
         try:

@@ -96,13 +96,13 @@ def test_the_whole_path_of_folders(tmp_path):
 def test_lists_of_classes(tmp_path):
     (tmp_path / "colours.txt").write_text("white\nred\nblue\n")
     folder = tars(tmp_path / "t", {"colour": "red"}, {"colour": "blue"})
-    made = indexed(folder, "colour", target_classes={"colour": tmp_path / "colours.txt"})
+    made = indexed(folder, "colour", classes={"colour": tmp_path / "colours.txt"})
     assert made.targets["colour"].classes == ("white", "red", "blue")
     assert made.values("colour").tolist() == [1, 2]
     # the list is kept, and may come from an index; numbers are positions in it
     assert indexed(folder, "colour").values("colour").tolist() == [1, 2]
     other = tars(tmp_path / "u", {"colour": 2}, {"colour": 0})
-    made = indexed(other, "colour", target_classes={"colour": folder})
+    made = indexed(other, "colour", classes={"colour": folder})
     assert made.values("colour").tolist() == [2, 0]
     assert check_shards(other, jobs=0).good
     tars(tmp_path / "u", {"colour": "green"}, {"colour": "red"})
@@ -112,7 +112,7 @@ def test_lists_of_classes(tmp_path):
     assert Manifest.open(other).values("colour").tolist() == [2, 0]  # the earlier index is as it was
     assert indexed(other, "colour", fresh=True).targets["colour"].classes == ("green", "red")
     with pytest.raises(UserError, match='no target "age" with classes'):
-        indexed(other, "colour", target_classes={"age": folder})
+        indexed(other, "colour", classes={"age": folder})
 
 
 @pytest.mark.parametrize(
@@ -199,3 +199,27 @@ def test_show(tmp_path):
         "train: 6 samples in 1 shard, 0.0 MB",
     ):
         assert row in rows, row
+
+
+def test_the_commands(tmp_path):
+    def run(*words):
+        done = CliRunner().invoke(app, ["shards", *map(str, words), "--jobs", "0"])
+        return done.exit_code, " ".join(done.output.split()) or str(done.exception)
+
+    for i in range(6):
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(picture(i % 2, size=8, seed=i)))
+    lines = [f"{i}.jpg|wet/?old|{i}" for i in range(6)]
+    (tmp_path / "t.csv").write_text("\n".join(["path|tags|age", *lines]))
+    asked = ["--target", "tags:labels", "--target", "age:number", "--label-column", "", "--label-separator", "/"]
+    code, said = run("build", tmp_path / "t.csv", tmp_path / "out", "--val", "0", *asked)
+    assert (code, "no class; 0." in said) == (0, True), said
+    assert Manifest.open(tmp_path / "out" / "train").values("tags").tolist() == [[-1, 1]] * 6
+    (tmp_path / "tags.txt").write_text("wet\nold\ndry\n")
+    for path in (tmp_path / "out").rglob("index.*"):
+        path.unlink()
+    lists = ["--target-classes", f"tags={tmp_path / 'tags.txt'}"]
+    code, said = run("index", tmp_path / "out" / "train", *asked[:4], "--label-from", "none", *lists)
+    assert (code, said) == (0, "train: 6 samples in 1 shard, no class, 2 targets: tags, age")
+    assert Manifest.open(tmp_path / "out" / "train").values("tags").tolist() == [[1, -1, 0]] * 6
+    assert run("check", tmp_path / "out" / "train")[0] == 0
+    assert "names no list" in run("index", tmp_path / "out" / "train", "--target-classes", "tags")[1]

@@ -19,7 +19,7 @@ def _refuse_unread(spec: str, reading: Reading) -> None:
     is_folder = Path(spec).is_dir() and not spec.startswith("torchvision:")
     if reading.targets and (is_folder or spec.startswith("torchvision:")):
         raise UserError("targets are columns of a CSV file", where=spec, todo="write one, with a row per picture")
-    if reading.nested and not is_folder:
+    if reading.nested and not is_folder and (Path(spec).exists() or spec.startswith("torchvision:")):
         raise UserError("--nested is for folders of pictures", where=spec, todo="leave it out")
 
 

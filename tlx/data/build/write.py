@@ -116,16 +116,16 @@ class BuildOptions:
     def reading(self, order: Sequence[str] = (), target_order: Mapping[str, tuple[str, ...]] = NO_ORDER) -> Reading:
         """How the source is read; with the classes in these orders, where they are the same."""
         return Reading(
-            self.path_column,
-            self.label_column,
-            self.split_column,
-            self.separator,
-            self.splits,
-            tuple(order),
-            parse_specs(self.targets),
-            self.label_separator,
-            target_order,
-            self.nested,
+            path_column=self.path_column,
+            label_column=self.label_column,
+            split_column=self.split_column,
+            separator=self.separator,
+            splits=self.splits,
+            order=tuple(order),
+            targets=parse_specs(self.targets),
+            label_separator=self.label_separator,
+            target_order=target_order,
+            nested=self.nested,
         )
 
 

@@ -31,9 +31,9 @@ from tlx.data.shards.index import (
     passed_over_beside,
     scan_tar,
     split_folders,
-    target_array,
 )
 from tlx.data.shards.index_file import refuse_unfinished
+from tlx.data.shards.index_targets import target_array
 from tlx.data.shards.manifest import Manifest, other_bytes
 from tlx.data.shards.passed_over import PassedOver, merged
 from tlx.data.shards.target_summary import TargetSummary, summarise_targets

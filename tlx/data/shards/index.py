@@ -20,11 +20,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tlx.base.errors import UserError
 from tlx.base.files import sha256_of
@@ -33,7 +30,8 @@ from tlx.base.terminal import escaped
 from tlx.data.build.progress import in_processes
 from tlx.data.build.sources import listed
 from tlx.data.shards.class_names import NO_CLASS, ClassList, Numbers, are_ambiguous, class_list
-from tlx.data.shards.index_file import parse, refuse_unfinished, targets_of
+from tlx.data.shards.index_file import refuse_unfinished
+from tlx.data.shards.index_targets import names_in, target_array, targets_in
 from tlx.data.shards.labels import AUTO, FOLDERS, LabelRule, NoLabel, TargetReader, folder_of, label_of, pictures_in
 from tlx.data.shards.labels import EXTENSIONS as LABELS
 from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
@@ -52,11 +50,6 @@ from tlx.data.shards.target_values import (
     Labels,
     TargetSpec,
     Written,
-    array_of,
-    listed_target,
-    missing,
-    names_and_widths,
-    width_of,
 )
 from tlx.data.shards.targets import LABEL, Target, read_target
 from tlx.data.shards.tars import Contents, Member, read_members
@@ -106,8 +99,7 @@ class Indexed:
 def index_folder(
     folder: str | os.PathLike[str],
     *,
-    classes: str | os.PathLike[str] | None = None,
-    target_classes: Mapping[str, str | os.PathLike[str]] = MappingProxyType({}),
+    classes: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     labels: LabelRule | None = None,
     hashes: bool = True,
     jobs: int | None = None,
@@ -119,7 +111,7 @@ def index_folder(
     Args:
         classes: where the class names come from, in the order of their labels: a text file with one name per line, or
             a folder that is already indexed. Without it, those of an earlier index; or else the labels that there are.
-        target_classes: the same for targets, by name.
+            Those of targets, too: by name, the class being `label`.
         labels: which part of a sample is its label, and which are its targets. Without it, what an earlier index was
             told, or "auto". The index remembers it.
         hashes: read all of each tar and keep its hash; otherwise only headers and labels are read, and nobody can tell
@@ -155,9 +147,10 @@ def index_folder(
     by_folder: dict[Path, list[Scan]] = {f: [] for f in folders}
     for tar, scan in zip(tars, scans, strict=True):
         by_folder[tar.parent].append(scan)
+    lists = dict(classes) if isinstance(classes, Mapping) else {LABEL: classes} if classes is not None else {}
     found = {label for scan in scans for label in scan.labels}
-    named, rule = _class_list(found, classes, folders, rule, said=given.numbers, fresh=fresh)
-    targets = _targets(rule, scans, folders, target_classes, fresh=fresh)
+    named, rule = _class_list(found, lists.pop(LABEL, None), folders, rule, said=given.numbers, fresh=fresh)
+    targets = targets_in(rule, scans, folders, lists, fresh=fresh)
     made = {f.name: write_scans(f, by_folder[f], named, rule, targets) for f in folders}
     used = set(named.place.values())
     kept = tuple(name for i, name in enumerate(named.names) if i not in used)
@@ -186,7 +179,7 @@ def _class_list(
             )
         return NO_CLASS, rule
     earlier, built = _names_before(folders, fresh=fresh)
-    given = _names_in(Path(classes)) if classes is not None else None
+    given = names_in(Path(classes)) if classes is not None else None
     known = given if given is not None else earlier
     # a build writes nothing but positions in its own list
     positional = not is_folder and said is None and (built or rule.numbers == "positions")
@@ -197,60 +190,6 @@ def _class_list(
     if positional and given is not None and earlier is not None:
         _refuse_moved(earlier, given, where)
     return named, rule
-
-
-def _targets(
-    rule: LabelRule,
-    scans: Sequence[Scan],
-    folders: Sequence[Path],
-    given: Mapping[str, str | os.PathLike[str]],
-    *,
-    fresh: bool,
-) -> list[Target]:
-    """The targets that the rule reads, with one list of classes for all folders.
-
-    Args:
-        given: where lists of classes come from, by target.
-
-    Raises:
-        UserError: a target that no sample has, classes that are not in a list.
-    """
-    odd = next((name for name in given if name not in [s.name for s in rule.targets if s.kind != "number"]), None)
-    if odd is not None:
-        raise UserError(
-            f'there is no target "{odd}" with classes', where="--target-classes", todo=f"--target {odd}=KEY"
-        )
-    earlier = {} if fresh else _targets_before(folders)
-    found = []
-    for i, spec in enumerate(rule.targets):
-        values = [value for scan in scans for value in scan.targets[i]] if any(s.targets for s in scans) else []
-        hint = next((scan.hints[spec.name] for scan in scans if spec.name in scan.hints), None)
-        if hint is not None and all(value == missing(spec) for value in values):
-            raise UserError(
-                f"no sample has the target {spec.name}, in its .json at {hint}",
-                where=str(folders[0]),
-                todo=f"--target {spec.name}:{spec.kind}=KEY says where it is; --fresh forgets the earlier index",
-            )
-        names, widths = names_and_widths(values)
-        if spec.kind == "number":
-            found.append(Target(spec.name, "number", width=width_of(spec, widths)))
-            continue
-        before = earlier.get(spec.name)
-        known = _names_in(Path(given[spec.name]), spec.name) if spec.name in given else None
-        if known is None and before is not None and before.kind == spec.kind:
-            known = before.classes
-        found.append(listed_target(spec, names, known, given=spec.name in given))
-    return found
-
-
-def _targets_before(folders: Sequence[Path]) -> dict[str, Target]:
-    """The targets of an earlier index."""
-    for folder in folders:
-        with suppress(OSError, UserError):
-            found = targets_of(parse(str(folder), (folder / "index.json").read_bytes()))
-            if found:
-                return {name: target for name, (target, _) in found.items()}
-    return {}
 
 
 def _refuse_moved(earlier: Sequence[str], given: Sequence[str], where: str) -> None:
@@ -334,15 +273,6 @@ def write_scans(
         labels=rule.header(),
         targets=[(target, array) for target, array in arrays if array is not None],
     )
-
-
-def target_array(target: Target, place: int, scans: Sequence[Scan]) -> NDArray[Any] | None:
-    """The array of a target over the samples of tars; None where a value is none of its.
-
-    Args:
-        place: of the target in the rule.
-    """
-    return array_of(target, [value for scan in scans for value in scan.targets[place]])
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -596,20 +526,6 @@ def _names_of(file: Path) -> tuple[str, ...] | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
-
-
-def _names_in(source: Path, target: str = LABEL) -> tuple[str, ...]:
-    if source.is_dir():
-        manifest = Manifest.open(source)
-        manifest.values(target)  # refused, where there is none
-        return manifest.targets[target].classes if target in manifest.targets else ()
-    try:
-        names = tuple(line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"the class names cannot be read: {error}", where=str(source)) from error
-    if len(set(names)) < len(names):
-        raise UserError("a class is named twice", where=str(source))
-    return names
 
 
 def _why(path: Path, error: Exception) -> str:

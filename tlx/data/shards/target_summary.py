@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.targets import LABEL, Kind, Target
 
-_PART = 1 << 18  # rows that are looked at together
+_PART = 1 << 24  # values that are looked at together
 _PAIRED = 512  # labels, the most frequent ones, whose pairs are counted
 _PAIRS = 10
 
@@ -71,10 +71,17 @@ def _summary(target: Target, values: NDArray[Any]) -> TargetSummary:
     return _of_labels(target, values) if target.kind == "labels" else _of_number(target, values)
 
 
+def _parts(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Rows, some at a time: the array is mapped, and may be larger than the memory."""
+    rows = max(_PART // max(values[:1].size, 1), 1)
+    for start in range(0, len(values), rows):
+        yield values[start : start + rows]
+
+
 def _of_class(target: Target, values: NDArray[np.int32]) -> TargetSummary:
     counts = np.zeros(len(target.classes) + 1, np.int64)
-    for start in range(0, len(values), _PART):
-        counts += np.bincount(values[start : start + _PART].astype(np.int64) + 1, minlength=len(counts))
+    for part in _parts(values):
+        counts += np.bincount(part.astype(np.int64) + 1, minlength=len(counts))
     named = dict(zip(target.classes, counts[1:].tolist(), strict=True))
     return TargetSummary(target.name, target.kind, len(values), int(counts[0]), named, {})
 
@@ -82,8 +89,7 @@ def _of_class(target: Target, values: NDArray[np.int32]) -> TargetSummary:
 def _of_labels(target: Target, values: NDArray[np.int8]) -> TargetSummary:
     yes, known = np.zeros(len(target.classes), np.int64), np.zeros(len(target.classes), np.int64)
     missing = 0
-    for start in range(0, len(values), _PART):
-        part = values[start : start + _PART]
+    for part in _parts(values):
         yes += (part == 1).sum(0)
         known += (part >= 0).sum(0)
         missing += int((part < 0).all(1).sum())
@@ -103,8 +109,8 @@ def _of_labels(target: Target, values: NDArray[np.int8]) -> TargetSummary:
 def _pairs(target: Target, values: NDArray[np.int8], yes: NDArray[np.int64]) -> tuple[Pair, ...]:
     chosen = np.sort(np.argsort(-yes, kind="stable")[:_PAIRED])
     together = np.zeros((len(chosen), len(chosen)), np.int64)
-    for start in range(0, len(values), _PART):
-        applies = (values[start : start + _PART, chosen] == 1).astype(np.float32)  # exact up to 2^24 rows
+    for part in _parts(values):
+        applies = (part[:, chosen] == 1).astype(np.float32)  # sums are exact: a part has at most 2^24 rows
         together += (applies.T @ applies).astype(np.int64)
     one, other = np.triu_indices(len(chosen), 1)
     counts = together[one, other]
@@ -118,18 +124,21 @@ def _pairs(target: Target, values: NDArray[np.int8], yes: NDArray[np.int64]) -> 
 
 
 def _of_number(target: Target, values: NDArray[np.float32]) -> TargetSummary:
-    has = np.concatenate([_has(values[s : s + _PART]) for s in range(0, len(values), _PART)] or [np.zeros(0, bool)])
-    columns = []
-    for column in range(target.width if has.any() else 0):
-        own = values[:, column][has].astype(np.float64)
-        # fsum is exact, so that the same numbers come out on every machine
-        mean = math.fsum(own) / len(own)
-        std = math.sqrt(math.fsum((own - mean) ** 2) / len(own))
-        columns.append(Column(float(own.min()), mean, float(own.max()), std))
-    missing = len(values) - int(has.sum())
-    return TargetSummary(target.name, target.kind, len(values), missing, {}, {}, columns=tuple(columns))
+    """In two passes, since a sum of squares alone says little of a small spread around a large mean."""
+    has, sums = 0, np.zeros(target.width)
+    least, most = np.full(target.width, np.inf), np.full(target.width, -np.inf)
+    for own in map(_known, _parts(values)):
+        has, sums = has + len(own), sums + own.sum(axis=0)
+        least = np.minimum(least, own.min(axis=0, initial=np.inf))
+        most = np.maximum(most, own.max(axis=0, initial=-np.inf))
+    means, squares = sums / max(has, 1), np.zeros(target.width)
+    for own in map(_known, _parts(values)):
+        squares += ((own - means) ** 2).sum(axis=0)
+    rows = np.stack([least, means, most, np.sqrt(squares / max(has, 1))], axis=1).tolist()
+    columns = tuple(Column(*row) for row in rows) if has else ()
+    return TargetSummary(target.name, target.kind, len(values), len(values) - has, {}, {}, columns=columns)
 
 
-def _has(values: NDArray[np.float32]) -> NDArray[np.bool_]:
-    found: NDArray[np.bool_] = np.logical_not(np.isnan(values).any(axis=1))
-    return found
+def _known(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The rows that are there."""
+    return values[~np.isnan(values).any(axis=1)].astype(np.float64)

@@ -1,0 +1,103 @@
+"""Targets of tars that are indexed: with one list of classes over all folders, and as arrays."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+from tlx.base.errors import UserError
+from tlx.data.shards.index_file import parse, targets_of
+from tlx.data.shards.labels import LabelRule
+from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.target_values import array_of, listed_target, missing, names_and_widths, width_of
+from tlx.data.shards.targets import LABEL, Target
+
+if TYPE_CHECKING:
+    from tlx.data.shards.index import Scan
+
+
+def targets_in(
+    rule: LabelRule,
+    scans: Sequence[Scan],
+    folders: Sequence[Path],
+    given: Mapping[str, str | os.PathLike[str]],
+    *,
+    fresh: bool,
+) -> list[Target]:
+    """The targets that the rule reads, with one list of classes for all folders.
+
+    Args:
+        given: where lists of classes come from, by target.
+
+    Raises:
+        UserError: a target that no sample has, classes that are not in a list.
+    """
+    odd = next((name for name in given if name not in [s.name for s in rule.targets if s.kind != "number"]), None)
+    if odd is not None:
+        raise UserError(
+            f'there is no target "{odd}" with classes', where="--target-classes", todo=f"--target {odd}=KEY"
+        )
+    earlier = {} if fresh else _targets_before(folders)
+    found = []
+    for i, spec in enumerate(rule.targets):
+        values = [value for scan in scans for value in scan.targets[i]] if any(s.targets for s in scans) else []
+        hint = next((scan.hints[spec.name] for scan in scans if spec.name in scan.hints), None)
+        if hint is not None and all(value == missing(spec) for value in values):
+            raise UserError(
+                f"no sample has the target {spec.name}, in its .json at {hint}",
+                where=str(folders[0]),
+                todo=f"--target {spec.name}:{spec.kind}=KEY says where it is; --fresh forgets the earlier index",
+            )
+        names, widths = names_and_widths(values)
+        if spec.kind == "number":
+            found.append(Target(spec.name, "number", width=width_of(spec, widths)))
+            continue
+        before = earlier.get(spec.name)
+        known = names_in(Path(given[spec.name]), spec.name) if spec.name in given else None
+        if known is None and before is not None and before.kind == spec.kind:
+            known = before.classes
+        found.append(listed_target(spec, names, known, given=spec.name in given))
+    return found
+
+
+def _targets_before(folders: Sequence[Path]) -> dict[str, Target]:
+    """The targets of an earlier index."""
+    for folder in folders:
+        with suppress(OSError, UserError):
+            found = targets_of(parse(str(folder), (folder / "index.json").read_bytes()))
+            if found:
+                return {name: target for name, (target, _) in found.items()}
+    return {}
+
+
+def target_array(target: Target, place: int, scans: Sequence[Scan]) -> NDArray[Any] | None:
+    """The array of a target over the samples of tars; None where a value is none of its.
+
+    Args:
+        place: of the target in the rule.
+    """
+    return array_of(target, [value for scan in scans for value in scan.targets[place]])
+
+
+def names_in(source: Path, target: str = LABEL) -> tuple[str, ...]:
+    """The class names of a list: a text file with one per line, or those of a target of an indexed folder.
+
+    Raises:
+        UserError: it cannot be read, or names a class twice.
+    """
+    if source.is_dir():
+        manifest = Manifest.open(source)
+        manifest.values(target)  # refused, where there is none
+        return manifest.targets[target].classes if target in manifest.targets else ()
+    try:
+        names = tuple(line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"the class names cannot be read: {error}", where=str(source)) from error
+    if len(set(names)) < len(names):
+        raise UserError("a class is named twice", where=str(source))
+    return names
