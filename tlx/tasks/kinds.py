@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 
 from tlx.base.durations import Ratio
-from tlx.base.errors import UserError, below, did_you_mean
+from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mean
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
 from tlx.tasks import TargetSummary, Task, TaskData, nested
@@ -390,14 +390,7 @@ def multitask(
     if taken is not None:
         what = f'the head of a task cannot have the name "{taken}": torch\'s modules have something of this name'
         raise UserError(what, where="task.tasks", todo=f"another name, such as {taken}_task")
-    made: dict[str, Task] = {}
-    for name, part in tasks.items():
-        try:
-            made[name] = nested.made("task", part, data)
-        except UserError as error:
-            raise below(error, f"task.tasks.{name}")[0] from error
-        if made[name].parts > 1:
-            raise UserError("a task of several tasks is made of single ones", where=f"task.tasks.{name}")
+    made = _each_made(data, tasks)
     shares = dict.fromkeys(made, 1.0)
     if isinstance(weighting, dict):
         strange = next((name for name in weighting if name not in made), None)
@@ -416,6 +409,31 @@ def multitask(
 
 
 multitask.metric = "score"  # type: ignore[attr-defined]
+
+
+def _each_made(data: TaskData, tasks: Mapping[str, Any]) -> dict[str, Task]:
+    """
+    Raises:
+        UserError: what is wrong with any of them, by the keys under it.
+    """
+    made: dict[str, Task] = {}
+    problems = Problems()
+    for name, part in tasks.items():
+        key = f"task.tasks.{name}"
+        try:
+            made[name] = nested.made("task", part, data)
+        except ConfigError as error:
+            problems.errors += below(error, key)
+        except UserError as error:  # which knows itself as the only task
+            own = (error.where or "task").partition(".")
+            where = f"{key}.{own[2]}" if own[0] == "task" and own[2] else key
+            what = error.what if own[0] == "task" else f"{error.where}: {error.what}"
+            problems.add(UserError(what, where=where, todo=error.todo))
+    for name, task in made.items():
+        if task.parts > 1:
+            problems.add(UserError("a task of several tasks is made of single ones", where=f"task.tasks.{name}"))
+    problems.refuse()
+    return made
 
 
 def _mean_of(tasks: Mapping[str, Task]) -> dict[str, float]:

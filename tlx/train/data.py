@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlx.base.errors import Problems, UserError
+from tlx.base.errors import Problems, UserError, did_you_mean
 from tlx.base.location import is_remote, shown
 from tlx.data.remote.files import IndexUnavailable
 from tlx.data.shards.manifest import Manifest
-from tlx.data.shards.targets import Target
+from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
@@ -240,11 +240,17 @@ def check_targets(samples: Samples, task: Task) -> None:
     """Whether the shards hold what a task is to learn, and validation shards the same targets.
 
     Raises:
-        UserError: a target that no training sample has; one that validation shards lack, or have with other classes.
+        UserError: a target that is not there, or that no training sample has; one that validation shards lack, or have
+            with other classes.
     """
     found = Problems()
     for name, target in task.targets.items():
         own = samples.targets.get(name)
+        if own is None and name != LABEL:
+            found.add(
+                UserError(f'there is no target "{name}"{did_you_mean(name, samples.targets)}', where="data.train")
+            )
+            continue
         if own is not None and not own.samples:
             what = f'no training sample has a value of target "{name}"'
             todo = "look at the source of the target, or leave it out of the task"
@@ -262,7 +268,7 @@ def _other_target(target: Target, val: Mapping[str, TargetSummary]) -> str | Non
     if other == target:
         return None
     if other.kind != target.kind or other.width != target.width:
-        what = (f"{t.kind}" + (f" of width {t.width}" if t.width else "") for t in (target, other))
+        what = (t.kind + (f" of width {t.width}" if t.kind == "number" else "") for t in (target, other))
         return f'target "{target.name}" is of kind ' + " in training shards, and in validation shards ".join(what)
     odd = sorted(set(target.classes) ^ set(other.classes))
     return (

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from tlx.base import plug
-from tlx.base.errors import UserError
+from tlx.base.errors import UserError, did_you_mean
 from tlx.base.metrics import Metric
 from tlx.plan.returned_values import number
 
@@ -27,6 +27,9 @@ def check_methods(part: Any, methods: Sequence[str], *, label: str) -> None:
     missing = [name for name in methods if not callable(getattr(part, name, None))]
     if missing:
         raise UserError(f"{label} returned {type(part).__name__}, which has no method {' and no '.join(missing)}")
+
+
+_WORDS = ("targets", "heads", "outputs", "constants", "metrics", "metric", "shown", "parts", "lists")
 
 
 def check_objective(objective: Any, classes: int, *, mixed: bool, label: str) -> None:
@@ -79,6 +82,8 @@ def check_task(task: Any, *, mixed: bool, label: str) -> None:
     from tlx.tasks.made_up import made_up
 
     check_methods(task, ("weights", "loss", "hits", "meter", "rows"), label=label)
+    if lacking := [name for name in _WORDS if not hasattr(task, name)]:
+        raise UserError(f"{label} returned {type(task).__name__}, which has no {' and no '.join(lacking)}")
     _check_words(task, label=label)
     count = len(task.outputs) + len(task.constants)
 
@@ -104,6 +109,9 @@ def check_task(task: Any, *, mixed: bool, label: str) -> None:
         if weights is not None and getattr(weights, "shape", None) != (SAMPLES, task.parts):
             what = f"{label}: weights have the shape {getattr(weights, 'shape', None)}"
             raise UserError(what, todo=f"[n, parts], here {(SAMPLES, task.parts)}")
+        hits = plug.call(f"{label}: hits", task.hits, outputs.detach(), values_of)
+        if getattr(hits, "shape", None) != (2,):
+            raise UserError(f"{label}: hits are no tensor of a sum, and how many samples it is of")
         _check_meter(task, outputs.detach(), values_of, label=label)
 
 
@@ -114,6 +122,9 @@ def _check_words(task: Any, *, label: str) -> None:
         raise UserError(f"{label} has several heads, one without a name")
     if "loss" not in task.metrics:
         raise UserError(f"{label} has no metric loss", todo="every task has one: ties are broken by it")
+    if task.metric not in task.metrics:
+        what = f'{label}: the metric that chooses the best checkpoint is "{task.metric}", which is none of its own'
+        raise UserError(f"{what}{did_you_mean('', task.metrics)}")
     for name, higher in task.metrics.items():
         if Metric(f"val/{name}").higher_is_better != higher:
             way = "higher" if higher else "lower"
@@ -134,6 +145,9 @@ def _check_meter(task: Any, outputs: Any, values: Any, *, label: str) -> None:
     missing = [name for name in (*task.metrics, "samples", *task.lists) if name not in result]
     if missing:
         raise UserError(f"{label}: its meter gives no {', '.join(missing)}")
+    rows = plug.call(f"{label}: rows", task.rows, outputs[:, : len(task.outputs)], result)
+    if not isinstance(rows, list) or len(rows) != SAMPLES:
+        raise UserError(f"{label}: rows of {SAMPLES} samples are no list of as many")
 
 
 def unmeasured(task: Any, absent: Sequence[str]) -> set[str]:
