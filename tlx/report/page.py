@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlx.base.terminal import clock, escaped
-from tlx.runs.history import ACCURACY, History, article_reading, shown
+from tlx.runs.history import ACCURACY, History, article_reading, is_share, shown
 from tlx.runs.run_files import whole, within
 
 COLUMNS = ("run", "best", "accuracy of each phase", "best step", "weights", "samples seen", "time")
@@ -37,6 +37,7 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
     environment.filters["percent"] = lambda share: shown(ACCURACY, share)
     environment.filters["of_list"] = lambda value, key: shown(key, value)
     environment.filters["heading"] = _heading
+    environment.tests["share"] = is_share
     return environment.from_string(TEMPLATE).render(
         title=title,
         columns=COLUMNS,
@@ -55,12 +56,21 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
     )
 
 
+HEADINGS = {
+    "per_class": "Accuracy of each class",
+    "ap_per_class": "Average precision of each label",
+    "f1_per_class": "F1 of each label",
+    "thresholds": "Threshold of each label",
+    "mae_by_column": "Mean absolute error of each column",
+    "r2_by_column": "R2 of each column",
+}
+"""Of lists in an evaluation's result; other tasks' names are shown as they are."""
+
+
 def _heading(key: str) -> str:
-    if key == "per_class":
-        return "Accuracy of each class"
     task, _, name = key.rpartition("/")
-    words = "values of each class" if name == "per_class" else name.replace("_", " ")
-    return f"{task}: {words}" if task else words.capitalize()
+    words = HEADINGS.get(name, name.replace("_", " "))
+    return f"{task}: {words[0].lower()}{words[1:]}" if task else words
 
 
 def _printable(value: Any) -> Any:
@@ -196,13 +206,15 @@ best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.read
 <ul class="classes">
 {% for name, value in values %}
 <li><span>{{ name }}</span>
-{% if value is none %}no samples{% else %}<meter value="{{ value }}"></meter>{{ value | of_list(key) }}{% endif %}</li>
+{% if value is none %}no samples{% else %}{% if key is share %}<meter value="{{ value }}"></meter>{% endif %}
+{{ value | of_list(key) }}{% endif %}</li>
 {% endfor %}
 </ul>
-{% else %}
+{% endfor %}
+{% if not history.best or (not history.lists and history.shown == "val/top1") %}
 <h3>Accuracy of each class in the best evaluation</h3>
 <p>Not known: the run has no validation, or has not come to a checkpoint with its best evaluation.</p>
-{% endfor %}
+{% endif %}
 
 <h3>Samples that could not be read</h3>
 {% if details.unreadable is mapping and details.unreadable %}

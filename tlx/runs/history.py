@@ -21,7 +21,7 @@ SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 MOST_ROWS = 4000
 """Of training alone: more than a picture has columns of pixels for."""
 
-_SHARES = re.compile(r"(^|_)(top\d+|map|f1|per_class)(_|$)|acc")
+_SHARES = re.compile(r"(^|_)(top\d+|map|ap|f1|per_class|thresholds)(_|$)|acc")
 
 Row = Mapping[str, Any]
 
@@ -262,8 +262,9 @@ def accuracies(
 def article_reading(found: Sequence[PhaseAccuracy]) -> tuple[float, float] | None:
     """The two numbers that the Flowers-102 article sets side by side: the last of feature extraction and the best of
     the phases after it. Not like with like, and shown only beside `accuracies`; None where a run has not both."""
-    before = [a.last for a in found if a.kind == "feature extraction" and a.last is not None]
-    after = [a.best for a in found if a.kind == "fine-tuning" and a.best is not None]
+    told = [a for a in found if a.metric == ACCURACY]
+    before = [a.last for a in told if a.kind == "feature extraction" and a.last is not None]
+    after = [a.best for a in told if a.kind == "fine-tuning" and a.best is not None]
     return (before[-1], max(after)) if before and after else None
 
 
@@ -307,7 +308,7 @@ def _of_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     if not progress:
         return {}
     classes = items(mapping(state.get("identity")).get("classes"))
-    return {**progress, "classes": classes, "unreadable": progress.get("bad")}
+    return {**progress, "classes": classes, "lists": state.get("lists"), "unreadable": progress.get("bad")}
 
 
 def _phases(
@@ -378,10 +379,6 @@ def _evaluation(row: Mapping[str, Any], weights: str) -> Evaluation:
         k: tuple(s if math.isfinite(number(s)) else None for s in v) for k, v in own.items() if isinstance(v, list)
     }
     return Evaluation(whole(row.get("step")) or 0, weights, metrics, lists)
-
-
-def _finite(value: Any) -> float | None:
-    return value if math.isfinite(number(value)) else None
 
 
 def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:

@@ -85,8 +85,8 @@ def multilabel(
     Metrics: `map`, the mean over labels of the average precision; `f1_micro` and `f1_macro`, labels told by a
     probability above 1/2, all decisions together and the mean over labels; `tuned_f1_micro` and `tuned_f1_macro`, the
     same by thresholds of each label; `loss`, binary cross-entropy, whatever is minimised. Means are over labels that
-    apply to a sample. By label: `per_class` (average precision), `f1_per_class`, and `thresholds`, those that make F1
-    highest in this evaluation, by which predictions go. A threshold judged by the samples it was chosen on flatters:
+    apply to a sample. By label: `ap_per_class` (average precision), `f1_per_class`, and `thresholds`, those that make
+    F1 highest in this evaluation, by which predictions go. A threshold judged by the samples it was chosen on flatters:
     the tuned scores judge every other sample, by order of ids, by thresholds chosen on the rest, and the rest by
     theirs. The training curve shows `label_accuracy`, the share of known labels told rightly.
 
