@@ -94,7 +94,7 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
         _legend(above, panels, columns=max(1, min(4, 100 // (max(map(len, names)) + 6))))
         bars = below.subplots(len(groups), 1, squeeze=False, height_ratios=lower)[:, 0]
         for panel, runs in zip(bars, groups.values(), strict=True):
-            _bars(panel, *zip(*runs, strict=True), headed=headed)
+            _bars(panel, *zip(*runs, strict=True), headed=len(histories) > 1)
         what = _in_words(next(iter(groups))) if len(groups) == 1 else "metrics"
         below.suptitle(f"Validation {what} of each phase", fontsize=12, fontweight="bold")
         _legend(below, [*bars], columns=3)
