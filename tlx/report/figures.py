@@ -61,6 +61,29 @@ def curves(history: History) -> bytes | None:
     return png(draw, width=9, height=9.5)
 
 
+def tasks(history: History) -> bytes | None:
+    """The metric of each of several tasks over epochs; None of a single task, and before the run's result."""
+    names = history.of_tasks
+    if len(names) < 2:
+        return None
+
+    def draw(figure: Figure) -> None:
+        panels = list(figure.subplots(math.ceil(len(names) / 2), 2, sharex=True, squeeze=False).flat)
+        for panel, name in zip(panels, names, strict=False):
+            _measured(panel, history, name.removeprefix("val/"))
+            _in_percent(panel, name)
+            panel.set_title(escaped(name), fontsize=10)
+            _switches(panel, history)
+        for panel in panels[len(names) :]:
+            panel.set_visible(False)
+        for panel in panels[len(names) - 2 : len(names)]:  # the lowest of each column
+            panel.tick_params(labelbottom=True)
+            panel.set_xlabel("epoch" if history.steps_per_epoch else "step")
+        _legend(figure, panels, columns=3)
+
+    return png(draw, width=9, height=1 + 2.6 * math.ceil(len(names) / 2))
+
+
 def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
     """Bars of validation accuracy of each phase, best and last; None where no run has any."""
     if not any(h.accuracies for h in histories):
@@ -174,14 +197,18 @@ def _losses(panel: Axes, history: History) -> None:
         _logarithmic(panel)
 
 
-def _accuracy(panel: Axes, history: History) -> None:
+def _in_percent(panel: Axes, metric: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
+    if is_share(metric):
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _accuracy(panel: Axes, history: History) -> None:
     metric = history.shown
     _measured(panel, history, metric.removeprefix("val/"))
     panel.set_ylabel(_in_words(metric))
-    if is_share(metric):
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _in_percent(panel, metric)
     if not any(points(history, metric) or points(history, "ema/" + metric)):
         panel.text(0.99, 0.04, "no validation", transform=panel.transAxes, ha="right", va="bottom", color=VALIDATION)
 

@@ -129,16 +129,22 @@ class History:
 
     @property
     def lists(self) -> dict[str, list[tuple[str, float | None]]]:
-        """By name: class and value in the best evaluation; the lowest first, classes without samples last."""
+        """By name: class and value in the best evaluation; the worst first, classes without samples last."""
         names_of = {str(k): items(v) for k, v in mapping(self.details.get("lists")).items()}
         names_of.setdefault("per_class", items(self.details.get("classes")))
-        found = {}
+        found: dict[str, list[tuple[str, float | None]]] = {}
         for key, values in (self.best.lists if self.best else {}).items():
             names = [str(name) for name in names_of.get(key, ())]
             names += [f"class {i}" for i in range(len(names), len(values))]
             pairs = list(zip(names, values, strict=False))
-            found[key] = sorted(pairs, key=lambda pair: math.inf if pair[1] is None else pair[1])
+            sign = -1 if falls(key) else 1
+            found[key] = sorted(pairs, key=lambda pair: math.inf if pair[1] is None else sign * pair[1])
         return found
+
+    @property
+    def of_tasks(self) -> list[str]:
+        """The metric of each of several tasks, once the run has a result."""
+        return [str(name) for name in items(self.details.get("headline")) if "/" in str(name).removeprefix("val/")]
 
     def epoch(self, step: float) -> float:
         """A step in epochs; the step itself where the length of an epoch is not known."""
@@ -199,6 +205,11 @@ def shown(metric: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:#.4g}"
+
+
+def falls(key: str) -> bool:
+    """Whether values of a list are better when they are lower."""
+    return not Metric(f"val/{key.removesuffix('_by_column')}").higher_is_better
 
 
 def is_share(metric: str) -> bool:
