@@ -112,6 +112,22 @@ def test_stale_arrays_leave_and_those_of_others_stay(made):
     assert sorted(p.name for p in (made.path / "targets").iterdir()) == ["age.npy", "mine.npy"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Target("age", "number", width=1 << 17),
+        Target("age", "class", ("a", "a")),
+        Target("age", "class"),
+        Target("a.b", "number"),
+    ],
+)
+def test_a_target_that_no_index_can_have_leaves_the_earlier_index(made, odd):
+    before = {p: p.read_bytes() for p in made.path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=f"the target {odd.name} cannot be written"):
+        again(made, (odd, np.zeros((24, odd.width) if odd.kind == "number" else 24)))
+    assert {p: p.read_bytes() for p in made.path.rglob("*") if p.is_file()} == before
+
+
 def test_without_a_class(tmp_path):
     opened = make_target_shards(tmp_path / "s", [AGE], classes=0, samples=6, size=8)
     assert (opened.classes, list(opened.targets), opened.counts().tolist()) == ((), ["age"], [])

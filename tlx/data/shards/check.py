@@ -247,9 +247,9 @@ def _stale(manifest: Manifest, shard: int, own: range) -> tuple[str | None, Scan
 def _other_targets(manifest: Manifest, scan: Scan, own: range) -> list[str]:
     """Targets that the index was told where to find, and of which the tar says something else."""
     rule, odd = label_rule(manifest.path), []
-    for place, spec in enumerate(rule.targets):
+    for spec in rule.targets:
         target = manifest.targets.get(spec.name)
-        there = None if target is None else target_array(target, place, [scan])
+        there = None if target is None else target_array(target, rule, [scan])
         if there is None or not _are_equal(there, manifest.values(spec.name)[own.start : own.stop]):
             odd.append(spec.name)
     return odd

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from tlx.base.errors import UserError
 from tlx.base.files import HashedFile, scratch, sha256_of
+from tlx.base.terminal import escaped
 from tlx.data.shards.index_file import damaged, npy
-from tlx.data.shards.targets import LABEL, Target
+from tlx.data.shards.targets import LABEL, Target, read_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,12 +103,28 @@ def target_entry(target: Target) -> dict[str, Any]:
     return {"name": target.name, "kind": target.kind, **said}
 
 
+def verified(target: Target) -> Target:
+    """The same.
+
+    Raises:
+        UserError: an index with this target could not be read again.
+    """
+    try:
+        return read_target(target_entry(target))
+    except ValueError as error:
+        raise UserError(f"the target {escaped(target.name)} cannot be written: {error}") from None
+
+
 @contextmanager
 def arrays_beside(
     folder: Path, arrays: Iterable[tuple[Target, NDArray[Any]]]
 ) -> Iterator[tuple[list[dict[str, Any]], Sequence[tuple[Path, Path]]]]:
-    """Writes arrays beside; what is yielded is what ``index.json`` says of them, and which file takes which name."""
-    arrays = tuple(arrays)
+    """Writes arrays beside; what is yielded is what ``index.json`` says of them, and which file takes which name.
+
+    Raises:
+        UserError: a target that no index can have; nothing is written then.
+    """
+    arrays = tuple((verified(target), array) for target, array in arrays)
     if not arrays:
         yield [], ()
         return
