@@ -36,7 +36,7 @@ from tlx.data.shards.index_file import refuse_unfinished
 from tlx.data.shards.index_targets import target_array
 from tlx.data.shards.manifest import Manifest, other_bytes
 from tlx.data.shards.passed_over import PassedOver, merged
-from tlx.data.shards.target_summary import TargetSummary, summarise_targets
+from tlx.data.shards.target_summary import TargetStatistics, summarise_targets
 from tlx.data.stream.reader import BadSample, ReadError, ShardReader
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SplitCounts:
     shards: int
     bytes: int
     counts: dict[str, int]
-    targets: tuple[TargetSummary, ...] = ()
+    targets: tuple[TargetStatistics, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON can say it."""
