@@ -184,7 +184,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         if manifest is not None and len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
     if val is not None:
-        _check_same_targets(train, val)
+        _check_same_classes(train, val)
     _check_expected(config, train, val)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
@@ -196,7 +196,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     return replace(sets, warnings=_check_lengths(config, sets.manifests))
 
 
-def _check_same_targets(train: Manifest, val: Manifest) -> None:
+def _check_same_classes(train: Manifest, val: Manifest) -> None:
     if val.classes != train.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(
@@ -205,16 +205,6 @@ def _check_same_targets(train: Manifest, val: Manifest) -> None:
             where=f"{train.location} and {val.location}",
             todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
             f"tlx shards index {val.location} --classes {train.location}",
-        )
-    differ = sorted(
-        name for name in train.targets.keys() | val.targets if train.targets.get(name) != val.targets.get(name)
-    )
-    if differ:
-        raise UserError(
-            f"training and validation shards have other targets, or other classes of them: {', '.join(differ)}",
-            where=f"{train.location} and {val.location}",
-            todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
-            f"tlx shards index {val.location} --target-classes {differ[0]}={train.location}",
         )
 
 
@@ -237,7 +227,8 @@ def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[s
 
 
 def check_targets(samples: Samples, task: Task) -> None:
-    """Whether the shards hold what a task is to learn, and validation shards the same targets.
+    """Whether the shards hold what a task is to learn, and validation shards the same of it; other targets, which
+    either may have, make no difference.
 
     Raises:
         UserError: a target that is not there, or that no training sample has; one that validation shards lack, or have
@@ -256,8 +247,16 @@ def check_targets(samples: Samples, task: Task) -> None:
             todo = "look at the source of the target, or leave it out of the task"
             found.add(UserError(what, where="data.train", todo=todo))
         if samples.val is not None and (odd := _other_target(target, samples.val)):
-            found.add(UserError(odd, where="data.val", todo="build both with one `tlx shards build`"))
+            found.add(UserError(odd, where="data.val", todo=_to_agree(target, samples.val)))
     found.refuse()
+
+
+def _to_agree(target: Target, val: Mapping[str, TargetSummary]) -> str:
+    """How validation shards get the same target."""
+    option = f"--target {target.name}:{target.kind}=KEY"
+    if target.name in val and val[target.name].target.kind == target.kind != "number":
+        option = f"--target-classes {target.name}=TRAIN"
+    return f"build both with one `tlx shards build`; or, of tars made elsewhere: tlx shards index VAL {option}"
 
 
 def _other_target(target: Target, val: Mapping[str, TargetSummary]) -> str | None:
@@ -268,7 +267,7 @@ def _other_target(target: Target, val: Mapping[str, TargetSummary]) -> str | Non
     if other == target:
         return None
     if other.kind != target.kind or other.width != target.width:
-        what = (t.kind + (f" of width {t.width}" if t.kind == "number" else "") for t in (target, other))
+        what = (f"{t.kind}" + (f" of width {t.width}" if t.kind == "number" else "") for t in (target, other))
         return f'target "{target.name}" is of kind ' + " in training shards, and in validation shards ".join(what)
     odd = sorted(set(target.classes) ^ set(other.classes))
     return (

@@ -112,6 +112,22 @@ def test_stale_arrays_leave_and_those_of_others_stay(made):
     assert sorted(p.name for p in (made.path / "targets").iterdir()) == ["age.npy", "mine.npy"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Target("age", "number", width=1 << 17),
+        Target("age", "class", ("a", "a")),
+        Target("age", "class"),
+        Target("a.b", "number"),
+    ],
+)
+def test_a_target_that_no_index_can_have_leaves_the_earlier_index(made, odd):
+    before = {p: p.read_bytes() for p in made.path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=f"the target {odd.name} cannot be written"):
+        again(made, (odd, np.zeros((24, odd.width) if odd.kind == "number" else 24)))
+    assert {p: p.read_bytes() for p in made.path.rglob("*") if p.is_file()} == before
+
+
 def test_without_a_class(tmp_path):
     opened = make_target_shards(tmp_path / "s", [AGE], classes=0, samples=6, size=8)
     assert (opened.classes, list(opened.targets), opened.counts().tolist()) == ((), ["age"], [])
@@ -120,6 +136,32 @@ def test_without_a_class(tmp_path):
     records["label"][2] = 0
     with pytest.raises(UserError, match="labels without a class name"):
         again(opened, (AGE, target_values(AGE, 6)), records=records)
+
+
+def test_a_target_that_is_renamed_where_capitals_make_no_difference(made, monkeypatch):
+    for module in (manifest, target_arrays):
+        monkeypatch.setattr(module, "file_of", lambda name: f"targets/{name.casefold()}.npy")
+    again(made, (Target("Age", "number"), np.zeros((24, 1))))
+    opened = again(made, (Target("age", "number"), np.ones((24, 1))))
+    assert opened.values("age").tolist() == [[1]] * 24
+    assert [p.name for p in (made.path / "targets").iterdir()] == ["age.npy"]
+
+
+def test_a_target_that_is_renamed_leaves_nothing(made):
+    for name in ("Age", "age"):
+        again(made, (Target(name, "number"), np.zeros((24, 1))))
+        assert [p.name for p in (made.path / "targets").iterdir()] == [f"{name}.npy"]
+
+
+def test_arrays_are_looked_at_in_parts():
+    """Of 16 MiB: two rows of 8 MiB, whatever the number of rows is."""
+    array = np.arange(5, dtype=np.int8)[:, None] + np.zeros(1 << 23, np.int8)
+    assert [part[:, 0].tolist() for part in target_arrays.parts(array)] == [[0, 1], [2, 3], [4]]
+    found = target_arrays.parts(array, np.array([4, 4, 1]))
+    assert [part[:, 0].tolist() for part in found] == [[4, 4], [1]]
+    assert [part.tolist() for part in target_arrays.parts(np.arange(3), np.array([2]))] == [[2]]
+    assert [len(part) for part in target_arrays.parts(np.zeros((1, 1 << 25), np.int8))] == [1]
+    assert list(target_arrays.parts(np.zeros((0, 3)))) == []
 
 
 @pytest.mark.parametrize("at", ["targets/age.npy", "index.npy", "index.json"])

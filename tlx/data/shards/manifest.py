@@ -292,7 +292,8 @@ def write_index(
             "sha256": hashlib.sha256(array).hexdigest(),
         }
         _place(folder, moves, array, as_text(header))
-    remove_arrays(folder, former - {target.name for target, _ in targets})
+    now = {target.name for target, _ in targets}
+    remove_arrays(folder, former - now, now)
     return Manifest.open(folder)
 
 
