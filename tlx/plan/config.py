@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -77,7 +77,15 @@ def _of_value(act: Callable[[], T]) -> T:
     try:
         return act()
     except UserError as error:
-        raise ValueError(error.what) from error
+        _refused(error)
+
+
+def _refused(error: UserError) -> NoReturn:
+    """
+    Raises:
+        ValueError: of a mistake, for a validator.
+    """
+    raise ValueError(error.what) from error
 
 
 def _expanded(value: Any) -> Any:
@@ -174,14 +182,21 @@ def _policy(value: str | NormPolicy) -> str | NormPolicy:
     return value
 
 
-def _agreeing(mode: str | None, info: ValidationInfo) -> None:
-    """A metric knows its direction. Older files state it once more, as `mode`: what agrees is read and forgotten."""
-    name = info.data.get("metric")
+def _agreeing(mode: str | None, info: ValidationInfo) -> str | None:
+    """A metric knows its direction. Older files state it once more, as `mode`: what agrees is read and forgotten; that
+    of the task's own metric is looked at once that is known."""
+    if (odd := _disagreeing(mode, info.data.get("metric"))) is not None:
+        raise ValueError(odd)
+    return mode if info.data.get("metric") is None else None
+
+
+def _disagreeing(mode: str | None, name: str | None) -> str | None:
+    """What is wrong with a direction of a metric."""
     metric = Metric.of(name) if name is not None else None
     if mode is None or metric is None or not metric.judges or mode == metric.mode:
-        return
+        return None
     direction = "higher" if metric.higher_is_better else "lower"
-    raise ValueError(f"{metric.name} is better when it is {direction}, which need not be said; remove mode")
+    return f"{metric.name} is better when it is {direction}, which need not be said; remove mode"
 
 
 Direction = Annotated[Literal["min", "max"] | None, AfterValidator(_agreeing)]
@@ -711,7 +726,9 @@ class Config(Model):
         if self.evaluate.metric is not None or (looked_up is not None and not looked_up("task", self.task.name)):
             return self
         metric = f"val/{getattr(plug.find('task', self.task.name), 'metric', 'loss')}"
-        return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric})})
+        if (odd := _disagreeing(self.evaluate.mode, metric)) is not None:
+            _refused(UserError(odd, where="evaluate.mode"))
+        return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric, "mode": None})})
 
     @property
     def keeps_head(self) -> bool:

@@ -36,7 +36,8 @@ class TargetSummary:
 
     Attributes:
         counts: samples by class, or that a label applies to; empty for numbers.
-        known: samples that have the target; of kind `labels` by label: those where it is known whether it applies.
+        known: samples that have the target; of kind `labels` by label: those where it is known whether it applies; of
+            numbers by column.
         mean, std: of numbers, by column.
     """
 

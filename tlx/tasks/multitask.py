@@ -129,13 +129,14 @@ class MultiTaskMeter:
             self.meters[name].update(output[:, columns], own, ids)
 
     def result(self) -> dict[str, Any]:
-        """Every metric as ``TASK/METRIC``; `loss`, the sum of the tasks' by their shares; `score`."""
+        """Every metric as ``TASK/METRIC``; `loss`, the sum of the tasks' by their shares, without
+        those of share 0, which may be no numbers; `score`."""
         results = {name: meter.result() for name, meter in self.meters.items()}
         samples = max(result["samples"] for result in results.values())
         if not samples:
             return {"samples": 0}
         shares = self.task.shares
-        loss = sum(shares[name] * result["loss"] for name, result in results.items())
+        loss = sum(shares[name] * result["loss"] for name, result in results.items() if shares[name])
         nonfinite = max(result.get("nonfinite", 0) for result in results.values())
         own = {
             f"{name}/{key}": value

@@ -78,7 +78,8 @@ def expected_targets(
 
 def _expected(target: Target, samples: int) -> TargetSummary:
     if target.kind == "number":
-        return TargetSummary(target, (), samples, (0.0,) * target.width, (1.0,) * target.width)
+        width = target.width
+        return TargetSummary(target, (), (samples,) * width, (0.0,) * width, (1.0,) * width)
     classes = len(target.classes)
     if target.kind == "labels":
         return TargetSummary(target, (max(samples // 2, 1),) * classes, (samples,) * classes)
@@ -103,15 +104,13 @@ def _summary(target: Target, values: NDArray[Any], ids: Ids | None) -> TargetSum
 def _of_numbers(target: Target, values: NDArray[Any], ids: Ids | None) -> TargetSummary:
     """The mean first, then deviations from it: large numbers that differ little lose nothing."""
     known, total = np.zeros(target.width, np.int64), np.zeros(target.width)
-    whole = 0
     for part in parts(values, ids):
         there = ~np.isnan(part)
         known += there.sum(0)
         total += np.where(there, part.astype(np.float64), 0.0).sum(0)
-        whole += int(there.any(1).sum())
     mean = total / np.maximum(known, 1)
     squares = np.zeros(target.width)
     for part in parts(values, ids):
         squares += np.nansum((part.astype(np.float64) - mean) ** 2, 0)
     std = np.sqrt(squares / np.maximum(known, 1))
-    return TargetSummary(target, (), whole, tuple(mean.tolist()), tuple(std.tolist()))
+    return TargetSummary(target, (), tuple(known.tolist()), tuple(mean.tolist()), tuple(std.tolist()))
