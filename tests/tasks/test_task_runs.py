@@ -138,7 +138,7 @@ def test_a_batch_that_is_not_finite_is_kept_with_its_targets(shards, tmp_path):
     with pytest.raises(TlxError, match="not finite"):
         train(raw(shards, tmp_path / "run", phases={**SHORT, "each": {"lr": 1e30}}))
     (file,) = (tmp_path / "run" / "nonfinite").glob("*.safetensors")
-    assert {"images", "ids", "labels", "tags", "age"} <= set(load_file(file))
+    assert {"images", "ids", "labels", "target/tags", "target/age"} <= set(load_file(file))
 
 
 @pytest.mark.slow
