@@ -117,8 +117,10 @@ def names_in(source: Path, target: str = LABEL) -> tuple[str, ...]:
     """
     if source.is_dir():
         manifest = Manifest.open(source)
-        manifest.values(target)  # refused, where there is none
-        return manifest.targets[target].classes if target in manifest.targets else ()
+        if target not in manifest.targets:
+            manifest.values(target)  # refused; only the class need not be there
+            return ()
+        return manifest.targets[target].classes
     try:
         names = tuple(line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
