@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.data.shards.check import check_shards
-from tlx.data.shards.index import index_folder
+from tlx.data.shards.index import index_folder, scan_tar
 from tlx.data.shards.labels import LabelRule, folders_of
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.target_summary import Column, Pair, summarise_targets
@@ -170,6 +170,24 @@ def test_what_is_no_value(tmp_path, target, said, message):
 def test_numbers_of_different_counts(tmp_path):
     with pytest.raises(UserError, match="box: samples have 1 to 3 numbers"):
         indexed(tars(tmp_path / "t", {"box": 1}, {"box": [1, 2, 3]}), "box:number")
+
+
+def test_numbers_of_a_tar_are_an_array(tmp_path):
+    """4 bytes each until the index is written; missing ones, and tars that have none, take their places."""
+    said = [[{"box": [1, 2.5]}, None], [None, {"box": None}], [{"box": [3, 4]}]]
+    for i, samples in enumerate(said):
+        tars(tmp_path / str(i), *samples)
+        (tmp_path / "t").mkdir(exist_ok=True)
+        (tmp_path / str(i) / "0.tar").rename(tmp_path / "t" / f"{i}.tar")
+    scan = scan_tar(tmp_path / "t" / "0.tar", LabelRule.make(targets=["box:number"]))
+    assert (scan.targets[0].dtype, scan.targets[0].nbytes) == (np.float32, 16)
+    made = indexed(tmp_path / "t", "box:number")
+    assert np.nan_to_num(made.values("box"), nan=-9).tolist() == [[1, 2.5], [-9, -9], [-9, -9], [-9, -9], [3, 4]]
+    assert check_shards(tmp_path / "t", jobs=0).good
+    tars(tmp_path / "u", {"box": [1, 2, 3]})
+    (tmp_path / "u" / "0.tar").rename(tmp_path / "t" / "3.tar")
+    with pytest.raises(UserError, match="box: samples have 2 to 3 numbers"):
+        indexed(tmp_path / "t", "box:number")
 
 
 def test_more_numbers_than_an_index_can_say_leave_the_earlier_one(tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from images import TARGETS, make_target_shards, target_values
 
 from tlx.base.errors import TlxError, UserError
 from tlx.data.shards import index_file, manifest, target_arrays
+from tlx.data.shards.check import check_shards, describe_shards
 from tlx.data.shards.manifest import Manifest, write_index
 from tlx.data.shards.targets import Target
 
@@ -182,16 +184,21 @@ def test_a_full_disk_leaves_the_earlier_index(made, monkeypatch, at):
 
 
 def test_another_process_maps_without_hashing(made, monkeypatch):
-    monkeypatch.setattr(index_file, "sha256_of", None)
-    monkeypatch.setattr(target_arrays, "sha256_of", None)
+    made.values("tags")
     text = pickle.dumps(made)
     assert len(text) < 1000
+    hashed, plain = [], target_arrays.sha256_of
+    monkeypatch.setattr(index_file, "sha256_of", None)
+    monkeypatch.setattr(target_arrays, "sha256_of", lambda file: hashed.append(Path(file.name).stem) or plain(file))
     there = pickle.loads(text)
     assert there.targets == made.targets
     assert np.array_equal(there.values("tags"), made.values("tags"))
+    assert hashed == []
+    assert np.array_equal(there.values("age"), target_values(AGE, 24), equal_nan=True)
+    assert hashed == ["age"]  # which nobody had asked for
     (made.path / "targets/tags.npy").write_bytes(b"short")
     with pytest.raises(TlxError, match=r"targets/tags.npy cannot be read"):
-        pickle.loads(text)
+        pickle.loads(text).values("tags")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +220,39 @@ def test_another_process_maps_without_hashing(made, monkeypatch):
 def test_arrays_of_something_else(made, name, content, message):
     rewrite(made.path, name, content)
     with pytest.raises(UserError, match=f"the index is damaged: .*{message}"):
-        Manifest.open(made.path)
+        Manifest.open(made.path).values(name)
+
+
+@pytest.mark.parametrize(
+    ("target", "values"),
+    [(COLOUR, 3), (COLOUR, -2), (TAGS, 2), (AGE, np.inf)],
+    ids=str,
+)
+def test_values_of_something_else_are_not_written(made, target, values):
+    before = (made.path / "index.json").read_bytes()
+    with pytest.raises(UserError, match=f"values that no {target.kind} target has"):
+        again(made, (target, np.full_like(target_values(target, 24), values)))
+    assert (made.path / "index.json").read_bytes() == before
+    assert np.array_equal(Manifest.open(made.path).values("age"), target_values(AGE, 24), equal_nan=True)
+
+
+def test_an_array_is_looked_at_when_it_is_asked_for(made, monkeypatch):
+    """Hashed once, of a target that is learned; `tlx shards show` and `check` look at all of them."""
+    hashed, plain = [], target_arrays.sha256_of
+    monkeypatch.setattr(target_arrays, "sha256_of", lambda file: hashed.append(Path(file.name).stem) or plain(file))
+    opened = Manifest.open(made.path)
+    assert list(opened.targets) == ["label", "colour", "tags", "age", "box"]
+    assert hashed == []
+    assert opened.values("age") is opened.values("age")
+    assert hashed == ["age"]
+    hashed.clear()
+    describe_shards(made.path)
+    assert hashed == ["colour", "tags", "age", "box"]
+    rewrite(made.path, "tags", saved(np.full((24, 4), 2, np.int8)))
+    assert Manifest.open(made.path).values("colour").tolist() == target_values(COLOUR, 24).tolist()
+    for look in (describe_shards, check_shards):
+        with pytest.raises(UserError, match="values that no labels target has"):
+            look(made.path)
 
 
 def test_an_array_that_was_changed_or_is_missing(made):
@@ -222,10 +261,10 @@ def test_an_array_that_was_changed_or_is_missing(made):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"targets/age\.npy is not the one that index\.json was written for"):
-        Manifest.open(made.path)
+        Manifest.open(made.path).values("age")
     path.unlink()
     with pytest.raises(UserError, match=r"targets/age\.npy cannot be read: .*No such file") as caught:
-        Manifest.open(made.path)
+        Manifest.open(made.path).values("age")
     assert "tlx shards index" in caught.value.todo
 
 

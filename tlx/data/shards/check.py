@@ -276,6 +276,15 @@ def _counts(manifest: Manifest) -> SplitCounts:
 
 
 def _open(location: str | os.PathLike[str]) -> list[Manifest]:
+    """Opened folders, with every array of targets looked at."""
+    manifests = _opened(location)
+    for manifest in manifests:
+        for name in manifest.targets:
+            manifest.values(name)
+    return manifests
+
+
+def _opened(location: str | os.PathLike[str]) -> list[Manifest]:
     if is_remote(location):
         return [Manifest.open(location)]
     folder = Path(location)

@@ -46,11 +46,7 @@ from tlx.data.shards.passed_over import (
     merged,
     no_picture,
 )
-from tlx.data.shards.target_values import (
-    Labels,
-    TargetSpec,
-    Written,
-)
+from tlx.data.shards.target_values import Column, Labels, TargetSpec, Written, packed
 from tlx.data.shards.targets import LABEL, Target, read_target
 from tlx.data.shards.tars import Contents, Member, read_members
 
@@ -77,7 +73,7 @@ class Scan:
     by_folder: bool = False
     sha256: str | None = None
     passed_over: tuple[PassedOver, ...] = ()
-    targets: tuple[tuple[Written, ...], ...] = ()
+    targets: tuple[Column, ...] = ()
     hints: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -397,7 +393,7 @@ def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule)
         labels,
         (*problems, *unlabelled),
         passed_over=(*passed_over, *unused),
-        targets=tuple(tuple(values) for values in samples.targets),
+        targets=tuple(packed(spec, values) for spec, values in zip(rule.targets, samples.targets, strict=True)),
         hints=samples.reader.hints,
     )
 

@@ -1,4 +1,4 @@
-"""The arrays of targets, ``targets/NAME.npy``: written beside the index, mapped and verified when it is opened."""
+"""The arrays of targets, ``targets/NAME.npy``: written beside the index, mapped and verified when somebody asks."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def arrays_beside(
     """Writes arrays beside; what is yielded is what ``index.json`` says of them, and which file takes which name.
 
     Raises:
-        UserError: a target that no index can have; nothing is written then.
+        UserError: a target that no index can have, or a value that is none of its kind; what was there stays then.
     """
     arrays = tuple((verified(target), array) for target, array in arrays)
     if not arrays:
@@ -150,11 +150,11 @@ def arrays_beside(
 
 
 def _write(path: Path, target: Target, array: NDArray[Any]) -> str:
+    array = np.ascontiguousarray(array, _DTYPES[target.kind])
+    verify_array(str(path.parent.parent), target, array)
     with path.open("wb") as file:
         hashed = HashedFile(file)
-        np.lib.format.write_array(
-            hashed, np.ascontiguousarray(array, _DTYPES[target.kind]), version=(1, 0), allow_pickle=False
-        )
+        np.lib.format.write_array(hashed, array, version=(1, 0), allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
     return hashed.sha256

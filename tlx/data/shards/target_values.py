@@ -148,6 +148,8 @@ class Labels:
 
 NO_LABELS_KNOWN = Labels(rest_unknown=True)
 Written: TypeAlias = "str | Labels | tuple[float, ...] | None"
+Column: TypeAlias = "Sequence[Written] | NDArray[np.float32]"
+"""Values of one target in a tar, one per sample; numbers may be an array, [samples, width], NaN where missing."""
 
 
 def missing(spec: TargetSpec) -> Written:
@@ -341,10 +343,12 @@ def listed_target(
     return verified(Target(spec.name, spec.kind, tuple(known))), fitting[0]
 
 
-def names_and_widths(values: Iterable[Written]) -> tuple[set[str], set[int]]:
+def names_and_widths(values: Iterable[Written] | NDArray[Any]) -> tuple[set[str], set[int]]:
     """Names of classes or labels in values, and how many numbers they have."""
     names: set[str] = set()
     widths: set[int] = set()
+    if isinstance(values, np.ndarray):
+        return names, {values.shape[1]}
     for value in values:
         if isinstance(value, Labels):
             names.update(value.yes, value.no, value.unknown)
@@ -392,12 +396,25 @@ def place_of(names: Iterable[str], classes: Sequence[str], *, positions: bool) -
     return {name: place[name] for name in names} if all(name in place for name in names) else None
 
 
-def array_of(target: Target, values: Sequence[Written], *, positions: bool = False) -> NDArray[Any] | None:
+def packed(spec: TargetSpec, values: Sequence[Written]) -> Column:
+    """The same in less memory: numbers as an array, where all samples that have them have as many."""
+    known = [place for place, value in enumerate(values) if value is not None]
+    widths = names_and_widths(values)[1]
+    if spec.kind != "number" or len(widths) != 1:
+        return tuple(values)
+    array = empty_array(Target(spec.name, "number", width=widths.pop()), len(values))
+    array[known] = [values[place] for place in known]
+    return array
+
+
+def array_of(target: Target, values: Column, *, positions: bool = False) -> NDArray[Any] | None:
     """The array of a target, one row per value; None where a value is none of it.
 
     Args:
         positions: what stands for classes in the values are positions, and not names.
     """
+    if isinstance(values, np.ndarray):
+        return values if values.shape[1] == target.width else None
     names, widths = names_and_widths(values)
     place = place_of(names, target.classes, positions=positions)
     if place is None or widths - {target.width}:
