@@ -302,7 +302,8 @@ def header(config: Config, task: Task) -> str:
 
 
 def _outputs_in_words(config: Config, task: Task) -> str:
-    if config.task.name == "classification":
+    read = list(task.targets.values())
+    if len(read) == 1 and read[0].kind == "class" and tuple(task.outputs) == read[0].classes:
         return f"{len(task.outputs)} classes"
     heads = ", ".join(f"{escaped(name)} {count}" if name else str(count) for name, count in task.heads.items())
     return f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"

@@ -12,7 +12,7 @@ from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError
 from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
-from tlx.plan.config import KEEP, Config, Part, known_part, plain
+from tlx.plan.config import KEEP, Config, Part, chosen_by, known_part, plain
 from tlx.plan.plan import Plan
 from tlx.tasks import scale_of
 from tlx.train.data import check_targets, mixing_of
@@ -237,7 +237,7 @@ def task_of(config: Config, samples: Samples) -> Task:
 
     data = TaskData(samples.targets, samples.train, config.evaluate.top_k, objective_of)
     task: Task = make("task", config.task, data)
-    check_task(task, mixed=mixed, label=label)
+    check_task(task, mixed=mixed, label=label, metric=chosen_by(config.task.name))
     check_targets(samples, task)
     if not asked and objective != known_part("objective", Part(name="cross_entropy")):
         raise UserError(
@@ -250,8 +250,8 @@ def output_check(config: Config, task: Task) -> Callable[[Any], None]:
     """What raises a UserError where the task does not take an output of the network in training mode."""
     from tlx.train.part_checks import check_training_output
 
-    own = config.task.args.get("objective") is None and config.task.name == "classification"
-    label = f"objective {config.objective.name}" if own else f"task {config.task.name}"
+    is_own = config.task.args.get("objective") is None and getattr(task, "objective", None) is not None
+    label = f"objective {config.objective.name}" if is_own else f"task {config.task.name}"
     mixed = mixing_of(config.mix) is not None
     return lambda output: check_training_output(task, output, mixed=mixed, label=label)
 
