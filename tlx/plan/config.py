@@ -163,6 +163,16 @@ def known_part(group: str, part: Part) -> Part:
     return Part(name=part.name, args={**said, **own})
 
 
+def chosen_by(task: str) -> str:
+    """The metric, without ``val/``, that chooses the best checkpoint of a task, as its function says: a plan knows it
+    before there is data to make the task with.
+
+    Raises:
+        UserError: no such task.
+    """
+    return str(getattr(plug.find("task", task), "metric", "loss"))
+
+
 KEEP = "keep"
 """``head: {name: ..., keep: true}``: the head is not new, but that of the checkpoint that `backbone.weights` names, of
 a run of tlx with the same classes in the same order. A head from elsewhere with an argument of that name gets it."""
@@ -725,7 +735,7 @@ class Config(Model):
         looked_up = {WITHOUT_LIBRARIES: plug.is_pure, WITHOUT_IMPORTS: plug.is_light}.get(info.context or "")
         if self.evaluate.metric is not None or (looked_up is not None and not looked_up("task", self.task.name)):
             return self
-        metric = f"val/{getattr(plug.find('task', self.task.name), 'metric', 'loss')}"
+        metric = f"val/{chosen_by(self.task.name)}"
         if (odd := _disagreeing(self.evaluate.mode, metric)) is not None:
             _refused(UserError(odd, where="evaluate.mode"))
         return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric, "mode": None})})

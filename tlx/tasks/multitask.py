@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlx.data.shards.targets import Target
-from tlx.tasks import Meter, Ranks, Task, Truth
+from tlx.tasks import Meter, Ranks, Task, Truth, scale_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class MultiTask:
     def headline(self) -> Sequence[str]:
         """The metric of each task that would choose the best checkpoint of it alone."""
         return ("loss", "score", *(f"{name}/{task.metric}" for name, task in self.tasks.items()))
+
+    @property
+    def scale(self) -> Mapping[str, Any]:
+        return {name: scale for name, task in self.tasks.items() if (scale := scale_of(task))}
 
     @property
     def parts(self) -> int:

@@ -20,7 +20,7 @@ from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
-from tlx.tasks import TargetSummary, Task
+from tlx.tasks import TargetSummary, Task, scale_of
 from tlx.tasks.summaries import expected_targets, summaries
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Samples:
         val: the same of the validation shards; None where there are none, or they are not built yet.
         note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
         warnings: what about the data was probably unintended.
+        expected: there are no shards yet, and these are what `data.expected` says.
     """
 
     classes: int
@@ -54,6 +55,7 @@ class Samples:
     note: str | None = None
     warnings: tuple[str, ...] = ()
     val: Mapping[str, TargetSummary] | None = None
+    expected: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,25 @@ def _same_data(train: Manifest, val: Manifest | None) -> str | None:
 
 
 def known_names(config: Config, samples: Samples | None, task: Task | None) -> Sequence[str] | None:
-    """Of the outputs; None of shards that are not built yet, whose classes have numbers alone."""
-    if samples is None or (config.data.expected and samples.names == tuple(map(str, range(samples.classes)))):
+    """Of the outputs; None of shards that are not built yet, where only the number of classes is expected."""
+    if samples is None or task is None:
         return None
-    return task.outputs if task is not None else None
+    if samples.expected and not all(_is_named(config, target) for target in task.targets.values()):
+        return None
+    return task.outputs
+
+
+def known_scale(samples: Samples | None, task: Task | None) -> dict[str, Any] | None:
+    """See :class:`tlx.tasks.Task`; None of shards that are not built yet."""
+    return scale_of(task) if samples is not None and not samples.expected and task is not None else None
+
+
+def _is_named(config: Config, target: Target) -> bool:
+    """Whether `data.expected` names a target's classes, where it has any."""
+    expected = config.data.expected
+    assert expected is not None
+    classes = expected.classes if target.name == LABEL else expected.targets[target.name].classes
+    return target.kind == "number" or not isinstance(classes, int)
 
 
 def count_samples(config: Config) -> Samples:
@@ -157,7 +174,7 @@ def _expected(config: Config, expected: Expected) -> Samples:
     samples = sum(counts) if names else expected.train
     others = [Target(n, t.kind, _names(t.classes), t.width) for n, t in expected.targets.items()]
     targets = expected_targets(counts, names, others, samples)
-    return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same))
+    return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same), expected=True)
 
 
 def _names(classes: int | Sequence[str] | None) -> tuple[str, ...]:
