@@ -40,7 +40,7 @@ def refused(shards, tmp_path, task, **over):
         ("without_heads", "returned Odd, which has no heads and no parts"),
         ("flat_weights", "weights have the shape (4,)"),
         ("more_outputs", "names 1 outputs, and its heads give 3"),
-        ("no_metric", 'the metric that chooses the best checkpoint is "accuracy", which is none of its own'),
+        ("no_metric", 'chooses by "accuracy", which is none of its metrics'),
         ("flat_hits", "hits are no tensor of a sum"),
         ("one_row", "rows of 4 samples are no list of as many"),
         ("lacking", "its meter gives no r2"),
