@@ -6,6 +6,7 @@ import json
 import shutil
 import tracemalloc
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -522,6 +523,27 @@ def no_backbone(classes: int):
 
 def wide_backbone(classes: int):
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+if TYPE_CHECKING:
+    from somewhere import Width
+
+
+def sparse_head(features: int, classes: int, *, width: Width = 4):
+    return torch.nn.Linear(features, classes)
+
+
+def test_a_part_from_elsewhere_whose_arguments_cannot_be_checked_is_told(tmp_path):
+    expected = {"expected": {"classes": 3, "train": 24}}
+    said = {"data": expected, "input": {"size": 16}}
+    text = build.plan(
+        config(tmp_path, tmp_path / "later", head={"name": "test_build:sparse_head", "width": "x"}, **said)
+    )[1]
+    assert (
+        "warning: the arguments of head test_build:sparse_head are not checked: name 'Width' is not defined"
+        in " ".join(text.split())
+    )
+    assert "not checked" not in build.plan(config(tmp_path, tmp_path / "later", **said))[1]
 
 
 @pytest.mark.parametrize(

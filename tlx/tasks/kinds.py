@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from tlx.base.durations import Ratio
 from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mean
+from tlx.base.plug import Group
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
 from tlx.tasks import TargetSummary, Task, TaskData, nested
@@ -28,7 +29,7 @@ def classification(
     data: TaskData,
     *,
     target: str | None = None,
-    objective: Annotated[Any, AfterValidator(nested.part("objective"))] | None = None,
+    objective: Annotated[Any, Group("objective")] = None,
 ) -> Task:
     """One class per image.
 
@@ -361,7 +362,7 @@ hierarchical.metric = "top1"  # type: ignore[attr-defined]
 def multitask(
     data: TaskData,
     *,
-    tasks: Annotated[dict[str, Any], AfterValidator(nested.parts("task"))],
+    tasks: dict[str, Annotated[Any, Group("task")]],
     weighting: Literal["equal", "uncertainty"] | dict[str, Annotated[Ratio, Field(ge=0)]] = "equal",
     score: dict[str, float] | None = None,
 ) -> Task:

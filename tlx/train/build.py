@@ -24,6 +24,7 @@ from tlx.train.components import (
     seed_all,
     task_of,
     trial_of,
+    unchecked,
 )
 from tlx.train.data import Samples, count_samples, known_names, known_scale, view_of
 
@@ -77,7 +78,7 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     assert backbone is not None
     assert made is not None
     notes = [samples.note] if samples.note else []
-    notes += [*(untried or []), *absent_weights(config), *normalisation(config, backbone)]
+    notes += [*unchecked(config), *(untried or []), *absent_weights(config), *normalisation(config, backbone)]
     return task, backbone, made, notes
 
 

@@ -271,6 +271,15 @@ def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
     return made
 
 
+def unchecked(config: Config) -> list[str]:
+    """Lines about parts from elsewhere whose arguments could not be checked by their types."""
+    parts = [(group, getattr(config, group)) for group in ("unfreeze", "head", "task", "objective", "optimizer")]
+    parts += [("transform", part) for part in config.transforms or ()]
+    parts += [("tracker", part) for part in config.track.trackers]
+    whys = {f"{group} {part.name}": plug.unchecked(plug.find(group, part.name)) for group, part in parts if part.args}
+    return [f"warning: the arguments of {label} are not checked: {why}" for label, why in whys.items() if why]
+
+
 def check_trackers(config: Config) -> None:
     """
     Raises:
