@@ -11,7 +11,7 @@ import pytest
 from nets import resnet_like
 
 from tlx.base.errors import ConfigError
-from tlx.base.metrics import Metric, Score, metric_names
+from tlx.base.metrics import Metric, Score, top_ks
 from tlx.plan.config import dump, parse
 from tlx.plan.plan import Plan
 from tlx.runs.history import read_history
@@ -32,8 +32,12 @@ def test_directions():
     names = ["val/loss", "val/top1", "val/top5", "ema/val/loss", "ema/val/top1"]
     assert [Metric.of(n).mode for n in names] == ["min", "max", "max", "min", "max"]
     assert Metric.of("ema/val/top1") == Metric.of("val/top1")
-    assert metric_names(3, top_k=5) == ["val/loss", "val/top1"]
-    assert all(Metric(n).known for n in metric_names(1000, top_k=5))
+    lower = ["val/age/mae", "val/rmse", "val/pinball_loss", "val/distance", "val/box/mse", "val/word_error"]
+    assert {Metric(n).mode for n in lower} == {"min"}
+    assert {Metric(n).mode for n in ("val/score", "val/tags/map", "val/kappa", "val/losses", "val/age/r2")} == {"max"}
+    assert all(Metric(n).judges for n in ("val/loss", "val/species/top1"))
+    assert not any(Metric(n).judges for n in ("val/samples", "val/nonfinite", "train/loss"))
+    assert (top_ks(3, 5), top_ks(1000, 5)) == ([1], [1, 5])
 
 
 @pytest.mark.parametrize(

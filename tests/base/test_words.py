@@ -71,3 +71,14 @@ def test_a_name_with_two_owners_is_an_error(monkeypatch):
     monkeypatch.setattr(plug, "_theirs", lambda group: [stranger] if group == "curve" else [])
     with pytest.raises(UserError, match=r"2 owners: tlx\.plan\.curves:cosine, somebody\.else:cosine"):
         plug.find("curve", "cosine")
+
+
+def test_a_part_of_ours_whose_types_are_not_there_is_a_fault(monkeypatch):
+    def ours(*, width: Width = 4):  # noqa: F821
+        pass
+
+    assert plug.arguments(ours, {"width": "x"}, label="a part from elsewhere") == {"width": "x"}
+    assert plug.unchecked(ours) == "name 'Width' is not defined"
+    monkeypatch.setattr(ours, "__module__", "tlx.plan.curves")
+    with pytest.raises(NameError, match="Width"):
+        plug.arguments(ours, {"width": 3}, label="curve ours")

@@ -126,7 +126,9 @@ def test_no_credentials_in_the_command_that_is_kept(monkeypatch):
     secret = "data.train=http://user:pw@host/train?token=abcdef"
     words = ["/bin/tlx", "train", "c.yaml", secret, "data.val=pipe:get -H s3cret {}"]
     monkeypatch.setattr(sys, "argv", words)
-    kept = result_of(MagicMock(config=SimpleNamespace(run="r", backbone=MagicMock())), finished=True)["command"]
+    kept = result_of(
+        MagicMock(config=SimpleNamespace(run="r", backbone=MagicMock(), evaluate=MagicMock())), finished=True
+    )["command"]
     assert kept == "tlx train c.yaml data.train=http://host/train 'data.val=pipe:get ... {}'"
 
 
@@ -224,9 +226,11 @@ def test_readmes_configuration_loads_and_its_code_runs(tmp_path, monkeypatch):
     import timm
     from safetensors.torch import save_file
 
-    (configuration,) = blocks("yaml")
+    configuration, of_tasks = blocks("yaml")
     config = parse(yaml.safe_load(configuration))
     assert config.data.batch == 64
+    several = parse({**yaml.safe_load(configuration), **yaml.safe_load(of_tasks)})
+    assert (several.task.name, several.evaluate.metric) == ("multitask", "val/species/top1")
     use, _, code = blocks("python")  # the second is test_own_loop's
     monkeypatch.chdir(tmp_path)
     (config.run / "checkpoints/best").mkdir(parents=True)

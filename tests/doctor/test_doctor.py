@@ -395,13 +395,18 @@ def test_no_credentials_of_the_hubs_address_are_shown(monkeypatch):
 
 
 def test_a_backbone_is_made_with_the_classes_that_there_are(config, monkeypatch):
+    from tlx.models import Outputs
     from tlx.plan import config as configs
 
     asked = []
     monkeypatch.setattr(services, "load", lambda config, *classes: asked.append(classes) or "fine")
     (found,) = services.weights(configs.load(config))
     (other,) = services.weights(configs.load(config, ["data.train=nowhere"]))
-    assert (found.verdict, other.verdict, asked) == ("ok", "ok", [(3, ("class0", "class1", "class2")), (2, None)])
+    assert (found.verdict, other.verdict, asked) == (
+        "ok",
+        "ok",
+        [(Outputs({"": 3}), ("class0", "class1", "class2"), {}), (2, None, None)],
+    )
 
 
 def test_weights_that_are_not_here_name_the_command(tmp_path, monkeypatch):

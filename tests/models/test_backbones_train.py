@@ -74,7 +74,7 @@ def check(training: Training, phase: Phase) -> None:
     idle = {p.name for y in layers for p in y.parameters if p.idle and phase.trains[y.name] == "all"}
     for parameter in idle:
         parameters[parameter].requires_grad_()  # so that one that is not idle at all shows
-    loss, _, samples, nonfinite = training.step(phase_model, phase, phase.start).tolist()
+    loss, _, samples, nonfinite, _ = training.step(phase_model, phase, phase.start).tolist()
     assert torch.isfinite(torch.tensor(loss))
     assert (samples, nonfinite) == (2, 0)
 

@@ -85,6 +85,16 @@ def test_the_reference_names_every_key_as_it_is():
     assert page.read_text() == reference(), "python -m tlx.plan.reference > configs/REFERENCE.md"
 
 
+def test_a_direction_is_that_of_the_metric_by_which_the_task_chooses(good):
+    assert load(good, ["evaluate.mode=max"]).evaluate.metric == "val/top1"
+    for words, told in (
+        (["evaluate.mode=min"], "val/top1 is better when it is higher"),
+        (["evaluate.mode=max", "task=regression"], "val/mae is better when it is lower"),
+    ):
+        with pytest.raises(ConfigError, match=f"evaluate.mode: {told}"):
+            load(good, words)
+
+
 def test_missing_keys_and_files(tmp_path, good):
     with pytest.raises(ConfigError, match="data: missing"):
         parse({"run": "x", "backbone": {"name": "toys:small"}})

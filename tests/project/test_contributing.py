@@ -72,14 +72,22 @@ def test_the_task(space):
     part = space["counting"]
     task = part(data, **given(part, target="seeds"))
     for mixed in (False, True):
-        check_task(task, mixed=mixed, label="task counting")
+        check_task(task, mixed=mixed, label="task counting", metric=part.metric)
     output, count = torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[2.0], [float("nan")], [3.0]])
     assert task.weights({"seeds": count.numpy()}).tolist() == [[1.0], [0.0], [1.0]]
     assert float(task.loss(output, Truth({"seeds": count}))) == pytest.approx(1 + 7.389056 - 6, abs=1e-5)
     meter = task.meter(torch.device("cpu"))
     meter.update(output, {"seeds": count}, torch.arange(3))
     assert meter.result()["mae"] == pytest.approx((1 + 4.389056) / 2, abs=1e-5)
-    assert part.metric in task.metrics
+    assert part.metric == task.metric
+    mixed = Truth({"seeds": count}, {"seeds": count.flip(0)}, torch.tensor([0.75, 0.75, 0.75]))
+    # e^x - n x of both counts in their shares; the second has neither
+    assert float(task.loss(output, mixed)) == pytest.approx(1 + 7.389056 - 2 * (0.75 * 3 + 0.25 * 2), abs=1e-5)
+    far = torch.tensor([[1.0], [200.0]], requires_grad=True)
+    loss = task.loss(far, Truth({"seeds": torch.tensor([[2.0], [float("nan")]])}))
+    loss.backward()
+    assert (far.grad[0].item(), far.grad[1].item()) == (pytest.approx(2.718282 - 2, abs=1e-5), 0)
+    assert task.hits(output, {"seeds": count}).tolist() == pytest.approx([1 + 4.389056, 2], abs=1e-5)
 
 
 def test_what_it_names_is_there():

@@ -1,4 +1,4 @@
-"""Schedule, decay, curve, head and backbone from another installed package, without touching tlx."""
+"""Schedule, decay, curve, head, backbone and task from another installed package, without touching tlx."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from commands import tlx, write_config
-from images import make_shards
+from images import make_shards, make_target_shards
 from places import TESTS
 from safetensors.torch import load_file
 
@@ -52,6 +52,42 @@ def test_parts_from_an_installed_package_train(installed, config, tmp_path):
     weights = load_file(tmp_path / "run" / "checkpoints" / "latest" / "model.safetensors")
     assert weights["head.0.weight"].shape == (10, 12)
     assert weights["0.weight"].shape == (12, 3, 3, 3)
+
+
+@pytest.fixture
+def of_age(tmp_path):
+    """A configuration whose shards have no class."""
+    for part, samples in (("train", 24), ("val", 14)):
+        make_target_shards(tmp_path / part, samples=samples, classes=0, size=24)
+    return {
+        "run": str(tmp_path / "run"),
+        "data": {"train": str(tmp_path / "train"), "val": str(tmp_path / "val"), "batch": 8, "workers": 0},
+        "input": {"size": 16},
+        "backbone": {"name": "tiny", "weights": "none"},
+        "task": {"name": "quantiles", "target": "age", "levels": [0.25, 0.75]},
+        "phases": {"each": {"lr": 0.01, "duration": "2ep"}},
+    }
+
+
+def test_a_task_from_an_installed_package_trains_by_its_own_metrics(installed, of_age, tmp_path):
+    done = tlx("train", write_config(tmp_path / "c.yaml", of_age), path=installed)
+    assert done.returncode == 0, done.stderr
+    assert "metric: val/pinball_loss" in (tmp_path / "run" / "config.yaml").read_text()
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["best"]["metric"] == "val/pinball_loss"
+    assert result["last"]["val/pinball_loss"] < 5
+    assert 0 <= result["last"]["val/coverage"] <= 1
+
+
+@pytest.mark.slow
+def test_it_is_one_of_several_tasks_on_two_ranks(installed, of_age, tmp_path):
+    tasks = {"age": {"name": "quantiles", "target": "age"}, "tags": "multilabel"}
+    config = write_config(tmp_path / "c.yaml", of_age | {"task": {"name": "multitask", "tasks": tasks}})
+    done = tlx("train", config, path=installed, ranks=2)
+    assert done.returncode == 0, done.stderr
+    assert "val/age/coverage" in json.loads((tmp_path / "run" / "result.json").read_text())["last"]
+    wrong = tlx("plan", config, "task.tasks.age.levls=[0.5]", path=installed)
+    assert (wrong.returncode, 'did you mean "levels"' in wrong.stderr) == (2, True)
 
 
 @pytest.mark.slow

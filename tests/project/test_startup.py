@@ -87,6 +87,8 @@ def test_a_folder_comes_with_what_is_wrong_with_the_values(config):
     assert "phases.each.lr: input should be greater than 0" in rate
     assert 'sed: unknown key; did you mean "seed"?' in key
     assert 'optimizer: there is no optimizer "adamv"; did you mean "adam" or "adamw"' in part
+    with pytest.raises(ConfigError, match=r'task: there is no task "multilable"; did you mean "multilabel"'):
+        folder_of(config, [], ["task=multilable"])
     with pytest.raises(ConfigError, match=r'phases\.each\.curve: there is no curve "cosin"'):
         folder_of(config, ["phases.each.curve=cosin"])
 

@@ -20,6 +20,7 @@ def of_class(*classes, name="label"):
 
 
 def of_numbers(name, mean, std, known=10):
+    known = (known,) * len(mean) if isinstance(known, int) else known
     return TargetSummary(Target(name, "number", width=len(mean)), known=known, mean=tuple(mean), std=tuple(std))
 
 

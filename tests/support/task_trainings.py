@@ -27,7 +27,7 @@ COLOUR = {"name": "classification", "target": "colour"}
 TASKS = {
     "species": "classification",
     "colour": COLOUR,
-    "rare": {"name": "ordinal", "target": "rare"},
+    "rare": {"name": "ordinal", "target": "rare", "order": ["low", "mid", "high"]},
     "tags": {"name": "multilabel", "loss": "asymmetric"},
     "box": {"name": "regression", "target": "box"},
 }

@@ -240,8 +240,8 @@ def test_metrics_are_scikit_learns(seed):
     known = values >= 0
     loss = torchs(torch.from_numpy(logits[known]).double(), torch.from_numpy(values[known]).double(), reduction="sum")
     assert result["loss"] == pytest.approx(float(loss) / known.any(1).sum(), rel=1e-12)
-    assert result["per_class"][0] is None
-    assert result["per_class"][1] == 1.0
+    assert result["ap_per_class"][0] is None
+    assert result["ap_per_class"][1] == 1.0
     assert (result["samples"], result["thresholds"][0], result["f1_per_class"][0]) == (60, None, None)
 
 
@@ -319,10 +319,10 @@ def test_outputs_that_are_not_finite_count_as_worst():
     assert result["nonfinite"] == 2
     assert nans(result) == {"loss"}
     # label 0: told 3.0, 2.0 right; the NaN is last of its ranking, the sample it does not apply to is first
-    assert result["per_class"][0] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)
+    assert result["ap_per_class"][0] == pytest.approx((1 / 2 + 2 / 3 + 3 / 4) / 3)
     assert result["f1_per_class"][0] == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
     # label 1: first the NaN's sample, then 1.0, both not; then -1.0 and the infinite one, which it applies to
-    assert result["per_class"][1] == pytest.approx((1 / 3 + 2 / 4) / 2)
+    assert result["ap_per_class"][1] == pytest.approx((1 / 3 + 2 / 4) / 2)
     assert result["f1_per_class"][1] == 0.0
 
 

@@ -125,6 +125,38 @@ def test_metrics_of_each_task_and_the_score_that_chooses():
     assert (rows[0]["species/label"], rows[0]["colour/label"]) == ("rose", "red")
 
 
+def test_a_task_that_weighs_nothing_need_not_be_a_number():
+    task = multitask(data(), tasks=TASKS, weighting={"colour": 0})
+    assert task.score == {"species/top1": 1.0}
+    meter = task.meter(torch.device("cpu"))
+    own = {"label": torch.tensor([0, 1]), "colour": torch.tensor([-1, -1])}
+    meter.update(torch.tensor([[9.0, 0, 0, 5, 0], [9, 0, 0, 5, 0]]), own, torch.arange(2))
+    found = meter.result()
+    assert math.isnan(found["colour/loss"])
+    assert found["score"] == 0.5
+    assert found["loss"] == found["species/loss"]
+
+
+def not_one_of_several(data, *, constants: tuple[str, ...] = (), heads: dict[str, int] | None = None, metric="top1"):
+    from types import SimpleNamespace
+
+    given = heads or {"": 3}
+    return SimpleNamespace(parts=1, constants=constants, heads=given, metric=metric, metrics={"top1": True})
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"constants": ["sigma"]}, r"task.tasks.odd: its loss learns constants \(sigma\)"),
+        ({"heads": {"a": 2, "b": 3}}, r"task.tasks.odd: has 2 heads \(a, b\)"),
+        ({"metric": "kappa"}, 'task.tasks.odd: chooses by "kappa"'),
+    ],
+)
+def test_a_task_that_cannot_be_one_of_several_is_named(given, told):
+    with pytest.raises(UserError, match=told):
+        multitask(data(), tasks={**TASKS, "odd": {"name": "test_multitask:not_one_of_several", **given}})
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [

@@ -59,11 +59,11 @@ def test_the_loss_is_that_of_the_paper(formula):
 
 
 def test_the_loss_of_corn_is_the_likelihood_of_the_class():
-    task = make("ordinal", of_class("a", "b", "c"))
+    task = make("ordinal", of_class("1", "2", "3"))
     output = torch.tensor([[math.log(3), 0.0]])  # 3/4 and 1/2: 1/4, 3/8 and 3/8 by class
     losses = [float(task.loss(output, Truth({"label": torch.tensor([c])}))) for c in range(3)]
     assert losses == pytest.approx([math.log(4), math.log(8 / 3), math.log(8 / 3)])
-    assert task.rows(output, {}) == [{"label": "b", "rank": 1, "probability": pytest.approx(3 / 8)}]
+    assert task.rows(output, {}) == [{"label": "2", "rank": 1, "probability": pytest.approx(3 / 8)}]
 
 
 @pytest.mark.parametrize(("loss", "asked"), [("corn", [True, True, False]), ("thresholds", [True, True, True])])
@@ -140,7 +140,7 @@ def test_metrics_are_scikit_learns_on_any_number_of_ranks(loss):
 
 
 def test_metrics_by_hand():
-    task = make("ordinal", of_class("a", "b", "c"), loss="thresholds")
+    task = make("ordinal", of_class("1", "2", "3"), loss="thresholds")
     output = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])  # a, c, b, c
     result = evaluated(task, output, torch.tensor([0, 0, 1, 2]))
     assert (result["mae"], result["top1"], result["per_class"]) == (0.5, 0.75, [0.5, 1, 1])
@@ -178,16 +178,17 @@ def test_the_order_is_told():
     assert task.order == tuple(ORDER)
     assert task.outputs == ("above low", "above medium", "above high")
     assert (task.heads, task.lists) == ({"": 3}, {"per_class": tuple(ORDER)})
-    assert make("ordinal", SIZES).order == ("high", "low", "medium", "severe")
     assert make("ordinal", of_class("1", "2", "10")).order == ("1", "2", "10")
     assert make("ordinal", of_class("1", "10", "2"), order=[1, 2, 10]).order == ("1", "2", "10")
-    assert make("ordinal", of_class("no", "yes")).heads == {"": 1}
+    assert make("ordinal", of_class("no", "yes"), order=["no", "yes"]).heads == {"": 1}
 
 
 @pytest.mark.parametrize(
     ("summary", "given", "says"),
     [
         (of_class("only"), {}, "the index has 1"),
+        (SIZES, {}, "task.order: the order of these classes is not known: high, low, medium, severe"),
+        (of_class("1", "2", "nan"), {}, "is not known: 1, 2, nan"),
         (of_class("1", "10", "2"), {}, r"their order in the index is another: 1, 10, 2.*task.order: \[1, 2, 10\]"),
         (SIZES, {"order": ORDER[:3]}, "without severe"),
         (SIZES, {"order": [*ORDER, "huge"]}, "with huge, which are no classes"),
@@ -201,7 +202,7 @@ def test_refused(summary, given, says):
 
 
 def test_the_class_of_the_index_is_taken_before_others():
-    grade = of_class("a", "b", name="grade")
-    assert tuple(make("ordinal", grade, SIZES).targets) == ("label",)
-    assert tuple(make("ordinal", grade, SIZES, target="grade").targets) == ("grade",)
+    grade, sizes = of_class("1", "2", name="grade"), of_class("10", "20")
+    assert tuple(make("ordinal", grade, sizes).targets) == ("label",)
+    assert tuple(make("ordinal", grade, sizes, target="grade").targets) == ("grade",)
     assert tuple(make("ordinal", grade, of_numbers("age", [1.0], [1.0])).targets) == ("grade",)

@@ -9,14 +9,27 @@ import sys
 import numpy as np
 import pytest
 import torch
+from images import make_target_shards
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from task_data import NAN, evaluated, make, of_class, of_numbers
 
 from tlx.base.errors import UserError
+from tlx.data.shards.targets import Target
+from tlx.data.stream.sampling import Sampling
 from tlx.tasks import Truth
+from tlx.tasks.summaries import summaries
 
 AGE = of_numbers("age", [10.0], [2.0])
 BOX = of_numbers("box", [0.0, 100.0], [1.0, 10.0])
+
+
+def test_a_column_without_values_is_known_from_the_index(tmp_path):
+    box = Target("box", "number", width=2), np.array([[1.0, NAN], [3.0, NAN], [NAN, NAN]])
+    shards = make_target_shards(tmp_path / "s", [box], samples=3, size=8)
+    summary = summaries(shards, Sampling(), 0)["box"]
+    assert (summary.known, summary.samples, summary.mean[0]) == ((2, 0), 2, 2.0)
+    with pytest.raises(UserError, match=r"no value in columns \[1\]"):
+        make("regression", summary, standardise=False)
 
 
 def column(*values):
@@ -175,7 +188,7 @@ def test_predictions_are_in_the_targets_own_units():
         (of_numbers("age", [3.0], [0.0]), {}, "is the same in all training samples: .*standardise=false"),
         (of_numbers("box", [3.0, 1.0], [1.0, 0.0]), {}, r"in columns \[1\]"),
         (of_numbers("age", [NAN], [NAN], known=0), {"standardise": False}, "has no value in any training sample"),
-        (of_numbers("box", [1.0, NAN], [1.0, NAN]), {"standardise": False}, r"no value in columns \[1\]"),
+        (of_numbers("box", [1.0, 0.0], [1.0, 0.0], (9, 0)), {"standardise": False}, r"no value in columns \[1\]"),
         (AGE, {"target": "aeg"}, 'no target "aeg"; did you mean "age"'),
         (AGE, {"target": "label"}, '"label" is of kind class'),
     ],

@@ -14,13 +14,14 @@ from updates import classifying
 
 from tlx.base.errors import TlxError
 from tlx.base.files import json_text
+from tlx.data.stream.stream import Batch
 from tlx.plan.config import NonFinite
 from tlx.runs.metrics_file import read_rows
 from tlx.runs.progress import MEMORY, Progress, Trend
 from tlx.tasks.objectives import cross_entropy
 from tlx.train.evaluation import constant
 from tlx.train.loop import fit
-from tlx.train.nonfinite import tolerated
+from tlx.train.nonfinite import _keep, tolerated
 from tlx.train.result import result_of
 from tlx.train.run import settle
 
@@ -89,6 +90,16 @@ def test_it_stops_and_names_the_module_and_the_samples(compose, how, place):
     assert saved["labels"].shape == saved["ids"].shape == (8,)
     weights = load_file(run.checkpoints.folder / "latest" / "model.safetensors")
     assert all(torch.isfinite(t).all() for t in weights.values())
+
+
+def test_what_is_saved_has_every_target_under_a_name_of_its_own(tmp_path):
+    images, ids, labels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.tensor([5, 6]), torch.tensor([0, 1])
+    targets = {"label": labels, **{name: torch.full((2,), 7.0) for name in ("images", "ids", "labels")}}
+    batch = Batch(0, 0, 1, images, labels, ids, 2.0, targets=targets)
+    saved = load_file(_keep(tmp_path / "nonfinite" / "b.safetensors", batch))
+    assert torch.equal(saved["images"], images)
+    assert [saved[name].tolist() for name in ("ids", "labels")] == [[5, 6], [0, 1]]
+    assert [saved[f"target/{name}"].tolist() for name in ("images", "ids", "labels")] == [[7, 7]] * 3
 
 
 def test_a_loss_that_is_not_finite_though_its_gradient_is_moves_nothing(compose):

@@ -18,6 +18,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -48,6 +49,15 @@ GROUPS: dict[str, str] = {
     "backbone": "",  # torchvision's and timm's names are looked up by tlx.models
 }
 """Group -> the module whose ``__all__`` lists our own parts. Outside packages: entry-point group ``tlx.<group>``."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Beside the annotation of a part in a configuration, or of an argument that is a part, or of the values of a
+    mapping of them: the group that its name is of."""
+
+    name: str
+
 
 PURE = ("unfreeze", "curve", "layer_decay")
 """Groups whose parts need no torch, whoever wrote them."""
@@ -102,10 +112,7 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
         ConfigError: unknown, missing or ill-typed arguments, all together, each with its name as key.
         UserError: the part does not say what it takes.
     """
-    try:
-        hints = typing.get_type_hints(part if inspect.isfunction(part) else part.__init__, include_extras=True)  # type: ignore[misc]
-    except (NameError, AttributeError, TypeError, SyntaxError):
-        hints = {}
+    hints, _ = _hints(part)
     settable = _settable(part, label)
     problems, checked = list[UserError](), {}
     for key, value in given.items():
@@ -131,6 +138,34 @@ def arguments(part: Callable[..., Any], given: Mapping[str, Any], *, label: str)
     if problems:
         raise ConfigError(problems, where=label)
     return checked
+
+
+def inner_groups(part: Callable[..., Any]) -> dict[str, tuple[str, bool]]:
+    """Arguments of a part that are parts themselves, by their annotation (see :class:`Group`): the group, and whether
+    it is a mapping of names to parts."""
+    found: dict[str, tuple[str, bool]] = {}
+    for name, hint in _hints(part)[0].items():
+        inner = typing.get_args(hint)
+        is_mapping = typing.get_origin(hint) is dict
+        marks = getattr(inner[1] if is_mapping else hint, "__metadata__", ())
+        found.update((name, (mark.name, is_mapping)) for mark in marks if isinstance(mark, Group))
+    return found
+
+
+def unchecked(part: Callable[..., Any]) -> str | None:
+    """Why the arguments of a part are not checked by their types, in words; None where they are."""
+    return _hints(part)[1]
+
+
+def _hints(part: Callable[..., Any]) -> tuple[dict[str, Any], str | None]:
+    """The types of a part's arguments; none, and why, where names in them are not there when it runs, such as those of
+    an import under TYPE_CHECKING. Of our own parts that is a fault."""
+    try:
+        return typing.get_type_hints(part if inspect.isfunction(part) else part.__init__, include_extras=True), None  # type: ignore[misc]
+    except (NameError, AttributeError, TypeError, SyntaxError) as error:
+        if str(getattr(part, "__module__", "")).startswith("tlx."):
+            raise
+        return {}, str(error)
 
 
 def needs(package: str, *, install: str) -> Callable[[P], P]:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from tlx.data.shards.check import SplitCounts
-    from tlx.data.shards.target_summary import TargetSummary
+    from tlx.data.shards.target_summary import TargetStatistics
 
-    Splits = Mapping[str, TargetSummary | None]
+    Splits = Mapping[str, TargetStatistics | None]
 
 _CLASSES = 20  # rows of a table
 _PAIRS = 5
@@ -43,7 +43,7 @@ def _table(name: str, splits: Splits) -> Table:
     return table
 
 
-def _cardinality(target: TargetSummary | None) -> str:
+def _cardinality(target: TargetStatistics | None) -> str:
     return "" if target is None or target.cardinality is None else f"{target.cardinality:.2f}"
 
 
@@ -61,7 +61,7 @@ def _counts(splits: Splits) -> Iterator[tuple[str, list[str]]]:
         yield f"... and {len(total) - _CLASSES:,} more", [""] * len(splits)
 
 
-def _count(target: TargetSummary | None, name: str) -> str:
+def _count(target: TargetStatistics | None, name: str) -> str:
     if target is None or name not in target.counts:
         return ""
     known = target.known.get(name, target.samples - target.missing)
@@ -80,14 +80,14 @@ def _columns(splits: Splits) -> Iterator[tuple[str, list[str]]]:
         yield f"... and {width - _CLASSES:,} more", [""] * len(splits)
 
 
-def _column(target: TargetSummary | None, place: int) -> str:
+def _column(target: TargetStatistics | None, place: int) -> str:
     if target is None or place >= len(target.columns):
         return ""
     column = target.columns[place]
     return f"{column.least:.4g} {column.mean:.4g} {column.most:.4g}"
 
 
-def _std(target: TargetSummary | None, place: int) -> str:
+def _std(target: TargetStatistics | None, place: int) -> str:
     return "" if target is None or place >= len(target.columns) else f"{target.columns[place].std:.4g}"
 
 

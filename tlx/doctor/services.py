@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tlx.doctor.findings import Finding, of_error, ok
 
@@ -42,26 +42,31 @@ def weights(config: Config | None) -> Iterator[Finding]:
             yield replace(broken, verdict="warning", said=f"{said}. Compute nodes may have no internet")
 
 
-def _outputs(config: Config) -> tuple[int | Outputs, Sequence[str] | None]:
-    """How many, for a backbone of the user's own, which may want the right number, and their names, for a head that is
-    kept; any number will do where there are no shards."""
+def _outputs(config: Config) -> tuple[int | Outputs, Sequence[str] | None, Mapping[str, Any] | None]:
+    """How many, for a backbone of the user's own, which may want the right number, and their names and scale, for a
+    head that is kept; any number will do where there are no shards."""
     from tlx.base.errors import UserError
     from tlx.train.components import outputs_of, task_of
-    from tlx.train.data import count_samples, known_names
+    from tlx.train.data import count_samples, known_names, known_scale
 
     try:
         samples = count_samples(config)
         task = task_of(config, samples)
     except UserError:  # the finding on the shards says why
-        return 2, None
-    return outputs_of(task), known_names(config, samples, task)
+        return 2, None, None
+    return outputs_of(task), known_names(config, samples, task), known_scale(samples, task)
 
 
-def load(config: Config, outputs: int | Outputs, names: Sequence[str] | None = None) -> str:
+def load(
+    config: Config,
+    outputs: int | Outputs,
+    names: Sequence[str] | None = None,
+    scale: Mapping[str, Any] | None = None,
+) -> str:
     """Loads the backbone as training does, without a network; says where its weights were.
 
     Args:
-        names: of the outputs, where they are known.
+        names, scale: of the outputs, where they are known.
 
     Raises:
         UserError: they are not on this machine (with the command that fetches them), are damaged or do not fit.
@@ -72,5 +77,5 @@ def load(config: Config, outputs: int | Outputs, names: Sequence[str] | None = N
     if config.backbone.weights == "none" and not config.keeps_head:
         return f"{config.backbone.name} begins with random ones (backbone.weights=none)"
     with download.without_network():
-        backbone = backbone_of(config, outputs, names=names)
+        backbone = backbone_of(config, outputs, names=names, scale=scale)
     return str(backbone.loaded) if backbone.loaded else f"{config.backbone.name} needs none"

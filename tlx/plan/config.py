@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -31,7 +31,7 @@ from pydantic import (
 
 from tlx.base import plug
 from tlx.base.durations import Duration, Length, TimeSpan
-from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
+from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mean
 from tlx.base.inputs import InputSpec, Interpolation
 from tlx.base.key_aliases import USUAL, right_key
 from tlx.base.launcher import environment
@@ -42,12 +42,13 @@ from tlx.base.metrics import LOSS, Metric
 from tlx.base.norms import POLICIES, NormPolicy, written_out
 from tlx.base.parsing import from_yaml_file, to_yaml
 from tlx.base.paths import expanded, written
+from tlx.base.plug import Group
 from tlx.base.sweep import with_trial
 from tlx.base.validation import mistakes, refuse_truth
 from tlx.data.shards.targets import Kind
 from tlx.data.stream.sampling import Sampling
 from tlx.plan.later_keys import completed, is_written
-from tlx.plan.overrides import Group, Names, Short, changed, keys_at
+from tlx.plan.overrides import Names, Short, changed, keys_at
 
 T = TypeVar("T")
 
@@ -77,7 +78,15 @@ def _of_value(act: Callable[[], T]) -> T:
     try:
         return act()
     except UserError as error:
-        raise ValueError(error.what) from error
+        _refused(error)
+
+
+def _refused(error: UserError) -> NoReturn:
+    """
+    Raises:
+        ValueError: of a mistake, for a validator.
+    """
+    raise ValueError(error.what) from error
 
 
 def _expanded(value: Any) -> Any:
@@ -130,16 +139,25 @@ class Part(Model):
 
 def _part_of(group: str) -> Any:
     def check(part: Part, info: ValidationInfo) -> Part:
-        looked_up = {WITHOUT_LIBRARIES: plug.is_pure, WITHOUT_IMPORTS: plug.is_light}.get(info.context or "")
-        if looked_up is not None and not looked_up(group, part.name):
+        if not _looks_up(group, part.name, info.context):
             return part
-        return _of_value(lambda: known_part(group, part))
+        return _of_value(lambda: known_part(group, part, info.context))
 
     return Annotated[Part, Group(group), AfterValidator(check)]
 
 
-def known_part(group: str, part: Part) -> Part:
-    """A part that there is, with its arguments as they are written down and its defaults.
+def _looks_up(group: str, name: str, context: str | None) -> bool:
+    """Whether a validation looks up a part."""
+    if context == WITHOUT_LIBRARIES:
+        return plug.is_pure(group, name)
+    return context != WITHOUT_IMPORTS or plug.is_light(group, name)
+
+
+def known_part(group: str, part: Part, context: str | None = None) -> Part:
+    """A part that there is, with its arguments as they are written down and its defaults; so are parts among them.
+
+    Args:
+        context: of the validation.
 
     Raises:
         UserError: no such part, or arguments that it does not take.
@@ -147,12 +165,59 @@ def known_part(group: str, part: Part) -> Part:
     function = plug.find(group, part.name)
     if group == "head" and KEEP in part.args and not plug.takes(function, KEEP):
         kept = plug.arguments(_kept, {KEEP: part.args[KEEP]}, label=f"head {part.name}")[KEEP]
-        known = known_part(group, Part(name=part.name, args=_without_keep(part.args)))
+        known = known_part(group, Part(name=part.name, args=_without_keep(part.args)), context)
         return Part(name=known.name, args={**known.args, **({KEEP: True} if kept else {})})
-    checked = plug.arguments(function, part.args, label=f"{group} {part.name}")
+    args, label, found = dict(part.args), f"{group} {part.name}", Problems()
+    for name, (of, is_mapping) in plug.inner_groups(function).items():
+        if args.get(name) is not None:
+            read = functools.partial(_inner_parts if is_mapping else _inner_part, of, args[name], context, name)
+            args[name] = found.of(read) or args[name]
+    checked = found.of(lambda: plug.arguments(function, args, label=label))
+    if found.errors or checked is None:
+        raise ConfigError(found.errors, where=label)
     said = {name: plug.as_written(value, value) for name, value in plug.defaults(function).items()}
-    own = {name: plug.as_written(value, checked[name]) for name, value in part.args.items()}
+    own = {name: plug.as_written(value, checked[name]) for name, value in args.items()}
     return Part(name=part.name, args={**said, **own})
+
+
+def _inner_part(group: str, value: Any, context: str | None, key: str) -> Any:
+    """A part among the arguments of another one, as it is written down.
+
+    Raises:
+        ConfigError: its mistakes, below `key`.
+    """
+    try:
+        part = Part.model_validate(value)
+        known = known_part(group, part, context) if _looks_up(group, part.name, context) else part
+    except ValidationError as error:
+        raise ConfigError(below(ConfigError(mistakes(error, value)), key)) from error
+    except UserError as error:
+        raise ConfigError(below(error, key)) from error
+    return {"name": known.name, **known.args}
+
+
+def _inner_parts(group: str, values: Any, context: str | None, key: str) -> Any:
+    """The same of a mapping of them; what is none is left to the check of its type."""
+    if not isinstance(values, Mapping):
+        return values
+    found = Problems()
+    made = {
+        name: found.of(functools.partial(_inner_part, group, value, context, f"{key}.{name}"))
+        for name, value in values.items()
+    }
+    if found.errors:
+        raise ConfigError(found.errors)
+    return made
+
+
+def chosen_by(task: str) -> str:
+    """The metric, without ``val/``, that chooses the best checkpoint of a task, as its function says: a plan knows it
+    before there is data to make the task with.
+
+    Raises:
+        UserError: no such task.
+    """
+    return str(getattr(plug.find("task", task), "metric", "loss"))
 
 
 KEEP = "keep"
@@ -174,14 +239,21 @@ def _policy(value: str | NormPolicy) -> str | NormPolicy:
     return value
 
 
-def _agreeing(mode: str | None, info: ValidationInfo) -> None:
-    """A metric knows its direction. Older files state it once more, as `mode`: what agrees is read and forgotten."""
-    name = info.data.get("metric")
+def _agreeing(mode: str | None, info: ValidationInfo) -> str | None:
+    """A metric knows its direction. Older files state it once more, as `mode`: what agrees is read and forgotten; that
+    of the task's own metric is looked at once that is known."""
+    if (odd := _disagreeing(mode, info.data.get("metric"))) is not None:
+        raise ValueError(odd)
+    return mode if info.data.get("metric") is None else None
+
+
+def _disagreeing(mode: str | None, name: str | None) -> str | None:
+    """What is wrong with a direction of a metric."""
     metric = Metric.of(name) if name is not None else None
     if mode is None or metric is None or not metric.judges or mode == metric.mode:
-        return
+        return None
     direction = "higher" if metric.higher_is_better else "lower"
-    raise ValueError(f"{metric.name} is better when it is {direction}, which need not be said; remove mode")
+    return f"{metric.name} is better when it is {direction}, which need not be said; remove mode"
 
 
 Direction = Annotated[Literal["min", "max"] | None, AfterValidator(_agreeing)]
@@ -707,11 +779,12 @@ class Config(Model):
 
     @model_validator(mode="after")
     def _best_by_the_task(self, info: ValidationInfo) -> Config:
-        looked_up = {WITHOUT_LIBRARIES: plug.is_pure, WITHOUT_IMPORTS: plug.is_light}.get(info.context or "")
-        if self.evaluate.metric is not None or (looked_up is not None and not looked_up("task", self.task.name)):
+        if self.evaluate.metric is not None or not _looks_up("task", self.task.name, info.context):
             return self
-        metric = f"val/{getattr(plug.find('task', self.task.name), 'metric', 'loss')}"
-        return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric})})
+        metric = f"val/{chosen_by(self.task.name)}"
+        if (odd := _disagreeing(self.evaluate.mode, metric)) is not None:
+            _refused(UserError(odd, where="evaluate.mode"))
+        return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric, "mode": None})})
 
     @property
     def keeps_head(self) -> bool:

@@ -19,16 +19,10 @@ from tlx.base import plug
 from tlx.base.durations import Duration, Mark
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.parsing import from_word, to_yaml
+from tlx.base.plug import Group
 
 _DEPTH = 20  # of a key
 _EXAMPLE = "write key=value, for instance data.batch=64"
-
-
-@dataclass(frozen=True)
-class Group:
-    """Beside a part's annotation: the group that its names are of."""
-
-    name: str
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,10 @@ from pydantic.fields import FieldInfo
 from tlx.base import durations, plug
 from tlx.base.norms import POLICIES
 from tlx.base.parsing import to_yaml
+from tlx.base.plug import Group
 from tlx.base.terminal import hand_over
 from tlx.plan.config import Config, Model, Part
-from tlx.plan.overrides import Group, Short
+from tlx.plan.overrides import Short
 
 _TITLE = """# Every key of a configuration
 

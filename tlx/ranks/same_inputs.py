@@ -111,7 +111,7 @@ def package() -> dict[str, str]:
 
 def parts_of(config: Config) -> dict[str, str]:
     """Digests of what is loaded of packages from outside: those that the configuration names, or that offer parts."""
-    named = re.findall(r'"name": "([\w.]+):', json.dumps(plain(config), ensure_ascii=False))
+    named = re.findall(r'"([\w.]+):[A-Za-z_][\w.]*"', json.dumps(plain(config), ensure_ascii=False))
     offered = [e.module for d in distributions() for e in d.entry_points if e.group.startswith("tlx.")]
     packages = {name.partition(".")[0] for name in (*named, *offered)} - {*_OURS}
     loaded = {name: getattr(module, "__file__", None) for name, module in sorted(sys.modules.items())}

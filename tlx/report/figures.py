@@ -61,6 +61,29 @@ def curves(history: History) -> bytes | None:
     return png(draw, width=9, height=9.5)
 
 
+def tasks(history: History) -> bytes | None:
+    """The metric of each of several tasks over epochs; None of a single task, and before the run's result."""
+    names = history.of_tasks
+    if len(names) < 2:
+        return None
+
+    def draw(figure: Figure) -> None:
+        panels = list(figure.subplots(math.ceil(len(names) / 2), 2, sharex=True, squeeze=False).flat)
+        for panel, name in zip(panels, names, strict=False):
+            _measured(panel, history, name.removeprefix("val/"))
+            _in_percent(panel, name)
+            panel.set_title(escaped(name), fontsize=10)
+            _switches(panel, history)
+        for panel in panels[len(names) :]:
+            panel.set_visible(False)
+        for panel in panels[len(names) - 2 : len(names)]:  # the lowest of each column
+            panel.tick_params(labelbottom=True)
+            panel.set_xlabel("epoch" if history.steps_per_epoch else "step")
+        _legend(figure, panels, columns=3)
+
+    return png(draw, width=9, height=1 + 2.6 * math.ceil(len(names) / 2))
+
+
 def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
     """Bars of validation accuracy of each phase, best and last; None where no run has any."""
     if not any(h.accuracies for h in histories):
@@ -69,7 +92,7 @@ def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
     def draw(figure: Figure) -> None:
         panel = figure.subplots()
         _bars(panel, histories, names)
-        panel.set_title(f"Validation {_in_words(_common(histories))} of each phase", fontsize=12, fontweight="bold")
+        panel.set_title(f"Validation {_in_words(histories[0].shown)} of each phase", fontsize=12, fontweight="bold")
         _legend(figure, [panel], columns=3)
 
     return png(draw, width=8.5, height=1.9 + _bars_height(histories))
@@ -78,22 +101,36 @@ def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
 def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
     """Validation curves of several runs side by side, and the bars below."""
 
-    lines = math.ceil(len(histories) / 3)
-    upper, lower = 4.6 + 0.25 * lines, 1.7 + _bars_height(histories)
+    lines, groups = math.ceil(len(histories) / 3), _by_metric(histories, names)
+    upper = 4.6 + 0.25 * lines
+    lower = [
+        1.7 + _bars_height([history for history, _ in runs], headed=len(histories) > 1) for runs in groups.values()
+    ]
 
     def draw(figure: Figure) -> None:
-        above, below = _stacked(figure, upper, lower)
-        panels = above.subplots(1, 2)
-        _overlay(panels[0], histories, names, key=_common(histories))
-        _overlay(panels[1], histories, names, key="val/loss")
+        above, below = _stacked(figure, upper, sum(lower))
+        keys = list(dict.fromkeys([*groups, "val/loss"]))
+        panels = above.subplots(1, len(keys), squeeze=False)[0]
+        for panel, key in zip(panels, keys, strict=True):
+            _overlay(panel, histories, names, key=key, of=[key in (h.shown, "val/loss") for h in histories])
         above.suptitle("Comparison of runs on validation data", fontsize=12, fontweight="bold")
         _legend(above, panels, columns=max(1, min(4, 100 // (max(map(len, names)) + 6))))
-        bars = below.subplots()
-        _bars(bars, histories, names)
-        below.suptitle(f"Validation {_in_words(_common(histories))} of each phase", fontsize=12, fontweight="bold")
-        _legend(below, [bars], columns=3)
+        bars = below.subplots(len(groups), 1, squeeze=False, height_ratios=lower)[:, 0]
+        for panel, runs in zip(bars, groups.values(), strict=True):
+            _bars(panel, *zip(*runs, strict=True), headed=len(histories) > 1)
+        what = _in_words(next(iter(groups))) if len(groups) == 1 else "metrics"
+        below.suptitle(f"Validation {what} of each phase", fontsize=12, fontweight="bold")
+        _legend(below, [*bars], columns=3)
 
-    return png(draw, width=11, height=upper + lower)
+    return png(draw, width=11, height=upper + sum(lower))
+
+
+def _by_metric(histories: Sequence[History], names: Sequence[str]) -> dict[str, list[tuple[History, str]]]:
+    """Runs by the metric that they show: no other can be compared with them by it."""
+    groups: dict[str, list[tuple[History, str]]] = {}
+    for history, name in zip(histories, names, strict=True):
+        groups.setdefault(history.shown, []).append((history, name))
+    return groups
 
 
 def png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes:
@@ -160,14 +197,18 @@ def _losses(panel: Axes, history: History) -> None:
         _logarithmic(panel)
 
 
-def _accuracy(panel: Axes, history: History) -> None:
+def _in_percent(panel: Axes, metric: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
+    if is_share(metric):
+        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _accuracy(panel: Axes, history: History) -> None:
     metric = history.shown
     _measured(panel, history, metric.removeprefix("val/"))
     panel.set_ylabel(_in_words(metric))
-    if is_share(metric):
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _in_percent(panel, metric)
     if not any(points(history, metric) or points(history, "ema/" + metric)):
         panel.text(0.99, 0.04, "no validation", transform=panel.transAxes, ha="right", va="bottom", color=VALIDATION)
 
@@ -310,8 +351,12 @@ def _phase_names(panel: Axes, history: History, *, last: float) -> None:
 # --- several runs
 
 
-def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *, key: str) -> None:
-    """One line per run, of the weights that are its best, and the phase switches."""
+def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *, key: str, of: Sequence[bool]) -> None:
+    """One line per run, of the weights that are its best, and the phase switches.
+
+    Args:
+        of: which runs are drawn; each has its colour in every panel.
+    """
     import matplotlib
     from matplotlib.ticker import PercentFormatter
 
@@ -320,7 +365,7 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
     shared = all(s == switches[0] for s in switches)
     for i, (history, name) in enumerate(zip(histories, names, strict=True)):
         average = history.best is not None and history.best.weights == "ema"
-        values = (points(history, "ema/" + key) if average else []) or points(history, key)
+        values = (points(history, "ema/" + key) if average else []) or points(history, key) if of[i] else []
         colour = colours[i % len(colours)]
         label = clipped(name, 60) + (" (EMA weights)" if average else "")
         label = f" {label}" if label.startswith("_") else label  # matplotlib hides names with an underscore
@@ -337,24 +382,29 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
     panel.margins(x=0.03)
 
 
+_WORDS = {"map": "mAP", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top1": "accuracy"}
+
+
 def _in_words(metric: str) -> str:
-    return "accuracy" if metric == ACCURACY else metric.removeprefix("val/").replace("_", " ")
+    if metric == ACCURACY:
+        return "accuracy"
+    *task, name = metric.removeprefix("val/").split("/")
+    return " ".join([*task, _WORDS.get(name, name.replace("_", " "))])
 
 
-def _common(histories: Sequence[History]) -> str:
-    """The metric that runs are compared by: their own, if it is one."""
-    metrics = {h.shown for h in histories}
-    return metrics.pop() if len(metrics) == 1 else ACCURACY
+def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str], *, headed: bool = False) -> None:
+    """Level bars, so that long names can be read; the first run on top, its phases in order, best above last.
 
-
-def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> None:
-    """Level bars, so that long names can be read; the first run on top, its phases in order, best above last."""
+    Args:
+        histories: runs that show one metric.
+        headed: the run's name stands above its bars.
+    """
     from matplotlib.ticker import PercentFormatter
 
     ticks: list[tuple[float, str, bool]] = []
     at = 0.0
     for history, name in zip(histories, names, strict=True):
-        if len(histories) > 1:
+        if headed:
             ticks.append((at + HEADING / 2, clipped(name, 40), True))
             at += HEADING
         first = at
@@ -373,7 +423,7 @@ def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str]) -> No
         text.set_fontweight("bold" if heading else "normal")
     panel.tick_params(axis="y", length=0)
     panel.set_ylim(at, 0)
-    metric = _common(histories)
+    metric = histories[0].shown
     if is_share(metric):
         panel.set_xlim(0, 1.15)
         panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
@@ -410,8 +460,8 @@ def _mark_reading(panel: Axes, found: Sequence[PhaseAccuracy], *, first: float) 
     )  # fmt: skip
 
 
-def _bars_height(histories: Sequence[History]) -> float:
-    heading = HEADING if len(histories) > 1 else 0.0
+def _bars_height(histories: Sequence[History], *, headed: bool = False) -> float:
+    heading = HEADING if headed else 0.0
     return sum(heading + ROW * max(1, len(h.accuracies)) for h in histories)
 
 

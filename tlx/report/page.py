@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tlx.base.terminal import clock, escaped
-from tlx.runs.history import ACCURACY, History, article_reading, shown
+from tlx.runs.history import ACCURACY, History, article_reading, falls, is_share, shown
 from tlx.runs.run_files import whole, within
 
-COLUMNS = ("run", "best", "accuracy of each phase", "best step", "weights", "samples seen", "time")
+COLUMNS = ("run", "best", "each phase", "best step", "weights", "samples seen", "time")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
     environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     environment.filters["percent"] = lambda share: shown(ACCURACY, share)
     environment.filters["of_list"] = lambda value, key: shown(key, value)
-    environment.filters["heading"] = _heading
+    environment.filters["falls"] = falls
+    environment.filters["is_share"] = is_share
     return environment.from_string(TEMPLATE).render(
         title=title,
         columns=COLUMNS,
@@ -49,18 +50,39 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
                 "plan": plan_rows(s.history),
                 "reading": article_reading(s.history.accuracies),
                 "warnings": warnings(s.history),
+                "metrics": best_metrics(s.history),
+                "headings": {key: _heading(key) for key in s.history.lists},
             }
             for s in sections
         ],
     )
 
 
+HEADINGS = {
+    "per_class": "accuracy of each class",
+    "ap_per_class": "average precision of each label",
+    "f1_per_class": "F1 of each label",
+    "thresholds": "threshold of each label",
+    "mae_by_column": "mean absolute error of each column",
+    "r2_by_column": "R2 of each column",
+}
+"""Of lists in an evaluation's result, in words; other tasks' names are shown as they are."""
+
+
 def _heading(key: str) -> str:
-    if key == "per_class":
-        return "Accuracy of each class"
     task, _, name = key.rpartition("/")
-    words = "values of each class" if name == "per_class" else name.replace("_", " ")
-    return f"{task}: {words}" if task else words.capitalize()
+    said = HEADINGS.get(name, name.replace("_", " "))
+    return f"{task}: {said}" if task else said[0].upper() + said[1:]
+
+
+def best_metrics(history: History) -> list[tuple[str, str]]:
+    """Every metric of the best evaluation, where there are more than pictures and tables show."""
+    found = history.best.metrics if history.best is not None else {}
+    names = [name for name in found if name.rpartition("/")[2] not in ("samples", "nonfinite")]
+    return [(name, shown(name, found[name])) for name in names] if len(names) > _FEW else []
+
+
+_FEW = 3
 
 
 def _printable(value: Any) -> Any:
@@ -190,19 +212,30 @@ best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.read
 <p class="note">{{ warning }}</p>
 {% endfor %}
 
+{% if section.metrics %}
+<h3>Metrics of the best evaluation</h3>
+<ul class="classes">
+{% for name, value in section.metrics %}
+<li><span>{{ name }}</span>{{ value }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+
 {% for key, values in history.lists.items() %}
-<h3>{{ key | heading }} in the best evaluation</h3>
-<p>The lowest first.</p>
+<h3>{{ section.headings[key] }} in the best evaluation</h3>
+<p>The {{ "highest" if key | falls else "lowest" }} first.</p>
 <ul class="classes">
 {% for name, value in values %}
 <li><span>{{ name }}</span>
-{% if value is none %}no samples{% else %}<meter value="{{ value }}"></meter>{{ value | of_list(key) }}{% endif %}</li>
+{% if value is none %}no samples{% else %}{% if key | is_share %}<meter value="{{ value }}"></meter>{% endif %}
+{{ value | of_list(key) }}{% endif %}</li>
 {% endfor %}
 </ul>
-{% else %}
+{% endfor %}
+{% if not history.best or (not history.lists and history.shown == "val/top1") %}
 <h3>Accuracy of each class in the best evaluation</h3>
 <p>Not known: the run has no validation, or has not come to a checkpoint with its best evaluation.</p>
-{% endfor %}
+{% endif %}
 
 <h3>Samples that could not be read</h3>
 {% if details.unreadable is mapping and details.unreadable %}

@@ -13,8 +13,9 @@ from tlx.report.page import COLUMNS, Section, cells, page
 from tlx.runs.history import History, named, read_history
 
 FILES = {
-    "Loss, accuracy and learning rate over training": "figures/curves.png",
-    "Validation accuracy of each phase, best and last": "figures/phases.png",
+    "Loss, metric and learning rate over training": "figures/curves.png",
+    "Each task over training": "figures/tasks.png",
+    "Validation of each phase, best and last": "figures/phases.png",
 }
 """Pictures of a run, by caption."""
 
@@ -67,7 +68,7 @@ def is_drawn(folder: Path) -> bool:
 
 
 def _section(history: History, name: str) -> Section:
-    drawn = (figures.curves(history), figures.phases([history], [name]))
+    drawn = (figures.curves(history), figures.tasks(history), figures.phases([history], [name]))
     return Section(history, name, {caption: png for caption, png in zip(FILES, drawn, strict=True) if png is not None})
 
 
@@ -80,7 +81,7 @@ def _write_run(section: Section) -> list[Path]:
 def _write_comparison(sections: Sequence[Section], *, folder: Path) -> list[Path]:
     picture = figures.comparison([s.history for s in sections], [s.name for s in sections])
     title = f"Comparison of {len(sections)} run{'s' if len(sections) > 1 else ''}"
-    text = page(sections, title=title, pictures={"Validation curves, and accuracy of each phase": picture})
+    text = page(sections, title=title, pictures={"Validation curves, and each phase": picture})
     return _write(folder, {"figures/comparison.png": picture, "comparison.html": text.encode()})
 
 

@@ -21,7 +21,7 @@ SIGNS = ("plan.json", "metrics.jsonl", "result.json", "status.json")
 MOST_ROWS = 4000
 """Of training alone: more than a picture has columns of pixels for."""
 
-_SHARES = re.compile(r"(^|_)(top\d+|map|f1|per_class)(_|$)|acc")
+_SHARES = re.compile(r"(^|_)(top\d+|map|ap|f1|per_class|thresholds)(_|$)|acc")
 
 Row = Mapping[str, Any]
 
@@ -129,16 +129,22 @@ class History:
 
     @property
     def lists(self) -> dict[str, list[tuple[str, float | None]]]:
-        """By name: class and value in the best evaluation; the lowest first, classes without samples last."""
+        """By name: class and value in the best evaluation; the worst first, classes without samples last."""
         names_of = {str(k): items(v) for k, v in mapping(self.details.get("lists")).items()}
         names_of.setdefault("per_class", items(self.details.get("classes")))
-        found = {}
+        found: dict[str, list[tuple[str, float | None]]] = {}
         for key, values in (self.best.lists if self.best else {}).items():
             names = [str(name) for name in names_of.get(key, ())]
             names += [f"class {i}" for i in range(len(names), len(values))]
             pairs = list(zip(names, values, strict=False))
-            found[key] = sorted(pairs, key=lambda pair: math.inf if pair[1] is None else pair[1])
+            sign = -1 if falls(key) else 1
+            found[key] = sorted(pairs, key=lambda pair: math.inf if pair[1] is None else sign * pair[1])
         return found
+
+    @property
+    def of_tasks(self) -> list[str]:
+        """The metric of each of several tasks, once the run has a result."""
+        return [str(name) for name in items(self.details.get("headline")) if "/" in str(name).removeprefix("val/")]
 
     def epoch(self, step: float) -> float:
         """A step in epochs; the step itself where the length of an epoch is not known."""
@@ -199,6 +205,11 @@ def shown(metric: str, value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "-"
     return f"{100 * value:.2f} %" if is_share(metric) else f"{value:#.4g}"
+
+
+def falls(key: str) -> bool:
+    """Whether values of a list are better when they are lower."""
+    return not Metric(f"val/{key.removesuffix('_by_column')}").higher_is_better
 
 
 def is_share(metric: str) -> bool:
@@ -262,8 +273,9 @@ def accuracies(
 def article_reading(found: Sequence[PhaseAccuracy]) -> tuple[float, float] | None:
     """The two numbers that the Flowers-102 article sets side by side: the last of feature extraction and the best of
     the phases after it. Not like with like, and shown only beside `accuracies`; None where a run has not both."""
-    before = [a.last for a in found if a.kind == "feature extraction" and a.last is not None]
-    after = [a.best for a in found if a.kind == "fine-tuning" and a.best is not None]
+    told = [a for a in found if a.metric == ACCURACY]
+    before = [a.last for a in told if a.kind == "feature extraction" and a.last is not None]
+    after = [a.best for a in told if a.kind == "fine-tuning" and a.best is not None]
     return (before[-1], max(after)) if before and after else None
 
 
@@ -307,7 +319,7 @@ def _of_checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     if not progress:
         return {}
     classes = items(mapping(state.get("identity")).get("classes"))
-    return {**progress, "classes": classes, "unreadable": progress.get("bad")}
+    return {**progress, "classes": classes, "lists": state.get("lists"), "unreadable": progress.get("bad")}
 
 
 def _phases(
@@ -378,10 +390,6 @@ def _evaluation(row: Mapping[str, Any], weights: str) -> Evaluation:
         k: tuple(s if math.isfinite(number(s)) else None for s in v) for k, v in own.items() if isinstance(v, list)
     }
     return Evaluation(whole(row.get("step")) or 0, weights, metrics, lists)
-
-
-def _finite(value: Any) -> float | None:
-    return value if math.isfinite(number(value)) else None
 
 
 def _of_result(found: Any, *, weights: str | None = None) -> Evaluation | None:

@@ -18,7 +18,7 @@ from tlx.runs.extend import earlier
 from tlx.runs.run_files import RunFiles, whole
 from tlx.runs.run_lock import holder
 
-_OF_LIBRARIES = ("transforms", "head", "objective", "optimizer", "track", "backbone")
+_OF_LIBRARIES = ("transforms", "head", "task", "objective", "optimizer", "track", "backbone")
 """Keys of parts that only a library knows."""
 
 

@@ -81,20 +81,22 @@ def _load(config: Config, samples: Samples | None, task: Task | None) -> None:
     """Loads the weights without a network, which nodes may not have."""
     from tlx.models.weights import download
     from tlx.train.components import backbone_of, outputs_of
-    from tlx.train.data import known_names
+    from tlx.train.data import known_names, known_scale
 
     if config.backbone.weights != "none" or config.keeps_head:
         with download.without_network():
             outputs = outputs_of(task) if task is not None else 2
-            backbone_of(config, outputs, names=known_names(config, samples, task))
+            names, scale = known_names(config, samples, task), known_scale(samples, task)
+            backbone_of(config, outputs, names=names, scale=scale)
 
 
 def _plan(config: Config, samples: Samples, task: Task, world: int) -> Plan | None:
     from tlx.train.build import checked_plan, try_on_shapes
     from tlx.train.components import backbone_of, outputs_of
-    from tlx.train.data import known_names
+    from tlx.train.data import known_names, known_scale
 
-    backbone = backbone_of(config, outputs_of(task), empty=True, names=known_names(config, samples, task))
+    names, scale = known_names(config, samples, task), known_scale(samples, task)
+    backbone = backbone_of(config, outputs_of(task), empty=True, names=names, scale=scale)
     made, _ = checked_plan(config, backbone, samples, task, world)
     if made is not None:
         try_on_shapes(config, made, backbone, task)

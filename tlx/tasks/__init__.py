@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tlx.data.stream.stream import Batch
     from tlx.tasks.objectives import Objective
 
-__all__ = ["Meter", "TargetSummary", "Task", "TaskData", "Truth"]
+__all__ = ["Meter", "TargetSummary", "Task", "TaskData", "Truth", "scale_of"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class TargetSummary:
 
     Attributes:
         counts: samples by class, or that a label applies to; empty for numbers.
-        known: samples that have the target; of kind `labels` by label: those where it is known whether it applies.
+        known: samples that have the target; of kind `labels` by label: those where it is known whether it applies; of
+            numbers by column.
         mean, std: of numbers, by column.
     """
 
@@ -139,12 +140,17 @@ class Task(Protocol):
         constants: names of numbers that the loss learns, parameters of the head: they are further columns of the
             outputs, the same in every row.
         metrics: of an evaluation, by name without ``val/``: whether higher is better. `loss` is one of them.
-        metric: the one that chooses the best checkpoint where the configuration does not say.
+        metric: the one that chooses the best checkpoint where the configuration does not say. The function that makes
+            the task says the same as its attribute, ``FUNCTION.metric``; without one that is `loss`. It must be known
+            before there is data, and without torch.
         shown: the name, without ``train/``, of what `hits` counts on the training curve; None for nothing.
         parts: how many losses, each with a normaliser of its own; more than one for several tasks at once.
         lists: names of the values of each list in an evaluation's result: ``{"per_class": classes}``.
 
-    One with many metrics may have a `headline`: those, without ``val/``, that lines for people have room for.
+    One with many metrics may have a `headline`: those, without ``val/``, that lines for people have room for. One whose
+    outputs mean something else after other training samples, such as numbers in standard deviations, has a `scale`,
+    plain data that says so: a checkpoint goes on, and a head is kept, with the same one alone. One that minimises what
+    `TaskData.objective` makes has that as `objective`, so that a fault of it is told with its name.
     """
 
     @property
@@ -198,3 +204,8 @@ class Task(Protocol):
             kept: the result of the evaluation that chose the weights: thresholds and the like.
         """
         ...
+
+
+def scale_of(task: Task) -> dict[str, Any]:
+    """What a task's outputs mean, as far as that depends on the training samples; empty where it does not."""
+    return dict(getattr(task, "scale", {}))

@@ -16,7 +16,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from tlx.base.metrics import top_ks
 from tlx.data.shards.targets import Target
 from tlx.tasks import Ranks, Truth
-from tlx.tasks.mixing import summed
 from tlx.tasks.objectives import Objective
 
 
@@ -77,18 +76,32 @@ class Classification:
 
     def loss(self, output: Any, truth: Truth) -> Tensor:
         if self.partial:
-            return summed(self._known, output, truth, self.target.name, getattr(self.objective, "aux_weight", 0.0))
+            main, *auxiliary = output if isinstance(output, tuple) else (output,)
+            weight, total = getattr(self.objective, "aux_weight", 0.0), self._of_known(main, truth)
+            for given in auxiliary:
+                if given is not None:
+                    total = total + weight * self._of_known(given, truth)
+            return total
         mix = None
         if truth.partner is not None and truth.lam is not None:
             mix = LabelMix(truth.partner[self.target.name], truth.lam)
         loss: Tensor = self.objective.loss(output, truth.own[self.target.name], mix)
         return loss
 
-    def _known(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Losses of samples one by one, 0 for those without a class."""
+    def _of_known(self, logits: Tensor, truth: Truth) -> Tensor:
+        """The sum of losses of samples that have a class. A mixed sample that has one of two has the loss by that one
+        alone, times its share."""
+        own, mix = truth.own[self.target.name], None
+        labels, share = own, (own >= 0).float()
+        if truth.partner is not None and truth.lam is not None:
+            partner, lam = truth.partner[self.target.name], truth.lam
+            labels = torch.where(own >= 0, own, partner)
+            mix = LabelMix(torch.where(partner >= 0, partner, own).clamp(min=0), lam)
+            share = torch.where(own < 0, 1 - lam, torch.where(partner < 0, lam, 1.0))
         known = labels >= 0
-        each: Tensor = self.objective.losses(logits, labels.clamp(min=0))  # type: ignore[attr-defined]
-        return torch.where(known, each, 0.0)
+        logits = torch.where(known[:, None], logits, 0.0)  # not 0 * infinity where nothing is known
+        each: Tensor = self.objective.losses(logits, labels.clamp(min=0), mix)  # type: ignore[attr-defined]
+        return torch.where(known, share * each, 0.0).sum()
 
     def hits(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
         labels = own[self.target.name]

@@ -7,10 +7,11 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from tlx.base.durations import Ratio
-from tlx.base.errors import UserError, below, did_you_mean
+from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mean
+from tlx.base.plug import Group
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
 from tlx.tasks import TargetSummary, Task, TaskData, nested
@@ -28,7 +29,7 @@ def classification(
     data: TaskData,
     *,
     target: str | None = None,
-    objective: Annotated[Any, AfterValidator(nested.part("objective"))] | None = None,
+    objective: Annotated[Any, Group("objective")] = None,
 ) -> Task:
     """One class per image.
 
@@ -51,7 +52,7 @@ def classification(
     if partial and not callable(getattr(made, "losses", None)):
         raise UserError(
             f"samples may lack {own.target.name}, and the objective gives no losses of single samples",
-            todo="a method `losses(logits, labels)` -> [N]; or one of tlx's own objectives",
+            todo="a method `losses(logits, labels, mix)` -> [N]; or one of tlx's own objectives",
         )
     if made.class_weights is not None:
         refuse_weightless(own.target.classes, own.counts, made.class_weights)
@@ -85,8 +86,8 @@ def multilabel(
     Metrics: `map`, the mean over labels of the average precision; `f1_micro` and `f1_macro`, labels told by a
     probability above 1/2, all decisions together and the mean over labels; `tuned_f1_micro` and `tuned_f1_macro`, the
     same by thresholds of each label; `loss`, binary cross-entropy, whatever is minimised. Means are over labels that
-    apply to a sample. By label: `per_class` (average precision), `f1_per_class`, and `thresholds`, those that make F1
-    highest in this evaluation, by which predictions go. A threshold judged by the samples it was chosen on flatters:
+    apply to a sample. By label: `ap_per_class` (average precision), `f1_per_class`, and `thresholds`, those that make
+    F1 highest in this evaluation, by which predictions go. A threshold judged by the samples it was chosen on flatters:
     the tuned scores judge every other sample, by order of ids, by thresholds chosen on the rest, and the rest by
     theirs. The training curve shows `label_accuracy`, the share of known labels told rightly.
 
@@ -213,7 +214,8 @@ def _scale(summary: TargetSummary, standardise: bool) -> tuple[tuple[float, ...]
         UserError: see :func:`regression`.
     """
     name, width = summary.target.name, summary.target.width
-    empty = [i for i in range(width) if not math.isfinite(summary.mean[i])] if summary.known else list(range(width))
+    known = summary.known if isinstance(summary.known, tuple) else (summary.known,) * width
+    empty = [i for i in range(width) if not known[i]]
     if empty:
         which = "has no value" if len(empty) == width else f"has no value in columns {empty}"
         what = f'target "{name}" {which} in any training sample'
@@ -243,8 +245,8 @@ def ordinal(
 
     Args:
         target: of kind class; `label` if it is left out, or the only one of this kind.
-        order: names of all classes, the lowest first. Without, the order is that of the index, where names are sorted
-            as text (high, low, medium) and whole numbers by value.
+        order: names of all classes, the lowest first. It may be left out where all names are numbers, which are in the
+            order of the index; other names are sorted as text there (high, low, medium).
         loss: "corn": output k learns whether the rank is above k from those samples alone whose rank is not below k
             (Shi, Cao & Raschka 2021, arXiv:2111.08851), so that probabilities fall from rank to rank. A sample's loss
             is the sum over the outputs it teaches, which is -log of the probability of its class, and weighs 1; the
@@ -255,7 +257,7 @@ def ordinal(
 
     Raises:
         UserError: the target cannot be chosen; fewer than two classes; an order that leaves out a class, or has others;
-            numbers whose order in the index is not by value, and no order.
+            no order, and names that are not numbers, or whose order in the index is not by value.
     """
     summary = choose(data, "class", target)
     classes = summary.target.classes
@@ -280,7 +282,10 @@ def _in_order(classes: tuple[str, ...], order: tuple[str, ...] | None) -> tuple[
         raise UserError(f"classes with an order are two or more; the index has {len(classes)}", where="task.target")
     if order is None:
         values = _numbers(classes)
-        if values is not None and values != sorted(values):
+        if values is None:
+            what = f"the order of these classes is not known: {', '.join(classes[:50])}"
+            raise UserError(what, where="task.order", todo="name each of them once, the lowest first")
+        if values != sorted(values):
             what = f"classes are numbers, and their order in the index is another: {', '.join(classes[:8])}"
             by_value = [name for _, name in sorted(zip(values, classes, strict=True))]
             raise UserError(what, where="task", todo=f"say the order in task.order: [{', '.join(by_value)}]")
@@ -297,9 +302,10 @@ def _in_order(classes: tuple[str, ...], order: tuple[str, ...] | None) -> tuple[
 def _numbers(names: tuple[str, ...]) -> list[float] | None:
     """Their values, where all names are numbers."""
     try:
-        return [float(name) for name in names]
+        values = [float(name) for name in names]
     except ValueError:
         return None
+    return values if all(map(math.isfinite, values)) else None
 
 
 def hierarchical(
@@ -356,7 +362,7 @@ hierarchical.metric = "top1"  # type: ignore[attr-defined]
 def multitask(
     data: TaskData,
     *,
-    tasks: Annotated[dict[str, Any], AfterValidator(nested.parts("task"))],
+    tasks: dict[str, Annotated[Any, Group("task")]],
     weighting: Literal["equal", "uncertainty"] | dict[str, Annotated[Ratio, Field(ge=0)]] = "equal",
     score: dict[str, float] | None = None,
 ) -> Task:
@@ -372,10 +378,11 @@ def multitask(
             parameter of the head.
         score: metrics as ``TASK/METRIC`` and their weights in the sum ``val/score``, which chooses the best checkpoint
             unless `evaluate.metric` names another; left out, the mean of every task's own, those of which lower is
-            better with a minus.
+            better with a minus. A task that weighs 0 counts neither here nor in `loss`.
 
     Raises:
-        UserError: fewer than two tasks, names that no head can have, weights for others.
+        UserError: fewer than two tasks, names that no head can have, weights for others; a task with several heads,
+            with several losses, with learned constants, or with a metric of its own that it does not give.
     """
     from torch.nn import Module
 
@@ -390,14 +397,7 @@ def multitask(
     if taken is not None:
         what = f'the head of a task cannot have the name "{taken}": torch\'s modules have something of this name'
         raise UserError(what, where="task.tasks", todo=f"another name, such as {taken}_task")
-    made: dict[str, Task] = {}
-    for name, part in tasks.items():
-        try:
-            made[name] = nested.made("task", part, data)
-        except UserError as error:
-            raise below(error, f"task.tasks.{name}")[0] from error
-        if made[name].parts > 1:
-            raise UserError("a task of several tasks is made of single ones", where=f"task.tasks.{name}")
+    made = _each_made(data, tasks)
     shares = dict.fromkeys(made, 1.0)
     if isinstance(weighting, dict):
         strange = next((name for name in weighting if name not in made), None)
@@ -407,7 +407,8 @@ def multitask(
         shares |= {name: float(share) for name, share in weighting.items()}
         if not any(shares.values()):
             raise UserError("every task weighs 0: there is nothing to learn from", where="task.weighting")
-    task = MultiTask(made, shares, weighting == "uncertainty", score or _mean_of(made))
+    counted = {name: one for name, one in made.items() if shares[name]}
+    task = MultiTask(made, shares, weighting == "uncertainty", score or _mean_of(counted))
     for metric in task.score:
         if metric not in task.metrics or metric == "score":
             near = did_you_mean(metric, [name for name in task.metrics if "/" in name])
@@ -416,6 +417,48 @@ def multitask(
 
 
 multitask.metric = "score"  # type: ignore[attr-defined]
+
+
+def _each_made(data: TaskData, tasks: Mapping[str, Any]) -> dict[str, Task]:
+    """
+    Raises:
+        UserError: what is wrong with any of them, by the keys under it.
+    """
+    made: dict[str, Task] = {}
+    problems = Problems()
+    for name, part in tasks.items():
+        key = f"task.tasks.{name}"
+        try:
+            made[name] = nested.made("task", part, data)
+        except ConfigError as error:
+            problems.errors += below(error, key)
+        except UserError as error:  # which knows itself as the only task
+            own = (error.where or "task").partition(".")
+            where = f"{key}.{own[2]}" if own[0] == "task" and own[2] else key
+            what = error.what if own[0] == "task" else f"{error.where}: {error.what}"
+            problems.add(UserError(what, where=where, todo=error.todo))
+    for name, task in made.items():
+        problems.of(functools.partial(_refuse_inside, task, where=f"task.tasks.{name}"))
+    problems.refuse()
+    return made
+
+
+def _refuse_inside(task: Task, *, where: str) -> None:
+    """
+    Raises:
+        UserError: it cannot be one of several.
+    """
+    if task.parts > 1:
+        raise UserError("a task of several tasks is made of single ones", where=where)
+    if len(task.heads) > 1:
+        raise UserError(
+            f"has {len(task.heads)} heads ({', '.join(task.heads)}); one of several tasks has one", where=where
+        )
+    if task.constants:
+        what = f"its loss learns constants ({', '.join(task.constants)}), which one of several tasks cannot have"
+        raise UserError(what, where=where)
+    if task.metric not in task.metrics:
+        raise UserError(f'chooses by "{task.metric}", which is none of its metrics', where=where)
 
 
 def _mean_of(tasks: Mapping[str, Task]) -> dict[str, float]:

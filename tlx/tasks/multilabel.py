@@ -101,7 +101,7 @@ class MultiLabel:
 
     @property
     def lists(self) -> Mapping[str, Sequence[str]]:
-        return dict.fromkeys(("per_class", "f1_per_class", "thresholds"), self.outputs)
+        return dict.fromkeys(("ap_per_class", "f1_per_class", "thresholds"), self.outputs)
 
     def weights(self, values: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
         """1 for a sample with a label that is known to apply or not."""
@@ -180,7 +180,7 @@ class MultiLabelMeter:
             "tuned_f1_macro": _mean([_f1(label.tuned) for label in seen]),
             "samples": len(scores.ids),
             **({"nonfinite": nonfinite} if nonfinite else {}),
-            "per_class": [label.precision for label in labels],
+            "ap_per_class": [label.precision for label in labels],
             "f1_per_class": [None if label.precision is None else _f1(label.plain) for label in labels],
             "thresholds": [label.threshold for label in labels],
         }

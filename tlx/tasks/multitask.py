@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tlx.data.shards.targets import Target
-from tlx.tasks import Meter, Ranks, Task, Truth
+from tlx.tasks import Meter, Ranks, Task, Truth, scale_of
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,10 @@ class MultiTask:
     def headline(self) -> Sequence[str]:
         """The metric of each task that would choose the best checkpoint of it alone."""
         return ("loss", "score", *(f"{name}/{task.metric}" for name, task in self.tasks.items()))
+
+    @property
+    def scale(self) -> Mapping[str, Any]:
+        return {name: scale for name, task in self.tasks.items() if (scale := scale_of(task))}
 
     @property
     def parts(self) -> int:
@@ -129,13 +133,14 @@ class MultiTaskMeter:
             self.meters[name].update(output[:, columns], own, ids)
 
     def result(self) -> dict[str, Any]:
-        """Every metric as ``TASK/METRIC``; `loss`, the sum of the tasks' by their shares; `score`."""
+        """Every metric as ``TASK/METRIC``; `loss`, the sum of the tasks' by their shares, without
+        those of share 0, which may be no numbers; `score`."""
         results = {name: meter.result() for name, meter in self.meters.items()}
         samples = max(result["samples"] for result in results.values())
         if not samples:
             return {"samples": 0}
         shares = self.task.shares
-        loss = sum(shares[name] * result["loss"] for name, result in results.items())
+        loss = sum(shares[name] * result["loss"] for name, result in results.items() if shares[name])
         nonfinite = max(result.get("nonfinite", 0) for result in results.values())
         own = {
             f"{name}/{key}": value

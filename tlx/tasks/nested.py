@@ -1,4 +1,5 @@
-"""Parts inside a part's arguments: the tasks of a multi-task, the objective of one of them."""
+"""Parts inside a part's arguments: the tasks of a multi-task, the objective of one of them. Their annotation says the
+group, by which a configuration checks and completes them; see :class:`tlx.base.plug.Group`."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tlx.base import plug
-from tlx.base.errors import ConfigError, UserError, below
+from tlx.base.errors import UserError
 
 _WANTED = "input should be a name, or a mapping of name and arguments"
 
@@ -22,34 +23,6 @@ def opened(value: Any) -> tuple[str, dict[str, Any]]:
     if isinstance(value, Mapping) and isinstance(value.get("name"), str):
         return value["name"], {key: of for key, of in value.items() if key != "name"}
     raise UserError(_WANTED)
-
-
-def part(group: str) -> Any:
-    """A validator of a part's name and arguments."""
-
-    def check(value: Any) -> Any:
-        name, arguments = opened(value)
-        plug.arguments(plug.find(group, name), arguments, label=f"{group} {name}")
-        return value
-
-    return check
-
-
-def parts(group: str) -> Any:
-    """The same of a mapping of parts; all that is wrong together."""
-
-    def check(given: Mapping[str, Any]) -> Mapping[str, Any]:
-        problems: list[UserError] = []
-        for key, value in given.items():
-            try:
-                part(group)(value)
-            except UserError as error:
-                problems += below(error, key)
-        if problems:
-            raise ConfigError(problems)
-        return given
-
-    return check
 
 
 def made(group: str, value: Any, *given: Any) -> Any:

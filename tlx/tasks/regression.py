@@ -63,6 +63,13 @@ class Regression:
         return {"loss": False, "mae": False, "rmse": False, "r2": True}
 
     @property
+    def scale(self) -> Mapping[str, Any]:
+        """Mean and standard deviation, rounded by more than two machines' sums may differ."""
+        if not any(self.mean) and set(self.std) == {1.0}:
+            return {}
+        return {name: [float(f"{v:.9g}") for v in values] for name, values in (("mean", self.mean), ("std", self.std))}
+
+    @property
     def lists(self) -> Mapping[str, Sequence[str]]:
         return {"mae_by_column": self.outputs, "r2_by_column": self.outputs} if len(self.mean) > 1 else {}
 

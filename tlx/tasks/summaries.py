@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.target_arrays import parts
 from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.order import Ids, share
 from tlx.data.stream.sampling import Sampling, entries, targets
 from tlx.tasks import TargetSummary
 
-_PART = 1 << 20
-
 
 def summaries(manifest: Manifest, sampling: Sampling, seed: int) -> dict[str, TargetSummary]:
-    """Of every target, by name.
+    """Of every target, by name; targets beside the class are read and counted when somebody asks.
 
     Args:
         seed: of the draws of `sampling`: what is drawn anew in each epoch is that of the first one.
     """
-    ids = entries(sampling, manifest.labels, len(manifest.classes), seed, 0) if len(manifest.targets) > 1 else None
-    found = {}
+
+    def counted(target: Target) -> TargetSummary:
+        ids = entries(sampling, manifest.labels, len(manifest.classes), seed, 0)
+        return _summary(target, manifest.values(target.name), ids)
+
+    found: dict[str, TargetSummary] = {}
     for name, target in manifest.targets.items():
         if name == LABEL:
             counts = targets(sampling, manifest.counts())
             found[name] = TargetSummary(target, tuple(counts.tolist()), int(counts.sum()))
         else:
-            found[name] = _summary(target, manifest.values(name), ids)
+            found[name] = _Counted(target, partial(counted, target))
     return found
+
+
+class _Counted(TargetSummary):
+    """Counted when a number is first asked for; its kind and its classes are known before."""
+
+    _count: Callable[[], TargetSummary]
+
+    def __init__(self, target: Target, count: Callable[[], TargetSummary]) -> None:
+        object.__setattr__(self, "target", target)
+        object.__setattr__(self, "_count", cache(count))
+
+    @property
+    def counts(self) -> tuple[int, ...]:  # type: ignore[override]
+        return self._count().counts
+
+    @property
+    def known(self) -> int | tuple[int, ...]:  # type: ignore[override]
+        return self._count().known
+
+    @property
+    def mean(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self._count().mean
+
+    @property
+    def std(self) -> tuple[float, ...]:  # type: ignore[override]
+        return self._count().std
 
 
 def expected_targets(
@@ -48,7 +78,8 @@ def expected_targets(
 
 def _expected(target: Target, samples: int) -> TargetSummary:
     if target.kind == "number":
-        return TargetSummary(target, (), samples, (0.0,) * target.width, (1.0,) * target.width)
+        width = target.width
+        return TargetSummary(target, (), (samples,) * width, (0.0,) * width, (1.0,) * width)
     classes = len(target.classes)
     if target.kind == "labels":
         return TargetSummary(target, (max(samples // 2, 1),) * classes, (samples,) * classes)
@@ -58,12 +89,12 @@ def _expected(target: Target, samples: int) -> TargetSummary:
 def _summary(target: Target, values: NDArray[Any], ids: Ids | None) -> TargetSummary:
     if target.kind == "class":
         counts = np.zeros(len(target.classes), np.int64)
-        for part in _parts(values, ids):
+        for part in parts(values, ids):
             counts += np.bincount(part[part >= 0], minlength=len(counts))
         return TargetSummary(target, tuple(counts.tolist()), int(counts.sum()))
     if target.kind == "labels":
         yes, known = np.zeros((2, len(target.classes)), np.int64)
-        for part in _parts(values, ids):
+        for part in parts(values, ids):
             yes += (part == 1).sum(0)
             known += (part >= 0).sum(0)
         return TargetSummary(target, tuple(yes.tolist()), tuple(known.tolist()))
@@ -73,20 +104,13 @@ def _summary(target: Target, values: NDArray[Any], ids: Ids | None) -> TargetSum
 def _of_numbers(target: Target, values: NDArray[Any], ids: Ids | None) -> TargetSummary:
     """The mean first, then deviations from it: large numbers that differ little lose nothing."""
     known, total = np.zeros(target.width, np.int64), np.zeros(target.width)
-    whole = 0
-    for part in _parts(values, ids):
+    for part in parts(values, ids):
         there = ~np.isnan(part)
         known += there.sum(0)
         total += np.where(there, part.astype(np.float64), 0.0).sum(0)
-        whole += int(there.any(1).sum())
     mean = total / np.maximum(known, 1)
     squares = np.zeros(target.width)
-    for part in _parts(values, ids):
+    for part in parts(values, ids):
         squares += np.nansum((part.astype(np.float64) - mean) ** 2, 0)
     std = np.sqrt(squares / np.maximum(known, 1))
-    return TargetSummary(target, (), whole, tuple(mean.tolist()), tuple(std.tolist()))
-
-
-def _parts(values: NDArray[Any], ids: Ids | None) -> Iterator[NDArray[Any]]:
-    for start in range(0, len(values) if ids is None else len(ids), _PART):
-        yield values[start : start + _PART] if ids is None else values[ids[start : start + _PART]]
+    return TargetSummary(target, (), tuple(known.tolist()), tuple(mean.tolist()), tuple(std.tolist()))

@@ -24,8 +24,9 @@ from tlx.train.components import (
     seed_all,
     task_of,
     trial_of,
+    unchecked,
 )
-from tlx.train.data import Samples, count_samples, known_names, view_of
+from tlx.train.data import Samples, count_samples, known_names, known_scale, view_of
 
 if TYPE_CHECKING:
     from tlx.models import Backbone
@@ -62,8 +63,9 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     found = Problems()
     samples = found.of(lambda: count_samples(config))
     task = found.of(lambda: task_of(config, samples)) if samples is not None else None
-    outputs, names = outputs_of(task) if task is not None else 2, known_names(config, samples, task)
-    backbone = found.of(lambda: backbone_of(config, outputs, empty=True, names=names))
+    outputs = outputs_of(task) if task is not None else 2
+    names, scale = known_names(config, samples, task), known_scale(samples, task)
+    backbone = found.of(lambda: backbone_of(config, outputs, empty=True, names=names, scale=scale))
     made = None
     if backbone is not None:
         made = found.of(lambda: checked_plan(config, backbone, samples, task, config.world.size or 1)[0])
@@ -76,7 +78,7 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     assert backbone is not None
     assert made is not None
     notes = [samples.note] if samples.note else []
-    notes += [*(untried or []), *absent_weights(config), *normalisation(config, backbone)]
+    notes += [*unchecked(config), *(untried or []), *absent_weights(config), *normalisation(config, backbone)]
     return task, backbone, made, notes
 
 
@@ -301,7 +303,8 @@ def header(config: Config, task: Task) -> str:
 
 
 def _outputs_in_words(config: Config, task: Task) -> str:
-    if config.task.name == "classification":
+    read = list(task.targets.values())
+    if len(read) == 1 and read[0].kind == "class" and tuple(task.outputs) == read[0].classes:
         return f"{len(task.outputs)} classes"
     heads = ", ".join(f"{escaped(name)} {count}" if name else str(count) for name, count in task.heads.items())
     return f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"

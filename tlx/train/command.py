@@ -25,6 +25,7 @@ from tlx.plan.timetable import timetable
 from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_folder import Claim, RunFolder, Start
+from tlx.tasks import scale_of
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
 from tlx.train.components import (
     backbone_of,
@@ -340,6 +341,7 @@ def identity_of(config: Config, sets: Datasets, spec: InputSpec, task: Task) -> 
         "backbone": config.backbone.name,
         "classes": classes,
         **({"outputs": list(task.outputs)} if list(task.outputs) != classes else {}),
+        **({"scale": scale} if (scale := scale_of(task)) else {}),
         "input": {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(spec).items()},
         "order_version": ORDER_VERSION,
         "train_shards": sets.train.digest,

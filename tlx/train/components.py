@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tlx.base import plug
@@ -12,8 +12,9 @@ from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError
 from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
-from tlx.plan.config import KEEP, Config, Part, known_part, plain
+from tlx.plan.config import KEEP, Config, Part, chosen_by, known_part, plain
 from tlx.plan.plan import Plan
+from tlx.tasks import scale_of
 from tlx.train.data import check_targets, mixing_of
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
     from tlx.train.recompute import recompute_blocks
     from tlx.train.step import Updater
 
-    backbone, loop = backbone_of(config, outputs_of(task), names=names), config.loop
+    scale = scale_of(task) if names is not None else None
+    backbone, loop = backbone_of(config, outputs_of(task), names=names, scale=scale), config.loop
     net = backbone.module
     try:
         net.to(world.device)
@@ -84,12 +86,18 @@ def outputs_of(task: Task) -> Outputs:
 
 
 def backbone_of(
-    config: Config, outputs: int | Outputs, *, empty: bool = False, names: Sequence[str] | None = None
+    config: Config,
+    outputs: int | Outputs,
+    *,
+    empty: bool = False,
+    names: Sequence[str] | None = None,
+    scale: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """The network with its head, or a head for each of several tasks.
 
     Args:
         names: of the outputs, by which a head is kept where that is wanted; without them it is new.
+        scale: of the task, where it is known.
 
     Raises:
         UserError: it cannot be had, or the head that is to be kept is one for other classes.
@@ -98,7 +106,7 @@ def backbone_of(
 
     asked, kept = config.backbone, config.keeps_head and names is not None
     if config.keeps_head:
-        refuse_other_head(config, names, there=not empty)
+        refuse_other_head(config, names, scale, there=not empty)
     return models.load(
         asked.name,
         classes=outputs,
@@ -119,11 +127,14 @@ def backbone_of(
     )
 
 
-def refuse_other_head(config: Config, names: Sequence[str] | None, *, there: bool) -> None:
-    """Whether the head that is to be kept is for these classes, in this order.
+def refuse_other_head(
+    config: Config, names: Sequence[str] | None, scale: Mapping[str, Any] | None, *, there: bool
+) -> None:
+    """Whether the head that is to be kept is for these classes, in this order, or for numbers of this scale.
 
     Args:
         names: of the classes; None where they are not known yet.
+        scale: of the task; None where it is not known yet.
         there: whether its file must exist.
 
     Raises:
@@ -147,13 +158,15 @@ def refuse_other_head(config: Config, names: Sequence[str] | None, *, there: boo
             "without head.keep the head is new",
         )
     differ = differences({"classes": list(record.classes)}, {"classes": list(names)}) if names is not None else []
+    differ += differences({"scale": record.scale}, {"scale": scale}) if scale is not None else []
     differ += [] if record.head == config.head.name else [f"head: {record.head} -> {config.head.name}"]
     differ += _other_arguments(record, config) if record.head == config.head.name else []
     if differ:
         raise UserError(
             f"the head of {file} is another one:\n    " + "\n    ".join(differ),
             where=key,
-            todo="go on with the same classes, in the same order, and the same head; without head.keep the head is new",
+            todo="go on with the same classes, in the same order, numbers of the same mean and deviation, and the same "
+            "head; without head.keep the head is new",
         )
 
 
@@ -225,7 +238,7 @@ def task_of(config: Config, samples: Samples) -> Task:
 
     data = TaskData(samples.targets, samples.train, config.evaluate.top_k, objective_of)
     task: Task = make("task", config.task, data)
-    check_task(task, mixed=mixed, label=label)
+    check_task(task, mixed=mixed, label=label, metric=chosen_by(config.task.name))
     check_targets(samples, task)
     if not asked and objective != known_part("objective", Part(name="cross_entropy")):
         raise UserError(
@@ -238,8 +251,8 @@ def output_check(config: Config, task: Task) -> Callable[[Any], None]:
     """What raises a UserError where the task does not take an output of the network in training mode."""
     from tlx.train.part_checks import check_training_output
 
-    own = config.task.args.get("objective") is None and config.task.name == "classification"
-    label = f"objective {config.objective.name}" if own else f"task {config.task.name}"
+    is_own = config.task.args.get("objective") is None and getattr(task, "objective", None) is not None
+    label = f"objective {config.objective.name}" if is_own else f"task {config.task.name}"
     mixed = mixing_of(config.mix) is not None
     return lambda output: check_training_output(task, output, mixed=mixed, label=label)
 
@@ -257,6 +270,15 @@ def optimizer_of(config: Config, net: torch.nn.Module, layers: LayerMap) -> Any:
     made = make("optimizer", config.optimizer, [dict(group) for group in groups])
     check_optimizer(made, groups, label=f"optimizer {config.optimizer.name}")
     return made
+
+
+def unchecked(config: Config) -> list[str]:
+    """Lines about parts from elsewhere whose arguments could not be checked by their types."""
+    parts = [(group, getattr(config, group)) for group in ("unfreeze", "head", "task", "objective", "optimizer")]
+    parts += [("transform", part) for part in config.transforms or ()]
+    parts += [("tracker", part) for part in config.track.trackers]
+    whys = {f"{group} {part.name}": plug.unchecked(plug.find(group, part.name)) for group, part in parts if part.args}
+    return [f"warning: the arguments of {label} are not checked: {why}" for label, why in whys.items() if why]
 
 
 def check_trackers(config: Config) -> None:

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlx.base.errors import Problems, UserError
+from tlx.base.errors import Problems, UserError, did_you_mean
 from tlx.base.location import is_remote, shown
 from tlx.data.remote.files import IndexUnavailable
 from tlx.data.shards.manifest import Manifest
-from tlx.data.shards.targets import Target
+from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
-from tlx.tasks import TargetSummary, Task
+from tlx.tasks import TargetSummary, Task, scale_of
 from tlx.tasks.summaries import expected_targets, summaries
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Samples:
         val: the same of the validation shards; None where there are none, or they are not built yet.
         note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
         warnings: what about the data was probably unintended.
+        expected: there are no shards yet, and these are what `data.expected` says.
     """
 
     classes: int
@@ -54,6 +55,7 @@ class Samples:
     note: str | None = None
     warnings: tuple[str, ...] = ()
     val: Mapping[str, TargetSummary] | None = None
+    expected: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,25 @@ def _same_data(train: Manifest, val: Manifest | None) -> str | None:
 
 
 def known_names(config: Config, samples: Samples | None, task: Task | None) -> Sequence[str] | None:
-    """Of the outputs; None of shards that are not built yet, whose classes have numbers alone."""
-    if samples is None or (config.data.expected and samples.names == tuple(map(str, range(samples.classes)))):
+    """Of the outputs; None of shards that are not built yet, where only the number of classes is expected."""
+    if samples is None or task is None:
         return None
-    return task.outputs if task is not None else None
+    if samples.expected and not all(_is_named(config, target) for target in task.targets.values()):
+        return None
+    return task.outputs
+
+
+def known_scale(samples: Samples | None, task: Task | None) -> dict[str, Any] | None:
+    """See :class:`tlx.tasks.Task`; None of shards that are not built yet."""
+    return scale_of(task) if samples is not None and not samples.expected and task is not None else None
+
+
+def _is_named(config: Config, target: Target) -> bool:
+    """Whether `data.expected` names a target's classes, where it has any."""
+    expected = config.data.expected
+    assert expected is not None
+    classes = expected.classes if target.name == LABEL else expected.targets[target.name].classes
+    return target.kind == "number" or not isinstance(classes, int)
 
 
 def count_samples(config: Config) -> Samples:
@@ -157,7 +174,7 @@ def _expected(config: Config, expected: Expected) -> Samples:
     samples = sum(counts) if names else expected.train
     others = [Target(n, t.kind, _names(t.classes), t.width) for n, t in expected.targets.items()]
     targets = expected_targets(counts, names, others, samples)
-    return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same))
+    return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same), expected=True)
 
 
 def _names(classes: int | Sequence[str] | None) -> tuple[str, ...]:
@@ -184,7 +201,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         if manifest is not None and len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
     if val is not None:
-        _check_same_targets(train, val)
+        _check_same_classes(train, val)
     _check_expected(config, train, val)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
@@ -196,7 +213,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     return replace(sets, warnings=_check_lengths(config, sets.manifests))
 
 
-def _check_same_targets(train: Manifest, val: Manifest) -> None:
+def _check_same_classes(train: Manifest, val: Manifest) -> None:
     if val.classes != train.classes:
         odd = sorted(set(train.classes) ^ set(val.classes))
         raise UserError(
@@ -205,16 +222,6 @@ def _check_same_targets(train: Manifest, val: Manifest) -> None:
             where=f"{train.location} and {val.location}",
             todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
             f"tlx shards index {val.location} --classes {train.location}",
-        )
-    differ = sorted(
-        name for name in train.targets.keys() | val.targets if train.targets.get(name) != val.targets.get(name)
-    )
-    if differ:
-        raise UserError(
-            f"training and validation shards have other targets, or other classes of them: {', '.join(differ)}",
-            where=f"{train.location} and {val.location}",
-            todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
-            f"tlx shards index {val.location} --target-classes {differ[0]}={train.location}",
         )
 
 
@@ -237,21 +244,36 @@ def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[s
 
 
 def check_targets(samples: Samples, task: Task) -> None:
-    """Whether the shards hold what a task is to learn, and validation shards the same targets.
+    """Whether the shards hold what a task is to learn, and validation shards the same of it; other targets, which
+    either may have, make no difference.
 
     Raises:
-        UserError: a target that no training sample has; one that validation shards lack, or have with other classes.
+        UserError: a target that is not there, or that no training sample has; one that validation shards lack, or have
+            with other classes.
     """
     found = Problems()
     for name, target in task.targets.items():
         own = samples.targets.get(name)
+        if own is None and name != LABEL:
+            found.add(
+                UserError(f'there is no target "{name}"{did_you_mean(name, samples.targets)}', where="data.train")
+            )
+            continue
         if own is not None and not own.samples:
             what = f'no training sample has a value of target "{name}"'
             todo = "look at the source of the target, or leave it out of the task"
             found.add(UserError(what, where="data.train", todo=todo))
         if samples.val is not None and (odd := _other_target(target, samples.val)):
-            found.add(UserError(odd, where="data.val", todo="build both with one `tlx shards build`"))
+            found.add(UserError(odd, where="data.val", todo=_to_agree(target, samples.val)))
     found.refuse()
+
+
+def _to_agree(target: Target, val: Mapping[str, TargetSummary]) -> str:
+    """How validation shards get the same target."""
+    option = f"--target {target.name}:{target.kind}=KEY"
+    if target.name in val and val[target.name].target.kind == target.kind != "number":
+        option = f"--target-classes {target.name}=TRAIN"
+    return f"build both with one `tlx shards build`; or, of tars made elsewhere: tlx shards index VAL {option}"
 
 
 def _other_target(target: Target, val: Mapping[str, TargetSummary]) -> str | None:
@@ -262,7 +284,7 @@ def _other_target(target: Target, val: Mapping[str, TargetSummary]) -> str | Non
     if other == target:
         return None
     if other.kind != target.kind or other.width != target.width:
-        what = (f"{t.kind}" + (f" of width {t.width}" if t.width else "") for t in (target, other))
+        what = (f"{t.kind}" + (f" of width {t.width}" if t.kind == "number" else "") for t in (target, other))
         return f'target "{target.name}" is of kind ' + " in training shards, and in validation shards ".join(what)
     odd = sorted(set(target.classes) ^ set(other.classes))
     return (

@@ -152,7 +152,7 @@ def _watched(net: nn.Module, seen: list[str]) -> Iterator[None]:
 
 def _keep(file: Path, batch: Batch) -> str | None:
     """Saves a micro-batch for looking; a full disk is no second fault."""
-    others = {name: values for name, values in batch.targets.items() if name != LABEL}
+    others = {f"target/{name}": values for name, values in batch.targets.items() if name != LABEL}
     tensors = {"images": batch.images, "ids": batch.ids, "labels": batch.labels, **others}
     with suppress(OSError, RuntimeError, SafetensorError):  # safetensors has an error of its own for a full disk
         file.parent.mkdir(exist_ok=True)

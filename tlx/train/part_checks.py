@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from tlx.base import plug
-from tlx.base.errors import UserError
+from tlx.base.errors import UserError, did_you_mean
 from tlx.base.metrics import Metric
 from tlx.plan.returned_values import number
 
@@ -27,6 +27,9 @@ def check_methods(part: Any, methods: Sequence[str], *, label: str) -> None:
     missing = [name for name in methods if not callable(getattr(part, name, None))]
     if missing:
         raise UserError(f"{label} returned {type(part).__name__}, which has no method {' and no '.join(missing)}")
+
+
+_WORDS = ("targets", "heads", "outputs", "constants", "metrics", "metric", "shown", "parts", "lists")
 
 
 def check_objective(objective: Any, classes: int, *, mixed: bool, label: str) -> None:
@@ -61,16 +64,18 @@ def check_objective(objective: Any, classes: int, *, mixed: bool, label: str) ->
             _check_sum(lambda times: act(*(doubled if times > 1 else given)), label=what, learns=name == "loss")  # noqa: B023
 
 
-def check_task(task: Any, *, mixed: bool, label: str) -> None:
+def check_task(task: Any, *, mixed: bool, label: str, metric: str | None = None) -> None:
     """Tries a :class:`tlx.tasks.Task` on made-up outputs and targets.
 
     Args:
         mixed: samples are mixed (mixup, cutmix).
+        metric: what its function says that chooses the best checkpoint; None: it is not asked.
 
     Raises:
         UserError: something that a task has is not there or of another kind; a metric whose name and direction do not
-            agree; a loss that is no sum over samples in a scalar tensor, not finite, or that no gradient comes from; a
-            meter that does not give what the task says; an exception.
+            agree; one that chooses and is none of its metrics, or not what the function says; a loss that is no sum
+            over samples in a scalar tensor, not finite, that no gradient comes from, or that partners of mixed samples
+            have no part in; a meter that does not give what the task says; an exception.
     """
     import torch
 
@@ -79,7 +84,12 @@ def check_task(task: Any, *, mixed: bool, label: str) -> None:
     from tlx.tasks.made_up import made_up
 
     check_methods(task, ("weights", "loss", "hits", "meter", "rows"), label=label)
+    if lacking := [name for name in _WORDS if not hasattr(task, name)]:
+        raise UserError(f"{label} returned {type(task).__name__}, which has no {' and no '.join(lacking)}")
     _check_words(task, label=label)
+    if metric is not None and metric != task.metric:
+        what = f'{label} chooses by "{task.metric}", and its function says "{metric}"'
+        raise UserError(what, todo=f'write FUNCTION.metric = "{task.metric}" below the function')
     count = len(task.outputs) + len(task.constants)
 
     def truth(times: int) -> Truth:
@@ -98,13 +108,48 @@ def check_task(task: Any, *, mixed: bool, label: str) -> None:
             label=f"{label}: loss",
             learns=True,
         )
+        if mixed:
+            _check_mixing(task, values_of, label=label)
         weights = plug.call(f"{label}: weights", task.weights, {n: v.numpy() for n, v in values_of.items()})
         if weights is None and task.parts > 1:
             raise UserError(f"{label}: weights are None, of {task.parts} parts", todo="an array [n, parts]")
         if weights is not None and getattr(weights, "shape", None) != (SAMPLES, task.parts):
             what = f"{label}: weights have the shape {getattr(weights, 'shape', None)}"
             raise UserError(what, todo=f"[n, parts], here {(SAMPLES, task.parts)}")
+        hits = plug.call(f"{label}: hits", task.hits, outputs.detach(), values_of)
+        if getattr(hits, "shape", None) != (2,):
+            raise UserError(f"{label}: hits are no tensor of a sum, and how many samples it is of")
         _check_meter(task, outputs.detach(), values_of, label=label)
+
+
+def _check_mixing(task: Any, values: Mapping[str, Any], *, label: str) -> None:
+    """Where the loss of a plain sample changes with a target, that of a sample which is all its partner's must change
+    with the partner's."""
+    import torch
+
+    from tlx.tasks import Truth
+    from tlx.tasks.made_up import made_up
+
+    constants = torch.full((SAMPLES, len(task.constants)), 0.5)
+    drawn = torch.arange(float(SAMPLES * len(task.outputs))).cos().reshape(SAMPLES, -1)
+    scales = torch.ones(task.parts) if task.parts > 1 else None
+    others = {name: of[1:] for name, of in made_up(task.targets, SAMPLES + 1).items()}
+
+    def loss(own: Any, partner: Any, lam: float) -> float:
+        truth = Truth(own, partner, torch.full((SAMPLES,), lam), scales)
+        return float(plug.call(f"{label}: loss", task.loss, torch.hstack([drawn, constants]), truth))
+
+    for name in task.targets:
+        changed = {**values, name: others[name]}
+        before, after = loss(values, values, 1.0), loss(changed, values, 1.0)
+        if not math.isclose(before, after, rel_tol=1e-5, abs_tol=1e-6) and math.isclose(
+            loss(values, values, 0.0), loss(values, changed, 0.0), rel_tol=1e-6
+        ):
+            raise UserError(
+                f'{label} does not mix: its loss is the same whatever "{name}" is of the samples that are mixed in',
+                where="mix",
+                todo="let its loss use truth.partner and truth.lam, as tlx.tasks.mixing.summed does; or leave out mix",
+            )
 
 
 def _check_words(task: Any, *, label: str) -> None:
@@ -114,6 +159,9 @@ def _check_words(task: Any, *, label: str) -> None:
         raise UserError(f"{label} has several heads, one without a name")
     if "loss" not in task.metrics:
         raise UserError(f"{label} has no metric loss", todo="every task has one: ties are broken by it")
+    if task.metric not in task.metrics:
+        near = did_you_mean(task.metric, task.metrics)
+        raise UserError(f'{label} chooses by "{task.metric}", which is none of its metrics{near}')
     for name, higher in task.metrics.items():
         if Metric(f"val/{name}").higher_is_better != higher:
             way = "higher" if higher else "lower"
@@ -134,6 +182,9 @@ def _check_meter(task: Any, outputs: Any, values: Any, *, label: str) -> None:
     missing = [name for name in (*task.metrics, "samples", *task.lists) if name not in result]
     if missing:
         raise UserError(f"{label}: its meter gives no {', '.join(missing)}")
+    rows = plug.call(f"{label}: rows", task.rows, outputs[:, : len(task.outputs)], result)
+    if not isinstance(rows, list) or len(rows) != SAMPLES:
+        raise UserError(f"{label}: rows of {SAMPLES} samples are no list of as many")
 
 
 def unmeasured(task: Any, absent: Sequence[str]) -> set[str]:

@@ -40,7 +40,11 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "phases": progress.phases,
         "classes": list(run.identity["classes"]),
         "headline": headline_of(run.config, run.task),
-        "lists": {name: list(of) for name, of in run.task.lists.items() if list(of) != run.identity["classes"]},
+        "lists": {
+            name: list(of)
+            for name, of in run.task.lists.items()
+            if name != "per_class" or list(of) != run.identity["classes"]
+        },
         "samples_seen": progress.samples_seen,
         "replaced": progress.replaced,
         "unreadable": progress.bad,

@@ -168,6 +168,7 @@ def snapshot(run: Run) -> Snapshot:
             "metrics_bytes": run.journal.position(),
             "identity": dict(run.identity),
             "dealt": run.dealt(),
+            "lists": {name: list(of) for name, of in run.task.lists.items()},
             "decoder": decoder(),
             "threads": threads(),
         },

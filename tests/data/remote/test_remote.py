@@ -31,6 +31,7 @@ from tlx.base.locks import locked
 from tlx.data.pixels.transforms import eval_transform
 from tlx.data.remote import cache_room, prefetch, shard_cache
 from tlx.data.remote import files as remote
+from tlx.data.remote.cache_room import limit_of
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
 from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards import index_file
@@ -1084,7 +1085,7 @@ def test_a_window_that_the_cache_cannot_hold_is_refused_before_it_thrashes(serve
 
 
 @pytest.mark.parametrize("staged", [False, True])
-def test_targets_are_fetched_with_the_index(tmp_path, cache, staged):
+def test_targets_are_fetched_when_they_are_asked_for(tmp_path, cache, staged):
     here = make_target_shards(tmp_path / "elsewhere" / "train", samples=12, size=8)
     with serve(here.path.parent) as server:
 
@@ -1095,6 +1096,9 @@ def test_targets_are_fetched_with_the_index(tmp_path, cache, staged):
 
         kept = there()
         assert (kept.digest, kept.targets) == (here.digest, here.targets)
+        assert not (kept.path / "targets").exists()
+        kept.values("age")
+        assert [p.name for p in (kept.path / "targets").iterdir()] == ["age.npy"]
         for name in here.targets:
             assert np.array_equal(kept.values(name), here.values(name), equal_nan=name in ("age", "box"))
         assert kept.path != here.path
@@ -1108,8 +1112,38 @@ def test_targets_are_fetched_with_the_index(tmp_path, cache, staged):
             targets=[(Target("age", "number"), np.full((12, 1), 7.0))],
         )
         assert there().values("age").tolist() == [[7.0]] * 12
+        assert [p.name for p in (kept.path / "targets").iterdir()] == ["age.npy"]  # those of before have left
         (here.path / "targets/age.npy").write_bytes(b"other")
         assert there().values("age").tolist() == [[7.0]] * 12
         (kept.path / "targets/age.npy").unlink()
+        again = there()
         with pytest.raises(IndexUnavailable, match=r"targets/age\.npy: "):
-            there()
+            again.values("age")
+
+
+def test_arrays_of_targets_count_towards_the_limit(tmp_path, cache):
+    """Six tars and an array of half a tar, in a cache of two: one and a half are left, so that there is one tar."""
+    here = make_target_shards(tmp_path / "elsewhere" / "train", samples=12, shard_samples=2, size=8)
+    largest = max(shard.bytes for shard in here.shards)
+    width = largest // 2 // 4 // 12
+    write_index(
+        here.path,
+        classes=here.classes,
+        shards=here.shards,
+        records=np.array(here.records),
+        targets=[(Target("age", "number", width=width), np.ones((12, width)))],
+    )
+    spec = CacheSpec(cache.folder, 2 * largest, stage=True)
+    kept = Manifest.open(here.path, spec)
+    array = kept.path / "targets" / "age.npy"
+    for asked, most in ((False, 2), (True, 1)):
+        if asked:
+            kept.values("age")
+        assert limit_of(spec) == 2 * largest - (array.stat().st_size if asked else 0)
+        for shard in range(6):
+            kept.tar(shard)
+            assert len(list(kept.path.glob("*.tar"))) <= most
+        assert len(list(kept.path.glob("*.tar"))) == most
+    free = CacheSpec(cache.folder, largest // 2 + 9, stage=True)
+    with pytest.raises(UserError, match=r"more than data\.cache\.limit, .*, less what arrays of targets take"):
+        Manifest.open(here.path, free).tar(0)

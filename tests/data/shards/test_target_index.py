@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.data.shards.check import check_shards
-from tlx.data.shards.index import index_folder
+from tlx.data.shards.index import index_folder, scan_tar
 from tlx.data.shards.labels import LabelRule, folders_of
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.target_summary import Column, Pair, summarise_targets
@@ -115,6 +115,29 @@ def test_lists_of_classes(tmp_path):
         indexed(other, "colour", classes={"age": folder})
 
 
+def test_names_or_positions_is_decided_over_all_tars(tmp_path):
+    """Numbers of which one is no name in the list are positions, also in a split, or a tar, whose own are all names."""
+    (tmp_path / "levels.txt").write_text("0\n2\n4\n")
+    splits = {"train": [0, 1, 2], "val": [0, 2]}
+    for split, values in splits.items():
+        tars(tmp_path / "s" / split, *({"level": value, "marks": [value]} for value in values))
+    rule = LabelRule.make(targets=["level", "marks:labels"])
+    lists = {"level": tmp_path / "levels.txt", "marks": tmp_path / "levels.txt"}
+    index_folder(tmp_path / "s", labels=rule, classes=lists, jobs=0)
+    for split, values in splits.items():
+        made = Manifest.open(tmp_path / "s" / split)
+        assert made.targets["level"].classes == ("0", "2", "4")
+        assert made.values("level").tolist() == values
+        assert made.values("marks").tolist() == [[int(place == value) for place in range(3)] for value in values]
+    assert check_shards(tmp_path / "s", jobs=0).good
+    # it is remembered, where what is left could be names; unless the target is looked for elsewhere
+    index_shards(tmp_path / "s" / "val", jobs=0)
+    assert Manifest.open(tmp_path / "s" / "val").values("level").tolist() == [0, 2]
+    other = indexed(tmp_path / "s" / "val", "level:labels=marks", classes={"level": tmp_path / "levels.txt"})
+    assert other.values("level").tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert check_shards(tmp_path / "s" / "val", jobs=0).good
+
+
 @pytest.mark.parametrize(
     ("target", "said", "message"),
     [
@@ -147,6 +170,35 @@ def test_what_is_no_value(tmp_path, target, said, message):
 def test_numbers_of_different_counts(tmp_path):
     with pytest.raises(UserError, match="box: samples have 1 to 3 numbers"):
         indexed(tars(tmp_path / "t", {"box": 1}, {"box": [1, 2, 3]}), "box:number")
+
+
+def test_numbers_of_a_tar_are_an_array(tmp_path):
+    """4 bytes each until the index is written; missing ones, and tars that have none, take their places."""
+    said = [[{"box": [1, 2.5]}, None], [None, {"box": None}], [{"box": [3, 4]}]]
+    for i, samples in enumerate(said):
+        tars(tmp_path / str(i), *samples)
+        (tmp_path / "t").mkdir(exist_ok=True)
+        (tmp_path / str(i) / "0.tar").rename(tmp_path / "t" / f"{i}.tar")
+    scan = scan_tar(tmp_path / "t" / "0.tar", LabelRule.make(targets=["box:number"]))
+    assert (scan.targets[0].dtype, scan.targets[0].nbytes) == (np.float32, 16)
+    made = indexed(tmp_path / "t", "box:number")
+    assert np.nan_to_num(made.values("box"), nan=-9).tolist() == [[1, 2.5], [-9, -9], [-9, -9], [-9, -9], [3, 4]]
+    assert check_shards(tmp_path / "t", jobs=0).good
+    tars(tmp_path / "u", {"box": [1, 2, 3]})
+    (tmp_path / "u" / "0.tar").rename(tmp_path / "t" / "3.tar")
+    with pytest.raises(UserError, match="box: samples have 2 to 3 numbers"):
+        indexed(tmp_path / "t", "box:number")
+
+
+def test_more_numbers_than_an_index_can_say_leave_the_earlier_one(tmp_path):
+    folder = tars(tmp_path / "t", {"box": 1})
+    indexed(folder, "box:number")
+    before = {p.name: p.read_bytes() for p in folder.rglob("*.[nj]*")}
+    assert before.keys() == {"index.json", "index.npy", "box.npy"}
+    tars(folder, {"box": [0] * 70_000})
+    with pytest.raises(UserError, match=r"the target box cannot be written: its width is not from 1 to 65536"):
+        indexed(folder, "box:number")
+    assert {p.name: p.read_bytes() for p in folder.rglob("*.[nj]*")} == before
 
 
 def test_summaries_by_hand(tmp_path):

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from images import TARGETS, make_target_shards, target_values
 
 from tlx.base.errors import TlxError, UserError
 from tlx.data.shards import index_file, manifest, target_arrays
+from tlx.data.shards.check import check_shards, describe_shards
 from tlx.data.shards.manifest import Manifest, write_index
 from tlx.data.shards.targets import Target
 
@@ -112,6 +114,22 @@ def test_stale_arrays_leave_and_those_of_others_stay(made):
     assert sorted(p.name for p in (made.path / "targets").iterdir()) == ["age.npy", "mine.npy"]
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        Target("age", "number", width=1 << 17),
+        Target("age", "class", ("a", "a")),
+        Target("age", "class"),
+        Target("a.b", "number"),
+    ],
+)
+def test_a_target_that_no_index_can_have_leaves_the_earlier_index(made, odd):
+    before = {p: p.read_bytes() for p in made.path.rglob("*") if p.is_file()}
+    with pytest.raises(UserError, match=f"the target {odd.name} cannot be written"):
+        again(made, (odd, np.zeros((24, odd.width) if odd.kind == "number" else 24)))
+    assert {p: p.read_bytes() for p in made.path.rglob("*") if p.is_file()} == before
+
+
 def test_without_a_class(tmp_path):
     opened = make_target_shards(tmp_path / "s", [AGE], classes=0, samples=6, size=8)
     assert (opened.classes, list(opened.targets), opened.counts().tolist()) == ((), ["age"], [])
@@ -120,6 +138,32 @@ def test_without_a_class(tmp_path):
     records["label"][2] = 0
     with pytest.raises(UserError, match="labels without a class name"):
         again(opened, (AGE, target_values(AGE, 6)), records=records)
+
+
+def test_a_target_that_is_renamed_where_capitals_make_no_difference(made, monkeypatch):
+    for module in (manifest, target_arrays):
+        monkeypatch.setattr(module, "file_of", lambda name: f"targets/{name.casefold()}.npy")
+    again(made, (Target("Age", "number"), np.zeros((24, 1))))
+    opened = again(made, (Target("age", "number"), np.ones((24, 1))))
+    assert opened.values("age").tolist() == [[1]] * 24
+    assert [p.name for p in (made.path / "targets").iterdir()] == ["age.npy"]
+
+
+def test_a_target_that_is_renamed_leaves_nothing(made):
+    for name in ("Age", "age"):
+        again(made, (Target(name, "number"), np.zeros((24, 1))))
+        assert [p.name for p in (made.path / "targets").iterdir()] == [f"{name}.npy"]
+
+
+def test_arrays_are_looked_at_in_parts():
+    """Of 16 MiB: two rows of 8 MiB, whatever the number of rows is."""
+    array = np.arange(5, dtype=np.int8)[:, None] + np.zeros(1 << 23, np.int8)
+    assert [part[:, 0].tolist() for part in target_arrays.parts(array)] == [[0, 1], [2, 3], [4]]
+    found = target_arrays.parts(array, np.array([4, 4, 1]))
+    assert [part[:, 0].tolist() for part in found] == [[4, 4], [1]]
+    assert [part.tolist() for part in target_arrays.parts(np.arange(3), np.array([2]))] == [[2]]
+    assert [len(part) for part in target_arrays.parts(np.zeros((1, 1 << 25), np.int8))] == [1]
+    assert list(target_arrays.parts(np.zeros((0, 3)))) == []
 
 
 @pytest.mark.parametrize("at", ["targets/age.npy", "index.npy", "index.json"])
@@ -140,16 +184,21 @@ def test_a_full_disk_leaves_the_earlier_index(made, monkeypatch, at):
 
 
 def test_another_process_maps_without_hashing(made, monkeypatch):
-    monkeypatch.setattr(index_file, "sha256_of", None)
-    monkeypatch.setattr(target_arrays, "sha256_of", None)
+    made.values("tags")
     text = pickle.dumps(made)
     assert len(text) < 1000
+    hashed, plain = [], target_arrays.sha256_of
+    monkeypatch.setattr(index_file, "sha256_of", None)
+    monkeypatch.setattr(target_arrays, "sha256_of", lambda file: hashed.append(Path(file.name).stem) or plain(file))
     there = pickle.loads(text)
     assert there.targets == made.targets
     assert np.array_equal(there.values("tags"), made.values("tags"))
+    assert hashed == []
+    assert np.array_equal(there.values("age"), target_values(AGE, 24), equal_nan=True)
+    assert hashed == ["age"]  # which nobody had asked for
     (made.path / "targets/tags.npy").write_bytes(b"short")
     with pytest.raises(TlxError, match=r"targets/tags.npy cannot be read"):
-        pickle.loads(text)
+        pickle.loads(text).values("tags")
 
 
 @pytest.mark.parametrize(
@@ -171,7 +220,39 @@ def test_another_process_maps_without_hashing(made, monkeypatch):
 def test_arrays_of_something_else(made, name, content, message):
     rewrite(made.path, name, content)
     with pytest.raises(UserError, match=f"the index is damaged: .*{message}"):
-        Manifest.open(made.path)
+        Manifest.open(made.path).values(name)
+
+
+@pytest.mark.parametrize(
+    ("target", "values"),
+    [(COLOUR, 3), (COLOUR, -2), (TAGS, 2), (AGE, np.inf)],
+    ids=str,
+)
+def test_values_of_something_else_are_not_written(made, target, values):
+    before = (made.path / "index.json").read_bytes()
+    with pytest.raises(UserError, match=f"values that no {target.kind} target has"):
+        again(made, (target, np.full_like(target_values(target, 24), values)))
+    assert (made.path / "index.json").read_bytes() == before
+    assert np.array_equal(Manifest.open(made.path).values("age"), target_values(AGE, 24), equal_nan=True)
+
+
+def test_an_array_is_looked_at_when_it_is_asked_for(made, monkeypatch):
+    """Hashed once, of a target that is learned; `tlx shards show` and `check` look at all of them."""
+    hashed, plain = [], target_arrays.sha256_of
+    monkeypatch.setattr(target_arrays, "sha256_of", lambda file: hashed.append(Path(file.name).stem) or plain(file))
+    opened = Manifest.open(made.path)
+    assert list(opened.targets) == ["label", "colour", "tags", "age", "box"]
+    assert hashed == []
+    assert opened.values("age") is opened.values("age")
+    assert hashed == ["age"]
+    hashed.clear()
+    describe_shards(made.path)
+    assert hashed == ["colour", "tags", "age", "box"]
+    rewrite(made.path, "tags", saved(np.full((24, 4), 2, np.int8)))
+    assert Manifest.open(made.path).values("colour").tolist() == target_values(COLOUR, 24).tolist()
+    for look in (describe_shards, check_shards):
+        with pytest.raises(UserError, match="values that no labels target has"):
+            look(made.path)
 
 
 def test_an_array_that_was_changed_or_is_missing(made):
@@ -180,10 +261,10 @@ def test_an_array_that_was_changed_or_is_missing(made):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"targets/age\.npy is not the one that index\.json was written for"):
-        Manifest.open(made.path)
+        Manifest.open(made.path).values("age")
     path.unlink()
     with pytest.raises(UserError, match=r"targets/age\.npy cannot be read: .*No such file") as caught:
-        Manifest.open(made.path)
+        Manifest.open(made.path).values("age")
     assert "tlx shards index" in caught.value.todo
 
 

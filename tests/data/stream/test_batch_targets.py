@@ -12,6 +12,7 @@ from images import TARGETS, make_target_shards
 from tlx.base.errors import UserError
 from tlx.base.inputs import InputSpec
 from tlx.data.pixels.transforms import eval_transform
+from tlx.data.shards.manifest import write_index
 from tlx.data.shards.targets import Target
 from tlx.data.stream.mix import MixSpec
 from tlx.data.stream.stream import ShardStream, evaluation_batches
@@ -197,9 +198,7 @@ def test_batches_with_targets_move(train):
 
 def test_a_replacement_shows_its_own_targets(tmp_path):
     manifest = make_target_shards(tmp_path / "s", samples=12, size=16)
-    tar, offset, size = manifest.locate(4)
-    with open(tar, "r+b") as file:
-        os.pwrite(file.fileno(), bytes(size), offset)
+    broken(manifest, 4)
     batches = [b for own in steps(manifest, 0, 2, skip_bad=True, batch=6).values() for b in own]
     (bad,) = (b for batch in batches for b in batch.bad)
     assert bad.id == 4
@@ -209,11 +208,35 @@ def test_a_replacement_shows_its_own_targets(tmp_path):
         assert batch.targets["colour"].tolist() == manifest.values("colour")[batch.ids.numpy()].tolist()
 
 
+def broken(manifest, *samples):
+    for sample in samples:
+        tar, offset, size = manifest.locate(sample)
+        with open(tar, "r+b") as file:
+            os.pwrite(file.fileno(), bytes(size), offset)
+
+
+@pytest.mark.parametrize(("world", "micro_batch"), [(1, None), (1, 3), (2, None), (3, 1)])
+def test_a_mixed_sample_gets_the_targets_of_the_picture_that_is_mixed_in(tmp_path, world, micro_batch):
+    """The age of a picture is its mean: the mean of a mixed one is what is made of both ages, replaced or not."""
+    made = make_target_shards(tmp_path / "s", [], classes=0, samples=8, size=16)
+    (all_of_them,) = evaluation_batches(made, batch=8, transform=VIEW)
+    age = (Target("age", "number"), all_of_them.images.float().mean((1, 2, 3))[:, None].numpy())
+    manifest = write_index(made.path, classes=(), shards=made.shards, records=np.array(made.records), targets=[age])
+    broken(manifest, 2, 5)
+    mixing = {"batch": 8, "mix": MixSpec(mixup=1.0), "world": world, "micro_batch": micro_batch, "skip_bad": True}
+    batches = [b for own in steps(manifest, 0, 6, targets=("age",), **mixing).values() for b in own]
+    for batch in batches:
+        if batch.idle:
+            continue
+        ages, lam = (batch.targets["age"], batch.mix.partner_targets["age"]), batch.mix.lam[:, None]
+        means = batch.mix.apply(batch.images.float()).mean((1, 2, 3))
+        assert torch.allclose(means, (lam * ages[0] + (1 - lam) * ages[1])[:, 0], atol=0.01)
+    assert {b.id for batch in batches for b in batch.bad} == {2, 5}
+
+
 def test_without_a_class(tmp_path):
     manifest = make_target_shards(tmp_path / "s", classes=0, samples=9, size=16)
-    tar, offset, size = manifest.locate(3)
-    with open(tar, "r+b") as file:
-        os.pwrite(file.fileno(), bytes(size), offset)
+    broken(manifest, 3)
     (whole,) = steps(manifest, 0, 1, batch=9, skip_bad=True, targets=("colour",), mix=MIX)[0]
     assert whole.labels.tolist() == whole.mix.partner_labels.tolist() == [-1] * 9
     assert list(whole.targets) == ["colour"]

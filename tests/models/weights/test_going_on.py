@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from composed import composer
+from images import make_target_shards
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tlx import models
 from tlx.base.errors import ConfigError, UserError
+from tlx.data.shards.targets import Target
 from tlx.doctor import services
 from tlx.models.weights.patches import unseen
 from tlx.plan.config import dump, load, parse, plain
@@ -23,7 +27,9 @@ from tlx.submit.checks import Findings
 from tlx.submit.job import Job
 from tlx.train import build
 from tlx.train import command as training
-from tlx.train.components import backbone_of
+from tlx.train.components import backbone_of, task_of
+from tlx.train.data import count_samples, known_names, known_scale
+from tlx.train.resume import check_identity
 from tlx.train.run import save
 
 MLP: dict[str, Any] = {"name": "mlp", "hidden": [4]}
@@ -247,3 +253,50 @@ def test_pixels_that_no_patch_has_are_told_in_the_plan(tmp_path, shards):
 def patches(classes: int) -> nn.Module:
     pool = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, classes)]
     return nn.Sequential(nn.Conv2d(3, 4, 8, stride=8), nn.ReLU(), *pool)
+
+
+def aged(folder: Path, mean: float) -> Path:
+    """Shards of 8 pictures, whose ages are 10 below and above this."""
+    ages = mean + 10 * np.array([[1.0], [-1.0]] * 4)
+    make_target_shards(folder / "train", [(Target("age", "number"), ages)], samples=8, size=24, classes=0)
+    return folder
+
+
+def test_a_head_of_numbers_is_kept_for_numbers_of_the_same_scale(tmp_path, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    young, old = aged(tmp_path / "young", 30), aged(tmp_path / "old", 60)
+    data: dict[str, Any] = {"val": None, "batch": 8, "workers": 0}
+
+    def compose(run: str, shards: Path, **over: Any):
+        said = {"data": {**data, "train": str(shards / "train")}, "task": "regression", **over}
+        return composer(shards, tmp_path / run, monkeypatch)(**said)
+
+    first = compose("first", young)
+    assert first.identity["scale"] == {"mean": [30.0], "std": [10.0]}
+    kept = {"backbone": {"name": "toys:small", "weights": str(checkpoint_of(first))}, "head": KEPT}
+    compose("same", young, **kept)
+    with pytest.raises(UserError, match=r"the head of .* another one:\n    scale\.mean: \[30\.0\] -> \[60\.0\]"):
+        compose("other", old, **kept)
+    with pytest.raises(UserError, match=r"scale\.mean: \[30\.0\] -> \[60\.0\]"):
+        check_identity(first.identity, compose("third", old).identity, first.config, where="x")
+    plain_numbers = compose("plain", old, task={"name": "regression", "standardise": False})
+    assert "scale" not in plain_numbers.identity
+
+
+def test_names_of_shards_that_are_there_are_compared_whatever_is_expected(tmp_path):
+    """Of shards without a class as of those whose classes are numbers."""
+    shards, later = aged(tmp_path / "s", 30), str(tmp_path / "later")
+
+    def known(train: str, task: str, expected: dict[str, Any]):
+        data = {"train": train, "batch": 8, "expected": {"train": 8, **expected}}
+        config = parse({"run": "r", "data": data, "backbone": {"name": "toys:small"}, "task": task})
+        samples = count_samples(config)
+        made = task_of(config, samples)
+        return known_names(config, samples, made), known_scale(samples, made)
+
+    number = {"targets": {"age": {"kind": "number"}}}
+    assert known(str(shards / "train"), "regression", number) == (("age",), {"mean": [30.0], "std": [10.0]})
+    assert known(later, "regression", number) == (("age",), None)
+    assert known(later, "classification", {"classes": ["a", "b"]}) == (("a", "b"), None)
+    assert known(later, "classification", {"classes": 2}) == (None, None)
+    assert known(later, "classification", {"classes": ["0", "1"]}) == (("0", "1"), None)

@@ -25,6 +25,9 @@ SHARE = 0.8
 MARK = ".tlx-shards"
 """In every folder that is ours; nothing is ever removed from another one."""
 
+TARGETS = "targets"
+"""The folder of an index's arrays of targets."""
+
 _OURS = re.compile(r"[0-9a-f]{12}-.+", re.DOTALL)
 
 
@@ -38,7 +41,8 @@ class CacheSpec:
     """Where shards from elsewhere are kept, and how much of them.
 
     The limit is on the tars of all such folders in the cache, those that are arriving included. A tar that was
-    removed while a process still has it open keeps its room on the disk until it is closed. Indexes do not count.
+    removed while a process still has it open keeps its room on the disk until it is closed. The arrays of targets count
+    and stay, so that tars may take what they leave; ``index.npy`` does not count.
 
     Attributes:
         limit: bytes; None is `SHARE` of what the disk would have free without the cache.
@@ -64,7 +68,7 @@ def part_of(path: Path) -> Path:
 
 
 def limit_of(spec: CacheSpec) -> int:
-    """Bytes that shards may take."""
+    """Bytes that tars may take: what arrays of targets leave."""
     return _limit(spec, [f for files in _found(spec.folder) for f in files])
 
 
@@ -118,16 +122,29 @@ def _too_small(spec: CacheSpec, size: int, limit: int, what: str) -> NoReturn:
     if spec.limit is None:
         no_room(spec, f"{what} needs {in_words(size)}, and shards may take {in_words(limit)} of the disk")
     raise UserError(
-        f"{what} is {in_words(size)} long, more than data.cache.limit, {in_words(limit)}",
+        f"{what} is {in_words(size)} long, more than data.cache.limit, {in_words(spec.limit)}"
+        + (f", less what arrays of targets take there: {in_words(limit)}" if limit < spec.limit else ""),
         where=str(spec.folder),
         todo="raise data.cache.limit; a whole window of shards should fit",
     )
 
 
 def _limit(spec: CacheSpec, files: Sequence[_File]) -> int:
-    if spec.limit is not None:
-        return spec.limit
-    return int(SHARE * (_free(spec.folder) + sum(f.on_disk for f in files)))
+    arrays = _of_arrays(spec.folder)
+    whole = spec.limit
+    if whole is None:
+        whole = int(SHARE * (_free(spec.folder) + sum(f.on_disk for f in files) + arrays))
+    return max(whole - arrays, 0)
+
+
+def _of_arrays(folder: Path) -> int:
+    """Bytes of the arrays of targets in all remote folders, those that are arriving included."""
+    total = 0
+    for mark in folder.glob(f"*/{MARK}"):
+        for path in (mark.parent / TARGETS).glob("*.npy*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+    return total
 
 
 def _free(folder: Path) -> int:

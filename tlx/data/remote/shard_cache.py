@@ -15,7 +15,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from tlx.base.location import folder_name, is_remote, shown
 from tlx.base.locks import locked
 from tlx.base.terminal import say
 from tlx.data.remote import files as remote
-from tlx.data.remote.cache_room import MARK, CacheSpec, default_folder, limit_of, no_room, part_of, reserve
+from tlx.data.remote.cache_room import MARK, TARGETS, CacheSpec, default_folder, limit_of, no_room, part_of, reserve
 from tlx.data.remote.files import IndexUnavailable, ShardUnavailable
 from tlx.data.remote.prefetch import LOOK_S, Ahead, Wanted
 from tlx.data.remote.shard_version import Kept, read_kept
@@ -100,6 +100,12 @@ class ShardCache:
                 os.utime(path, ns=(self._version, self._version))
         except OSError as error:
             self._cannot_write(error)
+
+    def remove_others(self, names: Collection[str]) -> None:
+        """Removes arrays ``targets/NAME.npy`` but these: those of targets that the index has no more."""
+        for path in (self.folder / TARGETS).glob("*.npy"):
+            if f"{TARGETS}/{path.name}" not in names:
+                path.unlink(missing_ok=True)
 
     def array(self, name: str, sha256: str, limit: int) -> Path:
         """``index.npy`` or ``targets/NAME.npy`` of this hash and at most `limit` bytes, fetched if the cached one is

@@ -36,7 +36,7 @@ from tlx.data.shards.index_file import refuse_unfinished
 from tlx.data.shards.index_targets import target_array
 from tlx.data.shards.manifest import Manifest, other_bytes
 from tlx.data.shards.passed_over import PassedOver, merged
-from tlx.data.shards.target_summary import TargetSummary, summarise_targets
+from tlx.data.shards.target_summary import TargetStatistics, summarise_targets
 from tlx.data.stream.reader import BadSample, ReadError, ShardReader
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class SplitCounts:
     shards: int
     bytes: int
     counts: dict[str, int]
-    targets: tuple[TargetSummary, ...] = ()
+    targets: tuple[TargetStatistics, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As JSON can say it."""
@@ -247,9 +247,9 @@ def _stale(manifest: Manifest, shard: int, own: range) -> tuple[str | None, Scan
 def _other_targets(manifest: Manifest, scan: Scan, own: range) -> list[str]:
     """Targets that the index was told where to find, and of which the tar says something else."""
     rule, odd = label_rule(manifest.path), []
-    for place, spec in enumerate(rule.targets):
+    for spec in rule.targets:
         target = manifest.targets.get(spec.name)
-        there = None if target is None else target_array(target, place, [scan])
+        there = None if target is None else target_array(target, rule, [scan])
         if there is None or not _are_equal(there, manifest.values(spec.name)[own.start : own.stop]):
             odd.append(spec.name)
     return odd
@@ -276,6 +276,15 @@ def _counts(manifest: Manifest) -> SplitCounts:
 
 
 def _open(location: str | os.PathLike[str]) -> list[Manifest]:
+    """Opened folders, with every array of targets looked at."""
+    manifests = _opened(location)
+    for manifest in manifests:
+        for name in manifest.targets:
+            manifest.values(name)
+    return manifests
+
+
+def _opened(location: str | os.PathLike[str]) -> list[Manifest]:
     if is_remote(location):
         return [Manifest.open(location)]
     folder = Path(location)

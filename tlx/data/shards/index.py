@@ -46,11 +46,7 @@ from tlx.data.shards.passed_over import (
     merged,
     no_picture,
 )
-from tlx.data.shards.target_values import (
-    Labels,
-    TargetSpec,
-    Written,
-)
+from tlx.data.shards.target_values import Column, Labels, TargetSpec, Written, packed
 from tlx.data.shards.targets import LABEL, Target, read_target
 from tlx.data.shards.tars import Contents, Member, read_members
 
@@ -77,7 +73,7 @@ class Scan:
     by_folder: bool = False
     sha256: str | None = None
     passed_over: tuple[PassedOver, ...] = ()
-    targets: tuple[tuple[Written, ...], ...] = ()
+    targets: tuple[Column, ...] = ()
     hints: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -150,7 +146,7 @@ def index_folder(
     lists = dict(classes) if isinstance(classes, Mapping) else {LABEL: classes} if classes is not None else {}
     found = {label for scan in scans for label in scan.labels}
     named, rule = _class_list(found, lists.pop(LABEL, None), folders, rule, said=given.numbers, fresh=fresh)
-    targets = targets_in(rule, scans, folders, lists, fresh=fresh)
+    targets, rule = targets_in(rule, scans, folders, lists, fresh=fresh)
     made = {f.name: write_scans(f, by_folder[f], named, rule, targets) for f in folders}
     used = set(named.place.values())
     kept = tuple(name for i, name in enumerate(named.names) if i not in used)
@@ -261,7 +257,7 @@ def write_scans(
     places = np.array([p for scan in scans for p in scan.places], dtype=np.uint64).reshape(-1, 2)
     records["offset"], records["size"], records["label"] = places[:, 0], places[:, 1], labels
     shards = [Shard(scan.name, len(scan.labels), scan.bytes, scan.sha256) for scan in scans]
-    arrays = [(target, target_array(target, i, scans)) for i, target in enumerate(targets)]
+    arrays = [(target, target_array(target, rule, scans)) for target in targets]
     lost = next((target.name for target, array in arrays if array is None), None)
     if lost is not None:
         raise UserError(f"a value of the target {lost} is not among its classes", where=str(folder))
@@ -397,7 +393,7 @@ def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule)
         labels,
         (*problems, *unlabelled),
         passed_over=(*passed_over, *unused),
-        targets=tuple(tuple(values) for values in samples.targets),
+        targets=tuple(packed(spec, values) for spec, values in zip(rule.targets, samples.targets, strict=True)),
         hints=samples.reader.hints,
     )
 

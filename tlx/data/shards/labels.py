@@ -46,6 +46,8 @@ class LabelRule:
         last_dot: a sample's name ends at its last dot (``img.2024.0`` of img.2024.0.jpg), not at its first, as
             WebDataset has it.
         targets: what else is known of a sample, by dotted keys of its .json.
+        positions: names of targets whose classes are written as positions in their list, and not by name. Found when
+            they are indexed, from the values of all samples.
     """
 
     place: str = "auto"
@@ -54,6 +56,7 @@ class LabelRule:
     numbers: Numbers | None = None
     last_dot: bool = False
     targets: tuple[TargetSpec, ...] = ()
+    positions: tuple[str, ...] = ()
 
     @staticmethod
     def make(
@@ -97,30 +100,36 @@ class LabelRule:
             UserError, TypeError, AttributeError: it holds something else.
         """
         said = (told.get("from"), told.get("key"), told.get("picture"), told.get("numbers"))
-        targets = told.get("targets", [])
-        if not isinstance(targets, list):
+        targets, positions = told.get("targets", []), told.get("positions", [])
+        if not isinstance(targets, list) or not isinstance(positions, list):
             raise TypeError("targets are no list")
-        return LabelRule.make(*said, last_dot=told.get("last_dot") is True, targets=targets)
+        rule = LabelRule.make(*said, last_dot=told.get("last_dot") is True, targets=targets)
+        return replace(rule, positions=tuple(spec.name for spec in rule.targets if spec.name in positions))
 
     def header(self) -> dict[str, Any]:
         """What an index remembers; nothing for "auto"."""
         said = {"key": self.key, "picture": self.picture, "numbers": self.numbers, "last_dot": self.last_dot or None}
         place = {} if self.place == "auto" else {"from": self.place}
         targets = {"targets": list(map(str, self.targets))} if self.targets else {}
-        return {**place, **{name: value for name, value in said.items() if value is not None}, **targets}
+        positions = {"positions": list(self.positions)} if self.positions else {}
+        return {**place, **{name: value for name, value in said.items() if value is not None}, **targets, **positions}
 
     def over(self, before: LabelRule) -> LabelRule:
         """What is said here; where no place is, what was said before of that and of what is not said here. Targets are
         those of before, where none is said here."""
+        targets = self.targets or before.targets
+        same = {spec.name for spec in targets if spec in before.targets}
+        positions = tuple(name for name in before.positions if name in same)
         if self.place != "auto":
-            return replace(self, targets=self.targets or before.targets)
+            return replace(self, targets=targets, positions=positions)
         return LabelRule(
             before.place,
             before.key,
             self.picture or before.picture,
             self.numbers or before.numbers,
             self.last_dot or before.last_dot,
-            self.targets or before.targets,
+            targets,
+            positions,
         )
 
     def picture_in(self, group: Collection[str]) -> str:

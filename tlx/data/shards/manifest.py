@@ -7,8 +7,9 @@ the hashes of the arrays; it is written last, so an index is whole or it is not 
 one, the index is fetched when it is opened, a tar when it is wanted; both are kept by `tlx.data.remote.shard_cache`.
 
 ``index.npy`` is hashed at each opening, also where it is large: 100 million samples are 1.6 GB and cost about a second,
-beside the pass over all labels that follows in any case, and nothing has to be remembered or trusted. Processes that a
-manifest is handed to map the file without hashing it again.
+beside the pass over all labels that follows in any case, and nothing has to be remembered or trusted. The array of a
+target is fetched, hashed and looked through when somebody first asks for it: those of other targets, which may be far
+larger, cost nothing. Processes that a manifest is handed to map without hashing what was hashed here.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import hashlib
 import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,19 +69,6 @@ _GROUP = 1024  # shards whose samples are looked at together
 
 
 @dataclass(frozen=True, eq=False)
-class _Arrays:
-    """What an index knows of each sample, mapped.
-
-    Attributes:
-        records: `RECORD` per sample.
-        targets: those beside the class, by name.
-    """
-
-    records: NDArray[np.void]
-    targets: Mapping[str, tuple[Target, NDArray[Any]]]
-
-
-@dataclass(frozen=True, eq=False)
 class Manifest:
     """An opened index. A sample's id is its place in tar order, over all shards.
 
@@ -101,7 +89,9 @@ class Manifest:
     digest: str
     _cache: ShardCache | None = field(default=None, repr=False)
     _written: str = field(default="", repr=False)  # hash of index.json as it is
-    _targets: Mapping[str, tuple[Target, NDArray[Any]]] = field(default_factory=dict, repr=False)
+    _targets: Mapping[str, tuple[Target, str]] = field(default_factory=dict, repr=False)  # and hashes of the arrays
+    _verified: frozenset[str] = field(default=frozenset(), repr=False)  # targets, by who handed this over
+    _arrays: dict[str, NDArray[Any]] = field(default_factory=dict, repr=False)  # of targets that were asked for
 
     @staticmethod
     def open(location: str | os.PathLike[str], cache: CacheSpec | None = None) -> Manifest:
@@ -124,13 +114,15 @@ class Manifest:
         text = read_header(folder)
         header = parse(str(folder), text)
         refuse_missing(folder, missing_tars(folder, header), len(header["shards"]))
-        manifest = _manifest(folder, text, header, _map(folder, str(folder), header, hashed=True))
+        records = map_records(folder / "index.npy", str(folder), header["sha256"])
+        manifest = _manifest(folder, text, header, records)
         _verify(manifest)
         return manifest
 
-    def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Path, str, str, ShardCache | None]]:
+    def __reduce__(self) -> tuple[Callable[..., Manifest], tuple[Any, ...]]:
         # a memory map would be pickled as a copy of all its bytes
-        return _reopen, (self.path, self.location, self._written, self._cache)
+        verified = self._verified.union(self._arrays)
+        return _reopen, (self.path, self.location, self._written, self._cache, verified)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -163,20 +155,33 @@ class Manifest:
     def targets(self) -> Mapping[str, Target]:
         """Every target by name; the class is `label`, where there is one."""
         own = {LABEL: Target(LABEL, "class", self.classes)} if self.classes else {}
-        return {**own, **{name: target for name, (target, _) in self._targets.items()}}
+        return own | {name: target for name, (target, _) in self._targets.items()}
 
     def values(self, name: str) -> NDArray[Any]:
         """Each sample's value of a target, read-only; see `tlx.data.shards.targets`.
 
         Raises:
-            UserError: there is no such target.
+            UserError: there is no such target, or its array is damaged; `IndexUnavailable`, which is one, where it is
+                elsewhere and cannot be fetched.
         """
         if name == LABEL:
             return self.labels
         if name not in self._targets:
             near = did_you_mean(name, self.targets) if self.targets else "; there are none"
             raise UserError(f'there is no target "{escaped(name)}"{near}', where=self.location)
-        return self._targets[name][1]
+        if name not in self._arrays:
+            self._arrays[name] = self._array(name)
+        return self._arrays[name]
+
+    def _array(self, name: str) -> NDArray[Any]:
+        (target, sha256), known = self._targets[name], name in self._verified
+        if self._cache is not None and not known:  # which hashes it
+            self._cache.array(file_of(name), sha256, most_bytes(target, len(self)))
+        hashed = None if known or self._cache is not None else sha256
+        array = map_array(self.path / file_of(name), self.location, target, len(self), hashed)
+        if not known:
+            verify_array(self.location, target, array)
+        return array
 
     @cached_property
     def samples_per_shard(self) -> NDArray[np.int64]:
@@ -292,7 +297,8 @@ def write_index(
             "sha256": hashlib.sha256(array).hexdigest(),
         }
         _place(folder, moves, array, as_text(header))
-    remove_arrays(folder, former - {target.name for target, _ in targets})
+    now = {target.name for target, _ in targets}
+    remove_arrays(folder, former - now, now)
     return Manifest.open(folder)
 
 
@@ -370,17 +376,17 @@ def _kept(kept: ShardCache, text: bytes, header: dict[str, Any], trouble: str | 
     location = shown(kept.location)
     samples = header["samples"]
     kept.array("index.npy", header["sha256"], len(npy(np.zeros(0, RECORD))) + RECORD.itemsize * (samples + 1))
-    for target, sha256 in targets_of(header).values():
-        kept.array(file_of(target.name), sha256, most_bytes(target, samples))
     kept.keep_header(text)
-    manifest = _manifest(kept.folder, text, header, _map(kept.folder, location, header), location, kept)
+    kept.remove_others([file_of(name) for name in targets_of(header)])
+    records = map_records(kept.folder / "index.npy", location, None)
+    manifest = _manifest(kept.folder, text, header, records, location, kept)
     _verify(manifest)
     if trouble is not None and rank() == 0:
         say(f"warning: {location}: its index cannot be fetched ({trouble}), the one in the cache is used", error=True)
     return manifest
 
 
-def _reopen(folder: Path, location: str, written: str, cache: ShardCache | None) -> Manifest:
+def _reopen(folder: Path, location: str, written: str, cache: ShardCache | None, verified: frozenset[str]) -> Manifest:
     """In another process: maps what was checked already.
 
     Raises:
@@ -393,7 +399,8 @@ def _reopen(folder: Path, location: str, written: str, cache: ShardCache | None)
     if hashlib.sha256(text).hexdigest() != written:
         raise TlxError(f"{location}: the index was changed while it was in use\n  -> start again")
     header = parse(location, text)
-    manifest = _manifest(folder, text, header, _map(folder, location, header), location, cache)
+    records = map_records(folder / "index.npy", location, None)
+    manifest = replace(_manifest(folder, text, header, records, location, cache), _verified=verified)
     _add_up(manifest)
     return manifest
 
@@ -402,29 +409,14 @@ def _manifest(
     folder: Path,
     text: bytes,
     header: dict[str, Any],
-    arrays: _Arrays,
+    records: NDArray[np.void],
     location: str | None = None,
     cache: ShardCache | None = None,
 ) -> Manifest:
     shards = tuple(Shard(s["name"], s["samples"], s["bytes"], s.get("sha256")) for s in header["shards"])
     classes, written = tuple(header["classes"]), hashlib.sha256(text).hexdigest()
-    digest = digest_of(header, text)
-    return Manifest(
-        folder, location or str(folder), classes, shards, arrays.records, digest, cache, written, arrays.targets
-    )
-
-
-def _map(folder: Path, where: str, header: dict[str, Any], *, hashed: bool = False) -> _Arrays:
-    """
-    Args:
-        hashed: the files are to have the hashes that the header says; otherwise that is known already.
-    """
-    records = map_records(folder / "index.npy", where, header["sha256"] if hashed else None)
-    targets = {
-        name: (target, map_array(folder / file_of(name), where, target, header["samples"], sha256 if hashed else None))
-        for name, (target, sha256) in targets_of(header).items()
-    }
-    return _Arrays(records, targets)
+    digest, targets = digest_of(header, text), targets_of(header)
+    return Manifest(folder, location or str(folder), classes, shards, records, digest, cache, written, targets)
 
 
 def _fixed(array: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -440,8 +432,6 @@ def _verify(manifest: Manifest) -> None:
             damaged(manifest.location, "it holds labels without a class name")
     elif len(manifest) and not (int(manifest.labels.min()) == int(manifest.labels.max()) == -1):
         damaged(manifest.location, "it holds labels without a class name")
-    for target, array in manifest._targets.values():
-        verify_array(manifest.location, target, array)
     shard = _misplaced(manifest)
     if shard is not None:
         name = escaped(manifest.shards[shard].name)[:200]

@@ -1,4 +1,4 @@
-"""The arrays of targets, ``targets/NAME.npy``: written beside the index, mapped and verified when it is opened."""
+"""The arrays of targets, ``targets/NAME.npy``: written beside the index, mapped and verified when somebody asks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from tlx.base.errors import UserError
 from tlx.base.files import HashedFile, scratch, sha256_of
+from tlx.base.terminal import escaped
 from tlx.data.shards.index_file import damaged, npy
-from tlx.data.shards.targets import LABEL, Target
+from tlx.data.shards.targets import LABEL, Target, read_target
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_PART = 1 << 22  # bytes that are looked at together
+_PART = 1 << 24  # bytes that are looked at together
 _DTYPES: Mapping[str, np.dtype[Any]] = {
     "class": np.dtype("<i4"),
     "labels": np.dtype("i1"),
@@ -78,14 +79,19 @@ def map_array(path: Path, where: str, target: Target, samples: int, sha256: str 
         damaged(where, f"{name} cannot be read: {error}")
 
 
+def parts(array: NDArray[Any], rows: NDArray[np.int64] | None = None) -> Iterator[NDArray[Any]]:
+    """Rows, all or these, some at a time: the array is mapped, and may be larger than the memory."""
+    step = max(_PART // max(array[:1].nbytes, 1), 1)
+    for start in range(0, len(array) if rows is None else len(rows), step):
+        yield array[start : start + step] if rows is None else array[rows[start : start + step]]
+
+
 def verify_array(where: str, target: Target, array: NDArray[Any]) -> None:
     """
     Raises:
         UserError: a value is none of its kind.
     """
-    rows = max(_PART // max(array[:1].nbytes, 1), 1)
-    for start in range(0, len(array), rows):
-        part = array[start : start + rows]
+    for part in parts(array):
         if target.kind == "class":  # -1 becomes 0, what is below that is large
             wrong = int((part + np.int32(1)).view(np.uint32).max()) > len(target.classes)
         elif target.kind == "labels":
@@ -102,12 +108,28 @@ def target_entry(target: Target) -> dict[str, Any]:
     return {"name": target.name, "kind": target.kind, **said}
 
 
+def verified(target: Target) -> Target:
+    """The same.
+
+    Raises:
+        UserError: an index with this target could not be read again.
+    """
+    try:
+        return read_target(target_entry(target))
+    except ValueError as error:
+        raise UserError(f"the target {escaped(target.name)} cannot be written: {error}") from None
+
+
 @contextmanager
 def arrays_beside(
     folder: Path, arrays: Iterable[tuple[Target, NDArray[Any]]]
 ) -> Iterator[tuple[list[dict[str, Any]], Sequence[tuple[Path, Path]]]]:
-    """Writes arrays beside; what is yielded is what ``index.json`` says of them, and which file takes which name."""
-    arrays = tuple(arrays)
+    """Writes arrays beside; what is yielded is what ``index.json`` says of them, and which file takes which name.
+
+    Raises:
+        UserError: a target that no index can have, or a value that is none of its kind; what was there stays then.
+    """
+    arrays = tuple((verified(target), array) for target, array in arrays)
     if not arrays:
         yield [], ()
         return
@@ -128,20 +150,24 @@ def arrays_beside(
 
 
 def _write(path: Path, target: Target, array: NDArray[Any]) -> str:
+    array = np.ascontiguousarray(array, _DTYPES[target.kind])
+    verify_array(str(path.parent.parent), target, array)
     with path.open("wb") as file:
         hashed = HashedFile(file)
-        np.lib.format.write_array(
-            hashed, np.ascontiguousarray(array, _DTYPES[target.kind]), version=(1, 0), allow_pickle=False
-        )
+        np.lib.format.write_array(hashed, array, version=(1, 0), allow_pickle=False)
         file.flush()
         os.fsync(file.fileno())
     return hashed.sha256
 
 
-def remove_arrays(folder: Path, names: Collection[str]) -> None:
+def remove_arrays(folder: Path, names: Collection[str], kept: Collection[str]) -> None:
     """Removes those of targets that an index has no more."""
     for name in names:
-        (folder / file_of(name)).unlink(missing_ok=True)
+        path = folder / file_of(name)
+        alike = [folder / file_of(other) for other in kept if other.casefold() == name.casefold()]
+        # where capitals make no difference, age.npy is what Age.npy was
+        if path.exists() and not any(map(path.samefile, alike)):
+            path.unlink()
     with suppress(OSError):  # it was not there, or holds something
         if names:
             (folder / file_of(LABEL)).parent.rmdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.data.shards.manifest import Manifest
+from tlx.data.shards.target_arrays import parts
 from tlx.data.shards.targets import LABEL, Kind, Target
 
-_PART = 1 << 24  # values that are looked at together
 _PAIRED = 512  # labels, the most frequent ones, whose pairs are counted
 _PAIRS = 10
 
@@ -37,7 +36,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class TargetSummary:
+class TargetStatistics:
     """A target of an index.
 
     Attributes:
@@ -60,41 +59,34 @@ class TargetSummary:
     columns: tuple[Column, ...] = ()
 
 
-def summarise_targets(manifest: Manifest) -> tuple[TargetSummary, ...]:
+def summarise_targets(manifest: Manifest) -> tuple[TargetStatistics, ...]:
     """Of each target beside the class."""
     return tuple(_summary(target, manifest.values(name)) for name, target in manifest.targets.items() if name != LABEL)
 
 
-def _summary(target: Target, values: NDArray[Any]) -> TargetSummary:
+def _summary(target: Target, values: NDArray[Any]) -> TargetStatistics:
     if target.kind == "class":
         return _of_class(target, values)
     return _of_labels(target, values) if target.kind == "labels" else _of_number(target, values)
 
 
-def _parts(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
-    """Rows, some at a time: the array is mapped, and may be larger than the memory."""
-    rows = max(_PART // max(values[:1].size, 1), 1)
-    for start in range(0, len(values), rows):
-        yield values[start : start + rows]
-
-
-def _of_class(target: Target, values: NDArray[np.int32]) -> TargetSummary:
+def _of_class(target: Target, values: NDArray[np.int32]) -> TargetStatistics:
     counts = np.zeros(len(target.classes) + 1, np.int64)
-    for part in _parts(values):
+    for part in parts(values):
         counts += np.bincount(part.astype(np.int64) + 1, minlength=len(counts))
     named = dict(zip(target.classes, counts[1:].tolist(), strict=True))
-    return TargetSummary(target.name, target.kind, len(values), int(counts[0]), named, {})
+    return TargetStatistics(target.name, target.kind, len(values), int(counts[0]), named, {})
 
 
-def _of_labels(target: Target, values: NDArray[np.int8]) -> TargetSummary:
+def _of_labels(target: Target, values: NDArray[np.int8]) -> TargetStatistics:
     yes, known = np.zeros(len(target.classes), np.int64), np.zeros(len(target.classes), np.int64)
     missing = 0
-    for part in _parts(values):
+    for part in parts(values):
         yes += (part == 1).sum(0)
         known += (part >= 0).sum(0)
         missing += int((part < 0).all(1).sum())
     told = len(values) - missing
-    return TargetSummary(
+    return TargetStatistics(
         target.name,
         target.kind,
         len(values),
@@ -109,8 +101,8 @@ def _of_labels(target: Target, values: NDArray[np.int8]) -> TargetSummary:
 def _pairs(target: Target, values: NDArray[np.int8], yes: NDArray[np.int64]) -> tuple[Pair, ...]:
     chosen = np.sort(np.argsort(-yes, kind="stable")[:_PAIRED])
     together = np.zeros((len(chosen), len(chosen)), np.int64)
-    for part in _parts(values):
-        applies = (part[:, chosen] == 1).astype(np.float32)  # sums are exact: a part has at most 2^24 rows
+    for part in parts(values):
+        applies = (part[:, chosen] == 1).astype(np.float32)  # sums are exact: a part has at most 2^24 bytes
         together += (applies.T @ applies).astype(np.int64)
     one, other = np.triu_indices(len(chosen), 1)
     counts = together[one, other]
@@ -123,20 +115,20 @@ def _pairs(target: Target, values: NDArray[np.int8], yes: NDArray[np.int64]) -> 
     return tuple(found)
 
 
-def _of_number(target: Target, values: NDArray[np.float32]) -> TargetSummary:
+def _of_number(target: Target, values: NDArray[np.float32]) -> TargetStatistics:
     """In two passes, since a sum of squares alone says little of a small spread around a large mean."""
     has, sums = 0, np.zeros(target.width)
     least, most = np.full(target.width, np.inf), np.full(target.width, -np.inf)
-    for own in map(_known, _parts(values)):
+    for own in map(_known, parts(values)):
         has, sums = has + len(own), sums + own.sum(axis=0)
         least = np.minimum(least, own.min(axis=0, initial=np.inf))
         most = np.maximum(most, own.max(axis=0, initial=-np.inf))
     means, squares = sums / max(has, 1), np.zeros(target.width)
-    for own in map(_known, _parts(values)):
+    for own in map(_known, parts(values)):
         squares += ((own - means) ** 2).sum(axis=0)
     rows = np.stack([least, means, most, np.sqrt(squares / max(has, 1))], axis=1).tolist()
     columns = tuple(Column(*row) for row in rows) if has else ()
-    return TargetSummary(target.name, target.kind, len(values), len(values) - has, {}, {}, columns=columns)
+    return TargetStatistics(target.name, target.kind, len(values), len(values) - has, {}, {}, columns=columns)
 
 
 def _known(values: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.terminal import escaped
 from tlx.data.shards.class_names import in_order, may_be_position, sorted_names
-from tlx.data.shards.target_arrays import empty_array
+from tlx.data.shards.target_arrays import empty_array, verified
 from tlx.data.shards.targets import KINDS, Kind, Target, name_problem
 
 _UNKNOWN = "?"
@@ -148,6 +148,8 @@ class Labels:
 
 NO_LABELS_KNOWN = Labels(rest_unknown=True)
 Written: TypeAlias = "str | Labels | tuple[float, ...] | None"
+Column: TypeAlias = "Sequence[Written] | NDArray[np.float32]"
+"""Values of one target in a tar, one per sample; numbers may be an array, [samples, width], NaN where missing."""
 
 
 def missing(spec: TargetSpec) -> Written:
@@ -297,20 +299,28 @@ def target_of(spec: TargetSpec, values: Iterable[Written], order: Sequence[str] 
     """The target that has these values, in a build: classes are sorted, or in the order of an earlier list.
 
     Raises:
-        UserError: no sample has it, numbers of different counts, names that cannot be.
+        UserError: no sample has it, numbers of different counts or too many, names that cannot be.
     """
     names, widths = names_and_widths(values)
     if spec.kind == "number":
-        return Target(spec.name, "number", width=width_of(spec, widths))
+        return verified(Target(spec.name, "number", width=width_of(spec, widths)))
     refuse_names(spec, names)
-    return Target(spec.name, spec.kind, in_order(names, order or ()))
+    return verified(Target(spec.name, spec.kind, in_order(names, order or ())))
 
 
-def listed_target(spec: TargetSpec, names: Iterable[str], known: Sequence[str] | None, *, given: bool) -> Target:
+def listed_target(
+    spec: TargetSpec, names: Iterable[str], known: Sequence[str] | None, *, given: bool, positions: bool = False
+) -> tuple[Target, bool]:
     """The target of an index, with the classes of a list or of an earlier index, where there is one.
 
     Args:
+        names: in all values, over all folders: those of one alone may be both names and positions.
         given: the list was given now.
+        positions: they were positions before, and are taken as such again if they can be.
+
+    Returns:
+        (target, whether the names are positions in its classes). Without `positions` that is so only of what is not
+        all in the list by name.
 
     Raises:
         UserError: a name that is not in the list, nor a position in it.
@@ -318,8 +328,9 @@ def listed_target(spec: TargetSpec, names: Iterable[str], known: Sequence[str] |
     names = set(names)
     if not known or (not given and not names):
         refuse_names(spec, names)
-        return Target(spec.name, spec.kind, sorted_names(names))
-    if place_of(names, known) is None:
+        return verified(Target(spec.name, spec.kind, sorted_names(names))), False
+    fitting = [way for way in (positions, not positions) if place_of(names, known, positions=way) is not None]
+    if not fitting:
         odd = next(name for name in sorted_names(names) if name not in known)
         near = did_you_mean(odd, known)
         raise UserError(
@@ -329,13 +340,15 @@ def listed_target(spec: TargetSpec, names: Iterable[str], known: Sequence[str] |
             todo=f"give a complete list: --target-classes {spec.name}=FILE (a name per line); or --fresh, which forgets"
             " the earlier index",
         )
-    return Target(spec.name, spec.kind, tuple(known))
+    return verified(Target(spec.name, spec.kind, tuple(known))), fitting[0]
 
 
-def names_and_widths(values: Iterable[Written]) -> tuple[set[str], set[int]]:
+def names_and_widths(values: Iterable[Written] | NDArray[Any]) -> tuple[set[str], set[int]]:
     """Names of classes or labels in values, and how many numbers they have."""
     names: set[str] = set()
     widths: set[int] = set()
+    if isinstance(values, np.ndarray):
+        return names, {values.shape[1]}
     for value in values:
         if isinstance(value, Labels):
             names.update(value.yes, value.no, value.unknown)
@@ -374,20 +387,36 @@ def refuse_names(spec: TargetSpec, names: Iterable[str]) -> None:
         )
 
 
-def place_of(names: Iterable[str], classes: Sequence[str]) -> dict[str, int] | None:
-    """Where names are among classes: all by name, or else all by position; None where neither is so."""
+def place_of(names: Iterable[str], classes: Sequence[str], *, positions: bool) -> dict[str, int] | None:
+    """Where names are among classes, or those that are positions in them; None where one is none."""
     names, place = list(names), {name: i for i, name in enumerate(classes)}
-    if all(name in place for name in names):
-        return {name: place[name] for name in names}
-    if all(may_be_position(name) and int(name) < len(classes) for name in names):
-        return {name: int(name) for name in names}
-    return None
+    if positions:
+        fit = all(may_be_position(name) and int(name) < len(classes) for name in names)
+        return {name: int(name) for name in names} if fit else None
+    return {name: place[name] for name in names} if all(name in place for name in names) else None
 
 
-def array_of(target: Target, values: Sequence[Written]) -> NDArray[Any] | None:
-    """The array of a target, one row per value; None where a value is none of it."""
+def packed(spec: TargetSpec, values: Sequence[Written]) -> Column:
+    """The same in less memory: numbers as an array, where all samples that have them have as many."""
+    known = [place for place, value in enumerate(values) if value is not None]
+    widths = names_and_widths(values)[1]
+    if spec.kind != "number" or len(widths) != 1:
+        return tuple(values)
+    array = empty_array(Target(spec.name, "number", width=widths.pop()), len(values))
+    array[known] = [values[place] for place in known]
+    return array
+
+
+def array_of(target: Target, values: Column, *, positions: bool = False) -> NDArray[Any] | None:
+    """The array of a target, one row per value; None where a value is none of it.
+
+    Args:
+        positions: what stands for classes in the values are positions, and not names.
+    """
+    if isinstance(values, np.ndarray):
+        return values if values.shape[1] == target.width else None
     names, widths = names_and_widths(values)
-    place = place_of(names, target.classes)
+    place = place_of(names, target.classes, positions=positions)
     if place is None or widths - {target.width}:
         return None
     array = empty_array(target, len(values))

@@ -45,7 +45,13 @@ class Work:
 
 @dataclass(frozen=True)
 class Loaded:
-    """What became of a Work: `count` pictures, the samples that the own ones show, and the bad ones among those."""
+    """What became of a Work.
+
+    Attributes:
+        count: pictures.
+        ids: the samples that they show, guests included.
+        bad: unreadable samples, without those that a guest stands for: another rank reports them.
+    """
 
     count: int
     ids: tuple[int, ...]
@@ -78,8 +84,9 @@ class Loader:
             return self._evaluate(work, room, seed)
         if work.first_only:
             return self._stand_in(work, room, seed)
-        shown = [self._show(work, at, seed, room[at]) for at in range(len(work.ids))][: work.own]
-        return Loaded(len(work.ids), tuple(s.id for s in shown), tuple(s.bad for s in shown if s.bad))
+        shown = [self._show(work, at, seed, room[at]) for at in range(len(work.ids))]
+        bad = tuple(s.bad for s in shown[: work.own] if s.bad)
+        return Loaded(len(shown), tuple(s.id for s in shown), bad)
 
     def _show(self, work: Work, at: int, seed: Callable[[int], None], out: NDArray[np.uint8]) -> _Shown:
         """The picture of a sample, or that of a replacement, drawn under the sample's key in either case; or black."""

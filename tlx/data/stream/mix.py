@@ -131,12 +131,12 @@ def guests(draws: Draws, slots: range) -> list[int]:
 
 
 def mix_of(draws: Draws, slots: range, labels: Ids, targets: Mapping[str, NDArray[Any]] = NO_TARGETS) -> Mix:
-    """The Mix of a micro-batch; `labels` and `targets` are those of the whole global batch."""
+    """The Mix of a micro-batch; `labels` and `targets` are those of the pictures that are shown, guests at the end."""
     place = {slot: i for i, slot in enumerate([*slots, *guests(draws, slots)])}
-    partners = [draws.partner(s) for s in slots]
+    partners = [place[draws.partner(s)] for s in slots]
     here = slice(slots.start, slots.stop)
     return Mix(
-        torch.tensor([place[p] for p in partners], dtype=torch.int64),
+        torch.tensor(partners, dtype=torch.int64),
         torch.from_numpy(labels[partners]),
         torch.from_numpy(draws.lam[here].astype(np.float32)),
         torch.from_numpy(draws.box[here].copy()),

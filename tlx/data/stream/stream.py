@@ -105,10 +105,9 @@ class _Deal:
 
 @dataclass(frozen=True)
 class _Dealt:
-    """What the index says of a global batch's samples, where somebody asks, and the loss normaliser."""
+    """The loss normaliser of a global batch."""
 
     deal: _Deal
-    values: Mapping[str, NDArray[Any]]
     total: float
     scales: Tensor | None
 
@@ -332,21 +331,21 @@ class ShardStream:
         slots = self._slots(deal, micro)
         draws = self._draws(deal, (images.shape[-2], images.shape[-1]))
         ids = np.array(loaded.ids, dtype=np.int64)
-        own, whole = self._values(ids), self._of_deal(deal, draws)
-        shown = {name: own[name] for name in self.targets}
-        mix = None
-        if draws and slots:
-            mix = mix_of(draws, slots, whole.values[LABEL], {name: whole.values[name] for name in self.targets})
+        shown, whole = self._values(ids), self._of_deal(deal, draws)
+        asked, mix = {name: shown[name] for name in self.targets}, None
+        if draws and slots:  # of what is mixed in, which an unreadable sample's replacement may be
+            mix = mix_of(draws, slots, shown[LABEL], asked)
         elif draws:
-            mix = plain(own[LABEL], shown)
-        labels, targets = torch.from_numpy(own[LABEL]), as_tensors(shown)
+            mix = plain(shown[LABEL], asked)
+        own = len(slots) or 1  # or a stand-in; guests come after them
+        labels, targets = torch.from_numpy(shown[LABEL][:own]), as_tensors({n: v[:own] for n, v in asked.items()})
         return Batch(
             step=deal.step,
             micro=micro,
             micros=deal.micros,
             images=images,
             labels=targets.get(LABEL, labels),
-            ids=torch.from_numpy(ids),
+            ids=torch.from_numpy(ids[:own]),
             total=whole.total,
             idle=not slots,
             mix=mix,
@@ -362,9 +361,8 @@ class ShardStream:
     def _of_deal(self, deal: _Deal, draws: Draws | None) -> _Dealt:
         """The same for all micro-batches of a step."""
         if self._dealt is None or self._dealt.deal is not deal:
-            values = self._values(deal.ids) if self.weigh or draws else {}
-            weights = self.weigh(values) if self.weigh else None
-            self._dealt = _Dealt(deal, values, *normalisers(weights, draws, len(deal.ids)))
+            weights = self.weigh(self._values(deal.ids)) if self.weigh else None
+            self._dealt = _Dealt(deal, *normalisers(weights, draws, len(deal.ids)))
         return self._dealt
 
 

@@ -34,6 +34,7 @@ class RunRecord:
             network may take pictures of any size (timm's `dynamic_img_size`) on the grid that it was built with.
         backbone, weights: as its configuration names them.
         args: of the backbone, and of the head but for what no weight depends on; flat, keys joined by dots.
+        scale: what its outputs mean, see :class:`tlx.tasks.Task`.
     """
 
     classes: tuple[str, ...]
@@ -45,6 +46,7 @@ class RunRecord:
     weights: str = ""
     args: Mapping[str, Any] = field(default_factory=dict)
     head_args: Mapping[str, Any] = field(default_factory=dict)
+    scale: Mapping[str, Any] = field(default_factory=dict)
 
     def is_of(self, network: str, args: Mapping[str, Any]) -> bool:
         """Whether its network is built like the one of this name with these arguments."""
@@ -67,6 +69,7 @@ def record_of(file: Path) -> RunRecord | None:
             weights=str(config.get("backbone.weights", "")),
             args=arguments,
             head_args=_below(config, "head"),
+            scale=dict(said.get("scale", {})),
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None

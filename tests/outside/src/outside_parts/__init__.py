@@ -37,3 +37,13 @@ def tiny(classes: int, *, width: int = 8):
         nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
         nn.Linear(width, classes),
     )  # fmt: skip
+
+
+def quantiles(data, *, target: str, levels: list[float] | None = None):
+    """A task."""
+    from outside_parts.quantile import Quantiles
+
+    return Quantiles(data.targets[target].target, levels or [0.1, 0.5, 0.9])
+
+
+quantiles.metric = "pinball_loss"
