@@ -26,6 +26,7 @@ from tlx.base.launcher import RESUMABLE, launched, rank, ranked, verdict_file
 from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, say, unread, use_utf8
 from tlx.cli.bench import bench
 from tlx.cli.doctor import doctor
+from tlx.cli.predict import predict
 from tlx.cli.shards import shards
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
 from tlx.cli.track import track
@@ -52,6 +53,11 @@ app.command(
     epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; srun ... tlx doctor mine.yaml",
     context_settings=FORWARDED,
 )(doctor)
+app.command(
+    epilog="Examples: tlx predict runs/mine photos --out photos.csv; tlx predict runs/mine a.jpg b.jpg --json; "
+    "find . -name '*.jpg' | tlx predict runs/mine - --top 3; "
+    "torchrun --nproc-per-node=4 -m tlx predict runs/mine data/shards/test --out test.parquet"
+)(predict)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 UNREAD = 141  # 128 and SIGPIPE

@@ -31,6 +31,22 @@ def check_size(config: Config, here: Environment) -> None:
             where="world.size",
             todo="see launch/README.md for launch commands that give the number they name",
         )
+    refuse_unranked(here)
+    asked = promised(Source.of(here)) if size == 1 else None
+    if asked is not None and asked[0] != size:
+        raise UserError(
+            f"the launcher was asked for {asked[0]} processes and has started {size}",
+            where=asked[1],
+            todo="on CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, or torchrun; "
+            "see launch/README.md",
+        )
+
+
+def refuse_unranked(here: Environment) -> None:
+    """
+    Raises:
+        UserError: srun has started several tasks that do not know of each other.
+    """
     if not here.ranked and here.step_tasks > 1:
         raise UserError(
             f"srun has started {here.step_tasks} tasks, and nothing tells them that they are ranks of one training: "
@@ -39,14 +55,6 @@ def check_size(config: Config, here: Environment) -> None:
             todo="use slurm/train.sbatch; or, in the task, export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS "
             "LOCAL_RANK=$SLURM_LOCALID and the same MASTER_ADDR and MASTER_PORT everywhere; or, where each task is "
             "a training with a folder of its own, export WORLD_SIZE=1",
-        )
-    asked = promised(Source.of(here)) if size == 1 else None
-    if asked is not None and asked[0] != size:
-        raise UserError(
-            f"the launcher was asked for {asked[0]} processes and has started {size}",
-            where=asked[1],
-            todo="on CPU: ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N, or torchrun; "
-            "see launch/README.md",
         )
 
 

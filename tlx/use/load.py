@@ -43,11 +43,11 @@ def load(path: str | Path, *, which: Which = "best", device: str | None = None, 
             weights that do not fit.
     """
     place = Path(path)
-    file, is_own = _file(place, which)
+    file, is_own = find_file(place, which)
     description = describe(file)
     if not (trusted or is_own):
         _refuse_paths(description, file)
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on = device_of(device)
     task, module = task_of(description), network(description)
     try:
         module.load_state_dict(load_file(file), strict=True)
@@ -55,6 +55,20 @@ def load(path: str | Path, *, which: Which = "best", device: str | None = None, 
         what = f"the weights do not fit the network that they are said to be of: {_first(error)}"
         raise UserError(what, where=str(file)) from error
     return Model(module.to(on).eval(), task, description, on)
+
+
+def device_of(name: str | None) -> torch.device:
+    """
+    Raises:
+        UserError: there is none of this name.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        why = _first(error).partition(". ")[0]
+        raise UserError(f"torch cannot compute there: {why}", where=f"device {name}") from error
+    return device
 
 
 def describe(file: Path) -> ModelDescription:
@@ -101,7 +115,7 @@ def network(description: ModelDescription) -> torch.nn.Module:
     return built.module
 
 
-def _file(place: Path, which: Which) -> tuple[Path, bool]:
+def find_file(place: Path, which: Which) -> tuple[Path, bool]:
     """The file of weights that is meant, and whether it lies in a run's folder.
 
     Raises:
@@ -111,6 +125,7 @@ def _file(place: Path, which: Which) -> tuple[Path, bool]:
         return place, (place.parent / "state.json").is_file()
     if not place.is_dir():
         near = did_you_mean(place.name, [p.name for p in place.parent.glob("*")]) if place.parent.is_dir() else ""
+        near = near if "did you mean" in near else ""  # not all that lies there
         raise UserError(f"there is no such file or folder{near}", where=str(place))
     checkpoint = place
     if (place / "checkpoints").is_dir():
@@ -141,7 +156,7 @@ def _refuse_paths(description: ModelDescription, file: Path) -> None:
         raise UserError(
             f"it names a part by path ({names[0][:100]}), which would be imported and called",
             where=str(file),
-            todo="trusted=True, where you know who wrote it",
+            todo="trusted=True (of a command: --trusted), where you know who wrote it",
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlx.base.errors import UserError
-from tlx.data.build.sources import EXTENSIONS
 from tlx.data.pixels.decode import Channels
 from tlx.data.pixels.normalise import Normalise
 from tlx.data.pixels.transforms import eval_transform
 from tlx.data.shards.manifest import Manifest
-from tlx.data.shards.passed_over import kind_of_name
 from tlx.data.stream.batch_targets import as_tensors, refuse_unknown, values_of
 from tlx.data.stream.file_list import FileList
 from tlx.data.stream.loader import Loader, Work, load
@@ -27,6 +25,7 @@ from tlx.data.stream.pictures import Pictures
 from tlx.data.stream.reader import BadSample
 from tlx.tasks import Task
 from tlx.use.description import ModelDescription
+from tlx.use.inputs import pictures_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -94,19 +93,27 @@ class Model:
         return self._of_memory(given, batch)
 
     def answers(
-        self, source: Manifest | FileList, *, batch: int = BATCH, workers: int = 0, part: tuple[int, int] = (0, 1)
-    ) -> Iterator[Answers]:
+        self,
+        source: Manifest | FileList,
+        *,
+        batch: int = BATCH,
+        workers: int = 0,
+        part: tuple[int, int] = (0, 1),
+        batches: Iterable[int] | None = None,
+    ) -> Generator[Answers, None, None]:
         """The outputs for pictures of shards or files, in the order of batches.
 
         Args:
             batch: see :meth:`predict`: full ones, cut by place alone.
             part: (i, n): only batches i, i + n, i + 2 n ...; n processes share the work, and get the same numbers.
+            batches: these, by their numbers, in place of a part.
         """
         spec, (first, of) = self.description.input, part
         pictures = Pictures(
             source, eval_transform(spec), cast(Channels, spec.channels), upright=self.description.upright
         )
-        starts = range(first * batch, len(source), of * batch)
+        own = range(first, -(-len(source) // batch), of) if batches is None else batches
+        starts = (number * batch for number in own)
         tasks = (Work(None, np.arange(at, min(at + batch, len(source)), dtype=np.int64)) for at in starts)
         for loaded, images in load(Loader(pictures, 0), tasks, largest=batch, workers=workers, pin=False):
             ids = torch.tensor(loaded.ids, dtype=torch.int64)
@@ -229,25 +236,16 @@ def _listed(pictures: Any) -> list[Any]:
         UserError: nothing.
     """
     if isinstance(pictures, str | Path):
-        found: list[Any] = list(_files(Path(pictures)))
+        found: list[Any] = list(pictures_of(Path(pictures)))
     elif isinstance(pictures, Iterable) and not isinstance(pictures, Tensor | np.ndarray | Mapping):
-        found = [path for one in pictures for path in (_files(Path(one)) if isinstance(one, str | Path) else [one])]
+        found = [
+            path for one in pictures for path in (pictures_of(Path(one)) if isinstance(one, str | Path) else [one])
+        ]
     else:
         found = [pictures]
     if not found:
         raise UserError("there are no pictures", where=_name(pictures))
     return found
-
-
-def _files(path: Path) -> Iterator[str]:
-    """A file itself, whatever it is called; of a folder its pictures."""
-    if not path.is_dir():
-        yield str(path)
-        return
-    for below in sorted(path.rglob("*")):
-        inside = below.relative_to(path).parts
-        if below.suffix.lower().removeprefix(".") in EXTENSIONS and not any(map(kind_of_name, inside)):
-            yield str(below)
 
 
 def _name(pictures: Any) -> str:

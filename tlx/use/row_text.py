@@ -1,0 +1,113 @@
+"""Rows of predictions as text: CSV with a fixed set of columns, JSON lines; parquet by pyarrow."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import io
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal, cast, get_args
+
+from tlx.base.errors import UserError
+
+Format = Literal["csv", "jsonl", "parquet"]
+
+
+def format_of(out: Path) -> Format:
+    """By the file's name.
+
+    Raises:
+        UserError: it ends in something else; pyarrow is missing.
+    """
+    ending = out.suffix.lower().removeprefix(".")
+    if ending not in get_args(Format):
+        raise UserError(f'"{out.suffix}" names no format', where=str(out), todo="end it in .csv, .jsonl or .parquet")
+    if ending == "parquet" and importlib.util.find_spec("pyarrow") is None:
+        todo = "pip install pyarrow; or .csv or .jsonl, which need nothing"
+        raise UserError("parquet is written by pyarrow, which is not installed", where=str(out), todo=todo)
+    return cast(Format, ending)
+
+
+@dataclass(frozen=True)
+class RowText:
+    """How rows are written.
+
+    Attributes:
+        example: a row, with every key that rows may have; its values have their types.
+    """
+
+    format: Format
+    example: Mapping[str, Any]
+
+    @property
+    def columns(self) -> list[str]:
+        """Of CSV and parquet."""
+        return list(flat(self.example))
+
+    @property
+    def header(self) -> str:
+        return self._csv([self.columns]) if self.format == "csv" else ""
+
+    def text(self, rows: Sequence[Mapping[str, Any]]) -> str:
+        """Lines, each with its end. Parts of a parquet file are JSON lines of its columns."""
+        if self.format == "csv":
+            columns = self.columns
+            return self._csv([flat_row.get(name, "") for name in columns] for flat_row in map(flat, rows))
+        return "".join(_json(flat(row) if self.format == "parquet" else row) + "\n" for row in rows)
+
+    def join(self, parts: Iterable[Path], out: IO[bytes]) -> None:
+        """One file of those that hold texts, in their order; a part at a time is in memory."""
+        if self.format == "parquet":
+            self._join_parquet(parts, out)
+            return
+        out.write(self.header.encode("utf-8", "surrogateescape"))
+        for part in parts:
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, out)
+
+    def _join_parquet(self, parts: Iterable[Path], out: IO[bytes]) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        kinds = {float: pyarrow.float64(), int: pyarrow.int64()}
+        schema = pyarrow.schema([(n, kinds.get(type(v), pyarrow.string())) for n, v in flat(self.example).items()])
+        with parquet.ParquetWriter(out, schema) as writer:
+            for part in parts:
+                rows = [json.loads(line) for line in part.read_bytes().splitlines()]
+                writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
+
+    @staticmethod
+    def _csv(rows: Iterable[Sequence[Any]]) -> str:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows(rows)
+        return text.getvalue()
+
+
+def flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A value per column: of a mapping ``NAME/KEY``, of the further ones of a ranking ``label_2``, ``label_3`` ...;
+    names in a list are joined by semicolons."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}/{key}": of for key, of in value.items()}
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            stem = name.removesuffix("top")  # the first of them is the row's own
+            found |= {f"{stem}{key}_{i}": of for i, one in enumerate(value[1:], 2) for key, of in one.items()}
+        elif isinstance(value, list):
+            found[name] = ";".join(map(str, value))
+        else:
+            found[name] = value
+    return found
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # the bytes of a file's name that are no UTF-8
+        return json.dumps(row)
+    return text
