@@ -68,14 +68,27 @@ def build(
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download it there.")] = False,
     variant: Annotated[str | None, typer.Option(help="Of the splits: article, for Flowers102.")] = None,
     path_column: Annotated[str, typer.Option(help="The CSV's column of paths, relative to the CSV.")] = "path",
-    label_column: Annotated[str, typer.Option(help="Its column of class names.")] = "label",
+    label_column: Annotated[str, typer.Option(help="Its column of class names; '' for none.")] = "label",
     split_column: Annotated[str, typer.Option(help="Its column of train, val and test; '' for none.")] = "split",
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KIND][=COLUMN,...]",
+            help="What else its columns say: a class (colour), labels (tags:labels, with ; between them), numbers "
+            "(age:number, box:number=x,y,w,h), labels with a column each (tags:labels=cat,dog: 1, 0, empty: unknown). "
+            "Again for each target.",
+        ),
+    ] = None,
+    label_separator: Annotated[str, typer.Option(help="Between labels in a cell.")] = ";",
     separator: Annotated[
         str | None, typer.Option(help="Between its cells, such as ';' or tab; by default whichever its header has.")
     ] = None,
     splits: Annotated[
         bool, typer.Option("--splits/--no-splits", help="Folders called train, val, test are splits, not classes.")
     ] = True,
+    nested: Annotated[
+        bool, typer.Option("--nested", help="A class is the path of folders to a picture, such as animal/dog/poodle.")
+    ] = False,
     jobs: Jobs = None,
     part: Annotated[
         str | None,
@@ -87,6 +100,9 @@ def build(
     """Write shards from a folder per class, a CSV (path,label[,split]) or a torchvision data set.
 
     Classes are sorted by value if all are integers, else as text.
+
+    With --target, an empty cell is a missing class or number, and no label at all; among labels, ?name is one that may
+    or may not apply, and ? stands for all that are not named.
 
     Every picture is read to its end, and one that cannot be is named. Pictures are shuffled before they are dealt to
     shards, so each shard has about the mix of classes of the whole. After an interruption the same command goes on.
@@ -121,6 +137,9 @@ def build(
         split_column=split_column,
         separator=separator,
         splits=splits,
+        targets=tuple(target or ()),
+        label_separator=label_separator,
+        nested=nested,
     )
     if part is not None:
         _print_part(build_part(src, out, Part.read(part), options, progress=True), out)
@@ -139,7 +158,7 @@ def build(
         say(_rewritten(done.rewrites))
     _print_duplicates(done.duplicates, done.splits)
     how = "was there already, nothing done" if done.already else f"{done.seconds:.1f} s"
-    say(f"{len(done.classes)} classes; {how}")
+    say(f"{f'{len(done.classes)} classes' if done.classes else 'no class'}; {how}")
 
 
 def _print_part(done: PartSummary, out: Path) -> None:
@@ -166,12 +185,24 @@ def index(
         str | None,
         typer.Option(
             help="Where a sample's label is: cls, json or txt (the member of that name), a whole extension such as "
-            "label.cls, or folder (cats/0001.jpg is a cats). By default the first of .cls, .json, .txt; the folder, if "
-            "no sample has any."
+            "label.cls, folder (cats/0001.jpg is a cats), folders (all: animal/cats/1.jpg is animal/cats), or none. By "
+            "default the first of .cls, .json, .txt; the folder, if no sample has any."
         ),
     ] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Where in the .json, such as annotation.label; else label, cls or class.")
+    ] = None,
+    target: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[:KIND][=KEY,...]",
+            help="What else the .json says, by dotted keys: colour=attributes.colour, tags:labels=annotation.tags, "
+            "age:number. Again for each target.",
+        ),
+    ] = None,
+    target_classes: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Class names of a target: a file, one per line, or indexed shards."),
     ] = None,
     picture: Annotated[
         str | None,
@@ -214,13 +245,25 @@ def index(
     from tlx.data.shards.passed_over import told
 
     as_courtesy()
-    rule = LabelRule.make(label_from, label_key, picture, numbers, last_dot=last_dot)
-    made = index_folder(folder, classes=classes, labels=rule, hashes=hashes, jobs=jobs, fresh=fresh, progress=True)
+    rule = LabelRule.make(label_from, label_key, picture, numbers, last_dot=last_dot, targets=target or ())
+    made = index_folder(
+        folder,
+        classes=classes,
+        target_classes=_lists_by_target(target_classes or ()),
+        labels=rule,
+        hashes=hashes,
+        jobs=jobs,
+        fresh=fresh,
+        progress=True,
+    )
     for line in told(made.passed_over):
         say(line, error=True)
     for name, manifest in made.manifests.items():
         tars = _count(len(manifest.shards), "shard")
-        say(f"{name}: {len(manifest):,} samples in {tars}, {len(manifest.classes)} classes")
+        classes_said = f"{len(manifest.classes)} classes" if manifest.classes else "no class"
+        beside = [t for t in manifest.targets if t != "label"]
+        said = f", {_count(len(beside), 'target')}: {', '.join(beside)}" if beside else ""
+        say(f"{name}: {len(manifest):,} samples in {tars}, {classes_said}{said}")
     if made.kept:
         listed = ", ".join(f'"{escaped(name)}"' for name in made.kept[:_NAMED]) + (
             " ..." if len(made.kept) > _NAMED else ""
@@ -268,17 +311,33 @@ def check(
 
 @shards.command(epilog="Example: tlx shards show shards")
 def show(shards: Places) -> None:
-    """Print counts per class and split, and what the build noted of the pictures."""
+    """Print counts per class, target and split, and what the build noted of the pictures."""
+    from tlx.cli.shard_targets import target_lines
     from tlx.data.shards.check import built_statistics, describe_shards
 
     splits = describe_shards(shards)
-    _print_counts(splits)
+    if any(split.counts for split in splits.values()):
+        _print_counts(splits)
+    for line in target_lines(splits):
+        say(line)
     try:
         _print_statistics(built_statistics(splits))
     except OverflowError:  # of whole numbers that nobody can have counted
         say("what the build noted of the pictures cannot be read: tlx shards build makes it anew")
     for name, split in splits.items():
         say(f"{name}: {split.samples:,} samples in {_count(split.shards, 'shard')}, {split.bytes / 2**20:.1f} MB")
+
+
+def _lists_by_target(said: Iterable[str]) -> dict[str, Path]:
+    from tlx.base.errors import UserError
+
+    found = {}
+    for text in said:
+        name, equals, file = text.partition("=")
+        if not equals or not name or not file:
+            raise UserError(f'"{text}" names no list', where="--target-classes", todo="such as colour=colours.txt")
+        found[name] = path(file)
+    return found
 
 
 def _warn_of_classes(counts: Mapping[str, Mapping[str, int]]) -> None:
@@ -311,7 +370,9 @@ def _print_statistics(statistics: Mapping[str, Statistics]) -> None:
     table.add_row("short side below 224", *(f"{s.small:.1%}" for s in said))
     table.add_row("KB per picture", *(f"{s.bytes / 1024:.1f}" for s in said))
     table.add_row("formats", *(", ".join(f"{n} {c:,}" for n, c in s.formats.items()) for s in said))
-    table.add_row("classes: fewest, most", *(f"{min(s.counts.values()):,} {max(s.counts.values()):,}" for s in said))
+    if all(s.counts for s in said):
+        most = (f"{min(s.counts.values()):,} {max(s.counts.values()):,}" for s in said)
+        table.add_row("classes: fewest, most", *most)
     table.add_row("mean of R, G, B", *(" ".join(f"{m:.3f}" for m in s.mean) for s in said))
     table.add_row("standard deviation", *(" ".join(f"{d:.3f}" for d in s.std) for s in said))
     if any(s.measured < s.samples for s in said):

@@ -169,20 +169,13 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         cache = replace(cache, stage=False)
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
-    if len(train.classes) < 2:
+    if len(train.classes) == 1:
         raise UserError(f"only one class: {', '.join(train.classes)}", where=train.location, todo="add a second one")
     for manifest, key in ((train, "data.train"), (val, "data.val")):
         if manifest is not None and len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
-    if val is not None and val.classes != train.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
-        raise UserError(
-            f"training shards have {len(train.classes)} classes, validation shards {len(val.classes)}"
-            + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs"),
-            where=f"{train.location} and {val.location}",
-            todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
-            f"tlx shards index {val.location} --classes {train.location}",
-        )
+    if val is not None:
+        _check_same_targets(train, val)
     _check_expected(config, train, val)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
@@ -192,6 +185,28 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         _check_window(config, train, cache)
     sets = Datasets(train, val, config.data.sampling.made(), config.seed)
     return replace(sets, warnings=_check_lengths(config, sets.manifests))
+
+
+def _check_same_targets(train: Manifest, val: Manifest) -> None:
+    if val.classes != train.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))
+        raise UserError(
+            f"training shards have {len(train.classes)} classes, validation shards {len(val.classes)}"
+            + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs"),
+            where=f"{train.location} and {val.location}",
+            todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
+            f"tlx shards index {val.location} --classes {train.location}",
+        )
+    differ = sorted(
+        name for name in train.targets.keys() | val.targets if train.targets.get(name) != val.targets.get(name)
+    )
+    if differ:
+        raise UserError(
+            f"training and validation shards have other targets, or other classes of them: {', '.join(differ)}",
+            where=f"{train.location} and {val.location}",
+            todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
+            f"tlx shards index {val.location} --target-classes {differ[0]}={train.location}",
+        )
 
 
 def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:

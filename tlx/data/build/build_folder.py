@@ -96,8 +96,9 @@ def same_request(
     Raises:
         UserError: another request; with what differs.
     """
-    there = {**usual, **state["request"]}  # options that did not exist then were what is usual now
-    differ = [f"{k}: {there.get(k)} there, {v} now" for k, v in request.items() if there.get(k) != v]
+    # options that did not exist then, or are not written down, were what is usual now
+    there, now = {**usual, **state["request"]}, {**usual, **request}
+    differ = [f"{k}: {there.get(k)} there, {v} now" for k, v in now.items() if there.get(k) != v]
     if differ:
         raise UserError(
             f"the folder {what} ({'; '.join(differ)})", where=str(folder), todo="name a new folder, or remove this one"

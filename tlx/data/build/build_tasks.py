@@ -50,6 +50,8 @@ def _cut(pictures: Sequence[Picture], samples: int, most_bytes: int) -> Iterator
     size = _END
     for picture in pictures:
         more = 3 * _BLOCK + -(-picture.bytes // _BLOCK) * _BLOCK  # two headers, the label, the picture
+        if picture.targets:
+            more += _BLOCK + -(-len(picture.targets.encode()) // _BLOCK) * _BLOCK
         if part and (len(part) == most or _padded(size + more) > most_bytes):
             yield part
             part, size = [], _END

@@ -20,6 +20,8 @@ from tlx.base.errors import UserError, did_you_mean
 from tlx.data.pixels import heif
 from tlx.data.shards.class_names import in_order
 from tlx.data.shards.passed_over import LINK, OUTSIDE, PassedOver, kind_of_name, no_picture
+from tlx.data.shards.target_values import TargetSpec
+from tlx.data.shards.targets import Target
 from tlx.data.stream.order import derive, permutation
 
 SPLITS = {
@@ -47,10 +49,15 @@ class Reading:
     """How folders and CSV files are read.
 
     Attributes:
-        path_column, label_column, split_column: of a CSV file; no split_column ("") where no column is one.
+        path_column, label_column, split_column: of a CSV file; no split_column ("") where no column is one, no
+            label_column where there is no class.
         separator: of its cells; None takes the one of comma, semicolon, tab and ``|`` by which there are these columns.
         splits: folders called train, val, test and the like are splits; otherwise they are classes.
         order: classes of an earlier build, whose order is kept where they are the same.
+        targets: what other columns say.
+        label_separator: between several labels in one cell.
+        target_order: classes of targets, as `order`.
+        nested: a class is the path of folders to a picture (``animal/dog/poodle``), not the first of them alone.
     """
 
     path_column: str = "path"
@@ -59,6 +66,10 @@ class Reading:
     separator: str | None = None
     splits: bool = True
     order: tuple[str, ...] = ()
+    targets: tuple[TargetSpec, ...] = ()
+    label_separator: str = ";"
+    target_order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    nested: bool = False
 
 
 USUAL = Reading()
@@ -70,10 +81,11 @@ class Picture:
 
     Attributes:
         origin: what a message calls it.
-        label: position in the source's class names.
+        label: position in the source's class names; -1 where there are none.
         path: its file; None where the data set only gives decoded pictures.
         place: (name of the data set in `Source.items`, position in it) where there is no file.
         bytes: the file's size; 0 where there is no file.
+        targets: its ``.json`` (`tlx.data.shards.target_values`); empty where the source has no targets.
     """
 
     origin: str
@@ -81,6 +93,7 @@ class Picture:
     path: str | None = None
     place: tuple[str, int] | None = None
     bytes: int = 0
+    targets: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,16 +101,18 @@ class Source:
     """What a build starts from.
 
     Attributes:
-        classes: names, at least two.
+        classes: names, at least two; none where there is no class.
         splits: train, val, test (those there are) -> pictures.
         items: data sets that `Picture.place` points into.
         left_out: what lies among the pictures and is passed over.
+        targets: those beside the class.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[str, tuple[Picture, ...]]
     items: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[PassedOver, ...] = ()
+    targets: tuple[Target, ...] = ()
 
 
 def prepare(source: Source, *, val: float | None, seed: int, where: str) -> Source:
@@ -112,7 +127,8 @@ def prepare(source: Source, *, val: float | None, seed: int, where: str) -> Sour
 
 
 def read_folder(folder: Path, reading: Reading = USUAL) -> Source:
-    """A folder per class, with or without train, val and test folders above; pictures may lie deeper in a class folder.
+    """A folder per class, with or without train, val and test folders above; pictures may lie deeper in a class folder,
+    and are of a class of their own then if `reading` is nested.
 
     A link in a class folder is followed, unless it leads to what is read as another class or split, or to a folder that
     such a one lies in.
@@ -130,12 +146,19 @@ def read_folder(folder: Path, reading: Reading = USUAL) -> Source:
         if named
         else {"train": {f.name: f for f in inside}}
     )
-    classes = in_order({name for folders in classes_of.values() for name in folders}, reading.order)
-    read = _ReadFolders.of([list(folders.values()) for folders in classes_of.values()])
+    read = _ReadFolders.of([list(folders.values()) for folders in classes_of.values()], nested=reading.nested)
+    found = {
+        split: [one for name, f in folders.items() for one in _pictures_in(f, name, read, left_out)]
+        for split, folders in classes_of.items()
+    }
+    names = {name for folders in classes_of.values() for name in folders}
+    if reading.nested:
+        names = {name for files in found.values() for name, _ in files}
+    classes = in_order(names, reading.order)
     place = {name: i for i, name in enumerate(classes)}
     splits = {
-        split: tuple(p for name, f in folders.items() for p in _pictures_in(f, place[name], read, left_out))
-        for split, folders in classes_of.items()
+        split: tuple(Picture(path, place[name], path, bytes=size_of(path)) for name, path in files)
+        for split, files in found.items()
     }
     return Source(classes, splits, left_out=tuple(left_out))
 
@@ -243,13 +266,15 @@ class _ReadFolders:
     Attributes:
         own: the folders.
         above: every folder that one of them lies in.
+        nested: each folder in them is a class of its own.
     """
 
     own: frozenset[str]
     above: frozenset[str]
+    nested: bool = False
 
     @staticmethod
-    def of(splits: Sequence[Sequence[Path]]) -> _ReadFolders:
+    def of(splits: Sequence[Sequence[Path]], *, nested: bool = False) -> _ReadFolders:
         """
         Args:
             splits: the class folders of each.
@@ -273,11 +298,11 @@ class _ReadFolders:
         holder = next((f for path, f in every.items() if path in above), None)
         if holder is not None:
             raise UserError("this class folder is a link to class folders", where=str(holder), todo="remove it")
-        return _ReadFolders(frozenset(every), above)
+        return _ReadFolders(frozenset(every), above, nested)
 
     def is_elsewhere(self, target: str, own: str) -> bool:
         """Whether a link from class folder `own` to `target` would bring other classes' pictures, or its own again."""
-        return target in self.above or any(p in self.own and p != own for p in _upward(target))
+        return target in self.above or any(p in self.own and (self.nested or p != own) for p in _upward(target))
 
 
 def _upward(path: str) -> Iterator[str]:
@@ -290,7 +315,10 @@ def _upward(path: str) -> Iterator[str]:
         path = above
 
 
-def _pictures_in(folder: Path, label: int, read: _ReadFolders, left_out: list[PassedOver]) -> Iterable[Picture]:
+def _pictures_in(
+    folder: Path, name_of_class: str, read: _ReadFolders, left_out: list[PassedOver]
+) -> Iterable[tuple[str, str]]:
+    """Pictures of a class folder: (name of the class, path)."""
     own, seen = os.path.realpath(folder), set()
     for at, inside, names in os.walk(folder, onerror=_unreadable, followlinks=True):
         seen.add(os.path.realpath(at))
@@ -307,13 +335,25 @@ def _pictures_in(folder: Path, label: int, read: _ReadFolders, left_out: list[Pa
                 seen.add(real)
                 deeper.append(name)
         inside[:] = sorted(deeper)
+        below = os.path.relpath(at, folder) if read.nested else "."
+        label = name_of_class if below == "." else f"{name_of_class}/{below}"
         for name in sorted(names):
             path = os.path.join(at, name)
             kind = kind_of_name(name) or (None if _is_picture(name) else no_picture(name))
             if kind is not None:
                 left_out.append(PassedOver(kind, path))
             else:
-                yield Picture(path, label, path, bytes=size_of(path))
+                yield label, path
+
+
+def _verify_names(names: Iterable[str], where: str) -> None:
+    for name in names:
+        if not name.isprintable() or name.strip() != name or not name:
+            raise UserError(
+                f"the class name {name!r} holds characters that cannot be shown, or spaces at an end",
+                where=where,
+                todo="rename it",
+            )
 
 
 def _split_off(source: Source, val: float | None, seed: int, *, where: str) -> Source:
@@ -353,18 +393,19 @@ def _stratified(labels: NDArray[np.int64], part: float, seed: int) -> list[int]:
 def _verify(source: Source, *, where: str) -> None:
     if not any(source.splits.values()):
         raise UserError("there are no pictures", where=where, todo=f"known file types: {', '.join(sorted(EXTENSIONS))}")
-    for name in source.classes:
-        if not name.isprintable() or name.strip() != name or not name:
-            raise UserError(
-                f"the class name {name!r} holds characters that cannot be shown, or spaces at an end",
-                where=where,
-                todo="rename it",
-            )
+    _verify_names(source.classes, where)
+    for target in source.targets:
+        _verify_names(target.classes, where)
+    if not source.classes and any(p.label != -1 for pictures in source.splits.values() for p in pictures):
+        raise UserError("there are labels, and no classes", where=where)
+    if source.targets and any(not p.targets for pictures in source.splits.values() for p in pictures):
+        raise UserError("there are targets, and pictures without any", where=where)
     if len(set(source.classes)) < len(source.classes):
         raise UserError("two classes have one name", where=where)
-    if len(source.classes) < 2:
+    if len(source.classes) < 2 and (source.classes or not source.targets):
         only = ", ".join(source.classes) or "none"
-        raise UserError(f"a classifier needs two classes or more; here: {only}", where=where)
+        todo = None if source.classes else "add folders or rows of others; --target NAME, where there is no class"
+        raise UserError(f"a classifier needs two classes or more; here: {only}", where=where, todo=todo)
     train = source.splits.get("train", ())
     empty = sorted(set(range(len(source.classes))) - {p.label for p in train}) if train else []
     if empty:

@@ -11,6 +11,18 @@ from tlx.data.build.sources import USUAL, Reading, Source, prepare, read_folder
 from tlx.data.shards.tables import read_csv
 
 
+def _refuse_unread(spec: str, reading: Reading) -> None:
+    """
+    Raises:
+        UserError: something is asked for that this kind of source does not have.
+    """
+    is_folder = Path(spec).is_dir() and not spec.startswith("torchvision:")
+    if reading.targets and (is_folder or spec.startswith("torchvision:")):
+        raise UserError("targets are columns of a CSV file", where=spec, todo="write one, with a row per picture")
+    if reading.nested and not is_folder:
+        raise UserError("--nested is for folders of pictures", where=spec, todo="leave it out")
+
+
 def read_source(
     spec: str,
     *,
@@ -33,6 +45,7 @@ def read_source(
     Raises:
         UserError: whatever is wrong with the source: where it is and what to do.
     """
+    _refuse_unread(spec, reading)
     if spec.startswith("torchvision:"):
         name = spec.removeprefix("torchvision:")
         source = read_torchvision(name, root=root, download=download, variant=variant)

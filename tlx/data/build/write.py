@@ -19,11 +19,12 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, cast
 
 import numpy as np
@@ -50,7 +51,7 @@ from tlx.data.build.sources import USUAL, Picture, Reading, Source, prepare
 from tlx.data.build.specs import read_source
 from tlx.data.pixels.decode import DecodeError
 from tlx.data.pixels.one_picture import at_picture, no_memory
-from tlx.data.shards.class_names import are_ambiguous, by_position
+from tlx.data.shards.class_names import NO_CLASS, are_ambiguous, by_position
 from tlx.data.shards.duplicates import Copy, Duplicates, find_duplicates
 from tlx.data.shards.index import Scan, scan_tar, write_scans
 from tlx.data.shards.labels import AUTO, LabelRule
@@ -58,11 +59,15 @@ from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.notes import Note, Rewrites, read_note
 from tlx.data.shards.passed_over import PassedOver, no_picture
 from tlx.data.shards.statistics import Facts, Statistics, chosen_for_measuring, summarise
+from tlx.data.shards.target_arrays import target_entry
+from tlx.data.shards.target_values import TargetSpec, parse_specs
+from tlx.data.shards.targets import read_target
 from tlx.data.shards.tars import add_sample
 from tlx.data.stream.reader import MACHINES
 from tlx.data.stream.threads import in_threads
 from tlx.data.stream.workers import is_orphaned
 
+NO_ORDER: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 _WAIT = "wait for it, or name another folder"
 
 
@@ -83,6 +88,8 @@ class BuildOptions:
         jobs: processes; None is one per core.
         root, download, variant: of a torchvision data set.
         path_column, label_column, split_column, separator, splits: of a CSV file, of folders (see `Reading`).
+        targets: what else is known of a picture, each as `TargetSpec.parse` reads it.
+        label_separator, nested: see `Reading`.
     """
 
     val: float | None = None
@@ -102,11 +109,23 @@ class BuildOptions:
     split_column: str = USUAL.split_column
     separator: str | None = None
     splits: bool = True
+    targets: tuple[str, ...] = ()
+    label_separator: str = ";"
+    nested: bool = False
 
-    def reading(self, order: Sequence[str] = ()) -> Reading:
-        """How the source is read; with the classes in this order, where they are the same."""
+    def reading(self, order: Sequence[str] = (), target_order: Mapping[str, tuple[str, ...]] = NO_ORDER) -> Reading:
+        """How the source is read; with the classes in these orders, where they are the same."""
         return Reading(
-            self.path_column, self.label_column, self.split_column, self.separator, self.splits, tuple(order)
+            self.path_column,
+            self.label_column,
+            self.split_column,
+            self.separator,
+            self.splits,
+            tuple(order),
+            parse_specs(self.targets),
+            self.label_separator,
+            target_order,
+            self.nested,
         )
 
 
@@ -260,6 +279,9 @@ def _check(source: str | Source, folder: Path, options: BuildOptions) -> None:
         raise UserError("--resize takes the short side in pixels")
     if not 1 <= options.quality <= 100:
         raise UserError("--quality goes from 1 to 100")
+    if not options.label_separator.strip() or "?" in options.label_separator:
+        raise UserError(f"{options.label_separator!r} does not separate labels", where="--label-separator")
+    parse_specs(options.targets)
     if options.rewrite:
         needs_extension("--rewrite")
 
@@ -269,11 +291,17 @@ def _request(source: str | Source, options: BuildOptions) -> dict[str, Any]:
     if not spec.startswith("torchvision:") and spec != "given":
         spec = os.path.abspath(spec)
     free = ("jobs", "skip_bad", "download")  # what does not change the pictures that are asked for
-    asked = {k: v for k, v in asdict(options).items() if k not in free}
+    usual = asdict(BuildOptions())
+    # what came later is written down only where it is asked for, so that the others' build.json stays what it was
+    later = [k for k in ("targets", "label_separator", "nested") if getattr(options, k) == usual[k]]
+    asked = {k: v for k, v in asdict(options).items() if k not in (*free, *later)}
+    if "targets" in asked:
+        asked["targets"] = list(options.targets)
     return {"source": spec, **asked, "root": options.root and os.path.abspath(options.root)}
 
 
-def _read(source: str | Source, options: BuildOptions, order: Sequence[str] = ()) -> Source:
+def _read(source: str | Source, options: BuildOptions, before: dict[str, Any] | None = None) -> Source:
+    """The source, with the order of classes that build.json had before."""
     if isinstance(source, Source):
         return prepare(source, val=options.val, seed=options.seed, where="the source")
     return read_source(
@@ -283,8 +311,17 @@ def _read(source: str | Source, options: BuildOptions, order: Sequence[str] = ()
         root=options.root,
         download=options.download,
         variant=options.variant,
-        reading=options.reading(order),
+        reading=options.reading(before["classes"] if before else (), _target_order(before)),
     )
+
+
+def _target_order(before: dict[str, Any] | None) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    with suppress(ValueError, TypeError, AttributeError):  # build.json is damaged
+        for said in (before or {}).get("targets", ()):
+            target = read_target(said)
+            found[target.name] = target.classes
+    return found
 
 
 def _planned(
@@ -292,20 +329,23 @@ def _planned(
 ) -> tuple[Source, list[ShardTask], dict[str, Any]]:
     """What there is to store, the shards to write, and what build.json says from the beginning."""
     begun = state_of(folder)
-    found = _read(source, options, begun["classes"] if begun else ())  # by an earlier version, perhaps in another order
+    found = _read(source, options, begun)  # by an earlier version, perhaps in another order
     plan = {"format": FORMAT, "request": request, "pictures": _listing(found), "classes": list(found.classes)}
+    if found.targets:
+        plan["targets"] = [target_entry(target) for target in found.targets]
     tasks = shard_tasks(found, seed=options.seed, samples=options.shard_samples, size=options.shard_bytes)
     return found, list(tasks), plan
 
 
 def _listing(source: Source) -> str:
-    """A hash of which pictures there are: names, sizes, labels, splits. A file that was changed and kept its size
-    counts as unchanged; another spelling of the same path makes no difference."""
+    """A hash of which pictures there are: names, sizes, labels, targets, splits. A file that was changed and kept its
+    size counts as unchanged; another spelling of the same path makes no difference."""
     seen = hashlib.sha256()
     for split in sorted(source.splits):
         for p in source.splits[split]:
             name = p.origin if p.path is None else os.path.abspath(p.path)
-            seen.update(f"{split}\0{name}\0{p.label}\0{p.bytes}\n".encode("utf-8", "surrogateescape"))
+            targets = f"\0{p.targets}" if source.targets else ""
+            seen.update(f"{split}\0{name}\0{p.label}\0{p.bytes}{targets}\n".encode("utf-8", "surrogateescape"))
     return seen.hexdigest()
 
 
@@ -320,7 +360,8 @@ def _already(folder: Path, request: dict[str, Any], source: str | Source) -> Bui
     same_request(folder, state, request, asdict(BuildOptions()), "holds finished shards of another request")
     if isinstance(source, Source) or os.path.exists(request["source"]):
         as_asked = ("val", "seed", "path_column", "label_column", "split_column", "separator", "splits")
-        now = _read(source, BuildOptions(**{key: request[key] for key in as_asked}), state["classes"])
+        later = {k: request[k] for k in ("targets", "label_separator", "nested") if k in request}
+        now = _read(source, BuildOptions(**{key: request[key] for key in as_asked}, **later), state)
         if _listing(now) != state["pictures"]:
             raise UserError(
                 "the source has changed since these shards were built",
@@ -426,8 +467,7 @@ def _write(
                     if isinstance(content, str):
                         bad.append(f"{picture.origin}: {content}")
                         continue
-                    label = str(picture.label).encode()
-                    add_sample(tar, f"{place:09d}", {content.extension: content.data, "cls": label})
+                    add_sample(tar, f"{place:09d}", {content.extension: content.data, **_beside(source, picture)})
                     facts.add(place, picture.label, len(content.data), content.seen)
                     rewrites = rewrites.and_one(content.rewrite, content.before, len(content.data))
             file.flush()
@@ -442,6 +482,12 @@ def _write(
         else:
             beside.unlink()
     return tuple(bad)
+
+
+def _beside(source: Source, picture: Picture) -> dict[str, bytes]:
+    """The members beside a picture."""
+    label = {"cls": str(picture.label).encode()} if source.classes else {}
+    return {**label, **({"json": picture.targets.encode()} if source.targets else {})}
 
 
 def _known(folder: Path, task: ShardTask, options: BuildOptions) -> Note | None:
@@ -514,7 +560,7 @@ def _finish(
 
 
 def _copy(source: Source, split: str, picture: Picture) -> Copy:
-    return Copy(split, source.classes[picture.label], picture.origin)
+    return Copy(split, source.classes[picture.label] if source.classes else "", picture.origin)
 
 
 def _index(
@@ -522,11 +568,11 @@ def _index(
 ) -> dict[str, dict[str, int]]:
     """An index for each split, from what lies on the disk."""
     splits: dict[str, dict[str, int]] = {}
-    rule = LabelRule(numbers="positions") if are_ambiguous(source.classes) else AUTO
+    rule, classes = _rule(source), by_position(source.classes) if source.classes else NO_CLASS
     kept = [(task, note) for task, note in zip(tasks, notes, strict=True) if note.size]
     for split in dict.fromkeys(task.split for task, _ in kept):
         tars = [folder / split / task.name for task, _ in kept if task.split == split]
-        read = partial(scan_tar, hashed=False)  # the notes have the hashes
+        read = partial(scan_tar, rule=rule, hashed=False)  # the notes have the hashes
         scans: list[Scan] = list(in_processes(read, tars, jobs=options.jobs, title=None))
         problems = [p for scan in scans for p in scan.problems]
         expected = [len(note.records) for task, note in kept if task.split == split]
@@ -536,7 +582,7 @@ def _index(
             )
         hashes = [note.sha256 for task, note in kept if task.split == split]
         scans = [replace(scan, sha256=sha256) for scan, sha256 in zip(scans, hashes, strict=True)]
-        manifest = write_scans(folder / split, scans, by_position(source.classes), rule)
+        manifest = write_scans(folder / split, scans, classes, rule, source.targets)
         lost = [source.classes[i] for i in (manifest.counts() == 0).nonzero()[0]] if split == "train" else []
         if lost:
             raise UserError(f"no readable training picture is left of: {', '.join(lost)}", where=str(folder))
@@ -545,6 +591,14 @@ def _index(
     if not splits:
         raise UserError("no readable picture is left", where=str(folder), todo="tlx shards build without --skip-bad")
     return splits
+
+
+def _rule(source: Source) -> LabelRule:
+    """Where the tars of a source say what its pictures are."""
+    specs = tuple(TargetSpec(target.name, target.kind, (target.name,)) for target in source.targets)
+    if not source.classes:
+        return replace(AUTO, place="none", targets=specs)
+    return replace(AUTO, numbers="positions" if are_ambiguous(source.classes) else None, targets=specs)
 
 
 def _unreadable(bad: Sequence[str], where: str) -> UserError:

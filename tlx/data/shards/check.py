@@ -23,10 +23,20 @@ from tlx.data.build.progress import in_processes
 from tlx.data.remote.files import ShardUnavailable
 from tlx.data.shards.class_names import may_be_position
 from tlx.data.shards.duplicates import Copy, Duplicates, find_duplicates
-from tlx.data.shards.index import Scan, folders_in, has_tars, label_rule, passed_over_beside, scan_tar, split_folders
+from tlx.data.shards.index import (
+    Scan,
+    folders_in,
+    has_tars,
+    label_rule,
+    passed_over_beside,
+    scan_tar,
+    split_folders,
+    target_array,
+)
 from tlx.data.shards.index_file import refuse_unfinished
 from tlx.data.shards.manifest import Manifest, other_bytes
 from tlx.data.shards.passed_over import PassedOver, merged
+from tlx.data.shards.target_summary import TargetSummary, summarise_targets
 from tlx.data.stream.reader import BadSample, ReadError, ShardReader
 
 if TYPE_CHECKING:
@@ -41,6 +51,7 @@ class SplitCounts:
 
     Attributes:
         counts: class name -> samples, in the order of labels.
+        targets: those beside the class.
     """
 
     path: Path
@@ -48,6 +59,12 @@ class SplitCounts:
     shards: int
     bytes: int
     counts: dict[str, int]
+    targets: tuple[TargetSummary, ...] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        said = {**asdict(self), "path": str(self.path)}
+        return said if self.targets else {name: value for name, value in said.items() if name != "targets"}
 
 
 @dataclass(frozen=True)
@@ -86,7 +103,7 @@ class CheckReport:
         return {
             "good": self.good,
             "samples": self.samples,
-            "splits": {name: {**asdict(split), "path": str(split.path)} for name, split in self.splits.items()},
+            "splits": {name: split.plain() for name, split in self.splits.items()},
             "bad": [asdict(b) for b in self.bad],
             "stale": list(self.stale),
             "unhashed": self.unhashed,
@@ -198,7 +215,8 @@ def _named(manifests: Sequence[Manifest], records: dict[str, NDArray[np.void]]) 
 
     def copy(split: str, row: int) -> Copy:
         manifest, sample = by_name[split], int(records[split]["place"][row])
-        return Copy(split, manifest.classes[int(manifest.labels[sample])], manifest.describe(sample))
+        label = manifest.classes[int(manifest.labels[sample])] if manifest.classes else ""
+        return Copy(split, label, manifest.describe(sample))
 
     return Duplicates(tuple(tuple(copy(*place) for place in group) for group in find_duplicates(records)))
 
@@ -211,8 +229,11 @@ def _stale(manifest: Manifest, shard: int, own: range) -> tuple[str | None, Scan
     if scan is None or scan.problems:
         return f"{where}: {scan.problems[0].removeprefix(f'{path}: ') if scan else 'missing'}", scan
     records = manifest.records[own.start : own.stop]
+    again = f"tlx shards index {manifest.location}"
     known = list(zip(records["offset"].tolist(), records["size"].tolist(), strict=True))
     if list(scan.places) == known and _are_labels(scan.labels, records["label"].tolist(), manifest.classes):
+        if scan.sha256 == expected and (odd := _other_targets(manifest, scan, own)):
+            return f"{where}: its targets are not what the index says ({', '.join(odd)}); {again}", scan
         if scan.sha256 == expected:
             return None, scan
         todo = f"remove the cached copy, {path}" if manifest.remote else "bring the former file back"
@@ -220,12 +241,29 @@ def _stale(manifest: Manifest, shard: int, own: range) -> tuple[str | None, Scan
     there, indexed = Counter(scan.places), Counter(known)
     more, fewer = (there - indexed).total(), (indexed - there).total()
     said = f" ({more:,} more, {fewer:,} fewer samples)" if more or fewer else ""
-    again = f"tlx shards index {manifest.location}"
     return f"{where}: its members or labels are not what the index says{said}; {again}", scan
 
 
+def _other_targets(manifest: Manifest, scan: Scan, own: range) -> list[str]:
+    """Targets that the index was told where to find, and of which the tar says something else."""
+    rule, odd = label_rule(manifest.path), []
+    for place, spec in enumerate(rule.targets):
+        target = manifest.targets.get(spec.name)
+        there = None if target is None else target_array(target, place, [scan])
+        if there is None or not _are_equal(there, manifest.values(spec.name)[own.start : own.stop]):
+            odd.append(spec.name)
+    return odd
+
+
+def _are_equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+
+
 def _are_labels(labels: Sequence[str], numbers: Sequence[int], classes: Sequence[str]) -> bool:
-    """Whether labels as they are written are these classes: all by name, or all by position."""
+    """Whether labels as they are written are these classes: all by name, or all by position; where there are no classes
+    there is nothing to compare."""
+    if not classes:
+        return True
     pairs = list(zip(labels, numbers, strict=True))
     by_name = all(label == classes[number] for label, number in pairs)
     return by_name or all(may_be_position(label) and int(label) == number for label, number in pairs)
@@ -234,7 +272,7 @@ def _are_labels(labels: Sequence[str], numbers: Sequence[int], classes: Sequence
 def _counts(manifest: Manifest) -> SplitCounts:
     counts = dict(zip(manifest.classes, manifest.counts().tolist(), strict=True))
     size = sum(s.bytes for s in manifest.shards)
-    return SplitCounts(manifest.path, len(manifest), len(manifest.shards), size, counts)
+    return SplitCounts(manifest.path, len(manifest), len(manifest.shards), size, counts, summarise_targets(manifest))
 
 
 def _open(location: str | os.PathLike[str]) -> list[Manifest]:

@@ -35,6 +35,10 @@ class ClassList:
     place: Mapping[str, int]
 
 
+NO_CLASS = ClassList((), {"": -1})
+"""Where there is no class, every label is empty."""
+
+
 def sorted_names(names: Iterable[str]) -> tuple[str, ...]:
     """Each name once: by value if all are integers, else as text."""
     different = set(names)

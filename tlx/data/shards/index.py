@@ -4,7 +4,8 @@
 
 A sample is the members of a tar that share a name up to its first dot: one picture and one label, which is a number or
 a class name in ``.cls`` or ``.txt``, or in ``.json`` alone or under a key, or the folder in the name (see `LabelRule`).
-Which class a label is: `class_names`. What is neither is counted and named by kind (`passed_over`).
+Which class a label is: `class_names`. Targets beside the label stand in a ``.json`` (`target_values`). What is neither
+is counted and named by kind (`passed_over`).
 Each tar is read once from its start to its end, for its hash: at the disk's speed, and about a second of a core per GB.
 """
 
@@ -16,11 +17,14 @@ import tarfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tlx.base.errors import UserError
 from tlx.base.files import sha256_of
@@ -28,9 +32,9 @@ from tlx.base.parsing import from_json
 from tlx.base.terminal import escaped
 from tlx.data.build.progress import in_processes
 from tlx.data.build.sources import listed
-from tlx.data.shards.class_names import ClassList, Numbers, are_ambiguous, class_list
-from tlx.data.shards.index_file import refuse_unfinished
-from tlx.data.shards.labels import AUTO, LabelRule, NoLabel, folder_of, label_of, pictures_in
+from tlx.data.shards.class_names import NO_CLASS, ClassList, Numbers, are_ambiguous, class_list
+from tlx.data.shards.index_file import parse, refuse_unfinished, targets_of
+from tlx.data.shards.labels import AUTO, FOLDERS, LabelRule, NoLabel, TargetReader, folder_of, label_of, pictures_in
 from tlx.data.shards.labels import EXTENSIONS as LABELS
 from tlx.data.shards.manifest import RECORD, Manifest, Shard, write_index
 from tlx.data.shards.passed_over import (
@@ -44,6 +48,16 @@ from tlx.data.shards.passed_over import (
     merged,
     no_picture,
 )
+from tlx.data.shards.target_values import (
+    TargetSpec,
+    Written,
+    array_of,
+    listed_target,
+    missing,
+    names_and_widths,
+    width_of,
+)
+from tlx.data.shards.targets import LABEL, Target, read_target
 from tlx.data.shards.tars import Contents, Member, read_members
 
 _LONGEST = 1 << 20  # bytes that are read of a label
@@ -55,6 +69,8 @@ class Scan:
     """What a tar holds: one (offset, size) and one label, as it is written, per sample; or what is wrong with it.
 
     Attributes:
+        targets: by target of the rule, one value per sample.
+        hints: by name of a target, what a key may be called that a sample lacks.
         by_folder: nothing said where labels are, no sample had a member for one, and the folders' names were taken.
         sha256: of all its bytes; None where that was not asked for, or something is wrong with it.
     """
@@ -67,6 +83,8 @@ class Scan:
     by_folder: bool = False
     sha256: str | None = None
     passed_over: tuple[PassedOver, ...] = ()
+    targets: tuple[tuple[Written, ...], ...] = ()
+    hints: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,6 +106,7 @@ def index_folder(
     folder: str | os.PathLike[str],
     *,
     classes: str | os.PathLike[str] | None = None,
+    target_classes: Mapping[str, str | os.PathLike[str]] = MappingProxyType({}),
     labels: LabelRule | None = None,
     hashes: bool = True,
     jobs: int | None = None,
@@ -99,8 +118,9 @@ def index_folder(
     Args:
         classes: where the class names come from, in the order of their labels: a text file with one name per line, or
             a folder that is already indexed. Without it, those of an earlier index; or else the labels that there are.
-        labels: which part of a sample is its label. Without it, what an earlier index was told, or "auto". The index
-            remembers it.
+        target_classes: the same for targets, by name.
+        labels: which part of a sample is its label, and which are its targets. Without it, what an earlier index was
+            told, or "auto". The index remembers it.
         hashes: read all of each tar and keep its hash; otherwise only headers and labels are read, and nobody can tell
             later whether the bytes of a tar are still those that were indexed.
         jobs: processes; None is one per core.
@@ -115,6 +135,8 @@ def index_folder(
     folders, passed_over = split_folders(Path(folder)), passed_over_beside(Path(folder))
     tars = [tar for f in folders for tar in tars_in(f)]
     before = AUTO if fresh else next((r for r in map(label_rule, folders) if r != AUTO), AUTO)
+    if before == AUTO:
+        before = _rule_of_build(folders[0].parent)
     given = labels or AUTO
     rule = given.over(before)
     titled = "reading tars" if progress else None
@@ -134,7 +156,8 @@ def index_folder(
         by_folder[tar.parent].append(scan)
     found = {label for scan in scans for label in scan.labels}
     named, rule = _class_list(found, classes, folders, rule, said=given.numbers, fresh=fresh)
-    made = {f.name: write_scans(f, by_folder[f], named, rule) for f in folders}
+    targets = _targets(rule, scans, folders, target_classes, fresh=fresh)
+    made = {f.name: write_scans(f, by_folder[f], named, rule, targets) for f in folders}
     used = set(named.place.values())
     kept = tuple(name for i, name in enumerate(named.names) if i not in used)
     return Indexed(made, merged((*passed_over, *(p for scan in scans for p in scan.passed_over))), kept)
@@ -154,7 +177,13 @@ def _class_list(
     Args:
         said: what numbers are, as it was said now; `rule` may remember it from an earlier time, of an earlier list.
     """
-    where, is_folder = str(folders[0] if len(folders) == 1 else folders[0].parent), rule.place == "folder"
+    where, is_folder = str(folders[0] if len(folders) == 1 else folders[0].parent), rule.place in FOLDERS
+    if rule.place == "none":
+        if classes is not None:
+            raise UserError(
+                "a list of classes, where there is no class", where="--classes", todo="leave one of them out"
+            )
+        return NO_CLASS, rule
     earlier, built = _names_before(folders, fresh=fresh)
     given = _names_in(Path(classes)) if classes is not None else None
     known = given if given is not None else earlier
@@ -167,6 +196,60 @@ def _class_list(
     if positional and given is not None and earlier is not None:
         _refuse_moved(earlier, given, where)
     return named, rule
+
+
+def _targets(
+    rule: LabelRule,
+    scans: Sequence[Scan],
+    folders: Sequence[Path],
+    given: Mapping[str, str | os.PathLike[str]],
+    *,
+    fresh: bool,
+) -> list[Target]:
+    """The targets that the rule reads, with one list of classes for all folders.
+
+    Args:
+        given: where lists of classes come from, by target.
+
+    Raises:
+        UserError: a target that no sample has, classes that are not in a list.
+    """
+    odd = next((name for name in given if name not in [s.name for s in rule.targets if s.kind != "number"]), None)
+    if odd is not None:
+        raise UserError(
+            f'there is no target "{odd}" with classes', where="--target-classes", todo=f"--target {odd}=KEY"
+        )
+    earlier = {} if fresh else _targets_before(folders)
+    found = []
+    for i, spec in enumerate(rule.targets):
+        values = [value for scan in scans for value in scan.targets[i]] if any(s.targets for s in scans) else []
+        hint = next((scan.hints[spec.name] for scan in scans if spec.name in scan.hints), None)
+        if hint is not None and all(value == missing(spec) for value in values):
+            raise UserError(
+                f"no sample has the target {spec.name}, in its .json at {hint}",
+                where=str(folders[0]),
+                todo=f"--target {spec.name}:{spec.kind}=KEY says where it is",
+            )
+        names, widths = names_and_widths(values)
+        if spec.kind == "number":
+            found.append(Target(spec.name, "number", width=width_of(spec, widths)))
+            continue
+        before = earlier.get(spec.name)
+        known = _names_in(Path(given[spec.name]), spec.name) if spec.name in given else None
+        if known is None and before is not None and before.kind == spec.kind:
+            known = before.classes
+        found.append(listed_target(spec, names, known, given=spec.name in given))
+    return found
+
+
+def _targets_before(folders: Sequence[Path]) -> dict[str, Target]:
+    """The targets of an earlier index."""
+    for folder in folders:
+        with suppress(OSError, UserError):
+            found = targets_of(parse(str(folder), (folder / "index.json").read_bytes()))
+            if found:
+                return {name: target for name, (target, _) in found.items()}
+    return {}
 
 
 def _refuse_moved(earlier: Sequence[str], given: Sequence[str], where: str) -> None:
@@ -193,6 +276,17 @@ def label_rule(folder: Path) -> LabelRule:
         return AUTO
 
 
+def _rule_of_build(folder: Path) -> LabelRule:
+    """Where a build has written what its pictures are."""
+    try:
+        said = from_json((folder / "build.json").read_bytes())
+        targets = tuple(map(read_target, said.get("targets", ())))
+        place = "auto" if said["classes"] else "none"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return AUTO
+    return LabelRule(place, targets=tuple(TargetSpec(t.name, t.kind, (t.name,)) for t in targets))
+
+
 def _settled(rule: LabelRule, tars: Sequence[Path], scans: Sequence[Scan]) -> tuple[LabelRule, list[str]]:
     """The rule that "auto" came out as, and the tars that do not agree with the others."""
     by_folder = [tar for tar, scan in zip(tars, scans, strict=True) if scan.by_folder]
@@ -205,11 +299,20 @@ def _settled(rule: LabelRule, tars: Sequence[Path], scans: Sequence[Scan]) -> tu
     return rule, [f"{tar}: no sample has a label, in other tars they have{apart}" for tar in by_folder]
 
 
-def write_scans(folder: Path, scans: Sequence[Scan], classes: ClassList, rule: LabelRule = AUTO) -> Manifest:
+def write_scans(
+    folder: Path,
+    scans: Sequence[Scan],
+    classes: ClassList,
+    rule: LabelRule = AUTO,
+    targets: Sequence[Target] = (),
+) -> Manifest:
     """Writes the index of a folder from what its tars hold.
 
+    Args:
+        targets: those of the rule.
+
     Raises:
-        UserError: no samples.
+        UserError: no samples, or a value that is none of its target.
     """
     labels = [classes.place[label] for scan in scans for label in scan.labels]
     if not labels:
@@ -218,7 +321,27 @@ def write_scans(folder: Path, scans: Sequence[Scan], classes: ClassList, rule: L
     places = np.array([p for scan in scans for p in scan.places], dtype=np.uint64).reshape(-1, 2)
     records["offset"], records["size"], records["label"] = places[:, 0], places[:, 1], labels
     shards = [Shard(scan.name, len(scan.labels), scan.bytes, scan.sha256) for scan in scans]
-    return write_index(folder, classes=classes.names, shards=shards, records=records, labels=rule.header())
+    arrays = [(target, target_array(target, i, scans)) for i, target in enumerate(targets)]
+    lost = next((target.name for target, array in arrays if array is None), None)
+    if lost is not None:
+        raise UserError(f"a value of the target {lost} is not among its classes", where=str(folder))
+    return write_index(
+        folder,
+        classes=classes.names,
+        shards=shards,
+        records=records,
+        labels=rule.header(),
+        targets=[(target, array) for target, array in arrays if array is not None],
+    )
+
+
+def target_array(target: Target, place: int, scans: Sequence[Scan]) -> NDArray[Any] | None:
+    """The array of a target over the samples of tars; None where a value is none of its.
+
+    Args:
+        place: of the target in the rule.
+    """
+    return array_of(target, [value for scan in scans for value in scan.targets[place]])
 
 
 def split_folders(folder: Path) -> list[Path]:
@@ -306,7 +429,7 @@ def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule)
     groups, problems, passed_over = _group(contents.members, str(path), last_dot=rule.last_dot)
     passed_over += contents.passed_over
     lost = _lost_links(contents, last_dot=rule.last_dot)
-    samples, unlabelled, folders, bare = _Samples(), [], [], []
+    samples, unlabelled, folders, bare = _Samples(rule), [], [], []
     for key, group in groups.items():
 
         def read(extension: str, group: Mapping[str, Member] = group) -> bytes:
@@ -319,7 +442,8 @@ def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule)
         try:
             picture = _picture(group, rule)
             folders.append(folder_of(_with_slashes(picture.name)))
-            samples.add(picture, label_of(rule, _with_slashes(picture.name), group, read), group, rule)
+            label = label_of(rule, _with_slashes(picture.name), group, read)
+            samples.add(picture, label, samples.reader.read(group, read), group)
         except NoLabel as error:
             unlabelled.append(f"{path}: {escaped(key)}: {error}{lost.get(key, '')}")
         except ValueError as error:
@@ -335,31 +459,46 @@ def _scan(path: Path, size: int, file: int, contents: Contents, rule: LabelRule)
             problems.append(f"{path}: {escaped(key)}: no pictures among {among}{lost.get(key, '')}")
     found, labels = tuple(samples.places), tuple(samples.labels)
     unused = (PassedOver(UNUSED, f"*.{extension}", count) for extension, count in samples.unused.items())
-    return Scan(path.name, size, found, labels, (*problems, *unlabelled), passed_over=(*passed_over, *unused))
+    return Scan(
+        path.name,
+        size,
+        found,
+        labels,
+        (*problems, *unlabelled),
+        passed_over=(*passed_over, *unused),
+        targets=tuple(tuple(values) for values in samples.targets),
+        hints=samples.reader.hints,
+    )
 
 
 class _Samples:
     """Samples of a tar: where their pictures are, their labels, and the extensions of what else they have."""
 
-    def __init__(self) -> None:
+    def __init__(self, rule: LabelRule) -> None:
+        self.rule, self.reader = rule, TargetReader(rule)
+        self.targets: list[list[Written]] = [[] for _ in rule.targets]
         self.places: list[tuple[int, int]] = []
         self.labels: list[str] = []
         self.label_extensions: set[str] = set()
         self.unused: Counter[str] = Counter()
 
-    def add(self, picture: Member, label: str, group: Mapping[str, Member], rule: LabelRule) -> None:
+    def add(self, picture: Member, label: str, targets: Sequence[Written], group: Mapping[str, Member]) -> None:
         """Adds one sample."""
+        rule = self.rule
         own = next(extension for extension, member in group.items() if member is picture)
-        of_label = None if rule.place == "folder" else rule.label_in(group, own)
+        of_label = None if rule.place in (*FOLDERS, "none") else rule.label_in(group, own)
+        of_targets = self.reader.member_in(group)
         self.places.append((picture.offset_data, picture.size))
         self.labels.append(sys.intern(label))
         self.label_extensions |= {of_label} if of_label else set()
-        self.unused.update(extension for extension in group if extension not in (own, of_label))
+        for values, value in zip(self.targets, targets, strict=True):
+            values.append(value)
+        self.unused.update(extension for extension in group if extension not in (own, of_label, of_targets))
 
 
 def _is_stray(key: str, group: Mapping[str, Member], of_labels: Collection[str], rule: LabelRule) -> bool:
     """Whether members without a picture belong to no sample: README.md, or classes.txt where labels are in .cls."""
-    if is_document(key.rpartition("/")[2]) or rule.place == "folder":
+    if is_document(key.rpartition("/")[2]) or rule.place in (*FOLDERS, "none"):
         return True
     if rule.place != "auto":
         return not any(e == rule.place or e.endswith(f".{rule.place}") for e in group)
@@ -456,9 +595,11 @@ def _names_of(file: Path) -> tuple[str, ...] | None:
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _names_in(source: Path) -> tuple[str, ...]:
+def _names_in(source: Path, target: str = LABEL) -> tuple[str, ...]:
     if source.is_dir():
-        return Manifest.open(source).classes
+        manifest = Manifest.open(source)
+        manifest.values(target)  # refused, where there is none
+        return manifest.targets[target].classes if target in manifest.targets else ()
     try:
         names = tuple(line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

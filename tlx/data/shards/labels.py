@@ -1,22 +1,24 @@
-"""Where a sample of a tar made elsewhere has its label: a member of its own, or the folder in its name."""
+"""Where a sample of a tar made elsewhere has its label, and its targets: in a member, or the folder in its name."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.terminal import escaped
 from tlx.data.build.sources import EXTENSIONS as PICTURES
 from tlx.data.shards.class_names import Numbers
+from tlx.data.shards.target_values import TargetSpec, Written, from_json, missing, parse_specs
 
 EXTENSIONS = ("cls", "json", "txt")
 """The members that may hold a label; the first that a sample has does."""
 
-PLACES = ("auto", *EXTENSIONS, "folder")
+FOLDERS = ("folder", "folders")
+PLACES = ("auto", *EXTENSIONS, *FOLDERS, "none")
 
 _KEYS = ("label", "cls", "class")  # of a json, where none is asked for
 _DEPTH, _SHOWN, _LONGEST = 6, 40, 1000
@@ -35,6 +37,7 @@ class LabelRule:
     Attributes:
         place: "cls", "json" or "txt": that member, or else the one whose extension ends so (``label.cls``); or a whole
             extension such as ``label.cls``. "folder": the last folder of its name (``cats/0001.jpg`` -> cats).
+            "folders": all of them (``animal/cat/0001.jpg`` -> animal/cat). "none": there is no label.
             "auto": the first of .cls, .json and .txt that it has; or the folder, if no sample has any of them and all
             lie in folders.
         key: a path into the json such as ``annotation.label``; None takes ``label``, ``cls`` or ``class``, or all.
@@ -42,6 +45,7 @@ class LabelRule:
         numbers: what numbers as labels are (see `tlx.data.shards.class_names`); None where that was not said.
         last_dot: a sample's name ends at its last dot (``img.2024.0`` of img.2024.0.jpg), not at its first, as
             WebDataset has it.
+        targets: what else is known of a sample, by dotted keys of its .json.
     """
 
     place: str = "auto"
@@ -49,6 +53,7 @@ class LabelRule:
     picture: str | None = None
     numbers: Numbers | None = None
     last_dot: bool = False
+    targets: tuple[TargetSpec, ...] = ()
 
     @staticmethod
     def make(
@@ -58,10 +63,11 @@ class LabelRule:
         numbers: str | None = None,
         *,
         last_dot: bool = False,
+        targets: Sequence[str] = (),
     ) -> LabelRule:
         """
         Raises:
-            UserError: an unknown place, a key for something that is no json, no picture's extension.
+            UserError: an unknown place, a key for something that is no json, no picture's extension, no target.
         """
         if place is None:
             place = "auto" if key is None else "json"
@@ -81,7 +87,7 @@ class LabelRule:
                 raise UserError(f'"{picture}" is no extension of a picture', todo="such as jpg, or image.jpg")
         if numbers is not None and numbers not in get_args(Numbers):
             raise UserError(f'numbers as labels are not "{numbers}"{did_you_mean(numbers, get_args(Numbers))}')
-        return LabelRule(place, key, picture, numbers, last_dot)  # type: ignore[arg-type]
+        return LabelRule(place, key, picture, numbers, last_dot, parse_specs(targets))  # type: ignore[arg-type]
 
     @staticmethod
     def read(told: Mapping[str, Any]) -> LabelRule:
@@ -91,24 +97,27 @@ class LabelRule:
             UserError, TypeError, AttributeError: it holds something else.
         """
         said = (told.get("from"), told.get("key"), told.get("picture"), told.get("numbers"))
-        return LabelRule.make(*said, last_dot=told.get("last_dot") is True)
+        return LabelRule.make(*said, last_dot=told.get("last_dot") is True, targets=told.get("targets") or ())
 
-    def header(self) -> dict[str, str | bool]:
+    def header(self) -> dict[str, Any]:
         """What an index remembers; nothing for "auto"."""
         said = {"key": self.key, "picture": self.picture, "numbers": self.numbers, "last_dot": self.last_dot or None}
         place = {} if self.place == "auto" else {"from": self.place}
-        return {**place, **{name: value for name, value in said.items() if value is not None}}
+        targets = {"targets": list(map(str, self.targets))} if self.targets else {}
+        return {**place, **{name: value for name, value in said.items() if value is not None}, **targets}
 
     def over(self, before: LabelRule) -> LabelRule:
-        """What is said here; where no place is, what was said before of that and of what is not said here."""
+        """What is said here; where no place is, what was said before of that and of what is not said here. Targets are
+        those of before, where none is said here."""
         if self.place != "auto":
-            return self
+            return replace(self, targets=self.targets or before.targets)
         return LabelRule(
             before.place,
             before.key,
             self.picture or before.picture,
             self.numbers or before.numbers,
             self.last_dot or before.last_dot,
+            self.targets or before.targets,
         )
 
     def picture_in(self, group: Collection[str]) -> str:
@@ -169,8 +178,16 @@ def folder_of(name: str) -> str:
     return "" if folder in (".", "..") or _DRIVE.fullmatch(folder) else folder
 
 
+def folders_of(name: str) -> str:
+    """All folders in a member's name, joined by ``/``; empty if there is none."""
+    folders = [part for part in name.split("/")[:-1] if part not in ("", ".")]
+    if folders and _DRIVE.fullmatch(folders[0]):
+        folders = folders[1:]
+    return "" if ".." in folders else "/".join(folders)
+
+
 def label_of(rule: LabelRule, name: str, group: Mapping[str, Any], read: Callable[[str], bytes]) -> str:
-    """The label of one sample, as it is written.
+    """The label of one sample, as it is written; empty where there is none to be had.
 
     Args:
         name: its picture's name in the tar.
@@ -181,8 +198,10 @@ def label_of(rule: LabelRule, name: str, group: Mapping[str, Any], read: Callabl
         NoLabel: nothing that could hold one.
         ValueError: what is there is no label.
     """
-    if rule.place == "folder":
-        folder = folder_of(name)
+    if rule.place == "none":
+        return ""
+    if rule.place in FOLDERS:
+        folder = folder_of(name) if rule.place == "folder" else folders_of(name)
         if not folder:
             raise NoLabel("it lies in no folder, and the label is the folder's name")
         return _valid(folder, "the folder")
@@ -193,6 +212,52 @@ def label_of(rule: LabelRule, name: str, group: Mapping[str, Any], read: Callabl
     text = read(extension).decode("utf-8-sig", "strict").strip()
     value = _from_json(text, rule.key) if extension.endswith("json") else text
     return _valid(value, f".{extension}", text)
+
+
+@dataclass(frozen=True)
+class TargetReader:
+    """Reads the targets of samples, and notes what a key that is not there may be called.
+
+    Attributes:
+        hints: by target, of the first sample whose .json lacks it.
+    """
+
+    rule: LabelRule
+    hints: dict[str, str] = field(default_factory=dict)
+
+    def member_in(self, group: Collection[str]) -> str | None:
+        """The extension, of those of a sample, that holds them: the one of its label, if that is a .json, or the only
+        .json."""
+        if not self.rule.targets:
+            return None
+        place = self.rule.place if self.rule.place.endswith("json") else "json"
+        return LabelRule(place).label_in(group, "")
+
+    def read(self, group: Collection[str], read: Callable[[str], bytes]) -> tuple[Written, ...]:
+        """The value of each target.
+
+        Raises:
+            ValueError: what is there is none.
+        """
+        extension = self.member_in(group)
+        value: object = None if extension is None else _loaded(read(extension).decode("utf-8-sig", "strict"))
+        return tuple(self._value(spec, value) for spec in self.rule.targets)
+
+    def _value(self, spec: TargetSpec, value: object) -> Written:
+        found: list[object] = []
+        for source in spec.sources:
+            try:
+                found.append(_at(value, source.split(".")))
+            except KeyError:
+                found.append(None)
+                hint = "" if value is None else _hint(source, value)
+                self.hints.setdefault(spec.name, f'"{escaped(source)}"{hint}')
+        if all(one is None for one in found):
+            return missing(spec)
+        try:
+            return from_json(spec, found)
+        except ValueError as error:
+            raise ValueError(f"target {spec.name}: {error}") from None
 
 
 def _valid(value: object, where: str, text: str = "") -> str:
@@ -209,10 +274,7 @@ def _valid(value: object, where: str, text: str = "") -> str:
 
 
 def _from_json(text: str, key: str | None) -> object:
-    try:
-        value = json.loads(text)
-    except RecursionError:
-        raise ValueError("the .json is nested too deep") from None
+    value = _loaded(text)
     if key is not None:
         try:
             return _at(value, key.split("."))
@@ -225,6 +287,13 @@ def _from_json(text: str, key: str | None) -> object:
             raise ValueError(f"the .json has none of the keys {', '.join(_KEYS)}{hint}")
         return value[known]  # type: ignore[no-any-return]
     return value  # type: ignore[no-any-return]
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("the .json is nested too deep") from None
 
 
 def _at(value: Any, parts: Sequence[str]) -> object:

@@ -1,4 +1,4 @@
-"""Pictures listed in a CSV file: a path, a label and perhaps a split in each row. Nothing is decoded here."""
+"""Pictures listed in a CSV file: a path, a label, perhaps a split and targets in each row. Nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tlx.base.errors import UserError, did_you_mean
 from tlx.data.build.sources import USUAL, Picture, Reading, Source, split_of
 from tlx.data.shards.class_names import in_order
 from tlx.data.shards.passed_over import COLUMN, EMPTY_ROW, PassedOver
+from tlx.data.shards.target_values import Written, as_json, from_cells, target_of
+from tlx.data.shards.targets import Target
 
 SEPARATORS = (",", ";", "\t", "|")
 _WORDS = {"tab": "\t", "\\t": "\t"}
@@ -40,29 +42,33 @@ _USUAL = {
 @dataclass(frozen=True)
 class _Row:
     path: str
-    label: str
+    label: str | None
     split: str
     line: int
+    targets: tuple[Written, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """Positions of the columns that are read; `split` is None where there is none."""
+    """Positions of the columns that are read; `label` and `split` are None where there is none."""
 
     path: int
-    label: int
+    label: int | None
     split: int | None
+    targets: tuple[tuple[int, ...], ...]
     others: tuple[int, ...]
 
 
 def read_csv(path: Path, reading: Reading = USUAL) -> Source:
-    """A CSV file with a column of paths, one of labels and perhaps one of splits; paths are relative to the file.
+    """A CSV file with a column of paths, one of labels, perhaps one of splits, and those of targets; paths are relative
+    to the file.
 
     Other columns and empty rows are counted and named in `Source.left_out`. A path that only exists with slashes in
     place of its backslashes is that one.
 
     Raises:
-        UserError: columns that are not there, empty cells, unknown splits, files that are missing or listed twice.
+        UserError: columns that are not there, empty cells, values that are none of their target, unknown splits, files
+            that are missing or listed twice.
     """
     left_out: list[PassedOver] = []
     try:
@@ -71,7 +77,8 @@ def read_csv(path: Path, reading: Reading = USUAL) -> Source:
         _unreadable(path, error)
     if not rows:
         raise UserError("there are no rows below the header", where=str(path))
-    classes = in_order({row.label for row in rows}, reading.order)
+    classes = in_order({row.label for row in rows if row.label is not None}, reading.order)
+    targets = _targets(path, rows, reading)
     place = {name: i for i, name in enumerate(classes)}
     splits: dict[str, list[Picture]] = {}
     missing, seen = [], set()
@@ -85,7 +92,9 @@ def read_csv(path: Path, reading: Reading = USUAL) -> Source:
         except (OSError, ValueError):  # ValueError: a name that no file can have
             missing.append(f"line {row.line}: {row.path}")
             continue
-        splits.setdefault(row.split, []).append(Picture(str(file), place[row.label], str(file), bytes=size))
+        label = -1 if row.label is None else place[row.label]
+        said = as_json(reading.targets, row.targets) if targets else ""
+        splits.setdefault(row.split, []).append(Picture(str(file), label, str(file), bytes=size, targets=said))
     if missing:
         listed = "\n".join(f"  {m}" for m in missing[:10])
         raise UserError(
@@ -93,7 +102,17 @@ def read_csv(path: Path, reading: Reading = USUAL) -> Source:
             where=str(path),
             todo="paths are relative to the CSV file",
         )
-    return Source(classes, {s: tuple(p) for s, p in splits.items()}, left_out=tuple(left_out))
+    return Source(classes, {s: tuple(p) for s, p in splits.items()}, left_out=tuple(left_out), targets=targets)
+
+
+def _targets(path: Path, rows: Sequence[_Row], reading: Reading) -> tuple[Target, ...]:
+    found = []
+    for place, spec in enumerate(reading.targets):
+        try:
+            found.append(target_of(spec, (row.targets[place] for row in rows), reading.target_order.get(spec.name)))
+        except UserError as error:
+            raise UserError(error.what, where=str(path), todo=error.todo) from None
+    return tuple(found)
 
 
 def _file(folder: Path, name: str) -> Path:
@@ -124,19 +143,32 @@ def _rows(path: Path, reading: Reading, left_out: list[PassedOver]) -> Iterator[
                 left_out.append(PassedOver(EMPTY_ROW, where))
                 continue
             cells += [""] * (len(header) - len(cells))
-            if any(cells[len(header) :]) or not cells[columns.path] or not cells[columns.label]:
-                raise UserError("a row needs a path and a label, and no more than the header names", where=where)
+            label = None if columns.label is None else cells[columns.label]
+            if any(cells[len(header) :]) or not cells[columns.path] or label == "":
+                what = "a path" if label is None else "a path and a label"
+                raise UserError(f"a row needs {what}, and no more than the header names", where=where)
             maybe_splits = {i for i in maybe_splits if split_of(cells[i]) is not None}
             for i in maybe_splits:
                 values[i].add(cells[i])
             split = "train" if columns.split is None else _split(cells[columns.split], where)
-            yield _Row(cells[columns.path], cells[columns.label], split, reader.line_num)
+            targets = _values(reading, columns, cells, where)
+            yield _Row(cells[columns.path], label, split, reader.line_num, targets)
     for i in sorted(i for i in maybe_splits if values[i]):
         raise UserError(
             f'the column "{header[i]}" holds {", ".join(sorted(values[i]))}',
             where=f"{path}:1",
             todo=f"--split-column {header[i]}, if that is each picture's split; --split-column '', if there is none",
         )
+
+
+def _values(reading: Reading, columns: _Columns, cells: Sequence[str], where: str) -> tuple[Written, ...]:
+    found = []
+    for spec, places in zip(reading.targets, columns.targets, strict=True):
+        try:
+            found.append(from_cells(spec, [cells[i] for i in places], reading.label_separator))
+        except ValueError as error:
+            raise UserError(f"target {spec.name}: {error}", where=where) from None
+    return tuple(found)
 
 
 def _split(cell: str, where: str) -> str:
@@ -157,7 +189,8 @@ def _separator(line: str, reading: Reading) -> str:
             )
         return said
     headers = {s: _cells(line, s) for s in SEPARATORS}
-    wanted = {reading.path_column.casefold(), reading.label_column.casefold()}
+    columns = [c for spec in reading.targets for c in spec.sources]
+    wanted = {c.casefold() for c in (reading.path_column, reading.label_column, *columns) if c}
     fitting = (s for s, cells in headers.items() if wanted <= {c.casefold() for c in cells})
     return next(fitting, max(SEPARATORS, key=lambda s: len(headers[s])))
 
@@ -170,12 +203,19 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _columns(header: Sequence[str], reading: Reading, *, where: str) -> _Columns:
-    path, label = _find(header, reading.path_column), _find(header, reading.label_column)
+    path = _find(header, reading.path_column)
+    label = _find(header, reading.label_column) if reading.label_column else None
     split = _find(header, reading.split_column) if reading.split_column else None
     is_default = reading.split_column == USUAL.split_column
-    if path is None or label is None or (split is None and reading.split_column and not is_default):
+    if (
+        path is None
+        or (label is None and reading.label_column)
+        or (split is None and reading.split_column and not is_default)
+    ):
         _other_columns(header, reading, where)
-    others = tuple(i for i in range(len(header)) if i not in (path, label, split))
+    targets = tuple(tuple(_column(header, name, where) for name in spec.sources) for spec in reading.targets)
+    read = {path, label, split, *(i for places in targets for i in places)}
+    others = tuple(i for i in range(len(header)) if i not in read)
     if split is None and is_default:
         for i in others:
             if difflib.get_close_matches(header[i].casefold(), ["split"], cutoff=0.8):
@@ -184,7 +224,22 @@ def _columns(header: Sequence[str], reading: Reading, *, where: str) -> _Columns
                     where=where,
                     todo=f"call it split, or --split-column {header[i]}; --split-column '' where there is no split",
                 )
-    return _Columns(path, label, split, others)
+    return _Columns(path, label, split, targets, others)
+
+
+def _column(header: Sequence[str], name: str, where: str) -> int:
+    """
+    Raises:
+        UserError: there is no column of a target of this name.
+    """
+    found = _find(header, name)
+    if found is None:
+        raise UserError(
+            f'there is no column "{name}" for a target{did_you_mean(name, header)}',
+            where=where,
+            todo="--target NAME:KIND=COLUMN",
+        )
+    return found
 
 
 def _find(header: Sequence[str], name: str) -> int | None:
@@ -196,7 +251,9 @@ def _find(header: Sequence[str], name: str) -> int | None:
 
 
 def _other_columns(header: Sequence[str], reading: Reading, where: str) -> NoReturn:
-    wanted = [("path", reading.path_column), ("label", reading.label_column)]
+    wanted = [("path", reading.path_column)]
+    if reading.label_column:
+        wanted.append(("label", reading.label_column))
     if reading.split_column and reading.split_column != USUAL.split_column:
         wanted.append(("split", reading.split_column))
     options = [f"--{what}-column {_guess(header, what)}" for what, name in wanted if _find(header, name) is None]
@@ -204,7 +261,8 @@ def _other_columns(header: Sequence[str], reading: Reading, where: str) -> NoRet
         f"the columns are {', '.join(header) or 'none'}",
         where=where,
         todo="the first line must name the columns: path,label or path,label,split; "
-        f"or say theirs: {' '.join(options)} (and --separator, if it is none of , ; | and tab)",
+        f"or say theirs: {' '.join(options)} (and --separator, if it is none of , ; | and tab)"
+        + ("; --label-column '', where there is no class" if reading.targets else ""),
     )
 
 

@@ -95,10 +95,10 @@ def verify_array(where: str, target: Target, array: NDArray[Any]) -> None:
             damaged(where, f"{file_of(target.name)} holds values that no {target.kind} target has")
 
 
-def target_entry(target: Target, sha256: str) -> dict[str, Any]:
-    """What ``index.json`` says of a target."""
+def target_entry(target: Target) -> dict[str, Any]:
+    """What ``index.json`` and ``build.json`` say of a target."""
     said = {"width": target.width} if target.kind == "number" else {"classes": list(target.classes)}
-    return {"name": target.name, "kind": target.kind, **said, "sha256": sha256}
+    return {"name": target.name, "kind": target.kind, **said}
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def arrays_beside(
             for target, array in arrays:
                 path = folder / file_of(target.name)
                 beside = stack.enter_context(scratch(path))
-                entries.append(target_entry(target, _write(beside, target, array)))
+                entries.append({**target_entry(target), "sha256": _write(beside, target, array)})
                 moves.append((beside, path))
             yield entries, moves
     finally:
