@@ -50,8 +50,8 @@ from tlx.train.step import Normalise
 RESULT = Path(__file__).parents[2] / "configs" / "TASKS.md"
 PICTURES_SEED = 1000
 """Chooses pictures, and those whose targets are hidden: no seed of a training."""
-RATES = (3e-3, 3e-4)
-"""Of feature extraction and fine-tuning: chosen by --pilot."""
+RATES = (3e-3, 1e-3)
+"""Of feature extraction and fine-tuning: the best of four by --pilot."""
 PILOT_SEED = 100
 Scores = NDArray[np.float64]
 
@@ -212,6 +212,8 @@ def configuration(row: Row, run: Path, weights: str, size: Size, seed: int) -> d
             "feature_extraction": {"duration": f"{first}ep", "lr": RATES[0], "curve": "cosine"},
             "fine_tuning": {"duration": f"{second}ep", "lr": RATES[1], "curve": "cosine", "warmup": "25%"},
         },
+        "loop": {"channels_last": True},  # 1.7 times as fast on a CPU
+        "evaluate": {"every": "2ep"},
         "checkpoint": {"keep": {"last": 1, "best": 1}},
         "track": {"report": False},
     }
@@ -578,7 +580,7 @@ def configurations(size: Size) -> Iterator[str]:
 def pilot(out: Path, weights: str, size: Size) -> None:
     """Species alone, by rates: top-1 of the best checkpoint on validation."""
     made = {}
-    for rates in [(a, b) for a in (1e-3, 3e-3, 1e-2) for b in (1e-4, 3e-4, 1e-3)]:
+    for rates in [(a, b) for a in (3e-3, 1e-2) for b in (3e-4, 1e-3)]:
         name = f"pilot-{rates[0]:g}-{rates[1]:g}"
         made[name] = configuration(ROWS["species"], out / "runs" / name, weights, size, PILOT_SEED)
         for phase, lr in zip(made[name]["phases"].values(), rates, strict=True):
@@ -619,7 +621,7 @@ def main() -> None:
     if options.pilot:
         pilot(out, weights, size)
         return
-    names = {f"{row}-seed{seed}": (row, seed) for seed in seeds for row in ROWS}
+    names = {f"{row}-seed{seed}": (row, seed) for row in ROWS for seed in seeds}
     train_all(out, {n: configuration(ROWS[row], out / "runs" / n, weights, size, s) for n, (row, s) in names.items()})
     text = report(out, options, size, seeds)
     if options.small:
