@@ -529,8 +529,9 @@ see the same pictures, so they say nothing of other pictures. The test pictures 
 top-1. A colour follows from the species, and nothing was annotated picture by picture. Rates were chosen for species
 alone, and for nothing else. About one in twenty differences leaves out 0 by chance.
 
-Single-task checkpoints were chosen by top-1, multi-label ones by mAP, and the colour network saw two thirds of the colours: a
-part of what multi-label is ahead by may be that. Insects are 40 of 380 training pictures and 153 of 425 test pictures.
+Single-task checkpoints were chosen by top-1, multi-label ones by mAP, and the colour network saw two thirds of the
+colours: a part of what multi-label is ahead by may be that. Insects are 40 of 380 training pictures and 153 of 425 test
+pictures.
 """
 
 
