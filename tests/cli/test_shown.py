@@ -132,6 +132,7 @@ def test_a_line_of_a_log_is_broken_between_its_items_where_a_terminal_ends(monke
     assert len(out.getvalue().splitlines()) == 1  # a log's lines stay whole
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_ends_what_is_shown_and_not_the_training():
     class Gone(io.StringIO):
         def write(self, text):

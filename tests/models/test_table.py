@@ -47,6 +47,7 @@ def different(names: list[str]) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_sample_is_as_in_the_table() -> None:
     names = [name for name, row in backbones.stored().items() if not row["refused"] and int(row["parameters"]) < 60e6]
     assert different([*names[::180], "timm/vit_tiny_patch16_224", "torchvision/vgg16_bn"]) == []

@@ -41,6 +41,7 @@ def config(tmp_path):
     return write_config(tmp_path / "c.yaml", raw)
 
 
+@pytest.mark.slow
 def test_parts_from_an_installed_package_train(installed, config, tmp_path):
     done = tlx("train", config, path=installed)
     assert done.returncode == 0, done.stderr

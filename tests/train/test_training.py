@@ -202,6 +202,7 @@ def test_under_a_launcher_a_stop_ends_with_0_and_another_number_of_ranks_goes_on
     assert all((one[k] - other[k]).abs().max() < 1e-3 for k in one)
 
 
+@pytest.mark.slow
 def test_ctrl_c_on_a_terminal_reaches_launcher_and_ranks_and_leaves_a_resumable_run(config, tmp_path):
     run = tmp_path / "interrupted"
     process = start("train", config, f"run={run}", ranks=2)

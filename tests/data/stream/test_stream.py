@@ -304,6 +304,7 @@ def test_workers_outlive_a_request_to_stop(train, born):
     assert not psutil.wait_procs(workers, timeout=20)[1]
 
 
+@pytest.mark.slow
 def test_a_batch_left_lying_does_not_keep_the_process(data):
     """An error holds its frames, and they a stream's workers; the process ends all the same."""
     lines = f"""
