@@ -118,6 +118,10 @@ class Look:
         found = by_main(self.world, lambda: self._told(data, scores, skipped, scaling))
         return found if self.world.main else None
 
+    def _refuse_read_only(self) -> None:
+        if self.run is not None and not os.access(self.run, os.W_OK):
+            raise UserError("each look is recorded in the run, which cannot be written", where=str(self.run))
+
     def _told(self, data: JudgedData, scores: Scores, skipped: list[str], scaling: Mapping[str, Any]) -> dict[str, Any]:
         found = self._about(data, scores, skipped)
         if isinstance(self.model.task, Classification):
