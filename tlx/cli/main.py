@@ -26,6 +26,7 @@ from tlx.base.launcher import RESUMABLE, launched, rank, ranked, verdict_file
 from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, say, unread, use_utf8
 from tlx.cli.bench import bench
 from tlx.cli.doctor import doctor
+from tlx.cli.evaluate import evaluate
 from tlx.cli.predict import predict
 from tlx.cli.shards import shards
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
@@ -58,6 +59,10 @@ app.command(
     "find . -name '*.jpg' | tlx predict runs/mine - --top 3; "
     "torchrun --nproc-per-node=4 -m tlx predict runs/mine data/shards/test --out test.parquet"
 )(predict)
+app.command(
+    epilog="Examples: tlx evaluate runs/mine; tlx evaluate runs/mine --data data/test --out test.csv; "
+    "tlx evaluate model.safetensors --data photos --tta flip --json"
+)(evaluate)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 UNREAD = 141  # 128 and SIGPIPE

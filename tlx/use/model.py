@@ -100,6 +100,7 @@ class Model:
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
         batches: Iterable[int] | None = None,
+        flip: bool = False,
     ) -> Generator[Answers, None, None]:
         """The outputs for pictures of shards or files, in the order of batches.
 
@@ -107,6 +108,7 @@ class Model:
             batch: see :meth:`predict`: full ones, cut by place alone.
             part: (i, n): only batches i, i + n, i + 2 n ...; n processes share the work, and get the same numbers.
             batches: these, by their numbers, in place of a part.
+            flip: outputs are the mean of those of the picture and of its mirror image.
         """
         spec, (first, of) = self.description.input, part
         pictures = Pictures(
@@ -118,6 +120,8 @@ class Model:
         for loaded, images in load(Loader(pictures, 0), tasks, largest=batch, workers=workers, pin=False):
             ids = torch.tensor(loaded.ids, dtype=torch.int64)
             outputs = self._forward(images, batch) if len(ids) else torch.zeros(0, len(self.description.outputs))
+            if flip and len(ids):
+                outputs = (outputs + self._forward(images.flip(-1), batch)) / 2
             yield Answers(ids, outputs, loaded.bad)
             del images
 
@@ -131,7 +135,7 @@ class Model:
             UserError: shards of other classes, or without the targets; a picture that cannot be read, without skip_bad.
         """
         manifest = shards if isinstance(shards, Manifest) else Manifest.open(shards)
-        self._refuse_other_targets(manifest)
+        self.refuse_other_targets(manifest)
         meter = self.task.meter(torch.device("cpu"))
         for answers in self.answers(manifest, batch=batch, workers=workers):
             if answers.bad and not skip_bad:
@@ -141,7 +145,7 @@ class Model:
                 meter.update(answers.outputs, own, answers.ids)
         return meter.result()
 
-    def _refuse_other_targets(self, manifest: Manifest) -> None:
+    def refuse_other_targets(self, manifest: Manifest) -> None:
         """
         Raises:
             UserError: shards without a target that the task reads, or with other classes of it.

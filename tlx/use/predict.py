@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from tlx.ranks.together import by_main, together
 from tlx.use.inputs import digest, listed, opened
 from tlx.use.load import Which, find_file, load, task_of
 from tlx.use.model import BATCH, Answers, Model
-from tlx.use.row_text import Format, RowText, format_of
+from tlx.use.row_text import Format, RowText, format_of, written
 
 _PART = 4096  # pictures whose rows are in memory, and are computed again after a kill
 _SHARES = 8  # parts for each rank at least, so that none has much more to do than the others
@@ -90,7 +90,8 @@ def predict(
     try:
         if options.out is None and world.size > 1:
             raise UserError("several ranks have one standard output", todo="--out FILE.csv, .jsonl or .parquet")
-        sources = opened(by_main(world, lambda: listed(words)))
+        listing = by_main(world, lambda: listed(words))
+        sources = together(world, lambda: opened(listing))
         if options.out is not None:
             by_main(world, lambda: _refuse_finished(Path(str(options.out))))
         model = together(world, lambda: load(run, which=which, device=device or str(world.device), trusted=trusted))
@@ -256,7 +257,7 @@ def _begin(work: Prediction, out: Path, weights: Path, ranks: int, stack: ExitSt
         UserError: its parts are of something else; another process is at it.
     """
     folder = _folder(out)
-    with _written(out):
+    with written(out):
         folder.mkdir(exist_ok=True)
         other = "another prediction writes here"
         stack.enter_context(locked_folder(folder, other, todo="wait for it, or another --out"))
@@ -277,7 +278,7 @@ def _begin(work: Prediction, out: Path, weights: Path, ranks: int, stack: ExitSt
         raise UserError("it holds parts, and nothing says what of", where=str(folder), todo="remove it")
     parts = work.parts(ranks)
     numbers = [[part.source, part.first, part.last] for part in parts]
-    with _written(out):
+    with written(out):
         write_whole(folder / _BEGUN, json_text({**content, "parts": numbers}))
     return parts
 
@@ -318,7 +319,7 @@ def _compute(work: Prediction, out: Path, parts: Sequence[Part], own: Sequence[i
                 return
             if not is_last:
                 continue
-            with _written(out):
+            with written(out):
                 write_whole(_file(out, numbers[part]), text.text(rows).encode("utf-8", "surrogateescape"))
             rows = []
             if world.main and time.monotonic() - said > _SAY_S:
@@ -341,7 +342,7 @@ def _join(work: Prediction, out: Path, parts: Sequence[Part]) -> None:
         todo = "ranks on several machines need a folder that all of them see"
         raise UserError("a part that another rank has written is not here", where=str(gone[0]), todo=todo)
     if not out.exists():
-        with _written(out), scratch(out) as beside:
+        with written(out), scratch(out) as beside:
             with beside.open("wb") as file:
                 work.text.join(files, file)
                 file.flush()
@@ -366,16 +367,3 @@ def _remove(folder: Path) -> None:
             file.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
-
-
-@contextmanager
-def _written(out: Path) -> Iterator[None]:
-    """
-    Raises:
-        UserError: for an error of the disk, so that all ranks are told.
-    """
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot be written: {error.strerror or error}"
-        raise UserError(what, where=str(error.filename or out), todo="make room, or another --out") from error

@@ -7,7 +7,8 @@ import importlib.util
 import io
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
@@ -15,6 +16,19 @@ from typing import IO, Any, Literal, cast, get_args
 from tlx.base.errors import UserError
 
 Format = Literal["csv", "jsonl", "parquet"]
+
+
+@contextmanager
+def written(out: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: for an error of the disk, so that all ranks are told.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be written: {error.strerror or error}"
+        raise UserError(what, where=str(error.filename or out), todo="make room, or another place") from error
 
 
 def format_of(out: Path) -> Format:

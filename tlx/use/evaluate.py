@@ -1,0 +1,351 @@
+"""`tlx evaluate`: how good a trained model is on data, with intervals; each look is recorded in the run.
+
+Scores are gathered over ranks, pictures are not: every rank then has the same numbers in the same order, however many
+there are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tlx.base.errors import UserError
+from tlx.base.files import json_text, scratch, sha256_of, write_whole
+from tlx.base.location import command_line, shown
+from tlx.base.location import place as place_of
+from tlx.base.locks import locked_folder
+from tlx.base.parsing import from_json
+from tlx.base.terminal import say
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.file_list import FileList
+from tlx.ranks.sharing import Sharing, join_sharing
+from tlx.ranks.together import by_main, together
+from tlx.runs.run_files import RunFiles, mapping
+from tlx.tasks.classification import Classification
+from tlx.tasks.gathered import Scores
+from tlx.use.judged import SEED, Classified, drawn, fitted_temperature, largest_confusions, with_interval
+from tlx.use.judged_data import JudgedData, Reading, data_of, scored
+from tlx.use.load import Which, find_file, load
+from tlx.use.model import Model
+from tlx.use.predict import name_of
+from tlx.use.row_text import RowText, format_of, written
+
+FOLDER = "evaluations"
+TEMPERATURE = "temperature.json"
+
+_MATRIX = 100  # classes; of more, only confusions that happened are kept
+_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for besides the model.
+
+    Attributes:
+        data: shards, or a folder of class folders; None: the run's own validation data.
+        out: a file of predictions to write.
+        bootstrap: resamples for intervals; 0 for none.
+    """
+
+    data: str | None = None
+    out: Path | None = None
+    bootstrap: int = 1000
+    reading: Reading = field(default_factory=Reading)
+
+
+def evaluate(
+    place: Path, options: Options, *, which: Which = "best", device: str | None = None, trusted: bool = False
+) -> dict[str, Any] | None:
+    """Judges a model, records it in its run, and writes the predictions that were asked for.
+
+    Returns:
+        What :data:`FOLDER` has of it; None on other ranks than the first.
+
+    Raises:
+        UserError: no model, no data, other classes, a picture that cannot be read, a run that cannot be written.
+    """
+    world = join_sharing()
+    try:
+        by_main(world, lambda: _refuse_output(options.out))
+        model = together(world, lambda: load(place, which=which, device=device or str(world.device), trusted=trusted))
+        weights = find_file(place, which)[0]
+        look = Look(model, weights, by_main(world, lambda: _hash(weights)), run_of(place), options, world)
+        return look.taken()
+    finally:
+        world.close()
+
+
+def run_of(place: Path) -> Path | None:
+    """The run that a folder is, or that a checkpoint or a file of weights lies in."""
+    for folder in (place, *list(place.absolute().parents)[:3]):
+        if (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir():
+            return folder
+    return None
+
+
+@dataclass(frozen=True)
+class Look:
+    """One evaluation.
+
+    Attributes:
+        sha256: of the file of weights.
+        run: None where the file lies in none: nothing is recorded then.
+    """
+
+    model: Model
+    weights: Path
+    sha256: str
+    run: Path | None
+    options: Options
+    world: Sharing
+
+    def taken(self) -> dict[str, Any] | None:
+        location = together(self.world, self._location)
+        by_main(self.world, self._refuse_read_only)
+        data = together(self.world, lambda: data_of(location, self.model))
+        scores, skipped = scored(self.model, data, self.options.reading, self.world)
+        scaling = self._temperature(data, scores) if isinstance(self.model.task, Classification) else {}
+        found = by_main(self.world, lambda: self._told(data, scores, skipped, scaling))
+        return found if self.world.main else None
+
+    def _refuse_read_only(self) -> None:
+        if self.run is not None and not os.access(self.run, os.W_OK):
+            raise UserError("each look is recorded in the run, which cannot be written", where=str(self.run))
+
+    def _told(self, data: JudgedData, scores: Scores, skipped: list[str], scaling: Mapping[str, Any]) -> dict[str, Any]:
+        found = self._about(data, scores, skipped)
+        if isinstance(self.model.task, Classification):
+            found |= _classified(self.model.task, scores, self.options.bootstrap, scaling)
+        else:
+            found |= _by_meter(self.model, scores, self.options.bootstrap)
+        if self.options.out is not None:
+            with written(self.options.out):
+                _write(self.options.out, self.model, data.source, scores)
+        if self.run is not None:
+            with written(self.run):
+                found |= _record(self.run, data, found)
+        return found
+
+    def _location(self) -> str:
+        if self.options.data is not None:
+            return self.options.data
+        validation = mapping(RunFiles(self.run).config.get("data")).get("val") if self.run is not None else None
+        if not isinstance(validation, str):
+            what = "the run has no data.val" if self.run is not None else "it lies in no run, which would name its data"
+            raise UserError(what, where=str(self.run or self.weights), todo="--data SHARDS|FOLDER")
+        if self.world.main:
+            say(f"data: the run's own data.val, {shown(validation)}", error=True)
+        return str(place_of(validation))
+
+    def _about(self, data: JudgedData, scores: Scores, skipped: list[str]) -> dict[str, Any]:
+        reading, provenance = self.options.reading, self.model.description.provenance
+        return {
+            "data": data.name,
+            "digest": data.digest,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "command": command_line(["tlx", *sys.argv[1:]]),
+            "weights": {"file": str(self.weights), "sha256": self.sha256, "step": provenance.get("step")},
+            "task": self.model.description.task["name"],
+            "samples": len(scores.ids),
+            "skipped": skipped,
+            "batch": reading.batch,
+            "tta": "flip" if reading.flip else None,
+            "bootstrap": {"resamples": self.options.bootstrap, "seed": SEED},
+        }
+
+    # Temperature: fitted on the run's validation data alone, whatever is judged
+
+    def _temperature(self, data: JudgedData, scores: Scores) -> dict[str, Any]:
+        """From the run's folder, where it was fitted for these weights before; empty where it cannot be."""
+        run = self.run
+        if run is None:
+            return {}
+        own = {"weights": self.sha256, "tta": "flip" if self.options.reading.flip else None}
+        kept = by_main(self.world, lambda: RunFiles(run).read(TEMPERATURE))
+        if all(kept.get(name) == value for name, value in own.items()) and isinstance(kept.get("temperature"), float):
+            return kept | {"judged": kept.get("digest") == data.digest}
+        validation = self._validation(run)
+        if validation is None:
+            return {}
+        if validation.digest != data.digest:
+            scores, _ = scored(self.model, validation, replace(self.options.reading, skip_bad=True), self.world)
+        logits, labels = _known(self.model.task, scores)
+        if not len(labels):
+            return {}
+        about = {"data": validation.name, "digest": validation.digest, "samples": len(labels)}
+        found = {"temperature": fitted_temperature(logits, labels), **own, **about}
+        by_main(self.world, lambda: _keep(run, found))
+        return found | {"judged": validation.digest == data.digest}
+
+    def _validation(self, run: Path) -> JudgedData | None:
+        location = mapping(RunFiles(run).config.get("data")).get("val")
+        if not isinstance(location, str):
+            return None
+        try:
+            return together(self.world, lambda: data_of(str(place_of(location)), self.model))
+        except UserError as error:
+            if self.world.main:
+                say(f"note: no temperature, since the run's validation data are not there: {error}", error=True)
+            return None
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return sha256_of(opened)
+
+
+def _refuse_output(out: Path | None) -> None:
+    """
+    Raises:
+        UserError: it is there, or could not be written.
+    """
+    if out is None:
+        return
+    format_of(out)
+    if out.exists():
+        raise UserError("it is there already", where=str(out), todo="remove it, or name another one")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise UserError("no file can be written there", where=str(out.parent))
+
+
+# Metrics
+
+
+def _known(task: Any, scores: Scores) -> tuple[Tensor, Tensor]:
+    """Logits and classes of pictures that have a class."""
+    labels = scores.own[task.target.name]
+    return scores.output[labels >= 0].double(), labels[labels >= 0]
+
+
+def _classified(task: Classification, scores: Scores, resamples: int, scaling: Mapping[str, Any]) -> dict[str, Any]:
+    logits, labels = _known(task, scores)
+    if not len(labels):
+        raise UserError("none of these pictures has a class")
+    judged = Classified(logits, labels, task.top_k, scaling.get("temperature"))
+    by_class, confusion = judged.by_class(), judged.confusion()
+    names = dict(enumerate(task.classes))
+    return {
+        "metrics": {name: interval.data() for name, interval in judged.intervals(resamples).items()},
+        "classes": list(task.classes),
+        "pictures": judged.counts.tolist(),
+        "per_class": {name: values.tolist() for name, values in by_class.items()},
+        "confusions": largest_confusions(confusion, names),
+        **({"confusion": confusion.tolist()} if len(task.classes) <= _MATRIX else {}),
+        "temperature": dict(scaling) or None,
+    }
+
+
+def _by_meter(model: Model, scores: Scores, resamples: int) -> dict[str, Any]:
+    """The task's own metrics; a resample is judged as if it were the data."""
+    whole = _metered(model, scores)
+    points = {name: float(value) for name, value in whole.items() if not isinstance(value, list)}
+    counts = {name: points.pop(name) for name in ("samples", "nonfinite") if name in points}
+    values: dict[str, list[float]] = {name: [] for name in points}
+    for block in drawn(len(scores.ids), resamples):
+        for places in block:
+            own = {name: of[places] for name, of in scores.own.items()}
+            found = _metered(model, Scores(scores.output[places], own, torch.arange(len(places))))
+            for name, of_all in values.items():
+                of_all.append(float(found.get(name, float("nan"))))
+    metrics = {name: with_interval(value, torch.tensor(values[name]).double()) for name, value in points.items()}
+    lists = {name: value for name, value in whole.items() if isinstance(value, list)}
+    names = {name: list(of) for name, of in model.task.lists.items()}
+    return {"metrics": {n: i.data() for n, i in metrics.items()}, "counts": counts, "lists": lists, "names": names}
+
+
+def _metered(model: Model, scores: Scores) -> dict[str, Any]:
+    meter = model.task.meter(torch.device("cpu"))
+    meter.update(scores.output, scores.own, scores.ids)
+    return meter.result()
+
+
+# What is kept
+
+
+def _keep(run: Path, temperature: Mapping[str, Any]) -> None:
+    with written(run):
+        write_whole(run / TEMPERATURE, json_text(temperature))
+
+
+def _record(run: Path, data: JudgedData, look: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds a look to the file of its data; which that is, and how many looks there are.
+
+    Raises:
+        UserError: somebody else writes there.
+    """
+    folder = run / FOLDER
+    folder.mkdir(exist_ok=True)
+    with locked_folder(folder, "another evaluation writes here", todo="try again"):
+        for file in _files(folder, data.name):
+            before = _read(file)
+            if before is None or before.get("digest") == data.digest:
+                break
+        looks = [*((before or {}).get("looks") or []), dict(look)]
+        write_whole(file, json_text({"data": data.name, "digest": data.digest, "looks": looks}))
+    return {"recorded": str(file), "look": len(looks)}
+
+
+def _files(folder: Path, name: str) -> Iterator[Path]:
+    """Where looks at data of this name may be kept: other data may have had it."""
+    parts = re.split(r"[^A-Za-z0-9._-]+", name)
+    stem = "-".join([part for part in parts if part.strip(".-")][-2:])[-80:] or "data"
+    yield folder / f"{stem}.json"
+    number = 1
+    while True:
+        number += 1
+        yield folder / f"{stem}-{number}.json"
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    """None where there is none; of one that is damaged nothing, and it is kept."""
+    with suppress(FileNotFoundError):
+        try:
+            found = from_json(file.read_bytes())
+        except ValueError:
+            found = None
+        return found if isinstance(found, dict) else {}
+    return None
+
+
+def _write(out: Path, model: Model, source: Manifest | FileList, scores: Scores) -> None:
+    """The predictions: a row for each picture, with its truth."""
+    first = next(_rows(model, source, scores, slice(0, 1)))
+    text = RowText(format_of(out), first)
+    with scratch(out) as beside:
+        part = beside.with_name(f"{beside.name}.part")
+        try:
+            with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                for at in range(0, len(scores.ids), _ROWS):
+                    file.write(text.text(list(_rows(model, source, scores, slice(at, at + _ROWS)))))
+            with beside.open("wb") as whole:
+                text.join([part], whole)
+                whole.flush()
+                os.fsync(whole.fileno())
+        finally:
+            part.unlink(missing_ok=True)
+        os.replace(beside, out)
+
+
+def _rows(model: Model, source: Manifest | FileList, scores: Scores, some: slice) -> Iterator[dict[str, Any]]:
+    output, task = scores.output[some], model.task
+    names = [name_of(source, place) for place in scores.ids[some].tolist()]
+    if not isinstance(task, Classification):
+        truths = {name: values[some].tolist() for name, values in scores.own.items()}
+        for i, row in enumerate(task.rows(output, model.description.kept)):
+            yield {"file": names[i], **{f"true/{name}": values[i] for name, values in truths.items()}, **row}
+        return
+    labels, shares = scores.own[task.target.name][some].tolist(), output.double().softmax(1)
+    for name, label, told, p in zip(names, labels, output.argmax(1).tolist(), shares.tolist(), strict=True):
+        true = task.classes[label] if label >= 0 else ""
+        probabilities = dict(zip(task.classes, p, strict=True))
+        yield {"file": name, "label": true, "predicted": task.classes[told], "probabilities": probabilities}
