@@ -837,6 +837,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _of_file(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        todo = f"its configuration: {path / 'config.yaml'}" if (path / "config.yaml").is_file() else None
+        raise UserError(
+            "is a folder, not a configuration", where=str(path), todo=todo or f"of pictures: tlx init {path} makes one"
+        )
     try:
         raw = from_yaml_file(path)
     except OSError as error:

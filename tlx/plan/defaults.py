@@ -89,10 +89,11 @@ _ROLES: Mapping[str, Mapping[str, Role]] = {
     "biases_only": {"biases_only": "part"},
     "gradual": {"head": "head", "each": "all"},
 }
-_TRANSFORMERS = frozenset(
+_WORDS = (
     "vit deit beit eva swin cait xcit volo pit pvt twins tnt mvit crossvit levit davit hiera nest aim samvit flexivit "
-    "naflexvit vitamin coat convit visformer gcvit".split()  # noqa: SIM905
+    "naflexvit vitamin coat convit visformer gcvit"
 )
+_TRANSFORMERS = frozenset(_WORDS.split())
 _SPLITS = ("train", "training", "val", "test")
 
 
@@ -131,8 +132,12 @@ def run_of(train: str, backbone: str) -> str:
     place = "pipe" if train.startswith("pipe:") else urlsplit(train).path if "://" in train else train
     parts = [part for part in re.split(r"[/\\]", place) if part.strip(".")]
     named = parts[:-1] if len(parts) > 1 and parts[-1].lower() in _SPLITS else parts
-    network = re.split(r"[/:]", backbone)[-1]
-    return f"runs/{plain_name(named[-1] if named else '', 'data')}-{plain_name(network, 'network')}"
+    return f"runs/{plain_name(named[-1] if named else '', 'data')}-{network_name(backbone)}"
+
+
+def network_name(backbone: str) -> str:
+    """Without its library, for names of files."""
+    return plain_name(re.split(r"[/:]", backbone)[-1], "network")
 
 
 def plain_name(name: str, otherwise: str) -> str:
