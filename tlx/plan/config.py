@@ -712,8 +712,7 @@ class Config(Model):
             return raw
         data, backbone = raw.get("data"), raw.get("backbone")
         train = data.get("train") if isinstance(data, Mapping) else None
-        network = BackboneConfig.opened(backbone)
-        name = network.get("name") if isinstance(network, Mapping) else None
+        name = backbone.get("name") if isinstance(backbone, Mapping) else backbone
         return {**raw, "run": defaults.run_of(str(train), str(name))}
 
     @field_validator("run", mode="before")
