@@ -81,19 +81,11 @@ def backbone_in(overrides: Sequence[str]) -> str | None:
 
 
 def _planned(pictures: Pictures, backbone: str, command: str) -> tuple[str, str]:
-    """The file's text, and the plan in words; with smaller pictures where no GPU is and the network takes them."""
+    """The file's text, and its plan in words."""
     from tlx.train import build
 
-    machine = _machine()
-    sizes = [(False, False)] if machine.gpu else [(True, False), (True, True), (False, False)]
-    for small, sized in sizes:
-        text = Choices(pictures, backbone, machine, small, sized).text(command)
-        try:
-            return text, build.plan(parse(from_yaml(text)))[1]
-        except UserError:
-            if (small, sized) == sizes[-1]:
-                raise
-    raise AssertionError("the last one returns or raises")
+    text = Choices(pictures, backbone, _machine()).text(command)
+    return text, build.plan(parse(from_yaml(text)))[1]
 
 
 def _machine() -> Machine:
