@@ -59,7 +59,7 @@ def test_shards_are_built_shown_checked_and_indexed(tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
-        *[("train",), ("plan",), ("models",), ("report",), ("weights", "fetch")],
+        *[("init",), ("train",), ("plan",), ("models",), ("report",), ("weights", "fetch")],
         *(("shards", w) for w in ("build", "index", "check", "show")),
     ],
     ids=" ".join,

@@ -202,7 +202,7 @@ def test_every_answer_is_a_key(file):
         ("phases.each.norm=3", ["phases.each.norm: input should be text, or a mapping of keys to values (given: 3)"]),
         ("phases.each.norm={frozen: x}", ["phases.each.norm.frozen: ", "phases.each.norm.trained: missing"]),
         ("stop_after=12:30", ["stop_after: '12:30' is not a time"]),
-        ("backbone=toys:small", ["backbone: input should be a mapping of keys to values (given: 'toys:small')"]),
+        ("backbone=18", ["backbone: input should be a mapping of keys to values (given: 18)"]),
         ("head=nope", ['head: there is no head "nope"; choose from attention_pool']),
         ("transforms.1=flip", ['transforms.1: there is no transform "flip"']),
         ("backbone.args={width: x}", ["backbone.args."]),

@@ -322,12 +322,16 @@ def test_moving_batchnorm_on_one_sample_is_refused_and_names_drop_last(samples, 
     assert not make(samples=samples, world=world, phases=fixed, **over).warnings
 
 
+OWN = {"name": "explicit", "phases": [{"name": "own", "layers": {"*": "all"}}]}
+
+
 @pytest.mark.parametrize(
     ("over", "message"),
     [
         ({"phases": {"fine_tunning": {"lr": 1}}}, 'no phase "fine_tunning"; did you mean "fine_tuning"'),
-        ({"phases": {"each": {"lr": 1}}}, "no duration"),
-        ({"phases": {"each": {"duration": 3}}}, "no learning rate"),
+        ({"phases": {"each": {"lr": 1}}, "unfreeze": OWN}, "no duration"),
+        ({"phases": {"each": {"duration": 3}}, "unfreeze": OWN}, "no learning rate"),
+        ({"phases": {"each": {"duration": 3}}, "optimizer": "sgd"}, r"no learning rate.*adamw and adam have default"),
         (
             {"phases": {"each": {"lr": 1, "duration": "3ep", "warmup": "3ep"}}},
             r"fills the phase of 12 \(3ep\)\n  -> a longer duration .*each.warmup=0|fills the phase",

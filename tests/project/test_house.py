@@ -23,6 +23,7 @@ ORDER = [
     "ranks",
     "use",
     "train",
+    "init",
     "bench",
     "doctor",
     "submit",

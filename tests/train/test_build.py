@@ -325,20 +325,20 @@ def test_a_plan_refuses_all_that_training_would_at_once(tmp_path):
         transforms=[{"name": "random_resized_crop", "size": 20}],
         objective={"name": "cross_entropy", "class_weights": [1, 2]},
         optimizer={"name": "sgd", "momentum": 0, "nesterov": True},
-        phases={"each": {"lr": 0.1}},
+        phases={"each": {"duration": "1ep"}},
         evaluate={"metric": "val/top9"},
     )
     with pytest.raises(ConfigError) as caught:
         build.plan(asked)
     text = str(caught.value)
     for expected in (
-        "phases.feature_extraction: the phase has no duration",
+        "phases.feature_extraction: the phase has no learning rate",
         "make 3 x 20 x 20 torch.uint8 of a picture of 32 x 48; the backbone wants 3 x 16 x 16",
         "objective.class_weights: 2 class weights for 3 classes",
         "Nesterov momentum requires a momentum",
     ):
         assert expected in text, text
-    assert "5 mistakes" in text  # a duration for each of two phases
+    assert "5 mistakes" in text  # sgd has no default rate: one for each of two phases
     gone = asked.model_copy(update={"data": asked.data.model_copy(update={"expected": None})})
     with pytest.raises(ConfigError, match=r"later: there is no such folder[\s\S]*wants 3 x 16 x 16[\s\S]*Nesterov"):
         build.plan(gone)

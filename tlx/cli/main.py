@@ -27,6 +27,7 @@ from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, sa
 from tlx.cli.bench import bench
 from tlx.cli.doctor import doctor
 from tlx.cli.evaluate import evaluate
+from tlx.cli.init import configuration_of, init
 from tlx.cli.predict import predict
 from tlx.cli.shards import shards
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
@@ -63,11 +64,13 @@ app.command(
     epilog="Examples: tlx evaluate runs/mine; tlx evaluate runs/mine --data data/test --out test.csv; "
     "tlx evaluate model.safetensors --data photos --tta flip --json"
 )(evaluate)
+app.command(epilog="Examples: tlx init photos; tlx init photos --backbone torchvision/resnet50 --val 0.1")(init)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 UNREAD = 141  # 128 and SIGPIPE
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
 PICTURE = "Draw layers by time, the colour their rate, into the .png file named next, or CONFIG-plan.png."
+PHOTOS = "A YAML file, see configs/; or a folder of pictures."
 MEASURE = "Try each phase on the device here: the memory it takes beside the estimate, and the micro-batch that fits."
 EXTEND = "Go on with a run by a longer plan (phases, duration, further), where what it has trained stays the same."
 REST = "With --extend, where the learning rates so far would have been others: the rest of the new ones from here on."
@@ -89,21 +92,27 @@ def _options(
 
 
 @app.command(
-    epilog="Example: accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1", context_settings=FORWARDED
+    epilog="Examples: tlx train photos; accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1",
+    context_settings=FORWARDED,
 )
 def train(
-    config: ConfigFile,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG|PHOTOS", help=PHOTOS, parser=config_path)],
     overrides: Overrides = None,
     fresh: Annotated[bool, typer.Option(help="Move an earlier run folder aside and start anew.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help=EXTEND)] = False,
     rest: Annotated[bool, typer.Option("--rest", help=REST)] = False,
 ) -> None:
-    """Train, or resume, or show the result of a run that is done."""
+    """Train, or resume, or show the result of a run that is done.
+
+    Of a folder of pictures: tlx init first, then its configuration.
+    """
     as_courtesy()
     if not launched():  # a launcher ends when its terminal is closed, and its ranks are asked to stop; see StopRequest
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from tlx.plan import config as configs
 
+    if config.is_dir():
+        config = configuration_of(config, overrides or ())
     wanted = configs.load(config, overrides or (), before_imports=_begin)
     from tlx.train import command as training
 

@@ -15,7 +15,7 @@ from tlx.base.terminal import as_courtesy, drawn, escaped, say
 from tlx.cli.words import path, place
 
 if TYPE_CHECKING:
-    from tlx.data.build.write import PartSummary
+    from tlx.data.build.write import BuildSummary, PartSummary
     from tlx.data.shards.check import SplitCounts
     from tlx.data.shards.duplicates import Copy, Duplicates
     from tlx.data.shards.notes import Rewrites
@@ -114,7 +114,6 @@ def build(
     """
     from tlx.data.build.build_parts import Part
     from tlx.data.build.write import BuildOptions, build_part, build_shards
-    from tlx.data.shards.passed_over import told
 
     as_courtesy()
     with suppress(AttributeError, ValueError):  # of Windows; of another thread than the main one
@@ -145,6 +144,13 @@ def build(
         _print_part(build_part(src, out, Part.read(part), options, progress=True), out)
         return
     done = build_shards(src, out, options, progress=True)
+    print_build(done)
+
+
+def print_build(done: BuildSummary) -> None:
+    """What a build has found and made."""
+    from tlx.data.shards.passed_over import told
+
     for name in done.bad:
         say(f"left out, unreadable: {escaped(name)}", error=True)
     for line in told(done.left_out):
@@ -153,7 +159,7 @@ def build(
     _warn_of_classes({split: said.counts for split, said in done.statistics.items()})
     for split, made in done.splits.items():
         size = made["bytes"] / 2**20
-        say(f"{out / split}: {made['samples']:,} samples in {_count(made['shards'], 'shard')}, {size:.1f} MB")
+        say(f"{done.out / split}: {made['samples']:,} samples in {_count(made['shards'], 'shard')}, {size:.1f} MB")
     if done.rewrites:
         say(_rewritten(done.rewrites))
     _print_duplicates(done.duplicates, done.splits)

@@ -47,6 +47,7 @@ from tlx.base.sweep import with_trial
 from tlx.base.validation import mistakes, refuse_truth
 from tlx.data.shards.targets import Kind
 from tlx.data.stream.sampling import Sampling
+from tlx.plan import defaults
 from tlx.plan.later_keys import completed, is_written
 from tlx.plan.overrides import Names, Short, changed, keys_at
 
@@ -417,7 +418,7 @@ class Data(Model):
     val: Place | None = None
     """The same, to evaluate on."""
     cache: CacheConfig = CacheConfig()
-    batch: PositiveInt
+    batch: PositiveInt = defaults.USUAL.batch
     """The GLOBAL batch, over all ranks and micro-batches."""
     window: PositiveInt | None = None
     """How many shards are shuffled together; all by default."""
@@ -541,6 +542,12 @@ class BackboneConfig(Model):
     """Arguments of the network's constructor: drop_path_rate, img_size ..."""
     layers: Granularity = "block"
     """How finely the network is cut into layers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def opened(cls, value: Any) -> Any:
+        """Its long form."""
+        return {"name": value} if isinstance(value, str) else value
 
     @field_validator("name")
     @classmethod
@@ -728,8 +735,9 @@ class WorldConfig(Model):
 class Config(Model):
     """One training."""
 
-    run: FilePath
-    """The run's folder; ``{trial}`` in it is the id of a sweep's trial, see :func:`tlx.base.sweep.with_trial`."""
+    run: FilePath = Field(default_factory=lambda: Path("runs"))
+    """The run's folder, by default ``runs/DATA-BACKBONE``; ``{trial}`` in it is the id of a sweep's trial, see
+    :func:`tlx.base.sweep.with_trial`."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of everything random: order, transforms, mixing, dropout, initial values of the head."""
     duration: Length | None = None
@@ -751,7 +759,7 @@ class Config(Model):
     unfreeze: _part_of("unfreeze") = Part(name="two_phase")  # type: ignore[valid-type]
     """The unfreeze schedule: which phases there are, and which layers train in each."""
     phases: Annotated[dict[str, PhaseSettings], Names("each")] = {}
-    """Settings of phases by name; `each` is of all."""
+    """Settings of phases by name; `each` is of all. Durations and rates that are not said: :mod:`tlx.plan.defaults`."""
     further: Annotated[dict[str, PhaseSettings], Names(None)] = {}
     """Phases after those that `unfreeze` makes, by name and in this order. Each trains what the last of those does,
     with its settings but for what is said here, from the last weights; `duration` must be said."""
@@ -768,6 +776,16 @@ class Config(Model):
     checkpoint: Checkpoint = Checkpoint()
     track: Track = Track()
     world: WorldConfig = WorldConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, raw: Any) -> Any:
+        if not isinstance(raw, Mapping) or "run" in raw:
+            return raw
+        data, backbone = raw.get("data"), raw.get("backbone")
+        train = data.get("train") if isinstance(data, Mapping) else None
+        name = backbone.get("name") if isinstance(backbone, Mapping) else backbone
+        return {**raw, "run": defaults.run_of(str(train), str(name))}
 
     @field_validator("run", mode="before")
     @classmethod
@@ -805,6 +823,33 @@ class Config(Model):
 
     def settings(self, phase: str) -> PhaseSettings:
         """Of one phase: its own over those of `each` over the defaults."""
+        return self._said(phase).model_copy(update=self.unsaid(phase))
+
+    def unsaid(self, phase: str) -> dict[str, Any]:
+        """What :mod:`tlx.plan.defaults` says of a phase, where the configuration does not: its duration, unless the
+        schedule gives one; its rate and, with that, the rate's curve, warm-up and layer decay."""
+        roles, said = defaults.roles_of(self.unfreeze.name, self.unfreeze.args), self._said(phase)
+        role = roles.get(phase) or (None if phase in self.further else roles.get("each"))
+        if role is None:
+            return {}
+        row = PhaseSettings(**defaults.phase_of(role, defaults.kind_of(self.backbone.name)))
+        filled: dict[str, Any] = {}
+        if said.duration is None and "each" not in roles:
+            filled["duration"] = (
+                row.duration if self.duration is None else Duration(defaults.share_of(role, roles), "%")
+            )
+        if said.lr is None and self.optimizer.name in defaults.OPTIMIZERS:
+            of_rates = [key for key in row.model_fields_set if key not in ("duration", *said.model_fields_set)]
+            filled |= {"lr": row.lr, **{key: getattr(row, key) for key in of_rates}}
+        return filled
+
+    @property
+    def phase_names(self) -> list[str]:
+        """Of all phases that something is said of, here or by default."""
+        roles = defaults.roles_of(self.unfreeze.name, self.unfreeze.args)
+        return list(dict.fromkeys((*roles, *self.phases)))
+
+    def _said(self, phase: str) -> PhaseSettings:
         base = self.phases.get("each", PhaseSettings())
         return self.phases[phase].over(base) if phase in self.phases and phase != "each" else base
 
@@ -864,6 +909,11 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _of_file(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        todo = f"its configuration: {path / 'config.yaml'}" if (path / "config.yaml").is_file() else None
+        raise UserError(
+            "is a folder, not a configuration", where=str(path), todo=todo or f"of pictures: tlx init {path} makes one"
+        )
     try:
         raw = from_yaml_file(path)
     except OSError as error:
@@ -903,10 +953,10 @@ def plain(config: Config) -> dict[str, Any]:
     Defaults of phases are said in `each`; said again in a phase they would override it.
     """
     raw = config.model_dump(mode="json")
+    own = {name: config.phases.get(name, PhaseSettings()) for name in config.phase_names if name != "each"}
     raw["phases"] = {"each": config.settings("each").model_dump(mode="json")} | {
-        name: settings.model_dump(mode="json", exclude_unset=True)
-        for name, settings in config.phases.items()
-        if name != "each"
+        name: settings.model_copy(update=config.unsaid(name)).model_dump(mode="json", exclude_unset=True)
+        for name, settings in own.items()
     }
     raw["further"] = {
         name: settings.model_dump(mode="json", exclude_unset=True) for name, settings in config.further.items()

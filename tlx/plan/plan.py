@@ -21,7 +21,7 @@ from tlx.base.layers import Layer, LayerMap, Parameter
 from tlx.base.location import shown
 from tlx.base.norms import POLICIES, NormPolicy, NormState
 from tlx.data.stream.order import micro_batch_sizes
-from tlx.plan import returned_values
+from tlx.plan import defaults, returned_values
 from tlx.plan import warnings as plan_warnings
 from tlx.plan.config import Config, Part, PhaseSettings, Plateau
 from tlx.plan.unfreeze import Assignment, Mode
@@ -383,7 +383,8 @@ def _phase(config: Config, layers: LayerMap, assignment: Assignment, *, start: i
     settings = config.settings(assignment.name)
     where = _key(config, assignment.name)
     if settings.lr is None:
-        raise UserError("the phase has no learning rate", where=where, todo="set lr there or in phases.each")
+        todo = f"set lr there or in phases.each ({' and '.join(defaults.OPTIMIZERS)} have default rates)"
+        raise UserError("the phase has no learning rate", where=where, todo=todo)
     lr = settings.lr
     settings = settings.model_copy(update={"duration": settings.duration or assignment.duration})
     length = _length(config, settings, where=where, epoch=epoch)

@@ -177,7 +177,7 @@ def _alternatives(hint: Any) -> Sequence[Any]:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default()
+    value = None if field.default_factory is not None else field.get_default()
     return "" if isinstance(value, Model) and not isinstance(value, Part) else _yaml(value)
 
 

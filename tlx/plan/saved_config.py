@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pydantic import ValidationError
+
 from tlx.base.differences import differences, flat
 from tlx.base.errors import ConfigError
-from tlx.plan.config import Config, parse, plain
+from tlx.plan.config import Config, PhaseSettings, parse, plain
 from tlx.plan.later_keys import completed, lacking
 
 MAY_CHANGE = (
@@ -18,6 +20,31 @@ MAY_CHANGE = (
     *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""
+
+
+def as_written(config: Config, written: Mapping[str, Any]) -> Config:
+    """The configuration with what it leaves to :mod:`tlx.plan.defaults` as a run has it written down: it goes on as it
+    began, whatever the defaults are by now.
+
+    Args:
+        written: the run's config.yaml as plain data, or what of it shapes the plan.
+    """
+    phases, data = written.get("phases"), written.get("data")
+    made = dict(config.phases)
+    for name in config.phase_names:
+        own = phases.get(name) if isinstance(phases, Mapping) else None
+        if not isinstance(own, Mapping):
+            continue
+        try:
+            then = PhaseSettings.model_validate({key: own[key] for key in config.unsaid(name) if key in own})
+        except ValidationError:  # a damaged file; the differences will tell
+            continue
+        made[name] = then.over(config.phases.get(name, PhaseSettings()))
+    batch = data.get("batch") if isinstance(data, Mapping) else None
+    update: dict[str, Any] = {"phases": made} if made != config.phases else {}
+    if "batch" not in config.data.model_fields_set and isinstance(batch, int):
+        update["data"] = config.data.model_copy(update={"batch": batch})
+    return config.model_copy(update=update) if update else config
 
 
 def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) -> list[str]:

@@ -34,7 +34,7 @@ from tlx.base.files import json_text, write_whole
 from tlx.base.parsing import from_json, from_yaml_file, to_yaml
 from tlx.plan.config import Config, EarlierRates, PhaseSettings, parse, plain
 from tlx.plan.plan import Phase, Plan
-from tlx.plan.saved_config import essential, hints, meant
+from tlx.plan.saved_config import as_written, essential, hints, meant
 from tlx.runs.older_meaning import refuse_other_meaning
 
 if TYPE_CHECKING:
@@ -168,9 +168,10 @@ def _as_read_now(said: Mapping[str, Any], config: Config) -> Mapping[str, Any]:
 
 
 def adopted(folder: Path, config: Config) -> Config:
-    """The configuration with what an earlier `--rest` has written out for the same words, so that the same command,
-    with or without --extend, means the same training."""
+    """The configuration with what the run has written down for what is not said, and what an earlier `--rest` has
+    written out for the same words: so that the same command, with or without --extend, means the same training."""
     entries = earlier(folder)
+    config = as_written(config, entries[-1]["asked"] if entries else _begun_by(folder))
     if not entries:
         return config
     asked, now, own = _as_read_now(entries[-1]["asked"], config), entries[-1]["now"], shape(config)
@@ -184,6 +185,15 @@ def adopted(folder: Path, config: Config) -> Config:
         return config
     filled = parse({**plain(config), **made})
     return config.model_copy(update={key: getattr(filled, key) for key in SHAPE})
+
+
+def _begun_by(folder: Path) -> Mapping[str, Any]:
+    """config.yaml of the run as plain data; nothing where there is none, or none that can be read: others tell."""
+    try:
+        written = from_yaml_file(folder / "config.yaml")
+    except (OSError, ValueError):
+        return {}
+    return written if isinstance(written, dict) else {}
 
 
 def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:

@@ -71,6 +71,10 @@ NO_ORDER: Mapping[str, tuple[str, ...]] = MappingProxyType({})
 _WAIT = "wait for it, or name another folder"
 
 
+class SourceChanged(UserError):
+    """Finished shards are of other pictures than the source has now."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """How shards are built.
@@ -363,7 +367,7 @@ def _already(folder: Path, request: dict[str, Any], source: str | Source) -> Bui
         later = {k: request[k] for k in ("targets", "label_separator", "nested") if k in request}
         now = _read(source, BuildOptions(**{key: request[key] for key in as_asked}, **later), state)
         if _listing(now) != state["pictures"]:
-            raise UserError(
+            raise SourceChanged(
                 "the source has changed since these shards were built",
                 where=str(folder),
                 todo="build into a new folder",
