@@ -123,7 +123,7 @@ class Caching(nn.Module):
 def test_an_evaluation_sees_the_weights_of_now():
     training = Training.of(config_of("trainings:forked", batch=2), alone(), size=64)
     updater = training.updater
-    validation = Validation(lambda: [training.batch(0)], "here", updater.task, updater.normalise, updater.world)
+    validation = Validation(lambda: [training.batch(0)], 2, "here", updater.task, updater.normalise, updater.world)
 
     def loss(net):
         return evaluate(net, validation, {}, lambda: 0, print)["loss"]
@@ -133,6 +133,22 @@ def test_an_evaluation_sees_the_weights_of_now():
     with torch.no_grad():
         net.weight[training.batch(0).labels] += 5
     assert loss(net) < before - 1
+
+
+def test_an_evaluations_batches_are_always_full():
+    training = Training.of(config_of("trainings:forked", batch=2), alone(), size=64)
+    updater, given, rows = training.updater, training.batch(0), []
+    net = Caching()
+    net.register_forward_pre_hook(lambda _, args: rows.append(args[0]))
+
+    def loss(batch):
+        validation = Validation(lambda: [given], batch, "here", updater.task, updater.normalise, updater.world)
+        return evaluate(net, validation, {}, lambda: 0, print)["loss"]
+
+    assert loss(2) == loss(5)  # what fills it up is not counted
+    assert [len(images) for images in rows] == [2, 5]
+    assert torch.equal(rows[1][:2], rows[0])
+    assert not rows[1][2:].any()
 
 
 def test_the_head_is_the_new_part_even_where_a_pretrained_layer_is_called_head():

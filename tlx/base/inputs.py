@@ -10,6 +10,9 @@ from tlx.base.errors import UserError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
 
+EVALUATION_BATCH = 64
+"""Pictures that go through a network at once outside of training, where nobody says otherwise."""
+
 
 @dataclass(frozen=True)
 class InputSpec:

@@ -25,7 +25,7 @@ def evaluate(
     tta: Annotated[str | None, typer.Option(metavar="flip", help="Mirrored pictures are asked, too; the mean.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not a table.")] = False,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")] = False,
-    batch: Batch = 64,
+    batch: Batch = None,
     workers: Workers = None,
     which: Which = "best",
     device: Device = None,

@@ -14,7 +14,7 @@ Run = Annotated[
     Path, typer.Argument(metavar="RUN|FILE", help="A run's folder, a checkpoint, a model.safetensors.", parser=path)
 ]
 Batch = Annotated[
-    int, typer.Option(min=1, help="Pictures at once; batches are always full, so numbers do not depend on neighbours.")
+    int | None, typer.Option(min=1, help="Pictures at once, always as many; by default as in training's evaluations.")
 ]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode, on each rank; 2 where it pays.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU for each rank.")]
@@ -39,7 +39,7 @@ def predict(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="A picture that cannot be read gets a row with its error.")
     ] = False,
-    batch: Batch = 64,
+    batch: Batch = None,
     workers: Workers = None,
     which: Which = "best",
     device: Device = None,

@@ -32,7 +32,7 @@ from pydantic import (
 from tlx.base import plug
 from tlx.base.durations import Duration, Length, TimeSpan
 from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mean
-from tlx.base.inputs import InputSpec, Interpolation
+from tlx.base.inputs import EVALUATION_BATCH, InputSpec, Interpolation
 from tlx.base.key_aliases import USUAL, right_key
 from tlx.base.launcher import environment
 from tlx.base.layers import Granularity
@@ -672,12 +672,18 @@ class Evaluate(Model):
     patience: PositiveInt | None = None
     """Early stopping: the phase ends after this many evaluations without progress of the metric."""
     batch: PositiveInt | None = None
-    """Samples that a rank evaluates at once; by default as many as it trains on."""
+    """Samples that a rank evaluates at once; by default 64. Batches are cut by place in the index and always full, so
+    that a sample's logits do not depend on ranks or on its neighbours."""
 
     @property
     def chooses(self) -> str:
         """The metric that chooses the best checkpoint."""
         return self.metric or LOSS
+
+    @property
+    def samples(self) -> int:
+        """Of a batch."""
+        return self.batch or EVALUATION_BATCH
 
 
 class Keep(Model):

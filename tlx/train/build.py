@@ -243,8 +243,7 @@ def measured(config: Config, made: Plan, task: Task) -> tuple[Mapping[str, int |
     alone = config.untrained().model_copy(update={"world": config.world.model_copy(update={"size": None})})
     world = join_ranks(alone)
     seed_all(alone)
-    validation = max(config.data.batch, config.evaluate.batch or 0) if config.data.val else 0
-    share = Share.of(config, made, ranks=ranks, validation=validation)
+    share = Share.of(config, made, ranks=ranks)
     trial = trial_of(alone, *parts_of(alone, world, task), made, ranks=ranks)
     found = search(trial, share, world)
     on = device_words(facts_of(alone, share, world)["devices"][0])

@@ -243,8 +243,7 @@ def compose(
     warning = check_parts(world, backbone.module, sets.manifests)
 
     # how many samples a rank takes at once
-    validation = -(-len(sets.val) // world.size) if sets.val is not None else 0
-    share = Share.of(config, plan, ranks=world.size, validation=validation)
+    share = Share.of(config, plan, ranks=world.size)
     trial = functools.partial(trial_of, config, backbone, updater, plan, ranks=world.size)
     choice = choose(config, plan, share, trial, world, earlier_start)
 
@@ -310,11 +309,10 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
     if shards is None:
         return None
     world = updater.world
-    share = -(-config.data.batch // world.size)
     batches = functools.partial(
         evaluation_batches,
         shards,
-        batch=config.evaluate.batch or min(share, config.loop.micro_batch or share),
+        batch=config.evaluate.samples,
         transform=eval_transform(spec),
         channels=config.input.channels,
         rank=world.rank,
@@ -327,6 +325,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
     )
     return Validation(
         batches=batches,
+        batch=config.evaluate.samples,
         where=shown(config.data.val or ""),
         task=updater.task,
         normalise=updater.normalise,
@@ -371,6 +370,7 @@ def description_of(config: Config, sets: Datasets, spec: InputSpec, backbone: Ba
         top_k=config.evaluate.top_k,
         outputs=task.outputs,
         input=spec,
+        batch=config.evaluate.samples,
         upright=config.data.exif_orientation,
         provenance={
             "run": Path(config.run).name,

@@ -31,10 +31,12 @@ class Validation:
 
     Attributes:
         batches: starts a pass over this rank's share: uint8 images, unreadable samples left out and reported.
+        batch: pictures that go through the network at once; of fewer the rest are black.
         where: the shards, for messages.
     """
 
     batches: Callable[[], Iterable[Batch]]
+    batch: int
     where: str
     task: Task
     normalise: Normalise
@@ -116,8 +118,8 @@ def evaluate(
         if not len(batch.labels):
             continue
         with world.autocast():
-            output = net(validation.normalise(batch.images))
-        logits = output[0] if isinstance(output, tuple) else output
+            output = net(validation.normalise(batch.images, validation.batch))
+        logits = (output[0] if isinstance(output, tuple) else output)[: len(batch.labels)]
         meter.update(logits, batch.targets, batch.ids)
         span.take(logits)
     of_ranks = world.gather((len(bad), span.ends()))

@@ -36,28 +36,22 @@ class Share:
     Attributes:
         samples: the most of one global batch.
         start: the most at once, as the configuration says.
-        evaluation: of an evaluation batch, as the configuration says.
-        follows: it was not said, so that an evaluation batch is as large as a micro-batch.
-        validation: a rank's samples of an evaluation, which no batch can have more of; 0 without validation.
+        evaluation: of an evaluation batch; 0 without validation.
     """
 
     samples: int
     start: int
     evaluation: int
-    follows: bool
-    validation: int
 
     @classmethod
-    def of(cls, config: Config, plan: Plan, *, ranks: int, validation: int) -> Share:
+    def of(cls, config: Config, plan: Plan, *, ranks: int) -> Share:
         samples = -(-min(plan.batch, plan.samples) // ranks)
         start = _largest(samples, min(samples, config.loop.micro_batch or samples))
-        whole, said = -(-plan.batch // ranks), config.evaluate.batch
-        return cls(samples, start, said or min(whole, config.loop.micro_batch or whole), not said, validation)
+        return cls(samples, start, config.evaluate.samples if config.data.val is not None else 0)
 
     def load(self, most: int, evaluation: int | None = None) -> Load:
         """The largest micro-batch where `most` samples may be taken at once."""
-        evaluated = evaluation or (most if self.follows and most < self.start else self.evaluation)
-        return Load(_largest(self.samples, most), most < self.samples, min(evaluated, self.validation))
+        return Load(_largest(self.samples, most), most < self.samples, evaluation or self.evaluation)
 
 
 @dataclass(frozen=True)
@@ -177,7 +171,7 @@ def search(trial: Trial, share: Share, world: World) -> Found:
     def trains(most: int) -> bool:
         if fits(share.load(most), most):
             return True
-        if refused[-1].stage == "evaluation" and not share.follows:
+        if refused[-1].stage == "evaluation":
             too_large.append(most)  # fewer in training would not help
             return True
         return False
@@ -185,7 +179,7 @@ def search(trial: Trial, share: Share, world: World) -> Found:
     most = largest_that_fits(share.start, trains)
     evaluation = None
     if too_large:
-        half = min(share.evaluation, share.validation) // 2
+        half = share.evaluation // 2
         evaluation = largest_that_fits(half, lambda n: fits(share.load(too_large[0], n), n)) or 0 if half else 0
     if faults:
         known = share.start if not refused else None
@@ -289,7 +283,7 @@ def recorded(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
 def out_of_memory(config: Config, plan: Plan, world: World, step: int) -> TlxError:
     """What to tell when memory ran out in training after all. Of several ranks the one that has run out must end with a
     fault, so that the launcher ends the others, which wait for it; alone it is the user's to mend."""
-    share = Share.of(config, plan, ranks=world.size, validation=0)
+    share = Share.of(config, plan, ranks=world.size)
     phase = plan.phase(min(step, plan.steps - 1))
     of = f"rank {world.rank} is out of memory" if world.size > 1 else "out of memory"
     error = UserError(

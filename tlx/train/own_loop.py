@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tlx.base.inputs import EVALUATION_BATCH
 from tlx.base.layers import Kind, LayerMap
 from tlx.data.pixels.decode import Channels
 from tlx.data.pixels.normalise import Normalise
@@ -150,13 +151,13 @@ def steps(
 
 @torch.no_grad()
 def evaluate(
-    backbone: Backbone, shards: Manifest, *, batch: int = 64, workers: int = 0, top_k: int = 5
+    backbone: Backbone, shards: Manifest, *, batch: int = EVALUATION_BATCH, workers: int = 0, top_k: int = 5
 ) -> dict[str, float]:
     """Exact metrics over shards: every sample counts once, resized and cropped as the network's weights want pictures
     (`backbone.input`). The network is left in evaluation mode.
 
     Args:
-        batch: samples at once; numbers do not depend on it but for rounding.
+        batch: samples at once, always as many; numbers do not depend on it but for rounding.
         workers: processes that decode; 0 for none.
 
     Returns:
@@ -182,7 +183,7 @@ def evaluate(
         pin=device.type == "cuda",
     )
     for each in on_device(batches, device):
-        output = net(normalise(each.images))
-        logits = output[0] if isinstance(output, tuple) else output
+        output = net(normalise(each.images, batch))
+        logits = (output[0] if isinstance(output, tuple) else output)[: len(each.labels)]
         meter.update(logits, each.targets, each.ids)
     return {name: value for name, value in meter.result().items() if name != "per_class"}

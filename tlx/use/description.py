@@ -32,6 +32,7 @@ class ModelDescription:
         samples: of a training epoch.
         outputs: names, in the order of the network's columns.
         input: how pictures were shown to the network in evaluations; nothing in it is left to a library.
+        batch: how many of them at once.
         upright: they were turned as the camera noted.
         provenance: where it comes from: weights that training began with, shards (hashes), run, step, versions.
         metrics: of the evaluation that chose it, by name without ``val/``.
@@ -47,6 +48,7 @@ class ModelDescription:
     top_k: int
     outputs: tuple[str, ...]
     input: InputSpec
+    batch: int
     upright: bool
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -98,6 +100,7 @@ def _of_data(said: Mapping[str, Any]) -> ModelDescription:
         top_k=int(said["top_k"]),
         outputs=tuple(map(str, said["outputs"])),
         input=input_of(said["input"]),
+        batch=max(1, int(said["batch"])),
         upright=said["upright"] is True,
         provenance=dict(said["provenance"]),
         metrics={str(name): float(value) for name, value in said["metrics"].items()},

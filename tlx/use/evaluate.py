@@ -158,7 +158,7 @@ class Look:
             "task": self.model.description.task["name"],
             "samples": len(scores.ids),
             "skipped": skipped,
-            "batch": reading.batch,
+            "batch": reading.batch or self.model.description.batch,
             "tta": "flip" if reading.flip else None,
             "bootstrap": {"resamples": self.options.bootstrap, "seed": SEED},
         }

@@ -24,7 +24,7 @@ from tlx.ranks.together import together
 from tlx.tasks import Ranks
 from tlx.tasks.gathered import Gathered, Scores
 from tlx.use.inputs import digest, pictures_of
-from tlx.use.model import BATCH, Model
+from tlx.use.model import Model
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Reading:
         flip: outputs are the mean of those of the picture and of its mirror image.
     """
 
-    batch: int = BATCH
+    batch: int | None = None
     workers: int = 2
     skip_bad: bool = False
     flip: bool = False

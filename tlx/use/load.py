@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from tlx import models
 from tlx.base.errors import UserError, did_you_mean
+from tlx.base.inputs import EVALUATION_BATCH
 from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.randomness import own_randomness
 from tlx.models import Outputs
@@ -200,6 +201,7 @@ def _of_earlier(file: Path) -> ModelDescription:
             top_k=int(mapping(config.get("evaluate")).get("top_k", 5)),
             outputs=classes,
             input=spec,
+            batch=int(mapping(config.get("evaluate")).get("batch") or EVALUATION_BATCH),
             upright=mapping(config.get("data")).get("exif_orientation", True) is not False,
             provenance={"step": state.get("step"), "weights": backbone.get("weights")},
         )

@@ -30,8 +30,6 @@ from tlx.use.inputs import pictures_of
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-BATCH = 64
-
 
 @dataclass(frozen=True)
 class Answers:
@@ -65,15 +63,15 @@ class Model:
     device: torch.device
 
     def predict(
-        self, pictures: Any, *, batch: int = BATCH, workers: int = 0, skip_bad: bool = False
+        self, pictures: Any, *, batch: int | None = None, workers: int = 0, skip_bad: bool = False
     ) -> list[dict[str, Any]]:
         """Predictions, a row for each picture, in their order.
 
         Args:
             pictures: a file, a folder (its pictures, and those in folders below, sorted), or several of: files, PIL
                 images, arrays uint8 [H, W, channels] (or [H, W] of grey ones), tensors uint8 [channels, H, W].
-            batch: pictures that go through the network at once. Batches are always full, the last one with black
-                pictures, so that a picture's numbers do not depend on how many others there are.
+            batch: pictures that go through the network at once; by default as in training's evaluations. Batches are
+                always full, so that a picture's numbers do not depend on how many others there are.
             workers: processes that decode files; 0 for none.
             skip_bad: a file that cannot be read gets a row with its `error` in place of a prediction.
 
@@ -84,7 +82,7 @@ class Model:
         Raises:
             UserError: nothing to predict, a file that cannot be read.
         """
-        given = _listed(pictures)
+        given, batch = _listed(pictures), batch or self.description.batch
         if all(isinstance(one, str | Path) for one in given):
             files = FileList([str(one) for one in given], _name(pictures))
             return self._of_files(files, batch, workers, skip_bad=skip_bad)
@@ -96,7 +94,7 @@ class Model:
         self,
         source: Manifest | FileList,
         *,
-        batch: int = BATCH,
+        batch: int | None = None,
         workers: int = 0,
         part: tuple[int, int] = (0, 1),
         batches: Iterable[int] | None = None,
@@ -110,7 +108,7 @@ class Model:
             batches: these, by their numbers, in place of a part.
             flip: outputs are the mean of those of the picture and of its mirror image.
         """
-        spec, (first, of) = self.description.input, part
+        spec, (first, of), batch = self.description.input, part, batch or self.description.batch
         pictures = Pictures(
             source, eval_transform(spec), cast(Channels, spec.channels), upright=self.description.upright
         )
@@ -126,7 +124,7 @@ class Model:
             del images
 
     def evaluate(
-        self, shards: Manifest | str | Path, *, batch: int = BATCH, workers: int = 0, skip_bad: bool = False
+        self, shards: Manifest | str | Path, *, batch: int | None = None, workers: int = 0, skip_bad: bool = False
     ) -> dict[str, Any]:
         """Exact metrics over shards, those of the task: of a classification ``loss``, ``top1``, ``top5``, ``samples``
         and ``per_class``.
@@ -171,12 +169,7 @@ class Model:
     @torch.inference_mode()
     def _forward(self, images: Tensor, batch: int) -> Tensor:
         """Outputs of uint8 [n, channels, H, W], as the first of a full batch."""
-        full = images
-        if len(images) < batch:
-            full = torch.zeros(batch, *images.shape[1:], dtype=torch.uint8)
-            full = full.contiguous(memory_format=torch.channels_last)
-            full[: len(images)] = images
-        output = self.module(self._normalise(full.to(self.device)))
+        output = self.module(self._normalise(images.to(self.device), batch))
         output = output[0] if isinstance(output, tuple) else output
         return output[: len(images)].float().cpu()  # type: ignore[no-any-return]
 

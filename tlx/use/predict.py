@@ -31,7 +31,7 @@ from tlx.ranks.sharing import Sharing, join_sharing
 from tlx.ranks.together import by_main, together
 from tlx.use.inputs import digest, listed, opened
 from tlx.use.load import Which, find_file, load, task_of
-from tlx.use.model import BATCH, Answers, Model
+from tlx.use.model import Answers, Model
 from tlx.use.row_text import Format, RowText, format_of, written
 
 _PART = 4096  # pictures whose rows are in memory, and are computed again after a kill
@@ -54,7 +54,7 @@ class Options:
 
     out: Path | None = None
     shown: Format = "csv"
-    batch: int = BATCH
+    batch: int | None = None
     workers: int | None = None
     skip_bad: bool = False
     top: int | None = None
@@ -151,6 +151,10 @@ class Prediction:
         return RowText(wanted, {"file": "", **example_of(self.model), "error": ""})
 
     @property
+    def batch(self) -> int:
+        return self.options.batch or self.model.description.batch
+
+    @property
     def pictures(self) -> int:
         return sum(map(len, self.sources))
 
@@ -162,8 +166,8 @@ class Prediction:
             hand_over(text.text(rows), end="")
 
     def parts(self, ranks: int) -> list[Part]:
-        batches = [-(-len(source) // self.options.batch) for source in self.sources]
-        size = max(1, min(_PART // self.options.batch, sum(batches) // (ranks * _SHARES)))
+        batches = [-(-len(source) // self.batch) for source in self.sources]
+        size = max(1, min(_PART // self.batch, sum(batches) // (ranks * _SHARES)))
         return [
             Part(i, first, min(first + size, count))
             for i, count in enumerate(batches)
@@ -178,7 +182,7 @@ class Prediction:
             numbers = [number for part in own for number in range(part.first, part.last)]
             if workers is None:
                 workers = 2 if len(numbers) > 4 else 0
-            source, batch = self.sources[place], self.options.batch
+            source, batch = self.sources[place], self.batch
             with closing(self.model.answers(source, batch=batch, workers=workers, batches=numbers)) as answers:
                 for part in own:
                     for number in range(part.first, part.last):
@@ -291,7 +295,7 @@ def _content(work: Prediction, weights: Path) -> dict[str, Any]:
     return {
         "weights": weighed,
         "pictures": digest(work.sources),
-        "batch": options.batch,
+        "batch": work.batch,
         "top": options.top,
         "none-below": options.none_below,
         "columns": work.text.columns,

@@ -16,6 +16,14 @@ class Normalise:
         self.shift = (torch.tensor(spec.mean, device=device) / torch.tensor(spec.std, device=device)).view(shape)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        out = torch.empty(images.shape, device=images.device, memory_format=self.layout)
-        return torch.mul(images, self.scale, out=out).sub_(self.shift)
+    def __call__(self, images: torch.Tensor, full: int | None = None) -> torch.Tensor:
+        """
+        Args:
+            full: pictures of a full batch: those that are missing are of zeros. What a kernel adds up in which order
+                depends on the size of the batch, and so would a picture's logits.
+        """
+        count = len(images)
+        out = torch.empty((full or count, *images.shape[1:]), device=images.device, memory_format=self.layout)
+        torch.mul(images, self.scale, out=out[:count]).sub_(self.shift)
+        out[count:] = 0
+        return out

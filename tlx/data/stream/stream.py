@@ -403,14 +403,15 @@ def evaluation_batches(
     pin: bool = False,
     targets: Sequence[str] = (LABEL,),
 ) -> Iterator[Batch]:
-    """This rank's share of a data set, in the order of its index: every sample once over all ranks.
+    """This rank's share of a data set, in the order of its index: every sample once over all ranks. Batches are cut by
+    place in the index, whatever the number of ranks; each rank gets some that follow each other.
 
     Unreadable samples are left out of their batch, and of its `total`, the number of its samples. A batch that has only
     such ones comes without a picture and with `idle` set, to report them. A rank may get no batch at all, and ranks may
     get different numbers of them.
 
     Args:
-        batch: samples per batch on one rank.
+        batch: samples of a batch; the index's last one may have fewer.
         channels: pictures are read as grey (1), RGB (3) or RGBA (4).
         targets: of the index, for `Batch.targets`.
 
@@ -418,7 +419,8 @@ def evaluation_batches(
         UserError: an unreadable sample, without skip_bad; a target that the index lacks.
     """
     refuse_unknown(manifest, targets)
-    own = share(len(manifest), world, rank)
+    of_rank = share(-(-len(manifest) // batch), world, rank)
+    own = range(of_rank.start * batch, min(of_rank.stop * batch, len(manifest)))
     if not own:
         return
     tasks = (
