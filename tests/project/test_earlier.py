@@ -14,6 +14,7 @@ from places import TESTS
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import tlx
 from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.data.shards.manifest import Manifest
@@ -59,6 +60,18 @@ def test_a_finished_run_shows_its_result(v0_1):
     result = train(configs.load("finished.yaml"), fresh=False)
     assert result["best"]["step"] == 3
     assert (v0_1 / "runs/finished/result.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["finished", "stopped"])
+def test_a_model_is_used(v0_1, name):
+    """A run whose weights do not say yet what they are of."""
+    model = tlx.load(v0_1 / "runs" / name)
+    found = model.evaluate(v0_1 / "shards" / "val")
+    best = json.loads((v0_1 / "runs" / name / "checkpoints" / "best" / "state.json").read_text())["best"]
+    assert best["metric"] == "val/top1"
+    assert (found["top1"], found["samples"]) == (best["value"], 6)
+    shown = CliRunner().invoke(app, ["evaluate", f"runs/{name}", "--bootstrap", "0", "--json"])
+    assert json.loads(shown.stdout)["metrics"]["top1"]["value"] == best["value"]
 
 
 def test_a_finished_run_that_kept_the_worst_shows_its_result_too(v0_1):

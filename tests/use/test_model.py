@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -202,6 +203,31 @@ def test_several_tasks_are_told_each_with_what_it_learned(tmp_path):
     assert set(row) == {"tags/labels", "tags/probabilities", "age/age"}
     assert len(model.description.kept["tags/thresholds"]) == 4
     assert 0 < row["age/age"] < 100  # in its own units
+
+
+def test_readme(tmp_path, monkeypatch, capsys):
+    """Its lines of Python: those with tlx, and those with timm alone."""
+    monkeypatch.chdir(tmp_path)
+    shards = make_shards(Path("data/photos"), classes=3, per_class={"train": 8, "val": 4}, size=40)
+    backbone = {"name": "timm/test_resnet", "weights": "none"}
+    phases = {"each": {"lr": 0.01, "duration": "3ep"}}
+    finished(raw_of(shards, "runs/mine", backbone=backbone, input={"size": [32, 32]}, phases=phases))
+    make_folder(Path("photos"), classes=3, per_class=2, size=(60, 45), seed=7)
+    first = sorted(Path("photos").rglob("*.jpg"))[0]
+    shutil.copy(first, "photos/a.jpg")
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = [block.partition("```")[0] for block in text.split("```python\n")[1:]]
+    capsys.readouterr()
+    said = []
+    for block in [block for block in blocks if "runs/mine" in block]:
+        exec(compile(block, "README.md", "exec"), {})
+        said.append(capsys.readouterr().out.splitlines())
+    of_tlx, of_timm = said
+    best = json.loads(Path("runs/mine/model.json").read_text())["metrics"]
+    assert of_tlx[-1] == str(best["top1"])
+    told = {file: label for file, label, _ in map(str.split, of_tlx[:-1])}
+    assert len(told) == 7
+    assert of_timm == [told["photos/a.jpg"]]
 
 
 # Files from elsewhere
