@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,10 @@ def test_nothing_that_training_used_is_left_to_a_library(run):
     assert said["outputs"] == ["class0", "class1", "class2"]
     assert said["backbone"]["name"] == "timm/test_resnet"
     assert said["task"]["name"] == "classification"
-    assert (said["upright"], said["provenance"]["weights"]) == (True, "none")
+    origin = said["provenance"]
+    assert (said["upright"], origin["weights"], origin["run"]) == (True, "none", "run")
+    here = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert origin["commit"] == (here.stdout.strip() or None)
     top = json.loads((run / "model.json").read_text())
     assert {k: v for k, v in top.items() if k not in ("metrics", "kept")} == {
         k: v for k, v in said.items() if k not in ("metrics", "kept")

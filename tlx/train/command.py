@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import shlex
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import json_text, write_whole
-from tlx.base.launcher import ranked, relaunched
+from tlx.base.launcher import rank, ranked, relaunched
 from tlx.base.location import shown
 from tlx.base.terminal import say
 from tlx.data.stream.order import ORDER_VERSION
@@ -381,8 +382,18 @@ def description_of(config: Config, sets: Datasets, spec: InputSpec, backbone: Ba
             "val_shards": sets.val.digest if sets.val is not None else None,
             "seed": config.seed,
             "tlx": __version__,
+            "commit": commit() if rank() == 0 else None,
         },
     )
+
+
+def commit() -> str | None:
+    """Of the working folder's repository, where it is one of git: that of the configuration and of own parts."""
+    try:
+        said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
 
 
 def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) -> Saver:
