@@ -915,13 +915,12 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _of_file(path: Path) -> dict[str, Any]:
-    if path.is_dir():
-        todo = f"its configuration: {path / 'config.yaml'}" if (path / "config.yaml").is_file() else None
-        raise UserError(
-            "is a folder, not a configuration", where=str(path), todo=todo or f"of pictures: tlx init {path} makes one"
-        )
     try:
         raw = from_yaml_file(path)
+    except IsADirectoryError as error:
+        own = path / "config.yaml"
+        todo = f"its configuration: {own}" if own.is_file() else f"of pictures: tlx init {path} makes one"
+        raise UserError("is a folder, not a configuration", where=str(path), todo=todo) from error
     except OSError as error:
         near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.y*ml")]) if path.parent.is_dir() else ""
         raise UserError(f"cannot be read: {error.strerror or error}{near}", where=str(path)) from error
