@@ -110,11 +110,11 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
     split, place = picture.place
     items, buffer = source.items[split], io.BytesIO()
     if isinstance(items, (ParquetPictures, SavedPictures)):
-        data = items.bytes_of(place)
-        if data is None:
+        stored = items.bytes_of(place)
+        if not stored:
             raise DecodeError("there is no picture in this row")
-        extension = _by_content(data)
-        return data, _SHORT.get(extension, extension)
+        extension = _by_content(stored)
+        return stored, _SHORT.get(extension, extension)
     try:
         with listening() as heard:
             _lossless(items[place][0]).save(buffer, "PNG")

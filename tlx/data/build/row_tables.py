@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import os
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -45,12 +46,14 @@ def library(name: str, extra: str, where: str | None = None) -> Any:
 
 
 def is_parquet(source: Path) -> bool:
-    """Whether it is a parquet file, or a folder of such files, perhaps in folders called data or as splits; files
-    beside folders of classes are none."""
+    """Whether it is a parquet file, or a folder of such files, perhaps in folders called data or as splits; where there
+    are folders of classes, such files are no pictures."""
     if not source.is_dir():
         return source.suffix.lower() == ".parquet"
-    inside = [p for p in listed(source) if p.is_dir() and not kind_of_name(p.name)]
-    return all(split_of(p.name) or p.name == "data" for p in inside) and bool(_parquet_files(source))
+    inside = _folders(source)
+    if not all(split_of(p.name) or p.name == "data" for p in inside) or not _parquet_files(source):
+        return False
+    return not any(map(_folders, inside))
 
 
 def is_saved(source: Path) -> bool:
@@ -74,8 +77,12 @@ def version_of(files: Sequence[Path]) -> str:
 def _parquet_files(source: Path) -> list[Path]:
     if not source.is_dir():
         return [source]
-    inside = [p for p in listed(source) if p.is_dir() and not kind_of_name(p.name)]
-    return [p for folder in (source, *inside) for p in listed(folder) if p.suffix.lower() == ".parquet" and p.is_file()]
+    inside = [p for folder in (source, *_folders(source)) for p in listed(folder) if p.suffix.lower() == ".parquet"]
+    return [p for p in inside if p.is_file() and not kind_of_name(p.name)]
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [p for p in listed(folder) if p.is_dir() and not kind_of_name(p.name)]
 
 
 def parquet_tables(source: Path) -> tuple[list[ParquetTable], str]:
@@ -117,9 +124,10 @@ def _read_by_pyarrow(path: Path) -> Iterator[None]:
 class ParquetTable:
     """Rows of one parquet file (a `tlx.data.build.rows.Table`)."""
 
-    path: Path
+    name: str
     split: str | None
     schema: Any
+    path: Path
     groups: tuple[int, ...]
 
     @staticmethod
@@ -127,11 +135,7 @@ class ParquetTable:
         with _read_by_pyarrow(path), _opened(path) as file:
             about = file.metadata
             groups = tuple(about.row_group(i).num_rows for i in range(about.num_row_groups))
-            return ParquetTable(path, split, file.schema_arrow, groups)
-
-    @property
-    def name(self) -> str:
-        return str(self.path)
+            return ParquetTable(str(path), split, file.schema_arrow, path, groups)
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         with _read_by_pyarrow(self.path), _opened(self.path) as file:
@@ -230,12 +234,9 @@ class SavedTable:
 
     name: str
     split: str | None
+    schema: Any
     data: Any
     caches: tuple[str, ...] = ()
-
-    @property
-    def schema(self) -> Any:
-        return self.data.features.arrow_schema
 
     def batches(self, columns: Sequence[str]) -> Iterator[Any]:
         # as pyarrow's tables nothing is decoded
@@ -244,11 +245,13 @@ class SavedTable:
     def stored(self, column: str) -> Iterator[tuple[int, str | None]]:
         compute = library("pyarrow.compute", "parquet")
         for batch in self.batches([column]):
-            cells = batch.column(0).combine_chunks()
-            is_struct = hasattr(cells.type, "get_field_index")
-            sizes = compute.binary_length(cells.field("bytes") if is_struct else cells).to_pylist()
-            for i, size in enumerate(sizes):
-                path = self._file(cells[i].as_py().get("path")) if size is None and is_struct and cells[i] else None
+            cells, paths = batch.column(0), [None] * batch.num_rows
+            if hasattr(cells.type, "get_field_index"):
+                if cells.type.get_field_index("path") >= 0:
+                    paths = compute.struct_field(cells, "path").to_pylist()
+                cells = compute.struct_field(cells, "bytes")
+            for size, said in zip(compute.binary_length(cells).to_pylist(), paths, strict=True):
+                path = self._file(said) if size is None else None
                 yield (size or 0, None) if path is None else (size_of(path), path)
 
     def _file(self, path: str | None) -> str | None:
@@ -288,8 +291,11 @@ def saved_tables(source: Path) -> tuple[list[SavedTable], str]:
 
 def _tables(found: Any, where: str, caches: tuple[str, ...] = ()) -> list[SavedTable]:
     if not isinstance(found, dict):
-        return [SavedTable(where, "", found)]
-    return [SavedTable(f"{where} {name}", split_of(str(name)), data, caches) for name, data in found.items()]
+        return [SavedTable(where, "", found.features.arrow_schema, found)]
+    return [
+        SavedTable(f"{where} {name}", split_of(str(name)), data.features.arrow_schema, data, caches)
+        for name, data in found.items()
+    ]
 
 
 def hub_tables(spec: str) -> tuple[list[SavedTable], str]:
@@ -302,6 +308,8 @@ def hub_tables(spec: str) -> tuple[list[SavedTable], str]:
     from tlx.base.hub import hub_error, line_of
 
     datasets = library("datasets", "hf", spec)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
     said = _parts(spec)
     name, commit, is_online = said["name"], hub_commit(spec), _answers()
     if os.path.exists(name):  # which the library would take in its place
@@ -338,11 +346,12 @@ def hub_commit(spec: str) -> str | None:
 
     said = _parts(spec)
     if _COMMIT.fullmatch(said["revision"] or ""):
-        return said["revision"]
+        return str(said["revision"])
     if not _answers():
         return None
     try:
-        return HfApi().dataset_info(said["name"], revision=said["revision"], timeout=_ANSWER_S).sha
+        commit: str | None = HfApi().dataset_info(said["name"], revision=said["revision"], timeout=_ANSWER_S).sha
+        return commit
     except HfHubHTTPError as error:
         raise hub_error(error, spec) from error
     except Exception:  # a proxy that refuses, a firewall that answers in place of the server

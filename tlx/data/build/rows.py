@@ -100,13 +100,12 @@ def read_tables(tables: Sequence[Table], reading: Reading, *, where: str, versio
             rows += own
     reading = replace(reading, target_order={**_orders(columns, reading), **reading.target_order})
     targets = targets_of([row.targets for row in rows], reading, where=where)
-    classes = _classes(rows, columns, reading)
-    place: Mapping[Any, int] = {name: i for i, name in enumerate(classes)}
-    if columns.label in columns.names:
-        place = {i: i for i in range(len(classes))}
+    known = columns.names.get(columns.label or "")
+    classes = known or in_order({str(row.label) for row in rows if row.label is not None}, reading.order)
+    place: dict[str | int | None, int] = {i if known else name: i for i, name in enumerate(classes)}
     splits: dict[str, list[Picture]] = {}
     for row in rows:
-        label = _place_of(row, place, columns) if columns.label else -1
+        label = _place_of(row, place, columns.label) if columns.label else -1
         said = as_json(reading.targets, row.targets) if targets else ""
         stored = (row.table.name, row.place) if row.path is None else None
         one = Picture(_name(row.table, row.place), label, row.path, stored, row.size, said)
@@ -158,21 +157,15 @@ def _orders(columns: _Columns, reading: Reading) -> dict[str, tuple[str, ...]]:
     return {s.name: columns.names[s.sources[0]] for s in reading.targets if s.sources[0] in columns.names}
 
 
-def _classes(rows: Sequence[_Row], columns: _Columns, reading: Reading) -> tuple[str, ...]:
-    if columns.label in columns.names:
-        return columns.names[columns.label]
-    return in_order({str(row.label) for row in rows if row.label is not None}, reading.order)
-
-
-def _place_of(row: _Row, place: Mapping[Any, int], columns: _Columns) -> int:
+def _place_of(row: _Row, place: Mapping[str | int | None, int], column: str) -> int:
     """
     Raises:
         UserError: there is no label, or none of the classes.
     """
     if row.label in place:
         return place[row.label]
-    what = f"the label {row.label} is none of the {len(place)} classes" if row.label else "there is no label"
-    todo = f'the column "{columns.label}" of a row that is trained on needs one'
+    what = "there is no label" if row.label is None else f"the label {row.label} is none of the {len(place)} classes"
+    todo = f'give it one in the column "{column}", or leave the row out'
     raise UserError(what, where=_name(row.table, row.place), todo=todo)
 
 
@@ -219,20 +212,21 @@ def _class_names(schema: Any) -> dict[str, tuple[str, ...]]:
 
 def _picture_column(schema: Any, reading: Reading, where: str) -> str:
     """What was said; else the only column that holds bytes."""
-    able = [field.name for field in schema if _holds_bytes(field.type)]
-    if reading.path_column == USUAL.path_column and len(able) == 1:
+    able = [str(field.name) for field in schema if _holds_bytes(field.type)]
+    is_default = reading.path_column == USUAL.path_column
+    if is_default and len(able) == 1:
         return able[0]
+    todo = f"--path-column {able[0] if len(able) == 1 else usual_column(able, 'path')}"
     said = find_column(schema.names, reading.path_column)
-    if said is not None and schema.names[said] in able:
-        return str(schema.names[said])
-    todo = f"--path-column {usual_column(able, 'path') if len(able) > 1 else (*able, 'NAME')[0]}"
-    if said is not None and (reading.path_column != USUAL.path_column or not able):
+    if said is None and not is_default:
+        _no_column(schema, reading.path_column, todo, where)
+    if said is None or (is_default and schema.names[said] not in able):
+        holding = f"several columns hold bytes: {', '.join(able)}" if able else "no column holds bytes of pictures"
+        raise UserError(f"{holding}; the columns are {_listed(schema)}", where=where, todo=todo)
+    if schema.names[said] not in able:
         kind = schema.field(said).type
         raise UserError(f'the column "{schema.names[said]}" holds no pictures, but {kind}', where=where, todo=todo)
-    if reading.path_column != USUAL.path_column:
-        _no_column(schema, reading.path_column, todo, where)
-    holding = f"several columns hold bytes: {', '.join(able)}" if able else "no column holds bytes of pictures"
-    raise UserError(f"{holding}; the columns are {_listed(schema)}", where=where, todo=todo)
+    return str(schema.names[said])
 
 
 def _holds_bytes(kind: Any) -> bool:

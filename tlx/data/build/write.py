@@ -370,10 +370,10 @@ def _already(folder: Path, request: dict[str, Any], source: str | Source) -> Bui
     if state is None or state["state"] != "done":
         return None
     same_request(folder, state, request, asdict(BuildOptions()), "holds finished shards of another request")
-    now = hub_commit(request["source"]) if request["source"].startswith(HUB) else None
-    if now is not None and now != state.get("commit"):
+    commit = hub_commit(request["source"]) if request["source"].startswith(HUB) else None
+    if commit is not None and commit != state.get("commit"):
         raise SourceChanged(
-            f"these shards are of commit {str(state.get('commit'))[:12]}, and the hub has {now[:12]} now",
+            f"these shards are of commit {str(state.get('commit'))[:12]}, and the hub has {commit[:12]} now",
             where=str(folder),
             todo="build into a new folder; or name the commit: hf:OWNER/NAME@COMMIT",
         )
