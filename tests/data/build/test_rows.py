@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import tarfile
@@ -157,9 +158,11 @@ def test_a_row_without_a_picture_is_a_bad_picture(src, tmp_path):
 def test_it_is_built_again_only_where_a_file_is_another_one(src, tmp_path):
     asked = options(val=None, shard_samples=5)
     build_shards(str(src), tmp_path / "out", asked)
-    assert build_shards(str(src), tmp_path / "out", asked).already
+    assert build_shards(os.path.relpath(src), tmp_path / "out", asked).already
     for part in (1, 2):
         build_part(str(src), tmp_path / "parts", Part(part, 2), asked)
+    left = tmp_path / "parts" / f".0.rows.{socket.gethostname()}-999999999.tmp"  # by one that was killed
+    left.write_bytes(b"x")
     build_shards(str(src), tmp_path / "parts", asked)
     assert_same_files(tmp_path / "parts", tmp_path / "out")
     os.utime(src / "data" / "validation-00000-of-00001.parquet", (1, 1))
@@ -307,56 +310,59 @@ def env(hub, tmp_path, **more):
     return {**here, "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_XET": "1", **more}
 
 
-def test_a_data_set_of_the_hub_and_without_network_what_was_fetched(hub, tmp_path):
-    def build(spec, out, **more):
-        return tlx("shards", "build", spec, tmp_path / out, "--jobs", "0", **env(hub, tmp_path, **more))
+BUILDS = """
+import json, sys
+from tlx.base.errors import UserError
+from tlx.data.build.write import BuildOptions, build_shards
+for spec, out in zip(sys.argv[1::2], sys.argv[2::2]):
+    try:
+        made = build_shards(spec, out, BuildOptions(jobs=0))
+        print(json.dumps([made.commit, made.already]))
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
 
-    done = build("hf:me/My_Photos", "out")
-    assert done.returncode == 0, done.stderr
-    assert f"commit {COMMIT}\n2 classes" in done.stdout
+
+def built(hub, tmp_path, *specs_and_folders, **more):
+    """What builds in one process give or say: the libraries read once where the hub is."""
+    words = [f"hf:{word}" if i % 2 == 0 else str(tmp_path / word) for i, word in enumerate(specs_and_folders)]
+    done = subprocess.run(
+        [sys.executable, "-c", BUILDS, *words],
+        env=environment(**env(hub, tmp_path, **more)), capture_output=True, text=True, timeout=100, check=True,
+    )  # fmt: skip
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_data_set_of_the_hub_and_without_network_what_was_fetched(hub, tmp_path):
+    assert built(hub, tmp_path, *("me/My_Photos", "out") * 2) == [[COMMIT, False], [COMMIT, True]]
     assert stored(tmp_path / "out" / "train") == as_given(TRAIN)
-    assert "was there already" in build("hf:me/My_Photos", "out").stdout
     nobody = "http://127.0.0.1:9"
-    done = build(f"hf:me/My_Photos@{COMMIT}", "again", HF_ENDPOINT=nobody)
-    assert done.returncode == 0, done.stderr
-    assert stored(tmp_path / "again" / "val") == as_given(VAL)
-    done = build("hf:me/My_Photos@v1", "v1", HF_ENDPOINT=nobody)
-    assert (done.returncode, f"not on this machine, and {nobody} does not answer" in done.stderr) == (2, True)
+    words = ["me/My_Photos", "again", f"me/My_Photos@{COMMIT}", "third", "me/My_Photos@v1", "v1", "me/My_Photos", "out"]
+    *found, refused, there = built(hub, tmp_path, *words, HF_ENDPOINT=nobody)
+    assert found == [[COMMIT, False]] * 2
+    assert f"not on this machine, and {nobody} does not answer" in refused
+    assert there == [COMMIT, True]
+    assert_same_files(tmp_path / "again" / "val", tmp_path / "out" / "val")
     hub.commit = "e" * 40
     hub.put_data("me/My_Photos", "data/train-0.parquet", b"")
-    done = build("hf:me/My_Photos", "out")
-    assert done.returncode == 2
-    assert "these shards are of commit ffffffffffff, and the hub has eeeeeeeeeeee now" in done.stderr
+    (changed,) = built(hub, tmp_path, "me/My_Photos", "out")
+    assert "these shards are of commit ffffffffffff, and the hub has eeeeeeeeeeee now" in changed
 
 
 def test_what_the_hub_refuses_and_that_no_code_of_it_is_run(hub, tmp_path):
-    file = tmp_path / "ran"
-    script = f"open({str(file)!r}, 'w')".encode()
-    for name, content in {"code.py": script, "train.parquet": (next(tmp_path.rglob("train-*"))).read_bytes()}.items():
-        hub.put_data("me/code", name, content)
+    ran = tmp_path / "ran"
+    hub.put_data("me/code", "code.py", f"open({str(ran)!r}, 'w')".encode())
+    hub.put_data("me/code", "train.parquet", next(tmp_path.rglob("train-*")).read_bytes())
     hub.put_data("me/gated", "train.parquet", b"")
     hub.gated.add("me/gated")
     specs = ["me/nothing", "me/My_Photos@v9", "me/gated", "me/My_Photos:other", "me/code"]
-    read = """
-import json, sys
-from tlx.base.errors import UserError
-from tlx.data.build.specs import read_source
-for spec in sys.argv[1:]:
-    try:
-        print(json.dumps([spec, str(read_source(f"hf:{spec}"))]))
-    except UserError as error:
-        print(json.dumps([spec, str(error)]))
-"""
-    words = [sys.executable, "-c", read, *specs]
-    about = environment(**env(hub, tmp_path))
-    done = subprocess.run(words, env=about, capture_output=True, text=True, timeout=100, check=True)
-    said = dict(map(json.loads, done.stdout.splitlines()))
-    assert "no such repository, or a private one\n  -> if it is private, hf auth login" in said["me/nothing"]
-    assert "no such revision" in said["me/My_Photos@v9"]
-    assert "a gated repository: its terms must be accepted first" in said["me/gated"]
-    assert "BuilderConfig 'other' not found. Available: ['default']" in said["me/My_Photos:other"]
-    assert "datasets cannot load it: Dataset scripts are no longer supported" in said["me/code"]
-    assert not file.exists()
+    absent, revision, gated, config, code = built(hub, tmp_path, *(word for spec in specs for word in (spec, "out")))
+    assert "no such repository, or a private one\n  -> if it is private, hf auth login" in absent
+    assert "no such revision" in revision
+    assert "a gated repository: its terms must be accepted first" in gated
+    assert "BuilderConfig 'other' not found. Available: ['default']" in config
+    assert "datasets cannot load it: Dataset scripts are no longer supported" in code
+    assert not ran.exists()
 
 
 def test_files_of_a_data_set_of_the_hub_are_copied(hub, tmp_path):
@@ -366,4 +372,5 @@ def test_files_of_a_data_set_of_the_hub_are_copied(hub, tmp_path):
     words = ("hf:me/folders", tmp_path / "out", "--val", "0", "--jobs", "0")
     done = tlx("shards", "build", *words, **env(hub, tmp_path))
     assert done.returncode == 0, done.stderr
+    assert f"commit {COMMIT}\n2 classes" in done.stdout
     assert stored(tmp_path / "out" / "train") == {jpeg: 1 - label for jpeg, label in as_given(TRAIN).items()}

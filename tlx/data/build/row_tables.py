@@ -155,7 +155,7 @@ class ParquetTable:
 
 
 def _opened(path: Path) -> Any:
-    # in parts, as they are needed: a group of rows may be larger than the memory
+    # in parts, as they are needed; the least that pyarrow reads is a page, at most a group of rows
     return library("pyarrow.parquet", "parquet").ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
 
 

@@ -79,6 +79,7 @@ def read_plain(spec: str, reading: Reading) -> Source:
         if spec.startswith(HUB):
             tables, version = hub_tables(spec)
         else:
-            tables, version = saved_tables(path) if is_saved(path) else parquet_tables(path)
+            there = Path(os.path.abspath(path))  # a row has no path of its own by which it would be known elsewhere
+            tables, version = saved_tables(there) if is_saved(there) else parquet_tables(there)
         return read_tables(tables, reading, where=spec, version=version)
     return read_folder(path, reading) if path.is_dir() else read_csv(path, reading)
