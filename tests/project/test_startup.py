@@ -26,6 +26,8 @@ HEAVY = (
     "webdataset",
     "torchmetrics",
     "huggingface_hub",
+    "datasets",
+    "pyarrow",
 )
 RUN = """
 import contextlib, io, json, sys

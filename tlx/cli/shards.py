@@ -43,7 +43,10 @@ def build(
     src: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Folder per class, CSV, or torchvision:NAME (torchvision:Flowers102).", parser=place
+            metavar="SRC",
+            help="Folder per class, CSV, parquet (a file, or a folder of them), what datasets.save_to_disk wrote, "
+            "hf:OWNER/NAME[@REVISION][:CONFIG], or torchvision:NAME (torchvision:Flowers102).",
+            parser=place,
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Where the shards go.", parser=path)],
@@ -67,7 +70,9 @@ def build(
     ] = None,
     download: Annotated[bool, typer.Option("--download", help="Let torchvision download it there.")] = False,
     variant: Annotated[str | None, typer.Option(help="Of the splits: article, for Flowers102.")] = None,
-    path_column: Annotated[str, typer.Option(help="The CSV's column of paths, relative to the CSV.")] = "path",
+    path_column: Annotated[
+        str, typer.Option(help="The CSV's column of paths, relative to it; of parquet and hf: the pictures'.")
+    ] = "path",
     label_column: Annotated[str, typer.Option(help="Its column of class names; '' for none.")] = "label",
     split_column: Annotated[str, typer.Option(help="Its column of train, val and test; '' for none.")] = "split",
     target: Annotated[
@@ -97,7 +102,8 @@ def build(
         ),
     ] = None,
 ) -> None:
-    """Write shards from a folder per class, a CSV (path,label[,split]) or a torchvision data set.
+    """Write shards from a folder per class, a CSV (path,label[,split]), parquet files, or a data set of torchvision
+    or of Hugging Face.
 
     Classes are sorted by value if all are integers, else as text.
 
@@ -163,6 +169,8 @@ def print_build(done: BuildSummary) -> None:
     if done.rewrites:
         say(_rewritten(done.rewrites))
     _print_duplicates(done.duplicates, done.splits)
+    if done.commit:
+        say(f"commit {done.commit}")
     how = "was there already, nothing done" if done.already else f"{done.seconds:.1f} s"
     say(f"{f'{len(done.classes)} classes' if done.classes else 'no class'}; {how}")
 

@@ -11,7 +11,9 @@ from typing import Any
 from tlx.base.errors import UserError
 from tlx.base.terminal import say
 from tlx.data.build.build_folder import state_of
-from tlx.data.build.sources import Reading, Source, read_folder
+from tlx.data.build.row_tables import HUB
+from tlx.data.build.sources import Reading, Source
+from tlx.data.build.specs import read_plain
 from tlx.data.build.write import BuildOptions, BuildSummary, SourceChanged, build_shards
 from tlx.plan.defaults import plain_name
 
@@ -98,10 +100,13 @@ def refuse_others(source: Path) -> None:
         UserError: what is named is no folder, is a run, or holds shards.
     """
     if not source.exists():
-        raise UserError("there is no such folder", where=str(source))
+        todo = f"tlx shards build {source} shards/NAME, then data.train=shards/NAME/train"
+        raise UserError(
+            "there is no such folder", where=str(source), todo=todo if str(source).startswith(HUB) else None
+        )
     if not source.is_dir():
         todo = "name the folder that its class folders lie in"
-        if source.suffix.lower() == ".csv":
+        if source.suffix.lower() in (".csv", ".parquet"):
             todo = (
                 f"tlx shards build {source} shards/{source.stem} --val 0.2, then data.train=shards/{source.stem}/train"
             )
@@ -148,7 +153,7 @@ def _options(source: Path, wishes: Wishes, begun: Mapping[str, Any]) -> BuildOpt
     asked = {"val": wishes.val, "nested": wishes.nested, "skip_bad": wishes.skip_bad or None}
     options |= {key: value for key, value in asked.items() if value is not None}
     if not begun:
-        found = read_folder(source, Reading(nested=bool(wishes.nested)))
+        found = read_plain(str(source), Reading(nested=bool(wishes.nested)))
         if wishes.nested is None:
             _refuse_nested(source, found)
         if wishes.val is None and "val" not in found.splits:
@@ -162,6 +167,8 @@ def _refuse_nested(source: Path, found: Source) -> None:
         UserError: no picture lies in a class folder itself, so that nobody knows which folders are the classes.
     """
     pictures = [p for split in found.splits.values() for p in split]
+    if found.items:  # rows of tables, where a class is no folder
+        return
     paths = [Path(p.path or "").relative_to(source) for p in pictures]
     above = 2 if paths and paths[0].parts[0] != found.classes[pictures[0].label] else 1  # below train, val, or not
     if any(len(path.parts) <= above + 1 for path in paths) or not paths:

@@ -155,7 +155,7 @@ def remove_what_was_left(folder: Path, shards: Collection[tuple[str, str]]) -> N
 
 
 def _remove_scratch(folder: Path) -> None:
-    for path in [*folder.glob("*/.*.tmp"), *folder.glob("*/targets/.*.tmp"), *folder.glob(".build.json.*.tmp")]:
+    for path in [*folder.glob("*/.*.tmp"), *folder.glob("*/targets/.*.tmp"), *folder.glob(".*.*.tmp")]:
         if _left(path):
             path.unlink(missing_ok=True)
 

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, features
 
 from tlx.base.errors import UserError
+from tlx.data.build.row_tables import ParquetPictures, SavedPictures
 from tlx.data.build.sources import EXTENSIONS, Picture, Source
 from tlx.data.pixels import heif
 from tlx.data.pixels.decode import (
@@ -107,10 +108,16 @@ def read(source: Source, picture: Picture) -> tuple[bytes, str]:
         return data, _SHORT.get(extension, extension)
     assert picture.place is not None
     split, place = picture.place
-    buffer = io.BytesIO()
+    items, buffer = source.items[split], io.BytesIO()
+    if isinstance(items, (ParquetPictures, SavedPictures)):
+        stored = items.bytes_of(place)
+        if not stored:
+            raise DecodeError("there is no picture in this row")
+        extension = _by_content(stored)
+        return stored, _SHORT.get(extension, extension)
     try:
         with listening() as heard:
-            _lossless(source.items[split][place][0]).save(buffer, "PNG")
+            _lossless(items[place][0]).save(buffer, "PNG")
         heard.tell()
     except (DecodeError, MemoryError):
         raise

@@ -106,6 +106,7 @@ class Source:
         items: data sets that `Picture.place` points into.
         left_out: what lies among the pictures and is passed over.
         targets: those beside the class.
+        version: of what `items` hold, where their names and sizes do not say that it has changed.
     """
 
     classes: tuple[str, ...]
@@ -113,6 +114,7 @@ class Source:
     items: Mapping[str, Any] = field(default_factory=dict)
     left_out: tuple[PassedOver, ...] = ()
     targets: tuple[Target, ...] = ()
+    version: str = ""
 
 
 def prepare(source: Source, *, val: float | None, seed: int, where: str) -> Source:

@@ -1,12 +1,16 @@
-"""What SRC of ``tlx shards build SRC OUT`` may be: a folder per class, a CSV, or a data set of torchvision."""
+"""What SRC of ``tlx shards build SRC OUT`` may be: a folder per class, a CSV, parquet files, a data set of torchvision
+or of Hugging Face's."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from tlx.base.errors import UserError
 from tlx.data.build.datasets import read_torchvision
+from tlx.data.build.row_tables import HUB, hub_tables, is_parquet, is_saved, parquet_tables, saved_tables
+from tlx.data.build.rows import Table, read_tables
 from tlx.data.build.sources import USUAL, Reading, Source, prepare, read_folder
 from tlx.data.shards.tables import read_csv
 
@@ -16,10 +20,11 @@ def _refuse_unread(spec: str, reading: Reading) -> None:
     Raises:
         UserError: something is asked for that this kind of source does not have.
     """
-    is_folder = Path(spec).is_dir() and not spec.startswith("torchvision:")
+    is_table = spec.startswith(HUB) or is_parquet(Path(spec)) or is_saved(Path(spec))
+    is_folder = Path(spec).is_dir() and not is_table and not spec.startswith("torchvision:")
     if reading.targets and (is_folder or spec.startswith("torchvision:")):
         raise UserError("targets are columns of a CSV file", where=spec, todo="write one, with a row per picture")
-    if reading.nested and not is_folder and (Path(spec).exists() or spec.startswith("torchvision:")):
+    if reading.nested and not is_folder and (is_table or Path(spec).exists() or spec.startswith("torchvision:")):
         raise UserError("--nested is for folders of pictures", where=spec, todo="leave it out")
 
 
@@ -33,7 +38,7 @@ def read_source(
     variant: str | None = None,
     reading: Reading = USUAL,
 ) -> Source:
-    """The source that `spec` names: ``torchvision:NAME``, a ``.csv`` file or a folder.
+    """The source that `spec` names (see `tlx.data.build.specs`), prepared.
 
     Args:
         val: the share of each class that is split off for validation, where the source has no validation split; 0 for
@@ -51,9 +56,30 @@ def read_source(
         source = read_torchvision(name, root=root, download=download, variant=variant)
     elif root or download or variant:
         raise UserError("--root, --download and --variant are for torchvision data sets", where=spec)
-    elif not Path(spec).exists():
-        hint = "give a folder, a .csv file, or torchvision:Flowers102 for one of torchvision's data sets"
-        raise UserError("there is no such file or folder", where=spec, todo=hint)
     else:
-        source = read_folder(Path(spec), reading) if Path(spec).is_dir() else read_csv(Path(spec), reading)
+        source = read_plain(spec, reading)
     return prepare(source, val=val, seed=seed, where=spec)
+
+
+def read_plain(spec: str, reading: Reading) -> Source:
+    """The source that `spec` names, where that is none of torchvision's, as it lies there.
+
+    Raises:
+        UserError: what is wrong with it.
+    """
+    path = Path(spec)
+    if not spec.startswith(HUB) and not path.exists():
+        hint = (
+            "give a folder, a .csv or .parquet file, torchvision:Flowers102 for one of torchvision's data sets, "
+            "or hf:OWNER/NAME for one of the Hugging Face hub"
+        )
+        raise UserError("there is no such file or folder", where=spec, todo=hint)
+    if spec.startswith(HUB) or is_saved(path) or is_parquet(path):
+        tables: Sequence[Table]
+        if spec.startswith(HUB):
+            tables, version = hub_tables(spec)
+        else:
+            there = Path(os.path.abspath(path))  # a row has no path of its own by which it would be known elsewhere
+            tables, version = saved_tables(there) if is_saved(there) else parquet_tables(there)
+        return read_tables(tables, reading, where=spec, version=version)
+    return read_folder(path, reading) if path.is_dir() else read_csv(path, reading)

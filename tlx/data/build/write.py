@@ -19,8 +19,8 @@ import json
 import os
 import tarfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from tlx.data.build.build_parts import Part, at_work_on, refuse_other_division, 
 from tlx.data.build.build_tasks import ShardTask, shard_tasks
 from tlx.data.build.content import Stored, import_what_is_needed, needs_extension, read, stored
 from tlx.data.build.progress import cores, in_processes
+from tlx.data.build.row_tables import HUB, ParquetPictures, hub_commit
 from tlx.data.build.sources import USUAL, Picture, Reading, Source, prepare
 from tlx.data.build.specs import read_source
 from tlx.data.pixels.decode import DecodeError
@@ -147,6 +148,7 @@ class BuildSummary:
         rewrites: what --rewrite did; None where it was not asked for.
         already: it was there before, and nothing was done.
         seconds: how long it took.
+        commit: of a data set of the hub.
     """
 
     out: Path
@@ -159,6 +161,7 @@ class BuildSummary:
     rewrites: Rewrites | None = None
     already: bool = False
     seconds: float = 0.0
+    commit: str = ""
 
 
 @dataclass(frozen=True)
@@ -272,7 +275,9 @@ def build_part(
 
 def _check(source: str | Source, folder: Path, options: BuildOptions) -> None:
     if source == "":
-        raise UserError("the source has no name", todo="give a folder, a .csv file, or torchvision:NAME")
+        raise UserError(
+            "the source has no name", todo="give a folder, a .csv or .parquet file, torchvision:NAME or hf:OWNER/NAME"
+        )
     if options.jobs is not None and options.jobs < 0:
         raise UserError("--jobs takes a number of processes, 0 or more")
     if isinstance(source, str) and Path(source).is_dir() and folder.resolve().is_relative_to(Path(source).resolve()):
@@ -292,7 +297,7 @@ def _check(source: str | Source, folder: Path, options: BuildOptions) -> None:
 
 def _request(source: str | Source, options: BuildOptions) -> dict[str, Any]:
     spec = "given" if isinstance(source, Source) else source
-    if not spec.startswith("torchvision:") and spec != "given":
+    if not spec.startswith(("torchvision:", HUB)) and spec != "given":
         spec = os.path.abspath(spec)
     free = ("jobs", "skip_bad", "download")  # what does not change the pictures that are asked for
     usual = asdict(BuildOptions())
@@ -337,6 +342,8 @@ def _planned(
     plan = {"format": FORMAT, "request": request, "pictures": _listing(found), "classes": list(found.classes)}
     if found.targets:
         plan["targets"] = [target_entry(target) for target in found.targets]
+    if request["source"].startswith(HUB):
+        plan["commit"] = found.version
     tasks = shard_tasks(found, seed=options.seed, samples=options.shard_samples, size=options.shard_bytes)
     return found, list(tasks), plan
 
@@ -350,6 +357,7 @@ def _listing(source: Source) -> str:
             name = p.origin if p.path is None else os.path.abspath(p.path)
             targets = f"\0{p.targets}" if source.targets else ""
             seen.update(f"{split}\0{name}\0{p.label}\0{p.bytes}{targets}\n".encode("utf-8", "surrogateescape"))
+    seen.update(source.version.encode())
     return seen.hexdigest()
 
 
@@ -362,6 +370,13 @@ def _already(folder: Path, request: dict[str, Any], source: str | Source) -> Bui
     if state is None or state["state"] != "done":
         return None
     same_request(folder, state, request, asdict(BuildOptions()), "holds finished shards of another request")
+    commit = hub_commit(request["source"]) if request["source"].startswith(HUB) else None
+    if commit is not None and commit != state.get("commit"):
+        raise SourceChanged(
+            f"these shards are of commit {str(state.get('commit'))[:12]}, and the hub has {commit[:12]} now",
+            where=str(folder),
+            todo="build into a new folder; or name the commit: hf:OWNER/NAME@COMMIT",
+        )
     if isinstance(source, Source) or os.path.exists(request["source"]):
         as_asked = ("val", "seed", "path_column", "label_column", "split_column", "separator", "splits")
         later = {k: request[k] for k in ("targets", "label_separator", "nested") if k in request}
@@ -406,6 +421,7 @@ def _summary(folder: Path, state: dict[str, Any], *, already: bool = False, seco
         rewrites=Rewrites(**rewrites) if rewrites else None,
         already=already,
         seconds=seconds,
+        commit=str(state.get("commit", "")),
     )
 
 
@@ -435,12 +451,28 @@ def _write_all(
     titled = "writing shards" if progress else None
     import_what_is_needed(resize=options.resize is not None, rewrite=options.rewrite)
     try:
-        bad = [b for found in in_processes(write, tasks, jobs=options.jobs, title=titled) for b in found]
+        with _unpacked(source, folder, [task for task in tasks if _known(folder, task, options) is None]):
+            bad = [b for found in in_processes(write, tasks, jobs=options.jobs, title=titled) for b in found]
     except BaseException:  # what a process was at that was ended with the others: room that may be wanted
         remove_what_was_left(folder, {(task.split, task.name.removesuffix(".tar")) for task in tasks})
         raise
     if bad and not options.skip_bad:
         raise _unreadable(bad, str(folder))
+
+
+@contextmanager
+def _unpacked(source: Source, folder: Path, tasks: Sequence[ShardTask]) -> Iterator[None]:
+    """While it lasts, the pictures of these shards can be read in any order."""
+    wanted: dict[str, list[int]] = {}
+    for picture in (p for task in tasks for p in task.pictures):
+        if picture.place is not None:
+            wanted.setdefault(picture.place[0], []).append(picture.place[1])
+    with ExitStack() as held:
+        for number, (name, rows) in enumerate(wanted.items()):
+            items = source.items[name]
+            if isinstance(items, ParquetPictures):
+                held.enter_context(items.unpack(rows, folder / f"{number}.rows"))
+        yield
 
 
 def _write(

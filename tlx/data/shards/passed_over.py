@@ -16,6 +16,8 @@ SPECIAL = "neither a file, a folder nor a link"
 UNUSED = "member that is not used"
 COLUMN = "column that is not used"
 EMPTY_ROW = "empty row"
+OTHER_SPLIT = "split that is none of train, val and test"
+NO_LABELS = "split without labels"
 BELOW = "folder of tars below tars; index it on its own"
 
 _SHOWN = 5

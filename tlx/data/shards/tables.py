@@ -78,7 +78,7 @@ def read_csv(path: Path, reading: Reading = USUAL) -> Source:
     if not rows:
         raise UserError("there are no rows below the header", where=str(path))
     classes = in_order({row.label for row in rows if row.label is not None}, reading.order)
-    targets = _targets(path, rows, reading)
+    targets = targets_of([row.targets for row in rows], reading, where=str(path))
     place = {name: i for i, name in enumerate(classes)}
     splits: dict[str, list[Picture]] = {}
     missing, seen = [], set()
@@ -105,13 +105,18 @@ def read_csv(path: Path, reading: Reading = USUAL) -> Source:
     return Source(classes, {s: tuple(p) for s, p in splits.items()}, left_out=tuple(left_out), targets=targets)
 
 
-def _targets(path: Path, rows: Sequence[_Row], reading: Reading) -> tuple[Target, ...]:
+def targets_of(rows: Sequence[Sequence[Written]], reading: Reading, *, where: str) -> tuple[Target, ...]:
+    """The targets that `reading` asks for, of the values in each row.
+
+    Raises:
+        UserError: no row has one, numbers of different counts, names that cannot be.
+    """
     found = []
     for place, spec in enumerate(reading.targets):
         try:
-            found.append(target_of(spec, (row.targets[place] for row in rows), reading.target_order.get(spec.name)))
+            found.append(target_of(spec, (row[place] for row in rows), reading.target_order.get(spec.name)))
         except UserError as error:
-            raise UserError(error.what, where=str(path), todo=error.todo) from None
+            raise UserError(error.what, where=where, todo=error.todo) from None
     return tuple(found)
 
 
@@ -150,7 +155,7 @@ def _rows(path: Path, reading: Reading, left_out: list[PassedOver]) -> Iterator[
             maybe_splits = {i for i in maybe_splits if split_of(cells[i]) is not None}
             for i in maybe_splits:
                 values[i].add(cells[i])
-            split = "train" if columns.split is None else _split(cells[columns.split], where)
+            split = "train" if columns.split is None else split_in(cells[columns.split], where)
             targets = _values(reading, columns, cells, where)
             yield _Row(cells[columns.path], label, split, reader.line_num, targets)
     for i in sorted(i for i in maybe_splits if values[i]):
@@ -171,7 +176,11 @@ def _values(reading: Reading, columns: _Columns, cells: Sequence[str], where: st
     return tuple(found)
 
 
-def _split(cell: str, where: str) -> str:
+def split_in(cell: str, where: str) -> str:
+    """
+    Raises:
+        UserError: it names no split.
+    """
     split = split_of(cell)
     if split is None:
         raise UserError(f'unknown split "{cell}"{did_you_mean(cell, ("train", "val", "test"))}', where=where)
@@ -203,9 +212,9 @@ def _cells(line: str, separator: str) -> list[str]:
 
 
 def _columns(header: Sequence[str], reading: Reading, *, where: str) -> _Columns:
-    path = _find(header, reading.path_column)
-    label = _find(header, reading.label_column) if reading.label_column else None
-    split = _find(header, reading.split_column) if reading.split_column else None
+    path = find_column(header, reading.path_column)
+    label = find_column(header, reading.label_column) if reading.label_column else None
+    split = find_column(header, reading.split_column) if reading.split_column else None
     is_default = reading.split_column == USUAL.split_column
     if (
         path is None
@@ -232,7 +241,7 @@ def _column(header: Sequence[str], name: str, where: str) -> int:
     Raises:
         UserError: there is no column of a target of this name.
     """
-    found = _find(header, name)
+    found = find_column(header, name)
     if found is None:
         raise UserError(
             f'there is no column "{name}" for a target{did_you_mean(name, header)}',
@@ -242,7 +251,7 @@ def _column(header: Sequence[str], name: str, where: str) -> int:
     return found
 
 
-def _find(header: Sequence[str], name: str) -> int | None:
+def find_column(header: Sequence[str], name: str) -> int | None:
     """The position of a column; small letters or capitals make no difference where only one column fits then."""
     same = [i for i, column in enumerate(header) if column == name]
     alike = [i for i, column in enumerate(header) if column.casefold() == name.casefold()]
@@ -256,7 +265,9 @@ def _other_columns(header: Sequence[str], reading: Reading, where: str) -> NoRet
         wanted.append(("label", reading.label_column))
     if reading.split_column and reading.split_column != USUAL.split_column:
         wanted.append(("split", reading.split_column))
-    options = [f"--{what}-column {_guess(header, what)}" for what, name in wanted if _find(header, name) is None]
+    options = [
+        f"--{what}-column {usual_column(header, what)}" for what, name in wanted if find_column(header, name) is None
+    ]
     raise UserError(
         f"the columns are {', '.join(header) or 'none'}",
         where=where,
@@ -266,7 +277,8 @@ def _other_columns(header: Sequence[str], reading: Reading, where: str) -> NoRet
     )
 
 
-def _guess(header: Sequence[str], what: str) -> str:
+def usual_column(header: Sequence[str], what: str) -> str:
+    """The column that others would call so, for what is called path or label here; NAME where there is none."""
     by_name = {column.casefold(): column for column in header}
     return next((by_name[usual] for usual in _USUAL.get(what, ()) if usual in by_name), "NAME")
 

@@ -22,6 +22,7 @@ import torch
 
 from tlx.base.errors import UserError
 from tlx.base.files import scratch
+from tlx.base.hub import hub_error, line_of
 from tlx.base.location import scrubbed, without_credentials
 from tlx.base.reachable import reachable
 
@@ -71,7 +72,7 @@ def from_hub(repository: str, names: Sequence[str] = WEIGHTS, revision: str | No
         raise
     except Exception as error:  # of the hub's own HTTP client too, which changes from release to release
         where = f"{without_credentials(server)}/{repository}" + (f" at {revision}" if revision else "")
-        raise _said(error, where) from error
+        raise hub_error(error, where) from error
 
 
 def from_url(url: str) -> Path:
@@ -102,7 +103,7 @@ def from_url(url: str) -> Path:
     except (OSError, RuntimeError) as error:
         if isinstance(error, URLError) and not isinstance(error, HTTPError):
             raise NotHere(path, f"{urlparse(url).hostname} cannot be asked ({error.reason})") from error
-        why = f"cannot be downloaded: {scrubbed(_line(error), url)}"
+        why = f"cannot be downloaded: {scrubbed(line_of(error), url)}"
         raise UserError(why, where=without_credentials(url), todo="try again later") from error
     return path
 
@@ -155,34 +156,12 @@ def _download(repository: str, names: Sequence[str], revision: str | None, looke
             raise
         except Exception as error:  # a proxy that refuses, a firewall that answers in place of the server
             server = hub.constants.ENDPOINT
-            why = f"{without_credentials(server)} cannot be asked ({scrubbed(_line(error), server)})"
+            why = f"{without_credentials(server)} cannot be asked ({scrubbed(line_of(error), server)})"
             raise NotHere(looked, why) from error
         path = Path(hub.hf_hub_download(repository, name, revision=revision))
         _check_blob(path)
         return path
     raise EntryNotFoundError(f"this repository has no {' or '.join(names)}")
-
-
-def _said(error: Exception, where: str) -> UserError:
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        GatedRepoError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    log_in, line = "hf auth login, or set HF_TOKEN", scrubbed(_line(error), hub.constants.ENDPOINT)
-    if isinstance(error, GatedRepoError):
-        return UserError(
-            "a gated repository: its terms must be accepted first, on its page", where=where, todo=f"then {log_in}"
-        )
-    if isinstance(error, RepositoryNotFoundError):
-        return UserError("no such repository, or a private one", where=where, todo=f"if it is private, {log_in}")
-    if isinstance(error, RevisionNotFoundError):
-        return UserError("no such revision", where=where, todo="a branch, a tag or a commit of the repository")
-    if isinstance(error, EntryNotFoundError):
-        return UserError(line, where=where)
-    return UserError(f"cannot be downloaded: {line}", where=where, todo="try again later")
 
 
 def _check_blob(path: Path) -> None:
@@ -226,7 +205,3 @@ def _stalled_sockets_fail() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
