@@ -150,7 +150,7 @@ def test_other_tasks_have_their_own_metrics_with_intervals(tmp_path):
     wanted = package.load(run).evaluate(tmp_path / "s" / "val", batch=4)
     assert look["metrics"]["age/mae"]["value"] == wanted["age/mae"]
     assert look["metrics"]["age/mae"]["low"] < wanted["age/mae"] < look["metrics"]["age/mae"]["high"]
-    assert look["lists"]["tags/per_class"] == wanted["tags/per_class"]
+    assert look["lists"]["tags/ap_per_class"] == wanted["tags/ap_per_class"]
     row = json.loads((tmp_path / "p.jsonl").read_text().splitlines()[0])
     assert set(row) == {"file", "true/age", "true/tags", "tags/labels", "tags/probabilities", "age/age"}
     assert max(map(len, table(look).splitlines())) <= 80
