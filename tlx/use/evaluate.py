@@ -170,9 +170,9 @@ class Look:
     def _told(self, data: JudgedData, scores: Scores, skipped: list[str], scaling: Mapping[str, Any]) -> dict[str, Any]:
         found = self._about(data, scores, skipped)
         if isinstance(self.model.task, Classification):
-            found |= _classified(self.model.task, scores, self.options.bootstrap, scaling)
+            found |= _classified(self.model.task, scores, self.options, scaling)
         else:
-            found |= _by_meter(self.model, scores, self.options.bootstrap)
+            found |= _by_meter(self.model, scores, self.options)
         if self.options.out is not None:
             with written(self.options.out):
                 _write(self.options.out, self.model, data.source, scores)
@@ -277,15 +277,16 @@ def _known(task: Any, scores: Scores) -> tuple[Tensor, Tensor]:
     return scores.output[labels >= 0].double(), labels[labels >= 0]
 
 
-def _classified(task: Classification, scores: Scores, resamples: int, scaling: Mapping[str, Any]) -> dict[str, Any]:
+def _classified(task: Classification, scores: Scores, options: Options, scaling: Mapping[str, Any]) -> dict[str, Any]:
     logits, labels = _known(task, scores)
     if not len(labels):
         raise UserError("none of these pictures has a class")
     judged = Classified(logits, labels, task.top_k, scaling.get("temperature"))
     by_class, confusion = judged.by_class(), judged.confusion()
+    intervals = judged.intervals(options.bootstrap, options.reading.between)
     names = dict(enumerate(task.classes))
     return {
-        "metrics": {name: interval.data() for name, interval in judged.intervals(resamples).items()},
+        "metrics": {name: interval.data() for name, interval in intervals.items()},
         "classes": list(task.classes),
         "pictures": judged.counts.tolist(),
         "per_class": {name: values.tolist() for name, values in by_class.items()},
@@ -295,13 +296,14 @@ def _classified(task: Classification, scores: Scores, resamples: int, scaling: M
     }
 
 
-def _by_meter(model: Model, scores: Scores, resamples: int) -> dict[str, Any]:
+def _by_meter(model: Model, scores: Scores, options: Options) -> dict[str, Any]:
     """The task's own metrics; a resample is judged as if it were the data."""
     whole = _metered(model, scores)
     points = {name: float(value) for name, value in whole.items() if not isinstance(value, list)}
     counts = {name: points.pop(name) for name in ("samples", "nonfinite") if name in points}
     values: dict[str, list[float]] = {name: [] for name in points}
-    for block in drawn(len(scores.ids), resamples):
+    for block in drawn(len(scores.ids), options.bootstrap):
+        options.reading.between()
         for places in block:
             own = {name: of[places] for name, of in scores.own.items()}
             found = _metered(model, Scores(scores.output[places], own, torch.arange(len(places))))

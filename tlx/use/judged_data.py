@@ -33,7 +33,7 @@ class Reading:
 
     Attributes:
         flip: outputs are the mean of those of the picture and of its mirror image.
-        between: called after each batch; it may raise a UserError.
+        between: called after each batch, and now and then in what follows; it may raise a UserError.
         faults: see :func:`tlx.ranks.together.together`.
     """
 
