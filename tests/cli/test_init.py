@@ -112,6 +112,16 @@ def test_what_a_folder_holds_is_told(photos):
     assert "classes have 8 to 108 pictures; rare ones more often: sampling: {method: sqrt}" in text
 
 
+def test_a_test_split_is_named_and_reports(photos):
+    classes = list(photos.iterdir())
+    for split, seed in (("train", 0), ("val", 1), ("test", 2)):
+        make_folder(photos / split, size=24, seed=seed)
+    for folder in classes:
+        shutil.rmtree(folder)
+    assert "data.test: 24 samples, judged once, at the end" in init()
+    assert load("photos-small.yaml", ["backbone.weights=none"]).data.test == "shards/photos/test"
+
+
 def broken(photos):
     (photos / "class0" / "broken.jpg").write_bytes(b"\xff\xd8 no picture")
 

@@ -36,6 +36,7 @@ STEPS = (
     "tlx.train.step.Exchange.post",
     "tlx.train.evaluation.evaluate",
     "tlx.train.loop.begin",
+    "tlx.use.evaluate.scored",
 )
 ROWS = ("tlx.runs.metrics_file.MetricsFile.append",)
 PLACES = FILES + SAVES + STEPS + ROWS

@@ -102,7 +102,9 @@ def test_the_summary_keeps_the_best_that_rows_tell(server: FakeServer, folder: P
     for step, (raw, averaged) in enumerate([(0.5, 0.7), (0.6, 0.65)], 1):
         logger.log({"step": step, "val/top1": raw, "ema/val/top1": averaged, "val/loss": 1 / step})
         logger.log({"step": step, "best/val/top1": 0.7})
-    logger.finish({"finished": True, "step": 2, "best": {"value": 0.7}})
+    test = {"metrics": {"top1": {"value": 0.65, "low": 0.6, "high": 0.7}}}
+    logger.finish({"finished": True, "step": 2, "best": {"value": 0.7}, "test": test})
+    assert server.runs[ID].summary["test/top1"] == 0.65
     found = {k: v for k, v in server.runs[ID].summary.items() if k.startswith("best/")}
     assert found == {"best/val/top1": 0.7, "best/ema/val/top1": 0.7, "best/val/loss": 0.5}
 

@@ -360,10 +360,11 @@ def test_tensorboard_takes_back_points_after_the_checkpoint(run: RunInfo) -> Non
     metrics.append(row(1))  # the checkpoint knows no more
     second = make(RunInfo(run.folder, run.name, run.run_id, {}, resumed=True))
     second.log(row(2, **{"train/loss": 7.0}))
-    second.finish({})
+    second.finish({"step": 2, "test": {"metrics": {"top1": {"value": 0.5, "low": 0.25, "high": 0.75}}}})
     reader = events.EventAccumulator(str(run.folder / "tensorboard"))
     reader.Reload()
     assert [(e.step, round(e.value, 3)) for e in reader.Scalars("train/loss")] == [(0, 1.0), (1, 0.5), (2, 7.0)]
+    assert [(e.step, e.value) for e in reader.Scalars("test/top1")] == [(2, 0.5)]
 
 
 # --- the display

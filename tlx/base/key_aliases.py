@@ -17,6 +17,7 @@ USUAL: Mapping[str, str] = {
     **dict.fromkeys(("num_workers", "dataloader_num_workers", "n_workers"), "data.workers"),
     **dict.fromkeys(("dataset", "data_dir", "data_path", "train_dir", "train_data", "train_path"), "data.train"),
     **dict.fromkeys(("val_dir", "val_data", "val_path", "validation"), "data.val"),
+    **dict.fromkeys(("test_dir", "test_data", "test_path"), "data.test"),
     **dict.fromkeys(("image_size", "img_size", "imgsz", "input_size", "resolution", "crop_size"), "input.size"),
     **dict.fromkeys(("in_chans", "in_channels", "num_channels"), "input.channels"),
     **dict.fromkeys(("augment", "augmentation", "augmentations", "aug", "transform"), "transforms"),

@@ -107,6 +107,5 @@ def shards(config: Config) -> Iterator[Finding]:
     except UserError as error:
         yield of_error("shards", error, "tlx shards build, or tlx shards index")
         return
-    for key, manifest in (("data.train", sets.train), ("data.val", sets.val)):
-        if manifest is not None:
-            yield ok(key, f"{manifest.location}: {len(manifest):,} samples in {len(manifest.shards)} shards")
+    for key, manifest in sets.manifests.items():
+        yield ok(key, f"{manifest.location}: {len(manifest):,} samples in {len(manifest.shards)} shards")

@@ -70,6 +70,8 @@ class Choices:
         if self.pictures.counts("val"):
             drawn = f"; {self.pictures.val:.0%} of each class, drawn once" if self.pictures.val else ""
             yield f"  val: {_flow(str(self.pictures.built.out / 'val'))}  # chooses the best weights{drawn}"
+        if self.pictures.counts("test"):
+            yield f"  test: {_flow(str(self.pictures.built.out / 'test'))}  # looked at once, at the end: it reports"
         yield f"  batch: {self.row.batch}  # over all GPUs; {_why_batch(self.row)}"
         yield f"  workers: {self._workers}  # processes that read pictures, for each GPU"
         most, fewest = self._classes

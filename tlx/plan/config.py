@@ -353,6 +353,8 @@ class Expected(Model):
     """How many training samples."""
     val: PositiveInt | None = None
     """How many validation samples."""
+    test: PositiveInt | None = None
+    """How many test samples."""
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Expected:
@@ -416,7 +418,10 @@ class Data(Model):
     """A folder, a URL (http, s3, gs, any protocol of fsspec), or ``pipe:`` and a command with ``{}`` for the file's
     name. User names, passwords and queries of URLs are not written into the run's folder."""
     val: Place | None = None
-    """The same, to evaluate on."""
+    """The same, to evaluate on: it chooses the best weights, ends phases early, fits the temperature."""
+    test: Place | None = None
+    """The same, to report: a training looks at it once, at its end, with the weights that it has chosen. The look is
+    recorded in the run, as those of ``tlx evaluate`` are. A run goes on when this changes."""
     cache: CacheConfig = CacheConfig()
     batch: PositiveInt = defaults.USUAL.batch
     """The GLOBAL batch, over all ranks and micro-batches."""
@@ -444,7 +449,7 @@ class Data(Model):
     expected: Expected | None = None
     """What the shards should hold."""
 
-    @field_serializer("train", "val")
+    @field_serializer("train", "val", "test")
     def _without_credentials(self, value: str | None) -> str | None:
         return value and (without_credentials(value) if is_remote(value) else written(value))
 
@@ -455,8 +460,8 @@ class Data(Model):
         return self
 
     def quota(self, samples: int) -> int:
-        """How many different unreadable samples a run may meet, in training and validation; a share is of `samples`,
-        those that training shows: of the shards, and at most `sampling.limit` of each class."""
+        """How many different unreadable samples a run may meet, in training, validation and test; a share is of
+        `samples`, those that training shows: of the shards, and at most `sampling.limit` of each class."""
         if self.bad_samples == "error":
             return 0
         if isinstance(self.bad_samples, str):

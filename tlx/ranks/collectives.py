@@ -132,6 +132,14 @@ class World:
         if self.distributed:
             dist.barrier()
 
+    def ask_to_stop(self) -> None:
+        """Of all ranks, because of a mistake here that :func:`tlx.ranks.together.together` then tells; in a training
+        they hear of it there."""
+
+    def stops(self) -> bool:
+        """Whether a rank has asked for it."""
+        return False
+
     def leave(self) -> None:
         """A lone training is over: the next one in this process, as in a notebook, may have another precision or
         device, which accelerate would refuse as long as it remembers these."""

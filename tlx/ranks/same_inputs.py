@@ -42,7 +42,7 @@ _TODO = {
     PARTS: "let every rank import the same files: look at PYTHONPATH and the working folder",
     VERSIONS: "use the same environment on every machine",
     WEIGHTS: "see that backbone.weights is the same file everywhere, and that nothing random depends on the rank",
-    SHARDS: "see that data.train and data.val hold the same shards on every machine",
+    SHARDS: "see that data.train, data.val and data.test hold the same shards on every machine",
 }
 _OF_A_MACHINE = ("data.cache.folder",)  # which $TMPDIR may have named
 _OURS = ("tlx", "torchvision", "timm")

@@ -30,12 +30,11 @@ class Sharing(World):
     store: Store | None = None
 
     def ask_to_stop(self) -> None:
-        """Of all ranks, because of a mistake here that :func:`tlx.ranks.together.together` then tells."""
         if self.store is not None:
             self.store.set(_STOP, "1")
 
     def stops(self) -> bool:
-        """Whether a rank has asked for it; a question over the network."""
+        """A question over the network."""
         return self.store is not None and bool(self.store.check([_STOP]))
 
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def together(world: World, act: Callable[[], T]) -> T:
+def together(world: World, act: Callable[[], T], *, faults: bool = False) -> T:
     """Does something on every rank; what this rank's `act` gives.
+
+    Args:
+        faults: whatever it raises is told as a mistake, because the process has something left to do.
 
     Raises:
         UserError: on all ranks, where any has raised one.
@@ -24,14 +27,21 @@ def together(world: World, act: Callable[[], T]) -> T:
         value = act()
     except UserError as error:
         mistake = error
+    except Exception as error:
+        if not faults:
+            raise
+        mistake = _as_mistake(error)
     first = next((m for m in world.gather(str(mistake) if mistake else None) if m), None)
     if first is not None:
         raise mistake or UserError(first)
     return value
 
 
-def by_main(world: World, act: Callable[[], T]) -> T:
+def by_main(world: World, act: Callable[[], T], *, faults: bool = False) -> T:
     """Does something on rank 0 alone; what it gives, on every rank.
+
+    Args:
+        faults: see :func:`together`.
 
     Raises:
         UserError, TlxError: on all ranks, as rank 0 has raised it.
@@ -41,10 +51,23 @@ def by_main(world: World, act: Callable[[], T]) -> T:
     if world.main:
         try:
             value = act()
-        except TlxError as fault:
-            error = fault
+        except Exception as fault:
+            if faults:
+                error = _as_mistake(fault)
+            elif isinstance(fault, TlxError):
+                error = fault
+            else:
+                raise
     found, said, is_mistake = world.from_main((value, str(error) if error else None, isinstance(error, UserError)))
     if said is not None:
         raise error or (UserError if is_mistake else TlxError)(said)
     result: T = found
     return result
+
+
+def _as_mistake(error: Exception) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    mistake = UserError(f"{type(error).__name__}: {error}"[:1000])
+    mistake.__cause__ = error
+    return mistake

@@ -9,7 +9,7 @@ from typing import Any
 
 from tlx.base.terminal import clock, escaped
 from tlx.runs.history import ACCURACY, History, article_reading, falls, is_share, shown
-from tlx.runs.run_files import whole, within
+from tlx.runs.run_files import mapping, number, whole, within
 
 COLUMNS = ("run", "best", "each phase", "best step", "weights", "samples seen", "time")
 
@@ -51,6 +51,7 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
                 "reading": article_reading(s.history.accuracies),
                 "warnings": warnings(s.history),
                 "metrics": best_metrics(s.history),
+                "test": test_metrics(s.history),
                 "headings": {key: _heading(key) for key in s.history.lists},
             }
             for s in sections
@@ -83,6 +84,16 @@ def best_metrics(history: History) -> list[tuple[str, str]]:
 
 
 _FEW = 3
+
+
+def test_metrics(history: History) -> list[tuple[str, str]]:
+    """Those of the look at data.test, with their intervals."""
+    of = mapping(mapping(history.details.get("test")).get("metrics"))
+    ends = {
+        name: [shown(name, number(mapping(found).get(end))) for end in ("value", "low", "high")]
+        for name, found in of.items()
+    }
+    return [(str(name), f"{value} ({low} to {high})") for name, (value, low, high) in ends.items()]
 
 
 def _printable(value: Any) -> Any:
@@ -216,6 +227,17 @@ best of fine-tuning: here {{ section.reading[0] | percent }} and {{ section.read
 <h3>Metrics of the best evaluation</h3>
 <ul class="classes">
 {% for name, value in section.metrics %}
+<li><span>{{ name }}</span>{{ value }}</li>
+{% endfor %}
+</ul>
+{% endif %}
+
+{% if section.test %}
+<h3>Test</h3>
+<p>The chosen weights on {{ details.test.samples }} samples of {{ details.test.data }}, look {{ details.test.look }} at
+these data: value, and 95 % of resamples.</p>
+<ul class="classes">
+{% for name, value in section.test %}
 <li><span>{{ name }}</span>{{ value }}</li>
 {% endfor %}
 </ul>

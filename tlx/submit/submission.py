@@ -165,7 +165,7 @@ def follow(job: str, run: Path) -> str:
 def _written(config: Config, file: Path, overrides: Sequence[str]) -> str | None:
     """The configuration as the job will read it; None where it would hold credentials. The cache's folder stays as it
     was written, since a variable in it (`$TMPDIR`) is another folder on each node."""
-    places = [place for place in (config.data.train, config.data.val) if place]
+    places = [place for place in (config.data.train, config.data.val, config.data.test) if place]
     if any(without_credentials(place) != place for place in places):
         return None
     content, raw = configs.plain(config), configs.read(file, overrides)

@@ -59,6 +59,12 @@ class Tracker(Protocol):
     def finish(self, result: Mapping[str, Any]) -> None: ...
 
 
+def of_test(result: Mapping[str, Any]) -> dict[str, float]:
+    """What a result tells of data.test, by names such as ``test/top1``."""
+    metrics = (result.get("test") or {}).get("metrics", {})
+    return {f"test/{name}": of["value"] for name, of in metrics.items()}
+
+
 class TrackingError(TlxError):
     """What a tracker could not do, and in `todo` the command that does it later."""
 

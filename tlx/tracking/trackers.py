@@ -13,7 +13,7 @@ from tlx.base.plug import needs
 from tlx.base.terminal import say
 from tlx.runs.metrics_file import read_rows
 from tlx.tracking import wandb_run
-from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
+from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, of_test, warn
 from tlx.tracking.wandb_run import Mode
 from tlx.tracking.wandb_target import Asked, Record, choose
 
@@ -85,4 +85,6 @@ class _TensorBoard:
         self.writer.flush()
 
     def finish(self, result: Mapping[str, Any]) -> None:
+        if test := of_test(result):
+            self.log({"step": result["step"], **test})
         self.writer.close()

@@ -24,7 +24,7 @@ from tlx.base.launcher import environment, withdraw
 from tlx.base.location import without_credentials
 from tlx.base.metrics import Metric
 from tlx.base.reachable import reachable
-from tlx.tracking.tracker import TrackingError, warn
+from tlx.tracking.tracker import TrackingError, of_test, warn
 from tlx.tracking.wandb_target import RECORD, Choice, Record
 
 Mode = Literal["online", "offline", "disabled"]
@@ -221,7 +221,8 @@ class WandbRun:
         """Shows on the run's page what result.json holds."""
         from tlx.runs.history import ACCURACY, accuracies, phases_of, shown_metric  # read what this package writes
 
-        said = {k: v for k, v in result.items() if k not in ("classes", "lists", "versions", "step", "fault")}
+        said = {k: v for k, v in result.items() if k not in ("classes", "lists", "versions", "step", "fault", "test")}
+        said |= of_test(result)
         phases = phases_of(result)
         metric = shown_metric(phases, str((result.get("best") or {}).get("metric", ACCURACY)))
         name = "accuracy" if metric == ACCURACY else metric.removeprefix("val/")

@@ -198,6 +198,11 @@ def _show_done(config: Config, folder: RunFolder, result: Mapping[str, Any]) -> 
     if config.track.report and not is_drawn(folder.path):
         draw(folder.path)
     verdict.give("done", step=result["step"])
+    if config.data.test is not None and not result.get("test"):
+        from tlx.train.test_set import later
+
+        todo = later(folder.path, shown(config.data.test))
+        say(f"note: the training has not judged data.test, and is done\n  -> {todo}", error=True)
 
 
 def fetch(config: Config) -> None:
@@ -275,6 +280,7 @@ def compose(
             journal=journal,
             stop=stop or StopRequest(folder.path, launched=world.launched, after=config.stop_after),
             files=files | {"plan.json": json_text(plan.data())},
+            sets=sets,
         )
         said = [str(backbone.loaded) if backbone.loaded else None, *normalisation(config, backbone), samples.note]
         lines = [header(config, updater.task), timetable(plan), *said, choice.said]
@@ -472,16 +478,17 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
     from tlx.train.micro_batch import out_of_memory
     from tlx.train.result import result_of
     from tlx.train.run import settle
+    from tlx.train.test_set import judge_test
 
     world, finished = run.world, False
     try:
         ended = fit(run)
         world.watch.beat("saving")
         settle(run)
-        finished = ended
         # why it could not go on, in the words of the first rank that knows; the same on every rank
         own = run.stop.trouble or (folder.follow() if world.main else None)
         trouble = next((why for why in world.gather(own) if why), None)
+        finished = ended and (trouble is not None or judge_test(run, folder.path))
         world.watch.beat("result")
         result = result_of(run, finished=finished)
         by_main(world, lambda: conclude(run, folder, result, trouble=trouble))
@@ -542,11 +549,12 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
 
 
 def described(run: Run, result: Mapping[str, Any]) -> ModelDescription:
-    """The run's model, with the evaluation that chose it."""
+    """The run's model, with the evaluation that chose it, and that of data.test."""
     best = result["best"] or {}
     phase = (result["phases"].get(best.get("phase")) or {}).get("best") or {}
     row = phase if phase.get("step") == best.get("step") else {best["metric"]: best["value"]} if best else {}
-    return run.description.judged({name: value for name, value in row.items() if name.startswith("val/")})
+    judged = run.description.judged({name: value for name, value in row.items() if name.startswith("val/")})
+    return dataclasses.replace(judged, test=result.get("test") or {})
 
 
 def draw(folder: Path) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tlx.ranks.collectives import World
 
 TOO_GOOD = "pictures that are trained on do not measure the training; its metrics will look too good"
+CHOSEN_BY = "pictures that choose the weights do not test them; the test's metrics will look too good"
 _NAMED = 5  # tars in a message
 DEFAULT_TRANSFORMS = [Part(name="random_resized_crop"), Part(name="horizontal_flip")]
 
@@ -41,7 +42,7 @@ class Samples:
         counts: the same by class; of shards that are not built yet, as if their classes were of one size.
         names: of the classes; of shards that are not built yet, numbers.
         targets: what there is to learn, by name.
-        val: the same of the validation shards; None where there are none, or they are not built yet.
+        val, test: the same of the validation and test shards; None where there are none, or they are not built yet.
         note: where the numbers are from, if not from the shards, and what an epoch leaves out or repeats.
         warnings: what about the data was probably unintended.
         expected: there are no shards yet, and these are what `data.expected` says.
@@ -55,6 +56,7 @@ class Samples:
     note: str | None = None
     warnings: tuple[str, ...] = ()
     val: Mapping[str, TargetSummary] | None = None
+    test: Mapping[str, TargetSummary] | None = None
     expected: bool = False
 
 
@@ -71,11 +73,13 @@ class Datasets:
     sampling: Sampling
     seed: int = 0
     warnings: tuple[str, ...] = ()
+    test: Manifest | None = None
 
     @property
     def manifests(self) -> dict[str, Manifest]:
         """By the key that names them in the configuration."""
-        return {"data.train": self.train, **({"data.val": self.val} if self.val is not None else {})}
+        named = {"data.train": self.train, "data.val": self.val, "data.test": self.test}
+        return {key: manifest for key, manifest in named.items() if manifest is not None}
 
     @property
     def samples_per_epoch(self) -> int:
@@ -93,16 +97,21 @@ class Datasets:
             counts=tuple(counts.tolist()),
             names=tuple(self.train.classes),
             targets=summaries(self.train, self.sampling, self.seed),
-            note=_of_epoch(self.sampling, counts.tolist(), len(self.train)),
+            note="\n".join(
+                filter(None, (_of_epoch(self.sampling, counts.tolist(), len(self.train)), _of_test(self.test)))
+            )
+            or None,
             warnings=self.warnings,
             val=summaries(self.val, Sampling(), self.seed) if self.val is not None else None,
+            test=summaries(self.test, Sampling(), self.seed) if self.test is not None else None,
         )
 
 
 def warnings_of(sets: Datasets) -> tuple[str, ...]:
     """What about the shards was probably unintended. Reads some pictures, so that one rank does it for all."""
-    same = _same_data(sets.train, sets.val)
-    return (*sets.warnings, same) if same else sets.warnings
+    of, pairs = sets.manifests, (("data.val", "data.train"), ("data.test", "data.train"), ("data.test", "data.val"))
+    same = [_same_data(pair, of[pair[0]], of[pair[1]]) for pair in pairs if of.keys() >= set(pair)]
+    return (*sets.warnings, *filter(None, same))
 
 
 def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | None:
@@ -114,18 +123,22 @@ def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | Non
     return f"note: data.sampling makes an epoch of {sum(counts)} samples out of {held}, {each} of each class"
 
 
-def _same_data(train: Manifest, val: Manifest | None) -> str | None:
-    """A sentence, where validation has pictures that are trained on."""
+def _of_test(test: Manifest | None) -> str | None:
+    return f"data.test: {len(test):,} samples, judged once, at the end" if test is not None else None
+
+
+def _same_data(keys: tuple[str, str], held_out: Manifest, seen: Manifest) -> str | None:
+    """A sentence, where pictures that measure are among those that are trained on, or that choose the weights."""
     from tlx.data.shards.overlap import shared_pictures, shared_shards
 
-    if val is None:
-        return None
-    if count := shared_shards(train, val):
-        return f"{count} of the {len(val.shards)} shards of data.val are shards of data.train, too: {TOO_GOOD}"
-    count, looked = shared_pictures(train, val)
+    own, other = keys
+    why = TOO_GOOD if other == "data.train" else CHOSEN_BY
+    if count := shared_shards(seen, held_out):
+        return f"{count} of the {len(held_out.shards)} shards of {own} are shards of {other}, too: {why}"
+    count, looked = shared_pictures(seen, held_out)
     if not count:
         return None
-    return f"{count} of {looked} pictures of data.val that were looked at are in data.train, too: {TOO_GOOD}"
+    return f"{count} of {looked} pictures of {own} that were looked at are in {other}, too: {why}"
 
 
 def known_names(config: Config, samples: Samples | None, task: Task | None) -> Sequence[str] | None:
@@ -189,39 +202,40 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         staged: with `data.cache.stage`, folders are read through the cache; else where they lie, and nothing is copied.
 
     Raises:
-        UserError: missing or empty shards, other classes in validation, other counts than expected, tars of another
-            length than indexed.
+        UserError: missing or empty shards, other classes in validation or test, other counts than expected, tars of
+            another length than indexed.
     """
     cache = cache_of(config)
     if cache is not None and not staged:
         cache = replace(cache, stage=False)
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
-    for manifest, key in ((train, "data.train"), (val, "data.val")):
-        if manifest is not None and len(manifest) == 0:
+    test = Manifest.open(config.data.test, cache) if config.data.test else None
+    sets = Datasets(train, val, config.data.sampling.made(), config.seed, test=test)
+    for key, manifest in sets.manifests.items():
+        if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
-    if val is not None:
-        _check_same_classes(train, val)
-    _check_expected(config, train, val)
+    for kind, other in (("validation", val), ("test", test)):
+        if other is not None:
+            _check_same_classes(train, other, kind)
+    _check_expected(config, sets)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
-        for manifest in (train, val):
-            if manifest is not None:
-                _check_largest(manifest, cache)
+        for manifest in sets.manifests.values():
+            _check_largest(manifest, cache)
         _check_window(config, train, cache)
-    sets = Datasets(train, val, config.data.sampling.made(), config.seed)
     return replace(sets, warnings=_check_lengths(config, sets.manifests))
 
 
-def _check_same_classes(train: Manifest, val: Manifest) -> None:
-    if val.classes != train.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))
+def _check_same_classes(train: Manifest, other: Manifest, kind: str) -> None:
+    if other.classes != train.classes:
+        odd = sorted(set(train.classes) ^ set(other.classes))
         raise UserError(
-            f"training shards have {len(train.classes)} classes, validation shards {len(val.classes)}"
+            f"training shards have {len(train.classes)} classes, {kind} shards {len(other.classes)}"
             + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs"),
-            where=f"{train.location} and {val.location}",
+            where=f"{train.location} and {other.location}",
             todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
-            f"tlx shards index {val.location} --classes {train.location}",
+            f"tlx shards index {other.location} --classes {train.location}",
         )
 
 
@@ -244,12 +258,12 @@ def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[s
 
 
 def check_targets(samples: Samples, task: Task) -> None:
-    """Whether the shards hold what a task is to learn, and validation shards the same of it; other targets, which
-    either may have, make no difference.
+    """Whether the shards hold what a task is to learn, and validation and test shards the same of it; other targets,
+    which any may have, make no difference.
 
     Raises:
-        UserError: a target that is not there, or that no training sample has; one that validation shards lack, or have
-            with other classes.
+        UserError: a target that is not there, or that no training sample has; one that validation or test shards lack,
+            or have with other classes.
     """
     found = Problems()
     for name, target in task.targets.items():
@@ -263,40 +277,41 @@ def check_targets(samples: Samples, task: Task) -> None:
             what = f'no training sample has a value of target "{name}"'
             todo = "look at the source of the target, or leave it out of the task"
             found.add(UserError(what, where="data.train", todo=todo))
-        if samples.val is not None and (odd := _other_target(target, samples.val)):
-            found.add(UserError(odd, where="data.val", todo=_to_agree(target, samples.val)))
+        for kind, key, held_out in (("validation", "data.val", samples.val), ("test", "data.test", samples.test)):
+            if held_out is not None and (odd := _other_target(target, held_out, kind)):
+                found.add(UserError(odd, where=key, todo=_to_agree(target, held_out, kind)))
     found.refuse()
 
 
-def _to_agree(target: Target, val: Mapping[str, TargetSummary]) -> str:
-    """How validation shards get the same target."""
-    option = f"--target {target.name}:{target.kind}=KEY"
-    if target.name in val and val[target.name].target.kind == target.kind != "number":
+def _to_agree(target: Target, held_out: Mapping[str, TargetSummary], kind: str) -> str:
+    """How validation or test shards get the same target."""
+    option, folder = f"--target {target.name}:{target.kind}=KEY", "VAL" if kind == "validation" else "TEST"
+    if target.name in held_out and held_out[target.name].target.kind == target.kind != "number":
         option = f"--target-classes {target.name}=TRAIN"
-    return f"build both with one `tlx shards build`; or, of tars made elsewhere: tlx shards index VAL {option}"
+    return f"build both with one `tlx shards build`; or, of tars made elsewhere: tlx shards index {folder} {option}"
 
 
-def _other_target(target: Target, val: Mapping[str, TargetSummary]) -> str | None:
-    """In what validation shards differ in a target."""
-    if target.name not in val:
-        return f'validation shards have no target "{target.name}"; they have {", ".join(val) or "none"}'
-    other = val[target.name].target
+def _other_target(target: Target, held_out: Mapping[str, TargetSummary], kind: str) -> str | None:
+    """In what validation or test shards differ in a target."""
+    if target.name not in held_out:
+        return f'{kind} shards have no target "{target.name}"; they have {", ".join(held_out) or "none"}'
+    other = held_out[target.name].target
     if other == target:
         return None
     if other.kind != target.kind or other.width != target.width:
         what = (f"{t.kind}" + (f" of width {t.width}" if t.kind == "number" else "") for t in (target, other))
-        return f'target "{target.name}" is of kind ' + " in training shards, and in validation shards ".join(what)
+        return f'target "{target.name}" is of kind ' + f" in training shards, and in {kind} shards ".join(what)
     odd = sorted(set(target.classes) ^ set(other.classes))
     return (
         f'target "{target.name}" has {len(target.classes)} classes in training shards, and {len(other.classes)} in '
-        "validation shards" + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs")
+        f"{kind} shards" + (f"; only on one side: {', '.join(odd[:8])}" if odd else "; their order differs")
     )
 
 
 def cache_of(config: Config) -> CacheSpec | None:
     """Where shards from elsewhere are kept; None where there are none."""
-    said = config.data.cache
-    if not said.stage and not any(is_remote(where) for where in (config.data.train, config.data.val) if where):
+    said, places = config.data.cache, (config.data.train, config.data.val, config.data.test)
+    if not said.stage and not any(map(is_remote, filter(None, places))):
         return None
     from tlx.data.remote.shard_cache import CacheSpec, default_folder
 
@@ -334,14 +349,15 @@ def _check_window(config: Config, train: Manifest, cache: CacheSpec) -> None:
         )
 
 
-def _check_expected(config: Config, train: Manifest, val: Manifest | None) -> None:
-    expected = config.data.expected
+def _check_expected(config: Config, sets: Datasets) -> None:
+    expected, train = config.data.expected, sets.train
     if expected is None:
         return
     found: dict[str, tuple[object, object]] = {
         "classes": _compared(train.classes, expected.classes),
         "train": (len(train), expected.train),
-        "val": (len(val) if val is not None else expected.val, expected.val),
+        "val": (len(sets.val) if sets.val is not None else expected.val, expected.val),
+        "test": (len(sets.test) if sets.test is not None else expected.test, expected.test),
     }
     for name, wanted in expected.targets.items():
         target = train.targets.get(name)

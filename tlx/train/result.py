@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
         "step": progress.step,
         "best": progress.best,
         "last": progress.last,
+        "test": run.tested,
         "phases": progress.phases,
         "classes": list(run.identity["classes"]),
         "headline": headline_of(run.config, run.task),
@@ -75,6 +76,8 @@ def summary(result: Mapping[str, Any]) -> str:
     if result["best"]:
         best = result["best"]
         lines.append(f"  best {best['metric']} {best['value']:.4f} at step {best['step']} ({best['weights']} weights)")
+    if result.get("test"):
+        lines += _of_test(result)
     if result["unreadable"]:
         bad = sorted(result["unreadable"].items())
         lines.append(f"  {len(bad)} unreadable sample{'s' * (len(bad) > 1)}, replaced {result['replaced']} times:")
@@ -82,6 +85,15 @@ def summary(result: Mapping[str, Any]) -> str:
         lines += [f"    ... and {len(bad) - _LISTED} more, all in result.json"] if len(bad) > _LISTED else []
     lines.append(f"  {result['wall_time_s']:.1f} s on {result['world']} rank{'s' if result['world'] > 1 else ''}")
     return "\n".join(lines)
+
+
+def _of_test(result: Mapping[str, Any]) -> Iterator[str]:
+    """The look at data.test, by the metrics that evaluations of the training have, with their intervals."""
+    test = result["test"]
+    shown = {name: test["metrics"][name] for name in test["headline"]}
+    said = (f"{name} {of['value']:.4f} ({of['low']:.4f} to {of['high']:.4f})" for name, of in shown.items())
+    times = "" if test["look"] == 1 else f", look {test['look']} at these data"
+    yield f"  test, {test['samples']:,} samples of {escaped(test['data'])}{times}: " + "  ".join(said)
 
 
 def _metrics(found: Evaluation, headline: Sequence[str] | None) -> str:

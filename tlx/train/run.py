@@ -27,6 +27,7 @@ from tlx.runs.stop import StopRequest
 from tlx.tasks import Task
 from tlx.tracking.journal import Journal
 from tlx.train.averaging import MovingAverage
+from tlx.train.data import Datasets
 from tlx.train.evaluation import Validation
 from tlx.train.step import Exchange, Updater
 from tlx.train.step_timer import StepTimer
@@ -43,6 +44,8 @@ class Run:
         identity: what a checkpoint must agree with: classes, shards, order of samples, preprocessing.
         description: what is trained, for whoever uses its weights.
         files: what the run folder holds about how this start was composed, by name.
+        sets: the shards as they were opened.
+        tested: what data.test gave, once the training is done; see :mod:`tlx.train.test_set`.
         saved: the step of the newest checkpoint that was handed to `saver`.
     """
 
@@ -61,6 +64,8 @@ class Run:
     files: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
     saved: int = -1
+    sets: Datasets | None = None
+    tested: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self.plan = self.remake_plan({})

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Verify: TypeAlias = Literal["lengths", "changed", "all"]
 Manifests: TypeAlias = Mapping[str, Manifest]
-"""By key: data.train, data.val."""
+"""By key: data.train, data.val, data.test."""
 
 FILE, FORMAT = "shards.json", 1
 ROUND_S = 60.0
@@ -65,6 +65,7 @@ def verify(how: Verify, run: Path | None, world: World, manifests: Manifests) ->
     if world.main:
         seen = {key: look_at(manifest) for key, manifest in manifests.items()}
         former = _read(run) if run is not None and _has_checkpoint(run) else {}
+        former.pop("data.test", None)  # nothing was trained on it, so that it may be another one by now
         compared = {key: compare(m, former.get(key, {}), seen[key]) for key, m in manifests.items()}
     compared, resumed = world.from_main((compared, bool(former)))
     _refuse([p for one in compared.values() for p in one.problems], resumed=resumed)

@@ -37,6 +37,7 @@ class ModelDescription:
         provenance: where it comes from: weights that training began with, shards (hashes), run, step, versions.
         metrics: of the evaluation that chose it, by name without ``val/``.
         kept: its lists (thresholds ...), by name.
+        test: what the look at data.test gave, where there was one, as result.json has it.
     """
 
     backbone: Mapping[str, Any]
@@ -53,6 +54,7 @@ class ModelDescription:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    test: Mapping[str, Any] = field(default_factory=dict)
 
     def judged(self, row: Mapping[str, Any]) -> ModelDescription:
         """With the metrics and lists of an evaluation, by name such as ``val/top1``."""
@@ -65,7 +67,7 @@ class ModelDescription:
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
         targets = {name: dataclasses.asdict(summary) for name, summary in self.targets.items()}
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "test" or self.test}
         return {"format": FORMAT, **plain, "targets": targets, "input": dataclasses.asdict(self.input)}
 
     @staticmethod
@@ -105,6 +107,7 @@ def _of_data(said: Mapping[str, Any]) -> ModelDescription:
         provenance=dict(said["provenance"]),
         metrics={str(name): float(value) for name, value in said["metrics"].items()},
         kept={str(name): list(values) for name, values in said["kept"].items()},
+        test=dict(said.get("test", {})),
     )
 
 

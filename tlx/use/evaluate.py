@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,9 @@ from tlx.base.parsing import from_json
 from tlx.base.terminal import say
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.file_list import FileList
-from tlx.ranks.sharing import Sharing, join_sharing
+from tlx.data.stream.reader import BadSample
+from tlx.ranks.collectives import World
+from tlx.ranks.sharing import join_sharing
 from tlx.ranks.together import by_main, together
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.tasks.classification import Classification
@@ -79,8 +82,8 @@ def evaluate(
         by_main(world, lambda: _refuse_output(options.out))
         model = together(world, lambda: load(place, which=which, device=device or str(world.device), trusted=trusted))
         weights = find_file(place, which)[0]
-        look = Look(model, weights, by_main(world, lambda: _hash(weights)), run_of(place), options, world)
-        return look.taken()
+        look = Look(model, weights, by_main(world, lambda: hash_of(weights)), run_of(place), options, world).taken()
+        return look if world.main else None
     finally:
         world.close()
 
@@ -94,12 +97,28 @@ def run_of(place: Path) -> Path | None:
 
 
 @dataclass(frozen=True)
+class AtTheEnd:
+    """What a training looks with at its end, where its shards are open already.
+
+    Attributes:
+        step: at which it has ended.
+        accept: hears which pictures cannot be read, the same on every rank; raises a UserError for too many.
+    """
+
+    data: JudgedData
+    validation: JudgedData | None
+    step: int
+    accept: Callable[[Sequence[BadSample]], None]
+
+
+@dataclass(frozen=True)
 class Look:
     """One evaluation.
 
     Attributes:
         sha256: of the file of weights.
         run: None where the file lies in none: nothing is recorded then.
+        end: of the training that looks; None of `tlx evaluate`.
     """
 
     model: Model
@@ -107,16 +126,42 @@ class Look:
     sha256: str
     run: Path | None
     options: Options
-    world: Sharing
+    world: World
+    end: AtTheEnd | None = None
 
-    def taken(self) -> dict[str, Any] | None:
-        location = together(self.world, self._location)
+    def taken(self) -> dict[str, Any]:
+        """What is recorded, on every rank."""
+        end, faults = self.end, self.options.reading.faults
+        data = end.data if end is not None else self._opened()
         by_main(self.world, self._refuse_read_only)
-        data = together(self.world, lambda: data_of(location, self.model))
-        scores, skipped = scored(self.model, data, self.options.reading, self.world)
+        recorded = by_main(self.world, lambda: self._of_before(data), faults=faults)
+        if recorded is not None:
+            return recorded
+        scores, bad = scored(self.model, data, self.options.reading, self.world)
+        if end is not None:
+            end.accept(bad)
+        skipped = [str(one) for one in bad]
+        if end is None and self.world.main:
+            for text in skipped:
+                say(f"skipped: {text}", error=True)
         scaling = self._temperature(data, scores) if isinstance(self.model.task, Classification) else {}
-        found = by_main(self.world, lambda: self._told(data, scores, skipped, scaling))
-        return found if self.world.main else None
+        together(self.world, self.options.reading.between)
+        return by_main(self.world, lambda: self._told(data, scores, skipped, scaling), faults=faults)
+
+    def _opened(self) -> JudgedData:
+        location = together(self.world, self._location)
+        return together(self.world, lambda: data_of(location, self.model))
+
+    def _of_before(self, data: JudgedData) -> dict[str, Any] | None:
+        """The look at the end of this very training, where it was recorded and nobody could be told: killed, or no room
+        for the result."""
+        if self.run is None or self.end is None:
+            return None
+        file, looks = _looks(self.run / FOLDER, data)
+        for number, look in enumerate(looks, 1):
+            if (look.get("training_ended"), look["weights"]["sha256"]) == (self.end.step, self.sha256):
+                return {**look, "recorded": str(file), "look": number}
+        return None
 
     def _refuse_read_only(self) -> None:
         if self.run is not None and not os.access(self.run, os.W_OK):
@@ -125,9 +170,9 @@ class Look:
     def _told(self, data: JudgedData, scores: Scores, skipped: list[str], scaling: Mapping[str, Any]) -> dict[str, Any]:
         found = self._about(data, scores, skipped)
         if isinstance(self.model.task, Classification):
-            found |= _classified(self.model.task, scores, self.options.bootstrap, scaling)
+            found |= _classified(self.model.task, scores, self.options, scaling)
         else:
-            found |= _by_meter(self.model, scores, self.options.bootstrap)
+            found |= _by_meter(self.model, scores, self.options)
         if self.options.out is not None:
             with written(self.options.out):
                 _write(self.options.out, self.model, data.source, scores)
@@ -139,12 +184,15 @@ class Look:
     def _location(self) -> str:
         if self.options.data is not None:
             return self.options.data
-        validation = mapping(RunFiles(self.run).config.get("data")).get("val") if self.run is not None else None
+        own = mapping(RunFiles(self.run).config.get("data")) if self.run is not None else {}
+        validation, test = own.get("val"), own.get("test")
         if not isinstance(validation, str):
             what = "the run has no data.val" if self.run is not None else "it lies in no run, which would name its data"
             raise UserError(what, where=str(self.run or self.weights), todo="--data SHARDS|FOLDER")
         if self.world.main:
             say(f"data: the run's own data.val, {shown(validation)}", error=True)
+            if isinstance(test, str):
+                say(f"note: it has a data.test, too: --data {shlex.quote(shown(test))}", error=True)
         return str(place_of(validation))
 
     def _about(self, data: JudgedData, scores: Scores, skipped: list[str]) -> dict[str, Any]:
@@ -161,6 +209,7 @@ class Look:
             "batch": reading.batch or self.model.description.batch,
             "tta": "flip" if reading.flip else None,
             "bootstrap": {"resamples": self.options.bootstrap, "seed": SEED},
+            **({"training_ended": self.end.step} if self.end is not None else {}),
         }
 
     # Temperature: fitted on the run's validation data alone, whatever is judged
@@ -174,7 +223,7 @@ class Look:
         kept = by_main(self.world, lambda: RunFiles(run).read(TEMPERATURE))
         if all(kept.get(name) == value for name, value in own.items()) and isinstance(kept.get("temperature"), float):
             return kept | {"judged": kept.get("digest") == data.digest}
-        validation = self._validation(run)
+        validation = self.end.validation if self.end is not None else self._validation(run)
         if validation is None:
             return {}
         if validation.digest != data.digest:
@@ -183,8 +232,9 @@ class Look:
         if not len(labels):
             return {}
         about = {"data": validation.name, "digest": validation.digest, "samples": len(labels)}
-        found = {"temperature": fitted_temperature(logits, labels), **own, **about}
-        by_main(self.world, lambda: _keep(run, found))
+        fitted = together(self.world, lambda: fitted_temperature(logits, labels), faults=self.options.reading.faults)
+        found = {"temperature": fitted, **own, **about}
+        by_main(self.world, lambda: _keep(run, found), faults=self.options.reading.faults)
         return found | {"judged": validation.digest == data.digest}
 
     def _validation(self, run: Path) -> JudgedData | None:
@@ -199,7 +249,7 @@ class Look:
             return None
 
 
-def _hash(file: Path) -> str:
+def hash_of(file: Path) -> str:
     with file.open("rb") as opened:
         return sha256_of(opened)
 
@@ -227,15 +277,16 @@ def _known(task: Any, scores: Scores) -> tuple[Tensor, Tensor]:
     return scores.output[labels >= 0].double(), labels[labels >= 0]
 
 
-def _classified(task: Classification, scores: Scores, resamples: int, scaling: Mapping[str, Any]) -> dict[str, Any]:
+def _classified(task: Classification, scores: Scores, options: Options, scaling: Mapping[str, Any]) -> dict[str, Any]:
     logits, labels = _known(task, scores)
     if not len(labels):
         raise UserError("none of these pictures has a class")
     judged = Classified(logits, labels, task.top_k, scaling.get("temperature"))
     by_class, confusion = judged.by_class(), judged.confusion()
+    intervals = judged.intervals(options.bootstrap, options.reading.between)
     names = dict(enumerate(task.classes))
     return {
-        "metrics": {name: interval.data() for name, interval in judged.intervals(resamples).items()},
+        "metrics": {name: interval.data() for name, interval in intervals.items()},
         "classes": list(task.classes),
         "pictures": judged.counts.tolist(),
         "per_class": {name: values.tolist() for name, values in by_class.items()},
@@ -245,13 +296,14 @@ def _classified(task: Classification, scores: Scores, resamples: int, scaling: M
     }
 
 
-def _by_meter(model: Model, scores: Scores, resamples: int) -> dict[str, Any]:
+def _by_meter(model: Model, scores: Scores, options: Options) -> dict[str, Any]:
     """The task's own metrics; a resample is judged as if it were the data."""
     whole = _metered(model, scores)
     points = {name: float(value) for name, value in whole.items() if not isinstance(value, list)}
     counts = {name: points.pop(name) for name in ("samples", "nonfinite") if name in points}
     values: dict[str, list[float]] = {name: [] for name in points}
-    for block in drawn(len(scores.ids), resamples):
+    for block in drawn(len(scores.ids), options.bootstrap):
+        options.reading.between()
         for places in block:
             own = {name: of[places] for name, of in scores.own.items()}
             found = _metered(model, Scores(scores.output[places], own, torch.arange(len(places))))
@@ -286,13 +338,19 @@ def _record(run: Path, data: JudgedData, look: Mapping[str, Any]) -> dict[str, A
     folder = run / FOLDER
     folder.mkdir(exist_ok=True)
     with locked_folder(folder, "another evaluation writes here", todo="try again"):
-        for file in _files(folder, data.name):
-            before = _read(file)
-            if before is None or before.get("digest") == data.digest:
-                break
-        looks = [*((before or {}).get("looks") or []), dict(look)]
+        file, before = _looks(folder, data)
+        looks = [*before, dict(look)]
         write_whole(file, json_text({"data": data.name, "digest": data.digest, "looks": looks}))
     return {"recorded": str(file), "look": len(looks)}
+
+
+def _looks(folder: Path, data: JudgedData) -> tuple[Path, list[dict[str, Any]]]:
+    """The file of these data, and the looks at them so far."""
+    for file in _files(folder, data.name):
+        before = _read(file)
+        if before is None or before.get("digest") == data.digest:
+            break
+    return file, (before or {}).get("looks") or []
 
 
 def _files(folder: Path, name: str) -> Iterator[Path]:

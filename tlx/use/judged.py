@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -122,11 +122,12 @@ class Classified:
         matrix: Tensor = of.multiclass_confusion_matrix(self.told, self.labels, self.classes)
         return matrix
 
-    def intervals(self, resamples: int) -> dict[str, Interval]:
+    def intervals(self, resamples: int, between: Callable[[], None] = lambda: None) -> dict[str, Interval]:
+        """`between` is called now and then: with many pictures and classes it takes minutes."""
         points = self.scalars()
         if not resamples:
             return {name: Interval(value) for name, value in points.items()}
-        values = Resamples(self, resamples).scalars()
+        values = Resamples(self, resamples).scalars(between)
         return {name: with_interval(value, values[name]) for name, value in points.items()}
 
     def _truth(self) -> Tensor:
@@ -176,11 +177,12 @@ class Resamples:
         self.ranked = [_Ranking.of(p[:, c], labels == c) for c in judged.counts.nonzero()[:, 0].tolist()]
         self.most_ranked = min(resamples, max(50, int(_RANKING / (len(labels) * n))))
 
-    def scalars(self) -> dict[str, Tensor]:
+    def scalars(self, between: Callable[[], None] = lambda: None) -> dict[str, Tensor]:
         """[resamples] of each; fewer of areas under curves where these would take very long."""
         found: dict[str, list[Tensor]] = {}
         done = 0
         for block in drawn(len(self.judged.labels), self.resamples):
+            between()
             weights = torch.zeros(block.shape, dtype=torch.float64)
             weights.scatter_add_(1, block, torch.ones_like(weights))
             values = self._of(weights) | self._areas(weights[: max(self.most_ranked - done, 0)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from tlx.base.errors import UserError
 from tlx.base.location import is_remote, shown
-from tlx.base.terminal import say
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.passed_over import kind_of_name
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.batch_targets import as_tensors, values_of
 from tlx.data.stream.file_list import FileList
-from tlx.ranks.sharing import Sharing
+from tlx.data.stream.reader import BadSample
+from tlx.ranks.collectives import World
 from tlx.ranks.together import together
 from tlx.tasks import Ranks
 from tlx.tasks.gathered import Gathered, Scores
@@ -33,12 +33,16 @@ class Reading:
 
     Attributes:
         flip: outputs are the mean of those of the picture and of its mirror image.
+        between: called after each batch, and now and then in what follows; it may raise a UserError.
+        faults: see :func:`tlx.ranks.together.together`.
     """
 
     batch: int | None = None
     workers: int = 2
     skip_bad: bool = False
     flip: bool = False
+    between: Callable[[], None] = lambda: None
+    faults: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,33 +112,31 @@ def _of_class_folders(folder: Path, model: Model) -> JudgedData:
     return JudgedData(FileList(found, str(folder)), torch.from_numpy(np.array(labels, np.int64)))
 
 
-def scored(model: Model, data: JudgedData, reading: Reading, world: Sharing) -> tuple[Scores, list[str]]:
+def scored(model: Model, data: JudgedData, reading: Reading, world: World) -> tuple[Scores, list[BadSample]]:
     """What the model gives for every picture, on every rank, in the order of pictures; and those that cannot be read.
 
     Raises:
         UserError: a picture cannot be read, without `skip_bad`; none can; outputs that are not finite.
     """
-    gathered, bad = Gathered(Ranks(gather=world.gather)), list[tuple[int, str]]()
+    gathered, bad = Gathered(Ranks(gather=world.gather)), list[BadSample]()
 
     def ask() -> None:
         part = (world.rank, world.size)
         asked = model.answers(data.source, batch=reading.batch, workers=reading.workers, part=part, flip=reading.flip)
         for answers in asked:
             for one in answers.bad:
-                bad.append((one.id, str(one)))
+                bad.append(one)
                 if not reading.skip_bad:
                     world.ask_to_stop()
                     raise UserError(str(one), todo="mend it, or --skip-bad leaves it out")
+            reading.between()
             gathered.add(answers.outputs, data.own(model, answers.ids), answers.ids)
             if world.stops():
                 return
 
-    together(world, ask)
+    together(world, ask, faults=reading.faults)
     scores = gathered.all()
-    skipped = [text for _, text in sorted(one for of_rank in world.gather(bad) for one in of_rank)]
-    if world.main:
-        for text in skipped:
-            say(f"skipped: {text}", error=True)
+    skipped = sorted((one for of_rank in world.gather(bad) for one in of_rank), key=lambda one: one.id)
     if not len(scores.ids):
         raise UserError("none of its pictures can be read", where=data.name)
     odd = scores.ids[~scores.finite()].tolist()
