@@ -15,7 +15,6 @@ from tlx.train.step import share_unreadable
 from tlx.use.evaluate import AtTheEnd, Look, Options, hash_of
 from tlx.use.judged_data import JudgedData, Reading
 from tlx.use.load import find_file, load
-from tlx.use.model import BATCH
 
 if TYPE_CHECKING:
     from tlx.train.run import Run
@@ -65,8 +64,7 @@ def _look(run: Run, test: JudgedData, folder: Path) -> Mapping[str, Any]:
     together(world, between)
     model = together(world, lambda: load(folder, device=str(world.device)), faults=True)
     weights, sha256 = by_main(world, lambda: _weights(folder), faults=True)
-    batch = config.evaluate.batch or BATCH
-    reading = Reading(batch, config.data.workers, skip_bad=True, between=between, faults=True)
+    reading = Reading(config.evaluate.samples, config.data.workers, skip_bad=True, between=between, faults=True)
     end = AtTheEnd(test, JudgedData(val) if val is not None else None, run.progress.step, accept)
     run.journal.note(f"judging the chosen weights on data.test: {len(test.source):,} samples of {test.name}")
     # as `tlx evaluate` computes, without what training has set
