@@ -123,7 +123,9 @@ class Caching(nn.Module):
 def test_an_evaluation_sees_the_weights_of_now():
     training = Training.of(config_of("trainings:forked", batch=2), alone(), size=64)
     updater = training.updater
-    validation = Validation(lambda: [training.batch(0)], 2, "here", updater.task, updater.normalise, updater.world)
+    validation = Validation(
+        lambda: [training.batch(0)], None, 2, "here", updater.task, updater.normalise, updater.world
+    )
 
     def loss(net):
         return evaluate(net, validation, {}, lambda: 0, print)["loss"]
@@ -142,7 +144,7 @@ def test_an_evaluations_batches_are_always_full():
     net.register_forward_pre_hook(lambda _, args: rows.append(args[0]))
 
     def loss(batch):
-        validation = Validation(lambda: [given], batch, "here", updater.task, updater.normalise, updater.world)
+        validation = Validation(lambda: [given], None, batch, "here", updater.task, updater.normalise, updater.world)
         return evaluate(net, validation, {}, lambda: 0, print)["loss"]
 
     assert loss(2) == loss(5)  # what fills it up is not counted

@@ -16,6 +16,7 @@ ORDER = [
     "data",
     "models",
     "tasks",
+    "features",
     "plan",
     "runs",
     "report",

@@ -48,6 +48,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "equal_accumulated": {"task": SEVERAL, "loop": {"micro_batch": 3}},
     "uncertain": {"task": UNCERTAIN, "loop": {"micro_batch": 3, "ema": {"decay": 0.8}}},
     "uncertain_mixed": {"task": UNCERTAIN, "mix": MIXED},
+    "cached": {"task": SEVERAL, "transforms": [{"name": "resize", "size": [16, 16]}], "cache": {"mode": "exact"}},
     "assisted": {
         "task": {**UNCERTAIN, "tasks": {**TASKS, "colour": {**COLOUR, "objective": "cross_entropy"}}},
         "backbone": {"name": "toys:assisted", "weights": "none"},
@@ -83,7 +84,8 @@ def raw_of(name: str, out: Path, shards: Path) -> dict[str, Any]:
         "track": {"every": 1, "report": False},
         "world": {"device": "cpu"},
     }
-    return {**plain, **SCENARIOS[name]}
+    made = {**plain, **SCENARIOS[name]}
+    return {**made, "cache": {**made["cache"], "folder": str(out / "features")}} if "cache" in made else made
 
 
 def config_of(name: str, out: Path, shards: Path) -> Config:

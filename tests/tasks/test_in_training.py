@@ -23,7 +23,7 @@ from tlx.data.shards.manifest import Manifest
 from tlx.train.loop import fit
 from tlx.train.step import Updater, by_step
 
-QUICK = ("uncertain", "uncertain_mixed", "regression_mixed")
+QUICK = ("uncertain", "uncertain_mixed", "cached")
 """Scenarios that two ranks train in the quick tier; the rest, and three ranks, are slow."""
 
 PAIRS = [

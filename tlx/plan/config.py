@@ -381,6 +381,43 @@ class CacheConfig(Model):
         return self
 
 
+class FeatureCacheConfig(Model):
+    """Features of what is frozen, which are computed once: `auto`, `exact`, `off`, or `{views: 4}` for short."""
+
+    mode: Literal["auto", "off", "exact", "views"] = "auto"
+    """`exact`: phases whose lower layers are frozen train from features, where every epoch shows the same pixels
+    (`transforms: []`): the same training, within rounding. `auto`: where that is so and saves something. `views`: so
+    many drawn views of each picture, one an epoch, then again: another training where there are more epochs."""
+    views: PositiveInt | None = None
+    """How many views of each picture are kept."""
+    dtype: Literal["fp32", "fp16", "bf16"] | None = None
+    """Of what is kept; by default as the network gives it."""
+    folder: FilePath | None = None
+    """By default TLX_FEATURES, or ``~/.cache/tlx/features``; several machines need one that all of them see."""
+    limit: Annotated[ByteSize, Field(gt=0)] | None = None
+    """The most bytes of all features there; by default four fifths of what is free on the disk without them. What was
+    used least recently leaves."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _opened(cls, value: Any) -> Any:
+        """Its long form."""
+        if isinstance(value, str):
+            return {"mode": value}
+        return {"mode": "views", **value} if isinstance(value, Mapping) and value.get("views") is not None else value
+
+    @model_validator(mode="after")
+    def _agreeing(self) -> FeatureCacheConfig:
+        if (self.mode == "views") != (self.views is not None):
+            raise ValueError("`views` says how many: cache: {views: 4}; exact, auto and off have none")
+        return self
+
+    @property
+    def kept(self) -> int:
+        """Views of each training picture."""
+        return self.views or 1
+
+
 class SamplingConfig(Model):
     """Which samples make an epoch."""
 
@@ -782,6 +819,7 @@ class Config(Model):
     """What updates the weights; rates are the plan's."""
     no_decay: list[ParameterKind] = ["bias", "norm", "embedding", "scale"]
     """Kinds of parameters without weight decay."""
+    cache: FeatureCacheConfig = FeatureCacheConfig()
     loop: Loop = Loop()
     evaluate: Evaluate = Evaluate()
     checkpoint: Checkpoint = Checkpoint()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-BEFORE_THEY_CAME: Mapping[str, tuple[str, Any]] = {"loop.ema.ramp": ("loop.ema.decay", False)}
+BEFORE_THEY_CAME: Mapping[str, tuple[str, Any]] = {
+    "loop.ema.ramp": ("loop.ema.decay", False),
+    "cache.mode": ("seed", "off"),
+}
 """Keys whose default is not what tlx did before they came: a key of that time beside it, and what it did. A
 configuration that tlx wrote says every key that there was."""
 
@@ -39,7 +42,7 @@ def completed(raw: Mapping[str, Any]) -> dict[str, Any]:
         *parents, last = key.split(".")
         node = made
         for parent in parents:
-            node[parent] = dict(node[parent])
+            node[parent] = dict(node.get(parent) or {})
             node = node[parent]
         node[last] = value
     return made

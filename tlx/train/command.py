@@ -332,6 +332,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
     )
     return Validation(
         batches=batches,
+        manifest=shards,
         batch=config.evaluate.samples,
         where=shown(config.data.val or ""),
         task=updater.task,

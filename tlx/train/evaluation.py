@@ -11,7 +11,7 @@ from torch import nn
 
 from tlx.base.errors import UserError
 from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_of
-from tlx.data.pixels.normalise import Normalise
+from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
 from tlx.plan.config import Evaluate
@@ -30,16 +30,18 @@ class Validation:
     """The validation shards, and what a network is measured with.
 
     Attributes:
-        batches: starts a pass over this rank's share: uint8 images, unreadable samples left out and reported.
+        batches: starts a pass over this rank's share: uint8 images, unreadable samples left out and reported; takes
+            `stored` and `numbers` of :func:`tlx.data.stream.stream.evaluation_batches`.
         batch: pictures that go through the network at once; of fewer the rest are black.
         where: the shards, for messages.
     """
 
-    batches: Callable[[], Iterable[Batch]]
+    batches: Callable[..., Iterable[Batch]]
+    manifest: Manifest
     batch: int
     where: str
     task: Task
-    normalise: Normalise
+    normalise: Callable[[torch.Tensor, int | None], torch.Tensor]
     world: World
 
 

@@ -14,6 +14,7 @@ from tlx.data.stream.transfer import on_device
 from tlx.plan.plan import Phase, Plan
 from tlx.runs.checkpoint import damage, read
 from tlx.runs.progress import Progress
+from tlx.train.cached import PhaseInput, Stopped, input_of
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
 from tlx.train.freeze import train_mode
 from tlx.train.nonfinite import explain, tolerated
@@ -37,13 +38,19 @@ def fit(run: Run) -> bool:
     while progress.step < run.plan.steps:
         phase = run.plan.phase(progress.step)
         begin(run, phase)
-        phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-        for step, batches in timer.each(steps_of(run.stream, phase, progress.step, run.world.device)):
+        try:
+            source = input_of(run, phase)
+        except Stopped:
+            save(run)
+            return False
+        compiled, cut = run.config.loop.compile, source.cut
+        phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=compiled, cut=cut)
+        for step, batches in timer.each(steps_of(source.stream, phase, progress.step, run.world.device)):
             stopping = train_step(run, phase, phase_model, step, batches)
             progress.wall_time_s = timer.step_done()
             if run.due(run.config.track.every):
                 run.journal.row(training_row(run.plan, phase, progress, timer))
-            ended = (run.due(every) or progress.step == phase.stop) and validate(run, phase, phase_model)
+            ended = (run.due(every) or progress.step == phase.stop) and validate(run, phase, phase_model, source)
             is_leader = any(leader["step"] == progress.step for leader in progress.leaders)
             if stopping or ended or is_leader or progress.step == phase.stop or run.due_to_save():
                 save(run)
@@ -155,17 +162,17 @@ def training_row(plan: Plan, phase: Phase, progress: Progress, timer: StepTimer)
     }
 
 
-def validate(run: Run, phase: Phase, phase_model: PhaseModel) -> bool:
+def validate(run: Run, phase: Phase, phase_model: PhaseModel, source: PhaseInput) -> bool:
     """Evaluates the weights as they are; whether the phase ends here, early or on a plateau: which changes the plan."""
     progress, wanted, step, note = run.progress, run.config.evaluate, run.progress.step, run.journal.note
     row: dict[str, Any] = {"step": step, "epoch": step / run.plan.steps_per_epoch, "phase": phase.name}
     row |= progress.evaluated.take()
     why = None
-    if run.validation is not None:
-        nets: dict[Weights, torch.nn.Module] = {"raw": run.net}
-        nets |= {"ema": run.ema.module} if run.ema is not None else {}
+    if source.validation is not None:
+        nets: dict[Weights, torch.nn.Module] = {"raw": source.network(run.net)}
+        nets |= {"ema": source.network(run.ema.module)} if run.ema is not None else {}
         row |= evaluate_weights(
-            nets, run.validation, progress.bad, run.quota, lambda odd: note(f"WARNING: at step {step} {odd}")
+            nets, source.validation, progress.bad, run.quota, lambda odd: note(f"WARNING: at step {step} {odd}")
         )
         update_best(progress, phase, row, metric=Metric.of(wanted.chooses), keep=run.config.checkpoint.keep.best)
         why = should_stop_early(progress, phase, row, wanted) if step < phase.stop else None

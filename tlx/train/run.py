@@ -94,6 +94,11 @@ class Run:
         return self.saver.checkpoints
 
     @property
+    def validation_batch(self) -> int:
+        """Samples that go through the network at once outside of training."""
+        return self.config.evaluate.samples
+
+    @property
     def folder(self) -> Path:
         return self.config.run
 

@@ -20,6 +20,8 @@ from tlx.base.errors import UserError
 from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import BadSample, Batch
+from tlx.features.cut import Cut, Rest
+from tlx.features.stored import unchanged
 from tlx.plan.plan import Phase, Plan
 from tlx.ranks.collectives import World
 from tlx.tasks import Task, Truth
@@ -43,12 +45,14 @@ class PhaseModel:
         forward: what to call for training: wrapped for DDP anew in each phase, compiled where asked.
         norms: those whose running statistics move.
         parameters: those that train.
+        enters: what a batch's images go through before `forward`, in place of being normalised.
     """
 
     net: nn.Module
     forward: Any
     norms: Sequence[nn.Module]
     parameters: Sequence[nn.Parameter]
+    enters: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def no_sync(self, *, when: bool) -> Any:
         """Without the all-reduce of gradients inside, `when` more micro-batches of the step follow."""
@@ -56,27 +60,31 @@ class PhaseModel:
         return ddp.no_sync() if when and isinstance(ddp, DistributedDataParallel) else nullcontext()
 
 
-def prepare_phase(net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: bool) -> PhaseModel:
-    """Unfreezes what the phase trains and wraps the network for it.
+def prepare_phase(
+    net: nn.Module, phase: Phase, plan: Plan, *, world: World, compiled: bool, cut: Cut | None = None
+) -> PhaseModel:
+    """Unfreezes what the phase trains and wraps the network for it, or what of it follows a cut, where batches hold
+    features.
 
     Wrapping anew is what makes unfreezing correct: a DDP wrapper reduces the gradients of those parameters that
     required one when it was made, and says nothing about others, so that ranks would drift apart.
     """
     unfreeze(net, phase, plan)
-    forward: Any = net
+    forward: Any = net if cut is None else Rest(net, cut)
     if world.distributed:
         forward = DistributedDataParallel(
-            net,
+            forward,
             device_ids=[world.device] if world.cuda else None,
             init_sync=False,  # ranks are bit-equal at every step boundary
             gradient_as_bucket_view=True,
             **_OWN_BUFFERS,
         )
-    if compiled:
+    if compiled and cut is None:
         torch._dynamo.reset()  # each set of trainable parameters is a graph of its own, and their number is limited
         torch._dynamo.config.suppress_errors = True  # a graph that does not compile runs eagerly, with a warning
         forward = torch.compile(forward)
-    return PhaseModel(net, forward, moving_norms(net, phase, plan), [p for p in net.parameters() if p.requires_grad])
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    return PhaseModel(net, forward, moving_norms(net, phase, plan), parameters, unchanged if cut is not None else None)
 
 
 def by_step(batches: Iterable[Batch]) -> Iterator[tuple[int, Iterator[Batch]]]:
@@ -152,7 +160,7 @@ class Updater:
         last = batch.micro == batch.micros - 1
         with phase_model.no_sync(when=not last):
             with self.world.autocast():
-                images = self.normalise(batch.images)
+                images = (phase_model.enters or self.normalise)(batch.images)
                 output = phase_model.forward(batch.mix.apply(images) if batch.mix else images)
                 loss = self.task.loss(output, Truth.of(batch))
             # DDP averages gradients over ranks; the mean wanted is over the global batch's loss normaliser. A batch of

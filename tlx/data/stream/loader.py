@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +12,8 @@ from torch import Tensor
 
 from tlx.base.errors import TlxError
 from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.file_list import FileList
 from tlx.data.stream.order import Ids, derive, permuted
-from tlx.data.stream.pictures import Pictures
 from tlx.data.stream.randomness import own_randomness
 from tlx.data.stream.reader import BadSample
 from tlx.data.stream.slots import Slots
@@ -28,6 +29,7 @@ class Work:
 
     Attributes:
         epoch: of training; None for an evaluation, where unreadable ones are left out and nothing is drawn anew.
+        view: in place of an epoch: as the epoch of this number shows samples, unreadable ones left out.
         ids: int64, in the order of the batch.
         turns: int64, how often each came before in this epoch; None where none comes twice.
         places: their positions in the epoch.
@@ -41,6 +43,19 @@ class Work:
     places: tuple[int, ...] = ()
     own: int = 0
     first_only: bool = False
+    view: int | None = None
+
+
+class Shows(Protocol):
+    """Where a loader has pictures from; see :class:`tlx.data.stream.pictures.Pictures`."""
+
+    @property
+    def manifest(self) -> Manifest | FileList: ...
+    @property
+    def random(self) -> bool: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def show(self, sample: int, key: int, seed: Callable[[int], None], out: NDArray[Any]) -> BadSample | None: ...
 
 
 @dataclass(frozen=True)
@@ -67,19 +82,22 @@ class Loader:
         among: the samples that may replace an unreadable one; None is all.
     """
 
-    pictures: Pictures
+    pictures: Shows
     seed: int
     among: Ids | None = None
 
     def __call__(self, work: Work, slots: Slots, slot: int) -> Loaded:
         """Writes uint8 [count, height, width, channels] to the slot."""
-        room = slots.array(slot, (1 if work.first_only else len(work.ids), *self.pictures.shape))
+        return self.fill(work, slots.array(slot, (1 if work.first_only else len(work.ids), *self.pictures.shape)))
+
+    def fill(self, work: Work, room: NDArray[Any]) -> Loaded:
+        """Writes what samples show to `room`, a row for each."""
         if not self.pictures.random:
             return self._load(work, room, _nothing)
         with own_randomness() as seed:
             return self._load(work, room, seed)
 
-    def _load(self, work: Work, room: NDArray[np.uint8], seed: Callable[[int], None]) -> Loaded:
+    def _load(self, work: Work, room: NDArray[Any], seed: Callable[[int], None]) -> Loaded:
         if work.epoch is None:
             return self._evaluate(work, room, seed)
         if work.first_only:
@@ -88,7 +106,7 @@ class Loader:
         bad = tuple(s.bad for s in shown[: work.own] if s.bad)
         return Loaded(len(shown), tuple(s.id for s in shown), bad)
 
-    def _show(self, work: Work, at: int, seed: Callable[[int], None], out: NDArray[np.uint8]) -> _Shown:
+    def _show(self, work: Work, at: int, seed: Callable[[int], None], out: NDArray[Any]) -> _Shown:
         """The picture of a sample, or that of a replacement, drawn under the sample's key in either case; or black."""
         assert work.epoch is not None
         wanted = int(work.ids[at])
@@ -114,17 +132,19 @@ class Loader:
         left: Ids = self.among[labels[self.among] == labels[sample]]
         return left
 
-    def _stand_in(self, work: Work, room: NDArray[np.uint8], seed: Callable[[int], None]) -> Loaded:
+    def _stand_in(self, work: Work, room: NDArray[Any], seed: Callable[[int], None]) -> Loaded:
         """One picture; what is bad about the samples is reported by the ranks they belong to."""
         tried = (self._show(work, at, seed, room[0]) for at in range(len(work.ids)))
         found = next((s for s in tried if s.bad is None or s.bad.replaced_by is not None), None)
         return Loaded(1, (found.id if found else int(work.ids[0]),), ())
 
-    def _evaluate(self, work: Work, room: NDArray[np.uint8], seed: Callable[[int], None]) -> Loaded:
+    def _evaluate(self, work: Work, room: NDArray[Any], seed: Callable[[int], None]) -> Loaded:
         ids: list[int] = []
         bad: list[BadSample] = []
         for sample in work.ids.tolist():
-            found = self.pictures.show(sample, derive(0, "evaluation", sample), seed, room[len(ids)])
+            view = work.view
+            key = derive(0, "evaluation", sample) if view is None else derive(self.seed, "sample", view, sample)
+            found = self.pictures.show(sample, key, seed, room[len(ids)])
             ids.append(sample) if found is None else bad.append(found)
         return Loaded(len(ids), tuple(ids), tuple(bad))
 
@@ -153,7 +173,7 @@ def load(
     Raises:
         TlxError: a worker died, or the transforms fail.
     """
-    height, width, channels = loader.pictures.shape
+    height, width, channels = loader.pictures.shape  # of pictures, three
     slots = Slots(slot_count(workers), largest * height * width * channels, notes=max(workers, 1))
     if pin:
         slots.pin()

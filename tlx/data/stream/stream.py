@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ class Batch:
         step: the global step (evaluation: the number of this batch on this rank).
         micro, micros: which of how many micro-batches of this step; the same number on all ranks.
         images: uint8 [m + g, channels, height, width], channels last in memory; the last g are guests, for mixing only.
+            Or [m, ...] features of them, where these are stored.
         labels: int64 [m]; -1 where the index has no class.
         ids: int64 [m], the samples that are shown (a replacement's own id).
         total: what a sum of losses over the global batch is divided by: its number of samples, or the sum of what they
@@ -110,6 +112,12 @@ class _Dealt:
     deal: _Deal
     total: float
     scales: Tensor | None
+
+
+class Stored(Protocol):
+    """What takes the place of pictures; see :class:`tlx.features.stored.StoredFeatures`."""
+
+    def load(self, loader: Loader, tasks: Iterator[Work]) -> Iterator[tuple[Loaded, Tensor]]: ...
 
 
 class ShardStream:
@@ -182,7 +190,19 @@ class ShardStream:
         self._pictures = Pictures(manifest, transform, channels, upright=upright, scaled=scaled)
         self._order: EpochOrder | None = None
         self._dealt: _Dealt | None = None
+        self._stored: Stored | None = None
         self._check()
+
+    def of(self, stored: Stored) -> ShardStream:
+        """The same batches with stored features in place of pictures."""
+        other = copy(self)
+        other._stored = stored
+        return other
+
+    @property
+    def loader(self) -> Loader:
+        """Of pictures."""
+        return Loader(self._pictures, self.seed, self._few)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -220,8 +240,12 @@ class ShardStream:
         largest = -(-self.batch // self.world)
         largest = min(largest, self.micro_batch or largest) + (2 if self.mix else 0)  # a guest at each end
         tasks = self._tasks(steps, dealt)
-        loader = Loader(self._pictures, self.seed, self._few)
-        for loaded, images in load(loader, tasks, largest=largest, workers=self.workers, pin=self.pin):
+        made = (
+            load(self.loader, tasks, largest=largest, workers=self.workers, pin=self.pin)
+            if self._stored is None
+            else self._stored.load(self.loader, tasks)
+        )
+        for loaded, images in made:
             if loaded.bad and not self.skip_bad:
                 raise _bad_samples(loaded.bad)
             yield self._assemble(*dealt.popleft(), loaded, images)
@@ -236,7 +260,7 @@ class ShardStream:
     def _tasks(self, steps: Iterable[int], dealt: deque[tuple[_Deal, int]]) -> Iterator[Work]:
         for count, step in enumerate(steps):
             deal = self._deal(step)
-            if not count or not step % self.steps_per_epoch:
+            if self._stored is None and (not count or not step % self.steps_per_epoch):
                 self._fetch_ahead(deal)
             for micro in range(deal.micros):
                 dealt.append((deal, micro))
@@ -402,6 +426,8 @@ def evaluation_batches(
     upright: bool = True,
     pin: bool = False,
     targets: Sequence[str] = (LABEL,),
+    stored: Stored | None = None,
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """This rank's share of a data set, in the order of its index: every sample once over all ranks. Batches are cut by
     place in the index, whatever the number of ranks; each rank gets some that follow each other.
@@ -414,6 +440,8 @@ def evaluation_batches(
         batch: samples of a batch; the index's last one may have fewer.
         channels: pictures are read as grey (1), RGB (3) or RGBA (4).
         targets: of the index, for `Batch.targets`.
+        stored: features, in place of pictures.
+        numbers: the batches of these numbers, in place of this rank's share.
 
     Raises:
         UserError: an unreadable sample, without skip_bad; a target that the index lacks.
@@ -421,17 +449,22 @@ def evaluation_batches(
     refuse_unknown(manifest, targets)
     of_rank = share(-(-len(manifest) // batch), world, rank)
     own = range(of_rank.start * batch, min(of_rank.stop * batch, len(manifest)))
-    if not own:
+    if numbers is None and not own:
         return
     tasks = (
-        Work(None, np.arange(at, min(at + batch, own.stop), dtype=np.int64)) for at in range(own.start, own.stop, batch)
+        Work(None, np.arange(n * batch, min((n + 1) * batch, len(manifest)), dtype=np.int64))
+        for n in (of_rank if numbers is None else numbers)
     )
-    if manifest.remote:
+    if manifest.remote and stored is None and numbers is None:
         ends = manifest.samples_per_shard.cumsum()
         first, last = np.searchsorted(ends, (own.start, own.stop - 1), side="right").tolist()
         manifest.ahead(range(first, last + 1))
     loader = Loader(Pictures(manifest, transform, channels, upright=upright), 0)
-    results = load(loader, tasks, largest=min(batch, len(own)), workers=workers, pin=pin)
+    results = (
+        load(loader, tasks, largest=min(batch, len(manifest)), workers=workers, pin=pin)
+        if stored is None
+        else stored.load(loader, tasks)
+    )
     for step, (loaded, images) in enumerate(results):
         if loaded.bad and not skip_bad:
             raise _bad_samples(loaded.bad)

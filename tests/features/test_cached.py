@@ -1,0 +1,196 @@
+"""What is frozen is computed once: the same training from stored features as from pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from composed import composer, raw_of
+from images import make_shards
+from safetensors.torch import load_file
+
+from tlx.features.store import FeatureStore
+from tlx.plan.config import parse
+from tlx.runs.metrics_file import read_rows
+from tlx.train import command as training
+from tlx.train.loop import fit
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return make_shards(tmp_path_factory.mktemp("s") / "s", classes=3, per_class={"train": 8, "val": 5}, size=24)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("TLX_FEATURES", str(tmp_path / "features"))
+    monkeypatch.delenv("RANK", raising=False)
+    return tmp_path / "features"
+
+
+def settings(shards, run, cache, **over):
+    return raw_of(
+        shards,
+        run,
+        **{
+            "backbone": {"name": "timm/test_resnet", "weights": "none"},
+            "input": {"size": 32},
+            "transforms": [{"name": "resize", "size": [32, 32]}],
+            "loop": {"ema": {"decay": 0.5}},
+            "evaluate": {"batch": 4},
+            "cache": cache,
+            **over,
+        },
+    )
+
+
+def trained(raw):
+    """Weights at the end, rows of metrics."""
+    training.train(parse(raw))
+    rows = list(read_rows(parse(raw).run / "metrics.jsonl"))
+    return load_file(parse(raw).run / "checkpoints" / "latest" / "model.safetensors"), rows
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_same_training_as_from_pictures(shards, tmp_path, folder, workers):
+    data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 7, "workers": workers}
+    off, rows_off = trained(settings(shards, tmp_path / "off", "off", data=data))
+    assert not folder.exists()
+    on, rows_on = trained(settings(shards, tmp_path / "on", "exact", data=data))
+    assert len(list(folder.iterdir())) == 2  # of training and of validation pictures
+    for name, weight in off.items():
+        torch.testing.assert_close(on[name], weight, rtol=1e-3, atol=1e-4)
+    assert [row.get("val/top1") for row in rows_on] == [row.get("val/top1") for row in rows_off]
+    state = json.loads((tmp_path / "on" / "checkpoints" / "latest" / "state.json").read_text())["progress"]["phases"]
+    assert state["feature_extraction"]["cache"]["cut"] == "input of fc, 96 float32"
+    assert state["fine_tuning"]["cache"] is None
+
+
+def test_each_epoch_shows_another_of_the_kept_views_and_then_they_come_again(shards, tmp_path, folder):
+    """In the first epochs those that a training from pictures shows."""
+    flips = [{"name": "random_resized_crop", "scale": [0.5, 1]}, "horizontal_flip"]
+    over = {"transforms": flips, "unfreeze": "head_only", "phases": {"each": {"lr": 0.02, "duration": "2ep"}}}
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    on, _ = trained(settings(shards, tmp_path / "on", {"views": 2}, **over))
+    for name, weight in off.items():
+        torch.testing.assert_close(on[name], weight, rtol=1e-5, atol=1e-6)
+    over["phases"] = {"each": {"lr": 0.02, "duration": "4ep"}}
+    again, _ = trained(settings(shards, tmp_path / "again", {"views": 2}, **over))
+    assert len(list(folder.iterdir())) == 2
+    another, _ = trained(settings(shards, tmp_path / "off4", "off", **over))
+    assert not torch.allclose(again["fc.weight"], another["fc.weight"], atol=1e-4)
+
+
+def test_auto_is_off_where_pictures_are_drawn(shards, tmp_path, folder):
+    trained(settings(shards, tmp_path / "run", "auto", transforms=None, unfreeze="head_only"))
+    assert not folder.exists()
+
+
+def test_frozen_stages_below_the_last_one(shards, tmp_path):
+    """Activations in the middle of the network, and the cut moves when more is unfrozen."""
+    each = {"lr": 0.02, "duration": "2ep"}
+    over = {"unfreeze": {"name": "gradual", "every": "2ep"}, "phases": {"each": each}, "loop": {}}
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
+    for name, weight in off.items():
+        torch.testing.assert_close(on[name], weight, rtol=1e-2, atol=1e-3)
+    state = json.loads((tmp_path / "on" / "checkpoints" / "latest" / "state.json").read_text())["progress"]["phases"]
+    cuts = [entry["cache"] and entry["cache"]["cut"].partition(",")[0] for entry in state.values()]
+    assert cuts == ["input of fc", *(f"input of layer{n}.0" for n in (4, 3, 2, 1)), None]
+
+
+def bits(run):
+    return {name: weight.clone() for name, weight in run.net.state_dict().items()}
+
+
+@pytest.mark.parametrize("kept", ["features", "nothing", "half"])
+def test_a_phase_that_is_gone_on_with_gives_the_same_bits(shards, tmp_path, folder, monkeypatch, kept):
+    """After a kill in the phase, or while features were computed; whether or not they are still there."""
+    monkeypatch.delenv("RANK", raising=False)
+    usual = settings(shards, tmp_path / "run", "exact", checkpoint={"every": 1})
+    usual = {key: value for key, value in usual.items() if key not in ("run", "data")}
+    compose = composer(shards, tmp_path / "run", monkeypatch, **usual)
+    whole = compose(tmp_path / "whole")
+    assert fit(whole)
+    run = compose()
+    write, parts, killed = FeatureStore.write, [], []
+
+    def counted(store, *part):
+        parts.append(part[:2])
+        if kept == "half" and len(parts) == 3 and not killed:
+            killed.append(True)
+            raise KeyboardInterrupt
+        write(store, *part)
+
+    if kept == "half":
+        for store in folder.iterdir():
+            shutil.rmtree(store)
+        monkeypatch.setattr(FeatureStore, "write", counted)
+        with pytest.raises(KeyboardInterrupt):
+            fit(run)
+        assert len(parts) == 3
+    else:
+        monkeypatch.setattr(run.stop, "asked", lambda look: run.progress.step >= 4)
+        assert not fit(run)
+        assert run.progress.step == 4
+        run.saver.settle()
+        if kept == "nothing":
+            shutil.rmtree(folder)
+    again = compose()
+    monkeypatch.setattr(FeatureStore, "write", counted)
+    parts.clear()
+    assert fit(again)
+    assert len(parts) == {"features": 0, "nothing": 6 + 4, "half": 4 + 4}[kept]
+    after = bits(again)
+    assert all(torch.equal(weight, after[name]) for name, weight in bits(whole).items())
+
+
+def test_another_network_or_view_or_picture_never_meets_old_features(shards, tmp_path, folder):
+    over = {"unfreeze": "head_only"}
+    trained(settings(shards, tmp_path / "a", "exact", **over))
+    trained(settings(shards, tmp_path / "b", "exact", **over, seed=0))
+    assert len(list(folder.iterdir())) == 2  # shared
+    trained(settings(shards, tmp_path / "c", "exact", **over, seed=1))  # other weights
+    assert len(list(folder.iterdir())) == 4
+    crop = [{"name": "resize", "size": [36, 36]}, {"name": "center_crop", "size": [32, 32]}]
+    trained(settings(shards, tmp_path / "d", "exact", **over, transforms=crop))
+    assert len(list(folder.iterdir())) == 5  # validation pictures are shown as before
+    other = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 5}, size=24, seed=9)
+    trained(settings(other, tmp_path / "e", "exact", **over))
+    assert len(list(folder.iterdir())) == 7
+
+
+def test_a_full_disk_costs_a_line(shards, tmp_path, capsys, monkeypatch):
+    def full(*_words):
+        raise OSError(28, "No space left on device")
+
+    over = {"unfreeze": "head_only"}
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    monkeypatch.setattr(FeatureStore, "write", full)
+    on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
+    assert all(torch.equal(weight, on[name]) for name, weight in off.items())
+    assert "computes from pictures" in capsys.readouterr().out
+    monkeypatch.undo()
+    trained(settings(shards, tmp_path / "small", {"mode": "exact", "limit": 100}, **over))
+    assert "may take 0.00 GB" in capsys.readouterr().out
+
+
+def test_pictures_that_cannot_be_read_are_replaced_by_the_same_others(tmp_path):
+    shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 5}, size=24)
+    for split in ("train", "val"):
+        damaged = json.loads((shards / split / "index.json").read_text())
+        first = shards / split / damaged["shards"][0]["name"]
+        content = bytearray(first.read_bytes())
+        at = content.index(b"\xff\xd8\xff")
+        content[at : at + 3] = b"bad"
+        first.write_bytes(content)
+    data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 7, "workers": 0, "bad_samples": 2}
+    over = {"data": data, "unfreeze": "head_only"}
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
+    for name, weight in off.items():
+        torch.testing.assert_close(on[name], weight, rtol=1e-5, atol=1e-6)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("off", "on")]
+    assert results[0]["last"]["val/samples"] == results[1]["last"]["val/samples"] == 14

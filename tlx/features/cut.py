@@ -1,0 +1,352 @@
+"""Where a network may be cut, so that what its frozen layers compute is computed once.
+
+Below a cut nothing trains and nothing is drawn, so that features depend on the picture alone. From a cut on, the
+network's own code runs: modules that end before it answer with what they gave for one black picture, which costs
+nothing, and the features take the place of what the last of them gave. Code between modules runs as it is. Whether
+that is the same function is not assumed: the outputs are compared, and the next place below is tried where they differ.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils._pytree import tree_leaves
+
+from tlx.data.stream.randomness import own_randomness
+
+Side = Literal["input", "output"]
+Passed = Mapping[str, Sequence[Any]]
+"""Modules that are passed over, by path, and what each of their calls gave for a black picture."""
+
+_TRIED = 24  # places, from the last one down
+_TRIED_INSIDE = 3  # of one module: inside of a block with a shortcut no place holds
+_PICTURES = 4
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place in a network.
+
+    Attributes:
+        path, side: features enter as the input of this module, or in place of its output.
+        shape, dtype: of the features of one picture.
+        passed: what is not computed again.
+        image: float32 [1, channels, height, width], the black picture of `passed`.
+        state: names of the parameters and buffers that features depend on.
+        difference: the largest between outputs from pictures and from features, as a share of the largest output.
+    """
+
+    path: str
+    side: Side
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    passed: Passed
+    image: Tensor
+    state: tuple[str, ...]
+    difference: float = 0.0
+
+    def __str__(self) -> str:
+        shape, dtype = " x ".join(map(str, self.shape)), str(self.dtype).removeprefix("torch.")
+        return f"{self.side} of {self.path}, {shape} {dtype}"
+
+    @property
+    def picture_bytes(self) -> int:
+        """Of the features of one picture."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Rest(nn.Module):
+    """A network from a cut on: features [N, ...] to what the network returns. Parameters, modules and modes are the
+    network's own."""
+
+    def __init__(self, net: nn.Module, cut: Cut) -> None:
+        super().__init__()
+        self.net, self.cut = net, cut
+
+    def forward(self, features: Tensor) -> Any:
+        with _passing_over(self.net, self.cut.passed), _entering(self.net, self.cut, features):
+            return self.net(self.cut.image)
+
+
+@torch.no_grad()
+def features_of(net: nn.Module, cut: Cut, images: Tensor) -> Tensor:
+    """What the network has at the cut, [N, *cut.shape], of images [N, channels, height, width]; what follows does not
+    run."""
+    module, seen = net.get_submodule(cut.path), list[Tensor]()
+
+    def at_input(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0])
+        raise _Reached
+
+    def at_output(_module: nn.Module, _args: Any, output: Tensor) -> None:
+        seen.append(output)
+        raise _Reached
+
+    with ExitStack() as undo:
+        if cut.side == "input":
+            undo.callback(module.register_forward_pre_hook(at_input).remove)
+        else:
+            undo.callback(module.register_forward_hook(at_output).remove)
+        try:
+            net(images)
+        except _Reached:
+            return seen[0].contiguous()
+    raise RuntimeError(f"{cut.path} was not reached")
+
+
+class _Reached(Exception):
+    """The cut has been computed."""
+
+
+@torch.no_grad()
+def find_cut(
+    net: nn.Module,
+    image: tuple[int, int, int],
+    *,
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Cut | None:
+    """The last place below everything that trains, or that is drawn or moves in training mode; None where none holds.
+
+    Args:
+        net: with gradients and modes as a phase has them; it is left as it is.
+        image: channels, height, width.
+        autocast: what forward passes run in.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(_PICTURES, *image, generator=generator).to(device)
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    with own_randomness() as seed, autocast():
+        try:
+            seed(0)
+            walk = _walk(net, images)
+            tried: Counter[str] = Counter()
+            for place in walk.places():
+                if tried.total() == _TRIED:
+                    break
+                if tried[place.inside] == _TRIED_INSIDE:
+                    continue
+                tried[place.inside] += 1
+                cut = _made(net, walk, place, torch.zeros(1, *image, device=device))
+                seed(0)
+                difference = _difference(net, cut, images, walk.output)
+                if difference is not None:
+                    return replace(cut, difference=difference)
+        finally:
+            for name, buffer in net.named_buffers():
+                buffer.copy_(buffers[name])
+    return None
+
+
+# One pass, with the calls of modules in order
+
+
+@dataclass
+class _Call:
+    path: str
+    parent: _Call | None
+    start: int
+    end: int = 0
+    input: Tensor | None = None
+    output: Any = None
+
+
+@dataclass(frozen=True)
+class _Place:
+    path: str
+    side: Side
+    inside: str
+    time: int
+    features: Tensor
+
+
+@dataclass
+class _Walk:
+    """The calls of all modules in a pass.
+
+    Attributes:
+        begun: when the first module ran that trains, draws or moves.
+        output: the network's.
+    """
+
+    calls: list[_Call] = field(default_factory=list)
+    begun: int = 0
+    output: Any = None
+
+    def places(self) -> list[_Place]:
+        """Where a cut could be, the last first: each a tensor with a row for each picture, past some computation."""
+        counts: dict[str, int] = {}
+        for call in self.calls:
+            counts[call.path] = counts.get(call.path, 0) + 1
+        first = min((call.end for call in self.calls if call.path), default=0)
+        found: list[_Place] = []
+        for call in self.calls:
+            if not call.path or counts[call.path] > 1:
+                continue
+            inside = call.parent.path if call.parent is not None else ""
+            if first < call.start <= self.begun and _by_picture(call.input):
+                found.append(_Place(call.path, "input", inside, call.start, call.input))  # type: ignore[arg-type]
+            if call.end < self.begun and _by_picture(call.output):
+                found.append(_Place(call.path, "output", inside, call.end, call.output))
+        return sorted(found, key=lambda place: -place.time)
+
+    def before(self, place: _Place) -> list[_Call]:
+        """The outermost calls that have ended there."""
+        ended = [call for call in self.calls if call.end <= place.time and call.path != place.path]
+        return [call for call in ended if call.parent is None or call.parent.end > place.time]
+
+
+def _by_picture(value: Any) -> bool:
+    is_tensor = isinstance(value, Tensor) and value.is_floating_point()
+    return is_tensor and value.ndim > 1 and len(value) == _PICTURES
+
+
+def _walk(net: nn.Module, images: Tensor) -> _Walk:
+    walk, running, clock = _Walk(), list[_Call](), iter(range(1, 1 << 62))
+
+    def enter(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            call = _Call(path, running[-1] if running else None, next(clock))
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            call.input = args[0] if len(tensors) == 1 and args and args[0] is tensors[0] else None
+            running.append(call)
+            walk.calls.append(call)
+
+        return hook
+
+    def leave(_module: nn.Module, _args: Any, output: Any) -> None:
+        call = running.pop()
+        call.end, call.output = next(clock), output
+
+    with ExitStack() as undo:
+        for path, module in net.named_modules():
+            undo.callback(module.register_forward_pre_hook(enter(path), with_kwargs=True).remove)
+            undo.callback(module.register_forward_hook(leave).remove)
+        walk.output = net(images)
+    modules = dict(net.named_modules())
+    live = [call.start for call in walk.calls if _is_live(modules[call.path])]
+    walk.begun = min(live, default=next(clock))
+    return walk
+
+
+def _is_live(module: nn.Module) -> bool:
+    """Whether a module itself trains, or draws or moves something in its mode."""
+    if any(parameter.requires_grad for parameter in module.parameters(recurse=False)):
+        return True
+    if not module.training:
+        return False
+    moves = isinstance(module, _NormBase) and module.track_running_stats
+    return moves or any(getattr(module, name, None) for name in ("p", "drop_prob", "drop_path", "rate"))
+
+
+# A place becomes a cut
+
+
+def _made(net: nn.Module, walk: _Walk, place: _Place, image: Tensor) -> Cut:
+    before = walk.before(place)
+    begun = {call.path for call in walk.calls if call.start < place.time}  # those around the place, too
+    state = [
+        f"{path}.{name}" if path else name
+        for path, module in net.named_modules()
+        if path in begun
+        for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    ]
+    paths = {call.path for call in before}
+    given = _outputs(net, image, {path: sum(call.path == path for call in before) for path in paths})
+    shape, dtype = tuple(place.features.shape[1:]), place.features.dtype
+    return Cut(place.path, place.side, shape, dtype, given, image, tuple(sorted(state)))
+
+
+def _outputs(net: nn.Module, image: Tensor, calls: Mapping[str, int]) -> Passed:
+    """What the first calls of these modules give."""
+    found: dict[str, list[Any]] = {path: [] for path in calls}
+
+    def keep(path: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            if len(found[path]) < calls[path]:
+                found[path].append(output)
+            if all(len(outputs) == calls[name] for name, outputs in found.items()):
+                raise _Reached  # what follows may not bear a single picture
+
+        return hook
+
+    with ExitStack() as undo:
+        for path in calls:
+            undo.callback(net.get_submodule(path).register_forward_hook(keep(path)).remove)
+        undo.enter_context(suppress(_Reached))
+        net(image)
+    return found
+
+
+def _difference(net: nn.Module, cut: Cut, images: Tensor, expected: Any) -> float | None:
+    """How far outputs from features are from those from pictures; None where that is more than rounding."""
+    features = features_of(net, cut, images)
+    if not torch.equal(features, features_of(net, cut, images)):  # something is drawn
+        return None
+    try:
+        outputs = Rest(net, cut)(features)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+        return None
+    own, others = _tensors(expected), _tensors(outputs)
+    if len(own) != len(others) or any(a.shape != b.shape for a, b in zip(own, others, strict=True)):
+        return None
+    largest = max((float(a.abs().max()) for a in own), default=0.0) or 1.0
+    difference = max((float((a - b).abs().max()) for a, b in zip(own, others, strict=True)), default=0.0) / largest
+    return difference if difference <= 256 * torch.finfo(own[0].dtype).eps else None
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _passing_over(net: nn.Module, passed: Passed) -> Iterator[None]:
+    """Modules answer with what they gave before, each as often as it did, and compute after that."""
+    with ExitStack() as undo:
+        for path, outputs in passed.items():
+            module = net.get_submodule(path)
+            undo.callback(_restore, module, module.__dict__.get("forward"))
+            module.forward = _answer(list(outputs), module.forward)
+        yield
+
+
+def _answer(outputs: list[Any], forward: Callable[..., Any]) -> Callable[..., Any]:
+    remaining = iter(outputs)
+    missing = object()
+
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        output = next(remaining, missing)
+        return forward(*args, **kwargs) if output is missing else output
+
+    return answer
+
+
+def _restore(module: nn.Module, own: Any) -> None:
+    del module.__dict__["forward"]
+    if own is not None:
+        module.__dict__["forward"] = own
+
+
+@contextmanager
+def _entering(net: nn.Module, cut: Cut, features: Tensor) -> Iterator[None]:
+    module = net.get_submodule(cut.path)
+    if cut.side == "input":
+        handle = module.register_forward_pre_hook(lambda _module, _args: (features,))
+        try:
+            yield
+        finally:
+            handle.remove()
+    else:
+        own = module.__dict__.get("forward")
+        module.__dict__["forward"] = lambda *_args, **_kwargs: features
+        try:
+            yield
+        finally:
+            _restore(module, own)

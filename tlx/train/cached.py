@@ -1,0 +1,255 @@
+"""Which phases train from stored features of what is frozen, and the features themselves: computed once, by all ranks.
+
+Nothing else changes: the plan, the order of samples, losses, metrics, evaluations and checkpoints are those of a phase
+that computes from pictures.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tlx.base.errors import UserError
+from tlx.base.files import plain as plain_json
+from tlx.data.pixels.jpeg_region import decoder
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.loader import Work, load
+from tlx.data.stream.reader import BadSample
+from tlx.data.stream.stream import ShardStream
+from tlx.features.cut import Cut, Rest, features_of, find_cut
+from tlx.features.store import FeatureStore, Layout, default_folder
+from tlx.features.stored import StoredFeatures, ViewOfEpoch, unchanged
+from tlx.plan.config import Config
+from tlx.plan.plan import Phase
+from tlx.train.evaluation import Validation
+from tlx.train.freeze import unfreeze
+from tlx.train.run import Run
+
+DETERMINISTIC = frozenset({"resize", "center_crop"})
+"""Transforms that show a picture always in the same way."""
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_SAY_S = 10.0
+
+Part = tuple[int, int]
+"""A view and the number of a part."""
+Shown = Iterator[tuple[Sequence[int], Tensor, Sequence[BadSample]]]
+"""Of each part: the pictures that could be read, by place, their pixels, and those that could not."""
+
+
+@dataclass(frozen=True)
+class PhaseInput:
+    """What a phase's batches hold, and where they enter the network.
+
+    Attributes:
+        stream, validation: of pictures, or of features at `cut`.
+    """
+
+    stream: ShardStream
+    validation: Validation | None
+    cut: Cut | None = None
+
+    def network(self, net: nn.Module) -> nn.Module:
+        """What takes them."""
+        return net if self.cut is None else Rest(net, self.cut)
+
+
+class Stopped(Exception):
+    """A stop was asked for while features were computed."""
+
+
+def input_of(run: Run, phase: Phase) -> PhaseInput:
+    """Pictures; or stored features, where the configuration and the phase allow it. The choice stands in the
+    checkpoint: a phase that is gone on with keeps it.
+
+    Raises:
+        Stopped: on all ranks.
+    """
+    pictures, begun = PhaseInput(run.stream, run.validation), run.progress.phases[phase.name]
+    why = why_not(run.config, phase, run.plan.steps_per_epoch)
+    if run.progress.step > phase.start and not begun.get("cache"):
+        why = "it was begun from pictures"
+    cut = None
+    if why is None:
+        unfreeze(run.net, phase, run.plan)
+        height, width, channels = run.stream.loader.pictures.shape
+        image = (channels, height, width)
+        cut = find_cut(run.net, image, device=run.world.device, autocast=run.world.autocast)
+        why = None if cut is not None else "there is no place below which nothing trains and nothing is drawn"
+    features = _from_features(run, phase, pictures, cut) if cut is not None else why
+    if isinstance(features, PhaseInput):
+        begun["cache"] = {"cut": str(cut), "mode": run.config.cache.mode, "views": run.config.cache.kept}
+        return features
+    begun["cache"] = None
+    if run.config.cache.mode in ("exact", "views") or why is None:
+        run.journal.note(f"cache: phase {phase.name} computes from pictures: {features}")
+    return pictures
+
+
+def why_not(config: Config, phase: Phase, steps_per_epoch: int) -> str | None:
+    """Why a phase cannot, or need not, train from features; None where it may."""
+    wanted = config.cache
+    if wanted.mode == "off":
+        return "cache: off"
+    if config.mix is not None and (config.mix.mixup or config.mix.cutmix):
+        return "mixed features are not those of mixed pictures (mix)"
+    names = None if config.transforms is None else [part.name for part in config.transforms]
+    if wanted.mode != "views" and (names is None or not DETERMINISTIC.issuperset(names)):
+        return "training pictures are drawn anew in each epoch (transforms); cache: {views: 4} keeps four of each"
+    if phase.trains[next(iter(phase.layers)).name] != "frozen":
+        return "its first layer trains"
+    shown = (phase.stop - phase.start) / steps_per_epoch
+    return f"it shows each picture {shown:.2g} times" if wanted.mode == "auto" and shown < 2 else None
+
+
+def _from_features(run: Run, phase: Phase, pictures: PhaseInput, cut: Cut) -> PhaseInput | str:
+    """The phase's input from features, which are computed where they are not there; or why they cannot be."""
+    wanted, stream, validation = run.config.cache, run.stream, run.validation
+    store = _store(run, cut, stream.manifest, views=wanted.kept, drawn=True)
+    why = _filled(run, phase, cut, store, functools.partial(_training_views, run, store.layout.part), "training")
+    if why is not None:
+        return why
+    own = StoredFeatures(store, stream.manifest, ViewOfEpoch(wanted.kept, run.config.seed))
+    found = PhaseInput(stream.of(own), validation, cut)
+    if validation is None:
+        return found
+    kept = _store(run, cut, validation.manifest, views=1, drawn=False)
+    why = _filled(run, phase, cut, kept, functools.partial(_validation_views, validation), "validation")
+    if why is not None:
+        return why
+    of_validation = StoredFeatures(kept, validation.manifest, ViewOfEpoch(1, 0))
+    batches = functools.partial(validation.batches, stored=of_validation)
+    return replace(found, validation=replace(validation, batches=batches, normalise=unchanged))
+
+
+def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -> FeatureStore:
+    """Where features belong that depend on all of this.
+
+    Args:
+        drawn: they are of training's view; else of evaluation's.
+    """
+    config, layout = run.config, Layout(views, len(manifest), cut.shape, _dtype(run.config, cut), run.validation_batch)
+    shown: dict[str, Any] = {"input": run.identity["input"], "upright": config.data.exif_orientation}
+    if drawn:
+        parts = None if config.transforms is None else [part.model_dump(mode="json") for part in config.transforms]
+        shown |= {"transforms": parts, "scaled": config.data.scaled_decoding, "seed": config.seed}
+    depends_on = {
+        "format": 1,
+        "cut": str(cut),
+        "weights": _weights_digest(run.net, cut.state),
+        "network": [config.backbone.name, plain_json(config.backbone.model_dump(mode="json").get("args"))],
+        "pictures": [manifest.digest, manifest.content],
+        "shown": shown,
+        "decoder": decoder(),
+        "computed": [config.loop.precision, run.world.device.type, str(torch.__version__), layout.part],
+    }
+    return FeatureStore.of(config.cache.folder or default_folder(), plain_json(depends_on), layout)
+
+
+def _dtype(config: Config, cut: Cut) -> torch.dtype:
+    return cut.dtype if config.cache.dtype is None else _DTYPES[config.cache.dtype]
+
+
+def _weights_digest(net: nn.Module, names: Sequence[str]) -> str:
+    """Of the tensors that features depend on."""
+    found, tensors = hashlib.sha256(), {**dict(net.named_parameters()), **dict(net.named_buffers())}
+    for name in names:
+        tensor = tensors.get(name)
+        if tensor is None:  # a second name of one that counts already
+            continue
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+# Computing them
+
+
+def _training_views(run: Run, part: int, missing: Sequence[Part]) -> Shown:
+    stream = run.stream
+    samples = len(stream.manifest)
+    ids = (np.arange(n * part, min((n + 1) * part, samples), dtype=np.int64) for _, n in missing)
+    tasks = (Work(None, own, view=view) for (view, _), own in zip(missing, ids, strict=True))
+    for loaded, images in load(stream.loader, tasks, largest=part, workers=stream.workers, pin=stream.pin):
+        yield loaded.ids, images, loaded.bad
+        del images
+
+
+def _validation_views(validation: Validation, missing: Sequence[Part]) -> Shown:
+    for batch in validation.batches(numbers=[n for _, n in missing]):
+        yield batch.ids.tolist(), batch.images, batch.bad
+
+
+def _filled(
+    run: Run, phase: Phase, cut: Cut, store: FeatureStore, shown: Callable[[Sequence[Part]], Shown], what: str
+) -> str | None:
+    """Computes what is missing, each rank its part; why it came to nothing, where it did: the same on every rank.
+
+    Raises:
+        Stopped: a stop was asked for.
+    """
+    world, layout = run.world, store.layout
+    why: str | None = None
+    try:
+        if world.main:
+            store.make({"phase": phase.name, "cut": str(cut), "run": str(run.folder)}, run.config.cache.limit)
+    except (UserError, OSError) as error:
+        why = str(error)
+    why = world.from_main(why)
+    if why is not None:
+        return why
+    missing = world.from_main(store.missing() if world.main else None)
+    size = f"{layout.bytes / 1e6:,.1f} MB in {store.folder}"
+    about = f"{what} features of phase {phase.name}, {cut}, {layout.views} x {layout.samples:,}: {size}"
+    if not missing:
+        run.journal.note(f"cache: {about}, found")
+        return None
+    run.journal.note(f"cache: computing {about}")
+    began, stopped = time.monotonic(), False
+    own = missing[world.rank * len(missing) // world.size : (world.rank + 1) * len(missing) // world.size]
+    try:
+        stopped = not _compute(run, cut, store, own, shown(own))
+    except OSError as error:
+        why = f"{store.folder}: {error.strerror or error}"
+    ends: list[tuple[str | None, bool]] = world.gather((why, stopped))
+    if any(stop for _, stop in ends):
+        raise Stopped
+    failed = [text for text, _ in ends if text is not None]
+    if failed:
+        return failed[0]
+    if store.missing():  # another machine's folder of the same name
+        why = f"{store.folder} is not the same folder on all machines; cache: {{folder: ...}} on a shared disk"
+    found: list[str | None] = world.gather(why)
+    why = next((text for text in found if text is not None), None)
+    if why is None:
+        run.journal.note(f"cache: computed in {time.monotonic() - began:.1f} s")
+    return why
+
+
+def _compute(run: Run, cut: Cut, store: FeatureStore, own: Sequence[Part], shown: Shown) -> bool:
+    """This rank's parts; false where a stop was asked for."""
+    world, layout, said = run.world, store.layout, time.monotonic()
+    for done, ((view, part), (ids, images, bad)) in enumerate(zip(own, shown, strict=True)):
+        world.watch.beat("batch")
+        places = layout.places(part)
+        rows = torch.zeros(len(places), *layout.shape, dtype=layout.dtype)
+        if len(ids):
+            with world.autocast():
+                normalised = run.normalise(images.to(world.device), layout.part)
+                features = features_of(run.net, cut, normalised)[: len(ids)]
+            rows[[place - places.start for place in ids]] = features.to("cpu", layout.dtype)
+        store.write(view, part, rows, {one.id: one.reason for one in bad})
+        if run.stop.asked(look=True):
+            return False
+        if world.main and time.monotonic() - said > _SAY_S:
+            said = time.monotonic()
+            run.journal.note(f"cache: {done + 1:,} of {len(own):,} parts of {layout.part} pictures")
+    return True
