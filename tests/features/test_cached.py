@@ -11,6 +11,7 @@ from composed import composer, raw_of
 from images import make_shards
 from safetensors.torch import load_file
 
+from tlx.base.errors import UserError
 from tlx.features.store import FeatureStore
 from tlx.plan.config import parse
 from tlx.runs.metrics_file import read_rows
@@ -194,3 +195,26 @@ def test_pictures_that_cannot_be_read_are_replaced_by_the_same_others(tmp_path):
         torch.testing.assert_close(on[name], weight, rtol=1e-5, atol=1e-6)
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("off", "on")]
     assert results[0]["last"]["val/samples"] == results[1]["last"]["val/samples"] == 14
+
+
+def test_a_head_begins_as_the_logistic_regression_on_features(shards, tmp_path, capsys):
+    """Compared with scikit-learn's on the same features."""
+    from sklearn.linear_model import LogisticRegression
+
+    from tlx.features.solve import solved_head
+
+    torch.manual_seed(0)
+    features, labels = torch.randn(90, 7) * torch.arange(1.0, 8), torch.arange(90) % 3
+    features[:, :3] += 4 * torch.nn.functional.one_hot(labels, 3)
+    weight, bias, _ = solved_head(features, labels, 3, torch.arange(90), penalties=[0.01])
+    scaled = (features - features.mean(0)) / features.std(0, unbiased=False)
+    other = LogisticRegression(C=1 / (0.01 * 90), max_iter=10000, tol=1e-8).fit(scaled.numpy(), labels.numpy())
+    assert (features @ weight.T + bias).softmax(1).numpy() == pytest.approx(
+        other.predict_proba(scaled.numpy()), abs=2e-3
+    )
+    over = {"unfreeze": "head_only", "head": {"name": "linear", "init": "solved"}}
+    _, rows = trained(settings(shards, tmp_path / "on", "exact", **over, phases={"each": {"lr": 1e-9, "duration": 1}}))
+    assert "logistic regression on 24 views of 24 pictures" in capsys.readouterr().out
+    assert rows[-1]["val/top1"] > 0.9  # by colours, which random features tell apart
+    with pytest.raises(UserError, match=r"head.init: solved: a head is solved from features"):
+        trained(settings(shards, tmp_path / "off", "off", **over))

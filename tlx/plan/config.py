@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -164,10 +164,11 @@ def known_part(group: str, part: Part, context: str | None = None) -> Part:
         UserError: no such part, or arguments that it does not take.
     """
     function = plug.find(group, part.name)
-    if group == "head" and KEEP in part.args and not plug.takes(function, KEEP):
-        kept = plug.arguments(_kept, {KEEP: part.args[KEEP]}, label=f"head {part.name}")[KEEP]
-        known = known_part(group, Part(name=part.name, args=_without_keep(part.args)), context)
-        return Part(name=known.name, args={**known.args, **({KEEP: True} if kept else {})})
+    if group == "head" and (own := _of_every_head(part)):
+        said = plug.arguments(_every_head, own, label=f"head {part.name}")
+        known = known_part(group, Part(name=part.name, args=_without(part.args, own)), context)
+        unusual = {name: value for name, value in said.items() if value not in (False, "random")}
+        return Part(name=known.name, args={**known.args, **unusual})
     args, label, found = dict(part.args), f"{group} {part.name}", Problems()
     for name, (of, is_mapping) in plug.inner_groups(function).items():
         if args.get(name) is not None:
@@ -226,12 +227,23 @@ KEEP = "keep"
 a run of tlx with the same classes in the same order. A head from elsewhere with an argument of that name gets it."""
 
 
-def _kept(*, keep: bool = False) -> None:
-    """What is checked as an argument of every head."""
+INIT = "init"
+"""``head: {name: linear, init: solved}``: the head begins as the logistic regression on stored features of the training
+pictures (`cache`), in place of random numbers."""
 
 
-def _without_keep(args: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in args.items() if name != KEEP}
+def _every_head(*, keep: bool = False, init: Literal["random", "solved"] = "random") -> None:
+    """What is checked as arguments of every head."""
+
+
+def _of_every_head(part: Part) -> dict[str, Any]:
+    """Of a head's arguments, those that its own function does not take."""
+    function = plug.find("head", part.name)
+    return {name: part.args[name] for name in (KEEP, INIT) if name in part.args and not plug.takes(function, name)}
+
+
+def _without(args: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in args.items() if name not in names}
 
 
 def _policy(value: str | NormPolicy) -> str | NormPolicy:
@@ -856,12 +868,17 @@ class Config(Model):
     @property
     def keeps_head(self) -> bool:
         """Whether the head is that of `backbone.weights`."""
-        return KEEP in self.head.args and not plug.takes(plug.find("head", self.head.name), KEEP)
+        return KEEP in _of_every_head(self.head)
+
+    @property
+    def solves_head(self) -> bool:
+        """Whether the head begins as what fits stored features best."""
+        return INIT in _of_every_head(self.head)
 
     @property
     def head_args(self) -> dict[str, Any]:
         """The arguments of the head's own function."""
-        return _without_keep(self.head.args) if self.keeps_head else self.head.args
+        return _without(self.head.args, _of_every_head(self.head))
 
     def untrained(self) -> Config:
         """The same without weights: to measure, not to train."""

@@ -10,6 +10,7 @@ from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.base.launcher import environment
 from tlx.base.terminal import escaped, folded
 from tlx.plan.config import Config
+from tlx.plan.feature_cache import savings
 from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
 from tlx.tasks import Task
@@ -78,7 +79,13 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     assert backbone is not None
     assert made is not None
     notes = [samples.note] if samples.note else []
-    notes += [*unchecked(config), *(untried or []), *absent_weights(config), *normalisation(config, backbone)]
+    notes += [
+        *savings(config, made),
+        *unchecked(config),
+        *(untried or []),
+        *absent_weights(config),
+        *normalisation(config, backbone),
+    ]
     return task, backbone, made, notes
 
 

@@ -21,20 +21,21 @@ from tlx.base.errors import UserError
 from tlx.base.files import plain as plain_json
 from tlx.data.pixels.jpeg_region import decoder
 from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.batch_targets import values_of
 from tlx.data.stream.loader import Work, load
 from tlx.data.stream.reader import BadSample
 from tlx.data.stream.stream import ShardStream
 from tlx.features.cut import Cut, Rest, features_of, find_cut
+from tlx.features.solve import solved_head
 from tlx.features.store import FeatureStore, Layout, default_folder
 from tlx.features.stored import StoredFeatures, ViewOfEpoch, unchanged
 from tlx.plan.config import Config
+from tlx.plan.feature_cache import why_not
 from tlx.plan.plan import Phase
+from tlx.tasks.classification import Classification
 from tlx.train.evaluation import Validation
 from tlx.train.freeze import unfreeze
 from tlx.train.run import Run
-
-DETERMINISTIC = frozenset({"resize", "center_crop"})
-"""Transforms that show a picture always in the same way."""
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _SAY_S = 10.0
@@ -92,22 +93,6 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
     if run.config.cache.mode in ("exact", "views") or why is None:
         run.journal.note(f"cache: phase {phase.name} computes from pictures: {features}")
     return pictures
-
-
-def why_not(config: Config, phase: Phase, steps_per_epoch: int) -> str | None:
-    """Why a phase cannot, or need not, train from features; None where it may."""
-    wanted = config.cache
-    if wanted.mode == "off":
-        return "cache: off"
-    if config.mix is not None and (config.mix.mixup or config.mix.cutmix):
-        return "mixed features are not those of mixed pictures (mix)"
-    names = None if config.transforms is None else [part.name for part in config.transforms]
-    if wanted.mode != "views" and (names is None or not DETERMINISTIC.issuperset(names)):
-        return "training pictures are drawn anew in each epoch (transforms); cache: {views: 4} keeps four of each"
-    if phase.trains[next(iter(phase.layers)).name] != "frozen":
-        return "its first layer trains"
-    shown = (phase.stop - phase.start) / steps_per_epoch
-    return f"it shows each picture {shown:.2g} times" if wanted.mode == "auto" and shown < 2 else None
 
 
 def _from_features(run: Run, phase: Phase, pictures: PhaseInput, cut: Cut) -> PhaseInput | str:
@@ -168,6 +153,54 @@ def _weights_digest(net: nn.Module, names: Sequence[str]) -> str:
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()
+
+
+def solve_head(run: Run, source: PhaseInput) -> None:
+    """The head's weights become those that fit the features of training pictures best, on all ranks, in the moving
+    average too.
+
+    Raises:
+        UserError: there are no features at its input, or it is no linear layer for one classification.
+    """
+    task, cut, stream = run.task, source.cut, run.stream
+    head = None if cut is None or cut.side != "input" else run.net.get_submodule(cut.path)
+    is_linear = isinstance(head, nn.Linear) and isinstance(task, Classification) and len(task.heads) == 1
+    if cut is None or not is_linear:
+        what = "a head is solved from features at its input" if cut is None else "only a linear head of one class"
+        todo = "cache: {views: 4} (or exact, with transforms: []), head: linear, a first phase that trains the head"
+        raise UserError(f"{what}; there is none here", where="head.init: solved", todo=todo)
+    assert isinstance(head, nn.Linear)
+    assert isinstance(task, Classification)
+    if run.world.main:
+        features, labels, pictures = _all_features(source, task.target.name)
+        began = time.monotonic()
+        weight, bias, penalty = solved_head(features, labels, len(task.classes), pictures)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            if head.bias is not None:
+                head.bias.copy_(bias)
+        took = time.monotonic() - began
+        count = f"{len(features):,} views of {len(stream.manifest):,} pictures"
+        run.journal.note(f"head: logistic regression on {count}, penalty {penalty:g}, {took:.1f} s")
+    run.world.broadcast(list(head.parameters()))
+    if run.ema is not None:
+        run.ema.module.load_state_dict(run.net.state_dict())
+
+
+def _all_features(source: PhaseInput, target: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Float32 [n, width] of all views of pictures that have a class and can be read; their classes, their places."""
+    stored = source.stream.stored
+    assert isinstance(stored, StoredFeatures)
+    store, manifest = stored.store, stored.manifest
+    labels = torch.from_numpy(values_of(manifest, [target], np.arange(len(manifest)))[target].astype(np.int64))
+    rows, classes, places = list[Tensor](), list[Tensor](), list[Tensor]()
+    for view in range(store.layout.views):
+        read = torch.tensor([(view, place) not in store.bad for place in range(len(manifest))])
+        own = ((labels >= 0) & read).nonzero()[:, 0]
+        rows.append(store.tensor(store.rows(view)[own.numpy()]).float())
+        classes.append(labels[own])
+        places.append(own)
+    return torch.cat(rows), torch.cat(classes), torch.cat(places)
 
 
 # Computing them

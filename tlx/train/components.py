@@ -12,7 +12,7 @@ from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError
 from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
-from tlx.plan.config import KEEP, Config, Part, chosen_by, known_part, plain
+from tlx.plan.config import INIT, KEEP, Config, Part, chosen_by, known_part, plain
 from tlx.plan.plan import Plan
 from tlx.tasks import scale_of
 from tlx.train.data import check_targets, mixing_of
@@ -176,7 +176,7 @@ def _other_arguments(record: RunRecord, config: Config) -> list[str]:
     from tlx.models.weights.provenance import comparable
 
     now = comparable(plain(config)["head"])
-    aside = ("name", KEEP, "dropout")
+    aside = ("name", KEEP, INIT, "dropout")
     before = {key: value for key, value in record.head_args.items() if key not in aside}
     return differences({"head": before}, {"head": {key: now.get(key) for key in before}})
 

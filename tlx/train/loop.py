@@ -14,7 +14,7 @@ from tlx.data.stream.transfer import on_device
 from tlx.plan.plan import Phase, Plan
 from tlx.runs.checkpoint import damage, read
 from tlx.runs.progress import Progress
-from tlx.train.cached import PhaseInput, Stopped, input_of
+from tlx.train.cached import PhaseInput, Stopped, input_of, solve_head
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
 from tlx.train.freeze import train_mode
 from tlx.train.nonfinite import explain, tolerated
@@ -43,6 +43,8 @@ def fit(run: Run) -> bool:
         except Stopped:
             save(run)
             return False
+        if run.config.solves_head and not progress.step:
+            solve_head(run, source)
         compiled, cut = run.config.loop.compile, source.cut
         phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=compiled, cut=cut)
         for step, batches in timer.each(steps_of(source.stream, phase, progress.step, run.world.device)):

@@ -200,6 +200,11 @@ class ShardStream:
         return other
 
     @property
+    def stored(self) -> Stored | None:
+        """What takes the place of pictures."""
+        return self._stored
+
+    @property
     def loader(self) -> Loader:
         """Of pictures."""
         return Loader(self._pictures, self.seed, self._few)
