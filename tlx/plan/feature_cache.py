@@ -41,7 +41,7 @@ def savings(config: Config, plan: Plan) -> Iterator[str]:
             )
         elif "drawn anew" in why and epochs >= 2:
             what = "another training: the same four views again and again"
-            yield f"cache: {phase.name} computes frozen layers {epochs:g} times; with cache={{views: 4}} 4 times ({what})"
+            yield f"cache: {phase.name} computes frozen layers {epochs:g} times; with cache: {{views: 4}} 4 ({what})"
 
 
 def _is_deterministic(config: Config) -> bool:
