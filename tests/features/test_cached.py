@@ -84,6 +84,16 @@ def test_each_epoch_shows_another_of_the_kept_views_and_then_they_come_again(sha
     assert not torch.allclose(again["fc.weight"], another["fc.weight"], atol=1e-4)
 
 
+@pytest.mark.parametrize(("dtype", "rounding"), [("fp32", 1e-5), ("fp16", 2e-3), ("bf16", 2e-2)])
+def test_features_may_be_kept_in_fewer_bits(shards, tmp_path, folder, dtype, rounding):
+    over = {"unfreeze": "head_only", "phases": {"each": {"lr": 0.01, "duration": "1ep"}}}
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    on, _ = trained(settings(shards, tmp_path / "on", {"mode": "exact", "dtype": dtype}, **over))
+    torch.testing.assert_close(on["fc.weight"], off["fc.weight"], rtol=rounding, atol=rounding)
+    sizes = sorted((store / "values").stat().st_size for store in folder.iterdir())
+    assert sizes == [n * 96 * (4 if dtype == "fp32" else 2) for n in (15, 24)]
+
+
 def test_auto_is_off_where_pictures_are_drawn(shards, tmp_path, folder):
     trained(settings(shards, tmp_path / "run", "auto", transforms=None, unfreeze="head_only"))
     assert not folder.exists()

@@ -63,11 +63,13 @@ class StoredFeatures:
 
     Attributes:
         view_of: an epoch's view.
+        dtype: as the network has them, whatever they are stored as.
     """
 
     store: FeatureStore
     manifest: Manifest
     view_of: ViewOfEpoch
+    dtype: torch.dtype
 
     def load(self, loader: Loader, tasks: Iterator[Work]) -> Iterator[tuple[Loaded, Tensor]]:
         """What becomes of each Work, and its features [count, *shape].
@@ -87,8 +89,7 @@ class StoredFeatures:
                 yield Loaded(len(ids), tuple(ids.tolist()), ()), self._tensor(rows)
 
     def _tensor(self, rows: NDArray[Any]) -> Tensor:
-        found = self.store.tensor(rows)
-        return found if found.is_floating_point() else found.float()
+        return self.store.tensor(rows).to(self.dtype)
 
 
 def unchanged(images: Tensor, full: int | None = None) -> Tensor:

@@ -102,7 +102,7 @@ def _from_features(run: Run, phase: Phase, pictures: PhaseInput, cut: Cut) -> Ph
     why = _filled(run, phase, cut, store, functools.partial(_training_views, run, store.layout.part), "training")
     if why is not None:
         return why
-    own = StoredFeatures(store, stream.manifest, ViewOfEpoch(wanted.kept, run.config.seed))
+    own = StoredFeatures(store, stream.manifest, ViewOfEpoch(wanted.kept, run.config.seed), cut.dtype)
     found = PhaseInput(stream.of(own), validation, cut)
     if validation is None:
         return found
@@ -110,7 +110,7 @@ def _from_features(run: Run, phase: Phase, pictures: PhaseInput, cut: Cut) -> Ph
     why = _filled(run, phase, cut, kept, functools.partial(_validation_views, validation), "validation")
     if why is not None:
         return why
-    of_validation = StoredFeatures(kept, validation.manifest, ViewOfEpoch(1, 0))
+    of_validation = StoredFeatures(kept, validation.manifest, ViewOfEpoch(1, 0), cut.dtype)
     batches = functools.partial(validation.batches, stored=of_validation)
     return replace(found, validation=replace(validation, batches=batches, normalise=unchanged))
 
