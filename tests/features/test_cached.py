@@ -12,6 +12,7 @@ from images import make_shards
 from safetensors.torch import load_file
 
 from tlx.base.errors import UserError
+from tlx.data.stream.pictures import Pictures
 from tlx.features.store import FeatureStore
 from tlx.plan.config import parse
 from tlx.runs.metrics_file import read_rows
@@ -82,6 +83,17 @@ def test_each_epoch_shows_another_of_the_kept_views_and_then_they_come_again(sha
     assert len(list(folder.iterdir())) == 2
     another, _ = trained(settings(shards, tmp_path / "off4", "off", **over))
     assert not torch.allclose(again["fc.weight"], another["fc.weight"], atol=1e-4)
+
+
+def test_of_a_few_pictures_of_each_class_only_those_are_read(shards, tmp_path, folder, monkeypatch):
+    data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 4, "workers": 0}
+    over = {"data": {**data, "sampling": {"limit": 2}}, "unfreeze": "head_only"}
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    shown, show = [], Pictures.show
+    monkeypatch.setattr(Pictures, "show", lambda self, sample, *rest: shown.append(sample) or show(self, sample, *rest))
+    on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
+    assert len(shown) == 6 + 15
+    torch.testing.assert_close(on["fc.weight"], off["fc.weight"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), [("fp32", 1e-5), ("fp16", 2e-3), ("bf16", 2e-2)])

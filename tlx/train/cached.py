@@ -126,6 +126,7 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
     if drawn:
         parts = None if config.transforms is None else [part.model_dump(mode="json") for part in config.transforms]
         shown |= {"transforms": parts, "scaled": config.data.scaled_decoding, "seed": config.seed}
+        shown["limit"] = config.data.sampling.limit
     depends_on = {
         "format": 1,
         "cut": str(cut),
@@ -193,6 +194,9 @@ def _all_features(source: PhaseInput, target: str) -> tuple[Tensor, Tensor, Tens
     assert isinstance(stored, StoredFeatures)
     store, manifest = stored.store, stored.manifest
     labels = torch.from_numpy(values_of(manifest, [target], np.arange(len(manifest)))[target].astype(np.int64))
+    few = source.stream.loader.among
+    if few is not None:
+        labels[np.isin(np.arange(len(manifest)), few, invert=True)] = -1
     rows, classes, places = list[Tensor](), list[Tensor](), list[Tensor]()
     for view in range(store.layout.views):
         read = torch.tensor([(view, place) not in store.bad for place in range(len(manifest))])
@@ -208,10 +212,17 @@ def _all_features(source: PhaseInput, target: str) -> tuple[Tensor, Tensor, Tens
 
 def _training_views(run: Run, part: int, missing: Sequence[Part]) -> Shown:
     stream = run.stream
-    samples = len(stream.manifest)
-    ids = (np.arange(n * part, min((n + 1) * part, samples), dtype=np.int64) for _, n in missing)
-    tasks = (Work(None, own, view=view) for (view, _), own in zip(missing, ids, strict=True))
-    for loaded, images in load(stream.loader, tasks, largest=part, workers=stream.workers, pin=stream.pin):
+    loader, samples = stream.loader, len(stream.manifest)
+    works = [Work(None, np.arange(n * part, min((n + 1) * part, samples)), view=view) for view, n in missing]
+    if loader.among is not None:  # a few of each class: no others are ever shown
+        works = [replace(work, ids=work.ids[np.isin(work.ids, loader.among)]) for work in works]
+    tasks = (work for work in works if len(work.ids))
+    made = load(loader, tasks, largest=part, workers=stream.workers, pin=stream.pin)
+    for work in works:
+        if not len(work.ids):
+            yield (), torch.empty(0), ()
+            continue
+        loaded, images = next(made)
         yield loaded.ids, images, loaded.bad
         del images
 
