@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from commands import invoke, tlx, write_config
+from composed import raw_of
 from images import make_shards
 
 from tlx.base.errors import UserError
@@ -196,3 +197,15 @@ def test_an_interval_of_a_median_is_between_ranks_of_the_sign_test():
         clock.median_interval([5.0, 1.0, 4.0, 2.0, 3.0])
     assert clock.median_interval([6.0, 1.0, 5.0, 2.0, 4.0, 3.0]) == (1.0, 6.0)
     assert clock.median_interval([float(n) for n in range(1, 16)]) == (4.0, 12.0)
+
+
+def test_cache_tells_what_phases_would_save(tmp_path):
+    shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 4}, size=16)
+    raw = raw_of(shards, tmp_path / "run")
+    (tmp_path / "c.yaml").write_text(json.dumps(raw))
+    found = invoke("bench", "cache", str(tmp_path / "c.yaml"), "--steps", "2", "--json")
+    (only,) = json.loads(found.output)
+    assert (only["phase"], only["cut"]) == ("feature_extraction", "input of fc, 32 float32")
+    assert only["bytes"] == 24 * 32 * 4
+    assert only["before"] == only["steps"] * only["from_pictures"] > 0
+    assert not (tmp_path / "run").exists()

@@ -108,10 +108,10 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
     if steps < max(rounds, _ROUNDS):
         raise UserError(f"--steps is at least {max(rounds, _ROUNDS)}")
     with tempfile.TemporaryDirectory(prefix="tlx-bench-") as folder:
-        alone, notes = _alone(config, Path(folder) / "run")
-        world = join_ranks(alone)
-        alone.run.mkdir()
-        run = training.compose(alone, world, RunFolder(alone.run), silent=True)
+        own, notes = alone(config, Path(folder) / "run")
+        world = join_ranks(own)
+        own.run.mkdir()
+        run = training.compose(own, world, RunFolder(own.run), silent=True)
         run.stop.close()  # Ctrl-C ends a measurement at once
         try:
             run.journal.start(0, resumed=False)
@@ -120,7 +120,7 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
             run.journal.finish({})
 
 
-def _alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
+def alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
     """One rank's part of the training, without weights and trackers, in another folder."""
     sets, notes = open_sets(config), []
     outputs = parts.outputs_of(parts.task_of(config, sets.samples))
@@ -155,7 +155,7 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
     run.progress.step = phase.start
     begin(run, phase)
     phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=run.config.loop.compile)
-    batches = _endless(run, phase)
+    batches = endless(run, phase)
     resident = itertools.cycle(_kept(batches))
     autocast = _autocast(run)
     loops: dict[str, Callable[[], object]] = {
@@ -175,11 +175,11 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
             each = -(-steps // turns[name])
             for _ in range(warm[name] + (3 if number == 0 else 0)):
                 loop()
-            _settle(run)
+            settle(run)
             began = time.perf_counter()
             for _ in range(each):
                 loop()
-            _settle(run)
+            settle(run)
             found[name].append((time.perf_counter() - began) / each)
     if run.ema is not None or run.config.loop.clip is not None:
         notes.append("the bare loop has no moving average and clips no gradients")
@@ -199,7 +199,7 @@ def _measure(run: Run, phase: Phase, steps: int, notes: list[str], rounds: int) 
     )
 
 
-def _endless(run: Run, phase: Phase) -> Iterator[tuple[int, Iterator[Batch]]]:
+def endless(run: Run, phase: Phase) -> Iterator[tuple[int, Iterator[Batch]]]:
     """Steps of the phase, from its start again at its end."""
     while True:
         yield from by_step(on_device(run.stream.batches(phase.start, phase.stop), run.world.device))
@@ -238,7 +238,7 @@ def _autocast(run: Run) -> Callable[[], AbstractContextManager[Any]]:
     return lambda: torch.autocast(run.world.device.type, dtype)
 
 
-def _settle(run: Run) -> None:
+def settle(run: Run) -> None:
     if run.world.cuda:
         torch.cuda.synchronize(run.world.device)
 

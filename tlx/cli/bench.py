@@ -96,3 +96,19 @@ def train(
 
     report = measured.measure(configs.load(config, overrides or ()), steps=steps, phase=phase)
     hand_over(json_text(report.data)) if as_json else say(text(report))
+
+
+@bench.command(epilog="Example: tlx bench cache mine.yaml 'cache={views: 4}'", context_settings=FORWARDED)
+def cache(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of each kind that are measured.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """What phases with frozen layers would save by stored features."""
+    from tlx.base.files import json_text
+    from tlx.bench.cache import measure, text
+    from tlx.plan import config as configs
+
+    found = measure(configs.load(config, overrides or ()), steps=steps)
+    hand_over(json_text([one.data for one in found])) if as_json else say(text(found))
