@@ -172,7 +172,8 @@ def _as_read_now(said: Mapping[str, Any], config: Config) -> Mapping[str, Any]:
 
 def adopted(folder: Path, config: Config) -> Config:
     """The configuration with what the run had from the table of defaults for what is not said, and what an earlier
-    `--rest` has written out for the same words: so that the same command, with or without --extend, means the same training."""
+    `--rest` has written out for the same words: so that the same command, with or without --extend, means the same
+    training."""
     entries = earlier(folder)
     config = as_written(config, _had_from_table(folder))
     if not entries:

@@ -17,7 +17,7 @@ from typing import Any
 from tlx import __version__
 from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
-from tlx.base.files import json_text, write_whole, written_beside
+from tlx.base.files import json_text, why_not_writable, write_whole, written_beside
 from tlx.base.launcher import environment, requeued_job
 from tlx.base.parsing import from_yaml_file
 from tlx.base.terminal import say
@@ -453,13 +453,8 @@ def refuse_read_only(folder: Path) -> None:
         UserError: the folder, or the one to make it in, cannot be written.
     """
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"tlx")
-            file.flush()
-    except OSError as error:
-        why = error.strerror if place.is_dir() else "Not a directory"
-        raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder") from error
+    if why := why_not_writable(place):
+        raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder")
 
 
 def _made(path: Path) -> list[Path]:

@@ -227,9 +227,9 @@ def decide(found: Found, *, on: str, moving: Sequence[str], may_halve: bool = Fa
         raise UserError(f"an evaluation batch does not fit the memory of {on}", where="evaluate.batch", todo=todo)
     if found.fits < found.asked and moving:
         raise UserError(
-            f"micro-batches of {found.asked} samples do not fit the memory of {on} in phase {_of_training(found)[0].phase}; "
-            f"{found.fits} would. BatchNorm statistics move in {', '.join(moving)}, so results depend on that, and "
-            "nothing is changed unasked",
+            f"micro-batches of {found.asked} samples do not fit the memory of {on} in phase "
+            f"{_of_training(found)[0].phase}; {found.fits} would. BatchNorm statistics move in {', '.join(moving)}, "
+            "so results depend on that, and nothing is changed unasked",
             where="loop.micro_batch",
             todo=f"loop.micro_batch={found.fits} (or loop.fit_micro_batch=always), a norm policy that moves nothing "
             "(norms_fixed, statistics_fixed), more ranks, loop.precision=bf16 or loop.gradient_checkpointing=true",
