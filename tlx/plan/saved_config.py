@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator, Mapping
@@ -33,13 +34,11 @@ def as_written(config: Config, table: Mapping[str, Any]) -> Config:
     for name in config.phase_names:
         own = _then(table, name)
         unsaid = [key for key in config.unsaid(name) if key in own and _is_still_meant(config, key, own[key])]
-        try:
+        with contextlib.suppress(ValidationError):  # of a damaged file; the differences will tell
             then = PhaseSettings.model_validate({key: own[key] for key in unsaid})
-        except ValidationError:  # a damaged file; the differences will tell
-            continue
-        made[name] = then.over(config.phases.get(name, PhaseSettings()))
+            made |= {name: then.over(config.phases.get(name, PhaseSettings()))} if unsaid else {}
     batch = data.get("batch") if isinstance(data, Mapping) else None
-    update: dict[str, Any] = {"phases": made} if table and made != config.phases else {}
+    update: dict[str, Any] = {"phases": made} if made != config.phases else {}
     if "batch" not in config.data.model_fields_set and isinstance(batch, int):
         update["data"] = config.data.model_copy(update={"batch": batch})
     return config.model_copy(update=update) if update else config
