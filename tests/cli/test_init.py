@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,8 @@ from PIL import Image
 from tlx.base.errors import UserError
 from tlx.cli import init as cli
 from tlx.cli.init import configuration_of
+from tlx.init.pictures import _places
+from tlx.init.start import made_before
 from tlx.plan.config import load
 
 BACKBONE = ("--backbone", "toys:small")
@@ -61,6 +64,30 @@ def test_nothing_is_done_twice_and_what_has_changed_gets_a_place_of_its_own(phot
     assert (photos.parent / "photos-small.yaml").read_bytes() == before
     assert str(load("photos-2-small.yaml", ["backbone.weights=none"]).run) == "runs/photos-2-small"
     assert "nothing done" in init()  # the newest
+
+
+def test_a_folder_above_is_known_again_and_has_its_name(photos, monkeypatch):
+    (photos.parent / "below").mkdir()
+    monkeypatch.chdir(photos.parent / "below")
+    for said in ("photos-small.yaml is written", "was there already, and says the same"):
+        assert said in invoke("init", "../photos", *BACKBONE).output
+    assert [folder.name for folder in Path("shards").iterdir()] == ["photos"]
+    assert made_before(Path("../photos"), "toys:small") == Path("photos-small.yaml")
+    monkeypatch.chdir(photos / "class0")
+    assert next(_places(Path(".."), None)) == ("photos", Path("shards/photos"))
+
+
+def test_the_command_that_made_a_configuration_is_whole(photos):
+    init("--shards", "kept", "--val", "0.5", "--no-nested", "--skip-bad", "--out", "a/mine.yaml")
+    first = (photos.parent / "a" / "mine.yaml").read_text().partition("\n")[0]
+    words = "--backbone toys:small --out a/mine.yaml --shards kept --val 0.5 --no-nested --skip-bad"
+    assert first == f"# Made by: tlx init photos {words}"
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_shards_are_built(photos):
+    refused = invoke("init", "photos", *BACKBONE, "--out", "/proc/x.yaml")
+    assert "/proc: cannot be written: " in str(refused.exception)
+    assert not (photos.parent / "shards").exists()
 
 
 def test_an_edited_configuration_stays_and_is_trained(photos):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 from nets import resnet_like
 
+from tlx.base.errors import UserError
+from tlx.base.files import json_text
 from tlx.plan import defaults
-from tlx.plan.config import dump, load, parse, plain
+from tlx.plan.config import Config, Data, dump, load, parse
 from tlx.plan.plan import Plan
+from tlx.runs.extend import adopted, shape
 from tlx.runs.run_folder import RunFolder
 
 BARE = {"data": {"train": "data/photos/train"}, "backbone": {"name": "timm/vit_tiny_patch16_224", "weights": "none"}}
@@ -73,18 +76,78 @@ def test_every_schedule_of_tlx_has_rates(unfreeze, rates):
     assert {p.name: p.lr for p in plan.phases} == rates
 
 
-def test_a_runs_configuration_says_all_of_it_and_is_not_the_tables_any_more(tmp_path, monkeypatch):
-    config = bare(run=str(tmp_path / "run"), unfreeze="two_phase")
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").write_text(dump(config))
-    assert plain(config)["phases"]["fine_tuning"]["lr"] == 3e-4
-    monkeypatch.setattr(defaults, "RATES", {"head": 1.0, "part": 1.0, "all": 1.0})
-    monkeypatch.setattr(defaults, "USUAL", defaults.TABLE[-1])
-    assert bare().settings("fine_tuning").lr == 1.0
-    again = load(tmp_path / "run" / "config.yaml", libraries=False)
+def begun(run, **over):
+    """The folder of a run with this configuration."""
+    folder = RunFolder(run)
+    folder.claim(folder.look(bare(run=str(run), **over)))
+    folder.release()
+    return folder
+
+
+@pytest.fixture
+def later_table(monkeypatch):
+    """The table of another version, from when this is called."""
+    field = Data.model_fields["batch"]
+    former = field.default
+
+    def change():
+        monkeypatch.setattr(defaults, "RATES", {"head": 1.0, "part": 1.0, "all": 1.0})
+        monkeypatch.setattr(defaults, "USUAL", defaults.TABLE[-1])
+        field.default = defaults.USUAL.batch
+        rebuild()
+
+    def rebuild():
+        Data.model_rebuild(force=True)
+        Config.model_rebuild(force=True)
+
+    yield change
+    field.default = former
+    rebuild()
+
+
+def test_a_runs_configuration_says_all_of_it_and_is_not_the_tables_any_more(tmp_path, later_table):
+    run = tmp_path / "run"
+    begun(run, unfreeze="two_phase")
+    later_table()
+    assert (bare().settings("fine_tuning").lr, bare().data.batch) == (1.0, 256)
+    again = load(run / "config.yaml", libraries=False)
     assert (again.settings("fine_tuning").lr, str(again.settings("fine_tuning").duration)) == (3e-4, "12ep")
-    claim = RunFolder(tmp_path / "run").look(bare(run=str(tmp_path / "run")))
+    folder = RunFolder(run)
+    claim = folder.look(bare(run=str(run)))
     assert dump(claim.config) == dump(again)
+    folder.claim(claim)  # going on takes nothing away
+    folder.release()
+    assert dump(RunFolder(run).look(bare(run=str(run))).config) == dump(again)
+    (run / "defaults.json").unlink()  # a run of before
+    with pytest.raises(UserError, match="another configuration"):
+        RunFolder(run).look(bare(run=str(run)))
+
+
+def test_what_was_said_then_and_is_not_now_is_a_difference(tmp_path):
+    run = tmp_path / "run"
+    begun(run, data={**BARE["data"], "batch": 16}, phases={"fine_tuning": {"lr": 0.01}})
+    with pytest.raises(UserError, match="another configuration") as refused:
+        RunFolder(run).look(bare(run=str(run)))
+    assert "data.batch: 16 -> 32" in str(refused.value)
+    assert "phases.fine_tuning.lr: 0.01 -> 0.0003" in str(refused.value)
+
+
+def test_an_extended_run_keeps_what_it_had_from_the_table(tmp_path, later_table):
+    run = tmp_path / "run"
+    begun(run)
+    own = shape(bare(run=str(run)))
+    entry = {"step": 1, "before": {"config": {}, "result": None}, "asked": own, "now": own}
+    (run / "extensions.json").write_text(json_text([entry]))
+    later_table()
+    config = adopted(run, bare(run=str(run)))
+    assert (config.data.batch, config.settings("fine_tuning").lr) == (32, 3e-4)
+
+
+def test_the_length_of_the_whole_that_is_said_later_is_shared_anew(tmp_path):
+    run = tmp_path / "run"
+    begun(run)
+    longer = adopted(run, bare(run=str(run), duration="30ep"))
+    assert [str(longer.settings(name).duration) for name in ("feature_extraction", "fine_tuning")] == ["40%", "60%"]
 
 
 @pytest.mark.parametrize(

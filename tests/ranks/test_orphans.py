@@ -38,6 +38,13 @@ def until(true: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.02)
 
 
+def has_begun(process, env) -> bool:
+    """Whether it has come as far as its environment; its name is there before that can be read."""
+    with contextlib.suppress(psutil.Error):
+        return process.name() == "sleep" and process.environ().items() >= env.items()
+    return False
+
+
 @pytest.fixture
 def sleeper():
     """Starts processes that do nothing, with an environment of theirs."""
@@ -45,7 +52,7 @@ def sleeper():
 
     def begin(**env):
         made.append(subprocess.Popen(["sleep", "600"], env={**os.environ, **env}))
-        until(lambda: psutil.Process(made[-1].pid).name() == "sleep")
+        until(lambda: has_begun(psutil.Process(made[-1].pid), env))
         return made[-1]
 
     yield begin

@@ -433,7 +433,7 @@ def test_where_nothing_can_be_written_beside_it_the_working_folder_takes_it(tmp_
     shutil.rmtree(run.parent)
     assert "removed in mid-training" in folder.follow()
     assert folder.path.parent == tmp_path / "here"
-    assert {p.name for p in folder.path.iterdir()} == {".lock", "config.yaml", "plan.json"}
+    assert {p.name for p in folder.path.iterdir()} == {".lock", "config.yaml", "defaults.json", "plan.json"}
     assert not run.parent.exists()
     folder.release()
 

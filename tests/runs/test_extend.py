@@ -125,6 +125,13 @@ def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, t
         assert said[0] | {"run": ""} == said[1] | {"run": ""}
 
 
+def test_a_length_of_the_whole_that_is_said_later_takes_the_tables_place(shards, alone, tmp_path):
+    said = composed.raw_of(shards, tmp_path / "run", unfreeze="head_only", phases={"each": {"lr": 0.01}})
+    assert train(said)["step"] == 8 * STEPS
+    for how in ({"extend": True}, {}):
+        assert train({**said, "duration": "9ep"}, **how)["step"] == 9 * STEPS
+
+
 def test_the_same_command_again_shows_the_result_and_the_old_one_is_refused(raw, tmp_path, capsys):
     run = tmp_path / "run"
     train(raw(run))

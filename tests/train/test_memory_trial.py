@@ -305,7 +305,34 @@ def test_an_evaluation_batch_is_not_the_micro_batchs_matter(shards, tmp_path):
     with pytest.raises(UserError, match=r"evaluate.batch: an evaluation batch does not fit.*\n.*evaluate.batch=4"):
         decide(found, on="it", moving=["fine_tuning"])
     with pytest.raises(UserError, match=r"an evaluation batch does not fit.*\n.*gradient_checkpointing"):
-        decide(Found(8, 8, {}, evaluation=0), on="it", moving=[])
+        decide(Found(8, 8, {}, evaluation=0), on="it", moving=[], may_halve=True)
+
+
+def test_an_evaluation_batch_that_nobody_has_said_is_what_fits(shards, tmp_path, capsys):
+    said = raw(shards, tmp_path / "run", args={"samples": 5, "where": "evaluation"}, evaluate={"every": 4})
+    result, shown = train(said, capsys)
+    assert result["step"] == 8
+    assert "for 64 (evaluation in feature_extraction), 32 (evaluation in feature_extraction), 16" in shown
+    assert "micro-batches of 8 fit; evaluation batches of 4 fit, with the same numbers but for rounding" in shown
+    kept = json.loads((tmp_path / "run" / "memory.json").read_text())
+    assert (kept["evaluation"], kept["facts"]["evaluation"], kept["facts"]["evaluate_batch"]) == (4, 64, None)
+    (tmp_path / "run" / "result.json").unlink()
+    assert "evaluation batches of 4, as tried" in train(said, capsys)[1]
+    (tmp_path / "run" / "result.json").unlink()
+    with pytest.raises(UserError, match=r"evaluate.batch: an evaluation batch does not fit"):  # not the trial of before
+        train({**said, "evaluate": {"every": 4, "batch": 64}}, capsys)
+    assert train({**said, "evaluate": {"every": 4, "batch": 3}}, capsys)[0]["step"] == 8  # the same run
+
+
+def test_where_neither_fits_both_shrink(shards, tmp_path):
+    trial, _, share = tried(parse(raw(shards, tmp_path, args={"samples": 99}, evaluate={"batch": 16})))
+    too_much = iter([{"feature_extraction": Attempt("evaluation")}, {"fine_tuning": Attempt("training")}])
+    found = search(trial, share, Two(lambda _: next(too_much, {})))
+    assert (found.fits, found.evaluation) == (4, 8)
+    assert [(r.samples, r.stage) for r in found.refused] == [(16, "evaluation"), (8, "training")]
+    assert decide(found, on="it", moving=[], may_halve=True) == 4
+    with pytest.raises(UserError, match=r"in phase fine_tuning; 4 would"):
+        decide(found, on="it", moving=["fine_tuning"], may_halve=True)
 
 
 def test_moving_statistics_forbid_to_shrink(shards, tmp_path):
@@ -456,6 +483,7 @@ def test_out_of_memory_in_training_names_phase_and_micro_batch_and_the_run_goes_
         training.train(parse(said), fresh=False)
     assert "out of memory at step 3, in phase fine_tuning, with micro-batches of 8 samples" in str(error.value)
     assert "loop.micro_batch=4, with which this run goes on" in str(error.value)
+    assert "evaluate.batch=1, where it was evaluating" in str(error.value)
     assert status(tmp_path / "run")["status"] == "user-error"
     smaller = parse(raw(shards, tmp_path / "run", args={"samples": 5}, fit="never", loop={"micro_batch": 4}))
     assert training.train(smaller, fresh=False)["step"] == 8

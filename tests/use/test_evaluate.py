@@ -174,7 +174,7 @@ def test_a_picture_that_cannot_be_read_ends_it_or_is_left_out(run, photos, tmp_p
         (("RUN", "--data", "OTHER"), "the folder dog is none of the model's classes"),
         (("RUN", "--tta", "crops"), "is no way to ask again"),
         (("RUN", "--out", "FILE"), "names no format"),
-        (("RUN", "--out", "gone/p.csv"), "no file can be written there"),
+        (("RUN", "--out", "gone/p.csv"), "gone: there is no such folder"),
         (("EMPTY",), "neither a run's folder nor a checkpoint"),
     ],
 )

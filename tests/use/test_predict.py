@@ -245,6 +245,8 @@ def test_after_kill_9_on_two_ranks(run, tmp_path):
         (("RUN", "PHOTOS", "--out", "a.csv", "--json"), "--json is for standard output"),
         (("RUN", "PHOTOS", "--out", "DAMAGED/o.csv"), "cannot be written: Not a directory"),
         (("RUN", "PHOTOS", "--out", "THERE"), "it is there already\n"),
+        (("RUN", "PHOTOS", "--out", "gone/p.csv"), "gone: there is no such folder\n"),
+        (("RUN", "PHOTOS", "--out", "/proc/p.csv"), "/proc: cannot be written: "),
         (("RUN", "PHOTOS", "--which", "first"), "is no checkpoint"),
         (("RUN", "PHOTOS", "--device", "tpu7"), "torch cannot compute there"),
     ],

@@ -7,10 +7,22 @@ import json
 import math
 import os
 import socket
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why no file can be written in a folder; None where one can. Nothing is left there."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"tlx")
+            file.flush()
+    except OSError as error:
+        return str(error.strerror or error) if folder.is_dir() else "Not a directory"
+    return None
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

@@ -34,9 +34,11 @@ def init(
     """
     from tlx.cli.shards import print_build
     from tlx.init.pictures import Wishes, build
-    from tlx.init.start import write
+    from tlx.init.start import refuse_unwritable, write
 
     as_courtesy()
+    if out is not None:
+        refuse_unwritable(out)
     found = build(pictures, Wishes(shards, val, nested, skip_bad), progress=True)
     print_build(found.built)
     begun = write(found, backbone, out=out)

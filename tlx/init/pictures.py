@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,12 +50,14 @@ class Pictures:
     Attributes:
         name: of the folder, with a number from 2 on where pictures of that name have been built before.
         val: the share of each class that was split off for validation, where the pictures had no such split.
+        wishes: what was asked of the shards.
     """
 
     name: str
     source: Path
     built: BuildSummary
     val: float | None = None
+    wishes: Wishes = Wishes()
 
     def counts(self, split: str) -> int:
         return self.built.splits.get(split, {}).get("samples", 0)
@@ -74,7 +77,7 @@ def build(source: Path, wishes: Wishes, *, progress: bool = False) -> Pictures:
         options = _options(source, wishes, begun or {})
         try:
             built = build_shards(str(source), folder, options, progress=progress)
-            return Pictures(name, source, built, options.val)
+            return Pictures(name, source, built, options.val, wishes)
         except SourceChanged:
             if wishes.shards is not None:
                 raise
@@ -125,9 +128,9 @@ def refuse_others(source: Path) -> None:
 
 def _places(source: Path, wanted: Path | None) -> Iterator[tuple[str, Path]]:
     """Names for the pictures and places for their shards, the first first."""
-    name = plain_name(source.absolute().name, "pictures")
+    name = plain_name(_whole(source).name, "pictures")
     if wanted is not None:
-        yield plain_name(wanted.absolute().name, name), wanted
+        yield plain_name(_whole(wanted).name, name), wanted
         return
     yield name, SHARDS / name
     yield from ((f"{name}-{n}", SHARDS / f"{name}-{n}") for n in itertools.count(2))
@@ -143,7 +146,12 @@ def _begun(folder: Path, source: Path) -> Mapping[str, Any] | None:
     if state is None:
         return {}
     request: Mapping[str, Any] = state["request"]
-    return request if request.get("source") == str(source.absolute()) else None
+    return request if request.get("source") == str(_whole(source)) else None
+
+
+def _whole(path: Path) -> Path:
+    """From the root on, without the dots of ``../photos``: as a build notes down its source."""
+    return Path(os.path.abspath(path))
 
 
 def _options(source: Path, wishes: Wishes, begun: Mapping[str, Any]) -> BuildOptions:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tlx.base.errors import UserError
-from tlx.base.files import write_whole
+from tlx.base.files import why_not_writable, write_whole
 from tlx.base.parsing import from_yaml
 from tlx.data.build.progress import cores
 from tlx.init.choices import Choices, Machine
@@ -51,6 +51,17 @@ def write(pictures: Pictures, backbone: str | None = None, *, out: Path | None =
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, text)
     return Begun(file, plan, was_there)
+
+
+def refuse_unwritable(out: Path) -> None:
+    """What :func:`write` would find out after the shards are built.
+
+    Raises:
+        UserError: no file can be made there.
+    """
+    folder = next(place for place in out.absolute().parents if place.exists())
+    if why := why_not_writable(folder):
+        raise UserError(f"cannot be written: {why}", where=str(folder), todo="another --out")
 
 
 def file_of(name: str, backbone: str | None) -> Path:
@@ -96,7 +107,11 @@ def _machine() -> Machine:
 
 
 def _command(pictures: Pictures, backbone: str | None, out: Path | None) -> str:
-    words = [*(["--backbone", backbone] if backbone else []), *(["--out", str(out)] if out else [])]
+    wishes = pictures.wishes
+    said = {"--backbone": backbone, "--out": out, "--shards": wishes.shards, "--val": wishes.val}
+    words = [word for option, value in said.items() if value is not None for word in (option, str(value))]
+    words += [] if wishes.nested is None else ["--nested" if wishes.nested else "--no-nested"]
+    words += ["--skip-bad"] if wishes.skip_bad else []
     return shlex.join(["tlx", "init", str(pictures.source), *words])
 
 

@@ -727,7 +727,8 @@ class Evaluate(Model):
     """Early stopping: the phase ends after this many evaluations without progress of the metric."""
     batch: PositiveInt | None = None
     """Samples that a rank evaluates at once; by default 64. Batches are cut by place in the index and always full, so
-    that a sample's logits do not depend on ranks or on its neighbours."""
+    that a sample's logits do not depend on ranks or on its neighbours; another size changes their rounding only. Where
+    64 do not fit the memory, what does is taken; see `loop.fit_micro_batch`."""
 
     @property
     def chooses(self) -> str:

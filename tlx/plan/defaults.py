@@ -3,7 +3,7 @@ of backbone.
 
 A configuration alone means the same wherever it lies, so that it gets the row of `USUAL`, whatever the number of its
 samples; `tlx init` has counted them, and writes what their row says into the file. Either way a run's config.yaml has
-every value, and a run goes on by what is written there when the table has changed since.
+every value; its defaults.json says which were from here, and by those it goes on when the table has changed since.
 
 Sources, and what was measured here:
 

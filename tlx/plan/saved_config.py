@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator, Mapping
@@ -17,34 +18,54 @@ from tlx.plan.later_keys import completed, lacking
 MAY_CHANGE = (
     *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),
     *("data.verify", "data.test", "cache.folder", "cache.limit"),
-    *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite"),
+    *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite", "evaluate.batch"),
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""
 
 
-def as_written(config: Config, written: Mapping[str, Any]) -> Config:
-    """The configuration with what it leaves to :mod:`tlx.plan.defaults` as a run has it written down: it goes on as it
-    began, whatever the defaults are by now.
+def as_written(config: Config, table: Mapping[str, Any]) -> Config:
+    """The configuration with what it leaves to :mod:`tlx.plan.defaults` as a run had it from there: it goes on as it
+    began, whatever the defaults are by now. What was said then and is not now stays a difference.
 
     Args:
-        written: the run's config.yaml as plain data, or what of it shapes the plan.
+        table: what :func:`from_table` has given for the run.
     """
-    phases, data = written.get("phases"), written.get("data")
-    made = dict(config.phases)
+    made, data = dict(config.phases), table.get("data")
     for name in config.phase_names:
-        own = phases.get(name) if isinstance(phases, Mapping) else None
-        if not isinstance(own, Mapping):
-            continue
-        try:
-            then = PhaseSettings.model_validate({key: own[key] for key in config.unsaid(name) if key in own})
-        except ValidationError:  # a damaged file; the differences will tell
-            continue
-        made[name] = then.over(config.phases.get(name, PhaseSettings()))
+        own = _then(table, name)
+        unsaid = [key for key in config.unsaid(name) if key in own and _is_still_meant(config, key, own[key])]
+        with contextlib.suppress(ValidationError):  # of a damaged file; the differences will tell
+            then = PhaseSettings.model_validate({key: own[key] for key in unsaid})
+            made |= {name: then.over(config.phases.get(name, PhaseSettings()))} if unsaid else {}
     batch = data.get("batch") if isinstance(data, Mapping) else None
     update: dict[str, Any] = {"phases": made} if made != config.phases else {}
     if "batch" not in config.data.model_fields_set and isinstance(batch, int):
         update["data"] = config.data.model_copy(update={"batch": batch})
     return config.model_copy(update=update) if update else config
+
+
+def from_table(config: Config, before: Mapping[str, Any]) -> dict[str, Any]:
+    """What a configuration leaves to :mod:`tlx.plan.defaults`, and what that says, as plain data.
+
+    Args:
+        before: the same of the run until now, which stays where it is still left open.
+    """
+    now = plain(as_written(config, before))
+    phases = {name: {key: now["phases"][name][key] for key in config.unsaid(name)} for name in config.phase_names}
+    batch = {} if "batch" in config.data.model_fields_set else {"batch": now["data"]["batch"]}
+    made = {"data": batch, "phases": {name: own for name, own in phases.items() if own}}
+    return {key: of for key, of in made.items() if of}
+
+
+def _then(table: Mapping[str, Any], phase: str) -> Mapping[str, Any]:
+    phases = table.get("phases")
+    own = phases.get(phase) if isinstance(phases, Mapping) else None
+    return own if isinstance(own, Mapping) else {}
+
+
+def _is_still_meant(config: Config, key: str, value: Any) -> bool:
+    """A duration of the table is a share of the whole where that is said, and a number of epochs where it is not."""
+    return key != "duration" or str(value).endswith("%") == (config.duration is not None)
 
 
 def changes(before: Mapping[str, Any], config: Config, *, done: bool = False) -> list[str]:

@@ -34,7 +34,7 @@ from tlx.base.files import json_text, write_whole
 from tlx.base.parsing import from_json, from_yaml_file, to_yaml
 from tlx.plan.config import Config, EarlierRates, PhaseSettings, parse, plain
 from tlx.plan.plan import Phase, Plan
-from tlx.plan.saved_config import as_written, essential, hints, meant
+from tlx.plan.saved_config import as_written, essential, from_table, hints, meant
 from tlx.runs.older_meaning import refuse_other_meaning
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ FUTURE = (*SHAPE, "evaluate.every", "evaluate.patience")
 """What may change when a run is extended."""
 
 FILE = "extensions.json"
+DEFAULTS = "defaults.json"
+"""What the run's configuration has left to the table of defaults, and what that said then: only this is taken over by a
+configuration that leaves it open as well. A run of before has no such file, and nothing is."""
 
 Compile = Callable[[Config, Mapping[str, int]], Plan]
 """The plan of a configuration, for phases that ended early: name -> step."""
@@ -168,10 +171,11 @@ def _as_read_now(said: Mapping[str, Any], config: Config) -> Mapping[str, Any]:
 
 
 def adopted(folder: Path, config: Config) -> Config:
-    """The configuration with what the run has written down for what is not said, and what an earlier `--rest` has
-    written out for the same words: so that the same command, with or without --extend, means the same training."""
+    """The configuration with what the run had from the table of defaults for what is not said, and what an earlier
+    `--rest` has written out for the same words: so that the same command, with or without --extend, means the same
+    training."""
     entries = earlier(folder)
-    config = as_written(config, entries[-1]["asked"] if entries else _begun_by(folder))
+    config = as_written(config, _had_from_table(folder))
     if not entries:
         return config
     asked, now, own = _as_read_now(entries[-1]["asked"], config), entries[-1]["now"], shape(config)
@@ -187,13 +191,22 @@ def adopted(folder: Path, config: Config) -> Config:
     return config.model_copy(update={key: getattr(filled, key) for key in SHAPE})
 
 
-def _begun_by(folder: Path) -> Mapping[str, Any]:
-    """config.yaml of the run as plain data; nothing where there is none, or none that can be read: others tell."""
+def left_to_table(folder: Path, config: Config, *, anew: bool) -> dict[str, Any]:
+    """The content of `DEFAULTS` for a configuration as it was given.
+
+    Args:
+        anew: the run begins, whatever lies in its folder.
+    """
+    return from_table(config, {} if anew else _had_from_table(folder))
+
+
+def _had_from_table(folder: Path) -> Mapping[str, Any]:
+    """Nothing where there is no run, or no such file that can be read."""
     try:
-        written = from_yaml_file(folder / "config.yaml")
+        known = from_json((folder / DEFAULTS).read_bytes()) if (folder / "config.yaml").exists() else {}
     except (OSError, ValueError):
         return {}
-    return written if isinstance(written, dict) else {}
+    return known if isinstance(known, dict) else {}
 
 
 def planned(folder: Path, config: Config, extend: Extend) -> Extension | None:

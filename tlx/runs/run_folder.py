@@ -17,15 +17,15 @@ from typing import Any
 from tlx import __version__
 from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
-from tlx.base.files import json_text, write_whole, written_beside
+from tlx.base.files import json_text, why_not_writable, write_whole, written_beside
 from tlx.base.launcher import environment, requeued_job
 from tlx.base.parsing import from_yaml_file
 from tlx.base.terminal import say
 from tlx.base.verdict import Status
 from tlx.plan.config import Config, dump
 from tlx.plan.saved_config import changes, essential, without_directions
+from tlx.runs.extend import DEFAULTS, FUTURE, Extend, Extension, adopted, earlier, left_to_table, no_run, planned
 from tlx.runs.extend import FILE as EXTENSIONS
-from tlx.runs.extend import FUTURE, Extend, Extension, adopted, earlier, no_run, planned
 from tlx.runs.older_meaning import refuse_other_meaning
 from tlx.runs.run_files import RunFiles
 from tlx.runs.run_lock import RunLock, wait_until_free
@@ -80,6 +80,7 @@ class Claim:
         aside: what lies there is another run's, or came to nothing, and is moved aside.
         fresh: and that because --fresh asked for it.
         seen: status.json of a run that is to be extended.
+        table: what is left to the table of defaults; None where the run goes on by what it has noted down.
     """
 
     config: Config
@@ -88,6 +89,7 @@ class Claim:
     aside: bool = False
     fresh: bool = False
     seen: Mapping[str, Any] | None = None
+    table: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -142,17 +144,21 @@ class RunFolder:
         wait_until_free(self.path)
         if fresh and not self._is_fresh():
             refuse_read_only(self.path)
-            return Claim(config, aside=True, fresh=True)
-        config = adopted(self.path, config)
+            table = left_to_table(self.path, config, anew=True)
+            return Claim(config, aside=True, fresh=True, table=table)
+        given, config = config, adopted(self.path, config)
         extension = self.extension(config, extend) if extend is not None else None
         if extension is not None:
             refuse_read_only(self.path)
-            return Claim(extension.config, extension=extension, seen=self.files.status)
+            table = left_to_table(self.path, given, anew=False)
+            return Claim(extension.config, extension=extension, seen=self.files.status, table=table)
         aside = self.refuse_changes(config)
         result = None if aside else self.result()
         if result is None or result.get("finished") is not True:
             refuse_read_only(self.path)
-            return Claim(config, aside=aside)
+            if aside or not (self.path / "config.yaml").exists():
+                return Claim(given, aside=aside, table=left_to_table(self.path, given, anew=True))
+            return Claim(config)
         if not result.keys() >= PROMISED:
             raise UserError("is not what tlx wrote", where=str(self.path / "result.json"), todo="remove it, or --fresh")
         return Claim(config, result=result)
@@ -213,7 +219,7 @@ class RunFolder:
                 left.unlink(missing_ok=True)
             self._id = None
             self._id = self.id
-            self._texts = {"config.yaml": dump(claim.config), **files}
+            self._texts = {"config.yaml": dump(claim.config), **files, **self._defaults(claim)}
             said = {"status.json": self._status("running")}
             with written_beside(self.path, {**self._texts, **said}) as place:
                 if claim.extension is not None:
@@ -232,6 +238,13 @@ class RunFolder:
                 self._move_back(aside)
             raise
         verdict.give("running")
+
+    def _defaults(self, claim: Claim) -> dict[str, str]:
+        """The file of what is left to the table of defaults; nothing where nothing is, nor was."""
+        file = self.path / DEFAULTS
+        if claim.table is None:
+            return {DEFAULTS: file.read_text(encoding="utf-8")} if file.exists() else {}
+        return {DEFAULTS: json_text(claim.table)} if claim.table or file.exists() else {}
 
     def _refuse_what_came_since(self, claim: Claim) -> None:
         """Another start may have been quicker, and have come and gone while this one looked at its parts."""
@@ -440,13 +453,8 @@ def refuse_read_only(folder: Path) -> None:
         UserError: the folder, or the one to make it in, cannot be written.
     """
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists() or p.is_symlink())
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            file.write(b"tlx")
-            file.flush()
-    except OSError as error:
-        why = error.strerror if place.is_dir() else "Not a directory"
-        raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder") from error
+    if why := why_not_writable(place):
+        raise UserError(f"cannot be written: {why}", where=str(place), todo="set run to a writable folder")
 
 
 def _made(path: Path) -> list[Path]:

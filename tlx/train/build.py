@@ -242,7 +242,7 @@ def measured(config: Config, made: Plan, task: Task) -> tuple[Mapping[str, int |
         UserError: several processes, a device or network that cannot be used.
     """
     from tlx.ranks.rendezvous import join_ranks
-    from tlx.train.micro_batch import Choice, Share, decide, device_words, facts_of, report, search
+    from tlx.train.micro_batch import Choice, Share, decide, device_words, facts_of, may_halve, report, search
 
     if environment().size > 1:
         raise UserError("tlx plan --measure measures one process", todo="start it without a launcher")
@@ -262,10 +262,11 @@ def measured(config: Config, made: Plan, task: Task) -> tuple[Mapping[str, int |
     if config.loop.fit_micro_batch == "never" and found.refused:
         said.append("training would take what was asked for and run out of memory (loop.fit_micro_batch=never)")
     try:
-        decide(found, on=on, moving=made.moving if config.loop.fit_micro_batch == "auto" else ())
+        moving = made.moving if config.loop.fit_micro_batch == "auto" else ()
+        decide(found, on=on, moving=moving, may_halve=may_halve(config))
     except UserError as error:
         said.append(f"training would be refused: {error}")
-    return found.peaks, Choice(found.fits).over(config), said
+    return found.peaks, Choice(found.fits, evaluation=found.evaluation or None).over(config), said
 
 
 def try_on_shapes(config: Config, made: Plan, backbone: Backbone, task: Task) -> list[str]:

@@ -1,6 +1,7 @@
 """How many samples a rank takes at once: as many as was asked for, or as many as the memory of every phase allows.
 
-The global batch stays what it is; gradients accumulate over more micro-batches. What was found is kept in the run's
+The global batch stays what it is; gradients accumulate over more micro-batches. An evaluation batch that nobody has
+said shrinks alike, which changes rounding only. What was found is kept in the run's
 folder (``memory.json``) and holds as long as devices, ranks and what was asked for are the same.
 """
 
@@ -56,7 +57,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Refusal:
-    """A number of samples that there was no memory for."""
+    """A number of samples, of a micro-batch or an evaluation batch, that there was no memory for."""
 
     samples: int
     phase: str
@@ -72,7 +73,7 @@ class Found:
         fits: the most that fit of `asked`, its half, the half of that ...; None where not even one does.
         peaks: bytes by phase with `fits` samples, the most of any rank; None where the device does not tell.
         refused: in the order in which they were tried.
-        evaluation: where `evaluate.batch` does not fit: what does; 0 for none.
+        evaluation: where an evaluation batch as it is does not fit: its samples that do; 0 for none.
         fault: why trials were given up; `fits` is then what was asked, or None where that was refused before.
     """
 
@@ -87,16 +88,21 @@ class Found:
 @dataclass(frozen=True)
 class Choice:
     """`samples`: what to set loop.micro_batch to; None leaves it as it is. `said`: a line for people, or nothing.
-    `record`: what was tried, for `memory.json` of the run's folder; None where nothing new was."""
+    `record`: what was tried, for `memory.json` of the run's folder; None where nothing new was. `evaluation`: what to
+    set evaluate.batch to, alike."""
 
     samples: int | None = None
     said: str | None = None
     record: str | None = None
+    evaluation: int | None = None
 
     def over(self, config: Config) -> Config:
-        if self.samples is None:
-            return config
-        return config.model_copy(update={"loop": config.loop.model_copy(update={"micro_batch": self.samples})})
+        update: dict[str, Any] = {}
+        if self.samples is not None:
+            update["loop"] = config.loop.model_copy(update={"micro_batch": self.samples})
+        if self.evaluation is not None:
+            update["evaluate"] = config.evaluate.model_copy(update={"batch": self.evaluation})
+        return config.model_copy(update=update) if update else config
 
 
 def largest_that_fits(start: int, fits: Callable[[int], bool]) -> int | None:
@@ -127,13 +133,20 @@ def choose(
     facts = facts_of(config, share, world)
     kept = world.from_main(recorded(folder, facts) if world.main and folder is not None else None)
     if kept is not None:
-        said = f"memory: micro-batches of {kept['fits']}, as tried {kept['time']} ({FILE}): same devices, ranks, batch"
-        return Choice(kept["fits"] if kept["fits"] < share.start else None, said)
+        of = "" if kept["evaluation"] is None else f", evaluation batches of {kept['evaluation']}"
+        tried = f"as tried {kept['time']} ({FILE}): same devices, ranks, batch"
+        said = f"memory: micro-batches of {kept['fits']}{of}, {tried}"
+        return Choice(kept["fits"] if kept["fits"] < share.start else None, said, evaluation=kept["evaluation"])
     found = search(trial(), share, world)
     on = " and ".join(device_words(d) for d in facts["devices"])
-    fits = decide(found, on=on, moving=plan.moving if policy == "auto" else ())
+    fits = decide(found, on=on, moving=plan.moving if policy == "auto" else (), may_halve=may_halve(config))
     kept_as = record_of(facts, found) if found.fault is None else None
-    return Choice(fits if fits < share.start else None, report(found, share, on=on), kept_as)
+    return Choice(fits if fits < share.start else None, report(found, share, on=on), kept_as, found.evaluation)
+
+
+def may_halve(config: Config) -> bool:
+    """Whether an evaluation batch may shrink: nobody has said how many samples it has."""
+    return config.evaluate.batch is None
 
 
 def search(trial: Trial, share: Share, world: World) -> Found:
@@ -142,9 +155,10 @@ def search(trial: Trial, share: Share, world: World) -> Found:
     refused: list[Refusal] = []
     faults: list[str] = []
     peaks: dict[str, int | None] = {}
-    too_large: list[int] = []
+    evaluation: int | None = None
 
-    def fits(load: Load, samples: int) -> bool:
+    def fits(most: int) -> bool:
+        load = share.load(most, evaluation)
         tried: dict[str, Attempt] = {}
         for name, phase in {p.name: p for p in phases.values()}.items():
             trial.updater.world.watch.beat("trying memory")
@@ -160,7 +174,8 @@ def search(trial: Trial, share: Share, world: World) -> Found:
         )
         failed = [(name, a.failed) for own in everywhere for name, a in own.items() if a.failed]
         if failed and not faults:
-            refused.append(Refusal(samples, *failed[0]))
+            where, stage = failed[0]
+            refused.append(Refusal(load.evaluation if stage == "evaluation" else most, where, stage))
             return False
         if not failed:
             for name, phase in phases.items():
@@ -169,54 +184,61 @@ def search(trial: Trial, share: Share, world: World) -> Found:
         return True
 
     def trains(most: int) -> bool:
-        if fits(share.load(most), most):
-            return True
-        if refused[-1].stage == "evaluation":
-            too_large.append(most)  # fewer in training would not help
-            return True
-        return False
+        nonlocal evaluation
+        while not fits(most):
+            if refused[-1].stage == "training":
+                return False
+            evaluation = -(-refused[-1].samples // 2) if refused[-1].samples > 1 else 0
+            if not evaluation:
+                return True  # fewer in training would not help
+        return True
 
     most = largest_that_fits(share.start, trains)
-    evaluation = None
-    if too_large:
-        half = share.evaluation // 2
-        evaluation = largest_that_fits(half, lambda n: fits(share.load(too_large[0], n), n)) or 0 if half else 0
     if faults:
-        known = share.start if not refused else None
-        return Found(share.start, known, dict.fromkeys(phases), tuple(refused), fault=faults[0])
+        known = share.start if all(r.stage == "evaluation" for r in refused) else None
+        return Found(share.start, known, dict.fromkeys(phases), tuple(refused), evaluation, fault=faults[0])
     return Found(share.start, most, dict(peaks), tuple(refused), evaluation)
 
 
-def decide(found: Found, *, on: str, moving: Sequence[str]) -> int:
+def decide(found: Found, *, on: str, moving: Sequence[str], may_halve: bool = False) -> int:
     """The micro-batch to train with.
 
     Args:
         on: the device, in words.
         moving: phases that forbid to shrink it, since their BatchNorm statistics would be others.
+        may_halve: an evaluation batch may be smaller than it is.
 
     Raises:
         UserError: it does not fit and may not shrink, or nothing fits.
     """
     if found.fits is None:
-        last = found.refused[-1]
+        last = _of_training(found)[-1]
         what = (
             "not even one sample at once fits" if last.samples == 1 else f"micro-batches of {last.samples} do not fit"
         )
         fewer = f"; fewer could not be tried: {found.fault}" if found.fault else ""
         raise UserError(f"{what} the memory of {on} in phase {last.phase}{fewer}", where="loop.micro_batch", todo=_LESS)
-    if found.evaluation is not None:
-        todo = f"evaluate.batch={found.evaluation}, which fits; numbers stay the same" if found.evaluation else _LESS
+    if found.evaluation == 0 or (found.evaluation is not None and not may_halve):
+        todo = (
+            f"evaluate.batch={found.evaluation}, which fits; numbers stay the same but for rounding"
+            if found.evaluation
+            else _LESS
+        )
         raise UserError(f"an evaluation batch does not fit the memory of {on}", where="evaluate.batch", todo=todo)
     if found.fits < found.asked and moving:
         raise UserError(
-            f"micro-batches of {found.asked} samples do not fit the memory of {on} in phase {found.refused[0].phase}; "
-            f"{found.fits} would. BatchNorm statistics move in {', '.join(moving)}, so results depend on that, and "
-            "nothing is changed unasked",
+            f"micro-batches of {found.asked} samples do not fit the memory of {on} in phase "
+            f"{_of_training(found)[0].phase}; {found.fits} would. BatchNorm statistics move in {', '.join(moving)}, "
+            "so results depend on that, and nothing is changed unasked",
             where="loop.micro_batch",
             todo=f"loop.micro_batch={found.fits} (or loop.fit_micro_batch=always), a norm policy that moves nothing "
             "(norms_fixed, statistics_fixed), more ranks, loop.precision=bf16 or loop.gradient_checkpointing=true",
         )
     return found.fits
+
+
+def _of_training(found: Found) -> list[Refusal]:
+    return [refusal for refusal in found.refused if refusal.stage == "training"]
 
 
 def report(found: Found, share: Share, *, on: str) -> str:
@@ -232,11 +254,13 @@ def report(found: Found, share: Share, *, on: str) -> str:
     refused = f"tried on {on}: no room for {no} samples at once"
     if found.fits is None:
         return f"memory: {refused}"
-    over = -(-share.samples // found.fits)
-    return (
-        f"memory: {phases} {refused}; micro-batches of {found.fits} fit{told}: gradients accumulate over {over}, the "
-        "global batch stays the same"
-    )
+    said = f"memory: {phases} {refused}; micro-batches of {found.fits} fit{told}"
+    if found.fits < found.asked:
+        over = -(-share.samples // found.fits)
+        said += f": gradients accumulate over {over}, the global batch stays the same"
+    if found.evaluation:
+        said += f"; evaluation batches of {found.evaluation} fit, with the same numbers but for rounding"
+    return said
 
 
 def facts_of(config: Config, share: Share, world: World) -> dict[str, Any]:
@@ -248,7 +272,9 @@ def facts_of(config: Config, share: Share, world: World) -> dict[str, Any]:
         "batch": config.data.batch,
         "micro_batch": config.loop.micro_batch,
         "fit_micro_batch": config.loop.fit_micro_batch,
+        "evaluate_batch": config.evaluate.batch,
         "start": share.start,
+        "evaluation": share.evaluation,
         "torch": str(torch.__version__),
     }
 
@@ -262,6 +288,7 @@ def record_of(facts: Mapping[str, Any], found: Found) -> str:
     content = {
         "facts": facts,
         "fits": found.fits,
+        "evaluation": found.evaluation,
         "peaks": found.peaks,
         "refused": [{"samples": r.samples, "phase": r.phase, "stage": r.stage} for r in found.refused],
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -273,9 +300,10 @@ def recorded(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any] | None:
     """What an earlier start has found under the same facts."""
     try:
         kept = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        fits = kept["fits"]
+        fits, evaluation = kept["fits"], kept["evaluation"]
         same = kept["facts"] == facts and isinstance(fits, int) and 1 <= fits <= facts["start"]
-        return {"fits": fits, "time": str(kept["time"])} if same else None
+        same = same and (evaluation is None or 1 <= int(evaluation) <= facts["evaluation"])
+        return {"fits": fits, "evaluation": evaluation, "time": str(kept["time"])} if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -286,15 +314,13 @@ def out_of_memory(config: Config, plan: Plan, world: World, step: int) -> TlxErr
     share = Share.of(config, plan, ranks=world.size)
     phase = plan.phase(min(step, plan.steps - 1))
     of = f"rank {world.rank} is out of memory" if world.size > 1 else "out of memory"
+    half, evaluation = -(-share.start // 2), -(-share.evaluation // 2)
+    ways = [f"loop.micro_batch={half}, with which this run goes on from its last checkpoint"] if share.start > 1 else []
+    ways += [f"evaluate.batch={evaluation}, where it was evaluating"] if share.evaluation > 1 else []
     error = UserError(
         f"{of} at step {step}, in phase {phase.name}, with micro-batches of {share.start} samples",
         where=device_words(dict(zip(("name", "bytes"), _device(world.device), strict=True))),
-        todo=(
-            f"loop.micro_batch={-(-share.start // 2)}, with which this run goes on from its last checkpoint; or "
-            if share.start > 1
-            else ""
-        )
-        + f"a new run with {_LESS}",
+        todo="; or ".join([*ways, f"a new run with {_LESS}"]),
     )
     return error if world.size == 1 else TlxError(str(error))
 

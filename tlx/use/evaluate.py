@@ -41,7 +41,7 @@ from tlx.use.judged_data import JudgedData, Reading, data_of, scored
 from tlx.use.load import Which, find_file, load
 from tlx.use.model import Model
 from tlx.use.predict import name_of
-from tlx.use.row_text import RowText, format_of, written
+from tlx.use.row_text import RowText, format_of, refuse_output, written
 
 FOLDER = "evaluations"
 TEMPERATURE = "temperature.json"
@@ -79,7 +79,7 @@ def evaluate(
     """
     world = join_sharing()
     try:
-        by_main(world, lambda: _refuse_output(options.out))
+        by_main(world, lambda: refuse_output(options.out))
         model = together(world, lambda: load(place, which=which, device=device or str(world.device), trusted=trusted))
         weights = find_file(place, which)[0]
         look = Look(model, weights, by_main(world, lambda: hash_of(weights)), run_of(place), options, world).taken()
@@ -252,20 +252,6 @@ class Look:
 def hash_of(file: Path) -> str:
     with file.open("rb") as opened:
         return sha256_of(opened)
-
-
-def _refuse_output(out: Path | None) -> None:
-    """
-    Raises:
-        UserError: it is there, or could not be written.
-    """
-    if out is None:
-        return
-    format_of(out)
-    if out.exists():
-        raise UserError("it is there already", where=str(out), todo="remove it, or name another one")
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise UserError("no file can be written there", where=str(out.parent))
 
 
 # Metrics

@@ -32,7 +32,7 @@ from tlx.ranks.together import by_main, together
 from tlx.use.inputs import digest, listed, opened
 from tlx.use.load import Which, find_file, load, task_of
 from tlx.use.model import Answers, Model
-from tlx.use.row_text import Format, RowText, format_of, written
+from tlx.use.row_text import Format, RowText, format_of, refuse_output, written
 
 _PART = 4096  # pictures whose rows are in memory, and are computed again after a kill
 _SHARES = 8  # parts for each rank at least, so that none has much more to do than the others
@@ -84,16 +84,14 @@ def predict(
     Raises:
         UserError: no model, no pictures, one that cannot be read, an output that is there already or of something else.
     """
-    if options.out is not None:
-        format_of(options.out)
     world = join_sharing()
     try:
         if options.out is None and world.size > 1:
             raise UserError("several ranks have one standard output", todo="--out FILE.csv, .jsonl or .parquet")
+        out = options.out
+        by_main(world, lambda: refuse_output(out, goes_on=out is not None and (_folder(out) / _BEGUN).exists()))
         listing = by_main(world, lambda: listed(words))
         sources = together(world, lambda: opened(listing))
-        if options.out is not None:
-            by_main(world, lambda: _refuse_finished(Path(str(options.out))))
         model = together(world, lambda: load(run, which=which, device=device or str(world.device), trusted=trusted))
         work = Prediction(_of_options(model, options), sources, options)
         if options.out is None:
@@ -221,15 +219,6 @@ def name_of(source: Manifest | FileList, place: int) -> str:
 
 def _folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.parts")
-
-
-def _refuse_finished(out: Path) -> None:
-    """
-    Raises:
-        UserError: it is there, and no part of it.
-    """
-    if out.exists() and not (_folder(out) / _BEGUN).exists():
-        raise UserError("it is there already", where=str(out), todo="remove it, or name another one")
 
 
 def _write(work: Prediction, out: Path, weights: Path, world: Sharing) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast, get_args
 
 from tlx.base.errors import UserError
+from tlx.base.files import why_not_writable
 
 Format = Literal["csv", "jsonl", "parquet"]
 
@@ -44,6 +45,26 @@ def format_of(out: Path) -> Format:
         todo = "pip install pyarrow; or .csv or .jsonl, which need nothing"
         raise UserError("parquet is written by pyarrow, which is not installed", where=str(out), todo=todo)
     return cast(Format, ending)
+
+
+def refuse_output(out: Path | None, *, goes_on: bool = False) -> None:
+    """What writing would find out after all the work.
+
+    Args:
+        goes_on: an earlier command has begun it.
+
+    Raises:
+        UserError: its name tells no format; it is there already; its folder is not, or cannot be written.
+    """
+    if out is None:
+        return
+    format_of(out)
+    if not out.absolute().parent.exists():
+        raise UserError("there is no such folder", where=str(out.parent), todo="make it, or another --out")
+    if out.exists() and not goes_on:
+        raise UserError("it is there already", where=str(out), todo="remove it, or name another one")
+    if why := why_not_writable(out.absolute().parent):
+        raise UserError(f"cannot be written: {why}", where=str(out.parent), todo="another --out")
 
 
 @dataclass(frozen=True)
