@@ -57,6 +57,8 @@ def test_the_numbers_are_those_of_tlx_evaluate_to_the_last_bit(shards, tmp_path)
     assert finished(raw) == run  # the same command, of a run that is done: no second look
     (own,) = looks_of(run)
     assert own["training_ended"] == result_of(run)["step"]
+    step = json.loads((run / "checkpoints" / "best" / "state.json").read_text())["step"]
+    assert own["weights"]["step"] == json.loads((run / "model.json").read_text())["provenance"]["step"] == step
     assert own["temperature"]["samples"] == 15  # of validation
     done = invoke("evaluate", run, "--data", shards / "test", "--workers", "0", "--json")
     look = json.loads(done.stdout)
@@ -117,6 +119,18 @@ def test_a_run_goes_on_with_another_one(shards, tmp_path, capsys):
     train(raw_for(shards, run))
     assert f"-> tlx evaluate {run} --data {shards / 'test'}" in capsys.readouterr().err
     assert not (run / "evaluations").exists()
+
+
+def test_data_that_were_changed_after_the_end_are_not_taken_for_judged(shards, trained, tmp_path, capsys):
+    run = Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
+    shutil.copytree(shards / "test", tmp_path / "other")
+    train(raw_for(shards, run))
+    assert "tlx evaluate" not in capsys.readouterr().err
+    train(raw_for(shards, run, data={"test": str(tmp_path / "other")}))
+    said = capsys.readouterr().err
+    assert (
+        f"note: the training has not judged data.test, and is done\n  -> tlx evaluate {run} --data {tmp_path}" in said
+    )
 
 
 def spoilt(shards):

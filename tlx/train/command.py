@@ -25,6 +25,7 @@ from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
 from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
+from tlx.runs.run_files import mapping
 from tlx.runs.run_folder import Claim, RunFolder, Start
 from tlx.tasks import scale_of
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
@@ -198,7 +199,8 @@ def _show_done(config: Config, folder: RunFolder, result: Mapping[str, Any]) -> 
     if config.track.report and not is_drawn(folder.path):
         draw(folder.path)
     verdict.give("done", step=result["step"])
-    if config.data.test is not None and not result.get("test"):
+    judged = mapping(result.get("test")).get("data")
+    if config.data.test is not None and judged != shown(config.data.test):
         from tlx.train.test_set import later
 
         todo = later(folder.path, shown(config.data.test))
@@ -553,7 +555,8 @@ def described(run: Run, result: Mapping[str, Any]) -> ModelDescription:
     best = result["best"] or {}
     phase = (result["phases"].get(best.get("phase")) or {}).get("best") or {}
     row = phase if phase.get("step") == best.get("step") else {best["metric"]: best["value"]} if best else {}
-    judged = run.description.judged({name: value for name, value in row.items() if name.startswith("val/")})
+    step = int(best.get("step", run.progress.step))
+    judged = run.description.at(step).judged({name: value for name, value in row.items() if name.startswith("val/")})
     return dataclasses.replace(judged, test=result.get("test") or {})
 
 

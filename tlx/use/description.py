@@ -64,6 +64,10 @@ class ModelDescription:
         kept = {name: value for name, value in named.items() if isinstance(value, list)}
         return dataclasses.replace(self, metrics=metrics, kept=kept)
 
+    def at(self, step: int) -> ModelDescription:
+        """Of the weights that a training has at a step."""
+        return dataclasses.replace(self, provenance={**self.provenance, "step": step})
+
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
         targets = {name: dataclasses.asdict(summary) for name, summary in self.targets.items()}

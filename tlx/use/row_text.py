@@ -91,13 +91,22 @@ class RowText:
         schema = pyarrow.schema([(n, kinds.get(type(v), pyarrow.string())) for n, v in flat(self.example).items()])
         with parquet.ParquetWriter(out, schema) as writer:
             for part in parts:
-                rows = [json.loads(line) for line in part.read_bytes().splitlines()]
+                rows = [
+                    {name: _said(of) for name, of in json.loads(line).items()}
+                    for line in part.read_bytes().splitlines()
+                ]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
     @staticmethod
     def _csv(rows: Iterable[Sequence[Any]]) -> str:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        plain, quoting = (
+            csv.writer(text, lineterminator="\n"),
+            csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL),
+        )
+        for row in rows:  # csv before Python 3.13 quotes none but the line's own end
+            has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
+            (quoting if has_return else plain).writerow(row)
         return text.getvalue()
 
 
@@ -116,6 +125,11 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def _said(value: Any) -> Any:
+    """As parquet's text can hold it: bytes of a file's name that are no UTF-8 as JSON escapes them."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _json(row: Mapping[str, Any]) -> str:
