@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +21,9 @@ from sklearn import metrics as sk
 
 import tlx as package
 from tlx.base.errors import UserError
+from tlx.data.stream.file_list import FileList
 from tlx.use.evaluation_text import table
+from tlx.use.inputs import digest
 from tlx.use.judged_data import Reading, data_of, scored
 
 ARGUMENTS = ("--workers", "0", "--batch", "4", "--bootstrap", "50")
@@ -121,6 +125,35 @@ def test_every_look_is_kept_by_its_data(run, photos, shards, tmp_path):
     other = shutil.copytree(photos / "class0", tmp_path / "x" / photos.parent.name / photos.name / "class0").parent
     assert looked(run, "--data", other)["look"] == 1
     assert sorted(p.name for p in (run / "evaluations").iterdir()) == [f"{file.stem}-2.json", file.name]
+
+
+def test_class_folders_are_the_same_however_they_are_typed_and_others_once_pictures_change(
+    run, photos, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(photos, tmp_path / "in" / "photos")
+    monkeypatch.chdir(tmp_path / "in")
+    assert [looked(run, "--data", of)["look"] for of in ("photos", folder, "../in/photos")] == [1, 2, 3]
+    some = next(folder.rglob("*.jpg"))
+    some.write_bytes((folder / "class2" / some.name).read_bytes() + b"0")
+    assert looked(run, "--data", "photos")["look"] == 1
+    before = digest([FileList([str(some), "gone.jpg"], "")])
+    os.utime(some, (1, 1))
+    assert digest([FileList([str(some), "gone.jpg"], "")]) != before
+
+
+def test_nested_classes_are_paths_of_folders(run, photos, tmp_path):
+    model = package.load(run)
+    classes = ("x/a", "x/b", "y")
+    label = replace(model.task.targets["label"], classes=classes)
+    task = SimpleNamespace(targets={"label": label}, heads=model.task.heads)
+    for i, name in enumerate(classes):
+        shutil.copytree(photos / f"class{i}", tmp_path / "n" / name)
+    data = data_of(str(tmp_path / "n"), replace(model, task=task))
+    assert data.labels.tolist() == [i for i in range(3) for _ in range(7)]
+    (tmp_path / "n" / "x" / "a" / "deeper").mkdir()
+    shutil.copy(next(photos.rglob("*.jpg")), tmp_path / "n" / "x" / "a" / "deeper")
+    with pytest.raises(UserError, match="folder x/a/deeper is none of the model's classes"):
+        data_of(str(tmp_path / "n"), replace(model, task=task))
 
 
 def test_scores_are_the_same_on_any_number_of_ranks(run, shards):

@@ -250,6 +250,7 @@ def test_after_kill_9_on_two_ranks(run, tmp_path):
         (("RUN", "SHARDS"), r"no pictures in this folder\n  -> these are shards: name .*train or .*val"),
         (("RUN", "PHOTOS/class7"), "class7: there is no such file or folder; did you mean"),
         (("RUN", "PHOTOS/*.gif"), "no picture has such a name"),
+        (("RUN", "https://host/a.JPG?size=2"), r"of a folder of shards, not of a picture\n  -> download it"),
         (("RUN", "@gone.txt"), "the list cannot be read: No such file"),
         (("RUN", "PHOTOS", "--out", "o.txt"), "names no format\n  -> end it in .csv, .jsonl or .parquet"),
         (("RUN", "PHOTOS", "--out", "a.csv", "--json"), "--json is for standard output"),

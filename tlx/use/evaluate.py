@@ -346,11 +346,11 @@ def _record(run: Path, data: JudgedData, look: Mapping[str, Any]) -> dict[str, A
 
 def _looks(folder: Path, data: JudgedData) -> tuple[Path, list[dict[str, Any]]]:
     """The file of these data, and the looks at them so far."""
-    for file in _files(folder, data.name):
-        before = _read(file)
-        if before is None or before.get("digest") == data.digest:
-            break
-    return file, (before or {}).get("looks") or []
+    for file in sorted(folder.glob("*.json")):
+        before = _read(file) or {}
+        if before.get("digest") == data.digest:
+            return file, before.get("looks") or []
+    return next(file for file in _files(folder, data.name) if not file.exists()), []
 
 
 def _files(folder: Path, name: str) -> Iterator[Path]:

@@ -91,20 +91,16 @@ class RowText:
         schema = pyarrow.schema([(n, kinds.get(type(v), pyarrow.string())) for n, v in flat(self.example).items()])
         with parquet.ParquetWriter(out, schema) as writer:
             for part in parts:
-                rows = [
-                    {name: _said(of) for name, of in json.loads(line).items()}
-                    for line in part.read_bytes().splitlines()
-                ]
+                said = map(json.loads, part.read_bytes().splitlines())
+                rows = [{name: _storable(of) for name, of in row.items()} for row in said]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
     @staticmethod
     def _csv(rows: Iterable[Sequence[Any]]) -> str:
         text = io.StringIO()
-        plain, quoting = (
-            csv.writer(text, lineterminator="\n"),
-            csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL),
-        )
-        for row in rows:  # csv before Python 3.13 quotes none but the line's own end
+        plain = csv.writer(text, lineterminator="\n")
+        quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in rows:  # of ends of lines, csv before Python 3.13 quotes its own alone
             has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
             (quoting if has_return else plain).writerow(row)
         return text.getvalue()
@@ -127,7 +123,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _said(value: Any) -> Any:
+def _storable(value: Any) -> Any:
     """As parquet's text can hold it: bytes of a file's name that are no UTF-8 as JSON escapes them."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
