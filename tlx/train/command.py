@@ -557,7 +557,8 @@ def described(run: Run, result: Mapping[str, Any]) -> ModelDescription:
     row = phase if phase.get("step") == best.get("step") else {best["metric"]: best["value"]} if best else {}
     step = int(best.get("step", run.progress.step))
     judged = run.description.at(step).judged({name: value for name, value in row.items() if name.startswith("val/")})
-    return dataclasses.replace(judged, test=result.get("test") or {})
+    test = result.get("test") or {}
+    return dataclasses.replace(judged, test=test, temperature=test.get("temperature"))
 
 
 def draw(folder: Path) -> None:

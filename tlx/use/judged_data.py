@@ -66,8 +66,8 @@ class JudgedData:
     @cached_property
     def digest(self) -> str:
         """Of shards, of what their index says; of files, of their names in the folder, sizes and times."""
-        is_indexed = isinstance(self.source, Manifest)
-        return self.source.digest if is_indexed else digest([self.source], below=self.source.location)
+        source = self.source
+        return source.digest if isinstance(source, Manifest) else digest([source], below=source.location)
 
     def own(self, model: Model, ids: Tensor) -> Mapping[str, Tensor]:
         """Targets by name, as a meter takes them."""
