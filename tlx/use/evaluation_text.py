@@ -55,11 +55,16 @@ def _metrics(look: Mapping[str, Any]) -> Iterator[str]:
     resamples = look["bootstrap"]["resamples"]
     yield f"{'':<28}{'value':>12}" + (f"   95 % of {resamples:,} resamples" if resamples else "")
     order = [name for name in ("loss", *(n for n in look["metrics"] if n != "loss")) if name in look["metrics"]]
-    classified = "per_class" in look
+    classified, fewer = "per_class" in look, set[int]()
     for name in order:
         of, title = look["metrics"][name], _TITLES.get(name, name) if classified else name
         between = f"   {_number(of['low'])} to {_number(of['high'])}" if resamples else ""
+        if resamples and (drawn := of.get("resamples") or resamples) < resamples:
+            fewer.add(drawn)
+            between += " *"
         yield f"  {_cut(title, 26):<26}{_number(of['value']):>12}{between}"
+    if fewer:
+        yield f"  * of {', '.join(f'{drawn:,}' for drawn in sorted(fewer))} resamples alone: it takes long with so much"
 
 
 def _calibration(look: Mapping[str, Any]) -> Iterator[str]:
