@@ -28,7 +28,7 @@ BINS = 15
 
 SEED = 0
 _AT_ONCE = 1 << 22  # numbers of a block of resamples
-_RANKING = 1e9  # resamples x pictures x classes, for areas under curves; beyond it fewer resamples are drawn
+_RANKING = 2e10  # resamples x pictures x classes, for areas under curves; beyond it fewer resamples are drawn
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Classified:
         once = torch.ones(len(labels), 1, dtype=_exact(len(labels)))
         areas = torch.full((2, n), torch.nan, dtype=torch.float64)
         for c, ranking in self.rankings.items():
-            areas[:, c] = torch.cat(ranking.areas(once))
+            areas[:, c] = torch.cat(ranking.areas(once, once.sum(0).double()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes without pictures, which are left out below
             found = {
@@ -225,7 +225,8 @@ class Resamples:
 
     def _areas(self, weights: Tensor) -> dict[str, Tensor]:
         by_picture = weights.T.to(_exact(weights.shape[1])).contiguous()
-        areas = [ranking.areas(by_picture) for ranking in self.judged.rankings.values()]
+        drawn = weights.sum(1)
+        areas = [ranking.areas(by_picture, drawn) for ranking in self.judged.rankings.values()]
         names = ("auroc", "average_precision")
         stacked = [torch.stack(values, 1) for values in zip(*areas, strict=True)]
         return {name: values.nanmean(1) for name, values in zip(names, stacked, strict=True)}
@@ -258,13 +259,14 @@ class _Ranking:
         bounds = torch.cat([torch.zeros(1, dtype=torch.int64), torch.stack(list(ends), 1).flatten()])
         return cls(order[: bounds[-1]].int(), bounds.int(), own, group)
 
-    def areas(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def areas(self, weights: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
         """Area under the ROC curve, and average precision, [some] each; NaN where a resample lacks the class, or all
         else.
 
         Args:
             weights: float32 or float64 [pictures, some], how often each was drawn; whole numbers, so that sums are
                 exact.
+            drawn: float64 [some], the sum of weights.
         """
         between = embedding_bag(self.order, weights, self.bounds, mode="sum", include_last_offset=True)  # sums of rows
         counted = between.double().cumsum(0)
@@ -273,7 +275,7 @@ class _Ranking:
         gained.index_add_(0, self.group, weights[self.own].double())
         hits = gained.cumsum(0)
         positive = hits[-1]
-        negative = weights.sum(0, dtype=torch.float64) - positive
+        negative = drawn - positive
         above = before - (hits - gained)  # others before the group; those in it count half
         beside = told - before - gained
         auroc = (gained * (negative - above - beside / 2)).sum(0) / (positive * negative)
