@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import shlex
 import subprocess
 import time
@@ -17,7 +18,7 @@ from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import json_text, write_whole
 from tlx.base.launcher import rank, ranked, relaunched
-from tlx.base.location import shown
+from tlx.base.location import is_remote, shown
 from tlx.base.terminal import say
 from tlx.data.stream.order import ORDER_VERSION
 from tlx.plan.config import Config, Part, load, plain
@@ -200,11 +201,16 @@ def _show_done(config: Config, folder: RunFolder, result: Mapping[str, Any]) -> 
         draw(folder.path)
     verdict.give("done", step=result["step"])
     judged = mapping(result.get("test")).get("data")
-    if config.data.test is not None and judged != shown(config.data.test):
+    if config.data.test is not None and (judged is None or not _is_same(config.data.test, judged)):
         from tlx.train.test_set import later
 
         todo = later(folder.path, shown(config.data.test))
         say(f"note: the training has not judged data.test, and is done\n  -> {todo}", error=True)
+
+
+def _is_same(location: str, told: str) -> bool:
+    """Whether data are those that a result tells of, however a folder is typed."""
+    return shown(location) == told or (not is_remote(location) and os.path.realpath(location) == os.path.realpath(told))
 
 
 def fetch(config: Config) -> None:

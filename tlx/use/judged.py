@@ -254,7 +254,7 @@ class _Ranking:
         falling = -scores
         order = torch.from_numpy(np.argsort(falling.numpy()))  # several times as fast as torch's
         own = truth.nonzero()[:, 0]
-        groups, group = falling[own].unique(return_inverse=True)  # sorted
+        groups, group = falling[own].unique(return_inverse=True)  # type: ignore[no-untyped-call]  # sorted
         ends = (torch.searchsorted(falling[order], groups, right=right) for right in (False, True))
         bounds = torch.cat([torch.zeros(1, dtype=torch.int64), torch.stack(list(ends), 1).flatten()])
         return cls(order[: bounds[-1]].int(), bounds.int(), own, group)
