@@ -138,6 +138,16 @@ def test_validation_pictures_that_cannot_be_read_cost_no_more_than_the_temperatu
     assert (done.exit_code, "note: no temperature is fitted: " in done.stderr) == (0, True)
 
 
+def test_a_folder_that_cannot_be_read_is_told(run, photos, monkeypatch):
+    def refused(at):
+        raise PermissionError(13, "Permission denied", str(at))
+
+    model = package.load(run)
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="it cannot be read: Permission denied"):
+        data_of(str(photos), model)
+
+
 def test_a_run_that_cannot_be_written_is_judged(run, photos, monkeypatch):
     before = sorted(p.name for p in run.iterdir())
     able = os.access

@@ -64,7 +64,8 @@ def _metrics(look: Mapping[str, Any]) -> Iterator[str]:
             between += " *"
         yield f"  {_cut(title, 26):<26}{_number(of['value']):>12}{between}"
     if fewer:
-        yield f"  * of {', '.join(f'{drawn:,}' for drawn in sorted(fewer))} resamples: with so many pictures and classes these take long"
+        counts = ", ".join(f"{drawn:,}" for drawn in sorted(fewer))
+        yield f"  * of {counts} resamples: with so many pictures and classes these take long"
 
 
 def _calibration(look: Mapping[str, Any]) -> Iterator[str]:

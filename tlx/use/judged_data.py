@@ -80,8 +80,16 @@ class JudgedData:
 def data_of(location: str, model: Model) -> JudgedData:
     """
     Raises:
-        UserError: there are neither shards nor class folders; classes that the model does not know.
+        UserError: there are neither shards nor class folders; classes that the model does not know; it cannot be read.
     """
+    try:
+        return _opened(location, model)
+    except OSError as error:
+        what = f"it cannot be read: {error.strerror or error}"
+        raise UserError(what, where=str(error.filename or location)) from error
+
+
+def _opened(location: str, model: Model) -> JudgedData:
     folder = Path(location)
     if is_remote(location) or (folder / "index.json").exists():
         manifest = Manifest.open(location)
