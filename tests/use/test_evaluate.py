@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +20,12 @@ from simulated_ranks import on_ranks
 from sklearn import metrics as sk
 
 import tlx as package
+import tlx.use.evaluate as evaluating
 from tlx.base.errors import UserError
+from tlx.data.stream.file_list import FileList
+from tlx.data.stream.reader import BadSample
 from tlx.use.evaluation_text import table
+from tlx.use.inputs import digest
 from tlx.use.judged_data import Reading, data_of, scored
 
 ARGUMENTS = ("--workers", "0", "--batch", "4", "--bootstrap", "50")
@@ -91,16 +97,64 @@ def test_numbers_are_scikit_learns_of_the_predictions_file(run, photos, tmp_path
 
 def test_the_temperature_is_of_the_validation_data_and_stays(run, photos, shards):
     look = looked(run, "--data", photos)
-    kept = json.loads((run / "temperature.json").read_text())
+    (kept,) = json.loads((run / "temperature.json").read_text())["temperatures"]
     assert (kept["data"], kept["samples"]) == (str(shards / "val"), 15)
     assert look["temperature"] == kept | {"judged": False}
-    (run / "temperature.json").write_text(json.dumps(kept | {"temperature": 2.0}))
+    assert package.load(run).description.temperature == kept["temperature"]  # of model.json
+    (run / "temperature.json").write_text(json.dumps({"temperatures": [kept | {"temperature": 2.0}]}))
     assert looked(run, "--data", photos)["temperature"]["temperature"] == 2.0
     assert looked(run, "--data", photos, "--tta", "flip")["temperature"]["temperature"] != 2.0  # other outputs
+    assert looked(run, "--data", photos)["temperature"]["temperature"] == 2.0
+    assert package.load(run).description.temperature == 2.0
+    assert package.load(run, which="last").description.temperature is None
+    for damage in ({"temperature": 0.0}, {"temperature": "2"}, {"samples": None}):
+        (run / "temperature.json").write_text(json.dumps({"temperatures": [kept | damage]}))
+        assert looked(run, "--data", photos)["temperature"]["temperature"] == kept["temperature"]
     config = run / "config.yaml"
     config.write_text(config.read_text().replace(f"{shards}/val", f"{shards}/gone"))
     (run / "temperature.json").unlink()
     assert looked(run, "--data", photos)["temperature"] is None
+
+
+def test_validation_pictures_that_cannot_be_read_cost_no_more_than_the_temperature(run, photos, monkeypatch):
+    plain = evaluating.scored
+
+    def some_bad(model, data, *rest):
+        scores, bad = plain(model, data, *rest)
+        return scores, bad if data.labels is not None else [BadSample(3, "x.jpg", "torn")]
+
+    monkeypatch.setattr(evaluating, "scored", some_bad)
+    done = invoke("evaluate", run, "--data", photos, *ARGUMENTS)
+    assert "note: the temperature is fitted without 1 validation pictures: x.jpg: torn" in done.stderr
+    (run / "temperature.json").unlink()
+
+    def none(model, data, *rest):
+        if data.labels is None:
+            raise UserError("none of its pictures can be read", where=data.name)
+        return plain(model, data, *rest)
+
+    monkeypatch.setattr(evaluating, "scored", none)
+    done = invoke("evaluate", run, "--data", photos, *ARGUMENTS)
+    assert (done.exit_code, "note: no temperature is fitted: " in done.stderr) == (0, True)
+
+
+def test_a_folder_that_cannot_be_read_is_told(run, photos, monkeypatch):
+    def refused(at):
+        raise PermissionError(13, "Permission denied", str(at))
+
+    model = package.load(run)
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(UserError, match="it cannot be read: Permission denied"):
+        data_of(str(photos), model)
+
+
+def test_a_run_that_cannot_be_written_is_judged(run, photos, monkeypatch):
+    before = sorted(p.name for p in run.iterdir())
+    able = os.access
+    monkeypatch.setattr(os, "access", lambda at, how: Path(at) != run and able(at, how))
+    done = invoke("evaluate", run, "--data", photos, *ARGUMENTS, "--json")
+    assert f"note: this look is not recorded, since the run cannot be written: {run}\n" in done.stderr
+    assert (json.loads(done.stdout)["samples"], sorted(p.name for p in run.iterdir())) == (21, before)
 
 
 def test_mirrored_pictures_are_asked_too(run, shards):
@@ -121,6 +175,35 @@ def test_every_look_is_kept_by_its_data(run, photos, shards, tmp_path):
     other = shutil.copytree(photos / "class0", tmp_path / "x" / photos.parent.name / photos.name / "class0").parent
     assert looked(run, "--data", other)["look"] == 1
     assert sorted(p.name for p in (run / "evaluations").iterdir()) == [f"{file.stem}-2.json", file.name]
+
+
+def test_class_folders_are_the_same_however_they_are_typed_and_others_once_pictures_change(
+    run, photos, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(photos, tmp_path / "in" / "photos")
+    monkeypatch.chdir(tmp_path / "in")
+    assert [looked(run, "--data", of)["look"] for of in ("photos", folder, "../in/photos")] == [1, 2, 3]
+    some = next(folder.rglob("*.jpg"))
+    some.write_bytes((folder / "class2" / some.name).read_bytes() + b"0")
+    assert looked(run, "--data", "photos")["look"] == 1
+    before = digest([FileList([str(some), "gone.jpg"], "")])
+    os.utime(some, (1, 1))
+    assert digest([FileList([str(some), "gone.jpg"], "")]) != before
+
+
+def test_nested_classes_are_paths_of_folders(run, photos, tmp_path):
+    model = package.load(run)
+    classes = ("x/a", "x/b", "y")
+    label = replace(model.task.targets["label"], classes=classes)
+    task = SimpleNamespace(targets={"label": label}, heads=model.task.heads)
+    for i, name in enumerate(classes):
+        shutil.copytree(photos / f"class{i}", tmp_path / "n" / name)
+    data = data_of(str(tmp_path / "n"), replace(model, task=task))
+    assert data.labels.tolist() == [i for i in range(3) for _ in range(7)]
+    (tmp_path / "n" / "x" / "a" / "deeper").mkdir()
+    shutil.copy(next(photos.rglob("*.jpg")), tmp_path / "n" / "x" / "a" / "deeper")
+    with pytest.raises(UserError, match="folder x/a/deeper is none of the model's classes"):
+        data_of(str(tmp_path / "n"), replace(model, task=task))
 
 
 def test_scores_are_the_same_on_any_number_of_ranks(run, shards):

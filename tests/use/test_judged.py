@@ -10,6 +10,8 @@ import torch
 from sklearn import metrics as sk
 from torch.nn.functional import cross_entropy
 
+import tlx.use.judged as judging
+from tlx.use.evaluation_text import _metrics
 from tlx.use.judged import Classified, Resamples, drawn, fitted_temperature, largest_confusions
 
 
@@ -80,6 +82,19 @@ def test_intervals_are_percentiles_of_the_same_draws():
     assert one["top1"].high - one["top1"].low == pytest.approx(2 * 1.96 * spread, rel=0.15)
     assert all(of.low <= of.value <= of.high for name, of in one.items() if not name.startswith("ece"))
     assert math.isnan(judged.intervals(0)["f1"].low)
+
+
+def test_areas_of_large_data_are_of_fewer_resamples_and_say_so(monkeypatch):
+    monkeypatch.setattr(judging, "_RANKING", 60 * 200 * 5)
+    found = made(n=200).intervals(400)
+    assert {name: of.resamples for name, of in found.items() if of.resamples != 400} == {
+        "auroc": 60,
+        "average_precision": 60,
+    }
+    metrics = {name: found[name].data() for name in ("top1", "auroc")}
+    said = list(_metrics({"bootstrap": {"resamples": 400}, "metrics": metrics, "per_class": {}}))
+    assert [line.endswith(" *") for line in said] == [False, False, True, False]
+    assert said[-1].startswith("  * of 60 resamples")
 
 
 def test_the_temperature_is_the_one_with_the_least_loss():

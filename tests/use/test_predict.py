@@ -23,6 +23,7 @@ from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.ranks.sharing import Sharing
 from tlx.use.inputs import listed, opened
+from tlx.use.model import Answers
 from tlx.use.predict import Options, Prediction
 from tlx.use.row_text import RowText, flat
 
@@ -128,6 +129,8 @@ def test_several_tasks_in_columns():
     text = RowText("csv", row)
     assert text.header == ",".join(flat(row)) + "\n"
     assert text.text([{"file": 'a,"b".jpg', "tags/labels": []}]) == '"a,""b"".jpg",,,,,,,\n'
+    rows = csv.reader(io.StringIO(text.text([{"file": "a\rb.jpg"}, {"file": "c\nd.jpg"}]), newline=""))
+    assert [row[0] for row in rows] == ["a\rb.jpg", "c\nd.jpg"]
 
 
 # Bad pictures
@@ -186,6 +189,13 @@ def test_the_same_command_goes_on_and_another_is_refused(run, photos, tmp_path, 
     assert [p.name for p in tmp_path.iterdir()] == ["o.csv"]
 
 
+def test_only_its_own_leftovers_are_swept(tmp_path):
+    for name in (".[ab].csv.host-1.tmp", ".a.csv.host-2.tmp"):
+        (tmp_path / name).touch()
+    predicting._sweep(tmp_path / "[ab].csv")
+    assert [p.name for p in tmp_path.iterdir()] == [".a.csv.host-2.tmp"]
+
+
 def test_several_ranks_write_the_same_file(run, photos, shards, tmp_path):
     model = package.load(run)
     words = [str(photos), str(shards / "val")]
@@ -240,6 +250,7 @@ def test_after_kill_9_on_two_ranks(run, tmp_path):
         (("RUN", "SHARDS"), r"no pictures in this folder\n  -> these are shards: name .*train or .*val"),
         (("RUN", "PHOTOS/class7"), "class7: there is no such file or folder; did you mean"),
         (("RUN", "PHOTOS/*.gif"), "no picture has such a name"),
+        (("RUN", "https://host/a.JPG?size=2"), r"of a folder of shards, not of a picture\n  -> download it"),
         (("RUN", "@gone.txt"), "the list cannot be read: No such file"),
         (("RUN", "PHOTOS", "--out", "o.txt"), "names no format\n  -> end it in .csv, .jsonl or .parquet"),
         (("RUN", "PHOTOS", "--out", "a.csv", "--json"), "--json is for standard output"),
@@ -276,3 +287,27 @@ def test_parquet(run, photos, tmp_path):
     told(run, photos, "--out", tmp_path / "a.parquet")
     table = parquet.read_table(tmp_path / "a.parquet")
     assert table.column("probability").to_pylist() == [r["probability"] for r in package.load(run).predict(photos)]
+
+
+def test_parquet_of_a_name_that_is_not_utf_8(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    text = RowText("parquet", {"file": "", "labels": [""], "probability": 0.5})
+    (tmp_path / "part").write_text(text.text([{"file": os.fsdecode(b"caf\xe9.jpg"), "labels": ["a", "b"]}]))
+    with (tmp_path / "a.parquet").open("wb") as out:
+        text.join([tmp_path / "part"], out)
+    (row,) = parquet.read_table(tmp_path / "a.parquet").to_pylist()
+    assert row == {"file": r"caf\udce9.jpg", "labels": "a;b", "probability": None}
+
+
+def test_every_kind_of_pictures_decides_for_itself_how_many_processes_decode(run, photos, monkeypatch):
+    seen = []
+
+    def answers(self, source, *, workers, batches, **_):
+        seen.append(workers)
+        yield from (Answers(torch.zeros(0), torch.zeros(0, 3)) for _ in batches)
+
+    monkeypatch.setattr(predicting.Model, "answers", answers)
+    one, many = str(next(photos.rglob("*.jpg"))), str(photos)
+    work = Prediction(package.load(run), [*opened(listed([one])), *opened(listed([many]))], Options(batch=1))
+    list(work.batches(work.parts(1)))
+    assert seen == [0, 2]

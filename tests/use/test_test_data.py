@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ import tlx.train.test_set
 import tlx.use.evaluate
 from tlx.base.errors import UserError
 from tlx.data.shards.manifest import Manifest
+from tlx.tracking.tracker import of_test
 from tlx.train.result import summary
 
 SPLITS = {"train": 8, "val": 5, "test": 7}
@@ -55,6 +57,8 @@ def test_the_numbers_are_those_of_tlx_evaluate_to_the_last_bit(shards, tmp_path)
     assert finished(raw) == run  # the same command, of a run that is done: no second look
     (own,) = looks_of(run)
     assert own["training_ended"] == result_of(run)["step"]
+    step = json.loads((run / "checkpoints" / "best" / "state.json").read_text())["step"]
+    assert own["weights"]["step"] == json.loads((run / "model.json").read_text())["provenance"]["step"] == step
     assert own["temperature"]["samples"] == 15  # of validation
     done = invoke("evaluate", run, "--data", shards / "test", "--workers", "0", "--json")
     look = json.loads(done.stdout)
@@ -73,6 +77,20 @@ def test_what_is_told_of_it(trained, shards):
     assert f"{100 * of['value']:.2f} % ({100 * of['low']:.2f} % to {100 * of['high']:.2f} %)" in page
     note = invoke("evaluate", trained, "--workers", "0", "--bootstrap", "0").stderr
     assert f"note: it has a data.test, too: --data {shards / 'test'}" in note
+
+
+def test_a_metric_that_is_no_number_is_told_as_a_dash(trained, tmp_path, capsys):
+    """json_text writes null for it."""
+    run = Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
+    result = result_of(run)
+    result["test"]["metrics"]["top1"] = {"value": 0.5, "low": None, "high": None}
+    result["test"]["metrics"]["loss"] = {"value": None, "low": None, "high": None}
+    assert ": loss - (- to -)  top1 0.5000 (- to -)" in summary(result)
+    assert of_test(result)["test/top1"] == 0.5
+    assert "test/loss" not in of_test(result)
+    (run / "result.json").write_text(json.dumps(result))
+    assert invoke("report", run).exit_code == 0
+    assert "50.00 % (- to -)" in (run / "report.html").read_text()
 
 
 def test_nothing_of_the_training_sees_it(trained, shards, tmp_path):
@@ -101,6 +119,18 @@ def test_a_run_goes_on_with_another_one(shards, tmp_path, capsys):
     train(raw_for(shards, run))
     assert f"-> tlx evaluate {run} --data {shards / 'test'}" in capsys.readouterr().err
     assert not (run / "evaluations").exists()
+
+
+def test_data_that_were_changed_after_the_end_are_not_taken_for_judged(shards, trained, tmp_path, capsys):
+    run = Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
+    shutil.copytree(shards / "test", tmp_path / "other")
+    for same in (shards / "test", shards / "val" / ".." / "test"):
+        train(raw_for(shards, run, data={"test": str(same)}))
+        assert "tlx evaluate" not in capsys.readouterr().err
+    train(raw_for(shards, run, data={"test": str(tmp_path / "other")}))
+    said = capsys.readouterr().err
+    assert "note: the training has not judged data.test, and is done" in said
+    assert f"-> tlx evaluate {run} --data {tmp_path / 'other'}" in said
 
 
 def spoilt(shards):

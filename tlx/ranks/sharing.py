@@ -42,8 +42,9 @@ def join_sharing() -> Sharing:
     """Joins the ranks that a launcher has started; of one alone nothing is begun. Each has a GPU, where there are some.
 
     Raises:
-        UserError: nothing says where to meet.
-        TlxError: a rank did not join.
+        UserError: srun has started tasks that do not know of each other; ranks are numbered, and nothing says where to
+            meet.
+        TlxError: not all ranks joined in time.
     """
     here = environment()
     refuse_unranked(here)

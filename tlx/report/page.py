@@ -9,7 +9,7 @@ from typing import Any
 
 from tlx.base.terminal import clock, escaped
 from tlx.runs.history import ACCURACY, History, article_reading, falls, is_share, shown
-from tlx.runs.run_files import mapping, number, whole, within
+from tlx.runs.run_files import test_values, whole, within
 
 COLUMNS = ("run", "best", "each phase", "best step", "weights", "samples seen", "time")
 
@@ -88,12 +88,8 @@ _FEW = 3
 
 def test_metrics(history: History) -> list[tuple[str, str]]:
     """Those of the look at data.test, with their intervals."""
-    of = mapping(mapping(history.details.get("test")).get("metrics"))
-    ends = {
-        name: [shown(name, number(mapping(found).get(end))) for end in ("value", "low", "high")]
-        for name, found in of.items()
-    }
-    return [(str(name), f"{value} ({low} to {high})") for name, (value, low, high) in ends.items()]
+    texts = {name: [shown(name, of) for of in values] for name, values in test_values(history.details).items()}
+    return [(name, f"{value} ({low} to {high})") for name, (value, low, high) in texts.items()]
 
 
 def _printable(value: Any) -> Any:

@@ -93,6 +93,18 @@ def number(value: Any) -> float:
     return float(value) if abs(value) < _MOST else math.nan
 
 
+def test_values(result: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None, float | None]]:
+    """What the look at data.test gave, of a result in memory or of result.json: value and both ends of its interval by
+    metric; None for what is no finite number."""
+    found = mapping(mapping(result.get("test")).get("metrics"))
+
+    def of(metric: Any, name: str) -> float | None:
+        value = number(mapping(metric).get(name))
+        return value if math.isfinite(value) else None
+
+    return {str(name): (of(m, "value"), of(m, "low"), of(m, "high")) for name, m in found.items()}
+
+
 def whole(value: Any) -> int | None:
     """A finite number as an integer, or None for anything else."""
     found = number(value)

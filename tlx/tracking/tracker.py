@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from tlx.base.errors import TlxError, UserError
 from tlx.base.terminal import say
+from tlx.runs.run_files import test_values
 
 BEGIN_S = 60.0
 """How long the start of a training waits for one tracker to begin; then its rows wait."""
@@ -60,9 +61,8 @@ class Tracker(Protocol):
 
 
 def of_test(result: Mapping[str, Any]) -> dict[str, float]:
-    """What a result tells of data.test, by names such as ``test/top1``."""
-    metrics = (result.get("test") or {}).get("metrics", {})
-    return {f"test/{name}": of["value"] for name, of in metrics.items()}
+    """The numbers that a result tells of data.test, by names such as ``test/top1``."""
+    return {f"test/{name}": value for name, (value, _, _) in test_values(result).items() if value is not None}
 
 
 class TrackingError(TlxError):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import shlex
 import subprocess
 import time
@@ -17,7 +18,7 @@ from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import json_text, write_whole
 from tlx.base.launcher import rank, ranked, relaunched
-from tlx.base.location import shown
+from tlx.base.location import is_remote, shown
 from tlx.base.terminal import say
 from tlx.data.stream.order import ORDER_VERSION
 from tlx.plan.config import Config, Part, load, plain
@@ -25,6 +26,7 @@ from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
 from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
+from tlx.runs.run_files import mapping
 from tlx.runs.run_folder import Claim, RunFolder, Start
 from tlx.tasks import scale_of
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
@@ -198,11 +200,17 @@ def _show_done(config: Config, folder: RunFolder, result: Mapping[str, Any]) -> 
     if config.track.report and not is_drawn(folder.path):
         draw(folder.path)
     verdict.give("done", step=result["step"])
-    if config.data.test is not None and not result.get("test"):
+    judged = mapping(result.get("test")).get("data")
+    if config.data.test is not None and (judged is None or not _is_same(config.data.test, judged)):
         from tlx.train.test_set import later
 
         todo = later(folder.path, shown(config.data.test))
         say(f"note: the training has not judged data.test, and is done\n  -> {todo}", error=True)
+
+
+def _is_same(location: str, told: str) -> bool:
+    """Whether data are those that a result tells of, however a folder is typed."""
+    return shown(location) == told or (not is_remote(location) and os.path.realpath(location) == os.path.realpath(told))
 
 
 def fetch(config: Config) -> None:
@@ -554,8 +562,10 @@ def described(run: Run, result: Mapping[str, Any]) -> ModelDescription:
     best = result["best"] or {}
     phase = (result["phases"].get(best.get("phase")) or {}).get("best") or {}
     row = phase if phase.get("step") == best.get("step") else {best["metric"]: best["value"]} if best else {}
-    judged = run.description.judged({name: value for name, value in row.items() if name.startswith("val/")})
-    return dataclasses.replace(judged, test=result.get("test") or {})
+    step = int(best.get("step", run.progress.step))
+    judged = run.description.at(step).judged({name: value for name, value in row.items() if name.startswith("val/")})
+    test = result.get("test") or {}
+    return dataclasses.replace(judged, test=test, temperature=test.get("temperature"))
 
 
 def draw(folder: Path) -> None:

@@ -32,7 +32,7 @@ class Validation:
     Attributes:
         batches: starts a pass over this rank's share: uint8 images, unreadable samples left out and reported; takes
             `stored` and `numbers` of :func:`tlx.data.stream.stream.evaluation_batches`.
-        batch: pictures that go through the network at once; of fewer the rest are black.
+        batch: pictures that go through the network at once; of fewer the rest are zeros.
         where: the shards, for messages.
     """
 

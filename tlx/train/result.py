@@ -11,6 +11,7 @@ from tlx.base.invocation import command, reproducing
 from tlx.base.terminal import escaped
 from tlx.data.pixels.jpeg_region import decoder
 from tlx.runs.history import Evaluation, phases_of
+from tlx.runs.run_files import test_values
 from tlx.runs.run_folder import threads, versions
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def summary(result: Mapping[str, Any]) -> str:
 def _of_test(result: Mapping[str, Any]) -> Iterator[str]:
     """The look at data.test, by the metrics that evaluations of the training have, with their intervals."""
     test = result["test"]
-    shown = {name: test["metrics"][name] for name in test["headline"]}
-    said = (f"{name} {of['value']:.4f} ({of['low']:.4f} to {of['high']:.4f})" for name, of in shown.items())
+    values = test_values(result)
+    texts = ((name, *("-" if of is None else f"{of:.4f}" for of in values[name])) for name in test["headline"])
+    said = (f"{name} {value} ({low} to {high})" for name, value, low, high in texts)
     times = "" if test["look"] == 1 else f", look {test['look']} at these data"
     yield f"  test, {test['samples']:,} samples of {escaped(test['data'])}{times}: " + "  ".join(said)
 

@@ -157,8 +157,9 @@ def settle(run: Run) -> None:
 def described(run: Run) -> dict[str, str]:
     """What each file of weights says of itself, with the evaluation of these weights, where there is one."""
     kinds: dict[str, Weights] = {"model": "raw", **({"ema": "ema"} if run.ema is not None else {})}
-    row = run.progress.last if run.progress.last.get("step") == run.progress.step else {}
-    return {name: json_text(run.description.judged(metrics_of(row, weights)).data()) for name, weights in kinds.items()}
+    step = run.progress.step
+    row, description = run.progress.last if run.progress.last.get("step") == step else {}, run.description.at(step)
+    return {name: json_text(description.judged(metrics_of(row, weights)).data()) for name, weights in kinds.items()}
 
 
 def snapshot(run: Run) -> Snapshot:

@@ -11,6 +11,7 @@ from tlx.base.errors import UserError
 from tlx.base.location import shown
 from tlx.data.stream.reader import BadSample
 from tlx.ranks.together import by_main, together
+from tlx.runs.run_files import mapping
 from tlx.train.step import share_unreadable
 from tlx.use.evaluate import AtTheEnd, Look, Options, hash_of
 from tlx.use.judged_data import JudgedData, Reading
@@ -67,7 +68,7 @@ def _look(run: Run, test: JudgedData, folder: Path) -> Mapping[str, Any]:
     reading = Reading(config.evaluate.samples, config.data.workers, skip_bad=True, between=between, faults=True)
     end = AtTheEnd(test, JudgedData(val) if val is not None else None, run.progress.step, accept)
     run.journal.note(f"judging the chosen weights on data.test: {len(test.source):,} samples of {test.name}")
-    # as `tlx evaluate` computes, without what training has set
+    # as `tlx evaluate` computes, without the settings of cuDNN that training has made
     with cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
         return Look(model, weights, sha256, folder, Options(reading=reading), world, end).taken()
 
@@ -83,4 +84,6 @@ def _headline(run: Run, look: Mapping[str, Any]) -> dict[str, Any]:
     kept = ("data", "digest", "samples", "weights", "batch", "metrics", "recorded", "look")
     named = getattr(run.task, "headline", None) or run.task.metrics
     headline = [name for name in named if name in look["metrics"]]
-    return {**{name: look[name] for name in kept}, "skipped": len(look["skipped"]), "headline": headline}
+    temperature = mapping(look.get("temperature")).get("temperature")
+    own = {"skipped": len(look["skipped"]), "headline": headline, "temperature": temperature}
+    return {**{name: look[name] for name in kept}, **own}

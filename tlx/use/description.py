@@ -16,6 +16,7 @@ from tlx.base.errors import UserError
 from tlx.base.inputs import InputSpec, Interpolation
 from tlx.base.parsing import from_json
 from tlx.data.shards.targets import Kind, Target
+from tlx.runs.run_files import number
 from tlx.tasks import TargetSummary
 
 FORMAT = 1
@@ -37,6 +38,8 @@ class ModelDescription:
         provenance: where it comes from: weights that training began with, shards (hashes), run, step, versions.
         metrics: of the evaluation that chose it, by name without ``val/``.
         kept: its lists (thresholds ...), by name.
+        temperature: that logits are to be divided by for calibrated probabilities, where `tlx evaluate` or a look at
+            data.test has fitted it on validation data; nothing here divides by it.
         test: what the look at data.test gave, where there was one, as result.json has it.
     """
 
@@ -55,6 +58,7 @@ class ModelDescription:
     metrics: Mapping[str, float] = field(default_factory=dict)
     kept: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     test: Mapping[str, Any] = field(default_factory=dict)
+    temperature: float | None = None
 
     def judged(self, row: Mapping[str, Any]) -> ModelDescription:
         """With the metrics and lists of an evaluation, by name such as ``val/top1``."""
@@ -64,10 +68,15 @@ class ModelDescription:
         kept = {name: value for name, value in named.items() if isinstance(value, list)}
         return dataclasses.replace(self, metrics=metrics, kept=kept)
 
+    def at(self, step: int) -> ModelDescription:
+        """Of the weights that a training has at a step."""
+        return dataclasses.replace(self, provenance={**self.provenance, "step": step})
+
     def data(self) -> dict[str, Any]:
         """As JSON has it."""
         targets = {name: dataclasses.asdict(summary) for name, summary in self.targets.items()}
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "test" or self.test}
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {name: value for name, value in given.items() if value or name not in ("test", "temperature")}
         return {"format": FORMAT, **plain, "targets": targets, "input": dataclasses.asdict(self.input)}
 
     @staticmethod
@@ -108,6 +117,7 @@ def _of_data(said: Mapping[str, Any]) -> ModelDescription:
         metrics={str(name): float(value) for name, value in said["metrics"].items()},
         kept={str(name): list(values) for name, values in said["kept"].items()},
         test=dict(said.get("test", {})),
+        temperature=temperature_of(said),
     )
 
 
@@ -130,6 +140,11 @@ def _summary(said: Mapping[str, Any]) -> TargetSummary:
         mean=tuple(map(float, said["mean"])),
         std=tuple(map(float, said["std"])),
     )
+
+
+def temperature_of(said: Mapping[str, Any]) -> float | None:
+    found = number(said.get("temperature"))
+    return found if found > 0 else None
 
 
 def input_of(said: Mapping[str, Any]) -> InputSpec:

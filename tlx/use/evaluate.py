@@ -36,6 +36,7 @@ from tlx.ranks.together import by_main, together
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.tasks.classification import Classification
 from tlx.tasks.gathered import Scores
+from tlx.use import temperature
 from tlx.use.judged import SEED, Classified, drawn, fitted_temperature, largest_confusions, with_interval
 from tlx.use.judged_data import JudgedData, Reading, data_of, scored
 from tlx.use.load import Which, find_file, load
@@ -44,7 +45,6 @@ from tlx.use.predict import name_of
 from tlx.use.row_text import RowText, format_of, refuse_output, written
 
 FOLDER = "evaluations"
-TEMPERATURE = "temperature.json"
 
 _MATRIX = 100  # classes; of more, only confusions that happened are kept
 _ROWS = 4096
@@ -133,7 +133,7 @@ class Look:
         """What is recorded, on every rank."""
         end, faults = self.end, self.options.reading.faults
         data = end.data if end is not None else self._opened()
-        by_main(self.world, self._refuse_read_only)
+        by_main(self.world, self._say_read_only)
         recorded = by_main(self.world, lambda: self._of_before(data), faults=faults)
         if recorded is not None:
             return recorded
@@ -163,9 +163,15 @@ class Look:
                 return {**look, "recorded": str(file), "look": number}
         return None
 
-    def _refuse_read_only(self) -> None:
-        if self.run is not None and not os.access(self.run, os.W_OK):
-            raise UserError("each look is recorded in the run, which cannot be written", where=str(self.run))
+    def _say_read_only(self) -> None:
+        if self.run is not None and not self._records:
+            say(f"note: this look is not recorded, since the run cannot be written: {self.run}", error=True)
+
+    @property
+    def _records(self) -> bool:
+        """Whether the run's folder can be written; asked on the first rank."""
+        run = self.run
+        return run is not None and all(os.access(at, os.W_OK) for at in (run, run / FOLDER) if at.exists())
 
     def _told(self, data: JudgedData, scores: Scores, skipped: list[str], scaling: Mapping[str, Any]) -> dict[str, Any]:
         found = self._about(data, scores, skipped)
@@ -176,7 +182,7 @@ class Look:
         if self.options.out is not None:
             with written(self.options.out):
                 _write(self.options.out, self.model, data.source, scores)
-        if self.run is not None:
+        if self.run is not None and self._records:
             with written(self.run):
                 found |= _record(self.run, data, found)
         return found
@@ -216,26 +222,54 @@ class Look:
 
     def _temperature(self, data: JudgedData, scores: Scores) -> dict[str, Any]:
         """From the run's folder, where it was fitted for these weights before; empty where it cannot be."""
-        run = self.run
+        run, tta = self.run, "flip" if self.options.reading.flip else None
         if run is None:
             return {}
-        own = {"weights": self.sha256, "tta": "flip" if self.options.reading.flip else None}
-        kept = by_main(self.world, lambda: RunFiles(run).read(TEMPERATURE))
-        if all(kept.get(name) == value for name, value in own.items()) and isinstance(kept.get("temperature"), float):
-            return kept | {"judged": kept.get("digest") == data.digest}
+        kept = by_main(self.world, lambda: temperature.kept(run, self.sha256, tta))
+        found = self._fitted(run, data, scores, tta) if kept is None else kept
+        if not found:
+            return {}
+        by_main(self.world, lambda: self._keep(run, found), faults=self.options.reading.faults)
+        return found | {"judged": found["digest"] == data.digest}
+
+    def _fitted(self, run: Path, data: JudgedData, scores: Scores, tta: str | None) -> dict[str, Any]:
         validation = self.end.validation if self.end is not None else self._validation(run)
         if validation is None:
             return {}
         if validation.digest != data.digest:
-            scores, _ = scored(self.model, validation, replace(self.options.reading, skip_bad=True), self.world)
+            of_validation = self._of_validation(validation)
+            if of_validation is None:
+                return {}
+            scores = of_validation
         logits, labels = _known(self.model.task, scores)
         if not len(labels):
             return {}
         about = {"data": validation.name, "digest": validation.digest, "samples": len(labels)}
         fitted = together(self.world, lambda: fitted_temperature(logits, labels), faults=self.options.reading.faults)
-        found = {"temperature": fitted, **own, **about}
-        by_main(self.world, lambda: _keep(run, found), faults=self.options.reading.faults)
-        return found | {"judged": validation.digest == data.digest}
+        return {"temperature": fitted, "weights": self.sha256, "tta": tta, **about}
+
+    def _of_validation(self, validation: JudgedData) -> Scores | None:
+        reading = replace(self.options.reading, skip_bad=True)
+        try:
+            scores, bad = scored(self.model, validation, reading, self.world)
+        except UserError as error:
+            together(self.world, reading.between)  # a stop that was asked for ends the look
+            if self.world.main:
+                say(f"note: no temperature is fitted: {error}", error=True)
+            return None
+        if bad and self.world.main:
+            say(f"note: the temperature is fitted without {len(bad)} validation pictures: {bad[0]} ...", error=True)
+        return scores
+
+    def _keep(self, run: Path, found: Mapping[str, Any]) -> None:
+        if not self._records:
+            return
+        with written(run):
+            if temperature.kept(run, self.sha256, found["tta"]) is None:
+                temperature.keep(run, found)
+            if found["tta"] is None:
+                step = self.model.description.provenance.get("step")
+                temperature.tell_model(run, self.weights, step, found["temperature"])
 
     def _validation(self, run: Path) -> JudgedData | None:
         location = mapping(RunFiles(run).config.get("data")).get("val")
@@ -310,11 +344,6 @@ def _metered(model: Model, scores: Scores) -> dict[str, Any]:
 # What is kept
 
 
-def _keep(run: Path, temperature: Mapping[str, Any]) -> None:
-    with written(run):
-        write_whole(run / TEMPERATURE, json_text(temperature))
-
-
 def _record(run: Path, data: JudgedData, look: Mapping[str, Any]) -> dict[str, Any]:
     """Adds a look to the file of its data; which that is, and how many looks there are.
 
@@ -332,11 +361,11 @@ def _record(run: Path, data: JudgedData, look: Mapping[str, Any]) -> dict[str, A
 
 def _looks(folder: Path, data: JudgedData) -> tuple[Path, list[dict[str, Any]]]:
     """The file of these data, and the looks at them so far."""
-    for file in _files(folder, data.name):
-        before = _read(file)
-        if before is None or before.get("digest") == data.digest:
-            break
-    return file, (before or {}).get("looks") or []
+    for file in sorted(folder.glob("*.json")):
+        before = _read(file) or {}
+        if before.get("digest") == data.digest:
+            return file, before.get("looks") or []
+    return next(file for file in _files(folder, data.name) if not file.exists()), []
 
 
 def _files(folder: Path, name: str) -> Iterator[Path]:

@@ -55,11 +55,17 @@ def _metrics(look: Mapping[str, Any]) -> Iterator[str]:
     resamples = look["bootstrap"]["resamples"]
     yield f"{'':<28}{'value':>12}" + (f"   95 % of {resamples:,} resamples" if resamples else "")
     order = [name for name in ("loss", *(n for n in look["metrics"] if n != "loss")) if name in look["metrics"]]
-    classified = "per_class" in look
+    classified, fewer = "per_class" in look, set[int]()
     for name in order:
         of, title = look["metrics"][name], _TITLES.get(name, name) if classified else name
         between = f"   {_number(of['low'])} to {_number(of['high'])}" if resamples else ""
+        if resamples and (drawn := of.get("resamples") or resamples) < resamples:
+            fewer.add(drawn)
+            between += " *"
         yield f"  {_cut(title, 26):<26}{_number(of['value']):>12}{between}"
+    if fewer:
+        counts = ", ".join(f"{drawn:,}" for drawn in sorted(fewer))
+        yield f"  * of {counts} resamples: with so many pictures and classes these take long"
 
 
 def _calibration(look: Mapping[str, Any]) -> Iterator[str]:

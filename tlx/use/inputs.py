@@ -9,9 +9,10 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 from tlx.base.errors import UserError, did_you_mean
-from tlx.base.location import is_remote
+from tlx.base.location import is_remote, shown
 from tlx.base.paths import expanded
 from tlx.data.build.sources import EXTENSIONS
 from tlx.data.shards.manifest import Manifest
@@ -69,21 +70,36 @@ def opened(listing: Listing) -> list[Manifest | FileList]:
     return sources
 
 
-def digest(sources: Iterable[Manifest | FileList]) -> str:
-    """The same for the same pictures by name; bytes of files are not looked at."""
+def digest(sources: Iterable[Manifest | FileList], *, below: str = "") -> str:
+    """The same for the same pictures by name, size and time of their last change; bytes of files are not looked at.
+
+    Args:
+        below: names are taken from this folder on.
+    """
     found = hashlib.sha256()
     for source in sources:
-        names = [source.digest] if isinstance(source, Manifest) else source.paths
+        names = [source.digest] if isinstance(source, Manifest) else (_known(path, below) for path in source.paths)
         for name in names:
             found.update(os.fsencode(name) + b"\0")
         found.update(b"\0")
     return found.hexdigest()
 
 
+def _known(path: str, below: str) -> str:
+    """Of a file that cannot be looked at, its name alone."""
+    name = path.removeprefix(f"{below.rstrip('/')}/") if below else path
+    try:
+        of = os.stat(path)
+    except (OSError, ValueError):
+        return name
+    return f"{name}\0{of.st_size} {of.st_mtime_ns}"
+
+
 def _meant(word: str) -> Listing:
     if word == "-":
         return [_lines(sys.stdin.buffer.read(), "standard input")]
     if is_remote(word):
+        _refuse_picture(word)
         return [word]
     path = word if os.path.lexists(word) else expanded(word)  # a shell's own pattern may give names with a dollar
     if os.path.isdir(path):
@@ -101,6 +117,15 @@ def _meant(word: str) -> Listing:
     near = did_you_mean(Path(path).name, os.listdir(parent)) if parent.is_dir() else ""
     near = near if "did you mean" in near else ""  # not all that lies there
     raise UserError(f"there is no such file or folder{near}", where=word)
+
+
+def _refuse_picture(url: str) -> None:
+    """
+    Raises:
+        UserError: it is a picture's URL.
+    """
+    if "://" in url and os.path.splitext(urlsplit(url).path)[1].lower().removeprefix(".") in EXTENSIONS:
+        raise UserError("a URL is that of a folder of shards, not of a picture", where=shown(url), todo="download it")
 
 
 def _of_folder(folder: Path) -> list[str]:

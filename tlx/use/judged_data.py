@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +59,15 @@ class JudgedData:
 
     @property
     def name(self) -> str:
-        return shown(self.source.location)
+        """For people; of a folder, however it was typed, the same."""
+        location = self.source.location
+        return shown(location) if isinstance(self.source, Manifest) else os.path.realpath(location)
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of shards, of what their index says; of files, of their names."""
-        return self.source.digest if isinstance(self.source, Manifest) else digest([self.source])
+        """Of shards, of what their index says; of files, of their names in the folder, sizes and times."""
+        source = self.source
+        return source.digest if isinstance(source, Manifest) else digest([source], below=source.location)
 
     def own(self, model: Model, ids: Tensor) -> Mapping[str, Tensor]:
         """Targets by name, as a meter takes them."""
@@ -76,8 +80,16 @@ class JudgedData:
 def data_of(location: str, model: Model) -> JudgedData:
     """
     Raises:
-        UserError: there are neither shards nor class folders; classes that the model does not know.
+        UserError: there are neither shards nor class folders; classes that the model does not know; it cannot be read.
     """
+    try:
+        return _opened(location, model)
+    except OSError as error:
+        what = f"it cannot be read: {error.strerror or error}"
+        raise UserError(what, where=str(error.filename or location)) from error
+
+
+def _opened(location: str, model: Model) -> JudgedData:
     folder = Path(location)
     if is_remote(location) or (folder / "index.json").exists():
         manifest = Manifest.open(location)
@@ -95,21 +107,32 @@ def _of_class_folders(folder: Path, model: Model) -> JudgedData:
     if list(targets) != [LABEL] or targets[LABEL].kind != "class" or len(model.task.heads) > 1:
         what = f"a {model.description.task['name']} is judged by shards, which hold its targets"
         raise UserError(what, where=str(folder), todo="tlx shards build FOLDER|CSV SHARDS --target ...")
-    classes, found = targets[LABEL].classes, list[str]()
-    inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not kind_of_name(entry.name))
+    classes = targets[LABEL].classes
+    inside = _by_folder(folder) if any("/" in name for name in classes) else _by_first_folder(folder)
     unknown = [name for name in inside if name not in classes]
     if unknown or not inside:
         what = f"the folder {unknown[0]} is none of the model's classes" if unknown else "there are no class folders"
         todo = f"a folder for each class ({', '.join(classes[:5])} ...), or shards: tlx shards build"
         raise UserError(what, where=str(folder), todo=todo)
-    labels = list[int]()
-    for name in inside:
-        own = list(pictures_of(folder / name))
-        found += own
-        labels += [classes.index(name)] * len(own)
+    found = [path for own in inside.values() for path in own]
+    labels = [classes.index(name) for name, own in inside.items() for _ in own]
     if not found:
         raise UserError("there are no pictures in its folders", where=str(folder))
     return JudgedData(FileList(found, str(folder)), torch.from_numpy(np.array(labels, np.int64)))
+
+
+def _by_first_folder(folder: Path) -> dict[str, list[str]]:
+    """Pictures by the folder that they lie in or below."""
+    inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not kind_of_name(entry.name))
+    return {name: list(pictures_of(folder / name)) for name in inside}
+
+
+def _by_folder(folder: Path) -> dict[str, list[str]]:
+    """Pictures by the path of folders to them, as nested classes are called; none of those that lie in no folder."""
+    found: dict[str, list[str]] = {}
+    for path in pictures_of(folder):
+        found.setdefault(Path(path).relative_to(folder).parent.as_posix(), []).append(path)
+    return {name: own for name, own in found.items() if name != "."}
 
 
 def scored(model: Model, data: JudgedData, reading: Reading, world: World) -> tuple[Scores, list[BadSample]]:

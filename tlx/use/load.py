@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +19,11 @@ from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.randomness import own_randomness
 from tlx.models import Outputs
 from tlx.runs.checkpoint import DESCRIBED, read_state
-from tlx.runs.run_files import mapping
+from tlx.runs.run_files import RunFiles, mapping
 from tlx.tasks import TargetSummary, Task, TaskData
 from tlx.tasks.nested import made
-from tlx.use.description import ModelDescription, input_of
+from tlx.use.description import FILE as MODEL
+from tlx.use.description import ModelDescription, input_of, temperature_of
 from tlx.use.model import Model
 
 Which = Literal["best", "last"]
@@ -46,6 +48,8 @@ def load(path: str | Path, *, which: Which = "best", device: str | None = None, 
     place = Path(path)
     file, is_own = find_file(place, which)
     description = describe(file)
+    if which == "best" and (place / "checkpoints").is_dir():
+        description = replace(description, temperature=_temperature(place, description))
     if not (trusted or is_own):
         _refuse_paths(description, file)
     on = device_of(device)
@@ -86,6 +90,13 @@ def describe(file: Path) -> ModelDescription:
     if text is not None:
         return ModelDescription.read(text, where=str(file))
     return _of_earlier(file)
+
+
+def _temperature(run: Path, description: ModelDescription) -> float | None:
+    """Of the best weights, from the run's model.json, unless that is of earlier ones."""
+    said, step = RunFiles(run).read(MODEL), description.provenance.get("step")
+    is_same = step is not None and mapping(said.get("provenance")).get("step") == step
+    return temperature_of(said) if is_same else None
 
 
 def task_of(description: ModelDescription) -> Task:

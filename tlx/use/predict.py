@@ -8,6 +8,7 @@ ranks as there are then. ``OUT.parts/begun.json`` says what the parts are of.
 
 from __future__ import annotations
 
+import glob
 import itertools
 import json
 import os
@@ -174,10 +175,10 @@ class Prediction:
 
     def batches(self, parts: Sequence[Part]) -> Iterator[tuple[Part, list[dict[str, Any]], bool]]:
         """Of each batch of these parts, in order: the part, the rows, whether it is the part's last."""
-        workers = self.options.workers
         for place, group in itertools.groupby(parts, key=lambda part: part.source):
             own = list(group)
             numbers = [number for part in own for number in range(part.first, part.last)]
+            workers = self.options.workers
             if workers is None:
                 workers = 2 if len(numbers) > 4 else 0
             source, batch = self.sources[place], self.batch
@@ -347,7 +348,7 @@ def _join(work: Prediction, out: Path, parts: Sequence[Part]) -> None:
 def _sweep(out: Path) -> None:
     """A command that comes to nothing before its first part leaves no folder; what was being written when another was
     killed goes."""
-    for left in out.parent.glob(f".{out.name}.*.tmp"):
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*.tmp"):
         left.unlink(missing_ok=True)
     if not any(_folder(out).glob("*.part")):
         _remove(_folder(out))

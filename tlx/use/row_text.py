@@ -112,13 +112,18 @@ class RowText:
         schema = pyarrow.schema([(n, kinds.get(type(v), pyarrow.string())) for n, v in flat(self.example).items()])
         with parquet.ParquetWriter(out, schema) as writer:
             for part in parts:
-                rows = [json.loads(line) for line in part.read_bytes().splitlines()]
+                said = map(json.loads, part.read_bytes().splitlines())
+                rows = [{name: _storable(of) for name, of in row.items()} for row in said]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
     @staticmethod
     def _csv(rows: Iterable[Sequence[Any]]) -> str:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
+        plain = csv.writer(text, lineterminator="\n")
+        quoting = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+        for row in rows:  # of ends of lines, csv before Python 3.13 quotes its own alone
+            has_return = any(isinstance(cell, str) and "\r" in cell for cell in row)
+            (quoting if has_return else plain).writerow(row)
         return text.getvalue()
 
 
@@ -137,6 +142,11 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
         else:
             found[name] = value
     return found
+
+
+def _storable(value: Any) -> Any:
+    """As parquet's text can hold it: bytes of a file's name that are no UTF-8 as JSON escapes them."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
 def _json(row: Mapping[str, Any]) -> str:

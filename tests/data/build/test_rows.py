@@ -116,6 +116,11 @@ def test_other_splits_columns_and_splits_without_labels_are_named(tmp_path):
         ("split that is none of train, val and test", "extra"),
         ("split without labels", "test"),
     ]
+    write(tmp_path / "p" / "train.parquet", TRAIN, None)  # numbers without names
+    write(tmp_path / "p" / "test.parquet", unlabelled, None)
+    source = read_source(str(tmp_path / "p"), val=0)
+    assert ("test" in source.splits, source.classes) == (False, ("0", "1"))
+    assert [p.kind for p in source.left_out] == ["split without labels"]
     table = [{**row, "Split": "val" if i < 4 else "training", "by": "me"} for i, row in enumerate(TRAIN)]
     source = read_source(str(write(tmp_path / "x.parquet", table, None)))
     assert {s: len(p) for s, p in source.splits.items()} == {"val": 4, "train": 10}

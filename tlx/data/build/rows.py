@@ -89,12 +89,12 @@ def read_tables(tables: Sequence[Table], reading: Reading, *, where: str, versio
         others = ", ".join([table.name for table in tables] + [p.name for p in passed])
         raise UserError(f"there is no split train, but {others or 'nothing'}", where=where, todo="call one of them so")
     columns = _columns(tables, reading, where)
-    read = columns.read(reading)
+    read, missing = columns.read(reading), _missing(columns, tables[0].schema)
     passed += [PassedOver(COLUMN, name) for name in tables[0].schema.names if name not in (*read, columns.picture)]
     rows: list[_Row] = []
     for table in tables:
         own = list(_rows(table, columns, reading))
-        if table.split not in ("", "train") and columns.label and all(row.label in (None, -1) for row in own):
+        if table.split not in ("", "train") and columns.label and all(row.label in missing for row in own):
             passed.append(PassedOver(NO_LABELS, table.name))
         else:
             rows += own
@@ -112,6 +112,13 @@ def read_tables(tables: Sequence[Table], reading: Reading, *, where: str, versio
         splits.setdefault(row.split, []).append(one)
     items = {table.name: table.pictures(columns.picture) for table in tables}
     return Source(classes, {s: tuple(p) for s, p in splits.items()}, items, tuple(passed), targets, version)
+
+
+def _missing(columns: _Columns, schema: Any) -> tuple[str | int | None, ...]:
+    """What a split without labels has in their place; numbers without names are text by then."""
+    types, column = library("pyarrow", "parquet").types, columns.label
+    is_number = column is not None and types.is_integer(schema.field(column).type)
+    return (None, -1, *(["-1"] if is_number else []))
 
 
 def _name(table: Table, row: int) -> str:
