@@ -19,6 +19,7 @@ from places import ROOT
 from safetensors.torch import load_file
 
 from tlx.base.errors import UserError
+from tlx.base.parsing import from_yaml
 from tlx.cli import main as cli
 from tlx.cli.main import app
 from tlx.data.shards.manifest import Manifest
@@ -223,9 +224,11 @@ def blocks(language):
 
 
 def test_readmes_configuration_loads_and_its_code_runs():
-    configuration, of_tasks = blocks("yaml")
+    configuration, of_cache, of_tasks = blocks("yaml")
     config = parse(yaml.safe_load(configuration))
     assert config.data.batch == 64
+    for line in of_cache.splitlines()[1:]:
+        parse({**yaml.safe_load(configuration), **from_yaml(line)})
     several = parse({**yaml.safe_load(configuration), **yaml.safe_load(of_tasks)})
     assert (several.task.name, several.evaluate.metric) == ("multitask", "val/species/top1")
     (code,) = (block for block in blocks("python") if "def top_down" in block)  # the others have tests of their own

@@ -17,7 +17,7 @@ from tlx.plan.later_keys import completed, lacking
 
 MAY_CHANGE = (
     *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),
-    *("data.verify", "data.test", "cache.folder", "cache.limit"),
+    *("data.verify", "data.test", "cache.mode", "cache.folder", "cache.limit"),
     *("loop.micro_batch", "loop.fit_micro_batch", "loop.nonfinite", "evaluate.batch"),
 )
 """Keys that do not change what is trained, so that a run goes on when they do."""
