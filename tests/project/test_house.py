@@ -22,6 +22,7 @@ ORDER = [
     "tracking",
     "ranks",
     "use",
+    "ship",
     "train",
     "init",
     "bench",
