@@ -16,6 +16,7 @@ _TO = "timm, torchvision: weights and load.py; hub: a folder for the Hugging Fac
 _DATA = "Pictures to compare on; by default the run's validation data."
 _CALIBRATE = "Pictures, of the run's training shards where these are there, that int8 is calibrated on."
 _DROP = "Points of top-1 that int8 may cost, as measured; the upper end of its interval is told."
+_LICENCE = "Of the weights, for the Hub's card: apache-2.0 ..."
 _PREPROCESS = "Graphs take uint8 pixels and normalise them (onnx, torch.export, openvino)."
 
 
@@ -28,8 +29,8 @@ def export(
     preprocess: Annotated[bool, typer.Option("--preprocess", help=_PREPROCESS)] = False,
     calibrate: Annotated[int, typer.Option(min=1, help=_CALIBRATE)] = 128,
     max_drop: Annotated[float, typer.Option(min=0, help=_DROP)] = 1.0,
-    license: Annotated[str | None, typer.Option(help="Of the weights, for the Hub's card: apache-2.0 ...")] = None,
-    data_license: Annotated[str | None, typer.Option(help="Of the data that were trained on.")] = None,
+    license: Annotated[str | None, typer.Option("--license", "--licence", help=_LICENCE)] = None,
+    data_license: Annotated[str | None, typer.Option("--data-license", "--data-licence", help="Of the data.")] = None,
     push: Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload the folder to the Hub.")] = None,
     weights: Annotated[str | None, typer.Option(help="raw or ema; by default whichever was the best.")] = None,
     which: Which = "best",

@@ -317,7 +317,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"{found['out']}: {found['format']}, {found['precision']}, {found['bytes'] / 1e6:,.1f} MB"
     yield f"  of {found['weights']['file']}"
     said = f"largest difference {found['largest_difference']:.1e} (at most {found['tolerance']:g})"
-    yield f"  {found['pictures']} pictures of {shown_of(found['data'])}:"
+    yield f"  {found['pictures']} pictures of {shown_of(found['data'])}{', in fp32' * ('int8' in found)}:"
     yield f"  {said}, {found['equal_decisions']} decisions equal"
     if "int8" in found:
         yield from _of_int8(found["int8"])
@@ -334,6 +334,8 @@ def _of_int8(int8: Mapping[str, Any]) -> Iterator[str]:
     yield f"on {int8['reported']} other pictures than these {pictures['choice']}:"
     yield f"  top-1 {int8['top1']['fp32']:.4f} in fp32, {int8['top1']['int8']:.4f} in int8:"
     yield f"  it costs {drop['value']:.2f} points ({drop['low']:.2f} to {drop['high']:.2f}, 95 %, paired)"
+    if int8["equal_decisions"] == int8["reported"]:  # of which no resample has any
+        yield f"  none was told otherwise: what happens to up to {300 / int8['reported']:.2g} % would hardly show"
     yield f"  {int8['equal_decisions']} of {int8['reported']} decisions equal"
     yield f"  pictures per second here: {speed['fp32']:.1f} in fp32, {speed['int8']:.1f} in int8"
 

@@ -60,7 +60,10 @@ def about(model: Model, *, preprocess: bool, precision: str, **more: Any) -> dic
     how = "uint8 RGB, NCHW, of this size" if preprocess else "float32, NCHW: (pixels / 255 - mean) / std, of this size"
     channels = {1: "grey", 3: "RGB", 4: "RGBA"}.get(said.input.channels, f"{said.input.channels} channels")
     view = {**said.data()["input"], "upright": said.upright, INPUT: how.replace("RGB", channels)}
-    labels = {name or SINGLE: list(names[columns]) for name, columns in heads_of(model.task).items()}
+    labels = {
+        name or SINGLE: [label.removeprefix(f"{name}/") for label in names[columns]]
+        for name, columns in heads_of(model.task).items()
+    }
     found = {"labels": labels, "preprocessing": view, "precision": precision, "tlx": said.data(), **more}
     return {name: json.dumps(plain(value)) for name, value in found.items()}
 
