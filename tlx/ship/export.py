@@ -107,6 +107,9 @@ def export(place: Path, out: Path, options: Options, *, which: Which = "best", t
     making = Making(model, file, run_of(place), out, options, library)
     with _beside(out) as work:
         found = making.made(work)
+        for made in (work / out.name).rglob("*") if (work / out.name).is_dir() else (work / out.name,):
+            with made.open("rb") as written:
+                os.fsync(written.fileno())
         _refuse_existing(out)  # it may have come meanwhile
         os.rename(work / out.name, out)
     if options.push is not None:

@@ -134,7 +134,12 @@ def _arguments(model: Model, library: str) -> dict[str, Any]:
     if library == "timm":
         return {**({"in_chans": spec.channels} if spec.channels != 3 else {}), **args}
     size = getattr(model.module, "image_size", None)  # of its vision transformers, which some weights fix
-    return {**({"image_size": size} if isinstance(size, int) else {}), **args}
+    drawn = "init_weights" in models.source(model.description.backbone["name"]).arguments()  # which takes long
+    return {
+        **({"image_size": size} if isinstance(size, int) else {}),
+        **({"init_weights": False} if drawn else {}),
+        **args,
+    }
 
 
 def _activation(model: Model) -> str:
