@@ -25,6 +25,7 @@ from tlx.data.pixels.normalise import Normalise
 from tlx.ship import export as exporting
 from tlx.ship import graph, plain, quantise
 from tlx.ship.export import FORMATS, Options, export
+from tlx.use.model import Model
 
 WITHOUT_TLX = """
 import importlib.abc, json, sys
