@@ -181,7 +181,7 @@ def test_which_weights(run, tmp_path):
         ("mine", {"to": "hub", "preprocess": True}, "weights alone"),
         ("mine", {"to": "timm", "push": "me/mine"}, "--to hub"),
         ("mine", {"to": "hub", "push": "mine"}, "--push OWNER/NAME"),
-        ("mine", {"to": "torchvision"}, r"which torchvision does not have\n  -> these formats do: hub, timm, onnx"),
+        ("mine", {"to": "torchvision"}, r"which torchvision does not have\n  -> these formats do: timm, hub, onnx"),
     ],
 )
 def test_what_cannot_be_is_told_first(run, tmp_path, out, options, told):

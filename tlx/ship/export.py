@@ -231,6 +231,9 @@ class Making:
         places, wanted = _drawn(len(data.source)), self.options.calibrate
         places = places[data.own(self.model, places)[self._target] >= 0]
         train = self._training()
+        if len(places) < 3 * _FEWEST:
+            what = f"{len(places)} pictures with a class are too few to choose int8 by and to tell what it costs"
+            raise UserError(what, where=data.name, todo="--data SHARDS|FOLDER with more of them, or --precision fp16")
         if train is None or train.digest == data.digest:
             wanted = min(wanted, len(places) // 3)
             _, calibration = self.model.pixels(data.source, places[:wanted])
@@ -239,9 +242,6 @@ class Making:
             _, calibration = self.model.pixels(train, _drawn(len(train))[:wanted])
         shown = self._shown(data, places[:_JUDGED])
         half = len(shown.ids) // 2
-        if min(half, len(calibration)) < _FEWEST:
-            what = f"{len(data.source)} pictures are too few to choose int8 by and to tell what it costs"
-            raise UserError(what, where=data.name, todo="--data SHARDS|FOLDER with more of them, or --precision fp16")
         return Parts(calibration, shown[:half], shown[half:])
 
     def _training(self) -> Manifest | None:

@@ -83,23 +83,20 @@ def library_of(model: Model, to: str) -> tuple[str, str]:
     Raises:
         UserError: that library cannot load it by itself.
     """
-    said = model.description
+    said, asked = model.description, "timm" if to == "hub" else to
     library, _, name = (models.owner(said.backbone["name"]) or "").partition("/")
-    why = None
-    if library != ("timm" if to == "hub" else to):
-        why = f"the network is {said.backbone['name']}, which {'timm' if to == 'hub' else to} does not have"
-    elif said.head["name"] != "linear":
+    why, others = None, ""
+    if said.head["name"] != "linear":
         why = f"its head is {said.head['name']}, and not the network's own linear one"
     elif list(model.task.heads) != [""] or model.task.constants:
         why = f"it has several heads ({', '.join(model.task.heads)})"
+    elif library != asked:
+        why = f"the network is {said.backbone['name']}, which {asked} does not have"
+        others = {"timm": "timm, hub, ", "torchvision": "torchvision, "}.get(library, "")
     elif library == "torchvision" and said.input.channels != 3:
-        why = f"it takes pictures of {said.input.channels} channels, and torchvision's of 3 alone"
+        why = f"it takes pictures of {said.input.channels} channels, and torchvision's networks of 3 alone"
     if why is not None:
-        other = "hub, timm" if library == "timm" and to == "torchvision" else library if "does not have" in why else ""
-        todo = ", ".join(
-            filter(None, (other if library in ("timm", "torchvision") else "", "onnx, torch.export, openvino"))
-        )
-        raise UserError(why, where=f"--to {to}", todo=f"these formats do: {todo}")
+        raise UserError(why, where=f"--to {to}", todo=f"these formats do: {others}onnx, torch.export, openvino")
     return library, name
 
 

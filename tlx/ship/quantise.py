@@ -69,6 +69,7 @@ def quantised(fp32: Path, out: Path, parts: Parts, feed: Callable[[Tensor], Tens
     _prepare(fp32, ready)
     for place, (name, recipe) in enumerate(RECIPES.items()):
         file = fp32.with_name(f"{place}.onnx")
+        say(f"int8: {name}, recipe {place + 1} of {len(RECIPES)}", error=True)
         try:
             _quantise(ready, file, recipe, parts.calibration, feed)
             outputs = _outputs(run_onnx(file, feed), parts.choice.pixels)

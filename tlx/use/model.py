@@ -132,7 +132,8 @@ class Model:
             (torch.tensor(loaded.ids, dtype=torch.int64), images.clone())
             for loaded, images in self._shown(source, batches, batch, workers)
         ]
-        return torch.cat([ids for ids, _ in read]), torch.cat([images for _, images in read])
+        none = torch.zeros(0, self.description.input.channels, *self.description.input.size, dtype=torch.uint8)
+        return torch.cat([places[:0], *(ids for ids, _ in read)]), torch.cat([none, *(images for _, images in read)])
 
     def outputs(self, pixels: Tensor) -> Tensor:
         """float32 [n, outputs] for uint8 [n, channels, H, W], a full batch at a time as everywhere."""
