@@ -48,7 +48,8 @@ with torch.inference_mode():
 """
 OF_OPENVINO = """
 import openvino
-told("openvino", openvino.Core().compile_model(folder + "/openvino/model.xml", "CPU")(pixels)[0])
+hint = {"INFERENCE_PRECISION_HINT": "f32"}  # elsewise bf16, on processors that have it
+told("openvino", openvino.Core().compile_model(folder + "/openvino/model.xml", "CPU", hint)(pixels)[0])
 """
 OF_WEIGHTS = """
 own = runpy.run_path(folder + "/{to}/load.py")

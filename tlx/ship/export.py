@@ -322,6 +322,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
     said = f"largest difference {found['largest_difference']:.1e} (at most {found['tolerance']:g})"
     yield f"  {found['pictures']} pictures of {shown_of(found['data'])}{', in fp32' * ('int8' in found)}:"
     yield f"  {said}, {found['equal_decisions']} decisions equal"
+    if found["format"] == "openvino":
+        yield f"  compiled with {graph.EXACT}: without it, processors that have bf16 compute in it"
     if "int8" in found:
         yield from _of_int8(found["int8"])
     if "pushed" in found:

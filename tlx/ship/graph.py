@@ -23,6 +23,8 @@ from tlx.ship.agreement import Run, heads_of
 from tlx.use.model import Model
 
 INPUT, SINGLE = "pixels", "logits"
+EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
+"""For OpenVINO's compile_model, which computes in bf16 where the processor can, whatever the weights are saved in."""
 
 
 class Served(nn.Module):
@@ -183,7 +185,7 @@ def run_openvino(folder: Path, feed: Callable[[Tensor], Tensor]) -> Run:
     import openvino
 
     with quiet("openvino's loading"):
-        network = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        network = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", EXACT)
 
     def run(pixels: Tensor) -> Tensor:
         found = network(feed(pixels).numpy())
