@@ -10,6 +10,7 @@ from typing import Any
 
 from tlx.base.errors import UserError
 from tlx.runs.run_files import RunFiles, within
+from tlx.ship.plain import activation
 from tlx.use.evaluate import FOLDER
 from tlx.use.model import Model
 
@@ -53,13 +54,21 @@ def _lines(model: Model, looks: list[dict[str, Any]], licences: Licences, reposi
     said, spec = model.description, model.description.input
     yield from ("---", _header(model, licences), "---", "")
     yield f"# {said.backbone['name']}, {len(said.outputs)} outputs ({said.task['name']})"
-    yield from ("", f"Trained with tlx from weights `{said.provenance.get('weights')}`.", "", "```python")
+    yield from (
+        "",
+        f"Trained with tlx from weights `{_without_folders(said.provenance.get('weights'))}`.",
+        "",
+        "```python",
+    )
     yield from ("import timm", "import torch", "from PIL import Image, ImageOps", "")
     yield f'net = timm.create_model("hf-hub:{repository}", pretrained=True).eval()  # or "local-dir:FOLDER"'
     yield "view = timm.data.create_transform(**timm.data.resolve_model_data_config(net))"
     yield f'image = {"ImageOps.exif_transpose" if said.upright else ""}(Image.open("a.jpg")).convert("RGB")'
     yield from ("with torch.inference_mode():", "    outputs = net(view(image)[None])[0]")
-    yield from ('print(net.pretrained_cfg["label_names"][int(outputs.argmax())])', "```", "")
+    told = 'print(net.pretrained_cfg["label_names"][int(outputs.argmax())])'
+    if activation(model) != ".softmax(1)":
+        told = f'print(dict(zip(net.pretrained_cfg["label_names"], outputs{activation(model)}.tolist())))'
+    yield from (told, "```", "")
     yield f"Pictures: {spec.size[0]} x {spec.size[1]} pixels, a centre crop of {spec.crop_pct:g} of the short side,"
     yield f"{spec.interpolation}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}."
     yield from ("", "## How good it is", "")
@@ -72,17 +81,24 @@ def _lines(model: Model, looks: list[dict[str, Any]], licences: Licences, reposi
     yield from ("", "## Licences", "", f"- of the weights: {licences.weights or _NOT_GIVEN}")
     yield f"- of the data it was trained on: {licences.data or _NOT_GIVEN}"
     yield from ("", "## Where it comes from", "", "| | |", "|---|---|")
-    yield from (f"| {name} | `{value}` |" for name, value in said.provenance.items() if value is not None)
+    told_of = {name: of for name, of in said.provenance.items() if of is not None and name != "loaded"}
+    yield from (f"| {name} | `{_without_folders(of)}` |" for name, of in told_of.items())
 
 
 def _look(look: Mapping[str, Any]) -> Iterator[str]:
     bootstrap = look.get("bootstrap")
     resamples = bootstrap.get("resamples") if isinstance(bootstrap, dict) else None
-    yield f"{look.get('samples')} pictures of `{look.get('data')}`, {look.get('time')}; intervals: 95 % of {resamples}"
+    where = _without_folders(look.get("data"), 2)
+    yield f"{look.get('samples')} pictures of `{where}`, {look.get('time')}; intervals: 95 % of {resamples}"
     yield from ("resamples.", "", "| metric | value | from | to |", "|---|---|---|---|")
     for name, of in dict(look.get("metrics") or {}).items():
         yield f"| {name} | {_number(of.get('value'))} | {_number(of.get('low'))} | {_number(of.get('high'))} |"
     yield ""
+
+
+def _without_folders(value: Any, kept: int = 1) -> str:
+    """Of a path on this machine, its end: where it lies is nobody's business."""
+    return "/".join(Path(str(value)).parts[-kept:]) if str(value).startswith(("/", "~")) else str(value)
 
 
 def _number(value: Any) -> str:

@@ -119,7 +119,7 @@ def write_plain(model: Model, folder: Path, library: str, name: str) -> None:
         also=", and timm" if timm else "",
         imported="" if timm else "\nfrom torchvision.models import get_model",
         build=f"timm.create_model({name!r}, {given})" if timm else f"get_model({name!r}, {given})",
-        activation=_activation(model),
+        activation=activation(model),
     )
     text = text.replace("import torch\n", "import timm\nimport torch\n", 1) if timm else text
     (folder / "load.py").write_text(text, encoding="utf-8")
@@ -139,7 +139,7 @@ def _arguments(model: Model, library: str) -> dict[str, Any]:
     }
 
 
-def _activation(model: Model) -> str:
+def activation(model: Model) -> str:
     if isinstance(model.task, Classification | Hierarchical):
         return ".softmax(1)"
     return ".sigmoid()" if isinstance(model.task, MultiLabel) else ""
