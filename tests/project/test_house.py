@@ -23,6 +23,7 @@ ORDER = [
     "tracking",
     "ranks",
     "use",
+    "ship",
     "train",
     "init",
     "bench",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -22,6 +23,7 @@ class Hub:
 
     Attributes:
         asked: what was asked for, ``GET /path``.
+        private: whether repositories are that were created here.
         short: GET sends so many bytes less than there are.
         cut: GET also promises what it does not send.
         etag: instead of the file's hash.
@@ -32,6 +34,7 @@ class Hub:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    private: dict[str, bool] = field(default_factory=dict)
     short: int = 0
     cut: bool = False
     etag: str | None = None
@@ -86,12 +89,41 @@ def serve() -> Iterator[Hub]:
         def do_GET(self) -> None:
             self._answer(body=True)
 
-        def do_POST(self) -> None:
-            self._answer(body=True)
-
         def do_CONNECT(self) -> None:
             hub.asked.append(f"CONNECT {self.path}")
             self.send_error(403)
+
+        def do_POST(self) -> None:
+            """What is asked of a data set; or what an upload asks for, of files that are no large ones."""
+            if self.path.startswith("/api/datasets/"):
+                self._answer(body=True)
+                return
+            hub.asked.append(f"POST {self.path}")
+            lines = self.rfile.read(int(self.headers["Content-Length"])).splitlines()
+            said = [json.loads(line) for line in lines]
+            told = self._uploaded(said) if self.headers.get("Authorization") else None
+            body = json.dumps(told or {"error": "Invalid username or password."}).encode()
+            self.send_response(200 if told else 401)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _uploaded(self, said: list[dict]) -> dict | None:
+            words = self.path.strip("/").split("/")
+            if words == ["api", "repos", "create"]:
+                repository = f"{said[0]['organization']}/{said[0]['name']}"
+                hub.private[repository] = said[0].get("visibility") == "private" or bool(said[0].get("private"))
+                return {"url": f"{hub.url}/{repository}"}
+            if words == ["api", "validate-yaml"]:
+                return {"errors": [], "warnings": []}
+            repository, what = "/".join(words[2:4]), words[4]
+            if what == "preupload":
+                modes = {"uploadMode": "regular", "shouldIgnore": False}
+                return {"files": [{"path": file["path"], **modes} for file in said[0]["files"]]}
+            for file in (line["value"] for line in said if line["key"] == "file"):
+                hub.put(repository, file["path"], base64.b64decode(file["content"]))
+            return {"success": True, "commitOid": COMMIT, "commitUrl": f"{hub.url}/{repository}/commit/{COMMIT}"}
 
         def _answer(self, *, body: bool) -> None:
             hub.asked.append(f"{self.command} {self.path}")

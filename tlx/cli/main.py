@@ -27,6 +27,7 @@ from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, sa
 from tlx.cli.bench import bench
 from tlx.cli.doctor import doctor
 from tlx.cli.evaluate import evaluate
+from tlx.cli.export import export
 from tlx.cli.init import configuration_of, init
 from tlx.cli.predict import predict
 from tlx.cli.shards import shards
@@ -64,6 +65,10 @@ app.command(
     epilog="Examples: tlx evaluate runs/mine; tlx evaluate runs/mine --data data/test --out test.csv; "
     "tlx evaluate model.safetensors --data photos --tta flip --json"
 )(evaluate)
+app.command(
+    epilog="Examples: tlx export runs/mine mine --to timm; tlx export runs/mine mine.onnx --to onnx --preprocess; "
+    "tlx export runs/mine mine.onnx --to onnx --precision int8; tlx export runs/mine mine --to hub --push me/mine"
+)(export)
 app.command(epilog="Examples: tlx init photos; tlx init photos --backbone torchvision/resnet50 --val 0.1")(init)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 

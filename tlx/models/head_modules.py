@@ -31,7 +31,7 @@ class TaskHeads(nn.Module):
         outputs = [self.get_submodule(name)(features) for name in self.names]
         if self.constants is not None:
             # in their own precision: bf16 would round a learned constant to three digits
-            outputs.append(self.constants.expand(len(outputs[0]), -1))
+            outputs.append(self.constants.expand(outputs[0].shape[0], -1))  # of torch.export len would be one number
         return torch.cat(outputs, 1)
 
 

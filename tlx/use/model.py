@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,7 +20,7 @@ from tlx.data.pixels.transforms import eval_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.batch_targets import as_tensors, refuse_unknown, values_of
 from tlx.data.stream.file_list import FileList
-from tlx.data.stream.loader import Loader, Work, load
+from tlx.data.stream.loader import Loaded, Loader, Work, load
 from tlx.data.stream.pictures import Pictures
 from tlx.data.stream.reader import BadSample
 from tlx.tasks import Task
@@ -108,20 +108,47 @@ class Model:
             batches: these, by their numbers, in place of a part.
             flip: outputs are the mean of those of the picture and of its mirror image.
         """
-        spec, (first, of), batch = self.description.input, part, batch or self.description.batch
-        pictures = Pictures(
-            source, eval_transform(spec), cast(Channels, spec.channels), upright=self.description.upright
-        )
+        (first, of), batch = part, batch or self.description.batch
         own = range(first, -(-len(source) // batch), of) if batches is None else batches
         starts = (number * batch for number in own)
-        tasks = (Work(None, np.arange(at, min(at + batch, len(source)), dtype=np.int64)) for at in starts)
-        for loaded, images in load(Loader(pictures, 0), tasks, largest=batch, workers=workers, pin=False):
+        places = (np.arange(at, min(at + batch, len(source)), dtype=np.int64) for at in starts)
+        for loaded, images in self._shown(source, places, batch, workers):
             ids = torch.tensor(loaded.ids, dtype=torch.int64)
             outputs = self._forward(images, batch) if len(ids) else torch.zeros(0, len(self.description.outputs))
             if flip and len(ids):
                 outputs = (outputs + self._forward(images.flip(-1), batch)) / 2
             yield Answers(ids, outputs, loaded.bad)
             del images
+
+    def pixels(self, source: Manifest | FileList, places: Tensor, *, workers: int = 0) -> tuple[Tensor, Tensor]:
+        """Some pictures as the network is shown them, before they are normalised.
+
+        Returns:
+            int64 [n], the places of those that can be read; uint8 [n, channels, H, W].
+        """
+        batch = self.description.batch
+        batches = (places[at : at + batch].numpy() for at in range(0, len(places), batch))
+        read = [
+            (torch.tensor(loaded.ids, dtype=torch.int64), images.clone())
+            for loaded, images in self._shown(source, batches, batch, workers)
+        ]
+        none = torch.zeros(0, self.description.input.channels, *self.description.input.size, dtype=torch.uint8)
+        return torch.cat([places[:0], *(ids for ids, _ in read)]), torch.cat([none, *(images for _, images in read)])
+
+    def outputs(self, pixels: Tensor) -> Tensor:
+        """float32 [n, outputs] for uint8 [n, channels, H, W], a full batch at a time as everywhere."""
+        batch = self.description.batch
+        return torch.cat([self._forward(pixels[at : at + batch], batch) for at in range(0, len(pixels), batch)])
+
+    def _shown(
+        self, source: Manifest | FileList, places: Iterator[NDArray[np.int64]], batch: int, workers: int
+    ) -> Iterator[tuple[Loaded, Tensor]]:
+        spec = self.description.input
+        pictures = Pictures(
+            source, eval_transform(spec), cast(Channels, spec.channels), upright=self.description.upright
+        )
+        works = (Work(None, ids) for ids in places)
+        return load(Loader(pictures, 0), works, largest=batch, workers=workers, pin=False)
 
     def evaluate(
         self, shards: Manifest | str | Path, *, batch: int | None = None, workers: int = 0, skip_bad: bool = False
