@@ -278,7 +278,7 @@ def test_a_mistake_is_told(run, photos, shards, tmp_path, monkeypatch, words, me
 
 def test_parquet_without_pyarrow_is_told(run, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(predicting.format_of.__globals__["importlib"].util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pyarrow, which is not installed\n  -> pip install pyarrow"):
+    with pytest.raises(UserError, match=r"pyarrow, which is not installed\n  -> pip install .tlx\[parquet\]"):
         told(run, photos, "--out", tmp_path / "a.parquet")
 
 

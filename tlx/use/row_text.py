@@ -42,7 +42,7 @@ def format_of(out: Path) -> Format:
     if ending not in get_args(Format):
         raise UserError(f'"{out.suffix}" names no format', where=str(out), todo="end it in .csv, .jsonl or .parquet")
     if ending == "parquet" and importlib.util.find_spec("pyarrow") is None:
-        todo = "pip install pyarrow; or .csv or .jsonl, which need nothing"
+        todo = 'pip install "tlx[parquet]"; or .csv or .jsonl, which need nothing'
         raise UserError("parquet is written by pyarrow, which is not installed", where=str(out), todo=todo)
     return cast(Format, ending)
 
