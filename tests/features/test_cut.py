@@ -121,3 +121,55 @@ def test_a_network_that_trains_from_its_first_layer_on_has_none():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert not [m for m in net.modules() if m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__]
+
+
+class Borrowing(nn.Module):
+    """A module that is never called, whose weights another one reads; and a norm of the batch without statistics."""
+
+    def __init__(self, norm=False):
+        super().__init__()
+        self.lent, self.first = nn.Linear(3, 4), nn.Identity()
+        self.norm = nn.BatchNorm2d(4, track_running_stats=False) if norm else nn.Identity()
+        self.pool, self.head = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, images):
+        x = torch.einsum("nchw,dc->ndhw", self.first(images), self.lent.weight)
+        return self.head(self.pool(self.norm(x) + 1).flatten(1))
+
+
+def test_weights_that_others_read_count_and_a_norm_of_the_batch_is_no_place_to_pass_over():
+    cut = of_head_alone(Borrowing())
+    assert "lent.weight" in cut.state
+    assert "head.weight" not in cut.state
+    assert of_head_alone(Borrowing(norm=True)) is None or "norm" not in of_head_alone(Borrowing(norm=True)).passed
+
+
+def test_in_bf16_a_place_inside_of_a_shortcut_is_none():
+    """Compared in fp32: rounding of bf16 would hide what goes around."""
+    torch.manual_seed(0)
+    backbone = tlx.load_backbone("timm/test_resnet", classes=7, weights="none")
+    net = frozen_below(backbone, 2)
+    bf16 = lambda: torch.autocast("cpu", torch.bfloat16)  # noqa: E731
+    cut = find_cut(net, (3, 64, 64), device=torch.device("cpu"), autocast=bf16)
+    assert (cut.path, cut.side) == ("layer4.0", "input")
+    with bf16(), torch.no_grad():
+        images = torch.randn(3, 3, 64, 64)
+        features = features_of(net, cut, images)
+        assert features.dtype == cut.dtype
+        torch.testing.assert_close(Rest(net, cut)(features), net(images))
+
+
+def test_buffers_that_cannot_be_written_do_not_matter():
+    net = Drawn()
+    net.register_buffer("wide", torch.zeros(1).expand(5))
+    assert str(of_head_alone(net)) == "input of drop, 4 float32"
+
+
+def test_blocks_that_are_computed_again_are_not_cut_inside():
+    from tlx.train.recompute import recompute_blocks
+
+    backbone = tlx.load_backbone("torchvision/mobilenet_v2", classes=7, weights="none")
+    net = frozen_below(backbone, 3)
+    recompute_blocks(net, backbone.blocks)
+    cut = find_cut(net, (3, 64, 64), device=torch.device("cpu"))
+    Rest(net, cut)(features_of(net, cut, torch.randn(3, 3, 64, 64))).sum().backward()

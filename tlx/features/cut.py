@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils._pytree import tree_leaves
 
 from tlx.data.stream.randomness import own_randomness
+from tlx.models.layers.trace import restoring_modes
 
 Side = Literal["input", "output"]
 Passed = Mapping[str, Sequence[Any]]
@@ -28,6 +29,7 @@ Passed = Mapping[str, Sequence[Any]]
 _TRIED = 24  # places, from the last one down
 _TRIED_INSIDE = 3  # of one module: inside of a block with a shortcut no place holds
 _PICTURES = 4
+_ROUNDING = 1e-3  # of the largest value: gradients of long sums differ most
 
 
 @dataclass(frozen=True)
@@ -115,17 +117,20 @@ def find_cut(
 ) -> Cut | None:
     """The last place below everything that trains, or that is drawn or moves in training mode; None where none holds.
 
+    Outputs are compared in fp32, in which rounding is small beside what a wrong place makes.
+
     Args:
         net: with gradients and modes as a phase has them; it is left as it is.
         image: channels, height, width.
-        autocast: what forward passes run in.
+        autocast: what forward passes run in, for the dtype of features.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(_PICTURES, *image, generator=generator).to(device)
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    with own_randomness() as seed, autocast():
+    cut = None
+    with _drawing(device) as seed, restoring_modes(net):
         try:
-            seed(0)
+            seed()
             walk = _walk(net, images)
             tried: Counter[str] = Counter()
             for place in walk.places():
@@ -134,15 +139,32 @@ def find_cut(
                 if tried[place.inside] == _TRIED_INSIDE:
                     continue
                 tried[place.inside] += 1
-                cut = _made(net, walk, place, torch.zeros(1, *image, device=device))
-                seed(0)
-                difference = _difference(net, cut, images, walk.output)
-                if difference is not None:
-                    return replace(cut, difference=difference)
+                cut = _proved(net, _made(net, walk, place, torch.zeros(1, *image, device=device)), images, seed)
+                if cut is not None:
+                    break
+            if cut is not None:
+                with autocast():
+                    dtype = features_of(net, cut, images).dtype
+                    given = _outputs(net, cut.image, {path: len(outputs) for path, outputs in cut.passed.items()})
+                cut = replace(cut, dtype=dtype, passed=given)
         finally:
             for name, buffer in net.named_buffers():
-                buffer.copy_(buffers[name])
-    return None
+                if name in buffers and not torch.equal(buffer, buffers[name]):
+                    buffer.copy_(buffers[name])
+    return cut
+
+
+@contextmanager
+def _drawing(device: torch.device) -> Iterator[Callable[[], None]]:
+    """Gives what makes passes draw the same; afterwards all generators are as before."""
+    with own_randomness() as seed, torch.random.fork_rng([device] if device.type == "cuda" else []):
+
+        def again() -> None:
+            seed(0)
+            if device.type == "cuda":
+                torch.cuda.manual_seed(0)
+
+        yield again
 
 
 # One pass, with the calls of modules in order
@@ -251,11 +273,12 @@ def _is_live(module: nn.Module) -> bool:
 
 def _made(net: nn.Module, walk: _Walk, place: _Place, image: Tensor) -> Cut:
     before = walk.before(place)
-    begun = {call.path for call in walk.calls if call.start < place.time}  # those around the place, too
-    state = [
+    before_it = {call.path for call in walk.calls if call.start < place.time}  # those around the place, too
+    after = {call.path for call in walk.calls} - before_it
+    state = [  # all but what is called afterwards: modules may read the tensors of others
         f"{path}.{name}" if path else name
         for path, module in net.named_modules()
-        if path in begun
+        if path not in after
         for name, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
     ]
     paths = {call.path for call in before}
@@ -285,21 +308,63 @@ def _outputs(net: nn.Module, image: Tensor, calls: Mapping[str, int]) -> Passed:
     return found
 
 
-def _difference(net: nn.Module, cut: Cut, images: Tensor, expected: Any) -> float | None:
-    """How far outputs from features are from those from pictures; None where that is more than rounding."""
+def _proved(net: nn.Module, cut: Cut, images: Tensor, seed: Callable[[], None]) -> Cut | None:
+    """The cut, if nothing below it is drawn or looks at a picture's neighbours, and outputs, gradients and evaluations
+    from features are those from pictures, within rounding."""
+    modes = {module: module.training for module in net.modules()}
     features = features_of(net, cut, images)
-    if not torch.equal(features, features_of(net, cut, images)):  # something is drawn
+    others = torch.cat([images[:1], 3 - 2 * images[1:]])
+    if not torch.equal(features, features_of(net, cut, images)):
         return None
+    if _difference([features[:1]], [features_of(net, cut, others)[:1]]) is None:
+        return None
+    found = []
     try:
-        outputs = Rest(net, cut)(features)
+        for evaluating in (False, True):
+            for module, training in modes.items():
+                module.training = training and not evaluating
+            found.append(_compared(net, cut, images, features, seed))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         return None
-    own, others = _tensors(expected), _tensors(outputs)
-    if len(own) != len(others) or any(a.shape != b.shape for a, b in zip(own, others, strict=True)):
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    differences = [value for value in found if value is not None]
+    return replace(cut, difference=max(differences)) if len(differences) == len(found) else None
+
+
+def _compared(net: nn.Module, cut: Cut, images: Tensor, features: Tensor, seed: Callable[[], None]) -> float | None:
+    """How far outputs and gradients from features are from those from pictures; None where that is more than
+    rounding."""
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    results = list[tuple[list[Tensor], Sequence[Tensor | None]]]()
+    for module, given in ((net, images), (Rest(net, cut), features)):
+        seed()
+        with torch.enable_grad():
+            outputs = [output for output in _tensors(module(given)) if output.is_floating_point()]
+            summed = torch.stack([output.float().square().sum() for output in outputs]).sum()
+            gradients: Sequence[Tensor | None] = ()
+            if summed.requires_grad:
+                gradients = torch.autograd.grad(summed, parameters, allow_unused=True)
+        results.append((outputs, gradients))
+    (of_pictures, wanted), (of_features, own) = results
+    if [g is None for g in wanted] != [g is None for g in own]:
         return None
-    largest = max((float(a.abs().max()) for a in own), default=0.0) or 1.0
-    difference = max((float((a - b).abs().max()) for a, b in zip(own, others, strict=True)), default=0.0) / largest
-    return difference if difference <= 256 * torch.finfo(own[0].dtype).eps else None
+    same_outputs = _difference(of_pictures, of_features)
+    learned = [_difference([a], [b]) for a, b in zip(wanted, own, strict=True) if a is not None and b is not None]
+    return same_outputs if all(value is not None for value in learned) else None
+
+
+def _difference(of_pictures: Sequence[Tensor], of_features: Sequence[Tensor]) -> float | None:
+    """The largest, as a share of the largest value; None where that is more than rounding in fp32."""
+    if [a.shape for a in of_pictures] != [b.shape for b in of_features]:
+        return None
+    pairs = list(zip(of_pictures, of_features, strict=True))
+    largest = max((float(a.detach().abs().max()) for a, _ in pairs if a.numel()), default=0.0) or 1.0
+    difference = max((float((a - b).detach().abs().max()) for a, b in pairs if a.numel()), default=0.0) / largest
+    return difference if difference <= _ROUNDING else None
 
 
 def _tensors(output: Any) -> list[Tensor]:
