@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -12,8 +13,10 @@ from images import make_shards
 from safetensors.torch import load_file
 
 from tlx.base.errors import UserError
+from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.pictures import Pictures
-from tlx.features.store import FeatureStore
+from tlx.features.store import FeatureStore, Layout
+from tlx.features.store import _held as held
 from tlx.plan.config import parse
 from tlx.runs.metrics_file import read_rows
 from tlx.train import command as training
@@ -48,6 +51,10 @@ def settings(shards, run, cache, **over):
     )
 
 
+def stores(folder):
+    return [place for place in folder.iterdir() if place.is_dir()]
+
+
 def trained(raw):
     """Weights at the end, rows of metrics."""
     training.train(parse(raw))
@@ -61,7 +68,7 @@ def test_the_same_training_as_from_pictures(shards, tmp_path, folder, workers):
     off, rows_off = trained(settings(shards, tmp_path / "off", "off", data=data))
     assert not folder.exists()
     on, rows_on = trained(settings(shards, tmp_path / "on", "exact", data=data))
-    assert len(list(folder.iterdir())) == 2  # of training and of validation pictures
+    assert len(stores(folder)) == 2  # of training and of validation pictures
     for name, weight in off.items():
         torch.testing.assert_close(on[name], weight, rtol=1e-3, atol=1e-4)
     assert [row.get("val/top1") for row in rows_on] == [row.get("val/top1") for row in rows_off]
@@ -80,7 +87,7 @@ def test_each_epoch_shows_another_of_the_kept_views_and_then_they_come_again(sha
         torch.testing.assert_close(on[name], weight, rtol=1e-5, atol=1e-6)
     over["phases"] = {"each": {"lr": 0.02, "duration": "4ep"}}
     again, _ = trained(settings(shards, tmp_path / "again", {"views": 2}, **over))
-    assert len(list(folder.iterdir())) == 2
+    assert len(stores(folder)) == 2
     another, _ = trained(settings(shards, tmp_path / "off4", "off", **over))
     assert not torch.allclose(again["fc.weight"], another["fc.weight"], atol=1e-4)
 
@@ -102,7 +109,7 @@ def test_features_may_be_kept_in_fewer_bits(shards, tmp_path, folder, dtype, rou
     off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
     on, _ = trained(settings(shards, tmp_path / "on", {"mode": "exact", "dtype": dtype}, **over))
     torch.testing.assert_close(on["fc.weight"], off["fc.weight"], rtol=rounding, atol=rounding)
-    sizes = sorted((store / "values").stat().st_size for store in folder.iterdir())
+    sizes = sorted((store / "values").stat().st_size for store in stores(folder))
     assert sizes == [n * 96 * (4 if dtype == "fp32" else 2) for n in (15, 24)]
 
 
@@ -148,7 +155,7 @@ def test_a_phase_that_is_gone_on_with_gives_the_same_bits(shards, tmp_path, fold
         write(store, *part)
 
     if kept == "half":
-        for store in folder.iterdir():
+        for store in stores(folder):
             shutil.rmtree(store)
         monkeypatch.setattr(FeatureStore, "write", counted)
         with pytest.raises(KeyboardInterrupt):
@@ -174,15 +181,15 @@ def test_another_network_or_view_or_picture_never_meets_old_features(shards, tmp
     over = {"unfreeze": "head_only"}
     trained(settings(shards, tmp_path / "a", "exact", **over))
     trained(settings(shards, tmp_path / "b", "exact", **over, seed=0))
-    assert len(list(folder.iterdir())) == 2  # shared
+    assert len(stores(folder)) == 2  # shared
     trained(settings(shards, tmp_path / "c", "exact", **over, seed=1))  # other weights
-    assert len(list(folder.iterdir())) == 4
+    assert len(stores(folder)) == 4
     crop = [{"name": "resize", "size": [36, 36]}, {"name": "center_crop", "size": [32, 32]}]
     trained(settings(shards, tmp_path / "d", "exact", **over, transforms=crop))
-    assert len(list(folder.iterdir())) == 5  # validation pictures are shown as before
+    assert len(stores(folder)) == 5  # validation pictures are shown as before
     other = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 5}, size=24, seed=9)
     trained(settings(other, tmp_path / "e", "exact", **over))
-    assert len(list(folder.iterdir())) == 7
+    assert len(stores(folder)) == 7
 
 
 def test_a_full_disk_costs_a_line(shards, tmp_path, capsys, monkeypatch):
@@ -240,3 +247,71 @@ def test_a_head_begins_as_the_logistic_regression_on_features(shards, tmp_path, 
     assert rows[-1]["val/top1"] > 0.9  # by colours, which random features tell apart
     with pytest.raises(UserError, match=r"head.init: solved: a head is solved from features"):
         trained(settings(shards, tmp_path / "off", "off", **over))
+
+
+def test_a_store_in_use_stays_and_what_cannot_fit_costs_nobody_anything(tmp_path):
+    def store(name, samples):
+        return FeatureStore.of(tmp_path, {"name": name}, Layout(1, samples, (10,), torch.float32, 4))
+
+    first, second, third = store("a", 20), store("b", 8), store("c", 20)
+    first.make({}, 1000)
+    with pytest.raises(UserError, match="features take"):
+        second.make({}, 1000)  # the first one is held by this process
+    for handle in held:
+        os.close(handle)
+    held.clear()
+    with pytest.raises(UserError, match="and may take"):
+        third.make({}, 700)
+    assert first.missing()
+    second.make({}, 1000)
+    assert not (first.folder / "parts").exists()
+    assert second.missing() == [(0, 0), (0, 1)]
+
+
+def test_features_of_code_that_was_changed_are_computed_anew(shards, tmp_path, folder, monkeypatch, capsys):
+    over = {"unfreeze": "head_only"}
+    first, _ = trained(settings(shards, tmp_path / "a", "exact", **over))
+    normalise = Normalise.__call__
+    monkeypatch.setattr(Normalise, "__call__", lambda self, *rest: 2 * normalise(self, *rest))
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    capsys.readouterr()
+    on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
+    assert capsys.readouterr().out.count("are not what the network gives now, and are computed anew") == 2
+    torch.testing.assert_close(on["fc.weight"], off["fc.weight"], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(first["fc.weight"], off["fc.weight"], atol=1e-4)
+
+
+def test_a_moving_average_of_other_frozen_layers_has_no_features(shards, tmp_path, folder):
+    """A phase that freezes again what an earlier one has trained."""
+    layers = [("all", {"*": "all"}), ("again", {"fc": "all"})]
+    explicit = {"name": "explicit", "phases": [{"name": n, "layers": of, "duration": "2ep"} for n, of in layers]}
+    over = {"unfreeze": explicit, "phases": {"each": {"lr": 0.02}}}
+    off, rows_off = trained(settings(shards, tmp_path / "off", "off", **over))
+    on, rows_on = trained(settings(shards, tmp_path / "on", "exact", **over))
+    assert all(torch.equal(weight, off[name]) for name, weight in on.items())
+    assert [row.get("ema/val/loss") for row in rows_on] == [row.get("ema/val/loss") for row in rows_off]
+    plain = {**over, "loop": {}}
+    trained(settings(shards, tmp_path / "plain", "exact", **plain))
+    assert len(stores(folder)) == 2  # without the average there are features
+
+
+def test_pictures_that_were_mended_are_read(tmp_path, folder):
+    shards = make_shards(tmp_path / "s", classes=3, per_class={"train": 8, "val": 5}, size=24)
+    tar = shards / "train" / json.loads((shards / "train" / "index.json").read_text())["shards"][0]["name"]
+    whole = tar.read_bytes()
+    at = whole.index(b"\xff\xd8\xff")
+    tar.write_bytes(whole[:at] + b"bad" + whole[at + 3 :])
+    data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 7, "workers": 0}
+    over = {"unfreeze": "head_only"}
+    with pytest.raises(UserError, match="1 unreadable samples, 0 allowed"):
+        trained(settings(shards, tmp_path / "a", "exact", **over, data=data))
+    tar.write_bytes(whole)
+    result, _ = trained(settings(shards, tmp_path / "b", "exact", **over, data=data))
+    off, _ = trained(settings(shards, tmp_path / "off", "off", **over, data=data))
+    torch.testing.assert_close(result["fc.weight"], off["fc.weight"], rtol=1e-5, atol=1e-6)
+
+
+def test_auto_keeps_no_more_than_pictures_take(shards, tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(FeatureStore, "make", lambda *_: pytest.fail("too large"))
+    monkeypatch.setattr(Layout, "bytes", 1 << 30)
+    trained(settings(shards, tmp_path / "run", "auto", unfreeze="head_only"))

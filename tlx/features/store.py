@@ -7,6 +7,7 @@ written, ``parts`` has a byte for each part (a forward batch of one view) that i
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from torch import Tensor
 from tlx.base.errors import UserError
 from tlx.base.files import json_text, write_whole
 from tlx.base.launcher import environment
+from tlx.base.locks import locked
 from tlx.base.parsing import from_json
 from tlx.base.paths import expanded_path
 
@@ -102,19 +104,39 @@ class FeatureStore:
             OSError: the folder cannot be written.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _USED).touch()
-        if (self.folder / _PARTS).exists():
-            return
-        _make_room(self.folder, self.layout.bytes, limit)
-        with (self.folder / _VALUES).open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, max(self.layout.bytes, 1))
-        write_whole(self.folder / _ABOUT, json_text(about))
-        write_whole(self.folder / _PARTS, bytes(self.layout.views * self.layout.parts))
+        self.hold()
+        os.utime(self.folder / _USED)
+        with locked(self.folder.parent / ".making"):  # one at a time: of two trainings that begin, too
+            if (self.folder / _PARTS).exists():
+                return
+            _make_room(self.folder, self.layout.bytes, limit)
+            with (self.folder / _VALUES).open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, max(self.layout.bytes, 1))
+            write_whole(self.folder / _ABOUT, json_text(about))
+            write_whole(self.folder / _PARTS, bytes(self.layout.views * self.layout.parts))
 
-    def missing(self) -> list[tuple[int, int]]:
-        """(view, part) of those that are not there."""
+    def hold(self) -> None:
+        """Keeps it from leaving for others, as long as this process lives."""
+        handle = os.open(self.folder / _USED, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        _held.append(handle)
+
+    def missing(self, *, anew: bool = False) -> list[tuple[int, int]]:
+        """(view, part) of those that are not there.
+
+        Args:
+            anew: and of those with pictures that could not be read, which may have been mended since.
+        """
         there = np.frombuffer((self.folder / _PARTS).read_bytes(), np.uint8).reshape(self.layout.views, -1)
-        return [(int(view), int(part)) for view, part in np.argwhere(there == 0)]
+        found = {(int(view), int(part)) for view, part in np.argwhere(there == 0)}
+        if anew:
+            found |= {_part_of(file) for file in self.folder.glob(f"{_BAD}-*.json")}
+        return sorted(found)
+
+    def forget(self) -> None:
+        """Whatever is there counts as missing."""
+        write_whole(self.folder / _PARTS, bytes(self.layout.views * self.layout.parts))
 
     def write(self, view: int, part: int, features: Tensor, bad: Mapping[int, str]) -> None:
         """A part.
@@ -130,6 +152,8 @@ class FeatureStore:
         if bad:
             text = json_text({str(place): reason for place, reason in bad.items()})
             write_whole(self.folder / f"{_BAD}-{view}-{part}.json", text)
+        else:
+            (self.folder / f"{_BAD}-{view}-{part}.json").unlink(missing_ok=True)
         content = _numpy(features.to("cpu", self.layout.dtype).contiguous()).tobytes()
         with (self.folder / _VALUES).open("r+b") as file:
             _write_at(file.fileno(), content, (view * self.layout.samples + places.start) * self.layout.row)
@@ -157,9 +181,17 @@ class FeatureStore:
         """Why a picture of a view could not be read, by view and place."""
         found: dict[tuple[int, int], str] = {}
         for file in self.folder.glob(f"{_BAD}-*.json"):
-            view = int(file.name.split("-")[1])
+            view, _ = _part_of(file)
             found |= {(view, int(place)): str(why) for place, why in from_json(file.read_bytes()).items()}
         return found
+
+
+_held: list[int] = []
+
+
+def _part_of(file: Path) -> tuple[int, int]:
+    _, view, part = file.stem.split("-")
+    return int(view), int(part)
 
 
 def _numpy(features: Tensor) -> NDArray[Any]:
@@ -189,12 +221,15 @@ def _make_room(folder: Path, size: int, limit: int | None) -> None:
             where=str(folder.parent),
             todo="cache: {folder: PLACE, limit: 500GB}, or cache: {dtype: fp16}, or cache: off",
         )
+    if size >= free + held:
+        what = f"features take {size / 1e9:.2f} GB, and the disk has {(free + held) / 1e9:.2f} GB for them"
+        raise UserError(what, where=str(folder.parent), todo="make room, cache: {folder: PLACE}, or cache: off")
     for _, bytes_, other in others:
         if held + size <= most and free > size:
             return
         if _remove(other):
             held, free = held - bytes_, free + bytes_
-    if free <= size:
+    if free <= size or held + size > most:
         what = f"features take {size / 1e9:.2f} GB, and the disk has {free / 1e9:.2f} GB"
         raise UserError(what, where=str(folder.parent), todo="make room, cache: {folder: PLACE}, or cache: off")
 
@@ -208,7 +243,14 @@ def _stores(root: Path, *, without: Path) -> Iterator[tuple[float, int, Path]]:
 
 
 def _remove(folder: Path) -> bool:
-    """A store with what we have put there, and nothing else. Whoever has it mapped keeps what is mapped."""
+    """A store with what we have put there, and nothing else, unless somebody holds it."""
+    handle = os.open(folder / _USED, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
     (folder / _PARTS).unlink(missing_ok=True)  # first: what is half gone holds nothing
     for name in (_VALUES, _ABOUT, _USED):
         (folder / name).unlink(missing_ok=True)

@@ -34,7 +34,8 @@ def savings(config: Config, plan: Plan) -> Iterator[str]:
         why = why_not(config, phase, plan.steps_per_epoch)
         if why is None:
             views = f"{kept} view{'s' if kept > 1 else ''}"
-            what = "another training than from pictures" if kept > 1 and epochs > kept else "the same training"
+            alike = _is_deterministic(config) or (not phase.start and epochs <= kept)
+            what = "the same training" if alike else "another training than from pictures drawn anew"
             yield (
                 f"cache: {phase.name} trains from features of {views} of each picture, where the network can be cut: "
                 f"frozen layers compute {kept:g} times in place of {epochs:g} ({what})"

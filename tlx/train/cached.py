@@ -11,12 +11,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tlx import __version__
 from tlx.base.errors import UserError
 from tlx.base.files import plain as plain_json
 from tlx.data.pixels.jpeg_region import decoder
@@ -32,6 +34,7 @@ from tlx.features.stored import StoredFeatures, ViewOfEpoch, unchanged
 from tlx.plan.config import Config
 from tlx.plan.feature_cache import why_not
 from tlx.plan.plan import Phase
+from tlx.ranks.together import by_main
 from tlx.tasks.classification import Classification
 from tlx.train.evaluation import Validation
 from tlx.train.freeze import unfreeze
@@ -84,7 +87,12 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
         height, width, channels = run.stream.loader.pictures.shape
         image = (channels, height, width)
         cut = find_cut(run.net, image, device=run.world.device, autocast=run.world.autocast)
-        why = None if cut is not None else "there is no place below which nothing trains and nothing is drawn"
+        if len(set(run.world.gather(str(cut)))) > 1:
+            cut, why = None, "ranks have found other cuts"
+        elif cut is None:
+            why = "there is no place below which nothing trains and nothing is drawn"
+        elif run.ema is not None and _weights_digest(run.ema.module, cut.state) != _weights_digest(run.net, cut.state):
+            cut, why = None, "the moving average's frozen layers differ from the network's"
     features = _from_features(run, phase, pictures, cut) if cut is not None else why
     if isinstance(features, PhaseInput):
         begun["cache"] = {"cut": str(cut), "mode": run.config.cache.mode, "views": run.config.cache.kept}
@@ -107,6 +115,7 @@ def _from_features(run: Run, phase: Phase, pictures: PhaseInput, cut: Cut) -> Ph
     if validation is None:
         return found
     kept = _store(run, cut, validation.manifest, views=1, drawn=False)
+    run.net.eval()  # as evaluations have it; a phase sets its modes afterwards
     why = _filled(run, phase, cut, kept, functools.partial(_validation_views, validation), "validation")
     if why is not None:
         return why
@@ -125,8 +134,9 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
     shown: dict[str, Any] = {"input": run.identity["input"], "upright": config.data.exif_orientation}
     if drawn:
         parts = None if config.transforms is None else [part.model_dump(mode="json") for part in config.transforms]
-        shown |= {"transforms": parts, "scaled": config.data.scaled_decoding, "seed": config.seed}
-        shown["limit"] = config.data.sampling.limit
+        shown |= {"transforms": parts, "scaled": config.data.scaled_decoding, "limit": config.data.sampling.limit}
+        is_drawn = config.cache.mode == "views" or config.data.sampling.limit is not None
+        shown["seed"] = config.seed if is_drawn else None
     depends_on = {
         "format": 1,
         "cut": str(cut),
@@ -135,7 +145,9 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
         "pictures": [manifest.digest, manifest.content],
         "shown": shown,
         "decoder": decoder(),
-        "computed": [config.loop.precision, run.world.device.type, str(torch.__version__), layout.part],
+        "computed": [config.loop.precision, config.loop.channels_last, run.world.device.type, layout.part],
+        "versions": {name: version(name) for name in ("torch", "torchvision", "timm", "numpy", "pillow")},
+        "tlx": __version__,
     }
     return FeatureStore.of(config.cache.folder or default_folder(), plain_json(depends_on), layout)
 
@@ -167,12 +179,14 @@ def solve_head(run: Run, source: PhaseInput) -> None:
     head = None if cut is None or cut.side != "input" else run.net.get_submodule(cut.path)
     is_linear = isinstance(head, nn.Linear) and isinstance(task, Classification) and len(task.heads) == 1
     if cut is None or not is_linear:
-        what = "a head is solved from features at its input" if cut is None else "only a linear head of one class"
+        what = "a head is solved from features at its input"
+        what = what if cut is None else f"only a linear head of one class, and features are those of the {cut}"
         todo = "cache: {views: 4} (or exact, with transforms: []), head: linear, a first phase that trains the head"
         raise UserError(f"{what}; there is none here", where="head.init: solved", todo=todo)
     assert isinstance(head, nn.Linear)
     assert isinstance(task, Classification)
-    if run.world.main:
+
+    def solve() -> None:
         features, labels, pictures = _all_features(source, task.target.name)
         began = time.monotonic()
         weight, bias, penalty = solved_head(features, labels, len(task.classes), pictures)
@@ -183,6 +197,8 @@ def solve_head(run: Run, source: PhaseInput) -> None:
         took = time.monotonic() - began
         count = f"{len(features):,} views of {len(stream.manifest):,} pictures"
         run.journal.note(f"head: logistic regression on {count}, penalty {penalty:g}, {took:.1f} s")
+
+    by_main(run.world, solve, faults=True)
     run.world.broadcast(list(head.parameters()))
     if run.ema is not None:
         run.ema.module.load_state_dict(run.net.state_dict())
@@ -244,38 +260,93 @@ def _filled(
     why: str | None = None
     try:
         if world.main:
+            _refuse_large(run, store)
             store.make({"phase": phase.name, "cut": str(cut), "run": str(run.folder)}, run.config.cache.limit)
     except (UserError, OSError) as error:
         why = str(error)
     why = world.from_main(why)
     if why is not None:
         return why
-    missing = world.from_main(store.missing() if world.main else None)
+    why = _checked(run, cut, store, shown) if world.main else None
+    missing = world.from_main(store.missing(anew=True) if world.main else None)
+    if why is not None:
+        run.journal.note(why)
     size = f"{layout.bytes / 1e6:,.1f} MB in {store.folder}"
     about = f"{what} features of phase {phase.name}, {cut}, {layout.views} x {layout.samples:,}: {size}"
     if not missing:
         run.journal.note(f"cache: {about}, found")
-        return None
+        return _opened(run, store)
     run.journal.note(f"cache: computing {about}")
     began, stopped = time.monotonic(), False
     own = missing[world.rank * len(missing) // world.size : (world.rank + 1) * len(missing) // world.size]
     try:
         stopped = not _compute(run, cut, store, own, shown(own))
-    except OSError as error:
-        why = f"{store.folder}: {error.strerror or error}"
+    except NotKept as error:
+        why = str(error)
     ends: list[tuple[str | None, bool]] = world.gather((why, stopped))
     if any(stop for _, stop in ends):
         raise Stopped
     failed = [text for text, _ in ends if text is not None]
     if failed:
         return failed[0]
-    if store.missing():  # another machine's folder of the same name
-        why = f"{store.folder} is not the same folder on all machines; cache: {{folder: ...}} on a shared disk"
-    found: list[str | None] = world.gather(why)
-    why = next((text for text in found if text is not None), None)
+    why = _opened(run, store)
     if why is None:
         run.journal.note(f"cache: computed in {time.monotonic() - began:.1f} s")
     return why
+
+
+class NotKept(Exception):
+    """Features that cannot be stored, and why."""
+
+
+def _refuse_large(run: Run, store: FeatureStore) -> None:
+    """
+    Raises:
+        UserError: nobody has asked for features, and they are larger than the pictures.
+    """
+    pictures = sum(shard.bytes for shard in run.stream.manifest.shards)
+    if run.config.cache.mode == "auto" and store.layout.bytes > max(pictures, 1 << 20):
+        what = f"features take {store.layout.bytes / 1e6:,.0f} MB, and pictures {pictures / 1e6:,.0f} MB"
+        raise UserError(what, todo="cache: exact keeps them all the same")
+
+
+def _checked(run: Run, cut: Cut, store: FeatureStore, shown: Callable[[Sequence[Part]], Shown]) -> str | None:
+    """Computes a part of what is there once more: where that is something else by now (code of one's own was changed,
+    pictures without hashes), all of it counts as missing; a line about it then."""
+    there = set(store.missing())
+    first = next(((0, n) for n in range(store.layout.parts) if (0, n) not in there), None)
+    if first is None:
+        return None
+    ids, images, _ = next(iter(shown([first])))
+    if not len(ids):
+        return None
+    own = _features(run, cut, images, store.layout.part)[: len(ids)].to("cpu", store.layout.dtype).float()
+    kept = store.tensor(store.rows(0)[list(ids)]).float()
+    scale = float(own.abs().max()) or 1.0
+    if float((own - kept).abs().max()) <= 2e-2 * scale:
+        return None
+    store.forget()
+    return f"cache: features in {store.folder} are not what the network gives now, and are computed anew"
+
+
+def _opened(run: Run, store: FeatureStore) -> str | None:
+    """Maps the features on every rank; why that cannot be, the same on all."""
+    why = None
+    try:
+        store.hold()
+        store.rows(0)
+        _ = store.bad
+        if store.missing():
+            why = f"{store.folder} is not the same folder on all machines; cache: {{folder: ...}} on a shared disk"
+    except (OSError, ValueError) as error:
+        why = f"{store.folder}: {error}"
+    found: list[str | None] = run.world.gather(why)
+    return next((text for text in found if text is not None), None)
+
+
+def _features(run: Run, cut: Cut, images: Tensor, part: int) -> Tensor:
+    with run.world.autocast():
+        return features_of(run.net, cut, run.normalise(images.to(run.world.device), part))
 
 
 def _compute(run: Run, cut: Cut, store: FeatureStore, own: Sequence[Part], shown: Shown) -> bool:
@@ -286,11 +357,14 @@ def _compute(run: Run, cut: Cut, store: FeatureStore, own: Sequence[Part], shown
         places = layout.places(part)
         rows = torch.zeros(len(places), *layout.shape, dtype=layout.dtype)
         if len(ids):
-            with world.autocast():
-                normalised = run.normalise(images.to(world.device), layout.part)
-                features = features_of(run.net, cut, normalised)[: len(ids)]
+            features = _features(run, cut, images, layout.part)[: len(ids)]
             rows[[place - places.start for place in ids]] = features.to("cpu", layout.dtype)
-        store.write(view, part, rows, {one.id: one.reason for one in bad})
+            if not rows.isfinite().all():
+                raise NotKept(f"features are not finite in {str(layout.dtype).removeprefix('torch.')}")
+        try:
+            store.write(view, part, rows, {one.id: one.reason for one in bad})
+        except OSError as error:
+            raise NotKept(f"{store.folder}: {error.strerror or error}") from error
         if run.stop.asked(look=True):
             return False
         if world.main and time.monotonic() - said > _SAY_S:
