@@ -37,8 +37,9 @@ PHOTO = picture(1, size=(20, 30))
 
 @pytest.fixture(autouse=True)
 def _nobody_else_writes(monkeypatch):
-    """Whatever threads other tests have left."""
+    """Whatever threads other tests have left, and however much they have made a process tell, which ends somewhere."""
     monkeypatch.setattr(decoder_messages, "_others_write", lambda: False)
+    monkeypatch.setattr(decoder_messages, "_told", set())
 
 
 def with_tag(data: bytes, tag: int, value: bytes) -> bytes:
