@@ -330,6 +330,7 @@ def test_what_others_write_meanwhile_goes_on_to_standard_error(capfd):
 def test_where_other_threads_may_write_standard_error_stays(capfd, monkeypatch):
     """And nothing waits: in training's main process a watchdog may end it at any time."""
     monkeypatch.undo()
+    monkeypatch.setattr(decoder_messages, "_told", set())
     done = threading.Event()
     thread = threading.Thread(target=done.wait, name="tlx-watch")
     thread.start()
