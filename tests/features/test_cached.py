@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ from safetensors.torch import load_file
 
 from tlx.base.errors import UserError
 from tlx.data.pixels.normalise import Normalise
+from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.pictures import Pictures
+from tlx.data.stream.stream import ShardStream
 from tlx.features.store import FeatureStore, Layout
 from tlx.features.store import _held as held
-from tlx.features.stored import ViewOfEpoch
+from tlx.features.stored import StoredFeatures, ViewOfEpoch
 from tlx.plan.config import parse
 from tlx.runs.metrics_file import read_rows
 from tlx.train import command as training
@@ -97,8 +100,7 @@ def test_of_a_few_pictures_of_each_class_only_those_are_read(shards, tmp_path, f
     data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 4, "workers": 0}
     over = {"data": {**data, "sampling": {"limit": 2}}, "unfreeze": "head_only"}
     off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
-    shown, show = [], Pictures.show
-    monkeypatch.setattr(Pictures, "show", lambda self, sample, *rest: shown.append(sample) or show(self, sample, *rest))
+    shown = counted(monkeypatch)
     on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
     assert len(shown) == 6 + 15
     torch.testing.assert_close(on["fc.weight"], off["fc.weight"], rtol=1e-5, atol=1e-6)
@@ -128,17 +130,74 @@ def test_auto_is_off_where_pictures_are_drawn(shards, tmp_path, folder):
     assert not folder.exists()
 
 
-def test_frozen_stages_below_the_last_one(shards, tmp_path):
-    """Activations in the middle of the network, and the cut moves when more is unfrozen."""
+def test_frozen_stages_below_the_last_one(shards, tmp_path, monkeypatch):
+    """Activations in the middle of the network; the cut moves when more is unfrozen, and no picture is read again."""
     each = {"lr": 0.02, "duration": "2ep"}
     over = {"unfreeze": {"name": "gradual", "every": "2ep"}, "phases": {"each": each}, "loop": {}}
     off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    shown = counted(monkeypatch)
     on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
+    # once for all phases; of each later one a part of both, to see whether what is there is still what it would be
+    from_pictures = 2 * (24 + 15)  # the last phase trains everything: two epochs, each with its evaluation
+    assert len(shown) == 24 + 15 + 4 * (4 + 4) + from_pictures
     for name, weight in off.items():
         torch.testing.assert_close(on[name], weight, rtol=1e-2, atol=1e-3)
     state = json.loads((tmp_path / "on" / "checkpoints" / "latest" / "state.json").read_text())["progress"]["phases"]
     cuts = [entry["cache"] and entry["cache"]["cut"].partition(",")[0] for entry in state.values()]
     assert cuts == ["input of fc", *(f"input of layer{n}.0" for n in (4, 3, 2, 1)), None]
+
+
+def counted(monkeypatch):
+    """The pictures that are read from now on, each as often as it is."""
+    shown, show = [], Pictures.show
+    monkeypatch.setattr(Pictures, "show", lambda self, sample, *rest: shown.append(sample) or show(self, sample, *rest))
+    return shown
+
+
+def test_features_that_are_read_more_slowly_than_computed_are_not_kept_unless_asked_for(
+    shards, tmp_path, monkeypatch, capsys
+):
+    read = FeatureStore.read
+    monkeypatch.setattr(FeatureStore, "read", lambda self, view, part, cold: time.sleep(2))
+    over = {"unfreeze": "head_only", "phases": {"each": {"lr": 0.01, "duration": "2ep"}}}
+    trained(settings(shards, tmp_path / "auto", "auto", **over))
+    state = json.loads((tmp_path / "auto" / "checkpoints" / "latest" / "state.json").read_text())["progress"]
+    assert state["phases"]["feature_extraction"]["cache"] is None
+    trained(settings(shards, tmp_path / "exact", "exact", **over))
+    assert "reading features takes" in capsys.readouterr().out
+    state = json.loads((tmp_path / "exact" / "checkpoints" / "latest" / "state.json").read_text())["progress"]
+    assert state["phases"]["feature_extraction"]["cache"]["mode"] == "exact"
+    monkeypatch.setattr(FeatureStore, "read", read)  # what was found first is what counts
+    trained(settings(shards, tmp_path / "again", "auto", **over))
+    state = json.loads((tmp_path / "again" / "checkpoints" / "latest" / "state.json").read_text())["progress"]
+    assert state["phases"]["feature_extraction"]["cache"] is None
+
+
+def test_features_in_the_memory_of_a_device_are_the_same(shards, tmp_path, folder):
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    manifest, layout = Manifest.open(str(shards / "train")), Layout(2, 24, (3, 2), torch.float16, 5)
+    store = FeatureStore(folder / "own", layout)
+    store.make({}, None)
+    values = torch.randn(2, 24, 3, 2).half()
+    for view in range(2):
+        for part in range(5):
+            places = layout.places(part)
+            store.write(view, part, values[view, places.start : places.stop], {})
+    stream = ShardStream(manifest, batch=7, seed=3, transform=lambda image: image)
+    mapped = StoredFeatures(store, manifest, ViewOfEpoch(2, 3), torch.float32)
+    held = mapped.held_in(device)
+    assert held.held is not None
+    assert mapped.held_on(torch.device("cpu")).held is None
+    steps = range(4 * stream.steps_per_epoch)
+    ids, kept = [], []
+    for one in (mapped, held):
+        batches = list(stream.of(one).batches(steps.start, steps.stop))
+        kept.append(torch.cat([batch.images.cpu() for batch in batches]))
+        ids.append(torch.cat([batch.ids for batch in batches]))
+    assert torch.equal(ids[0], ids[1])
+    assert torch.equal(kept[0], kept[1])
+    view_of_epoch = torch.tensor([ViewOfEpoch(2, 3)(epoch) for epoch in range(4)]).repeat_interleave(24)
+    assert torch.equal(kept[0], values[view_of_epoch, ids[0]].float())
 
 
 def bits(run):

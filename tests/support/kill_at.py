@@ -42,6 +42,8 @@ PLACES = FILES + SAVES + STEPS + ROWS
 """What every training comes to."""
 TESTS = ("tlx.use.evaluate.scored",)
 """What one with data.test comes to, at its end."""
+CACHED = ("tlx.features.store.FeatureStore.write",)
+"""What one with features to store comes to."""
 TORN = SAVES + ROWS
 
 
@@ -64,7 +66,7 @@ def main(words: Sequence[str]) -> None:
 
 def watch(rank: int, place: str, number: int, how: str) -> None:
     """Counts the calls of every place in this process, from any thread; at the wanted one it dies."""
-    numbers = {name: itertools.count(1) for name in PLACES + TESTS}
+    numbers = {name: itertools.count(1) for name in PLACES + TESTS + CACHED}
     made: collections.Counter[str] = collections.Counter()
 
     def counted(name: str, act: Callable[..., Any], tear: Callable[..., Any] | None = None) -> Callable[..., Any]:
@@ -92,7 +94,7 @@ def watch(rank: int, place: str, number: int, how: str) -> None:
         return (writing if inside and set(mode) & set("wxa+") else plain)(file, mode, *given, **named)
 
     builtins.open = io.open = opened  # type: ignore[assignment]
-    for name in SAVES + STEPS + ROWS + TESTS:
+    for name in SAVES + STEPS + ROWS + TESTS + CACHED:
         owner, short = _owner(name)
         setattr(owner, short, counted(name, getattr(owner, short), half_row if name in ROWS else half_file))
     if "COUNT_IN" in os.environ:

@@ -77,34 +77,39 @@ class Rest(nn.Module):
             return self.net(self.cut.image)
 
 
-@torch.no_grad()
 def features_of(net: nn.Module, cut: Cut, images: Tensor) -> Tensor:
-    """What the network has at the cut, [N, *cut.shape], of images [N, channels, height, width]; what follows does not
-    run."""
-    module, seen = net.get_submodule(cut.path), list[Tensor]()
+    """See :func:`features_at`."""
+    return features_at(net, [cut], images)[0]
 
-    def at_input(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0])
-        raise _Reached
 
-    def at_output(_module: nn.Module, _args: Any, output: Tensor) -> None:
-        seen.append(output)
-        raise _Reached
+@torch.no_grad()
+def features_at(net: nn.Module, cuts: Sequence[Cut], images: Tensor) -> list[Tensor]:
+    """What the network has at each cut, [N, *cut.shape], of images [N, channels, height, width], in one pass; what
+    follows the last of them does not run."""
+    seen: dict[int, Tensor] = {}
+
+    def keep(number: int, features: Tensor) -> None:
+        seen[number] = features.contiguous()
+        if len(seen) == len(cuts):
+            raise _Reached
 
     with ExitStack() as undo:
-        if cut.side == "input":
-            undo.callback(module.register_forward_pre_hook(at_input).remove)
-        else:
-            undo.callback(module.register_forward_hook(at_output).remove)
+        for number, cut in enumerate(cuts):
+            module = net.get_submodule(cut.path)
+            if cut.side == "input":
+                hook = module.register_forward_pre_hook(lambda _module, args, n=number: keep(n, args[0]))
+            else:
+                hook = module.register_forward_hook(lambda _module, _args, output, n=number: keep(n, output))
+            undo.callback(hook.remove)
         try:
             net(images)
         except _Reached:
-            return seen[0].contiguous()
-    raise RuntimeError(f"{cut.path} was not reached")
+            return [seen[number] for number in range(len(cuts))]
+    raise RuntimeError(f"of {', '.join(cut.path for cut in cuts)} some were not reached")
 
 
 class _Reached(Exception):
-    """The cut has been computed."""
+    """Whatever was wanted has been computed."""
 
 
 @torch.no_grad()

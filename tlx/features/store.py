@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from tlx.base.paths import expanded_path
 SHARE = 0.8
 """Of the room that the disk would have free without features, what they may take where no limit is set."""
 
-_ABOUT, _VALUES, _PARTS, _USED, _BAD = "about.json", "values", "parts", "used", "bad"
+_ABOUT, _VALUES, _PARTS, _USED, _COSTS, _BAD = "about.json", "values", "parts", "used", "costs.json", "bad"
 _WORDS: Mapping[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype("<f4"),
     torch.float16: np.dtype("<f2"),
@@ -45,6 +45,18 @@ _WORDS: Mapping[torch.dtype, np.dtype[Any]] = {
 def default_folder() -> Path:
     """TLX_FEATURES, or ``~/.cache/tlx/features``."""
     return expanded_path(environment().get("TLX_FEATURES") or "~/.cache/tlx/features", where="TLX_FEATURES")
+
+
+class Costs(NamedTuple):
+    """Seconds of a picture.
+
+    Attributes:
+        computed: its features, from its file.
+        read: these, from the disk.
+    """
+
+    computed: float
+    read: float
 
 
 @dataclass(frozen=True)
@@ -134,6 +146,11 @@ class FeatureStore:
             found |= {_part_of(file) for file in self.folder.glob(f"{_BAD}-*.json")}
         return sorted(found)
 
+    @property
+    def whole(self) -> bool:
+        """Whether everything is there."""
+        return (self.folder / _PARTS).is_file() and not self.missing(anew=True)
+
     def forget(self) -> None:
         """Whatever is there counts as missing."""
         write_whole(self.folder / _PARTS, bytes(self.layout.views * self.layout.parts))
@@ -160,6 +177,31 @@ class FeatureStore:
             os.fdatasync(file.fileno())
         with (self.folder / _PARTS).open("r+b") as file:
             _write_at(file.fileno(), b"\1", view * self.layout.parts + part)
+
+    @property
+    def costs(self) -> Costs | None:
+        """As they were measured first."""
+        try:
+            found = from_json((self.folder / _COSTS).read_bytes())
+            return Costs(float(found["computed"]), float(found["read"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def note(self, costs: Costs) -> None:
+        write_whole(self.folder / _COSTS, json_text(costs._asdict()))
+
+    def read(self, view: int, part: int, *, cold: bool) -> None:
+        """Reads a part, to measure it.
+
+        Args:
+            cold: from the disk, not from what the system keeps of it in memory.
+        """
+        places = self.layout.places(part)
+        start, size = (view * self.layout.samples + places.start) * self.layout.row, len(places) * self.layout.row
+        with (self.folder / _VALUES).open("rb") as file:
+            if cold:
+                os.posix_fadvise(file.fileno(), start, size, os.POSIX_FADV_DONTNEED)
+            os.pread(file.fileno(), size, start)
 
     def rows(self, view: int) -> NDArray[Any]:
         """[samples, *shape] of a view; bfloat16 as int16, which `tensor` undoes."""
@@ -252,7 +294,7 @@ def _remove(folder: Path) -> bool:
     finally:
         os.close(handle)
     (folder / _PARTS).unlink(missing_ok=True)  # first: what is half gone holds nothing
-    for name in (_VALUES, _ABOUT, _USED):
+    for name in (_VALUES, _ABOUT, _COSTS, _USED):
         (folder / name).unlink(missing_ok=True)
     for file in folder.glob(f"{_BAD}-*.json"):
         file.unlink(missing_ok=True)

@@ -64,12 +64,33 @@ class StoredFeatures:
     Attributes:
         view_of: an epoch's view.
         dtype: as the network has them, whatever they are stored as.
+        held: [views, samples, ...], where they are kept on a device.
     """
 
     store: FeatureStore
     manifest: Manifest
     view_of: ViewOfEpoch
     dtype: torch.dtype
+    held: Tensor | None = None
+
+    def held_on(self, device: torch.device) -> StoredFeatures:
+        """In a GPU's memory, where they take at most a quarter of what is free there; all pictures can be read then."""
+        if device.type != "cuda" or self.store.bad:
+            return self
+        free, _ = torch.cuda.mem_get_info(device)
+        return self.held_in(device) if self.store.layout.bytes <= free / 4 else self
+
+    def held_in(self, device: torch.device) -> StoredFeatures:
+        """In the memory of a device, as they are stored."""
+        layout = self.store.layout
+        held = torch.empty(layout.views, layout.samples, *layout.shape, dtype=layout.dtype, device=device)
+        for view in range(layout.views):
+            rows = self.store.rows(view)
+            for part in range(layout.parts):
+                places = layout.places(part)
+                here = slice(places.start, places.stop)
+                held[view, here] = self.store.tensor(np.array(rows[here])).to(device)
+        return replace(self, held=held)
 
     def load(self, loader: Loader, tasks: Iterator[Work]) -> Iterator[tuple[Loaded, Tensor]]:
         """What becomes of each Work, and its features [count, *shape].
@@ -85,8 +106,15 @@ class StoredFeatures:
                 yield loaded, self._tensor(room[: loaded.count])
             else:
                 ids: Ids = work.ids[:1] if work.first_only else work.ids
-                rows = self.store.rows(of_view.view)[ids]
-                yield Loaded(len(ids), tuple(ids.tolist()), ()), self._tensor(rows)
+                yield Loaded(len(ids), tuple(ids.tolist()), ()), self._gathered(of_view.view, ids)
+
+    def _gathered(self, view: int, ids: Ids) -> Tensor:
+        if self.held is None:
+            return self._tensor(self.store.rows(view)[ids])
+        index = torch.from_numpy(ids)
+        if self.held.device.type == "cuda":  # nothing waits for its copy
+            index = index.pin_memory().to(self.held.device, non_blocking=True)
+        return self.held[view].index_select(0, index).to(self.dtype)
 
     def _tensor(self, rows: NDArray[Any]) -> Tensor:
         return self.store.tensor(rows).to(self.dtype)

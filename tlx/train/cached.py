@@ -8,45 +8,33 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tlx import __version__
-from tlx.base.errors import UserError
 from tlx.base.files import plain as plain_json
 from tlx.data.pixels.jpeg_region import decoder
 from tlx.data.shards.manifest import Manifest
-from tlx.data.stream.batch_targets import values_of
 from tlx.data.stream.loader import Work, load
-from tlx.data.stream.reader import BadSample
 from tlx.data.stream.stream import ShardStream
-from tlx.features.cut import Cut, Rest, features_of, find_cut
-from tlx.features.solve import solved_head
+from tlx.features.cut import Cut, Rest, find_cut
 from tlx.features.store import FeatureStore, Layout, default_folder
 from tlx.features.stored import StoredFeatures, ViewOfEpoch, unchanged
 from tlx.plan.config import Config
 from tlx.plan.feature_cache import why_not
 from tlx.plan.plan import Phase
-from tlx.ranks.together import by_main
-from tlx.tasks.classification import Classification
 from tlx.train.evaluation import Validation
+from tlx.train.filling import Filling, Kept, Part, Shown
 from tlx.train.freeze import unfreeze
 from tlx.train.run import Run
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_SAY_S = 10.0
-
-Part = tuple[int, int]
-"""A view and the number of a part."""
-Shown = Iterator[tuple[Sequence[int], Tensor, Sequence[BadSample]]]
-"""Of each part: the pictures that could be read, by place, their pixels, and those that could not."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +54,6 @@ class PhaseInput:
         return net if self.cut is None else Rest(net, self.cut)
 
 
-class Stopped(Exception):
-    """A stop was asked for while features were computed."""
-
-
 def input_of(run: Run, phase: Phase) -> PhaseInput:
     """Pictures; or stored features, where the configuration and the phase allow it. The choice stands in the
     checkpoint: a phase that is gone on with keeps it.
@@ -79,14 +63,12 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
     """
     pictures, begun = PhaseInput(run.stream, run.validation), run.progress.phases[phase.name]
     why = why_not(run.config, phase, run.plan.steps_per_epoch)
-    if run.progress.step > phase.start and not begun.get("cache"):
+    before = begun.get("cache") if run.progress.step > phase.start else None
+    if run.progress.step > phase.start and not before:
         why = "it was begun from pictures"
     cut = None
     if why is None:
-        unfreeze(run.net, phase, run.plan)
-        height, width, channels = run.stream.loader.pictures.shape
-        image = (channels, height, width)
-        cut = find_cut(run.net, image, device=run.world.device, autocast=run.world.autocast)
+        cut = _cut_of(run, phase)
         if len(set(run.world.gather(str(cut)))) > 1:
             cut, why = None, "ranks have found other cuts"
         elif cut is None:
@@ -95,6 +77,10 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
             cut, why = None, "the moving average's frozen layers differ from the network's"
     features = _from_features(run, phase, pictures, cut) if cut is not None else why
     if isinstance(features, PhaseInput):
+        if before and before["cut"] != str(cut):
+            run.journal.note(f"cache: phase {phase.name} was begun at the {before['cut']}: equal within rounding")
+        if run.config.loop.compile:
+            run.journal.note(f"cache: phase {phase.name} trains from features and is not compiled")
         begun["cache"] = {"cut": str(cut), "mode": run.config.cache.mode, "views": run.config.cache.kept}
         return features
     begun["cache"] = None
@@ -105,23 +91,49 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
 
 def _from_features(run: Run, phase: Phase, pictures: PhaseInput, cut: Cut) -> PhaseInput | str:
     """The phase's input from features, which are computed where they are not there; or why they cannot be."""
-    wanted, stream, validation = run.config.cache, run.stream, run.validation
-    store = _store(run, cut, stream.manifest, views=wanted.kept, drawn=True)
-    why = _filled(run, phase, cut, store, functools.partial(_training_views, run, store.layout.part), "training")
+    wanted, stream, validation, device = run.config.cache, run.stream, run.validation, run.world.device
+    kept = _kept(run, phase, cut, stream.manifest, views=wanted.kept, drawn=True)
+    store = kept[0].store
+    shown = functools.partial(_training_views, run, store.layout.part)
+    why = Filling(run, phase, stream.manifest, kept, shown, "training").done()
     if why is not None:
         return why
     own = StoredFeatures(store, stream.manifest, ViewOfEpoch(wanted.kept, run.config.seed), cut.dtype)
-    found = PhaseInput(stream.of(own), validation, cut)
+    found = PhaseInput(stream.of(own.held_on(device)), validation, cut)
     if validation is None:
         return found
-    kept = _store(run, cut, validation.manifest, views=1, drawn=False)
+    kept = _kept(run, phase, cut, validation.manifest, views=1, drawn=False)
     run.net.eval()  # as evaluations have it; a phase sets its modes afterwards
-    why = _filled(run, phase, cut, kept, functools.partial(_validation_views, validation), "validation")
+    shown = functools.partial(_validation_views, validation)
+    why = Filling(run, phase, validation.manifest, kept, shown, "validation").done()
     if why is not None:
         return why
-    of_validation = StoredFeatures(kept, validation.manifest, ViewOfEpoch(1, 0), cut.dtype)
+    of_validation = StoredFeatures(kept[0].store, validation.manifest, ViewOfEpoch(1, 0), cut.dtype).held_on(device)
     batches = functools.partial(validation.batches, stored=of_validation)
     return replace(found, validation=replace(validation, batches=batches, normalise=unchanged))
+
+
+def _cut_of(run: Run, phase: Phase) -> Cut | None:
+    """With gradients and modes as the phase has them, in which the network is left."""
+    unfreeze(run.net, phase, run.plan)
+    height, width, channels = run.stream.loader.pictures.shape
+    return find_cut(run.net, (channels, height, width), device=run.world.device, autocast=run.world.autocast)
+
+
+def _kept(run: Run, phase: Phase, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -> list[Kept]:
+    """This phase's; where these have to be computed, those of later phases after it, which lie below."""
+    kept = [Kept(cut, _store(run, cut, manifest, views=views, drawn=drawn))]
+    if kept[0].store.whole:
+        return kept
+    for later in run.plan.phases:
+        if later.start <= phase.start or why_not(run.config, later, run.plan.steps_per_epoch) is not None:
+            continue
+        below = _cut_of(run, later)
+        if below is not None and str(below) != str(cut) and set(below.state) <= set(cut.state):
+            kept.append(Kept(below, _store(run, below, manifest, views=views, drawn=drawn)))
+    unfreeze(run.net, phase, run.plan)
+    distinct = {one.store.folder: one for one in reversed(kept)}
+    return list(reversed(distinct.values()))
 
 
 def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -> FeatureStore:
@@ -168,62 +180,7 @@ def _weights_digest(net: nn.Module, names: Sequence[str]) -> str:
     return found.hexdigest()
 
 
-def solve_head(run: Run, source: PhaseInput) -> None:
-    """The head's weights become those that fit the features of training pictures best, on all ranks, in the moving
-    average too.
-
-    Raises:
-        UserError: there are no features at its input, or it is no linear layer for one classification.
-    """
-    task, cut, stream = run.task, source.cut, run.stream
-    head = None if cut is None or cut.side != "input" else run.net.get_submodule(cut.path)
-    is_linear = isinstance(head, nn.Linear) and isinstance(task, Classification) and len(task.heads) == 1
-    if cut is None or not is_linear:
-        what = "a head is solved from features at its input"
-        what = what if cut is None else f"only a linear head of one class, and features are those of the {cut}"
-        todo = "cache: {views: 4} (or exact, with transforms: []), head: linear, a first phase that trains the head"
-        raise UserError(f"{what}; there is none here", where="head.init: solved", todo=todo)
-    assert isinstance(head, nn.Linear)
-    assert isinstance(task, Classification)
-
-    def solve() -> None:
-        features, labels, pictures = _all_features(source, task.target.name)
-        began = time.monotonic()
-        weight, bias, penalty = solved_head(features, labels, len(task.classes), pictures)
-        with torch.no_grad():
-            head.weight.copy_(weight)
-            if head.bias is not None:
-                head.bias.copy_(bias)
-        took = time.monotonic() - began
-        count = f"{len(features):,} views of {len(stream.manifest):,} pictures"
-        run.journal.note(f"head: logistic regression on {count}, penalty {penalty:g}, {took:.1f} s")
-
-    by_main(run.world, solve, faults=True)
-    run.world.broadcast(list(head.parameters()))
-    if run.ema is not None:
-        run.ema.module.load_state_dict(run.net.state_dict())
-
-
-def _all_features(source: PhaseInput, target: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Float32 [n, width] of all views of pictures that have a class and can be read; their classes, their places."""
-    stored = source.stream.stored
-    assert isinstance(stored, StoredFeatures)
-    store, manifest = stored.store, stored.manifest
-    labels = torch.from_numpy(values_of(manifest, [target], np.arange(len(manifest)))[target].astype(np.int64))
-    few = source.stream.loader.among
-    if few is not None:
-        labels[np.isin(np.arange(len(manifest)), few, invert=True)] = -1
-    rows, classes, places = list[Tensor](), list[Tensor](), list[Tensor]()
-    for view in range(store.layout.views):
-        read = torch.tensor([(view, place) not in store.bad for place in range(len(manifest))])
-        own = ((labels >= 0) & read).nonzero()[:, 0]
-        rows.append(store.tensor(store.rows(view)[own.numpy()]).float())
-        classes.append(labels[own])
-        places.append(own)
-    return torch.cat(rows), torch.cat(classes), torch.cat(places)
-
-
-# Computing them
+# Pictures of parts
 
 
 def _training_views(run: Run, part: int, missing: Sequence[Part]) -> Shown:
@@ -246,128 +203,3 @@ def _training_views(run: Run, part: int, missing: Sequence[Part]) -> Shown:
 def _validation_views(validation: Validation, missing: Sequence[Part]) -> Shown:
     for batch in validation.batches(numbers=[n for _, n in missing]):
         yield batch.ids.tolist(), batch.images, batch.bad
-
-
-def _filled(
-    run: Run, phase: Phase, cut: Cut, store: FeatureStore, shown: Callable[[Sequence[Part]], Shown], what: str
-) -> str | None:
-    """Computes what is missing, each rank its part; why it came to nothing, where it did: the same on every rank.
-
-    Raises:
-        Stopped: a stop was asked for.
-    """
-    world, layout = run.world, store.layout
-    why: str | None = None
-    try:
-        if world.main:
-            _refuse_large(run, store)
-            store.make({"phase": phase.name, "cut": str(cut), "run": str(run.folder)}, run.config.cache.limit)
-    except (UserError, OSError) as error:
-        why = str(error)
-    why = world.from_main(why)
-    if why is not None:
-        return why
-    why = _checked(run, cut, store, shown) if world.main else None
-    missing = world.from_main(store.missing(anew=True) if world.main else None)
-    if why is not None:
-        run.journal.note(why)
-    size = f"{layout.bytes / 1e6:,.1f} MB in {store.folder}"
-    about = f"{what} features of phase {phase.name}, {cut}, {layout.views} x {layout.samples:,}: {size}"
-    if not missing:
-        run.journal.note(f"cache: {about}, found")
-        return _opened(run, store)
-    run.journal.note(f"cache: computing {about}")
-    began, stopped = time.monotonic(), False
-    own = missing[world.rank * len(missing) // world.size : (world.rank + 1) * len(missing) // world.size]
-    try:
-        stopped = not _compute(run, cut, store, own, shown(own))
-    except NotKept as error:
-        why = str(error)
-    ends: list[tuple[str | None, bool]] = world.gather((why, stopped))
-    if any(stop for _, stop in ends):
-        raise Stopped
-    failed = [text for text, _ in ends if text is not None]
-    if failed:
-        return failed[0]
-    why = _opened(run, store)
-    if why is None:
-        run.journal.note(f"cache: computed in {time.monotonic() - began:.1f} s")
-    return why
-
-
-class NotKept(Exception):
-    """Features that cannot be stored, and why."""
-
-
-def _refuse_large(run: Run, store: FeatureStore) -> None:
-    """
-    Raises:
-        UserError: nobody has asked for features, and they are larger than the pictures.
-    """
-    pictures = sum(shard.bytes for shard in run.stream.manifest.shards)
-    if run.config.cache.mode == "auto" and store.layout.bytes > max(pictures, 1 << 20):
-        what = f"features take {store.layout.bytes / 1e6:,.0f} MB, and pictures {pictures / 1e6:,.0f} MB"
-        raise UserError(what, todo="cache: exact keeps them all the same")
-
-
-def _checked(run: Run, cut: Cut, store: FeatureStore, shown: Callable[[Sequence[Part]], Shown]) -> str | None:
-    """Computes a part of what is there once more: where that is something else by now (code of one's own was changed,
-    pictures without hashes), all of it counts as missing; a line about it then."""
-    there = set(store.missing())
-    first = next(((0, n) for n in range(store.layout.parts) if (0, n) not in there), None)
-    if first is None:
-        return None
-    ids, images, _ = next(iter(shown([first])))
-    if not len(ids):
-        return None
-    own = _features(run, cut, images, store.layout.part)[: len(ids)].to("cpu", store.layout.dtype).float()
-    kept = store.tensor(store.rows(0)[list(ids)]).float()
-    scale = float(own.abs().max()) or 1.0
-    if float((own - kept).abs().max()) <= 2e-2 * scale:
-        return None
-    store.forget()
-    return f"cache: features in {store.folder} are not what the network gives now, and are computed anew"
-
-
-def _opened(run: Run, store: FeatureStore) -> str | None:
-    """Maps the features on every rank; why that cannot be, the same on all."""
-    why = None
-    try:
-        store.hold()
-        store.rows(0)
-        _ = store.bad
-        if store.missing():
-            why = f"{store.folder} is not the same folder on all machines; cache: {{folder: ...}} on a shared disk"
-    except (OSError, ValueError) as error:
-        why = f"{store.folder}: {error}"
-    found: list[str | None] = run.world.gather(why)
-    return next((text for text in found if text is not None), None)
-
-
-def _features(run: Run, cut: Cut, images: Tensor, part: int) -> Tensor:
-    with run.world.autocast():
-        return features_of(run.net, cut, run.normalise(images.to(run.world.device), part))
-
-
-def _compute(run: Run, cut: Cut, store: FeatureStore, own: Sequence[Part], shown: Shown) -> bool:
-    """This rank's parts; false where a stop was asked for."""
-    world, layout, said = run.world, store.layout, time.monotonic()
-    for done, ((view, part), (ids, images, bad)) in enumerate(zip(own, shown, strict=True)):
-        world.watch.beat("batch")
-        places = layout.places(part)
-        rows = torch.zeros(len(places), *layout.shape, dtype=layout.dtype)
-        if len(ids):
-            features = _features(run, cut, images, layout.part)[: len(ids)]
-            rows[[place - places.start for place in ids]] = features.to("cpu", layout.dtype)
-            if not rows.isfinite().all():
-                raise NotKept(f"features are not finite in {str(layout.dtype).removeprefix('torch.')}")
-        try:
-            store.write(view, part, rows, {one.id: one.reason for one in bad})
-        except OSError as error:
-            raise NotKept(f"{store.folder}: {error.strerror or error}") from error
-        if run.stop.asked(look=True):
-            return False
-        if world.main and time.monotonic() - said > _SAY_S:
-            said = time.monotonic()
-            run.journal.note(f"cache: {done + 1:,} of {len(own):,} parts of {layout.part} pictures")
-    return True

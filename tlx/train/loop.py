@@ -14,13 +14,15 @@ from tlx.data.stream.transfer import on_device
 from tlx.plan.plan import Phase, Plan
 from tlx.runs.checkpoint import damage, read
 from tlx.runs.progress import Progress
-from tlx.train.cached import PhaseInput, Stopped, input_of, solve_head
+from tlx.train.cached import PhaseInput, input_of
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
+from tlx.train.filling import Stopped
 from tlx.train.freeze import train_mode
 from tlx.train.nonfinite import explain, tolerated
 from tlx.train.optim import forget
 from tlx.train.resume import load_weights, resume
 from tlx.train.run import Run, save
+from tlx.train.solved import solve_head
 from tlx.train.step import PhaseModel, by_step, prepare_phase, set_rates, share_unreadable
 from tlx.train.step_timer import StepTimer
 

@@ -1,0 +1,85 @@
+"""A head that begins as the solution on stored features; see :mod:`tlx.features.solve`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tlx.base.errors import UserError
+from tlx.data.stream.batch_targets import values_of
+from tlx.data.stream.order import derive, permuted
+from tlx.features.solve import solved_head
+from tlx.features.stored import StoredFeatures
+from tlx.ranks.together import by_main
+from tlx.tasks.classification import Classification
+from tlx.train.cached import PhaseInput
+from tlx.train.run import Run
+
+_MOST_BYTES = 2 << 30  # of the features that a head is solved on, in fp32: the solver holds a few times as much
+
+
+def solve_head(run: Run, source: PhaseInput) -> None:
+    """The head's weights become those that fit the features of training pictures best, on all ranks, in the moving
+    average too.
+
+    Raises:
+        UserError: there are no features at its input, or it is no linear layer for one classification.
+    """
+    task, cut, stream = run.task, source.cut, run.stream
+    head = None if cut is None or cut.side != "input" else run.net.get_submodule(cut.path)
+    is_linear = isinstance(head, nn.Linear) and isinstance(task, Classification) and len(task.heads) == 1
+    if cut is None or not is_linear:
+        what = "a head is solved from features at its input"
+        what = what if cut is None else f"only a linear head of one class, and features are those of the {cut}"
+        todo = "cache: {views: 4} (or exact, with transforms: []), head: linear, a first phase that trains the head"
+        raise UserError(f"{what}; there is none here", where="head.init: solved", todo=todo)
+    assert isinstance(head, nn.Linear)
+    assert isinstance(task, Classification)
+
+    def solve() -> None:
+        features, labels, pictures = _all_features(source, task.target.name, run.config.seed)
+        began = time.monotonic()
+        beat = lambda: run.world.watch.beat("batch")  # noqa: E731
+        weight, bias, penalty = solved_head(features, labels, len(task.classes), pictures, beat=beat)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            if head.bias is not None:
+                head.bias.copy_(bias)
+        took = time.monotonic() - began
+        shown = len(set(pictures.tolist()))
+        count = f"{len(features):,} views of {shown:,} pictures (there are {len(stream.manifest):,})"
+        run.journal.note(f"head: logistic regression on {count}, penalty {penalty:g}, {took:.1f} s")
+
+    by_main(run.world, solve, faults=True)
+    run.world.broadcast(list(head.parameters()))
+    if run.ema is not None:
+        run.ema.module.load_state_dict(run.net.state_dict())
+
+
+def _all_features(source: PhaseInput, target: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Float32 [n, width] of all views of pictures that have a class and can be read, as many as memory should hold,
+    drawn by the seed; their classes, their places."""
+    stored = source.stream.stored
+    assert isinstance(stored, StoredFeatures)
+    store, manifest = stored.store, stored.manifest
+    layout = store.layout
+    labels = torch.from_numpy(values_of(manifest, [target], np.arange(len(manifest)))[target].astype(np.int64))
+    few = source.stream.loader.among
+    if few is not None:
+        labels[np.isin(np.arange(len(manifest)), few, invert=True)] = -1
+    usable = (labels >= 0).nonzero()[:, 0].numpy()
+    most = max(_MOST_BYTES // (4 * layout.views * int(np.prod(layout.shape))), 1)
+    if len(usable) > most:
+        drawn = permuted(derive(seed, "solved"), len(usable), np.arange(most))
+        labels[np.setdiff1d(usable, usable[drawn])] = -1
+    rows, classes, places = list[Tensor](), list[Tensor](), list[Tensor]()
+    for view in range(layout.views):
+        read = torch.tensor([(view, place) not in store.bad for place in range(len(manifest))])
+        own = ((labels >= 0) & read).nonzero()[:, 0]
+        rows.append(store.tensor(store.rows(view)[own.numpy()]).float())
+        classes.append(labels[own])
+        places.append(own)
+    return torch.cat(rows), torch.cat(classes), torch.cat(places)
