@@ -12,6 +12,7 @@ import torch
 from composed import composer, raw_of
 from images import make_shards
 from safetensors.torch import load_file
+from shard_server import serve
 
 from tlx.base.errors import UserError
 from tlx.data.pixels.normalise import Normalise
@@ -24,6 +25,7 @@ from tlx.features.stored import StoredFeatures, ViewOfEpoch
 from tlx.plan.config import parse
 from tlx.runs.metrics_file import read_rows
 from tlx.train import command as training
+from tlx.train import solved
 from tlx.train.loop import fit
 
 
@@ -312,10 +314,30 @@ def test_a_head_begins_as_the_logistic_regression_on_features(shards, tmp_path, 
     )
     over = {"unfreeze": "head_only", "head": {"name": "linear", "init": "solved"}}
     _, rows = trained(settings(shards, tmp_path / "on", "exact", **over, phases={"each": {"lr": 1e-9, "duration": 1}}))
-    assert "logistic regression on 24 views of 24 pictures" in capsys.readouterr().out
+    assert "logistic regression on 24 views of 24 pictures (" in capsys.readouterr().out
     assert rows[-1]["val/top1"] > 0.9  # by colours, which random features tell apart
     with pytest.raises(UserError, match=r"head.init: solved: a head is solved from features"):
         trained(settings(shards, tmp_path / "off", "off", **over))
+
+
+def test_a_head_is_solved_on_as_many_pictures_as_memory_should_hold(shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(solved, "_MOST_BYTES", 4 * 96 * 2 * 7)  # two views of seven pictures
+    flips = [{"name": "random_resized_crop", "scale": [0.5, 1]}, "horizontal_flip"]
+    over = {"unfreeze": "head_only", "head": {"name": "linear", "init": "solved"}, "transforms": flips}
+    trained(settings(shards, tmp_path / "on", {"views": 2}, **over, phases={"each": {"lr": 1e-9, "duration": 1}}))
+    assert "on 14 views of 7 pictures (there are 24)" in capsys.readouterr().out
+
+
+def test_remote_shards_are_fetched_ahead(shards, tmp_path, monkeypatch):
+    asked, ahead = [], Manifest.ahead
+    monkeypatch.setattr(Manifest, "ahead", lambda self, some: asked.append(list(some)) or ahead(self, some))
+    with serve(shards) as server:
+        data = {"train": f"{server.url}/train", "val": str(shards / "val"), "batch": 7, "workers": 0}
+        over = {"unfreeze": "head_only", "data": data}
+        on, _ = trained(settings(shards, tmp_path / "on", "exact", **over))
+        assert asked == [[0, 1], [1, 2]]  # of 10, 10 and 4 pictures: four parts of 4 to measure, then the others
+        off, _ = trained(settings(shards, tmp_path / "off", "off", **over))
+    torch.testing.assert_close(on["fc.weight"], off["fc.weight"], rtol=1e-5, atol=1e-6)
 
 
 def test_a_store_in_use_stays_and_what_cannot_fit_costs_nobody_anything(tmp_path):
