@@ -54,6 +54,7 @@ def raw_of(said: argparse.Namespace, name: str, seed: int) -> dict[str, Any]:
         "unfreeze": "two_phase" if said.tune else "head_only",
         "phases": {"feature_extraction": head, **({"fine_tuning": tune} if said.tune else {})},
         "track": {"report": False},
+        "evaluate": {"every": "1ep" if said.each_epoch else f"{said.epochs + said.tune}ep"},
         **row,
         "cache": {**cache, "folder": str(said.out / "features")},
     }
@@ -83,6 +84,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--tune", type=int, default=0)
     parser.add_argument("--rows", default="")
+    parser.add_argument("--once", dest="each_epoch", action="store_false", help="evaluate at the end alone")
     said = parser.parse_args()
     first, _, last = said.seeds.partition("-")
     seeds = range(int(first), int(last or first) + 1)

@@ -97,6 +97,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--tune", type=int, default=8)
     parser.add_argument("--partial", type=int, default=0)
+    parser.set_defaults(each_epoch=True)
     said = parser.parse_args()
     if said.partial:
         phases = {"each": {"duration": f"{said.partial}ep", "lr": 1e-3}}
