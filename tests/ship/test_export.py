@@ -5,6 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
+import re
+import resource
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from commands import invoke
 from composed import finished, raw_of
 from hub import serve
@@ -22,8 +28,8 @@ import tlx
 from tlx import models
 from tlx.base.errors import UserError
 from tlx.data.pixels.normalise import Normalise
+from tlx.ship import card, graph, plain, quantise
 from tlx.ship import export as exporting
-from tlx.ship import graph, plain, quantise
 from tlx.ship.export import FORMATS, Options, export
 from tlx.use.model import Model
 
@@ -130,11 +136,12 @@ def test_programs_without_tlx_get_the_models_decisions(run, shards, tmp_path):
     assert float(probability) == pytest.approx(row["probability"], abs=0.01)
 
 
-def test_a_graph_says_what_it_is(run, several, tmp_path):
+def test_a_graph_says_what_it_is(several, tmp_path, monkeypatch):
     import onnx
     import onnxruntime
 
-    export(several, tmp_path / "m.onnx", Options("onnx", preprocess=True))
+    licences = card.Licences(data="cc-by-4.0")
+    export(several, tmp_path / "m.onnx", Options("onnx", preprocess=True, licences=licences))
     export(several, tmp_path / "m.pt2", Options("torch.export"))
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
     assert [one.name for one in session.get_outputs()] == ["tags", "age"]
@@ -144,6 +151,13 @@ def test_a_graph_says_what_it_is(run, several, tmp_path):
     said = {one.key: json.loads(one.value) for one in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert said["labels"] == {"tags": ["big", "old", "round", "wet"], "age": ["age"]}
     assert said["preprocessing"]["pixels"] == "uint8 RGB, NCHW, of this size"
+    described = onnx.load(tmp_path / "m.onnx").doc_string
+    assert "- of the data it was trained on: cc-by-4.0" in described
+    (code,) = re.findall("```python\n(.*?)```", described, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names = {"pixels": np.zeros((2, 3, 16, 16), np.uint8)}
+    exec(code, names)
+    assert [of.shape for of in names["outputs"]] == [(2, 4), (2, 1)]
     texts = {"labels.json": "", "preprocessing.json": ""}
     found = torch.export.load(tmp_path / "m.pt2", extra_files=texts).module()(torch.zeros(5, 3, 16, 16))
     assert {name: tuple(of.shape) for name, of in found.items()} == {"tags": (5, 4), "age": (5, 1)}
@@ -192,6 +206,82 @@ def test_what_cannot_be_is_told_first(run, tmp_path, out, options, told):
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
 
+def test_weights_of_a_lone_file_and_licences_without_a_card_are_told(run, tmp_path):
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes((run / "checkpoints" / "latest" / "model.safetensors").read_bytes())
+    with pytest.raises(UserError, match="this file lies in no checkpoint, which would have both"):
+        export(alone, tmp_path / "mine", Options("timm", weights="ema"))
+    with pytest.raises(UserError, match=r"no card(.|\n)*--to hub, or --to onnx"):
+        export(run, tmp_path / "mine", Options("timm", licences=card.Licences("mit")))
+
+
+def test_a_damaged_checkpoint_is_not_exported(run, tmp_path):
+    damaged = tmp_path / "run"
+    shutil.copytree(run, damaged, symlinks=True)
+    file = damaged / "checkpoints" / "latest" / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 64
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: this file is not what was written"):
+        export(damaged, tmp_path / "mine", Options("timm", weights="raw"), which="last")
+
+
+def test_data_that_are_gone_or_a_folder_of_pictures_are_called_by_their_name(run, shards, tmp_path, monkeypatch):
+    pictures = str(shards.parent / "s-pictures" / "val")
+    assert export(run, tmp_path / "mine", Options("timm", data=pictures))["data"] == pictures
+    monkeypatch.setattr(exporting, "place_of", lambda place: f"{place}-gone")
+    with pytest.raises(UserError, match=r"val-gone: the run's data to compare on cannot be used: .*\n  -> --data"):
+        export(run, tmp_path / "again", Options("timm"))
+
+
+@pytest.mark.parametrize("to", ["timm", "hub", "onnx", "torch.export"])
+def test_a_full_disk_is_told_and_nothing_is_left(run, tmp_path, to, monkeypatch):
+    writes = exporting.Making._written
+
+    def written(*words):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+        try:
+            return writes(*words)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    monkeypatch.setattr(exporting.Making, "_written", written)
+    with pytest.raises(UserError, match=r"cannot be written: File too large\n  -> make room, or another place"):
+        export(run, tmp_path / PLACES.get(to, to), Options(to))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_export_left_goes_and_that_of_another_one_stays(run, tmp_path):
+    def work(process):
+        folder = tmp_path / f".mine.{socket.gethostname()}-{process}.tmp"
+        folder.mkdir()
+        (folder / "some").write_text("thing")
+        return folder
+
+    gone, other = work(999_999_999), work(os.getppid())
+    export(run, tmp_path / "mine", Options("timm"))
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "mine", other])
+    assert not gone.exists()
+    others = (tmp_path / "mine" / "load.py").stat().st_mode
+    assert (tmp_path / "mine" / "model.safetensors").stat().st_mode == others
+
+
+def test_an_export_that_does_not_run_or_gives_too_little_is_refused(run, tmp_path, monkeypatch):
+    run_program = graph.run_program
+
+    def one_less(file, feed):
+        told = run_program(file, feed)
+        return lambda pixels: told(pixels)[:, 1:]
+
+    monkeypatch.setattr(graph, "run_program", one_less)
+    with pytest.raises(UserError, match="gives 2 outputs for 60 of 60 pictures, not 3"):
+        export(run, tmp_path / "mine.pt2", Options("torch.export"))
+    export(run, tmp_path / "mine.onnx", Options("onnx"))
+    with pytest.raises(UserError, match="onnxruntime fails: InvalidArgument"):
+        graph.run_onnx(tmp_path / "mine.onnx", lambda pixels: pixels.float())(torch.zeros(1, 3, 9, 9))
+
+
 def test_a_package_that_is_not_installed_and_heads_that_are_not_plain_are_told(run, several, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
@@ -231,6 +321,10 @@ def test_what_int8_costs_is_measured_on_pictures_that_nothing_was_chosen_by(run,
     model = onnx.load(tmp_path / "mine.onnx")
     said = {one.key: json.loads(one.value) for one in model.metadata_props}
     assert said["int8"]["drop"] == found["drop"]
+    drop = found["drop"]
+    cost = f"It costs {drop['value']:.2f} points of top-1 ({drop['low']:.2f} to {drop['high']:.2f}, 95 %, paired)"
+    assert cost in model.doc_string
+    assert f"| top1 | {found['top1']['fp32']:.4f} | {found['top1']['int8']:.4f} |" in model.doc_string
     assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
@@ -270,19 +364,43 @@ def test_the_hub_gets_the_folder_with_a_card_of_what_was_measured(run, tmp_path,
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
         with pytest.raises(UserError, match=r"-> hf auth login"):
             export(run, tmp_path / "again", Options("hub", push="me/mine"))
-    card = there["README.md"].decode()
-    assert card.startswith("---\n")
-    assert "license: apache-2.0" in card.partition("\n---")[0]
+    shown = there["README.md"].decode()
+    assert shown.startswith("---\n")
+    assert "license: apache-2.0" in shown.partition("\n---")[0]
     loss = look["metrics"]["loss"]
-    assert f"| loss | {loss['value']:.4f} | {loss['low']:.4f} | {loss['high']:.4f} |" in card
-    assert "- of the weights: apache-2.0" in card
-    assert "- of the data it was trained on: **not given**" in card
-    assert str(run.parent) not in card
-    assert str(tmp_path.parent) not in card
+    assert f"| loss | {loss['value']:.4f} | {loss['low']:.4f} | {loss['high']:.4f} |" in shown
+    assert "- of the weights: apache-2.0" in shown
+    assert "- of the data it was trained on: **not given**" in shown
+    assert str(run.parent) not in shown
+    assert str(tmp_path.parent) not in shown
     config = json.loads(there["config.json"])
     assert config["label_names"] == ["class0", "class1", "class2"]
     assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
     assert not Path(tmp_path / "again").exists()
+
+
+def test_a_hub_that_is_not_there_is_told_and_the_folder_is_kept(run, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nobody answers
+    monkeypatch.setenv("HF_TOKEN", "hf_of_tests")
+    later = f"-> it lies in {tmp_path / 'mine'}; hf upload me/mine {tmp_path / 'mine'} --private does it later"
+    with pytest.raises(UserError, match=re.escape(later)):
+        export(run, tmp_path / "mine", Options("hub", push="me/mine"))
+    assert (tmp_path / "mine" / "README.md").is_file()
+
+
+def test_a_licence_in_words_has_a_name_on_the_hub_and_texts_cannot_break_the_card(run):
+    said = card.front_matter(card.Licences("Ours: 'see' \"LICENSE\"\n---"))
+    assert yaml.safe_load(said.split("---\n")[1])["license_name"] == "ours-see-license"
+    assert yaml.safe_load(said.split("---\n")[1])["license"] == "other"
+    model = tlx.load(run, device="cpu")
+    odd = dataclasses.replace(model.description, metrics={"recall/a|b\nc": 0.5}, provenance={"step": 3})
+    text = card.body(dataclasses.replace(model, description=odd), [], [], card.Licences())
+    assert "| recall/a\\|b c | 0.5000 |" in text
+    assert "at step 3;" in text
+    bare = dataclasses.replace(odd, metrics={})
+    assert "Nothing was measured" in card.body(dataclasses.replace(model, description=bare), [], [], card.Licences())
 
 
 # Networks as they are used

@@ -6,12 +6,17 @@ import hashlib
 import json
 import math
 import os
+import re
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+_SCRATCH = re.compile(r"(?P<name_and_host>.+)-(?P<process>[0-9]{1,9})\.tmp")  # see scratch
+_OLD_S = 3600.0  # whoever is at a file writes to it more often than this
 
 
 def why_not_writable(folder: Path) -> str | None:
@@ -78,6 +83,33 @@ def scratch(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(path)
         raise
+
+
+def is_left(path: Path) -> bool:
+    """Whether nobody is at writing what :func:`scratch` named so; of other machines' processes, whether it is old."""
+    named = _SCRATCH.fullmatch(path.name)
+    if named is None:  # no process of this version of tlx writes so
+        return True
+    if named["name_and_host"].endswith(f".{socket.gethostname()}") and not _others_at_work(int(named["process"])):
+        return True
+    try:
+        return time.time() - path.stat().st_mtime > _OLD_S
+    except FileNotFoundError:  # renamed meanwhile
+        return False
+
+
+def _others_at_work(number: int) -> bool:
+    """Whether another process than this one has this number, and runs."""
+    import psutil
+
+    if number == os.getpid() or not psutil.pid_exists(number):
+        return False
+    try:
+        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True
 
 
 def sha256_of(file: IO[bytes]) -> str:

@@ -72,8 +72,11 @@ def compared(model: Model, shown: Shown, run: Run, tolerance: float) -> dict[str
     Raises:
         UserError: a probability differs by more than the tolerance, or is no number.
     """
-    columns = sum(model.task.heads.values())
     given = torch.cat([run(pixels) for pixels in (shown.pixels[:1], *batches(shown.pixels[1:], 32))])  # any number
+    columns = sum(model.task.heads.values())
+    if given.shape != (len(shown.ids), columns):
+        what = f"the export gives {given.shape[1]} outputs for {len(given)} of {len(shown.ids)} pictures, not {columns}"
+        raise UserError(what, todo="nothing was written; another format may do, and tlx predict does in any case")
     own, other = (_probabilities(model.task, outputs[:, :columns].double()) for outputs in (shown.outputs, given))
     apart = (own - other).abs().nan_to_num(nan=torch.inf)
     kept = model.description.kept

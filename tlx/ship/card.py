@@ -1,9 +1,12 @@
-"""The Hub's README.md of a model, with the numbers that were measured and nothing that was not; and the upload."""
+"""What goes with a model for people: the Hub's README.md, the description in an ONNX file. It has the numbers that were
+measured and nothing that was not. And the upload."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 from tlx.base.errors import UserError
 from tlx.runs.run_files import RunFiles, within
 from tlx.ship.plain import activation
+from tlx.use.description import ModelDescription
 from tlx.use.evaluate import FOLDER
 from tlx.use.model import Model
 
@@ -26,13 +30,108 @@ class Licences:
     data: str | None = None
 
 
-def card(model: Model, looks: list[dict[str, Any]], licences: Licences, repository: str) -> str:
+def front_matter(licences: Licences) -> str:
+    """What the Hub reads of the card, above it. A licence in words is `other` to it, with a name."""
+    from huggingface_hub import ModelCardData
+
+    data = ModelCardData(
+        library_name="timm",
+        license=licences.weights,
+        pipeline_tag="image-classification",
+        tags=["timm", "image-classification", "tlx"],
+    )
+    if licences.weights is not None and re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", licences.weights) is None:
+        data.license, data.license_name = "other", re.sub(r"[^a-z0-9]+", "-", licences.weights.lower()).strip("-")
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def body(
+    model: Model,
+    lines: Iterable[str],
+    looks: list[dict[str, Any]],
+    licences: Licences,
+    int8: Mapping[str, Any] | None = None,
+) -> str:
     """
     Args:
+        lines: of Python that uses it.
         looks: see :func:`looks_of`; without any, the metrics that chose the checkpoint are told.
+        int8: what it costs, see :func:`tlx.ship.quantise.quantised`.
+    """
+    said, spec = model.description, model.description.input
+    parts = [
+        f"# {said.backbone['name']}, {len(said.outputs)} outputs ({said.task['name']})",
+        "",
+        f"Trained with tlx from weights `{said.provenance.get('weights')}`.",
+        *("", "```python", *lines, "```", ""),
+        f"Pictures: {spec.size[0]} x {spec.size[1]} pixels, a centre crop of {spec.crop_pct:g} of the short side,",
+        f"{spec.interpolation}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}.",
+    ]
+    if said.temperature is not None:
+        parts.append(f"Logits divided by {said.temperature:.4g} give probabilities as calibrated on validation data.")
+    parts += ["", "## How good it is", "", *_measured(model, looks)]
+    if int8 is not None:
+        parts += ["", "## What int8 costs", "", *_of_int8(int8)]
+    parts += ["", "## Licences", "", f"- of the weights: {licences.weights or _NOT_GIVEN}"]
+    parts += [f"- of the data it was trained on: {licences.data or _NOT_GIVEN}"]
+    parts += ["", "## Where it comes from", "", "| | |", "|---|---|"]
+    parts += [f"| {name} | `{of}` |" for name, of in said.provenance.items() if of is not None]
+    return "\n".join(parts) + "\n"
+
+
+def timm_lines(model: Model, repository: str) -> Iterator[str]:
+    """
+    Args:
         repository: ``OWNER/NAME``, where it goes.
     """
-    return "\n".join(_lines(model, looks, licences, repository)) + "\n"
+    is_upright, active = model.description.upright, activation(model)
+    yield from ("import timm", "import torch", "from PIL import Image, ImageOps", "")
+    yield f'net = timm.create_model("hf-hub:{repository}", pretrained=True).eval()  # or "local-dir:FOLDER"'
+    yield "view = timm.data.create_transform(**timm.data.resolve_model_data_config(net))"
+    yield f'image = {"ImageOps.exif_transpose" if is_upright else ""}(Image.open("a.jpg")).convert("RGB")'
+    yield from ("with torch.inference_mode():", "    outputs = net(view(image)[None])[0]")
+    if active == ".softmax(1)":
+        yield 'print(net.pretrained_cfg["label_names"][int(outputs.argmax())])'
+    else:
+        yield f'print(dict(zip(net.pretrained_cfg["label_names"], outputs{active}.tolist())))'
+
+
+def onnx_lines(name: str, model: Model, takes: str) -> Iterator[str]:
+    """
+    Args:
+        takes: its numbers, ``uint8`` or ``float32``.
+    """
+    shape = f"[n, {model.description.input.channels}, {', '.join(map(str, model.description.input.size))}]"
+    yield from ("import json", "", "import onnxruntime", "")
+    yield f"session = onnxruntime.InferenceSession({name!r})"
+    yield "about = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}"
+    yield 'print(about["labels"], about["preprocessing"])'
+    yield f'outputs = session.run(None, {{"pixels": pixels}})  # {takes} {shape}'
+
+
+def _measured(model: Model, looks: list[dict[str, Any]]) -> Iterator[str]:
+    for look in looks:
+        yield from _look(look)
+    told = {name: value for name, value in model.description.metrics.items() if name not in _COUNTS}
+    if not looks and not told:
+        yield "Nothing was measured of these weights."
+    elif not looks:
+        step = model.description.provenance.get("step")
+        yield f"Of the evaluation in training at step {step}; no interval was measured:"
+        yield from ("", "| metric | value |", "|---|---|")
+        yield from (f"| {_cell(name)} | {value:.4f} |" for name, value in told.items())
+
+
+def _of_int8(int8: Mapping[str, Any]) -> Iterator[str]:
+    drop, speed, top1, count = int8["drop"], int8["pictures_per_second"], int8["top1"], int8["reported"]
+    yield f"The numbers above are of the network in fp32. int8 is by the recipe `{int8['recipe']}`, the best of"
+    yield f"{len(int8['tried'])}. On {count} pictures that it was neither calibrated nor chosen by:"
+    yield from ("", "| | fp32 | int8 |", "|---|---|---|")
+    yield f"| top1 | {top1['fp32']:.4f} | {top1['int8']:.4f} |"
+    yield f"| pictures per second, on the CPU that exported it | {speed['fp32']:.1f} | {speed['int8']:.1f} |"
+    yield ""
+    yield f"It costs {drop['value']:.2f} points of top-1 ({drop['low']:.2f} to {drop['high']:.2f}, 95 %, paired), and"
+    yield f"{int8['equal_decisions']} of {count} decisions are equal."
 
 
 def looks_of(run: Path | None, sha256: str) -> list[dict[str, Any]]:
@@ -50,55 +149,31 @@ def _weights(look: Mapping[str, Any]) -> Any:
     return weights.get("sha256") if isinstance(weights, dict) else None
 
 
-def _lines(model: Model, looks: list[dict[str, Any]], licences: Licences, repository: str) -> Iterator[str]:
-    said, spec = model.description, model.description.input
-    yield from ("---", _header(model, licences), "---", "")
-    yield f"# {said.backbone['name']}, {len(said.outputs)} outputs ({said.task['name']})"
-    yield from (
-        "",
-        f"Trained with tlx from weights `{_without_folders(said.provenance.get('weights'))}`.",
-        "",
-        "```python",
-    )
-    yield from ("import timm", "import torch", "from PIL import Image, ImageOps", "")
-    yield f'net = timm.create_model("hf-hub:{repository}", pretrained=True).eval()  # or "local-dir:FOLDER"'
-    yield "view = timm.data.create_transform(**timm.data.resolve_model_data_config(net))"
-    yield f'image = {"ImageOps.exif_transpose" if said.upright else ""}(Image.open("a.jpg")).convert("RGB")'
-    yield from ("with torch.inference_mode():", "    outputs = net(view(image)[None])[0]")
-    told = 'print(net.pretrained_cfg["label_names"][int(outputs.argmax())])'
-    if activation(model) != ".softmax(1)":
-        told = f'print(dict(zip(net.pretrained_cfg["label_names"], outputs{activation(model)}.tolist())))'
-    yield from (told, "```", "")
-    yield f"Pictures: {spec.size[0]} x {spec.size[1]} pixels, a centre crop of {spec.crop_pct:g} of the short side,"
-    yield f"{spec.interpolation}, mean {_numbers(spec.mean)}, std {_numbers(spec.std)}."
-    yield from ("", "## How good it is", "")
-    for look in looks:
-        yield from _look(look)
-    if not looks:
-        yield "Of the evaluation in training that chose these weights; no interval was measured:"
-        yield from ("", "| metric | value |", "|---|---|")
-        yield from (f"| {name} | {value:.4f} |" for name, value in said.metrics.items() if name not in _COUNTS)
-    yield from ("", "## Licences", "", f"- of the weights: {licences.weights or _NOT_GIVEN}")
-    yield f"- of the data it was trained on: {licences.data or _NOT_GIVEN}"
-    yield from ("", "## Where it comes from", "", "| | |", "|---|---|")
-    told_of = {name: of for name, of in said.provenance.items() if of is not None and name != "loaded"}
-    yield from (f"| {name} | `{_without_folders(of)}` |" for name, of in told_of.items())
-
-
 def _look(look: Mapping[str, Any]) -> Iterator[str]:
     bootstrap = look.get("bootstrap")
     resamples = bootstrap.get("resamples") if isinstance(bootstrap, dict) else None
-    where = _without_folders(look.get("data"), 2)
+    where = _end(str(look.get("data")), 2)
     yield f"{look.get('samples')} pictures of `{where}`, {look.get('time')}; intervals: 95 % of {resamples}"
     yield from ("resamples.", "", "| metric | value | from | to |", "|---|---|---|---|")
     for name, of in dict(look.get("metrics") or {}).items():
-        yield f"| {name} | {_number(of.get('value'))} | {_number(of.get('low'))} | {_number(of.get('high'))} |"
+        yield f"| {_cell(name)} | {_number(of.get('value'))} | {_number(of.get('low'))} | {_number(of.get('high'))} |"
     yield ""
 
 
-def _without_folders(value: Any, kept: int = 1) -> str:
-    """Of a path on this machine, its end: where it lies is nobody's business."""
-    return "/".join(Path(str(value)).parts[-kept:]) if str(value).startswith(("/", "~")) else str(value)
+def without_folders(said: ModelDescription) -> ModelDescription:
+    """Where files lie on this machine is nobody's business: of paths, their ends, and nothing of what loading told."""
+    kept = {name: _end(of) for name, of in said.provenance.items() if name != "loaded"}
+    return dataclasses.replace(said, provenance=kept)
+
+
+def _end(value: Any, kept: int = 1) -> Any:
+    """Of a path, its last names; other values as they are."""
+    return "/".join(Path(value).parts[-kept:]) if isinstance(value, str) and value.startswith(("/", "~")) else value
+
+
+def _cell(text: str) -> str:
+    """Of a table."""
+    return " ".join(text.replace("|", "\\|").split())
 
 
 def _number(value: Any) -> str:
@@ -107,18 +182,6 @@ def _number(value: Any) -> str:
 
 def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
-
-
-def _header(model: Model, licences: Licences) -> str:
-    from huggingface_hub import ModelCardData
-
-    data = ModelCardData(
-        library_name="timm",
-        license=licences.weights,
-        pipeline_tag="image-classification",
-        tags=["timm", "image-classification", "tlx"],
-    )
-    return str(data.to_yaml())
 
 
 def check_repository(repository: str) -> None:
@@ -136,9 +199,9 @@ def check_repository(repository: str) -> None:
     except HFValidationError as error:
         raise UserError(str(error), where=f"--push {repository}", todo="--push OWNER/NAME") from error
     if repository.count("/") != 1:
-        raise UserError("whose is it?", where=f"--push {repository}", todo="--push OWNER/NAME")
+        raise UserError("a repository has an owner", where=f"--push {repository}", todo="--push OWNER/NAME")
     if get_token() is None:
-        raise UserError("the Hub takes it from somebody alone", where=f"--push {repository}", todo="hf auth login")
+        raise UserError("nobody is logged in to the Hub", where=f"--push {repository}", todo="hf auth login")
 
 
 def push(folder: Path, repository: str) -> str:
@@ -156,10 +219,10 @@ def push(folder: Path, repository: str) -> str:
     try:
         url = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository, commit_message="Model of tlx export")
-    except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as error:
-        why = " ".join(str(error).split())[:300]
-        what = f"the Hub does not take it: {why}"
+    except Exception as error:  # of its client, and of the one that this uses
+        what = f"the Hub does not take it: {' '.join(str(error).split())[:300] or type(error).__name__}"
+        later = shlex.join(["hf", "upload", repository, str(folder), "--private"])
         raise UserError(
-            what, where=f"--push {repository}", todo=f"it lies in {folder}: hf upload does it later"
+            what, where=f"--push {repository}", todo=f"it lies in {folder}; {later} does it later"
         ) from error
     return str(url)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,21 +16,25 @@ import torch
 from torch import Tensor
 
 from tlx.base.errors import UserError, did_you_mean
-from tlx.base.files import scratch, sha256_of
+from tlx.base.files import is_left, scratch, why_not_writable
 from tlx.base.location import place as place_of
 from tlx.base.location import shown as shown_of
 from tlx.base.terminal import say
 from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.file_list import FileList
+from tlx.runs.checkpoint import read_state
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.ship import card, graph, plain
 from tlx.ship.agreement import TOLERANCES, Run, Shown, compared
 from tlx.ship.quantise import Parts, quantised
 from tlx.tasks.classification import Classification
-from tlx.use.evaluate import run_of
-from tlx.use.inputs import listed, opened
+from tlx.use import temperature
+from tlx.use.evaluate import hash_of, run_of
+from tlx.use.inputs import listed
 from tlx.use.judged_data import JudgedData, data_of
 from tlx.use.load import Which, find_file, load
 from tlx.use.model import Model
+from tlx.use.row_text import written
 
 _COMPARED = 64  # pictures, where there are as many
 _JUDGED = 2048  # pictures that int8 is chosen and judged on, at most: they are in memory
@@ -49,14 +54,15 @@ class Format(NamedTuple):
     extra: str = ""
     precisions: tuple[str, ...] = ("fp32",)
     preprocess: bool = False
+    has_card: bool = False
 
 
 _ONNX = ("onnx", "onnxruntime", "onnxscript")
 FORMATS: Mapping[str, Format] = {
     "timm": Format(),
     "torchvision": Format(),
-    "hub": Format(),
-    "onnx": Format(".onnx", _ONNX, "onnx", ("fp32", "fp16", "int8"), preprocess=True),
+    "hub": Format(has_card=True),
+    "onnx": Format(".onnx", _ONNX, "onnx", ("fp32", "fp16", "int8"), preprocess=True, has_card=True),
     "torch.export": Format(".pt2", preprocess=True),
     "openvino": Format("", (*_ONNX, "openvino"), "openvino", ("fp32", "fp16"), preprocess=True),
 }
@@ -95,21 +101,25 @@ def export(place: Path, out: Path, options: Options, *, which: Which = "best", t
 
     Raises:
         UserError: a format that the network cannot have, a package that is not installed, no pictures to compare on, an
-            export that says something else; something lies at `out`; a Hub that does not take it.
+            export that says something else; something lies at `out`, or it cannot be written; damaged weights; a Hub
+            that does not take it.
     """
     _refuse(out, options)
     file, own = _weights(place, which, options.weights)
-    model = load(file, device="cpu", trusted=trusted or own)
+    run, sha256 = run_of(place), hash_of(file)
+    if own:
+        _refuse_damaged(file, sha256)
+    model = _described(load(file, device="cpu", trusted=trusted or own), run, sha256)
     library = plain.library_of(model, options.to)[1] if options.to in ("timm", "torchvision", "hub") else ""
     if options.precision == "int8" and not isinstance(model.task, Classification):
         what = f"what int8 costs is measured in top-1, and the task is {model.description.task['name']}"
         raise UserError(what, where="--precision int8", todo="--precision fp16, or fp32")
-    making = Making(model, file, run_of(place), out, options, library)
-    with _beside(out) as work:
+    making = Making(model, file, sha256, run, out, options, library)
+    with written(out), _beside(out) as work:
         found = making.made(work)
         for made in (work / out.name).rglob("*") if (work / out.name).is_dir() else (work / out.name,):
-            with made.open("rb") as written:
-                os.fsync(written.fileno())
+            with made.open("rb") as whole:
+                os.fsync(whole.fileno())
         _refuse_existing(out)  # it may have come meanwhile
         os.rename(work / out.name, out)
     if options.push is not None:
@@ -128,6 +138,7 @@ class Making:
 
     model: Model
     file: Path
+    sha256: str
     run: Path | None
     out: Path
     options: Options
@@ -138,16 +149,14 @@ class Making:
         options, made = self.options, work / self.out.name
         data = self._data()
         shown = self._shown(data, _drawn(len(data.source))[:_COMPARED])
-        with self.file.open("rb") as opened_file:
-            sha256 = sha256_of(opened_file)
-        run = self._written(work, made, sha256)
+        run = self._written(work, made)
         precision = "fp32" if options.precision == "int8" else options.precision
         agreement = compared(self.model, shown, run, TOLERANCES[precision])
         found = {
             "out": str(self.out),
             "format": options.to,
             "precision": options.precision,
-            "weights": {"file": str(self.file), "sha256": sha256},
+            "weights": {"file": str(self.file), "sha256": self.sha256},
             "data": data.name,
             "tolerance": TOLERANCES[precision],
             **agreement,
@@ -156,13 +165,12 @@ class Making:
             found["int8"] = self._quantised(work, made, data)
         return {**found, "bytes": sum(f.stat().st_size for f in (made, *made.rglob("*")) if f.is_file())}
 
-    def _written(self, work: Path, made: Path, sha256: str) -> Run:
+    def _written(self, work: Path, made: Path) -> Run:
         """The export, as its own library runs it."""
         model, options = self.model, self.options
         feed = graph.feed_of(model, preprocess=options.preprocess)
         if options.to == "hub":
-            text = card.card(model, card.looks_of(self.run, sha256), options.licences, options.push or "OWNER/NAME")
-            plain.write_hub(model, made, self.name, text)
+            plain.write_hub(model, made, self.name, self._card(card.timm_lines(model, options.push or "OWNER/NAME")))
             return plain.run_hub(made, model, feed)
         if options.to in ("timm", "torchvision"):
             plain.write_plain(model, made, options.to, self.name)
@@ -174,7 +182,7 @@ class Making:
             return graph.run_program(made, feed)
         proto, file = graph.onnx_of(program, model), made if options.to == "onnx" else work / "fp32.onnx"
         half = options.precision == "fp16"
-        graph.write_onnx(graph.halved(proto) if half and options.to == "onnx" else proto, file, said)
+        graph.write_onnx(graph.halved(proto) if half and options.to == "onnx" else proto, file, said, self._onnx_card())
         if options.to == "onnx":
             return graph.run_onnx(made, feed)
         graph.write_openvino(file, made, said, half=half)
@@ -189,8 +197,16 @@ class Making:
         feed = graph.feed_of(self.model, preprocess=options.preprocess)
         found = quantised(fp32, int8, self._parts(data), feed, options.max_drop)
         said = graph.about(self.model, preprocess=options.preprocess, precision="int8", int8=found)
-        graph.write_onnx(onnx.load(int8), made, said)
+        graph.write_onnx(onnx.load(int8), made, said, self._onnx_card(found))
         return found
+
+    def _onnx_card(self, int8: Mapping[str, Any] | None = None) -> str:
+        takes = "uint8" if self.options.preprocess else "float32"
+        return self._card(card.onnx_lines(self.out.name, self.model, takes), int8)
+
+    def _card(self, lines: Iterable[str], int8: Mapping[str, Any] | None = None) -> str:
+        text = card.body(self.model, lines, card.looks_of(self.run, self.sha256), self.options.licences, int8)
+        return card.front_matter(self.options.licences) + text if self.options.to == "hub" else text
 
     # Pictures
 
@@ -207,9 +223,16 @@ class Making:
                 what = "it lies in no run, which would name pictures to compare on"
                 raise UserError(what, where=str(self.file), todo="--data SHARDS|FOLDER")
             location = str(place_of(named))
-        if self.options.precision == "int8":
-            return data_of(location, self.model)
-        return JudgedData(opened(listed([location]))[0])
+        try:
+            if self.options.precision == "int8":
+                return data_of(location, self.model)
+            (found,) = listed([location])
+            return JudgedData(Manifest.open(found) if isinstance(found, str) else FileList(found, location))
+        except UserError as error:
+            if self.options.data is not None:
+                raise
+            what = f"the run's data to compare on cannot be used: {error.what}"
+            raise UserError(what, where=error.where, todo="--data SHARDS|FOLDER of other pictures") from error
 
     def _shown(self, data: JudgedData, places: Tensor) -> Shown:
         ids, pixels = self.model.pixels(data.source, places)
@@ -260,11 +283,32 @@ def _drawn(count: int) -> Tensor:
 
 def _weights(place: Path, which: Which, weights: str | None) -> tuple[Path, bool]:
     file, own = find_file(place, which)
-    if weights is not None and own:
+    if weights is not None and not own:
+        raise UserError("this file lies in no checkpoint, which would have both", where=str(file), todo="no --weights")
+    if weights is not None:
         file = file.with_name(_WEIGHTS[weights])
         if not file.is_file():
             raise UserError("this checkpoint has no moving average", where=str(file), todo="--weights raw")
     return file, own
+
+
+def _refuse_damaged(file: Path, sha256: str) -> None:
+    """Of a checkpoint, which says what was written; an export would agree with whatever is there.
+
+    Raises:
+        UserError: it is something else.
+    """
+    wanted = mapping(read_state(file.parent).get("files")).get(file.name)
+    if wanted not in (None, sha256):
+        what = "this file is not what was written: its hash is another one"
+        raise UserError(what, where=str(file), todo="another checkpoint: tlx status says which there are")
+
+
+def _described(model: Model, run: Path | None, sha256: str) -> Model:
+    """With the temperature of these weights, where one was fitted, and without this machine's folders."""
+    said = card.without_folders(model.description)
+    fitted = temperature.kept(run, sha256, None) if run is not None else None
+    return replace(model, description=replace(said, temperature=fitted["temperature"]) if fitted is not None else said)
 
 
 def _refuse(out: Path, options: Options) -> None:
@@ -282,13 +326,16 @@ def _refuse(out: Path, options: Options) -> None:
     if options.preprocess and not form.preprocess:
         todo = "leave it out, or: onnx, torch.export, openvino"
         raise UserError("this format is weights alone", where="--preprocess", todo=todo)
+    if options.licences != card.Licences() and not form.has_card:
+        raise UserError("this format has no card to write it in", where="--license", todo="--to hub, or --to onnx")
     if options.push is not None and options.to != "hub":
         raise UserError("the Hub shows the folder of --to hub", where="--push", todo="--to hub")
     if form.suffix and out.suffix != form.suffix:
         raise UserError(f"a file of {options.to} ends in {form.suffix}", where=str(out), todo=f"{out}{form.suffix}")
     _refuse_existing(out)
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise UserError("nothing can be written there", where=str(out.absolute().parent))
+    if (why := why_not_writable(out.absolute().parent)) is not None:
+        what = f"nothing can be written there: {why}"
+        raise UserError(what, where=str(out.absolute().parent), todo="make it, or name another place")
     absent = [name for name in form.packages if importlib.util.find_spec(name) is None]
     if absent:
         todo = f'pip install "tlx[{form.extra}]"'
@@ -304,7 +351,10 @@ def _refuse_existing(out: Path) -> None:
 
 @contextmanager
 def _beside(out: Path) -> Iterator[Path]:
-    """A folder beside `out`; it goes in any case."""
+    """A folder beside `out`; it goes in any case. Those of exports that were killed go, too."""
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*-[0-9]*.tmp"):
+        if is_left(left):
+            shutil.rmtree(left, ignore_errors=True)
     with scratch(out) as work:
         work.mkdir()
         try:

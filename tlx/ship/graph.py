@@ -76,6 +76,7 @@ def quiet(what: str) -> Iterator[None]:
 
     Raises:
         UserError: they cannot do it.
+        OSError: of the disk.
     """
     said = io.StringIO()
     before = logging.root.manager.disable
@@ -87,6 +88,8 @@ def quiet(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # of torch, onnx, onnxruntime, openvino
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         why = f"{type(error).__name__}: {' '.join(lines)[:400]}"
         raise UserError(f"{what} fails: {why}", todo="another format may do") from error
@@ -105,8 +108,10 @@ def exported(model: Model, *, preprocess: bool) -> torch.export.ExportedProgram:
 
 
 def write_program(program: torch.export.ExportedProgram, file: Path, said: Mapping[str, str]) -> None:
+    whole = io.BytesIO()  # a full disk would end the process in torch's own writing
     with quiet("torch.export.save"):
-        torch.export.save(program, file, extra_files={f"{name}.json": text for name, text in said.items()})
+        torch.export.save(program, whole, extra_files={f"{name}.json": text for name, text in said.items()})
+    file.write_bytes(whole.getbuffer())
 
 
 def run_program(file: Path, feed: Callable[[Tensor], Tensor]) -> Run:
@@ -114,7 +119,7 @@ def run_program(file: Path, feed: Callable[[Tensor], Tensor]) -> Run:
         module = torch.export.load(file).module()
 
     def run(pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with quiet("the program that was loaded"), torch.inference_mode():
             found = module(feed(pixels))
         return torch.cat(list(found.values()), 1) if isinstance(found, dict) else found
 
@@ -144,9 +149,14 @@ def halved(proto: Any) -> Any:
         return convert_float_to_float16(proto, keep_io_types=True)
 
 
-def write_onnx(proto: Any, file: Path, said: Mapping[str, str]) -> None:
+def write_onnx(proto: Any, file: Path, said: Mapping[str, str], card: str) -> None:
+    """
+    Args:
+        card: Markdown, which viewers show as the model's description.
+    """
     import onnx
 
+    proto.doc_string = card
     onnx.helper.set_model_props(proto, dict(said))
     with quiet("onnx.save"):
         onnx.save(proto, file)
@@ -164,9 +174,13 @@ def session_of(file: Path) -> Any:
 
 def run_onnx(file: Path, feed: Callable[[Tensor], Tensor]) -> Run:
     session = session_of(file)
-    return lambda pixels: torch.from_numpy(
-        np.concatenate([np.asarray(one, np.float32) for one in session.run(None, {INPUT: feed(pixels).numpy()})], 1)
-    )
+
+    def run(pixels: Tensor) -> Tensor:
+        with quiet("onnxruntime"):
+            found = session.run(None, {INPUT: feed(pixels).numpy()})
+        return torch.from_numpy(np.concatenate([np.asarray(one, np.float32) for one in found], 1))
+
+    return run
 
 
 def write_openvino(onnx_file: Path, folder: Path, said: Mapping[str, str], *, half: bool) -> None:
@@ -175,7 +189,7 @@ def write_openvino(onnx_file: Path, folder: Path, said: Mapping[str, str], *, ha
 
     folder.mkdir()
     with quiet("openvino's conversion"):
-        made = openvino.convert_model(str(onnx_file))
+        made = openvino.Core().read_model(str(onnx_file))  # convert_model reports its use to a server
         for name, text in said.items():
             made.set_rt_info(text, ["tlx", name])
         openvino.save_model(made, str(folder / "model.xml"), compress_to_fp16=half)
@@ -188,7 +202,8 @@ def run_openvino(folder: Path, feed: Callable[[Tensor], Tensor]) -> Run:
         network = openvino.Core().compile_model(str(folder / "model.xml"), "CPU", EXACT)
 
     def run(pixels: Tensor) -> Tensor:
-        found = network(feed(pixels).numpy())
+        with quiet("openvino"):
+            found = network(feed(pixels).numpy())
         outputs: list[NDArray[np.float32]] = [np.array(found[one]) for one in network.outputs]
         return torch.from_numpy(np.concatenate(outputs, 1))
 

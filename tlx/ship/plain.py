@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from tlx import models
@@ -103,7 +103,8 @@ def library_of(model: Model, to: str) -> tuple[str, str]:
 def write_weights(model: Model, file: Path) -> None:
     """What it is stands in the metadata, so that tlx reads the file, too."""
     state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
-    save_file(state, file, metadata={"format": "pt", DESCRIBED: json.dumps(model.description.data())})
+    # not save_file, whose files nobody else may read, and whose error of a full disk is no OSError
+    file.write_bytes(save(state, metadata={"format": "pt", DESCRIBED: json.dumps(model.description.data())}))
 
 
 def write_plain(model: Model, folder: Path, library: str, name: str) -> None:
@@ -201,7 +202,7 @@ def _plain(value: Any) -> Any:
 
 def _running(net: torch.nn.Module, feed: Callable[[Tensor], Tensor]) -> Run:
     def run(pixels: Tensor) -> Tensor:
-        with torch.inference_mode():
+        with quiet("the network that was loaded"), torch.inference_mode():
             found = net(feed(pixels))
         return found[0] if isinstance(found, tuple) else found  # type: ignore[no-any-return]
 

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import socket
-import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from tlx.base import locks
 from tlx.base.errors import UserError
-from tlx.base.files import write_whole
+from tlx.base.files import is_left, write_whole
 from tlx.base.parsing import from_json
 from tlx.base.terminal import say
 from tlx.data.build.build_parts import FILES as PARTS
@@ -29,8 +24,6 @@ _DONE = {"splits": dict, "bad": list, "left_out": list}  # and when it is done
 _COUNTS = ("samples", "shards", "bytes")  # of a split
 _OURS = re.compile(rf"\.build\.json\..+\.tmp|{re.escape(locks.FILE)}|\.nfs[0-9a-f]+")  # NFS: removed, and still open
 _SHARD = re.compile(r"\.+(?P<shard>[0-9]+)\.(tar|json)\..+\.tmp")
-_SCRATCH = re.compile(r"\.+[^.]+\.[a-z]+\.(?P<host>.+)-(?P<process>[0-9]{1,9})\.tmp")  # see tlx.base.files.scratch
-_OLD_S = 3600.0  # whoever is at a file writes to it more often than this
 
 
 def state_of(folder: Path) -> dict[str, Any] | None:
@@ -150,39 +143,14 @@ def remove_what_was_left(folder: Path, shards: Collection[tuple[str, str]]) -> N
     """Removes what processes that are gone were at writing of these shards: (split, name without ``.tar``)."""
     for path in folder.glob("*/.*.tmp"):
         named = _SHARD.fullmatch(path.name)
-        if named and (path.parent.name, named["shard"]) in shards and _left(path):
+        if named and (path.parent.name, named["shard"]) in shards and is_left(path):
             path.unlink(missing_ok=True)
 
 
 def _remove_scratch(folder: Path) -> None:
     for path in [*folder.glob("*/.*.tmp"), *folder.glob("*/targets/.*.tmp"), *folder.glob(".*.*.tmp")]:
-        if _left(path):
+        if is_left(path):
             path.unlink(missing_ok=True)
-
-
-def _left(path: Path) -> bool:
-    """Whether nobody is at writing this file; of other machines' processes, whether it is old."""
-    named = _SCRATCH.fullmatch(path.name)
-    if named is None:  # no process of this version of tlx writes so
-        return True
-    if named["host"] == socket.gethostname() and not _others_at_work(int(named["process"])):
-        return True
-    try:
-        return time.time() - path.stat().st_mtime > _OLD_S
-    except FileNotFoundError:  # renamed meanwhile
-        return False
-
-
-def _others_at_work(number: int) -> bool:
-    """Whether another process than this one has this number, and runs."""
-    if number == os.getpid() or not psutil.pid_exists(number):
-        return False
-    try:
-        return bool(psutil.Process(number).status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True
 
 
 def tidy(folder: Path) -> None:
