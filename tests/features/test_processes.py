@@ -1,10 +1,12 @@
-"""kill -9 while features are computed and in phases that train from them: the same bits."""
+"""Features over processes: the same of any number of ranks; after kill -9 the same bits."""
 
 from __future__ import annotations
 
 import pytest
-from commands import write_config
+import torch
+from commands import rows, write_config
 from images import make_shards
+from safetensors.torch import load_file
 from survival import Stage, differences
 
 RAW = {
@@ -56,3 +58,20 @@ def test_killed_while_features_are_computed_and_in_phases_that_train_from_them(s
     launch = stage.start(tmp_path / "run", TLX_FEATURES=features)
     stage.ended_well(launch)
     assert differences(tmp_path / "run", whole) == []
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_computes_the_same_features_and_trains_the_same_head(stage, tmp_path):
+    features, heads, metrics = [], [], []
+    for ranks in (1, 2, 3):
+        run, folder = tmp_path / f"run{ranks}", tmp_path / f"features{ranks}"
+        launch = stage.start(run, "unfreeze=head_only", ranks=ranks, TLX_FEATURES=str(folder))
+        stage.ended_well(launch)
+        features.append({file.parent.name: file.read_bytes() for file in folder.glob("*/values")})
+        heads.append(load_file(run / "checkpoints" / "latest" / "model.safetensors")["fc.weight"])
+        metrics.append([row["val/loss"] for row in rows(run) if "val/loss" in row])
+    assert len(features[0]) == 2
+    assert features[0] == features[1] == features[2]
+    for head, losses in zip(heads[1:], metrics[1:], strict=True):
+        torch.testing.assert_close(head, heads[0], rtol=1e-5, atol=1e-6)
+        assert losses == pytest.approx(metrics[0], rel=1e-5)
