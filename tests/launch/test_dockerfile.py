@@ -52,13 +52,16 @@ def test_nothing_of_it_is_run_by_root_or_kept_out_of_reach():
 
 def environment_of(place):
     """An environment with this one's packages, but for tlx, so that only the wheel is installed."""
-    subprocess.run([sys.executable, "-m", "venv", place], check=True, timeout=120)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True, timeout=120)
     (there,) = (place / "lib").glob("python*/site-packages")
     for folder in [Path(one) for one in sys.path if one.endswith("site-packages")]:
         for entry in folder.iterdir():
-            is_ours = re.match(r"(tlx|__editable__|_?pip|setuptools|distutils|__pycache__)|.*\.pth$", entry.name)
-            if not is_ours and not (there / entry.name).exists():
+            is_left_out = re.match(r"tlx|__editable__|__pycache__|.*\.pth$", entry.name)
+            if not is_left_out and not (there / entry.name).exists():
                 (there / entry.name).symlink_to(entry)
+    pip = place / "bin" / "pip"
+    pip.write_text('#!/bin/sh\nexec python -m pip "$@"\n')
+    pip.chmod(0o755)
     return place
 
 

@@ -76,6 +76,7 @@ def test_a_client_that_never_ends_delays_it_no_longer_than_grace(run):
         assert 0.5 < time.monotonic() - began < 8
         said = server.stdout.read()
         assert "Traceback" not in said, said
+        assert connection.recv(65536).startswith(b"HTTP/1.1 503")
         connection.close()
 
 
@@ -153,7 +154,11 @@ def test_32_clients_with_broken_huge_and_empty_uploads(run, record_property):
             time.sleep(0.05)
         assert server.poll() is None
         assert requests.get(f"{url}/readyz", timeout=20).status_code == 200
-        held = [line for line in requests.get(f"{url}/metrics", timeout=20).text.splitlines() if "_held " in line]
+        held = [
+            line
+            for line in requests.get(f"{url}/metrics", timeout=20).text.splitlines()
+            if line.startswith("tlx_pictures_held")
+        ]
     (row,) = tlx.load(run, device="cpu").predict([Image.open(io.BytesIO(GOOD))])
     assert labels == {(row["label"], round(row["probability"], 4))}
     wanted = {name: status for name, (_, status) in kinds().items()}

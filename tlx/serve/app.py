@@ -3,6 +3,7 @@ client names is opened or fetched."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -22,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from tlx import __version__
 from tlx.serve.decoding import Refused
 from tlx.serve.service import Row, Service, sayable
-from tlx.serve.uploads import uploads_of
+from tlx.serve.uploads import closed, uploads_of
 
 _PAGE = Path(__file__).with_name("page.html")
 _LINGER_S = 2.0  # for a client that is still sending what was refused: without that it would not read why
@@ -135,19 +136,19 @@ async def _asked(service: Service, request: Request) -> list[tuple[str, Row | Re
         Refused: the request as a whole: too large, too slow, at a time when there is too much to do.
     """
     limits, began = service.limits, time.monotonic()
-    with service.place(1):
-        stage = "the upload"
-        try:
-            with anyio.fail_after(limits.seconds):
-                async with uploads_of(request, limits) as uploads:
-                    with service.place(len(uploads), beside=1):
-                        stage = "the answer"
-                        rows = await service.rows(uploads)
-        except TimeoutError as error:
-            took = f"{stage} took more than {limits.seconds:g} s"
-            raise Refused(408 if stage == "the upload" else 504, took) from error
-        finally:
-            service.metrics.seconds.labels("/predict").observe(time.monotonic() - began)
+    stage = "the upload"
+    try:
+        with anyio.fail_after(limits.seconds):
+            with service.upload():
+                uploads = await uploads_of(request, limits)
+            stage = "the answer"
+            with closed(uploads), service.place(len(uploads)):
+                rows = await service.rows(uploads)
+    except TimeoutError as error:
+        took = f"{stage} took more than {limits.seconds:g} s"
+        raise Refused(408 if stage == "the upload" else 504, took) from error
+    finally:
+        service.metrics.seconds.labels("/predict").observe(time.monotonic() - began)
     return [(upload.name, row) for upload, row in zip(uploads, rows, strict=True)]
 
 
@@ -220,13 +221,25 @@ def _counted(app: Asgi, service: Service) -> Asgi:
                 scope["tlx.body"] = _Body.HAS_COME
             return message
 
+        begun = False
+
         async def sent(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 service.metrics.requests.labels(route, str(message["status"])).inc()
                 message["headers"] = [*message.get("headers", ()), *_HEADERS]
             await send(message)
 
-        await app(scope, received, sent)
+        try:
+            await app(scope, received, sent)
+        except asyncio.CancelledError:
+            if not service.is_stopping:
+                raise
+            if not begun:  # uvicorn's patience is over, and the process ends
+                await LastWord({"error": "the server has stopped"}, 503)(
+                    {**scope, "tlx.body": _Body.HAS_COME}, received, sent
+                )
 
     return counted
 

@@ -30,7 +30,7 @@ class Limits:
     Attributes:
         body_bytes: of a request.
         pixels: of a picture.
-        pictures: that are in the server at once; a further request is told to come again.
+        pictures: that are decoded and answered at once; a further request is told to come again.
         seconds: from a request's head to its answer.
         files: of a request.
     """
@@ -43,6 +43,11 @@ class Limits:
     @property
     def files(self) -> int:
         return min(32, self.pictures)
+
+    @property
+    def uploads(self) -> int:
+        """At once; of each a megabyte at most is in memory."""
+        return 4 * self.pictures
 
 
 @dataclass(frozen=True)
@@ -89,18 +94,20 @@ def spooled() -> IO[bytes]:
 class Service:
     """
     Attributes:
-        held: pictures, and requests whose pictures are not yet known, that are in the server.
+        uploads: requests whose body comes.
+        held: pictures that are decoded and answered.
         is_stopping: it takes nothing new.
     """
 
     def __init__(self, network: Network, batches: Batches, limits: Limits) -> None:
         self.network, self.batches, self.limits = network, batches, limits
         self.metrics = Metrics(batches.most)
-        self.held, self.is_stopping = 0, False
+        self.uploads, self.held, self.is_stopping = 0, 0, False
         self._decode = Decoder(network.description, limits.pixels)
         self._decoders = ThreadPoolExecutor(min(_DECODERS, os.cpu_count() or 1), thread_name_prefix="tlx-decode")
         self._batching = Batching(self._answers, batches.most, batches.wait_s, self.metrics.batch)
-        self.metrics.gauge("tlx_pictures_held", "Pictures and requests in the server.", lambda: self.held)
+        self.metrics.gauge("tlx_pictures_held", "Pictures that are decoded and answered.", lambda: self.held)
+        self.metrics.gauge("tlx_uploads", "Requests whose body comes.", lambda: self.uploads)
         self.metrics.gauge("tlx_pictures_waiting", "Pictures that wait for the network.", self.waiting)
 
     def waiting(self) -> int:
@@ -115,22 +122,34 @@ class Service:
         self._decoders.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
-    def place(self, count: int, *, beside: int = 0) -> Iterator[None]:
-        """Room for so many pictures, for as long as this goes on.
-
-        Args:
-            beside: those of them that have room already.
+    def upload(self) -> Iterator[None]:
+        """While a request's body comes. Clients that are slow at it keep others of these waiting, and no picture.
 
         Raises:
-            Refused: there is none.
+            Refused: there is too much to do.
         """
-        if self.held + count - beside > self.limits.pictures:
-            raise Refused(503, f"{self.held} pictures are in work here; come again in a second")
-        self.held += count - beside
+        if self.held >= self.limits.pictures or self.uploads >= self.limits.uploads:
+            raise _busy()
+        self.uploads += 1
         try:
             yield
         finally:
-            self.held -= count - beside
+            self.uploads -= 1
+
+    @contextmanager
+    def place(self, count: int) -> Iterator[None]:
+        """While so many pictures are decoded and answered.
+
+        Raises:
+            Refused: there is no room for them.
+        """
+        if self.held + count > self.limits.pictures:
+            raise _busy()
+        self.held += count
+        try:
+            yield
+        finally:
+            self.held -= count
 
     async def rows(self, uploads: Sequence[Upload]) -> list[Row | Refused]:
         """What the network says of each, in their order; of one that cannot be read, why."""
@@ -160,6 +179,10 @@ class Service:
 
     def _answers(self, pictures: Sequence[Tensor]) -> list[dict[str, Any]]:
         return self.network.answers(pictures, self.batches.size_of(len(pictures)))
+
+
+def _busy() -> Refused:
+    return Refused(503, "there is too much to do here; come again in a second")
 
 
 def sayable(value: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 
 from fastapi import Request, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -16,8 +16,7 @@ _NAME = 255  # letters of a file's name that are said again
 _TODO = "curl -F file=@photo.jpg, or --data-binary @photo.jpg"
 
 
-@asynccontextmanager
-async def uploads_of(request: Request, limits: Limits) -> AsyncIterator[list[Upload]]:
+async def uploads_of(request: Request, limits: Limits) -> list[Upload]:
     """The files of a form (multipart), or one picture that is the body itself.
 
     Raises:
@@ -35,11 +34,17 @@ async def uploads_of(request: Request, limits: Limits) -> AsyncIterator[list[Upl
             await file.close()
             raise
         found = [file]
+    return [Upload((file.filename or "picture")[:_NAME], file.file) for file in found]
+
+
+@contextmanager
+def closed(uploads: Sequence[Upload]) -> Iterator[None]:
+    """In here they are read; temporary files go with it."""
     try:
-        yield [Upload((file.filename or "picture")[:_NAME], file.file) for file in found]
+        yield
     finally:
-        for file in found:
-            await file.close()
+        for upload in uploads:
+            upload.file.close()
 
 
 async def _of_form(request: Request, body: AsyncGenerator[bytes, None], most: int) -> list[UploadFile]:
