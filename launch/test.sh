@@ -24,6 +24,17 @@ add_slurm() {
         echo "Slurm cannot be installed: its tests skip"
 }
 add_slurm
+
+# A browser without a screen, for the page of tlx serve: its tests are marked slow, and skip where there is none.
+add_chromium() {
+    command -v chromedriver >/dev/null && return
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
+    echo "installing Chromium, for the tests of a page"
+    local install="apt-get -qq install -y --no-install-recommends chromium chromium-driver"
+    DEBIAN_FRONTEND=noninteractive timeout 180 sh -c "$install || { apt-get -qq update; $install; }" >/dev/null 2>&1 </dev/null ||
+        echo "Chromium cannot be installed: the tests of a page skip"
+}
+[ -z "$everything" ] || add_chromium
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 python=.venv/bin/python
 

@@ -24,6 +24,7 @@ ORDER = [
     "ranks",
     "use",
     "ship",
+    "serve",
     "train",
     "init",
     "bench",

@@ -30,6 +30,7 @@ from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
 from tlx.cli.init import configuration_of, init
 from tlx.cli.predict import predict
+from tlx.cli.serve import serve
 from tlx.cli.shards import shards
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
 from tlx.cli.track import track
@@ -69,6 +70,10 @@ app.command(
     epilog="Examples: tlx export runs/mine mine --to timm; tlx export runs/mine mine.onnx --to onnx --preprocess; "
     "tlx export runs/mine mine.onnx --to onnx --precision int8; tlx export runs/mine mine --to hub --push me/mine"
 )(export)
+app.command(
+    epilog="Examples: tlx serve runs/mine; tlx serve mine.onnx --host 0.0.0.0 --port 80; "
+    "curl -F file=@photo.jpg http://127.0.0.1:8000/predict"
+)(serve)
 app.command(epilog="Examples: tlx init photos; tlx init photos --backbone torchvision/resnet50 --val 0.1")(init)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 

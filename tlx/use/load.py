@@ -51,7 +51,7 @@ def load(path: str | Path, *, which: Which = "best", device: str | None = None, 
     if which == "best" and (place / "checkpoints").is_dir():
         description = replace(description, temperature=_temperature(place, description))
     if not (trusted or is_own):
-        _refuse_paths(description, file)
+        refuse_paths(description, file)
     on = device_of(device)
     task, module = task_of(description), network(description)
     try:
@@ -157,7 +157,7 @@ def find_file(place: Path, which: Which) -> tuple[Path, bool]:
     return checkpoint / _FILES["ema" if ema else "raw"], True
 
 
-def _refuse_paths(description: ModelDescription, file: Path) -> None:
+def refuse_paths(description: ModelDescription, file: Path) -> None:
     """
     Raises:
         UserError: it would have a module of its choice imported and called.

@@ -1,4 +1,4 @@
-"""Pictures in files of their own, for predictions."""
+"""Pictures in files of their own, or in memory, for predictions."""
 
 from __future__ import annotations
 
@@ -41,3 +41,24 @@ class FileList:
             raise ReadError(f"the file cannot be read: {error.strerror}") from error
         except ValueError as error:
             raise ReadError("no file can have this name") from error
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """Encoded pictures in memory; a sample's id is its place among them.
+
+    Attributes:
+        location: what people call all of them.
+    """
+
+    contents: Sequence[bytes]
+    location: str
+
+    def __len__(self) -> int:
+        return len(self.contents)
+
+    def describe(self, sample: int) -> str:
+        return escaped(self.location)
+
+    def read(self, sample: int) -> bytes:
+        return self.contents[sample]

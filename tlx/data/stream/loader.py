@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tlx.base.errors import TlxError
 from tlx.data.shards.manifest import Manifest
-from tlx.data.stream.file_list import FileList
+from tlx.data.stream.file_list import FileList, InMemory
 from tlx.data.stream.order import Ids, derive, permuted
 from tlx.data.stream.randomness import own_randomness
 from tlx.data.stream.reader import BadSample
@@ -50,7 +50,7 @@ class Shows(Protocol):
     """Where a loader has pictures from; see :class:`tlx.data.stream.pictures.Pictures`."""
 
     @property
-    def manifest(self) -> Manifest | FileList: ...
+    def manifest(self) -> Manifest | FileList | InMemory: ...
     @property
     def random(self) -> bool: ...
     @property

@@ -19,7 +19,7 @@ from tlx.data.pixels.fused_crop import Framed, show
 from tlx.data.pixels.jpeg_region import Regions
 from tlx.data.pixels.one_picture import at_picture, no_memory
 from tlx.data.shards.manifest import Manifest
-from tlx.data.stream.file_list import FileList
+from tlx.data.stream.file_list import FileList, InMemory
 from tlx.data.stream.randomness import own_randomness
 from tlx.data.stream.reader import BadSample, ReadError, ShardReader
 from tlx.data.stream.workers import at_work_on
@@ -31,7 +31,7 @@ class Pictures:
     """Views of samples.
 
     Args:
-        manifest: where the pictures are: shards, or files by themselves.
+        manifest: where the pictures are: shards, files by themselves, or memory.
         channels: pictures are read as grey (1), RGB (3) or RGBA (4).
         upright: pictures are turned as the camera noted (EXIF).
         scaled: JPEGs may be decoded smaller, where the view begins with a framing that leaves pixels enough.
@@ -39,7 +39,7 @@ class Pictures:
 
     def __init__(
         self,
-        manifest: Manifest | FileList,
+        manifest: Manifest | FileList | InMemory,
         transform: Callable[[Tensor], Tensor],
         channels: Channels = 3,
         *,
@@ -47,7 +47,7 @@ class Pictures:
         scaled: bool = False,
     ) -> None:
         self.manifest, self.transform, self.channels, self.upright = manifest, transform, channels, upright
-        self.reader = manifest if isinstance(manifest, FileList) else ShardReader(manifest)
+        self.reader = ShardReader(manifest) if isinstance(manifest, Manifest) else manifest
         self._framed = transform if isinstance(transform, Framed) else None
         self._regions = Regions(self._framed.framing, upright=upright, scaled=scaled) if self._framed else None
         self._rest = self._framed.rest if self._framed else transform
