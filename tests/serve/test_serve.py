@@ -271,7 +271,7 @@ def test_what_is_no_http(url, photos):
     head = b"POST /predict HTTP/1.1\r\nHost: x\r\n"
     assert raw_http(url, b"\x16\x03\x01\x02\0garbage\r\n\r\n").startswith(b"HTTP/1.1 400")
     assert raw_http(url, head + b"Content-Length: many\r\n\r\n").startswith(b"HTTP/1.1 400")
-    assert raw_http(url, head + b"X: " + b"y" * 500_000).startswith(b"HTTP/1.1 400")
+    assert raw_http(url, head + b"X: " + b"y" * 20_000).startswith(b"HTTP/1.1 400")
     assert raw_http(url, head + b"Content-Length: 99999999999999999999999\r\n\r\n").startswith(b"HTTP/1.1 400")
     big = head + b"Content-Length: 9999999\r\nExpect: 100-continue\r\n\r\n"
     assert raw_http(url, big).startswith(b"HTTP/1.1 413")  # before a byte was sent
