@@ -93,7 +93,11 @@ def several(tmp_path_factory):
     folder = tmp_path_factory.mktemp("m")
     for split, seed in (("train", 0), ("val", 1)):
         make_target_shards(folder / "s" / split, samples=34, seed=seed)
-    tasks = {"tags": "multilabel", "age": {"name": "regression", "target": "age"}}
+    tasks = {
+        "tags": "multilabel",
+        "kind": "classification",
+        "pixels": {"name": "regression", "target": "age"},
+    }  # called as a graph's input is
     task = {"name": "multitask", "tasks": tasks, "weighting": "uncertainty"}
     return finished(raw_of(folder / "s", folder / "run", task=task))
 
@@ -142,14 +146,19 @@ def test_a_graph_says_what_it_is(several, tmp_path, monkeypatch):
 
     licences = card.Licences(data="cc-by-4.0")
     export(several, tmp_path / "m.onnx", Options("onnx", preprocess=True, licences=licences))
-    export(several, tmp_path / "m.pt2", Options("torch.export"))
+    found = export(several, tmp_path / "m.pt2", Options("torch.export"))
+    assert (found["pictures"], found["equal_decisions"]) == (34, 34)
     session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"))
-    assert [one.name for one in session.get_outputs()] == ["tags", "age"]
+    assert [one.name for one in session.get_outputs()] == ["tags", "kind", "pixels_"]
     assert [(one.name, one.shape, one.type) for one in session.get_inputs()] == [
         ("pixels", ["batch", 3, 16, 16], "tensor(uint8)")
     ]
     said = {one.key: json.loads(one.value) for one in onnx.load(tmp_path / "m.onnx").metadata_props}
-    assert said["labels"] == {"tags": ["big", "old", "round", "wet"], "age": ["age"]}
+    assert said["labels"] == {
+        "tags": ["big", "old", "round", "wet"],
+        "kind": ["class0", "class1", "class2"],
+        "pixels_": ["age"],
+    }
     assert said["preprocessing"]["pixels"] == "uint8 RGB, NCHW, of this size"
     described = onnx.load(tmp_path / "m.onnx").doc_string
     assert "- of the data it was trained on: cc-by-4.0" in described
@@ -157,10 +166,10 @@ def test_a_graph_says_what_it_is(several, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = {"pixels": np.zeros((2, 3, 16, 16), np.uint8)}
     exec(code, names)
-    assert [of.shape for of in names["outputs"]] == [(2, 4), (2, 1)]
+    assert [of.shape for of in names["outputs"]] == [(2, 4), (2, 3), (2, 1)]
     texts = {"labels.json": "", "preprocessing.json": ""}
     found = torch.export.load(tmp_path / "m.pt2", extra_files=texts).module()(torch.zeros(5, 3, 16, 16))
-    assert {name: tuple(of.shape) for name, of in found.items()} == {"tags": (5, 4), "age": (5, 1)}
+    assert {name: tuple(of.shape) for name, of in found.items()} == {"tags": (5, 4), "kind": (5, 3), "pixels_": (5, 1)}
     assert json.loads(texts["labels.json"]) == said["labels"]
     assert json.loads(texts["preprocessing.json"])["pixels"].startswith("float32")
 
@@ -282,6 +291,28 @@ def test_an_export_that_does_not_run_or_gives_too_little_is_refused(run, tmp_pat
         graph.run_onnx(tmp_path / "mine.onnx", lambda pixels: pixels.float())(torch.zeros(1, 3, 9, 9))
 
 
+def test_a_network_that_has_no_graph_is_told_with_what_would_do(run, tmp_path):
+    class Deciding(torch.nn.Module):
+        def forward(self, images):
+            return images.mean((2, 3)) if images.mean() > 0 else -images.mean((2, 3))
+
+    model = dataclasses.replace(tlx.load(run, device="cpu"), module=Deciding())
+    with pytest.raises(
+        UserError, match=r"torch\.export of this network fails(.|\n)*does not decide by the pixels' values"
+    ):
+        graph.exported(model, preprocess=False)
+
+
+def test_how_often_int8_is_faster_is_told_by_rounds_of_both(monkeypatch):
+    clock = iter(time for number in range(2 * 13) for time in (number * 10.0, number * 10.0 + 1 + number % 2))
+    monkeypatch.setattr(quantise.time, "perf_counter", lambda: next(clock))
+    pixels = torch.zeros(4, 3, 2, 2)
+    found = quantise._speed({"fp32": lambda pixels: pixels, "int8": lambda pixels: pixels}, pixels)
+    # the second of each round takes 2 s and the first 1 s, and who begins changes
+    assert found["pictures_per_second"] == {"fp32": 4 / 1.5, "int8": 4 / 1.5}
+    assert found["times_as_fast"] == {"value": 1.25, "lowest": 0.5, "highest": 2.0}
+
+
 def test_a_package_that_is_not_installed_and_heads_that_are_not_plain_are_told(run, several, tmp_path, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
@@ -314,6 +345,8 @@ def test_what_int8_costs_is_measured_on_pictures_that_nothing_was_chosen_by(run,
     assert (len(found["tried"]), found["reported"]) == (len(quantise.RECIPES), 30)
     assert found["drop"]["low"] <= found["drop"]["value"] <= found["drop"]["high"]
     assert min(found["pictures_per_second"].values()) > 0
+    times = found["times_as_fast"]
+    assert 0 < times["lowest"] <= times["value"] <= times["highest"]
     of_parts = kept["parts"]
     assert not set(of_parts.choice.ids.tolist()) & set(of_parts.report.ids.tolist())
     train = tlx.load(run).pixels(tlx.Shards.open(str(shards / "train")), torch.arange(48))[1]

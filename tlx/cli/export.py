@@ -16,7 +16,7 @@ _TO = "timm, torchvision: weights and load.py; hub: a folder for the Hugging Fac
 _DATA = "Pictures to compare on; by default the run's validation data."
 _CALIBRATE = "Pictures, of the run's training shards where these are there, that int8 is calibrated on."
 _DROP = "Points of top-1 that int8 may cost, as measured; the upper end of its interval is told."
-_LICENCE = "Of the weights, for the Hub's card: apache-2.0 ..."
+_LICENCE = "Of the weights, for the card (hub, onnx): apache-2.0 ..."
 _PREPROCESS = "Graphs take uint8 pixels and normalise them (onnx, torch.export, openvino)."
 
 
@@ -53,8 +53,9 @@ def export(
         Licences(license, data_license), push,
     )  # fmt: skip
     found = exported(run, out, options, which=checkpoint, trusted=trusted)
-    if to == "hub" and license is None:
-        say("note: the card says that no licence was given; --license says one", error=True)
+    absent = [f"--{name}" for name, of in (("license", license), ("data-license", data_license)) if of is None]
+    if to == "hub" and absent:
+        say(f"note: the card says of some licences that they were not given: {', '.join(absent)}", error=True)
     if as_json:
         from tlx.base.files import json_text
 

@@ -105,7 +105,9 @@ def _probabilities(task: Task, outputs: Tensor) -> Tensor:
 
 
 def _decisions(task: Task, outputs: Tensor, kept: Mapping[str, Any]) -> Sequence[Any]:
-    """What is told of each picture, without its numbers."""
-    if isinstance(task, Classification):  # its rows also have the order of the classes behind the first
-        return outputs.argmax(1).tolist()
-    return [{k: v for k, v in row.items() if isinstance(v, str | list)} for row in task.rows(outputs, kept)]
+    """What is told of each picture, without its numbers and without the classes behind the first."""
+    return [{name: of for name, of in row.items() if _is_text(of)} for row in task.rows(outputs, kept)]
+
+
+def _is_text(value: Any) -> bool:
+    return all(isinstance(one, str) for one in (value if isinstance(value, list) else [value]))

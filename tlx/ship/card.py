@@ -131,7 +131,9 @@ def _of_int8(int8: Mapping[str, Any]) -> Iterator[str]:
     yield f"| pictures per second, on the CPU that exported it | {speed['fp32']:.1f} | {speed['int8']:.1f} |"
     yield ""
     yield f"It costs {drop['value']:.2f} points of top-1 ({drop['low']:.2f} to {drop['high']:.2f}, 95 %, paired), and"
-    yield f"{int8['equal_decisions']} of {count} decisions are equal."
+    times = int8["times_as_fast"]
+    yield f"{int8['equal_decisions']} of {count} decisions are equal. It is {times['value']:.2f} times as fast there"
+    yield f"({times['lowest']:.2f} to {times['highest']:.2f} in rounds of both)."
 
 
 def looks_of(run: Path | None, sha256: str) -> list[dict[str, Any]]:

@@ -392,7 +392,9 @@ def _of_int8(int8: Mapping[str, Any]) -> Iterator[str]:
     if int8["equal_decisions"] == int8["reported"]:  # of which no resample has any
         yield f"  none was told otherwise: what happens to up to {300 / int8['reported']:.2g} % would hardly show"
     yield f"  {int8['equal_decisions']} of {int8['reported']} decisions equal"
-    yield f"  pictures per second here: {speed['fp32']:.1f} in fp32, {speed['int8']:.1f} in int8"
+    yield f"  pictures per second here: {speed['fp32']:.1f} in fp32, {speed['int8']:.1f} in int8:"
+    times = int8["times_as_fast"]
+    yield f"  {times['value']:.2f} times as fast ({times['lowest']:.2f} to {times['highest']:.2f} in rounds of both)"
 
 
 def table(found: Mapping[str, Any]) -> str:

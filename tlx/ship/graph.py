@@ -20,6 +20,7 @@ from tlx.base.errors import UserError
 from tlx.base.files import plain
 from tlx.data.pixels.normalise import Normalise
 from tlx.ship.agreement import Run, heads_of
+from tlx.tasks import Task
 from tlx.use.model import Model
 
 INPUT, SINGLE = "pixels", "logits"
@@ -27,12 +28,25 @@ EXACT = {"INFERENCE_PRECISION_HINT": "f32"}
 """For OpenVINO's compile_model, which computes in bf16 where the processor can, whatever the weights are saved in."""
 
 
+_WHOLE = (
+    "a graph, and so onnx, torch.export and openvino, takes a network whose code does not decide by the pixels' values "
+    "or by how many pictures there are; tlx predict takes any"
+)
+
+
+def names_of(task: Task) -> list[str]:
+    """Of the outputs, a head each; one that is called as the input is gets another name."""
+    return [f"{name}_" if name == INPUT else name or SINGLE for name in heads_of(task)]
+
+
 class Served(nn.Module):
     """The network as others see it: from pixels, normalised or not yet, to its outputs; of several heads by name."""
 
     def __init__(self, model: Model, *, preprocess: bool) -> None:
         super().__init__()
-        self.network, self.heads = model.module, heads_of(model.task)
+        self.network = model.module
+        self.heads = dict(zip(names_of(model.task), heads_of(model.task).values(), strict=True))
+        self.has_one = list(heads_of(model.task)) == [""]
         self.preprocess = preprocess
         self.scale: Tensor
         self.shift: Tensor
@@ -44,8 +58,8 @@ class Served(nn.Module):
         shown = pixels.float() * self.scale - self.shift if self.preprocess else pixels
         output = self.network(shown)
         output = output[0] if isinstance(output, tuple) else output
-        if list(self.heads) == [""]:
-            return output[:, self.heads[""]]  # type: ignore[no-any-return]
+        if self.has_one:
+            return output[:, self.heads[SINGLE]]  # type: ignore[no-any-return]
         return {name: output[:, columns] for name, columns in self.heads.items()}
 
 
@@ -63,15 +77,15 @@ def about(model: Model, *, preprocess: bool, precision: str, **more: Any) -> dic
     channels = {1: "grey", 3: "RGB", 4: "RGBA"}.get(said.input.channels, f"{said.input.channels} channels")
     view = {**said.data()["input"], "upright": said.upright, INPUT: how.replace("RGB", channels)}
     labels = {
-        name or SINGLE: [label.removeprefix(f"{name}/") for label in names[columns]]
-        for name, columns in heads_of(model.task).items()
+        shown: [label.removeprefix(f"{name}/") for label in names[columns]]
+        for shown, (name, columns) in zip(names_of(model.task), heads_of(model.task).items(), strict=True)
     }
     found = {"labels": labels, "preprocessing": view, "precision": precision, "tlx": said.data(), **more}
     return {name: json.dumps(plain(value)) for name, value in found.items()}
 
 
 @contextlib.contextmanager
-def quiet(what: str) -> Iterator[None]:
+def quiet(what: str, todo: str = "another format may do") -> Iterator[None]:
     """What libraries say on the way is kept from the user, but for a failure.
 
     Raises:
@@ -92,7 +106,7 @@ def quiet(what: str) -> Iterator[None]:
             raise
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         why = f"{type(error).__name__}: {' '.join(lines)[:400]}"
-        raise UserError(f"{what} fails: {why}", todo="another format may do") from error
+        raise UserError(f"{what} fails: {why}", todo=todo) from error
     finally:
         logging.disable(before)
 
@@ -103,7 +117,7 @@ def exported(model: Model, *, preprocess: bool) -> torch.export.ExportedProgram:
     spec = model.description.input
     example = torch.randint(0, 256, (2, spec.channels, *spec.size), dtype=torch.uint8)
     given = feed_of(model, preprocess=preprocess)(example)
-    with quiet("torch.export of this network"):
+    with quiet("torch.export of this network", todo=_WHOLE):
         return torch.export.export(served, (given,), dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}})
 
 
@@ -128,9 +142,8 @@ def run_program(file: Path, feed: Callable[[Tensor], Tensor]) -> Run:
 
 def onnx_of(program: torch.export.ExportedProgram, model: Model) -> Any:
     """onnx's ModelProto, by torch's exporter."""
-    names = [name or SINGLE for name in heads_of(model.task)]
     with quiet("torch.onnx.export of this network"):
-        made = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
+        made = torch.onnx.export(program, dynamo=True, output_names=names_of(model.task), verbose=False)
         assert made is not None
         proto = made.model_proto
     symbol = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param

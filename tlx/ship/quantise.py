@@ -89,7 +89,7 @@ def quantised(fp32: Path, out: Path, parts: Parts, feed: Callable[[Tensor], Tens
         "tried": [{key: one[key] for key in ("recipe", "top1", "loss")} for one in tried],
         "pictures": {"calibration": len(parts.calibration), "choice": len(parts.choice.ids)},
         **_cost(run32, run8, parts.report),
-        "pictures_per_second": _speed({"fp32": run32, "int8": run8}, parts.report.pixels[:32]),
+        **_speed({"fp32": run32, "int8": run8}, parts.report.pixels[:32]),
     }
     best["file"].rename(out)
     refuse_dear(found, most)
@@ -187,12 +187,17 @@ def _cost(run32: Run, run8: Run, report: Shown) -> dict[str, Any]:
     }
 
 
-def _speed(runs: Mapping[str, Run], pixels: Tensor) -> dict[str, float]:
-    """Medians of rounds in which both take turns on the same pictures; who begins changes, and one round warms up."""
+def _speed(runs: Mapping[str, Run], pixels: Tensor) -> dict[str, Any]:
+    """Medians of rounds in which both take turns on the same pictures; who begins changes, and one round warms up.
+    How many times as fast int8 is, is told round by round: other work on the machine slows both of a round."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(_ROUNDS + 1):
         for name in list(runs)[:: 1 if number % 2 else -1]:
             begun = time.perf_counter()
             runs[name](pixels)
             seconds[name].append(time.perf_counter() - begun)
-    return {name: len(pixels) / statistics.median(of[1:]) for name, of in seconds.items()}
+    ratios = sorted(one / other for one, other in zip(seconds["fp32"][1:], seconds["int8"][1:], strict=True))
+    return {
+        "pictures_per_second": {name: len(pixels) / statistics.median(of[1:]) for name, of in seconds.items()},
+        "times_as_fast": {"value": statistics.median(ratios), "lowest": ratios[0], "highest": ratios[-1]},
+    }
