@@ -31,6 +31,7 @@ from tlx.cli.export import export
 from tlx.cli.init import configuration_of, init
 from tlx.cli.predict import predict
 from tlx.cli.shards import shards
+from tlx.cli.soup import soup
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
 from tlx.cli.track import track
 from tlx.cli.weights import weights
@@ -69,6 +70,9 @@ app.command(
     epilog="Examples: tlx export runs/mine mine --to timm; tlx export runs/mine mine.onnx --to onnx --preprocess; "
     "tlx export runs/mine mine.onnx --to onnx --precision int8; tlx export runs/mine mine --to hub --push me/mine"
 )(export)
+app.command(epilog="Examples: tlx soup runs/seed0 runs/seed1 runs/seed2 runs/soup; tlx soup a b ab --method uniform")(
+    soup
+)
 app.command(epilog="Examples: tlx init photos; tlx init photos --backbone torchvision/resnet50 --val 0.1")(init)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 

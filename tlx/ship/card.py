@@ -10,6 +10,7 @@ from typing import Any
 
 from tlx.base.errors import UserError
 from tlx.runs.run_files import RunFiles, within
+from tlx.runs.run_folder import AVERAGED
 from tlx.ship.plain import activation
 from tlx.use.evaluate import FOLDER
 from tlx.use.model import Model
@@ -81,8 +82,11 @@ def _lines(model: Model, looks: list[dict[str, Any]], licences: Licences, reposi
     yield from ("", "## Licences", "", f"- of the weights: {licences.weights or _NOT_GIVEN}")
     yield f"- of the data it was trained on: {licences.data or _NOT_GIVEN}"
     yield from ("", "## Where it comes from", "", "| | |", "|---|---|")
-    told_of = {name: of for name, of in said.provenance.items() if of is not None and name != "loaded"}
+    told_of = {name: of for name, of in said.provenance.items() if of is not None and name not in ("loaded", AVERAGED)}
     yield from (f"| {name} | `{_without_folders(of)}` |" for name, of in told_of.items())
+    if isinstance(averaged := said.provenance.get(AVERAGED), Mapping):
+        taken = [one["sha256"][:12] for one in averaged["ingredients"] if one["taken"]]
+        yield f"| average of {len(taken)} models | `{', '.join(taken)}` |"
 
 
 def _look(look: Mapping[str, Any]) -> Iterator[str]:

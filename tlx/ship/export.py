@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tlx.base.errors import UserError, did_you_mean
-from tlx.base.files import scratch, sha256_of
+from tlx.base.files import sha256_of
 from tlx.base.location import place as place_of
 from tlx.base.location import shown as shown_of
 from tlx.base.terminal import say
@@ -23,18 +20,18 @@ from tlx.data.shards.manifest import Manifest
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.ship import card, graph, plain
 from tlx.ship.agreement import TOLERANCES, Run, Shown, compared
+from tlx.ship.placed import placed, refuse_place
 from tlx.ship.quantise import Parts, quantised
 from tlx.tasks.classification import Classification
 from tlx.use.evaluate import run_of
 from tlx.use.inputs import listed, opened
 from tlx.use.judged_data import JudgedData, data_of
-from tlx.use.load import Which, find_file, load
+from tlx.use.load import Which, find_weights, load
 from tlx.use.model import Model
 
 _COMPARED = 64  # pictures, where there are as many
 _JUDGED = 2048  # pictures that int8 is chosen and judged on, at most: they are in memory
 _FEWEST = 8  # of each of its parts
-_WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 
 
 class Format(NamedTuple):
@@ -98,20 +95,15 @@ def export(place: Path, out: Path, options: Options, *, which: Which = "best", t
             export that says something else; something lies at `out`; a Hub that does not take it.
     """
     _refuse(out, options)
-    file, own = _weights(place, which, options.weights)
+    file, own = find_weights(place, which, options.weights)
     model = load(file, device="cpu", trusted=trusted or own)
     library = plain.library_of(model, options.to)[1] if options.to in ("timm", "torchvision", "hub") else ""
     if options.precision == "int8" and not isinstance(model.task, Classification):
         what = f"what int8 costs is measured in top-1, and the task is {model.description.task['name']}"
         raise UserError(what, where="--precision int8", todo="--precision fp16, or fp32")
     making = Making(model, file, run_of(place), out, options, library)
-    with _beside(out) as work:
+    with placed(out) as work:
         found = making.made(work)
-        for made in (work / out.name).rglob("*") if (work / out.name).is_dir() else (work / out.name,):
-            with made.open("rb") as written:
-                os.fsync(written.fileno())
-        _refuse_existing(out)  # it may have come meanwhile
-        os.rename(work / out.name, out)
     if options.push is not None:
         found["pushed"] = card.push(out, options.push)
     return found
@@ -258,15 +250,6 @@ def _drawn(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
-def _weights(place: Path, which: Which, weights: str | None) -> tuple[Path, bool]:
-    file, own = find_file(place, which)
-    if weights is not None and own:
-        file = file.with_name(_WEIGHTS[weights])
-        if not file.is_file():
-            raise UserError("this checkpoint has no moving average", where=str(file), todo="--weights raw")
-    return file, own
-
-
 def _refuse(out: Path, options: Options) -> None:
     """What can be seen before anything is computed.
 
@@ -286,31 +269,13 @@ def _refuse(out: Path, options: Options) -> None:
         raise UserError("the Hub shows the folder of --to hub", where="--push", todo="--to hub")
     if form.suffix and out.suffix != form.suffix:
         raise UserError(f"a file of {options.to} ends in {form.suffix}", where=str(out), todo=f"{out}{form.suffix}")
-    _refuse_existing(out)
-    if not os.access(out.absolute().parent, os.W_OK):
-        raise UserError("nothing can be written there", where=str(out.absolute().parent))
+    refuse_place(out)
     absent = [name for name in form.packages if importlib.util.find_spec(name) is None]
     if absent:
         todo = f'pip install "tlx[{form.extra}]"'
         raise UserError(f"{options.to} takes {', '.join(absent)}, which is not installed", where="--to", todo=todo)
     if options.push is not None:
         card.check_repository(options.push)
-
-
-def _refuse_existing(out: Path) -> None:
-    if os.path.lexists(out):
-        raise UserError("it is there already", where=str(out), todo="remove it, or name another one")
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder beside `out`; it goes in any case."""
-    with scratch(out) as work:
-        work.mkdir()
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 # What is said of it

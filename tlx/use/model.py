@@ -135,9 +135,9 @@ class Model:
         none = torch.zeros(0, self.description.input.channels, *self.description.input.size, dtype=torch.uint8)
         return torch.cat([places[:0], *(ids for ids, _ in read)]), torch.cat([none, *(images for _, images in read)])
 
-    def outputs(self, pixels: Tensor) -> Tensor:
+    def outputs(self, pixels: Tensor, *, batch: int | None = None) -> Tensor:
         """float32 [n, outputs] for uint8 [n, channels, H, W], a full batch at a time as everywhere."""
-        batch = self.description.batch
+        batch = batch or self.description.batch
         return torch.cat([self._forward(pixels[at : at + batch], batch) for at in range(0, len(pixels), batch)])
 
     def _shown(
