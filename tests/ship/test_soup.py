@@ -27,6 +27,8 @@ from safetensors.torch import load_file, save_file
 
 import tlx
 from tlx.base.errors import UserError
+from tlx.base.inputs import TRAINING_VIEW
+from tlx.data.pixels.transforms import train_transform
 from tlx.runs.checkpoint import DESCRIBED, damage
 from tlx.ship import soup as souping
 from tlx.ship.average import WeightAverage, estimate_statistics
@@ -199,7 +201,9 @@ def test_statistics_that_differ_are_estimated_anew_and_others_stay(moving, shard
     assert not torch.equal(files[0]["features.0.1.running_mean"], files[1]["features.0.1.running_mean"])
     manifest = tlx.Shards.open(str(shards / "train"))
     places = torch.randperm(36, generator=torch.Generator().manual_seed(0))
-    pixels = model.pixels(manifest, places.sort().values)[1][places]  # the order in which they are drawn
+    view = train_transform([(name, {}) for name in TRAINING_VIEW], model.description.input)
+    pixels = model.pixels(manifest, places.sort().values, view=view)[1][places]  # the order in which they are drawn
+    assert not torch.equal(pixels, model.pixels(manifest, places)[1])
     normalised = pixels.double() / 255 - torch.tensor(model.description.input.mean)[:, None, None]
     normalised /= torch.tensor(model.description.input.std)[:, None, None]
     with torch.inference_mode():
@@ -294,6 +298,7 @@ def test_all_that_reads_a_run_reads_it(made_of, runs, shards, tmp_path):
     for words in (("status", out), ("report", out), ("plan", out / "config.yaml"), ("report", out, runs[0])):
         done = invoke(*words)
         assert done.exit_code == 0, done.output
+    assert "models' weights, made by tlx soup" in invoke("status", out).stdout
     other = raw_of(
         shards, tmp_path / "on", backbone={**GROUPS, "weights": str(out)}, head={"name": "linear", "keep": True}
     )

@@ -78,21 +78,26 @@ def _norms_with_statistics(net: nn.Module) -> Iterator[tuple[str, _NormBase]]:
             yield prefix, module
 
 
-def estimate_statistics(model: Model, norms: list[_NormBase], pixels: Tensor) -> None:
+def estimate_statistics(model: Model, norms: list[_NormBase], pixels: Tensor) -> int:
     """Replaces the running statistics of these norms by means over full batches; all else is in evaluation mode.
 
     Args:
-        pixels: uint8 [n, channels, H, W], as evaluations show them; what does not fill a batch is left out.
+        pixels: uint8 [n, channels, H, W], as training shows them; what does not fill a batch is left out.
+
+    Returns:
+        Of how many pictures.
     """
     batch = min(model.description.batch, len(pixels))
+    pixels = pixels[: len(pixels) // batch * batch]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a mean over all batches, each counting the same
         norm.train()
     try:
-        model.outputs(pixels[: len(pixels) // batch * batch], batch=batch)
+        model.outputs(pixels, batch=batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
             norm.eval()
+    return len(pixels)

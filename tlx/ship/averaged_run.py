@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,10 +94,12 @@ class AveragedRun:
         path = Checkpoints(folder / "checkpoints").save(_STEP, snapshot)
         result = self._result(state, config, best, {"step": _STEP, **last}) | {"wall_time_s": wall_time_s}
         write_whole(folder / "result.json", json_text(result))
+        taken = sum(one["taken"] for one in self.choice["ingredients"])
         status = {
             "status": "done",
             "step": _STEP,
             "steps": _STEP,
+            "message": f"the average of {taken} models' weights, made by tlx soup",
             "id": secrets.token_hex(4),
             "time": self.choice["time"],
         }
@@ -148,10 +149,6 @@ class AveragedRun:
 
     def write_model(self, folder: Path, description: ModelDescription, temperature: float | None) -> None:
         write_whole(folder / MODEL, json_text(replace(description, temperature=temperature).data()))
-
-
-def now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def row_of(look: Mapping[str, Any], task: Task) -> dict[str, Any]:

@@ -23,10 +23,12 @@ from torch import Tensor
 
 from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError, did_you_mean
+from tlx.base.inputs import TRAINING_VIEW
 from tlx.base.location import place as place_of
 from tlx.base.location import shown
 from tlx.base.metrics import Metric
 from tlx.base.terminal import escaped, say
+from tlx.data.pixels.transforms import View, train_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.ranks.collectives import World
 from tlx.ranks.sharing import join_sharing
@@ -279,21 +281,21 @@ class Making:
         """Gives the network an average; how many of its norms have statistics that differ between the networks, and on
         how many pictures these were estimated anew."""
         norms = average.write_to(self.model.module, further)
-        pictures = self._pixels if norms else None
-        if pictures is not None:
-            estimate_statistics(self.model, norms, pictures)
-        return {"norms": len(norms), "pictures": 0 if pictures is None else len(pictures)}
+        pixels = self._pixels if norms else None
+        pictures = 0 if pixels is None else estimate_statistics(self.model, norms, pixels)
+        return {"norms": len(norms), "pictures": pictures}
 
     @cached_property
     def _pixels(self) -> Tensor | None:
-        """Training pictures as evaluations show them; None where they are not there."""
+        """Training pictures as training shows them, but for mixing; None where they are not there."""
         named = mapping(self.base.config.get("data")).get("train")
         try:
             if not isinstance(named, str):
                 raise UserError("the run names no training data")
             source = Manifest.open(str(place_of(named)))
             places = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:_PICTURES]
-            pixels = self.model.pixels(source, places.sort().values, workers=self.options.reading.workers)[1]
+            view, workers = _training_view(self.base, self.model), self.options.reading.workers
+            pixels = self.model.pixels(source, places.sort().values, workers=workers, view=view)[1]
             if len(pixels) < 2:
                 raise UserError("there are no pictures to estimate them on", where=source.location)
         except UserError as error:
@@ -330,6 +332,14 @@ class Making:
         with written(run.out):
             run.write_model(folder, model.description, mapping(look.get("temperature")).get("temperature"))
         return {"weights": {"file": str(named), "sha256": sha256}, "soup": look["metrics"][self.metric]}
+
+
+def _training_view(base: Ingredient, model: Model) -> View:
+    said = base.config.get("transforms")
+    parts = [
+        {"name": part} if isinstance(part, str) else dict(part) for part in (TRAINING_VIEW if said is None else said)
+    ]
+    return train_transform([(part.pop("name"), part) for part in parts], model.description.input)
 
 
 # What is refused
