@@ -13,6 +13,9 @@ Interpolation = Literal["nearest", "bilinear", "bicubic"]
 EVALUATION_BATCH = 64
 """Pictures that go through a network at once outside of training, where nobody says otherwise."""
 
+TRAINING_VIEW = ("random_resized_crop", "horizontal_flip")
+"""Transforms of training pictures, where a configuration names none."""
+
 
 @dataclass(frozen=True)
 class InputSpec:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,15 @@ def reproducing(run: Path, threads: int) -> str:
             f"tlx.train.command.train(tlx.plan.config.load({config!r}, [{other!r}]))  # with OMP_NUM_THREADS={threads}"
         )
     return f"OMP_NUM_THREADS={threads} {command_line([*_launcher(own), 'train', config, other])}"
+
+
+def commit() -> str | None:
+    """Of the working folder's repository, where it is one of git: that of the configuration and of own parts."""
+    try:
+        said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return said.stdout.strip()
 
 
 def _launcher(own: Sequence[str]) -> list[str]:

@@ -32,6 +32,7 @@ from tlx.cli.init import configuration_of, init
 from tlx.cli.predict import predict
 from tlx.cli.serve import serve
 from tlx.cli.shards import shards
+from tlx.cli.soup import soup
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
 from tlx.cli.track import track
 from tlx.cli.weights import weights
@@ -74,6 +75,9 @@ app.command(
     epilog="Examples: tlx serve runs/mine; tlx serve mine.onnx --host 0.0.0.0 --port 80; "
     "curl -F file=@photo.jpg http://127.0.0.1:8000/predict"
 )(serve)
+app.command(epilog="Examples: tlx soup runs/seed0 runs/seed1 runs/seed2 runs/soup; tlx soup a b ab --method uniform")(
+    soup
+)
 app.command(epilog="Examples: tlx init photos; tlx init photos --backbone torchvision/resnet50 --val 0.1")(init)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 

@@ -33,6 +33,10 @@ from tlx.runs.run_lock import RunLock, wait_until_free
 JOBS = "slurm"
 """The folder of scripts and logs of Slurm's jobs; it stays where it is when a run is moved aside."""
 
+AVERAGED = "averaged"
+"""The key of result.json, and of a model's provenance, that says of which networks the weights are an average: the run
+was never trained."""
+
 PROMISED = {"name", "step", "samples_seen", "phases", "best", "unreadable", "replaced", "wall_time_s", "world"}
 """Of result.json, what a person is shown."""
 
@@ -139,6 +143,13 @@ class RunFolder:
             ) from error
 
     def _look(self, config: Config, *, fresh: bool, extend: Extend | None) -> Claim:
+        if not fresh and AVERAGED in (self.result() or {}):
+            raise UserError(
+                "its weights are an average, made by tlx soup: there is no training to go on with",
+                where=str(self.path),
+                todo=f"set run to another folder, and backbone.weights={self.path} to go on from them; or --fresh,"
+                " which moves this folder aside",
+            )
         if extend is not None and not (self.path / "config.yaml").exists():
             raise no_run(self.path)
         wait_until_free(self.path)

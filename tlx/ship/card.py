@@ -13,6 +13,7 @@ from typing import Any
 
 from tlx.base.errors import UserError
 from tlx.runs.run_files import RunFiles, within
+from tlx.runs.run_folder import AVERAGED
 from tlx.ship.plain import activation
 from tlx.use.description import ModelDescription
 from tlx.use.evaluate import FOLDER
@@ -75,7 +76,11 @@ def body(
     parts += ["", "## Licences", "", f"- of the weights: {licences.weights or _NOT_GIVEN}"]
     parts += [f"- of the data it was trained on: {licences.data or _NOT_GIVEN}"]
     parts += ["", "## Where it comes from", "", "| | |", "|---|---|"]
-    parts += [f"| {name} | `{of}` |" for name, of in said.provenance.items() if of is not None]
+    told = {name: of for name, of in said.provenance.items() if of is not None and name != AVERAGED}
+    parts += [f"| {name} | `{of}` |" for name, of in told.items()]
+    if isinstance(averaged := said.provenance.get(AVERAGED), Mapping):
+        taken = [one["sha256"][:12] for one in averaged["ingredients"] if one["taken"]]
+        parts.append(f"| average of {len(taken)} models | `{', '.join(taken)}` |")
     return "\n".join(parts) + "\n"
 
 
@@ -168,9 +173,13 @@ def without_folders(said: ModelDescription) -> ModelDescription:
     return dataclasses.replace(said, provenance=kept)
 
 
-def _end(value: Any, kept: int = 1) -> Any:
-    """Of a path, its last names; other values as they are."""
-    return "/".join(Path(value).parts[-kept:]) if isinstance(value, str) and value.startswith(("/", "~")) else value
+def _end(value: Any) -> Any:
+    """Of a path, its last name; other values as they are."""
+    if isinstance(value, Mapping):
+        return {name: _end(of) for name, of in value.items()}
+    if isinstance(value, list):
+        return [_end(of) for of in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value
 
 
 def _cell(text: str) -> str:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
-import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tlx.base.errors import UserError, did_you_mean
-from tlx.base.files import is_left, scratch, why_not_writable
 from tlx.base.location import place as place_of
 from tlx.base.location import shown as shown_of
 from tlx.base.terminal import say
@@ -26,20 +21,19 @@ from tlx.runs.checkpoint import read_state
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.ship import card, graph, plain
 from tlx.ship.agreement import TOLERANCES, Run, Shown, compared
+from tlx.ship.placed import placed, refuse_place
 from tlx.ship.quantise import Parts, quantised
 from tlx.tasks.classification import Classification
 from tlx.use import temperature
 from tlx.use.evaluate import hash_of, run_of
 from tlx.use.inputs import listed
 from tlx.use.judged_data import JudgedData, data_of
-from tlx.use.load import Which, find_file, load
+from tlx.use.load import Which, find_weights, load
 from tlx.use.model import Model
-from tlx.use.row_text import written
 
 _COMPARED = 64  # pictures, where there are as many
 _JUDGED = 2048  # pictures that int8 is chosen and judged on, at most: they are in memory
 _FEWEST = 8  # of each of its parts
-_WEIGHTS = {"raw": "model.safetensors", "ema": "ema.safetensors"}
 
 
 class Format(NamedTuple):
@@ -105,7 +99,7 @@ def export(place: Path, out: Path, options: Options, *, which: Which = "best", t
             that does not take it.
     """
     _refuse(out, options)
-    file, own = _weights(place, which, options.weights)
+    file, own = find_weights(place, which, options.weights)
     run, sha256 = run_of(place), hash_of(file)
     if own:
         _refuse_damaged(file, sha256)
@@ -115,13 +109,8 @@ def export(place: Path, out: Path, options: Options, *, which: Which = "best", t
         what = f"what int8 costs is measured in top-1, and the task is {model.description.task['name']}"
         raise UserError(what, where="--precision int8", todo="--precision fp16, or fp32")
     making = Making(model, file, sha256, run, out, options, library)
-    with written(out), _beside(out) as work:
+    with placed(out) as work:
         found = making.made(work)
-        for made in (work / out.name).rglob("*") if (work / out.name).is_dir() else (work / out.name,):
-            with made.open("rb") as whole:
-                os.fsync(whole.fileno())
-        _refuse_existing(out)  # it may have come meanwhile
-        os.rename(work / out.name, out)
     if options.push is not None:
         found["pushed"] = card.push(out, options.push)
     return found
@@ -281,17 +270,6 @@ def _drawn(count: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 
-def _weights(place: Path, which: Which, weights: str | None) -> tuple[Path, bool]:
-    file, own = find_file(place, which)
-    if weights is not None and not own:
-        raise UserError("this file lies in no checkpoint, which would have both", where=str(file), todo="no --weights")
-    if weights is not None:
-        file = file.with_name(_WEIGHTS[weights])
-        if not file.is_file():
-            raise UserError("this checkpoint has no moving average", where=str(file), todo="--weights raw")
-    return file, own
-
-
 def _refuse_damaged(file: Path, sha256: str) -> None:
     """Of a checkpoint, which says what was written; an export would agree with whatever is there.
 
@@ -332,35 +310,13 @@ def _refuse(out: Path, options: Options) -> None:
         raise UserError("the Hub shows the folder of --to hub", where="--push", todo="--to hub")
     if form.suffix and out.suffix != form.suffix:
         raise UserError(f"a file of {options.to} ends in {form.suffix}", where=str(out), todo=f"{out}{form.suffix}")
-    _refuse_existing(out)
-    if (why := why_not_writable(out.absolute().parent)) is not None:
-        what = f"nothing can be written there: {why}"
-        raise UserError(what, where=str(out.absolute().parent), todo="make it, or name another place")
+    refuse_place(out)
     absent = [name for name in form.packages if importlib.util.find_spec(name) is None]
     if absent:
         todo = f'pip install "tlx[{form.extra}]"'
         raise UserError(f"{options.to} takes {', '.join(absent)}, which is not installed", where="--to", todo=todo)
     if options.push is not None:
         card.check_repository(options.push)
-
-
-def _refuse_existing(out: Path) -> None:
-    if os.path.lexists(out):
-        raise UserError("it is there already", where=str(out), todo="remove it, or name another one")
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder beside `out`; it goes in any case. Those of exports that were killed go, too."""
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*-[0-9]*.tmp"):
-        if is_left(left):
-            shutil.rmtree(left, ignore_errors=True)
-    with scratch(out) as work:
-        work.mkdir()
-        try:
-            yield work
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
 
 
 # What is said of it

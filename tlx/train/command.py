@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import os
 import shlex
-import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.base import verdict
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import json_text, write_whole
+from tlx.base.invocation import commit
 from tlx.base.launcher import rank, ranked, relaunched
 from tlx.base.location import is_remote, shown
 from tlx.base.terminal import say
@@ -400,15 +400,6 @@ def description_of(config: Config, sets: Datasets, spec: InputSpec, backbone: Ba
             "commit": commit() if rank() == 0 else None,
         },
     )
-
-
-def commit() -> str | None:
-    """Of the working folder's repository, where it is one of git: that of the configuration and of own parts."""
-    try:
-        said = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return said.stdout.strip()
 
 
 def saver_of(config: Config, folder: RunFolder, plan: Plan, journal: Journal) -> Saver:

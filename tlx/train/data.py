@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlx.base.errors import Problems, UserError, did_you_mean
+from tlx.base.inputs import TRAINING_VIEW
 from tlx.base.location import is_remote, shown
 from tlx.data.remote.files import IndexUnavailable
 from tlx.data.shards.manifest import Manifest
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 TOO_GOOD = "pictures that are trained on do not measure the training; its metrics will look too good"
 CHOSEN_BY = "pictures that choose the weights do not test them; the test's metrics will look too good"
 _NAMED = 5  # tars in a message
-DEFAULT_TRANSFORMS = [Part(name="random_resized_crop"), Part(name="horizontal_flip")]
+DEFAULT_TRANSFORMS = [Part(name=name) for name in TRAINING_VIEW]
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ from tlx.base.metrics import top_ks
 BINS = 15
 """Of the calibration error, as Guo et al. 2017 have it."""
 
+LOWER = ("loss", "ece", "brier")
+"""Of what :meth:`Classified.scalars` gives, those that are better where they are lower."""
+
 SEED = 0
 _AT_ONCE = 1 << 22  # numbers of a block of resamples
 _RANKING = 2e10  # resamples x pictures x classes, for areas under curves; beyond it fewer resamples are drawn

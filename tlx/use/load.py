@@ -157,6 +157,22 @@ def find_file(place: Path, which: Which) -> tuple[Path, bool]:
     return checkpoint / _FILES["ema" if ema else "raw"], True
 
 
+def find_weights(place: Path, which: Which, weights: str | None) -> tuple[Path, bool]:
+    """The same, or where that is asked for the ``raw`` weights or the moving average's (``ema``) of its checkpoint.
+
+    Raises:
+        UserError: there are none.
+    """
+    file, own = find_file(place, which)
+    if weights is not None and not own:
+        raise UserError("this file lies in no checkpoint, which would have both", where=str(file), todo="no --weights")
+    if weights is not None:
+        file = file.with_name(_FILES[weights])
+        if not file.is_file():
+            raise UserError("this checkpoint has no moving average", where=str(file), todo="--weights raw")
+    return file, own
+
+
 def refuse_paths(description: ModelDescription, file: Path) -> None:
     """
     Raises:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tlx.base.errors import UserError
 from tlx.data.pixels.decode import Channels
 from tlx.data.pixels.normalise import Normalise
-from tlx.data.pixels.transforms import eval_transform
+from tlx.data.pixels.transforms import View, eval_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.batch_targets import as_tensors, refuse_unknown, values_of
 from tlx.data.stream.file_list import FileList
@@ -120,8 +120,13 @@ class Model:
             yield Answers(ids, outputs, loaded.bad)
             del images
 
-    def pixels(self, source: Manifest | FileList, places: Tensor, *, workers: int = 0) -> tuple[Tensor, Tensor]:
+    def pixels(
+        self, source: Manifest | FileList, places: Tensor, *, workers: int = 0, view: View | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Some pictures as the network is shown them, before they are normalised.
+
+        Args:
+            view: of training, drawn as in its first epoch; None: that of evaluations.
 
         Returns:
             int64 [n], the places of those that can be read; uint8 [n, channels, H, W].
@@ -130,7 +135,7 @@ class Model:
         batches = (places[at : at + batch].numpy() for at in range(0, len(places), batch))
         read = [
             (torch.tensor(loaded.ids, dtype=torch.int64), images.clone())
-            for loaded, images in self._shown(source, batches, batch, workers)
+            for loaded, images in self._shown(source, batches, batch, workers, view)
         ]
         none = torch.zeros(0, self.description.input.channels, *self.description.input.size, dtype=torch.uint8)
         return torch.cat([places[:0], *(ids for ids, _ in read)]), torch.cat([none, *(images for _, images in read)])
@@ -141,13 +146,17 @@ class Model:
         return torch.cat([self._forward(pixels[at : at + batch], batch) for at in range(0, len(pixels), batch)])
 
     def _shown(
-        self, source: Manifest | FileList, places: Iterator[NDArray[np.int64]], batch: int, workers: int
+        self,
+        source: Manifest | FileList,
+        places: Iterator[NDArray[np.int64]],
+        batch: int,
+        workers: int,
+        view: View | None = None,
     ) -> Iterator[tuple[Loaded, Tensor]]:
         spec = self.description.input
-        pictures = Pictures(
-            source, eval_transform(spec), cast(Channels, spec.channels), upright=self.description.upright
-        )
-        works = (Work(None, ids) for ids in places)
+        shown = eval_transform(spec) if view is None else view
+        pictures = Pictures(source, shown, cast(Channels, spec.channels), upright=self.description.upright)
+        works = (Work(None, ids, view=None if view is None else 0) for ids in places)
         return load(Loader(pictures, 0), works, largest=batch, workers=workers, pin=False)
 
     def evaluate(
