@@ -24,6 +24,8 @@ SLOW = [
     *(f"timm/{n}" for n in ("levit_128s", "xcit_nano_12_p16_224", "cait_xxs24_224", "pit_ti_224", "ghostnet_100")),
     *(f"timm/{n}" for n in ("poolformer_s12", "mixer_s32_224", "repvgg_a0", "dla34", "hrnet_w18_small", "nest_tiny")),
 ]
+NOWHERE = {("timm/hrnet_w18_small", 0.25)}
+"""Four branches side by side enter what trains: no one place is below it."""
 
 
 def frozen_below(backbone, count):
@@ -51,6 +53,9 @@ def test_the_rest_of_a_network_is_the_same_function_and_learns_the_same(name, sh
     net = frozen_below(backbone, max(1, int(share * len(list(backbone.layers)))))
     image = (3, *backbone.input.size)
     cut = find_cut(net, image, device=torch.device("cpu"))
+    if (name, share) in NOWHERE:
+        assert cut is None
+        return
     assert cut is not None
     record_property("figures", f"cut of {name}, {share:.0%} trained: {cut}, differs by {cut.difference:.1g}")
     images = torch.randn(3, *image)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from tlx.data.stream.randomness import own_randomness
 from tlx.models.layers.trace import restoring_modes
@@ -40,6 +40,8 @@ class Cut:
         path, side: features enter as the input of this module, or in place of its output.
         shape, dtype: of the features of one picture.
         passed: what is not computed again.
+        repeated: what was passed over answers for as many pictures as there are features, not for one: code between
+            modules has looked at how many there are.
         image: float32 [1, channels, height, width], the black picture of `passed`.
         state: names of the parameters and buffers that features depend on.
         difference: the largest between outputs from pictures and from features, as a share of the largest output.
@@ -52,6 +54,7 @@ class Cut:
     passed: Passed
     image: Tensor
     state: tuple[str, ...]
+    repeated: bool = False
     difference: float = 0.0
 
     def __str__(self) -> str:
@@ -73,8 +76,17 @@ class Rest(nn.Module):
         self.net, self.cut = net, cut
 
     def forward(self, features: Tensor) -> Any:
-        with _passing_over(self.net, self.cut.passed), _entering(self.net, self.cut, features):
-            return self.net(self.cut.image)
+        image, passed = self.cut.image, self.cut.passed
+        if self.cut.repeated:
+            image, passed = tree_map(lambda of: _repeated(of, len(features)), (image, passed))
+        with _passing_over(self.net, passed), _entering(self.net, self.cut, features):
+            return self.net(image)
+
+
+def _repeated(value: Any, count: int) -> Any:
+    """A tensor of one picture, for so many; it takes no memory."""
+    is_of_one = isinstance(value, Tensor) and value.ndim and len(value) == 1
+    return value.expand(count, *value.shape[1:]) if is_of_one else value
 
 
 def features_of(net: nn.Module, cut: Cut, images: Tensor) -> Tensor:
@@ -316,50 +328,62 @@ def _outputs(net: nn.Module, image: Tensor, calls: Mapping[str, int]) -> Passed:
 def _proved(net: nn.Module, cut: Cut, images: Tensor, seed: Callable[[], None]) -> Cut | None:
     """The cut, if nothing below it is drawn or looks at a picture's neighbours, and outputs, gradients and evaluations
     from features are those from pictures, within rounding."""
-    modes = {module: module.training for module in net.modules()}
     features = features_of(net, cut, images)
     others = torch.cat([images[:1], 3 - 2 * images[1:]])
     if not torch.equal(features, features_of(net, cut, images)):
         return None
     if _difference([features[:1]], [features_of(net, cut, others)[:1]]) is None:
         return None
-    found = []
+    for repeated in (False, True):
+        tried = replace(cut, repeated=repeated)
+        try:
+            difference = _largest_difference(net, tried, images, features, seed)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
+            continue
+        return None if difference is None else replace(tried, difference=difference)
+    return None
+
+
+def _largest_difference(
+    net: nn.Module, cut: Cut, images: Tensor, features: Tensor, seed: Callable[[], None]
+) -> float | None:
+    """In training mode, with gradients, and in evaluation mode, without; None where it is more than rounding."""
+    modes = {module: module.training for module in net.modules()}
     try:
-        for evaluating in (False, True):
-            for module, training in modes.items():
-                module.training = training and not evaluating
-            found.append(_compared(net, cut, images, features, seed))
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError):
-        return None
+        trained = _compared(net, cut, images, features, seed, gradients=True)
+        for module in modes:
+            module.training = False
+        evaluated = _compared(net, cut, images, features, seed, gradients=False)
     finally:
         for module, training in modes.items():
             module.training = training
-    differences = [value for value in found if value is not None]
-    return replace(cut, difference=max(differences)) if len(differences) == len(found) else None
+    return None if trained is None or evaluated is None else max(trained, evaluated)
 
 
-def _compared(net: nn.Module, cut: Cut, images: Tensor, features: Tensor, seed: Callable[[], None]) -> float | None:
+def _compared(
+    net: nn.Module, cut: Cut, images: Tensor, features: Tensor, seed: Callable[[], None], *, gradients: bool
+) -> float | None:
     """How far outputs and gradients from features are from those from pictures; None where that is more than
     rounding."""
     parameters = [p for p in net.parameters() if p.requires_grad]
     results = list[tuple[list[Tensor], Sequence[Tensor | None]]]()
     for module, given in ((net, images), (Rest(net, cut), features)):
         seed()
-        with torch.enable_grad():
+        with torch.set_grad_enabled(gradients):
             outputs = [output for output in _tensors(module(given)) if output.is_floating_point()]
             summed = torch.stack([output.float().square().sum() for output in outputs]).sum()
-            gradients: Sequence[Tensor | None] = ()
+            learned: Sequence[Tensor | None] = ()
             if summed.requires_grad:
-                gradients = torch.autograd.grad(summed, parameters, allow_unused=True)
-        results.append((outputs, gradients))
+                learned = torch.autograd.grad(summed, parameters, allow_unused=True)
+        results.append((outputs, learned))
     (of_pictures, wanted), (of_features, own) = results
     if [g is None for g in wanted] != [g is None for g in own]:
         return None
     same_outputs = _difference(of_pictures, of_features)
-    learned = [_difference([a], [b]) for a, b in zip(wanted, own, strict=True) if a is not None and b is not None]
-    return same_outputs if all(value is not None for value in learned) else None
+    same = [_difference([a], [b]) for a, b in zip(wanted, own, strict=True) if a is not None and b is not None]
+    return same_outputs if all(value is not None for value in same) else None
 
 
 def _difference(of_pictures: Sequence[Tensor], of_features: Sequence[Tensor]) -> float | None:

@@ -159,7 +159,7 @@ def _weights(look: Mapping[str, Any]) -> Any:
 def _look(look: Mapping[str, Any]) -> Iterator[str]:
     bootstrap = look.get("bootstrap")
     resamples = bootstrap.get("resamples") if isinstance(bootstrap, dict) else None
-    where = _end(str(look.get("data")), 2)
+    where = "/".join(Path(str(look.get("data"))).parts[-2:])
     yield f"{look.get('samples')} pictures of `{where}`, {look.get('time')}; intervals: 95 % of {resamples}"
     yield from ("resamples.", "", "| metric | value | from | to |", "|---|---|---|---|")
     for name, of in dict(look.get("metrics") or {}).items():
