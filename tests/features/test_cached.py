@@ -160,7 +160,7 @@ def test_features_that_are_read_more_slowly_than_computed_are_not_kept_unless_as
     shards, tmp_path, monkeypatch, capsys
 ):
     read = FeatureStore.read
-    monkeypatch.setattr(FeatureStore, "read", lambda self, view, part, cold: time.sleep(2))
+    monkeypatch.setattr(FeatureStore, "read", lambda self, view, part, cold: time.sleep(0.3))
     over = {"unfreeze": "head_only", "phases": {"each": {"lr": 0.01, "duration": "2ep"}}}
     trained(settings(shards, tmp_path / "auto", "auto", **over))
     state = json.loads((tmp_path / "auto" / "checkpoints" / "latest" / "state.json").read_text())["progress"]

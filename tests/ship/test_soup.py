@@ -462,6 +462,7 @@ def test_a_failure_leaves_nothing(runs, tmp_path, monkeypatch, place):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 4])
 def test_killed_while_it_writes_there_is_no_run(runs, tmp_path, number):
     """At a rename within it, the first one and a later one; the same command makes it then."""

@@ -33,6 +33,7 @@ def raw_of(shards: Path, run: Path | str, **over: Any) -> dict[str, Any]:
         "backbone": {"name": "toys:small", "weights": "none"},
         "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
         "world": {"device": "cpu"},
+        "track": {"report": False},
         **over,
     }
 

@@ -38,7 +38,7 @@ def raw_for(shards, run, *, test="test", data=(), **over):
 @pytest.fixture(scope="module")
 def trained(shards, tmp_path_factory):
     """A network that has learned little, judged at its end."""
-    return finished(raw_for(shards, tmp_path_factory.mktemp("r") / "run"))
+    return finished({**raw_for(shards, tmp_path_factory.mktemp("r") / "run"), "track": {"report": True}})
 
 
 def result_of(run):

@@ -552,6 +552,7 @@ def test_heic_with_its_package(folder, monkeypatch):
     accept = lambda start: heif.is_heif(start)  # noqa: E731
     package.register_heif_opener = lambda: Image.register_open("HEIF", FromAPhone, accept)
     monkeypatch.setitem(sys.modules, "pillow_heif", package)
+    Image.init()  # what registers itself while the copy stands would be gone afterwards
     monkeypatch.setattr(Image, "OPEN", dict(Image.OPEN))
     monkeypatch.setattr(Image, "ID", list(Image.ID))
     data = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\xff\0\0" * 4
