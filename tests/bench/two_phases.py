@@ -4,7 +4,7 @@
 trains timm's deit_tiny (FILE) on FOLDER/train, judged on FOLDER/val after every epoch: the head for 16 epochs from
 features of the plain view, then everything for 8. The floor is what cannot be left out: one forward pass over all
 pictures, the steps of the second phase and its evaluations, in bare loops over the same data path. ``--partial N`` has
-instead N epochs of a phase that trains the last block and the head, from features and from pictures.
+instead N epochs of a phase that trains the last three blocks and the head, from features and from pictures.
 """
 
 from __future__ import annotations
@@ -104,7 +104,9 @@ def main() -> None:
         raw = {**raw_of(said, ROW, 0), "unfreeze": {"name": "last_n", "n": 3}, "phases": phases, "transforms": PLAIN}
         features = trained(raw)
         pictures = trained({**raw, "run": raw["run"] + "-pictures", "cache": {**raw["cache"], "mode": "off"}})
-        print(f"{said.partial} epochs of the last block and the head: {pictures[0]:.1f} s from pictures, ", end="")
+        print(
+            f"{said.partial} epochs of the last three blocks and the head: {pictures[0]:.1f} s from pictures, ", end=""
+        )
         print(f"{features[0]:.1f} s from features, {pictures[0] / features[0]:.2f} times as fast; ", end="")
         print(f"top-1 {100 * pictures[1]:.2f} and {100 * features[1]:.2f} %")
         return
