@@ -120,6 +120,42 @@ def test_what_is_drawn_is_drawn_anew():
     assert str(of_head_alone(Drawn())) == "input of drop, 4 float32"
 
 
+class Remembered(nn.Module):
+    """Remembers its scale, with its gradient, in evaluation mode, as timm's LeViT does its biases."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.kept = nn.Parameter(torch.zeros(4, 1, 1)), None
+
+    def forward(self, x):
+        if self.training or self.kept is None:
+            self.kept = self.scale.exp()
+        return x * self.kept
+
+
+class Counted(nn.Module):
+    """Code after what is frozen uses how many pictures there were before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 3), Remembered(), nn.Linear(4 * 36, 2)
+
+    def forward(self, images):
+        x = self.first(images)
+        count = len(x)
+        return self.head(self.second(x).reshape(count, -1))
+
+
+def test_code_that_counts_pictures_and_weights_remembered_in_evaluation_are_no_hindrance():
+    net = Counted()
+    net.first.requires_grad_(requires_grad=False)
+    cut = find_cut(net, (3, 8, 8), device=torch.device("cpu"))
+    assert cut is not None
+    assert (cut.path, cut.side, cut.repeated) == ("second", "input", True)
+    images = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(Rest(net, cut)(features_of(net, cut, images)), net(images))
+
+
 def test_a_network_that_trains_from_its_first_layer_on_has_none():
     net = Drawn()
     assert find_cut(net, (3, 8, 8), device=torch.device("cpu")) is None
