@@ -484,3 +484,12 @@ def test_networks_of_both_libraries(run, shards, tmp_path, record_property):
         assert len(set(decided)) > 1
         assert by_format == dict.fromkeys(formats, decided), name
     record_property("figures", "\n".join(figures))
+
+
+def test_what_others_get_does_not_say_where_files_lie_here(run):
+    said = tlx.load(run).description
+    taken = [{"file": "/home/me/runs/a/model.safetensors", "name": "~/runs/a", "taken": True}]
+    told = {"weights": "/home/me/w.safetensors", "averaged": {"ingredients": taken}, "step": 3, "loaded": "/home/me"}
+    kept = card.without_folders(dataclasses.replace(said, provenance=told)).provenance
+    own = [{"file": "model.safetensors", "name": "a", "taken": True}]
+    assert kept == {"weights": "w.safetensors", "averaged": {"ingredients": own}, "step": 3}
