@@ -22,8 +22,8 @@ _BAR_NAME, _BAR_NUMBERS = 20, 100
 """Columns of a phase's name before the bar, and of the terminal from which on numbers stand behind it."""
 
 
-_ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/")
-"""Values of a row that have a place of their own in a line."""
+_ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/", "lr/", "update_ratio/", "train/grad_norm")
+"""Values of a row that have a place of their own in a line, or none."""
 
 
 class Console:

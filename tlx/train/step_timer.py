@@ -31,7 +31,7 @@ class StepTimer:
         self._samples = samples
         self._asked = self._started
         self._steps = self._row_steps = 0
-        self._in_steps_s = self._row_s = 0.0
+        self._in_steps_s = self._row_s = self._waited_s = 0.0
 
     def each(self, steps: Iterable[Item]) -> Iterator[Item]:
         """The same steps, each timed from when it is asked for."""
@@ -43,6 +43,19 @@ class StepTimer:
             except StopIteration:
                 return
             yield step
+
+    def waiting(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same batches; how long each was waited for counts as waiting for data."""
+        remaining = iter(batches)
+        while True:
+            asked = self._clock()
+            try:
+                batch = next(remaining)
+            except StopIteration:
+                return
+            finally:
+                self._waited_s += self._clock() - asked
+            yield batch
 
     def step_done(self) -> float:
         """A step has ended; seconds of training so far, with those of earlier starts and all between the steps."""
@@ -66,7 +79,8 @@ class StepTimer:
         found = {
             "images_per_s": (samples - self._samples) / self._row_s,
             "step_s": step_s,
+            "data_wait_s": self._waited_s / self._row_steps,
             "left_s": steps_left * (step_s + between_s),
         }
-        self._samples, self._row_steps, self._row_s = samples, 0, 0.0
+        self._samples, self._row_steps, self._row_s, self._waited_s = samples, 0, 0.0, 0.0
         return {PREFIX + name: float(f"{value:.4g}") for name, value in found.items()}
