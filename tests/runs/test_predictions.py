@@ -42,11 +42,11 @@ def test_best_and_last_of_each_phase_are_those_of_the_result(run, shards):
     result = json.loads((run / "result.json").read_text())
     val = Manifest.open(shards / "val")
     for phase, about in result["phases"].items():
-        best, last = read(run, phase), read(run, phase, "last")
+        best, last, average = read(run, phase), read(run, phase, "last"), read(run, phase, "last.ema")
         assert best.matches(about["best"])
-        assert (last.step, last.weights) == (about["stop"], result["best"]["weights"])
-        row = about["last"] | {f"val/{k.removeprefix('ema/val/')}": v for k, v in about["last"].items() if "ema/" in k}
-        for found, top1 in ((best, about["best"]["val/top1"]), (last, row["val/top1"])):
+        assert (last.step, last.weights, average.step, average.weights) == (about["stop"], "raw", about["stop"], "ema")
+        ends = ((last, about["last"]["val/top1"]), (average, about["last"]["ema/val/top1"]))
+        for found, top1 in ((best, about["best"]["val/top1"]), *ends):
             [part] = found.parts
             assert part.right.mean() == pytest.approx(found.metrics["val/top1"]) == pytest.approx(top1)
             assert part.truth.tolist() == val.labels.tolist()
@@ -67,7 +67,7 @@ def test_a_run_that_stopped_and_went_on_has_those_of_one_that_did_not(run, shard
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "latest", ignore_errors=True)
     assert fit(compose())
     for phase in ("feature_extraction", "fine_tuning"):
-        for which in ("best", "last"):
+        for which in ("best", "last", "last.ema"):
             assert file_of(run, phase, which).read_bytes() == file_of(tmp_path / "run", phase, which).read_bytes()
 
 

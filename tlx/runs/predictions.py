@@ -1,8 +1,9 @@
 """What was told of every validation picture, in the run folder: ``predictions/PHASE.best.npz`` by the weights that are
-the best of a phase, ``predictions/PHASE.last.npz`` at its end.
+the best of a phase, ``predictions/PHASE.last.npz`` at its end, ``predictions/PHASE.last.ema.npz`` then by the moving
+average's.
 
 A file says of which step and weights it is. After a kill it may be of an evaluation that the checkpoint does not know
-yet, or of an older one: :func:`read` gives it all the same, and :meth:`Predictions.matches` tells. Both files replace
+yet, or of an older one: :func:`read` gives it all the same, and :meth:`Predictions.matches` tells. They replace
 those of earlier evaluations.
 """
 
@@ -26,7 +27,7 @@ from tlx.tasks.told import About
 
 FOLDER = "predictions"
 
-Which = Literal["best", "last"]
+Which = Literal["best", "last", "last.ema"]
 
 _FORMAT = 1
 
@@ -79,12 +80,13 @@ class Part:
         """[n]: pictures of which the truth is known, of labels and numbers in any column."""
         if self.kind in ("class", "rank"):
             return self.truth >= 0
-        return (~np.isnan(self.truth) if self.kind == "number" else self.truth >= 0).any(1)
+        of_columns: NDArray[np.bool_] = ~np.isnan(self.truth) if self.kind == "number" else self.truth >= 0
+        return np.asarray(of_columns.any(1))
 
     @property
     def right(self) -> NDArray[np.bool_]:
         """[n] of a class or rank: it was told, and is the truth."""
-        return (self.told == self.truth) & (self.truth >= 0)
+        return np.asarray((self.told == self.truth) & (self.truth >= 0))
 
     @cached_property
     def confidence(self) -> NDArray[np.float32]:
@@ -107,7 +109,7 @@ class Predictions:
     """Of n pictures by one network.
 
     Attributes:
-        phase, which, step, weights: of a training: ``best`` or ``last`` of its phase, after so many steps, raw | ema.
+        phase, which, step, weights: of a training: see :data:`Which`, after so many steps, raw | ema.
         digest, content: of the shards; see :class:`tlx.data.shards.manifest.Manifest`. Predictions of the same digest
             are of the same pictures.
         samples: in the shards; those that are missing among `ids` could not be read.

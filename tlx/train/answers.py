@@ -61,33 +61,23 @@ def keep_answers(
     """Writes what was told in this evaluation, where it is the best of its phase, or the phase ends with it: every rank
     calls it, with the same row.
 
-    That of a phase's end is of the weights that are the run's best. What cannot be written is told, and no more.
+    What cannot be written is told, and no more.
     """
     progress = run.progress
     best = progress.phases[phase.name].get("best", {})
-    wanted = {"best": best["weights"]} if best.get("step") == progress.step else {}
+    wanted: dict[str, Weights] = {"best": best["weights"]} if best.get("step") == progress.step else {}
     if last:
-        wanted["last"] = (progress.best or {}).get("weights", "raw")
+        wanted |= {"last": "raw", "last.ema": "ema"}
     for which, weights in wanted.items():
-        of_ranks = run.world.gather(answers[weights].told())
-        if not run.world.main or not any(parts for _, parts in of_ranks):
+        if weights not in answers:
             continue
-        shards = answers[weights].shards
-        ids, parts = _in_order([(ids, parts) for ids, parts in of_ranks if parts])
-        found = Predictions(
-            phase=phase.name,
-            which=which,
-            step=progress.step,
-            weights=weights,
-            digest=shards.digest,
-            content=shards.content,
-            samples=len(shards),
-            metrics=metrics_of(row, weights),
-            ids=ids,
-            parts=parts,
-        )
+        of_ranks = [given for given in run.world.gather(answers[weights].told()) if given[1]]
+        if not run.world.main or not of_ranks:
+            continue
+        (ids, parts), shards = _in_order(of_ranks), answers[weights].shards
+        about = (phase.name, which, progress.step, weights, shards.digest, shards.content, len(shards))
         try:
-            write(run.saver.place().parent, found)
+            write(run.saver.place().parent, Predictions(*about, metrics_of(row, weights), ids, parts))
         except OSError as error:
             run.journal.note(f"WARNING: at step {progress.step} predictions could not be written: {error}")
 
