@@ -18,9 +18,11 @@ QUICK = [
 ]
 SLOW = [
     *(f"torchvision/{n}" for n in ("resnet18", "vgg11", "mobilenet_v2", "inception_v3", "densenet121", "googlenet")),
-    *(f"torchvision/{n}" for n in ("swin_t", "shufflenet_v2_x1_0")),
-    *(f"timm/{n}" for n in ("deit_tiny_patch16_224", "convnext_atto", "levit_128s", "cait_xxs24_224", "pit_ti_224")),
-    *(f"timm/{n}" for n in ("poolformer_s12", "dla34", "hrnet_w18_small")),
+    *(f"torchvision/{n}" for n in ("vit_b_16", "swin_t", "efficientnet_b0", "regnet_y_400mf", "shufflenet_v2_x1_0")),
+    *(f"torchvision/{n}" for n in ("maxvit_t", "convnext_tiny", "mnasnet0_5", "alexnet")),
+    *(f"timm/{n}" for n in ("deit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224", "mobilevit_xxs")),
+    *(f"timm/{n}" for n in ("levit_128s", "xcit_nano_12_p16_224", "cait_xxs24_224", "pit_ti_224", "ghostnet_100")),
+    *(f"timm/{n}" for n in ("poolformer_s12", "mixer_s32_224", "repvgg_a0", "dla34", "hrnet_w18_small", "nest_tiny")),
 ]
 NOWHERE = {("timm/hrnet_w18_small", 0.25)}
 """Four branches side by side enter what trains: no one place is below it."""
