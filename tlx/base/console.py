@@ -52,6 +52,8 @@ class Console:
         if instead is not None:
             self.keep_in(instead)
         self._out = Terminal(file=self._stream, highlight=False, soft_wrap=True, emoji=False)  # type: ignore[arg-type]
+        self._log: Path | None = None
+        self._unlogged: list[str] = []
         self._bar: Progress | None = None
         self._task: Any = None
         self._said = 0.0
@@ -64,6 +66,22 @@ class Console:
             self._stream.instead = file
             keep_all_in(file)
 
+    def log_to(self, file: Path) -> None:
+        """From now on every line is appended there, too, also what was said so far; never the bar."""
+        self._log = file
+        self._append()
+
+    def _append(self) -> None:
+        """A log that cannot be written is left alone."""
+        if self._log is None:
+            return
+        lines, self._unlogged = self._unlogged, []
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in lines)
+        except OSError:
+            self._log = None
+
     def plan(self, text: str) -> None:
         """The plan, on top of everything."""
         self.note(text)
@@ -73,6 +91,8 @@ class Console:
         if not self._enabled:
             return
         self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)
+        self._unlogged.append(escaped(text, lines=True))
+        self._append()
         if self._bar is not None and not self._live:  # once more, since no frame of the bar is kept
             self.close()
             self._out.print(escaped(text, lines=True), markup=False, soft_wrap=self._columns is None)

@@ -12,8 +12,10 @@ from tlx.base.launcher import environment
 from tlx.base.plug import needs
 from tlx.base.terminal import say
 from tlx.runs.metrics_file import read_rows
-from tlx.tracking import wandb_run
+from tlx.tracking import surroundings, wandb_run
+from tlx.tracking.surroundings import Code
 from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, of_test, warn
+from tlx.tracking.trained import Artifacts
 from tlx.tracking.wandb_run import Mode
 from tlx.tracking.wandb_target import Asked, Record, choose
 
@@ -24,27 +26,48 @@ def wandb(
     *,
     project: str | None = None,
     entity: str | None = None,
+    group: str | None = None,
+    job_type: str | None = None,
+    run_name: str | None = None,
+    notes: str | None = None,
     tags: Sequence[str] = (),
     mode: Mode | None = None,
+    artifacts: Artifacts = "none",
+    registry: str | None = None,
+    code: Code = "commit",
+    console: bool = False,
+    alerts: bool = False,
 ) -> Tracker:
     """Weights & Biases: one run per training, however often it was resumed, and each step in it once.
 
-    What is not said here, W&B's variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_TAGS, WANDB_NAME, WANDB_RUN_ID,
-    WANDB_DIR, WANDB_MODE. A note tells which of them won and which did not. Without any, the project is "tlx", and the
-    run is online where credentials are configured, offline, with a warning, where not, where nothing answers at the
-    server's address within two seconds, and where W&B has not begun within 30.
+    What is not said here, W&B's variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_NAME
+    (`run_name`), WANDB_NOTES, WANDB_TAGS, WANDB_MODE, WANDB_RUN_ID, WANDB_DIR: the configuration wins over a variable. A
+    note tells which of them won and which did not. Without any, the project is "tlx", and the run is online where
+    credentials are configured, offline, with a warning, where not, where nothing answers at the server's address within
+    two seconds, and where W&B has not begun within 30.
     ``tlx track sync RUN`` sends later what W&B lacks.
+
+    Args:
+        artifacts: weights that are uploaded at the end of a training: none, for they may be gigabytes and nobody has
+            asked; the best; all: the best and the last. Versions of the artifact model-ID, with these aliases.
+        registry: where they are linked, such as wandb-registry-model/flowers.
+        code: the commit of the working folder, or also the difference from it, which may hold secrets.
+        console: RUN/log.txt, in the run's Logs.
+        alerts: at the end and on a fault, as W&B's settings of the user send them.
 
     Raises:
         TrackingError: W&B cannot begin.
     """
     rows = read_rows(run.folder / "metrics.jsonl")
     wandb_run.forget_empty_variables()
-    asked, record = Asked(project, entity, tags, mode), Record.read(run.folder)
+    surroundings.record(run.folder, code)
+    asked = Asked(project, entity, tags, mode, group=group, job_type=job_type, name=run_name, notes=notes)
+    record = Record.read(run.folder)
     choice = choose(asked, record, environment().variables, run_id=run.run_id, name=run.name, here=Path.cwd())
     if choice.note is not None:
         say(f"note: {choice.note}", error=True)
-    target = wandb_run.Target(run.folder, choice, run.config, command(run.folder))
+    extras = wandb_run.Extras(artifacts, registry, code, console, alerts)
+    target = wandb_run.Target(run.folder, choice, run.config, command(run.folder), extras)
     if choice.mode is not None:
         return wandb_run.begin(target, choice.mode, rows)  # type: ignore[arg-type]
     why: str | None = "there is no key for Weights & Biases"

@@ -14,6 +14,7 @@ from tlx.data.stream.transfer import on_device
 from tlx.plan.plan import Phase, Plan
 from tlx.runs.checkpoint import damage, read
 from tlx.runs.progress import Progress
+from tlx.tracking.phase_end import PhaseEnd
 from tlx.train.answers import keep_answers
 from tlx.train.cached import PhaseInput, input_of
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
@@ -200,4 +201,14 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel, source: PhaseInput
     train_mode(phase_model.net, phase, run.plan)
     run.world.watch.beat("batch")
     run.journal.row({k: v for k, v in row.items() if not isinstance(v, list)} | progress.best_so_far())
+    if run.world.main and (step == phase.stop or why is not None):
+        run.journal.phase_ended(phase_end(run, phase, source))
     return why is not None
+
+
+def phase_end(run: Run, phase: Phase, source: PhaseInput) -> PhaseEnd:
+    """What a phase that ends with this step has come to, for trackers."""
+    about = dict(run.progress.phases[phase.name])  # as it is now: trackers read it in threads of their own
+    shards = source.validation.manifest if source.validation is not None else None
+    own = (about.get("best", {}), about.get("last", {}))
+    return PhaseEnd(run.folder, phase.name, run.plan.index(phase), phase.start, run.progress.step, *own, shards)
