@@ -1,5 +1,5 @@
-"""What a phase has come to, for trackers: tables, confusions, pictures with predictions. Told when a phase ends, and read
-from the run folder later, so that a start that goes on and ``tlx track sync`` have the same."""
+"""What a phase has come to, for trackers: tables, confusions, pictures with predictions. Told when a phase ends, and
+read from the run folder later, so that a start that goes on and ``tlx track sync`` have the same."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tlx.runs.run_files import RunFiles, mapping, whole
 
 if TYPE_CHECKING:
     from tlx.data.shards.manifest import Manifest
+    from tlx.report.classes import ClassRow
     from tlx.runs.predictions import Part, Predictions
 
 PICTURES = "predictions/pictures"
@@ -120,13 +121,7 @@ class PhaseEnd:
 
         columns = ("class", "support", "told", "precision", "recall", "f1")
         return [
-            Table(
-                _named("per_class", part),
-                columns,
-                tuple(
-                    (r.name, r.support, r.told, *map(_finite, (r.precision, r.recall, r.f1))) for r in by_class(part)
-                ),
-            )
+            Table(_named("per_class", part), columns, tuple(_row(row) for row in by_class(part)))
             for part in self._parts("class", "rank", "labels")
         ]
 
@@ -148,8 +143,8 @@ class PhaseEnd:
         if self.predictions is None or not self.predictions.parts:
             return []
         part, ids = self.predictions.parts[0], self.predictions.ids
-        said = ((place, *_words(part, place)) for place in _chosen(part, len(ids)))
-        return [Picture(int(ids[place]), *words, self._thumbnail(int(ids[place]))) for place, *words in said]
+        chosen = _chosen(part, len(ids))
+        return [Picture(int(ids[place]), *_words(part, place), self._thumbnail(int(ids[place]))) for place in chosen]
 
     def _parts(self, *kinds: str) -> Iterator[Part]:
         parts = self.predictions.parts if self.predictions is not None else ()
@@ -187,6 +182,10 @@ def phase_ends(folder: Path) -> list[PhaseEnd]:
             best, last = mapping(about.get("best")), mapping(about.get("last"))
             found.append(PhaseEnd(folder, name, index, start, stop, best, last))
     return found
+
+
+def _row(row: ClassRow) -> tuple[Any, ...]:
+    return (row.name, row.support, row.told, *map(_finite, (row.precision, row.recall, row.f1)))
 
 
 def _named(table: str, part: Part) -> str:

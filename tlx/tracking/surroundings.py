@@ -1,4 +1,4 @@
-"""What a start of a training ran in: versions, devices, commit; kept in the run folder, so that it can be told later."""
+"""What a start of a training ran in: versions, devices, commit; kept in the run folder, to be told later, too."""
 
 from __future__ import annotations
 

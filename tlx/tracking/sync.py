@@ -122,7 +122,7 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
         to=str(place),
         offline=offline,
         models=tuple(models),
-        not_sent=tuple([*not_sent, *run.without]),
+        not_sent=(*not_sent, *run.without),
     )
 
 

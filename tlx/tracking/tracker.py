@@ -98,8 +98,8 @@ def guarded(
     """Makes a tracker that can neither stop training nor hold it up.
 
     Whatever it raises is said once on stderr, then it is left alone; the same when it takes no more rows, or has not
-    come to its end `finish_s` seconds after the training has (longer, where it says so itself). A tracker that is not made within `begin_s` seconds is
-    said to be slow, and gets its rows when it is there.
+    come to its end `finish_s` seconds after the training has (more where it asks for more). A tracker that is not made
+    within `begin_s` seconds is said to be slow, and gets its rows when it is there.
 
     Raises:
         UserError: from `make`, for what the user must mend (a tracker that lacks a method).

@@ -40,11 +40,11 @@ def wandb(
 ) -> Tracker:
     """Weights & Biases: one run per training, however often it was resumed, and each step in it once.
 
-    What is not said here, W&B's variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_NAME
-    (`run_name`), WANDB_NOTES, WANDB_TAGS, WANDB_MODE, WANDB_RUN_ID, WANDB_DIR: the configuration wins over a variable. A
-    note tells which of them won and which did not. Without any, the project is "tlx", and the run is online where
-    credentials are configured, offline, with a warning, where not, where nothing answers at the server's address within
-    two seconds, and where W&B has not begun within 30.
+    What is not said here, W&B's variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE,
+    WANDB_NAME (`run_name`), WANDB_NOTES, WANDB_TAGS, WANDB_MODE, WANDB_RUN_ID, WANDB_DIR. The configuration wins over
+    them; a note tells which of them won and which did not. Without any, the project is "tlx", and the run is online
+    where credentials are configured, offline, with a warning, where not, where nothing answers at the server's address
+    within two seconds, and where W&B has not begun within 30.
     ``tlx track sync RUN`` sends later what W&B lacks.
 
     Args:

@@ -84,9 +84,7 @@ class Target:
         ran_in = surroundings.read(self.folder)
         code = {name: ran_in.pop(name) for name in ("commit", "modified") if name in ran_in}
         plan = {"steps": files.plan.get("steps"), "steps_per_epoch": files.plan.get("steps_per_epoch")}
-        phases = {
-            str(p.get("name")): {"start": p.get("start"), "stop": p.get("stop")} for p in within(files.plan, "phases")
-        }
+        phases = {str(p.get("name")): {of: p.get(of) for of in ("start", "stop")} for p in within(files.plan, "phases")}
         own = {"environment": ran_in, "code": code if self.extras.code != "none" else {}}
         own["plan"] = {**plan, "phases": phases} if phases else {}
         return {**dict(self.config), **{name: of for name, of in own.items() if of}}
@@ -389,9 +387,8 @@ class WandbRun:
         """Of metrics of evaluations the summary is ours to write: the best, by the metric's own direction, over all
         starts of the run. W&B's own ``summary="max"`` begins anew with each of them, and one NaN ends it."""
         for name in row.keys() - self._defined:
-            if (metric := Metric.of(name)).judges:
-                goal = "maximize" if metric.higher_is_better else "minimize"
-                self.handle.define_metric(name, step_metric="step", summary="none", goal=goal)
+            if Metric.of(name).judges:
+                self.handle.define_metric(name, step_metric="step", summary="none")
         self._defined |= row.keys()
 
     def _of_phase(self, step: int) -> dict[str, Any]:

@@ -134,11 +134,11 @@ def choose(
             heard.unused.append(f"{key}={written} of the configuration (a trial is where its sweep is)")
         whose = "the configuration" if written == places[key] else RECORD
         heard.weigh(key, f"WANDB_{key.upper()}", places[key], f"{whose} says {places[key]}")
-    said = {"tags": ",".join(asked.tags) or None, "name": asked.name, "group": asked.group}
-    said |= {"job_type": asked.job_type, "notes": asked.notes}
-    for key, written in said.items():
-        said[key] = written or env.get(_VARIABLES[key]) or getattr(record, key)
-        heard.weigh(key.replace("_", " "), _VARIABLES[key], said[key], f"the configuration says {said[key]}")
+    words: dict[str, str | None] = {"tags": ",".join(asked.tags) or None}
+    words |= {key: getattr(asked, key) for key in _VARIABLES if key not in words}
+    for key, variable in _VARIABLES.items():
+        words[key] = words[key] or env.get(variable) or getattr(record, key)
+        heard.weigh(key.replace("_", " "), variable, words[key], f"the configuration says {words[key]}")
     mode = asked.mode or env.get("WANDB_MODE") or None
     heard.weigh("mode", "WANDB_MODE", mode, f"the configuration says {mode}")
     folder = env.get("WANDB_DIR") or None
@@ -152,11 +152,11 @@ def choose(
         project=places["project"] or (None if sweep else PROJECT),
         entity=places["entity"],
         sweep=sweep,
-        name=said["name"] or (None if sweep else name),
-        tags=tuple(tag for tag in (said["tags"] or "").split(",") if tag),
-        group=said["group"],
-        job_type=said["job_type"],
-        notes=said["notes"],
+        name=words["name"] or (None if sweep else name),
+        tags=tuple(tag for tag in (words["tags"] or "").split(",") if tag),
+        group=words["group"],
+        job_type=words["job_type"],
+        notes=words["notes"],
         folder=Path(folder) if folder is not None else None,
         mode=_MODES.get(mode or "", mode),
         note=heard.note,

@@ -52,7 +52,7 @@ class UpdateSize:
         moved = torch.stack([n.double() for n in torch._foreach_norm(self._before)])
         self._before = []
         lengths = [len(of) for of in self._layers.values()]
-        by_layer = zip(moved.split(lengths), old.split(lengths), strict=True)
+        by_layer = zip(torch.split(moved, lengths), torch.split(old, lengths), strict=True)  # type: ignore[no-untyped-call]
         self._ratios = torch.stack([torch.linalg.vector_norm(m) / torch.linalg.vector_norm(o) for m, o in by_layer])
 
     def row(self) -> dict[str, float]:
