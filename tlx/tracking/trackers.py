@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from tlx.base.invocation import command
 from tlx.base.launcher import environment
 from tlx.base.plug import needs
 from tlx.base.terminal import say
 from tlx.runs.metrics_file import read_rows
-from tlx.tracking import surroundings, wandb_run
+from tlx.runs.run_files import RunFiles
+from tlx.tracking import mlflow_run, surroundings, wandb_run
 from tlx.tracking.surroundings import Code
-from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, of_test, warn
+from tlx.tracking.tensorboard_run import TensorBoardRun
+from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
 from tlx.tracking.trained import Artifacts
 from tlx.tracking.wandb_run import Mode
 from tlx.tracking.wandb_target import Asked, Record, choose
@@ -83,7 +83,9 @@ def wandb(
 
 @needs("tensorboard", install="pip install 'tlx[tensorboard]'")
 def tensorboard(run: RunInfo, *, folder: Path = Path("tensorboard")) -> Tracker:
-    """TensorBoard event files in `folder` of the run folder; after a resume, later points are taken back.
+    """TensorBoard event files in `folder` of the run folder; after a resume, later points are taken back. Scalars, the
+    configuration and the plan as text, and of each phase tables, confusions and pictures with what was told of them;
+    hyperparameters with the best and the test's values.
 
     Raises:
         TrackingError: TensorBoard cannot be imported.
@@ -94,20 +96,42 @@ def tensorboard(run: RunInfo, *, folder: Path = Path("tensorboard")) -> Tracker:
     except ImportError as error:
         raise TrackingError(f"TensorBoard cannot be imported: {error}") from error
     first = max((row["step"] for row in rows), default=-1) + 1
-    return _TensorBoard(SummaryWriter(run.folder / folder, purge_step=first))  # type: ignore[no-untyped-call]
+    writer = SummaryWriter(run.folder / folder, purge_step=first)  # type: ignore[no-untyped-call]
+    return TensorBoardRun(run, writer, RunFiles(run.folder).plan)
 
 
-class _TensorBoard:
-    def __init__(self, writer: Any) -> None:
-        self.writer = writer
+@needs("mlflow", install="pip install 'tlx[mlflow]'")
+def mlflow(
+    run: RunInfo,
+    *,
+    uri: str | None = None,
+    experiment: str | None = None,
+    run_name: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    artifacts: Artifacts = "none",
+    code: Code = "commit",
+) -> Tracker:
+    """MLflow: one run per training, each step once; a later start goes on with the run that the tag tlx.run_id names.
 
-    def log(self, row: Mapping[str, Any]) -> None:
-        for key, value in row.items():
-            if key != "step" and isinstance(value, (int, float)) and not math.isnan(value):
-                self.writer.add_scalar(key, value, row["step"])
-        self.writer.flush()
+    Args:
+        uri: of the tracking store; else MLFLOW_TRACKING_URI, else MLflow's default, a database in the working folder.
+        experiment: else MLFLOW_EXPERIMENT_NAME, else "tlx".
+        run_name: else the run folder's name.
+        artifacts: weights that are uploaded at the end of a training; see the tracker wandb.
+        code: the commit of the working folder, as a tag. `diff` keeps the difference in the run folder alone.
 
-    def finish(self, result: Mapping[str, Any]) -> None:
-        if test := of_test(result):
-            self.log({"step": result["step"], **test})
-        self.writer.close()
+    Raises:
+        TrackingError: MLflow cannot be imported, or its store does not answer.
+    """
+    rows = read_rows(run.folder / "metrics.jsonl")
+    surroundings.record(run.folder, code)
+    env = environment()
+    try:
+        from mlflow.tracking import MlflowClient
+
+        client = MlflowClient(uri or env.get("MLFLOW_TRACKING_URI") or None)
+        named = {"mlflow.runName": run_name or run.name, **{str(k): str(v) for k, v in (tags or {}).items()}}
+        experiment = experiment or env.get("MLFLOW_EXPERIMENT_NAME") or "tlx"
+        return mlflow_run.begin(run, client, experiment, named, artifacts, rows)
+    except Exception as error:  # of its store, and of what that is made of
+        raise TrackingError(f"MLflow: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tlx.base.files import write_whole
-from tlx.base.launcher import environment, withdraw
+from tlx.base.launcher import environment, export, withdraw
 from tlx.base.location import without_credentials
 from tlx.base.metrics import Metric
 from tlx.base.reachable import reachable
@@ -170,11 +170,13 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
             name=choice.name, group=choice.group, job_type=choice.job_type, notes=choice.notes, config=config,
             dir=root, resume="allow", settings=settings,
         )  # fmt: skip
+        _stage_in(Path(handle.settings.root_dir) / "wandb" / "staging")
         handle.define_metric("step")
         handle.define_metric("*", step_metric="step")
         if target.command is not None:
             handle.summary["command"] = target.command
         run = WandbRun(target, handle, heard)
+        run.upload_code()
         for end in phase_ends(target.folder):
             run.phase_ended(end)
         for row in rows:
@@ -194,6 +196,14 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
             f"metrics.jsonl has everything\n  -> {target.later}"
         )
     return run
+
+
+def _stage_in(folder: Path) -> None:
+    """Copies of what tables and artifacts hold wait there until they are uploaded, and not in the user's home, unless
+    the environment names a place."""
+    said = environment().get("WANDB_DATA_DIR")
+    if not said or Path(said).parts[-2:] == folder.parts[-2:]:  # which an earlier run in this process has set
+        export("WANDB_DATA_DIR", str(folder))
 
 
 def _keep(folder: Path, came: Mapping[str, Any], choice: Choice) -> None:
@@ -237,7 +247,11 @@ class WandbRun:
         self._warned = False
         self._uploaded: list[str] = []
         self.without: list[str] = []
-        self._logged = int(Record.read(target.folder).console or 0)  # bytes of log.txt
+        # an offline folder holds all of it; what is on the server stands in wandb.json
+        self._online = not handle.settings._offline
+        has = Record.read(target.folder) if self._online else Record()
+        self._logged = int(has.console or 0)  # bytes of log.txt
+        self._has = set((has.models or "").split(","))
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Takes a row; it goes when the next step begins, with all that belongs to its own.
@@ -278,19 +292,27 @@ class WandbRun:
 
         if not model.file.is_file():
             raise TrackingError(f"{model.file} is not there")
-        registry, offline = self.target.extras.registry, bool(self.handle.settings._offline)
+        registry = self.target.extras.registry
         made = self.handle.log_artifact(of_model(model, self.target.choice.run_id), aliases=list(model.aliases))
-        if registry is not None and offline:
+        if registry is not None and not self._online:
             raise TrackingError(f"offline, W&B cannot link it to {registry}", todo=self.todo)
         if registry is not None:
-            made.wait(timeout=UPLOAD_S)
+            made.wait(timeout=int(UPLOAD_S))
             self.handle.link_artifact(made, registry, aliases=list(model.aliases))
         self._uploaded.append(model.key)
 
+    def upload_code(self) -> None:
+        """Uploads how files differ from the commit, where that was asked for and kept, and W&B lacks it."""
+        from tlx.tracking.wandb_content import of_code
+
+        found = of_code(self.target.folder, self.target.choice.run_id) if self.target.extras.code == "diff" else None
+        if found is not None and (key := f"code.{found.digest}") not in self._has:
+            self.handle.log_artifact(found)
+            self._uploaded.append(key)
+
     def missing(self) -> list[TrainedModel]:
         """Weights of a training that is done that W&B lacks; what it has is in wandb.json."""
-        has = (Record.read(self.target.folder).models or "").split(",")
-        return [m for m in trained_models(self.target.folder, self.target.extras.artifacts) if m.key not in has]
+        return [m for m in trained_models(self.target.folder, self.target.extras.artifacts) if m.key not in self._has]
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Ends the run, with the summary. The last step of a training that goes on later waits for that: it may yet get
@@ -357,9 +379,8 @@ class WandbRun:
             raise TrackingError("the network or the server is too slow: not all was sent", todo=self.todo) from error
         if self._heard.warnings and not self._warned:
             raise TrackingError(f"W&B: {self._heard.warnings[0]}", todo=self.todo)
-        if self._uploaded:
-            has = Record.read(self.target.folder).models
-            _note(self.target.folder, models=",".join(filter(None, [has, *self._uploaded])))
+        if self._online and self._uploaded:
+            _note(self.target.folder, models=",".join(sorted(filter(None, {*self._has, *self._uploaded}))))
 
     def has_summary(self, result: Mapping[str, Any]) -> bool:
         """Whether the server has the summary of a finished run, and not that of before the run was extended."""
@@ -377,11 +398,26 @@ class WandbRun:
         if row["step"] < self.first:
             return
         self._define(row)
-        self.handle.log({**row, **self._of_phase(row["step"])}, step=row["step"], commit=True)
+        self._log(row, self._of_phase(row["step"]))
         if leads:  # the runs table shows it, and W&B does not write the latest over it
             self.handle.summary.update(leads)
         self.sent.append(row["step"])
         self._send_console()
+
+    def _log(self, row: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+        """A row with what belongs to it. Tables are artifacts of their own, which the server may refuse: then the numbers
+        go without."""
+        try:
+            self.handle.log({**row, **beside}, step=row["step"], commit=True)
+        except Exception as error:
+            if not beside:
+                raise
+            self._say_without(row["step"], error)
+            self.handle.log(row, step=row["step"], commit=True)
+
+    def _say_without(self, step: int, error: Exception) -> None:
+        self.without.append(f"tables of phase {self._ends[step].name} ({_said(error)})")
+        warn(f"W&B does not get {self.without[-1]}")
 
     def _define(self, row: Mapping[str, Any]) -> None:
         """Of metrics of evaluations the summary is ours to write: the best, by the metric's own direction, over all
@@ -403,8 +439,7 @@ class WandbRun:
         try:
             return {**of_phase(end), "phases": of_phases(e for e in self._ends.values() if e.step <= step)}
         except Exception as error:
-            self.without.append(f"tables of phase {end.name} ({type(error).__name__}: {error})")
-            warn(f"W&B does not get {self.without[-1]}")
+            self._say_without(step, error)
             return {}
 
     def _send_console(self) -> None:
@@ -418,7 +453,8 @@ class WandbRun:
             if whole:
                 self.handle.write_logs(whole.decode("utf-8", "replace"))
                 self._logged += len(whole)
-                _note(self.target.folder, console=str(self._logged))
+                if self._online:
+                    _note(self.target.folder, console=str(self._logged))
 
     def _leads(self, name: str, value: Any) -> bool:
         metric = Metric.of(name)

@@ -1,0 +1,189 @@
+"""MLflow: one run per training, however often it was started, each step in it once. Numbers, tables, pictures, weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tlx.tracking import surroundings
+from tlx.tracking.phase_end import PhaseEnd, Table, phase_ends
+from tlx.tracking.tensorboard_run import flat
+from tlx.tracking.tracker import RunInfo, TrackingError, of_test
+from tlx.tracking.trained import Artifacts, TrainedModel
+
+RUN_ID = "tlx.run_id"
+"""The tag by which a later start finds the run."""
+
+REACHED = "tlx.step"
+"""The tag with the last step that was sent whole: what a later start trains again is not sent again."""
+
+PARAMETER, BATCH = 6000, 1000
+"""Characters of a parameter; metrics that MLflow takes at once."""
+
+
+class MlflowRun:
+    """A run of an MLflow store.
+
+    Args:
+        client: mlflow's. run_id: MLflow's.
+        rows: those before this start, of which the store may lack some.
+    """
+
+    def __init__(
+        self, run: RunInfo, client: Any, run_id: str, artifacts: Artifacts, rows: Iterable[Mapping[str, Any]]
+    ) -> None:
+        self.run, self.client, self.run_id, self.artifacts = run, client, run_id, artifacts
+        tags = client.get_run(run_id).data.tags
+        self._reached = int(tags.get(REACHED, -1))
+        self._told = set(tags.get("tlx.phases", "").split("\n"))
+        self._held: dict[str, Any] = {}
+        self._ends = {end.step: end for end in phase_ends(run.folder)}
+        self.finish_s = 900.0 if artifacts != "none" else 0.0
+        for row in rows:
+            self.log(row)
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Takes a row; it goes when the next step begins, with all that belongs to its own."""
+        if self._held and row["step"] < self._held["step"]:
+            return
+        if self._held and row["step"] != self._held["step"]:
+            self._send()
+        self._held |= row
+
+    def phase_ended(self, end: PhaseEnd) -> None:
+        self._ends[end.step] = end
+
+    def model_trained(self, model: TrainedModel) -> None:
+        """Uploads weights, where that was asked for.
+
+        Raises:
+            TrackingError: they are gone.
+        """
+        if self.artifacts == "none" or (self.artifacts == "best" and "best" not in model.aliases):
+            return
+        if not model.file.is_file():
+            raise TrackingError(f"{model.file} is not there")
+        for alias in model.aliases:
+            self.client.log_artifact(self.run_id, str(model.file), f"model/{alias}")
+            self.client.log_text(self.run_id, model.text, f"model/{alias}/README.md")
+            about = json.dumps(
+                {**dict(model.about), "step": model.step, "weights": model.weights}, indent=2, default=str
+            )
+            self.client.log_text(self.run_id, about, f"model/{alias}/model.json")
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        finished = result.get("finished", True)
+        if finished:
+            self._send()
+            best, step = result.get("best") or {}, int(result.get("step", 0))
+            found = {f"best/{best['metric']}": best["value"]} if best else {}
+            self._metrics({**found, **of_test(result)}, step)
+        if (self.run.folder / "log.txt").is_file():
+            self.client.log_artifact(self.run_id, str(self.run.folder / "log.txt"))
+        ended = "FINISHED" if finished else "FAILED" if result.get("fault") else "KILLED"
+        self.client.set_terminated(self.run_id, status=ended)
+
+    def _send(self) -> None:
+        row, self._held = self._held, {}
+        step = row.get("step", -1)
+        if step <= self._reached:
+            return
+        self._metrics({k: v for k, v in row.items() if k != "step"}, step)
+        if (end := self._ends.get(step)) is not None and end.name not in self._told:
+            self._send_phase(end)
+        self._reached = step
+        self.client.set_tag(self.run_id, REACHED, str(step))
+
+    def _send_phase(self, end: PhaseEnd) -> None:
+        self._told.add(end.name)
+        self.client.set_tag(self.run_id, "tlx.phases", "\n".join(sorted(filter(None, self._told))))
+        self.client.set_tag(self.run_id, f"tlx.phase.{end.index}", f"{end.name}: steps {end.start + 1} to {end.step}")
+        for table in (*end.tables(), *(c.largest for c in end.confusions())):
+            self.client.log_text(self.run_id, _csv(table), f"{_safe(end.name)}/{table.name}.csv")
+        shown = end.pictures()
+        columns = ("id", "label", "prediction", "probability", "right")
+        rows = tuple((p.id, p.label, p.told, p.probability, p.right) for p in shown)
+        if shown:
+            text = _csv(Table("predictions", columns, rows))
+            self.client.log_text(self.run_id, text, f"{_safe(end.name)}/predictions.csv")
+        for picture in shown:
+            if picture.jpeg is not None:
+                self._picture(picture.jpeg, f"{_safe(end.name)}/predictions/{picture.id}.png")
+
+    def _picture(self, jpeg: bytes, place: str) -> None:
+        from PIL import Image
+
+        with Image.open(io.BytesIO(jpeg)) as image:
+            self.client.log_image(self.run_id, image.convert("RGB"), place)
+
+    def _metrics(self, values: Mapping[str, Any], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(1000 * time.time())
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+        entities = [Metric(_safe(name), value, now, step) for name, value in numbers.items()]
+        for place in range(0, len(entities), BATCH):
+            self.client.log_batch(self.run_id, metrics=entities[place : place + BATCH])
+
+
+def begin(
+    run: RunInfo,
+    client: Any,
+    experiment: str,
+    named: Mapping[str, str],
+    artifacts: Artifacts,
+    rows: Iterable[Mapping[str, Any]],
+) -> MlflowRun:
+    """Starts a run of an experiment, or goes on with the one that an earlier start has begun.
+
+    Args:
+        named: tags; of them ``mlflow.runName`` is its name.
+    """
+    found = client.get_experiment_by_name(experiment)
+    place = found.experiment_id if found is not None else client.create_experiment(experiment)
+    own = client.search_runs([place], f"tags.`{RUN_ID}` = '{run.run_id}'", max_results=1)
+    if own:
+        run_id = own[0].info.run_id
+        client.update_run(run_id, status="RUNNING")
+    else:
+        run_id = client.create_run(place, tags={RUN_ID: run.run_id, **named}).info.run_id
+    _describe(run, client, run_id, named)
+    return MlflowRun(run, client, run_id, artifacts, rows)
+
+
+def _describe(run: RunInfo, client: Any, run_id: str, named: Mapping[str, str]) -> None:
+    """Parameters, of which MLflow does not let any change: those of the first start stay, and the configuration of the
+    newest is an artifact."""
+    from mlflow.entities import Param, RunTag
+
+    known = client.get_run(run_id).data.params
+    own = {_safe(name): str(value)[:PARAMETER] for name, value in flat(run.config)}
+    new = [Param(name, value) for name, value in own.items() if name not in known]
+    ran_in = surroundings.read(run.folder)
+    tags = [RunTag(f"tlx.{name}", str(value)) for name, value in flat(ran_in)]
+    tags += [RunTag("mlflow.source.git.commit", str(ran_in["commit"]))] if "commit" in ran_in else []
+    tags += [RunTag(name, value) for name, value in named.items()]
+    for place in range(0, len(new), 100):
+        client.log_batch(run_id, params=new[place : place + 100])
+    client.log_batch(run_id, tags=tags)
+    client.log_dict(run_id, dict(run.config), "config.json")
+
+
+def _safe(name: str) -> str:
+    """As MLflow takes names of metrics, parameters and files."""
+    return re.sub(r"[^\w./ -]", "_", name).strip("/ ") or "_"
+
+
+def _csv(table: Table) -> str:
+    import csv
+
+    with io.StringIO() as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(table.columns)
+        writer.writerows(table.rows)
+        return file.getvalue()
