@@ -1,5 +1,5 @@
-"""A small W&B server for tests: GraphQL, the file stream and uploads, as far as runs, artifacts and a sweep's agent need
-them.
+"""A small W&B server for tests: GraphQL, the file stream and uploads, as far as runs, artifacts and a sweep's agent
+need them.
 
 It speaks to the real client and its service; that the real server behaves the same is not proven by it. What a run
 sent is kept as it came, so that a row that came twice is seen.
@@ -49,8 +49,8 @@ class FakeRun:
 
 @dataclass
 class FakeArtifact:
-    """A version: what it was made with (`about`), its files by name (the place that they were uploaded to), and where it
-    was linked to."""
+    """A version: what it was made with (`about`), its files by name (the place that they were uploaded to), and where
+    it was linked to."""
 
     id: str
     about: dict

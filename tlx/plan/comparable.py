@@ -8,19 +8,31 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from tlx.base.location import shown
 from tlx.plan.config import Config, Part
 
 
 def comparable(raw: Mapping[str, Any], model: type[BaseModel] = Config) -> dict[str, Any]:
     """Of plain data such as ``config.yaml`` holds: a part is always a mapping with its `name`, also where a name alone
-    says all of it, and of a list of parts a mapping by place: ``{"0": {"name": "resize"}, ...}``. Other values stay as
-    they are; nothing is looked up or refused.
+    says all of it, and of a list of parts a mapping by place: ``{"0": {"name": "resize"}, ...}``. Addresses lose
+    their credentials. Other values stay as they are; nothing is looked up or refused.
 
     Args:
         model: what the data are of.
     """
     known = model.model_fields
-    return {str(key): _value(value, known[key].annotation) if key in known else value for key, value in raw.items()}
+    return {
+        str(key): _said(_value(value, known[key].annotation) if key in known else value) for key, value in raw.items()
+    }
+
+
+def _said(value: Any) -> Any:
+    """Without the credentials of addresses: it goes to others' servers."""
+    if isinstance(value, Mapping):
+        return {str(key): _said(of) for key, of in value.items()}
+    if isinstance(value, list):
+        return [_said(of) for of in value]
+    return shown(value) if isinstance(value, str) else value
 
 
 def _value(value: Any, hint: Any) -> Any:

@@ -1,4 +1,4 @@
-"""MLflow: one run per training, however often it was started, each step in it once. Numbers, tables, pictures, weights."""
+"""MLflow: one run per training, however often it was started, each step in it once; tables, pictures, weights."""
 
 from __future__ import annotations
 
@@ -19,9 +19,6 @@ from tlx.tracking.trained import Artifacts, TrainedModel
 RUN_ID = "tlx.run_id"
 """The tag by which a later start finds the run."""
 
-REACHED = "tlx.step"
-"""The tag with the last step that was sent whole: what a later start trains again is not sent again."""
-
 PARAMETER, BATCH = 6000, 1000
 """Characters of a parameter; metrics that MLflow takes at once."""
 
@@ -38,9 +35,8 @@ class MlflowRun:
         self, run: RunInfo, client: Any, run_id: str, artifacts: Artifacts, rows: Iterable[Mapping[str, Any]]
     ) -> None:
         self.run, self.client, self.run_id, self.artifacts = run, client, run_id, artifacts
-        tags = client.get_run(run_id).data.tags
-        self._reached = int(tags.get(REACHED, -1))
-        self._told = set(tags.get("tlx.phases", "").split("\n"))
+        # a step's numbers go as one, `step` among them: what a later start trains again is not sent again
+        self._reached = max((int(known.value) for known in client.get_metric_history(run_id, "step")), default=-1)
         self._held: dict[str, Any] = {}
         self._ends = {end.step: end for end in phase_ends(run.folder)}
         self.finish_s = 900.0 if artifacts != "none" else 0.0
@@ -93,15 +89,12 @@ class MlflowRun:
         step = row.get("step", -1)
         if step <= self._reached:
             return
-        self._metrics({k: v for k, v in row.items() if k != "step"}, step)
-        if (end := self._ends.get(step)) is not None and end.name not in self._told:
+        if (end := self._ends.get(step)) is not None:
             self._send_phase(end)
+        self._metrics({k: v for k, v in row.items() if k != "step"} | {"step": step}, step)
         self._reached = step
-        self.client.set_tag(self.run_id, REACHED, str(step))
 
     def _send_phase(self, end: PhaseEnd) -> None:
-        self._told.add(end.name)
-        self.client.set_tag(self.run_id, "tlx.phases", "\n".join(sorted(filter(None, self._told))))
         self.client.set_tag(self.run_id, f"tlx.phase.{end.index}", f"{end.name}: steps {end.start + 1} to {end.step}")
         for table in (*end.tables(), *(c.largest for c in end.confusions())):
             self.client.log_text(self.run_id, _csv(table), f"{_safe(end.name)}/{table.name}.csv")
@@ -142,7 +135,7 @@ def begin(
     """Starts a run of an experiment, or goes on with the one that an earlier start has begun.
 
     Args:
-        named: tags; of them ``mlflow.runName`` is its name.
+        named: tags of a new run; of them ``mlflow.runName`` is its name.
     """
     found = client.get_experiment_by_name(experiment)
     place = found.experiment_id if found is not None else client.create_experiment(experiment)
@@ -152,11 +145,11 @@ def begin(
         client.update_run(run_id, status="RUNNING")
     else:
         run_id = client.create_run(place, tags={RUN_ID: run.run_id, **named}).info.run_id
-    _describe(run, client, run_id, named)
+    _describe(run, client, run_id)
     return MlflowRun(run, client, run_id, artifacts, rows)
 
 
-def _describe(run: RunInfo, client: Any, run_id: str, named: Mapping[str, str]) -> None:
+def _describe(run: RunInfo, client: Any, run_id: str) -> None:
     """Parameters, of which MLflow does not let any change: those of the first start stay, and the configuration of the
     newest is an artifact."""
     from mlflow.entities import Param, RunTag
@@ -167,11 +160,12 @@ def _describe(run: RunInfo, client: Any, run_id: str, named: Mapping[str, str]) 
     ran_in = surroundings.read(run.folder)
     tags = [RunTag(f"tlx.{name}", str(value)) for name, value in flat(ran_in)]
     tags += [RunTag("mlflow.source.git.commit", str(ran_in["commit"]))] if "commit" in ran_in else []
-    tags += [RunTag(name, value) for name, value in named.items()]
     for place in range(0, len(new), 100):
         client.log_batch(run_id, params=new[place : place + 100])
     client.log_batch(run_id, tags=tags)
     client.log_dict(run_id, dict(run.config), "config.json")
+    if (run.folder / surroundings.PATCH).is_file():
+        client.log_artifact(run_id, str(run.folder / surroundings.PATCH))
 
 
 def _safe(name: str) -> str:

@@ -1,11 +1,11 @@
-"""TensorBoard: scalars, and what it shows beside them: texts, pictures, figures, hyperparameters with what they gave."""
+"""TensorBoard: scalars, and what it shows beside them: texts, pictures, figures, hyperparameters and their results."""
 
 from __future__ import annotations
 
 import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from tlx.tracking.phase_end import Confusions, PhaseEnd, Table
@@ -23,13 +23,12 @@ class TensorBoardRun:
 
     Args:
         writer: torch's SummaryWriter.
-        plan: as ``plan.json`` has it.
+        plan: as ``plan.json`` has it. begun: phases that an earlier start has told of.
     """
 
-    def __init__(self, run: RunInfo, writer: Any, plan: Mapping[str, Any]) -> None:
+    def __init__(self, run: RunInfo, writer: Any, plan: Mapping[str, Any], begun: Collection[str] = ()) -> None:
         self.run, self.writer = run, writer
-        self._begun = {}  # phases that were told, by name
-        self._plan = plan
+        self._begun, self._plan = set(begun), plan
         if not run.resumed:
             writer.add_text("config", _code(run.config), 0)
             writer.add_text("plan", _table(_phases(plan)), 0)
@@ -37,7 +36,7 @@ class TensorBoardRun:
     def log(self, row: Mapping[str, Any]) -> None:
         phase = row.get("phase")
         if phase is not None and phase not in self._begun:
-            self._begun[phase] = row["step"]
+            self._begun.add(phase)
             self.writer.add_text(
                 "phase", f"{_cell(phase)}, from step {_start(self._plan, phase, row['step'])}", row["step"]
             )
@@ -66,8 +65,8 @@ class TensorBoardRun:
             self.writer.add_text(f"model/{alias}", f"{model.text}\n\n`{model.file}`", model.step)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Hyperparameters stand with what they gave once a training is done: in the same events, not in a run beside, as
-        SummaryWriter.add_hparams would have it."""
+        """Hyperparameters stand with what they gave once a training is done: in the same events, not in a run beside,
+        as SummaryWriter.add_hparams would have it."""
         test = of_test(result)
         if test:
             self.log({"step": result["step"], **test})

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tlx.base.invocation import command
-from tlx.base.launcher import environment
+from tlx.base.launcher import environment, export
 from tlx.base.plug import needs
 from tlx.base.terminal import say
 from tlx.runs.metrics_file import read_rows
 from tlx.runs.run_files import RunFiles
 from tlx.tracking import mlflow_run, surroundings, wandb_run
+from tlx.tracking.phase_end import phase_ends
 from tlx.tracking.surroundings import Code
 from tlx.tracking.tensorboard_run import TensorBoardRun
 from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
@@ -97,7 +98,11 @@ def tensorboard(run: RunInfo, *, folder: Path = Path("tensorboard")) -> Tracker:
         raise TrackingError(f"TensorBoard cannot be imported: {error}") from error
     first = max((row["step"] for row in rows), default=-1) + 1
     writer = SummaryWriter(run.folder / folder, purge_step=first)  # type: ignore[no-untyped-call]
-    return TensorBoardRun(run, writer, RunFiles(run.folder).plan)
+    made = TensorBoardRun(run, writer, RunFiles(run.folder).plan, {str(row.get("phase")) for row in rows})
+    for end in phase_ends(run.folder) if rows else ():
+        if end.step == first - 1:  # a start that was killed there has perhaps not come to tell it
+            made.phase_ended(end)
+    return made
 
 
 @needs("mlflow", install="pip install 'tlx[mlflow]'")
@@ -118,7 +123,7 @@ def mlflow(
         experiment: else MLFLOW_EXPERIMENT_NAME, else "tlx".
         run_name: else the run folder's name.
         artifacts: weights that are uploaded at the end of a training; see the tracker wandb.
-        code: the commit of the working folder, as a tag. `diff` keeps the difference in the run folder alone.
+        code: the commit of the working folder, as a tag, or also the difference from it, which may hold secrets.
 
     Raises:
         TrackingError: MLflow cannot be imported, or its store does not answer.
@@ -126,6 +131,8 @@ def mlflow(
     rows = read_rows(run.folder / "metrics.jsonl")
     surroundings.record(run.folder, code)
     env = environment()
+    export("MLFLOW_DISABLE_TELEMETRY", "true", replace=False)  # a training tells nobody else of itself
+    export("MLFLOW_LOGGING_LEVEL", "WARNING", replace=False)
     try:
         from mlflow.tracking import MlflowClient
 

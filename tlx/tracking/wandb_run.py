@@ -405,8 +405,8 @@ class WandbRun:
         self._send_console()
 
     def _log(self, row: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
-        """A row with what belongs to it. Tables are artifacts of their own, which the server may refuse: then the numbers
-        go without."""
+        """A row with what belongs to it. Tables are artifacts of their own, which the server may refuse: then the
+        numbers go without."""
         try:
             self.handle.log({**row, **beside}, step=row["step"], commit=True)
         except Exception as error:
