@@ -1,6 +1,6 @@
 """What trackers show beside numbers, of one real training with all of them: read back from W&B's offline files by the
-client's own reader, from a server after ``tlx track sync``, from TensorBoard's events, from an MLflow store, from a tracker
-of an outside package."""
+client's own reader, from a server after ``tlx track sync``, from TensorBoard's events, from an MLflow store, from a
+tracker of an outside package."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ WANDB = {
 }  # fmt: skip
 
 
+WHO = ["-c", "user.name=me", "-c", "user.email=me@host"]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Iterator[Path]:
     """A training with every tracker."""
@@ -47,6 +51,10 @@ def run(tmp_path_factory) -> Iterator[Path]:
         patched.setenv("WANDB_ERROR_REPORTING", "false")
         patched.syspath_prepend(str(ROOT / "tests" / "outside" / "src"))
         patched.chdir(out)  # MLflow keeps artifacts beside where it runs
+        (out / "code.py").write_text("a = 1\n")
+        for words in (["init", "-q"], ["add", "code.py"], [*WHO, "commit", "-q", "-m", "first"]):
+            subprocess.run(["git", *words], check=True)
+        (out / "code.py").write_text("a = 2\n")
         track = {"every": 1, "report": False, "trackers": trackers}
         training.train(parse({**two_phases(shards, out / "run"), "track": track}))
         yield out / "run"
@@ -118,7 +126,7 @@ def test_the_summary_is_the_best_by_each_metrics_direction(run, offline) -> None
     assert none == {"val/top1", "val/loss"}, "W&B would write the latest over them"
 
 
-def test_tables_say_what_was_told(run) -> None:
+def test_tables_say_what_was_told(run, offline) -> None:
     (end, last) = phase_ends(run)
     per_class = table(run, "feature_extraction/per_class", 6)
     assert per_class["columns"] == ["class", "support", "told", "precision", "recall", "f1"]
@@ -130,7 +138,11 @@ def test_tables_say_what_was_told(run) -> None:
     wrong = sum(count for truth, guess, count in matrix if truth != guess)
     assert sum(count for _, _, count in matrix) == 60
     assert wrong == sum(row[2] for row in table(run, "feature_extraction/largest_confusions", 6)["data"]) > 0
-    pictures = table(run, "feature_extraction/predictions", 6)
+    place = "feature_extraction/predictions.table.json"
+    listed = (file for record in of(offline, "artifact") for file in record["manifest"]["contents"])
+    (file,) = (Path(file["local_path"]) for file in listed if file["path"] == place)
+    assert file.is_relative_to(run), "and not in the home of whoever trains"
+    pictures = json.loads(file.read_text())
     assert pictures["columns"] == ["id", "picture", "label", "prediction", "probability", "right"]
     assert EVEN < len(pictures["data"]) <= EVEN + MISTAKES
     for _, picture, label, guess, probability, right in pictures["data"]:
@@ -152,7 +164,9 @@ def test_weights_the_difference_of_the_code_the_console_and_an_alert(run, offlin
     assert json.loads(model["metadata"])["outputs"] == ["class0", "class1", "class2"]
     (file,) = model["manifest"]["contents"]
     assert file["local_path"].endswith("step-00000012/model.safetensors")
-    assert any(name.startswith("code-") for name in made) == (run / "code.patch").is_file()
+    (code,) = [record for name, record in made.items() if name.startswith("code-")]
+    assert code["manifest"]["contents"][0]["path"] == "code.patch"
+    assert "-a = 1\n+a = 2\n" in (run / "code.patch").read_text()
     said = "".join(record["line"] for record in of(offline, "output_logger"))
     assert said.splitlines()[-1].startswith("step 12/12")
     assert said == (run / "log.txt").read_text()
@@ -168,6 +182,7 @@ def test_weights_the_difference_of_the_code_the_console_and_an_alert(run, offlin
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeServer]:
     import wandb as library
 
+    library.teardown()  # it remembers where the server is
     with served() as server:
         for name in [n for n in os.environ if n.startswith("WANDB_")]:
             monkeypatch.delenv(name)
@@ -293,7 +308,8 @@ def test_mlflow_has_parameters_metrics_by_step_tags_and_artifacts(run) -> None:
     for name in ("train/loss", "val/top1", "update_ratio/fc"):
         ours = {row["step"]: row[name] for row in rows if name in row}
         theirs = client.get_metric_history(found.info.run_id, name)
-        assert sorted((m.step, m.value) for m in theirs) == pytest.approx(sorted(ours.items()))
+        assert sorted(m.step for m in theirs) == sorted(ours)
+        assert {m.step: m.value for m in theirs} == pytest.approx(ours)
     assert found.data.metrics["best/val/top1"] == max(r["val/top1"] for r in rows if "val/top1" in r)
 
     def paths(below: str | None = None) -> set[str]:
@@ -326,12 +342,15 @@ def test_a_tracker_from_outside_hears_of_phases_pictures_and_weights(run) -> Non
 
 def test_a_part_is_always_a_mapping() -> None:
     raw = {
-        "unfreeze": "two_phase", "head": {"name": "linear", "dropout": 0.1}, "optimizer": {"name": "sgd", "args": {"lr": 1}},
-        "transforms": ["horizontal_flip", {"name": "resize", "size": 2}], "phases": {"each": {"curve": "cosine", "lr": 1.0}},
+        "unfreeze": "two_phase", "head": {"name": "linear", "dropout": 0.1},
+        "optimizer": {"name": "sgd", "args": {"momentum": 1}},
+        "transforms": ["horizontal_flip", {"name": "resize", "size": 2}],
+        "phases": {"each": {"curve": "cosine", "lr": 1.0}},
         "data": {"train": "https://me:PASSW0RD@host/train?sig=SIGN4TURE", "batch": 8}, "unknown": "kept", "mix": None,
     }  # fmt: skip
     assert comparable(raw) == {
-        "unfreeze": {"name": "two_phase"}, "head": {"name": "linear", "dropout": 0.1}, "optimizer": {"name": "sgd", "lr": 1},
+        "unfreeze": {"name": "two_phase"}, "head": {"name": "linear", "dropout": 0.1},
+        "optimizer": {"name": "sgd", "momentum": 1},
         "transforms": {"0": {"name": "horizontal_flip"}, "1": {"name": "resize", "size": 2}},
         "phases": {"each": {"curve": {"name": "cosine"}, "lr": 1.0}},
         "data": {"train": "https://host/train", "batch": 8}, "unknown": "kept", "mix": None,

@@ -8,6 +8,7 @@ import math
 import re
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from tlx.tracking import surroundings
@@ -124,32 +125,31 @@ class MlflowRun:
             self.client.log_batch(self.run_id, metrics=entities[place : place + BATCH])
 
 
-def begin(
-    run: RunInfo,
-    client: Any,
-    experiment: str,
-    named: Mapping[str, str],
-    artifacts: Artifacts,
-    rows: Iterable[Mapping[str, Any]],
-) -> MlflowRun:
-    """Starts a run of an experiment, or goes on with the one that an earlier start has begun.
+@dataclass(frozen=True)
+class Wanted:
+    """What a run is called and what it gets. `tags`: of a new run; of them ``mlflow.runName`` is its name."""
 
-    Args:
-        named: tags of a new run; of them ``mlflow.runName`` is its name.
-    """
-    found = client.get_experiment_by_name(experiment)
-    place = found.experiment_id if found is not None else client.create_experiment(experiment)
+    experiment: str
+    tags: Mapping[str, str]
+    artifacts: Artifacts
+    code: surroundings.Code
+
+
+def begin(run: RunInfo, client: Any, wanted: Wanted, rows: Iterable[Mapping[str, Any]]) -> MlflowRun:
+    """Starts a run of an experiment, or goes on with the one that an earlier start has begun."""
+    found = client.get_experiment_by_name(wanted.experiment)
+    place = found.experiment_id if found is not None else client.create_experiment(wanted.experiment)
     own = client.search_runs([place], f"tags.`{RUN_ID}` = '{run.run_id}'", max_results=1)
     if own:
         run_id = own[0].info.run_id
         client.update_run(run_id, status="RUNNING")
     else:
-        run_id = client.create_run(place, tags={RUN_ID: run.run_id, **named}).info.run_id
-    _describe(run, client, run_id)
-    return MlflowRun(run, client, run_id, artifacts, rows)
+        run_id = client.create_run(place, tags={RUN_ID: run.run_id, **wanted.tags}).info.run_id
+    _describe(run, client, run_id, wanted.code)
+    return MlflowRun(run, client, run_id, wanted.artifacts, rows)
 
 
-def _describe(run: RunInfo, client: Any, run_id: str) -> None:
+def _describe(run: RunInfo, client: Any, run_id: str, code: surroundings.Code) -> None:
     """Parameters, of which MLflow does not let any change: those of the first start stay, and the configuration of the
     newest is an artifact."""
     from mlflow.entities import Param, RunTag
@@ -158,14 +158,16 @@ def _describe(run: RunInfo, client: Any, run_id: str) -> None:
     own = {_safe(name): str(value)[:PARAMETER] for name, value in flat(run.config)}
     new = [Param(name, value) for name, value in own.items() if name not in known]
     ran_in = surroundings.read(run.folder)
+    if code == "none":
+        ran_in = {name: of for name, of in ran_in.items() if name not in ("commit", "modified")}
     tags = [RunTag(f"tlx.{name}", str(value)) for name, value in flat(ran_in)]
     tags += [RunTag("mlflow.source.git.commit", str(ran_in["commit"]))] if "commit" in ran_in else []
     for place in range(0, len(new), 100):
         client.log_batch(run_id, params=new[place : place + 100])
     client.log_batch(run_id, tags=tags)
     client.log_dict(run_id, dict(run.config), "config.json")
-    if (run.folder / surroundings.PATCH).is_file():
-        client.log_artifact(run_id, str(run.folder / surroundings.PATCH))
+    if code == "diff" and (patch := surroundings.patch(run.folder)) is not None:
+        client.log_artifact(run_id, str(patch))
 
 
 def _safe(name: str) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,6 +31,9 @@ EVEN, MISTAKES = 24, 8
 
 SIDE = 160
 """Pixels of a thumbnail's longer side."""
+
+_THUMBNAILS = threading.Lock()
+"""Several trackers make the same ones, each in its thread."""
 
 LISTED = 200
 """Rows of a list of confusions."""
@@ -151,11 +155,15 @@ class PhaseEnd:
         return (part for part in parts if part.kind in kinds)
 
     def _thumbnail(self, place: int) -> bytes | None:
-        file = self.folder / PICTURES / f"{place}.jpg"
-        with contextlib.suppress(OSError):
-            return file.read_bytes()
-        if self.shards is None:
-            return None
+        with _THUMBNAILS:
+            file = self.folder / PICTURES / f"{place}.jpg"
+            with contextlib.suppress(OSError):
+                return file.read_bytes()
+            return self._made(place, file) if self.shards is not None else None
+
+    def _made(self, place: int, file: Path) -> bytes | None:
+        """A thumbnail from the shards; kept where that can be."""
+        assert self.shards is not None
         # Pillow raises all of these
         with contextlib.suppress(OSError, ValueError, SyntaxError, TlxError, MemoryError):
             from tlx.data.stream.reader import ShardReader

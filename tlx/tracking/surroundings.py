@@ -28,24 +28,33 @@ MOST = 1 << 20
 
 
 def record(folder: Path, code: Code = "commit") -> None:
-    """Writes what this process runs in; of the newest start. A folder that cannot be written stays as it is."""
+    """Writes what this process runs in; of the newest start, by each tracker that tells of it. A folder that cannot be
+    written stays as it is.
+
+    Args:
+        code: the difference from the commit is kept for `diff`.
+    """
     said: dict[str, Any] = {"versions": versions(), "platform": platform.platform(), "cpus": os.cpu_count()}
     said |= {"gpus": _gpus()}
-    if code != "none" and (at := commit()) is not None:
+    if (at := commit()) is not None:
         changed = _git("status", "--porcelain", "--untracked-files=no")
         said |= {"commit": at, "modified": bool(changed)}
     with contextlib.suppress(OSError):
         write_whole(folder / FILE, json.dumps(said, indent=2) + "\n")
-        difference = _git("diff", "HEAD") if code == "diff" else None
-        if difference and len(difference.encode()) <= MOST:
-            write_whole(folder / PATCH, difference)
-        else:
-            (folder / PATCH).unlink(missing_ok=True)
+        if code == "diff":  # of one tracker; the others let it be
+            difference = _git("diff", "HEAD") or ""
+            write_whole(folder / PATCH, difference if len(difference.encode()) <= MOST else "")
 
 
 def read(folder: Path) -> dict[str, Any]:
     """What :func:`record` has written; empty where nothing was."""
     return RunFiles(folder).read(FILE)
+
+
+def patch(folder: Path) -> Path | None:
+    """The file with the difference from the commit; None where nothing differs, or it was not kept."""
+    file = folder / PATCH
+    return file if file.is_file() and file.stat().st_size else None
 
 
 def _gpus() -> list[str]:

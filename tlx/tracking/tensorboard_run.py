@@ -79,7 +79,7 @@ class TensorBoardRun:
     def _hyperparameters(self, metrics: Mapping[str, float], result: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard.summary import hparams
 
-        for summary in hparams(dict(_flat(self.run.config)), dict(metrics)):
+        for summary in hparams(dict(_flat(self.run.config)), dict(metrics)):  # type: ignore[no-untyped-call]
             self.writer.file_writer.add_summary(summary)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, result.get("step", 0))

@@ -138,7 +138,7 @@ def mlflow(
 
         client = MlflowClient(uri or env.get("MLFLOW_TRACKING_URI") or None)
         named = {"mlflow.runName": run_name or run.name, **{str(k): str(v) for k, v in (tags or {}).items()}}
-        experiment = experiment or env.get("MLFLOW_EXPERIMENT_NAME") or "tlx"
-        return mlflow_run.begin(run, client, experiment, named, artifacts, rows)
+        place = experiment or env.get("MLFLOW_EXPERIMENT_NAME") or "tlx"
+        return mlflow_run.begin(run, client, mlflow_run.Wanted(place, named, artifacts, code), rows)
     except Exception as error:  # of its store, and of what that is made of
         raise TrackingError(f"MLflow: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error

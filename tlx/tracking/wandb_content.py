@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from tlx.tracking import surroundings
 from tlx.tracking.phase_end import Confusions, PhaseEnd, Picture, Table
-from tlx.tracking.surroundings import PATCH
 from tlx.tracking.trained import TrainedModel
 
 CHART = 50
@@ -61,10 +61,11 @@ def of_code(folder: Path, run_id: str) -> Any | None:
     """How files differ from the commit, as an artifact; None where that was not kept, or nothing differs."""
     import wandb as library
 
-    if not (folder / PATCH).is_file():
+    file = surroundings.patch(folder)
+    if file is None:
         return None
     made = library.Artifact(f"code-{_safe(run_id)}", type="code", description="git diff HEAD")
-    made.add_file(str(folder / PATCH), name=PATCH, policy="immutable", skip_cache=True)
+    made.add_file(str(file), name=file.name, policy="immutable", skip_cache=True)
     return made
 
 

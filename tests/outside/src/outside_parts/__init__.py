@@ -76,5 +76,5 @@ class Diary:
         self.file.close()
 
 
-def diary(run, *, name: str = "diary.txt") -> Diary:
-    return Diary((run.folder / name).open("a", encoding="utf-8"))
+def diary(run, *, file: str = "diary.txt") -> Diary:
+    return Diary((run.folder / file).open("a", encoding="utf-8"))
