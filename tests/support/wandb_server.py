@@ -361,7 +361,7 @@ def _fragment(artifact: FakeArtifact) -> dict:
     return {
         "__typename": "Artifact", "id": artifact.id, "artifactSequence": collection, "versionIndex": 0,
         "artifactType": {"name": artifact.about["artifactTypeName"]}, "description": artifact.about.get("description"),
-        "metadata": artifact.about.get("metadata"), "ttlDurationSeconds": None, "ttlIsInherited": True, "tags": [],
+        "metadata": artifact.about.get("metadata"), "ttlDurationSeconds": -1, "ttlIsInherited": True, "tags": [],
         "historyStep": None, "state": "COMMITTED", "size": 1, "digest": artifact.about["digest"],
         "digestAlgorithm": "MANIFEST_MD5", "commitHash": "c", "fileCount": 1, "createdAt": "2026-01-01T00:00:00Z",
         "updatedAt": None, "aliases": aliases,
@@ -372,7 +372,11 @@ def _link(server: FakeServer, given: dict) -> dict:
     about = given["input"]
     artifact = _by_id(server, about["artifactID"])
     artifact.links.append(about)
-    return {"result": {"versionIndex": 0, "artifactMembership": None}}
+    version = _fragment(artifact)
+    collection = {**version["artifactSequence"], "name": about["artifactPortfolioName"]}
+    member = {"__typename": "ArtifactCollectionMembership", "id": "M", "versionIndex": 0, "aliases": []}
+    member |= {"createdAt": version["createdAt"], "artifactCollection": collection, "artifact": version}
+    return {"result": {"versionIndex": 0, "artifactMembership": member}}
 
 
 _ARTIFACTS = {

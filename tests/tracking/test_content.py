@@ -319,7 +319,7 @@ def test_mlflow_has_parameters_metrics_by_step_tags_and_artifacts(run) -> None:
     have = paths()
     assert {"config.json", "log.txt", "feature_extraction/per_class.csv", "fine_tuning/predictions.csv"} <= have
     assert {"model/best/model.safetensors", "model/best/model.json", "model/best/README.md"} <= have
-    assert sum(p.startswith("fine_tuning/predictions/") for p in have) > EVEN
+    assert sum(p.startswith("feature_extraction/predictions/") for p in have) > EVEN
 
 
 # --- a tracker of an outside package

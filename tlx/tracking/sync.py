@@ -111,6 +111,7 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
         place = Path(run.handle.dir).parent if offline else run.handle.url
         run.close("finished" if finished else "stopped" if whole else "failed")
     except Exception as error:  # the service may die here too
+        wandb_run.let_go()
         said = str(error) or type(error).__name__
         raise UserError(said, where=str(folder), todo=f"the same command goes on; {_elsewhere}") from error
     last = rows[-1]["step"]

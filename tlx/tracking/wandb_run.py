@@ -286,20 +286,28 @@ class WandbRun:
         """Uploads weights, and links them to the registry where one was named.
 
         Raises:
-            TrackingError: they are gone.
+            TrackingError: they are gone, or W&B does not take them, or not there.
         """
-        from tlx.tracking.wandb_content import of_model
-
         if not model.file.is_file():
             raise TrackingError(f"{model.file} is not there")
         registry = self.target.extras.registry
-        made = self.handle.log_artifact(of_model(model, self.target.choice.run_id), aliases=list(model.aliases))
         if registry is not None and not self._online:
+            self._log_model(model)
             raise TrackingError(f"offline, W&B cannot link it to {registry}", todo=self.todo)
-        if registry is not None:
-            made.wait(timeout=int(UPLOAD_S))
-            self.handle.link_artifact(made, registry, aliases=list(model.aliases))
+        try:
+            made = self._log_model(model)
+            if registry is not None:
+                made.wait(timeout=int(UPLOAD_S))
+                self.handle.link_artifact(made, registry, aliases=list(model.aliases))
+        except Exception as error:  # a registry that is not there, or not theirs who train
+            raise TrackingError(_said(error), todo=self.todo) from error
         self._uploaded.append(model.key)
+
+    def _log_model(self, model: TrainedModel) -> Any:
+        from tlx.tracking.wandb_content import of_model
+
+        made = of_model(model, self.target.choice.run_id)
+        return self.handle.log_artifact(made, aliases=list(model.aliases))
 
     def upload_code(self) -> None:
         """Uploads how files differ from the commit, where that was asked for and kept, and W&B lacks it."""
