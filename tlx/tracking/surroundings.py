@@ -14,7 +14,6 @@ from typing import Any, Literal
 from tlx.base.files import write_whole
 from tlx.base.invocation import commit
 from tlx.runs.run_files import RunFiles
-from tlx.runs.run_folder import versions
 
 FILE = "environment.json"
 PATCH = "code.patch"
@@ -34,6 +33,8 @@ def record(folder: Path, code: Code = "commit") -> None:
     Args:
         code: the difference from the commit is kept for `diff`.
     """
+    from tlx.runs.run_folder import versions  # with the configuration, which takes numpy
+
     said: dict[str, Any] = {"versions": versions(), "platform": platform.platform(), "cpus": os.cpu_count()}
     said |= {"gpus": _gpus()}
     if (at := commit()) is not None:
