@@ -62,6 +62,20 @@ def use_utf8() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
+_quiet = False
+
+
+def be_quiet(wanted: bool) -> None:
+    """Whether this process, from here on, shows only warnings, mistakes and results."""
+    global _quiet
+    _quiet = wanted
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was asked for."""
+    return _quiet
+
+
 class BestEffort:
     """A text stream that never raises: what it shows is a courtesy of a process that has other work to do.
 
@@ -161,6 +175,12 @@ def say(text: object, *, error: bool = False, end: str = "\n") -> None:
         return
     with contextlib.suppress(OSError, ValueError):
         _write(written, sys.stderr)
+
+
+def remark(text: object) -> None:
+    """Says on stderr what somebody who waits may want to know; nothing with --quiet."""
+    if not _quiet:
+        say(text, error=True)
 
 
 def hand_over(text: object, *, end: str = "\n") -> None:

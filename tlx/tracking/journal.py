@@ -26,6 +26,7 @@ class Journal:
         if self.metrics is not None:
             self.metrics.cut(position)
             self.trackers = self.make_trackers(resumed)
+            self.console.begin()
 
     def row(self, row: Mapping[str, Any]) -> None:
         if self.metrics is None:
@@ -35,8 +36,8 @@ class Journal:
             tracker.log(row)
         self.console.row(row)
 
-    def note(self, text: str) -> None:
-        self.console.note(text)
+    def note(self, text: str, *, always: bool = False) -> None:
+        self.console.note(text, always=always)
 
     def sync(self) -> None:
         """Rows so far outlive a power cut."""
