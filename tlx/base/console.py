@@ -98,7 +98,7 @@ class Console:
                 console=self._out, get_renderable=self._frame, refresh_per_second=REFRESHES, transient=True,
                 redirect_stdout=self._is_stdout, redirect_stderr=_is_terminal(sys.stderr),
             )  # fmt: skip
-            self._live.start()
+            self._live.start(refresh=True)
             self._out.show_cursor(True)  # a process that is killed leaves the terminal as it was
         self._show_cell()
 
@@ -168,7 +168,8 @@ class Console:
     def _frame(self) -> RenderableType:
         try:
             position = self.position()
-            return frame(position, self._latest, self._waiting.words(position), columns=self._out.width)
+            doing, ascii_only = self._waiting.words(position), not self._out.encoding.lower().startswith("utf")
+            return frame(position, self._latest, doing, columns=self._out.width, ascii_only=ascii_only)
         except Exception as error:  # whatever a row may hold: what is shown must not end what it shows
             return Text(escaped(f"{type(error).__name__}: {error}")[: self._out.width - 1])
 

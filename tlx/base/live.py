@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from tlx.base.terminal import clock, escaped
@@ -124,60 +122,54 @@ class Waiting:
         return DOING.get(position.stage, position.stage)
 
 
-def frame(position: Position, latest: Latest, doing: str, *, columns: int) -> Table:
+def frame(position: Position, latest: Latest, doing: str, *, columns: int, ascii_only: bool = False) -> Text:
     """What a person sees of a training: two bars, then lines of numbers; always as many lines at a width."""
     width = max(columns - 1, NARROW)  # a full last column makes some terminals begin a line
-    lines = [
+    step, train, val, best, speed = (
         ("step", list(_steps(position, latest, doing))),
         ("train", [*_numbers(latest.train), *([f"lr {latest.rate:.2g}"] if latest.rate is not None else [])]),
         ("val", list(_numbers(latest.evaluated)) or ["no evaluation yet"]),
         ("best", list(_best(position)) or ["-"]),
-        ("speed", list(_speed(latest)) or ["-"]),
-    ]
-    whole = Table.grid()
-    whole.add_column(no_wrap=True, overflow="crop")
-    whole.add_row(_bars(position, latest, width))
+        ("speed", list(_speed(latest))),
+    )
+    lines = list(_bars(position, latest, width, ascii_only=ascii_only))
     if columns < WIDE:
-        for name, items in lines:
-            whole.add_row(_line(name, items, width))
-        return whole
-    half = width // 2
-    for left, right in ((lines[0], lines[4]), (lines[1], lines[2]), (lines[3], None)):
-        text = _line(*left, width if right is None else half - 1)
-        if right is not None:
+        lines += [_line(*one, width) for one in (step, train, val, best, speed)]
+    else:
+        half = width // 2
+        for left, right in ((step, speed), (train, val)):
+            text = _line(*left, half - 1)
             text.pad_right(half - text.cell_len)
-            text.append_text(_line(*right, width - half))
-        whole.add_row(text)
-    return whole
+            lines.append(text.append_text(_line(*right, width - half)))
+        lines.append(_line(*best, width))
+    return Text("\n", no_wrap=True, end="").join(lines)
 
 
-def _bars(position: Position, latest: Latest, width: int) -> Table:
+def _bars(position: Position, latest: Latest, width: int, *, ascii_only: bool) -> Iterator[Text]:
     """How much of this phase is done and how much of all, with the time left of each."""
     phase, count = position.phases[position.phase], len(position.phases)
-    done, length = max(position.step - phase.start, 0), max(phase.stop - phase.start, 1)
-    place = f"phase {position.phase + 1}/{count}"
-    of_all = "1 phase" if count == 1 else f"{count} phases"
+    place, of_all = f"phase {position.phase + 1}/{count}", "1 phase" if count == 1 else f"{count} phases"
+    longest = max(len(escaped(name)) for name in (of_all, *(phase.name for phase in position.phases)))
+    name_columns = min(longest, _NAME, width // 3)
     ends = [latest.left_s(stop - position.step) for stop in (phase.stop, position.steps)]
     left = [("-:--:--" if end is None else clock(end)) + (" left" if width >= _ROOMY else "") for end in ends]
-    longest = max(len(escaped(name)) for name in (of_all, *(phase.name for phase in position.phases)))
-    columns = [len(place), min(longest, _NAME, width // 3), 4, max(map(len, left))]
-    bar = max(min(width - sum(columns) - len(columns), _BAR), 1)
-    table = Table.grid(padding=(0, 1, 0, 0))
-    for size in (*columns[:2], bar, *columns[2:]):
-        table.add_column(width=size, no_wrap=True, overflow="ellipsis")
-    rows = ((place, phase.name, done, length, left[0]), ("all", of_all, position.step, position.steps, left[1]))
-    for about, name, completed, total, time_left in rows:
-        share = math.floor(100 * completed / max(total, 1))
-        table.add_row(
-            Text(about), Text(escaped(name), style="bold" if about == place else ""),
-            ProgressBar(total=max(total, 1), completed=completed, width=bar), Text(f"{share:3d}%"), Text(time_left),
+    bar = max(min(width - len(place) - name_columns - max(map(len, left)) - len("   100%  "), _BAR), 1)
+    done, length = max(position.step - phase.start, 0), phase.stop - phase.start
+    rows = ((place, escaped(phase.name), done, length), ("all", of_all, position.step, position.steps))
+    for (about, name, completed, total), time_left in zip(rows, left, strict=True):
+        share = min(completed / max(total, 1), 1.0)
+        filled, mark, rest = math.floor(bar * share), *("#-" if ascii_only else "━─")
+        named = Text(name, style="bold" if about == place else "")
+        named.truncate(name_columns, pad=True, overflow="crop" if ascii_only else "ellipsis")
+        yield Text.assemble(
+            f"{about:<{len(place)}} ", named, " ", (mark * filled, "green"), (rest * (bar - filled), "bright_black"),
+            f" {math.floor(100 * share):3d}%  {time_left}",
         )  # fmt: skip
-    return table
 
 
 def _line(name: str, items: Iterable[str], width: int) -> Text:
     """A line with as many of its items as fit."""
-    text = Text.assemble((f"{name:<6}", "dim"), end="")
+    text = Text.assemble((f"{name:<6}", "dim"))
     for item in items:
         between = "" if text.cell_len == 6 else "  "
         if text.cell_len + len(between) + len(item) > width:
@@ -212,8 +204,8 @@ def _speed(latest: Latest) -> Iterator[str]:
     if "images_per_s" in said:
         rate = said["images_per_s"]
         yield f"{rate:,.0f} images/s" if rate >= 1000 else f"{rate:.4g} images/s"
-    if "step_s" in said:
-        yield f"{said['step_s']:.3g} s/step"
     if "data_wait" in said:
         yield f"data wait {100 * said['data_wait']:.0f}%"
     yield f"{clock(time.monotonic() - latest.began)} so far"
+    if "step_s" in said:
+        yield f"{said['step_s']:.3g} s/step"
