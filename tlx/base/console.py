@@ -31,7 +31,8 @@ REFRESHES = 2
 _ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/")
 """Values of a row that have a place of their own in a line."""
 
-_LOUD = ("warning", "error")
+_WARNING = "warning"
+_LOUD = (_WARNING, "stopped")
 """How a note begins that is shown with --quiet, too."""
 
 
@@ -102,16 +103,11 @@ class Console:
             self._out.show_cursor(True)  # a process that is killed leaves the terminal as it was
         self._show_cell()
 
-    def note(self, text: str, *, always: bool = False) -> None:
-        """A line, or several, for people: text as it is, no markup, control characters escaped.
-
-        Args:
-            always: also with --quiet, as warnings are.
-        """
-        is_loud = text.lower().startswith(_LOUD)
-        if not self._enabled or (is_quiet() and not (always or is_loud)):
+    def note(self, text: str) -> None:
+        """A line, or several, for people: text as it is, no markup, control characters escaped."""
+        if not self._enabled or (is_quiet() and not text.lower().startswith(_LOUD)):
             return
-        shown, style = escaped(text, lines=True), "yellow" if is_loud else None
+        shown, style = escaped(text, lines=True), "yellow" if text.lower().startswith(_WARNING) else None
         self._out.print(shown, style=style, markup=False, soft_wrap=self._columns is None)
         if self._live is not None and not self._is_live:  # once more, since no frame of the live view is kept
             self.close()

@@ -36,8 +36,8 @@ class Journal:
             tracker.log(row)
         self.console.row(row)
 
-    def note(self, text: str, *, always: bool = False) -> None:
-        self.console.note(text, always=always)
+    def note(self, text: str) -> None:
+        self.console.note(text)
 
     def sync(self) -> None:
         """Rows so far outlive a power cut."""

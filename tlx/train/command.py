@@ -528,8 +528,7 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
     step, steps = run.progress.step, run.plan.steps
     why = run.stop.reason or "a signal to another rank"
     if not result["finished"] and trouble is None:
-        said = f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there"
-        run.journal.note(said, always=True)
+        run.journal.note(f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there")
     try:
         run.stop.clear()
         if result["finished"]:
