@@ -17,18 +17,28 @@ import pyte
 
 
 class Screen:
-    """Starts a command whose terminal has so many columns and lines, and keeps what it shows."""
+    """Starts a command whose terminal has so many columns and lines, and keeps what it shows; `own` is what a person has
+    set of the terminal."""
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], *, columns: int, lines: int = 40) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        columns: int,
+        lines: int = 40,
+        own: Mapping[str, str] | None = None,
+    ) -> None:
         self.shown = b""
         self._screen = pyte.HistoryScreen(columns, lines, history=2000, ratio=1.0)
         self._stream = pyte.ByteStream(self._screen)
         self._master, slave = pty.openpty()
         self.resize(columns, lines)
-        own = {k: v for k, v in env.items() if k not in ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")}
+        told = ("TERM", "COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")
+        env = {k: v for k, v in env.items() if k not in told} | {"TERM": "xterm-256color", **(own or {})}
         self.process = subprocess.Popen(
-            command, env={"TERM": "xterm-256color", **own}, stdin=slave, stdout=slave, stderr=slave,
-            start_new_session=True, close_fds=True,
+            command, env=env, stdin=slave, stdout=slave, stderr=slave,
+            start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(slave)
 
@@ -45,14 +55,14 @@ class Screen:
     def until(self, is_there: Callable[[str], bool], *, timeout_s: float = 60) -> str:
         """Takes what comes until the visible lines hold something; these."""
         deadline = time.monotonic() + timeout_s
-        while not is_there(self.text) and self._take(0.05):
+        while not is_there(self.text) and self.take():
             assert time.monotonic() < deadline, self.text
         return self.text
 
     def ended(self, *, timeout_s: float = 120) -> str:
         """Takes what comes to the end of the process; everything that is left, also what has scrolled away."""
         deadline = time.monotonic() + timeout_s
-        while self._take(0.05):
+        while self.take():
             assert time.monotonic() < deadline, self.text
         self.process.wait(10)
         os.close(self._master)
@@ -69,7 +79,7 @@ class Screen:
         gone = ["".join(row[x].data for x in range(self._screen.columns)) for row in self._screen.history.top]
         return "\n".join([*(line.rstrip() for line in gone), self.text])
 
-    def _take(self, wait_s: float) -> bool:
+    def take(self, wait_s: float = 0.05) -> bool:
         """Takes what there is; whether there may be more."""
         if not select.select([self._master], [], [], wait_s)[0]:
             return self.process.poll() is None

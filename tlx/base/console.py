@@ -133,6 +133,8 @@ class Console:
             if speed and (left := self._latest.left_s(steps - row["step"])) is not None:
                 speed["time/left_s"] = left
             self.note(_line({**brief, **speed}, steps, columns=self._columns))
+            if self._live is not None:
+                self._live.refresh()
 
     def close(self) -> None:
         """Takes the live view away; what was printed stays."""

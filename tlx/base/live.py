@@ -150,7 +150,7 @@ def _bars(position: Position, latest: Latest, width: int, *, ascii_only: bool) -
     phase, count = position.phases[position.phase], len(position.phases)
     place, of_all = f"phase {position.phase + 1}/{count}", "1 phase" if count == 1 else f"{count} phases"
     longest = max(len(escaped(name)) for name in (of_all, *(phase.name for phase in position.phases)))
-    name_columns = min(longest, _NAME, width // 3)
+    name_columns = min(longest, _NAME, width // 3 if width >= _ROOMY else width // 5)
     ends = [latest.left_s(stop - position.step) for stop in (phase.stop, position.steps)]
     left = [("-:--:--" if end is None else clock(end)) + (" left" if width >= _ROOMY else "") for end in ends]
     bar = max(min(width - len(place) - name_columns - max(map(len, left)) - len("   100%  "), _BAR), 1)

@@ -207,9 +207,10 @@ def folded(text: str, *, columns: int | None = None) -> str:
     most = columns or shutil.get_terminal_size((0, 0)).columns
     if not most:
         return text
+    indents = [line[: len(line) - len(line.lstrip())] + "  " for line in text.split("\n")]
     return "\n".join(
-        "\n".join(textwrap.wrap(line, most, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
-        for line in text.split("\n")
+        "\n".join(textwrap.wrap(line, most, subsequent_indent=own, break_long_words=False, break_on_hyphens=False))
+        for line, own in zip(text.split("\n"), indents, strict=True)
     )
 
 
@@ -278,7 +279,7 @@ def drawn(*parts: RenderableType, columns: int | None = None) -> str:
 
     out = Console(
         file=io.StringIO(), width=columns or width(), markup=False, highlight=False, emoji=False, color_system=None,
-        force_terminal=False,
+        force_terminal=False, force_jupyter=False,
     )  # fmt: skip
     for part in parts:
         out.print(part)

@@ -23,7 +23,7 @@ import typer
 from tlx import __version__
 from tlx.base.errors import TlxError, UserError
 from tlx.base.launcher import RESUMABLE, launched, rank, ranked, verdict_file
-from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, say, unread, use_utf8
+from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, folded, hand_over, say, unread, use_utf8
 from tlx.cli.bench import bench
 from tlx.cli.completion import INSTALL, completion
 from tlx.cli.config import EXAMPLES as CONFIG_EXAMPLES
@@ -180,7 +180,7 @@ def train(
         from tlx.report.report import is_drawn
         from tlx.train.result import summary
 
-        say(summary(result))
+        say(folded(summary(result)))
         if is_drawn(wanted.run):
             say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
