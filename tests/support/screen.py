@@ -17,8 +17,11 @@ import pyte
 
 
 class Screen:
-    """Starts a command whose terminal has so many columns and lines, and keeps what it shows; `own` is what a person has
-    set of the terminal."""
+    """Starts a command whose terminal has so many columns and lines, and keeps what it shows.
+
+    Args:
+        own: variables that a person has set for the terminal, such as TERM.
+    """
 
     def __init__(
         self,

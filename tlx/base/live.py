@@ -15,8 +15,8 @@ from rich.text import Text
 
 from tlx.base.terminal import clock, escaped
 
-NARROW, WIDE = 40, 132
-"""Columns that a frame takes at least, and from which on two lines stand side by side."""
+WIDE = 132
+"""Columns from which on two lines stand side by side."""
 
 _ROOMY, _NAME, _BAR = 56, 24, 100  # columns from which on a time has a word; of a phase's name and of a bar, at most
 
@@ -124,7 +124,7 @@ class Waiting:
 
 def frame(position: Position, latest: Latest, doing: str, *, columns: int, ascii_only: bool = False) -> Text:
     """What a person sees of a training: two bars, then lines of numbers; always as many lines at a width."""
-    width = max(columns - 1, NARROW)  # a full last column makes some terminals begin a line
+    width = columns - 1  # a full last column makes some terminals begin a line
     step, train, val, best, speed = (
         ("step", list(_steps(position, latest, doing))),
         ("train", [*_numbers(latest.train), *([f"lr {latest.rate:.2g}"] if latest.rate is not None else [])]),
@@ -161,10 +161,12 @@ def _bars(position: Position, latest: Latest, width: int, *, ascii_only: bool) -
         filled, mark, rest = math.floor(bar * share), *("#-" if ascii_only else "━─")
         named = Text(name, style="bold" if about == place else "")
         named.truncate(name_columns, pad=True, overflow="crop" if ascii_only else "ellipsis")
-        yield Text.assemble(
+        line = Text.assemble(
             f"{about:<{len(place)}} ", named, " ", (mark * filled, "green"), (rest * (bar - filled), "bright_black"),
             f" {math.floor(100 * share):3d}%  {time_left}",
         )  # fmt: skip
+        line.truncate(width)
+        yield line
 
 
 def _line(name: str, items: Iterable[str], width: int) -> Text:
