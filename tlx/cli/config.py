@@ -41,11 +41,11 @@ def _all() -> str:
 
     from tlx.plan.explain import listing
 
-    table = Table(box=box.SIMPLE)
-    table.add_column("key", no_wrap=True)
+    table, rows = Table(box=box.SIMPLE), list(listing())
+    table.add_column("key", no_wrap=True, min_width=max(len(key) for key, _, _ in rows))
     table.add_column("default", overflow="fold", max_width=24)
     table.add_column("meaning")
-    for row in listing():
+    for row in rows:
         table.add_row(*row)
     return f"{drawn(table, columns=max(width(), 60))}\n\ntlx config KEY explains one of them."
 

@@ -33,7 +33,7 @@ _OWN_EXAMPLES = {
     "backbone.weights": "runs/earlier",
     "backbone.trust": "true",
     "data.bad_samples": "1%",
-    "data.expected": "{classes: 102}",
+    "data.expected": "{train: 1020, classes: 102}",
     "data.test": "shards/test",
     "data.train": "shards/train",
     "data.val": "shards/val",
@@ -46,6 +46,15 @@ _OWN_EXAMPLES = {
     "run": "runs/other",
 }
 """Values that say more than any of their type."""
+
+_TOGETHER = (
+    "data.expected.",
+    "phases.NAME.duration.",
+    "phases.NAME.before.",
+    "data.cache.stage",
+    "data.sampling.thres",
+)
+"""Begin keys that mean something beside others alone."""
 
 
 def explain(word: str) -> str:
@@ -79,7 +88,7 @@ def value_in(path: Path, word: str, overrides: Sequence[str] = ()) -> str:
     Raises:
         UserError: no such file or key; ConfigError: mistakes in it.
     """
-    key, _ = _found(word)
+    key, rest = _found(word)
     if key is None:
         raise _unknown(word)
     config, raw = configs.load(path, overrides, libraries=False), configs.read(path, overrides)
@@ -95,7 +104,17 @@ def value_in(path: Path, word: str, overrides: Sequence[str] = ()) -> str:
             "from the file" if said else "worked out from the rest" if derived and value is not None else "the default"
         )
         who = "from the command line" if any(o.partition("=")[0] == word for o in overrides) else who
-    return f"{escaped(word)}: {escaped(to_yaml(value, flow=True).strip())}  ({who})"
+    shown = to_yaml(value, flow=True).strip()
+    if rest and value is None:
+        part = _at(plain(config), steps[:-1])
+        shown = _default_of(key, part.get("name") if isinstance(part, Mapping) else part, rest[-1])
+    return f"{escaped(word)}: {escaped(shown)}  ({who})"
+
+
+def _default_of(key: Key, part: Any, argument: str) -> str:
+    """Of a part's argument, where the configuration says nothing of it."""
+    taken = [one for known in parts(key.group) if known.name == part for one in known.arguments]
+    return next((_text(default) for name, _, default in taken if name == argument), "null")
 
 
 def listing() -> Iterator[tuple[str, str, str]]:
@@ -107,10 +126,11 @@ def listing() -> Iterator[tuple[str, str, str]]:
 def example_of(key: Key) -> str:
     """A value that a person might give the key; empty where there is none to tell."""
     kind, default = _text(key.kind), _text(key.default)
-    if key.place in _OWN_EXAMPLES:
-        return _OWN_EXAMPLES[key.place]
+    if key.place in _OWN_EXAMPLES or key.place.startswith(_TOGETHER):
+        return _OWN_EXAMPLES.get(key.place, "")
     if key.group:
-        return parts(key.group)[-1].name if not kind.startswith("list") else f"[{parts(key.group)[0].name}]"
+        ready = [part.name for part in parts(key.group) if all(default for _, _, default in part.arguments)]
+        return f"[{ready[0]}]" if kind.startswith("list") else ready[-1]
     choices = re.findall(r"`([^`]+)`", key.kind)
     if choices:
         other = next((choice for choice in choices if choice != default), choices[0])

@@ -15,6 +15,7 @@ import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union
@@ -104,14 +105,16 @@ def _models(name: str, model: type[Model]) -> Iterator[tuple[str, type[Model]]]:
                 yield from _models(f"{name}.{key}{names}".lstrip("."), below)
 
 
-def keys() -> list[Key]:
+@cache  # reading the meanings takes a while
+def keys() -> tuple[Key, ...]:
     """Every key of a configuration, in the order of the page."""
-    return [key for name, model in _models("", Config) for key in _keys(name, model)]
+    return tuple(key for name, model in _models("", Config) for key in _keys(name, model))
 
 
-def parts(group: str) -> list[PartText]:
+@cache
+def parts(group: str) -> tuple[PartText, ...]:
     """The parts of a group that come with tlx."""
-    return [_part(group, name) for name in importlib.import_module(plug.GROUPS[group]).__all__]
+    return tuple(_part(group, name) for name in importlib.import_module(plug.GROUPS[group]).__all__)
 
 
 def _keys(name: str, model: type[Model]) -> Iterator[Key]:
