@@ -158,7 +158,7 @@ def _bars(position: Position, latest: Latest, width: int, *, ascii_only: bool) -
     rows = ((place, escaped(phase.name), done, length), ("all", of_all, position.step, position.steps))
     for (about, name, completed, total), time_left in zip(rows, left, strict=True):
         share = min(completed / max(total, 1), 1.0)
-        filled, mark, rest = math.floor(bar * share), *("#-" if ascii_only else "━─")
+        filled, (mark, rest) = math.floor(bar * share), ("#", "-") if ascii_only else ("━", "─")
         named = Text(name, style="bold" if about == place else "")
         named.truncate(name_columns, pad=True, overflow="crop" if ascii_only else "ellipsis")
         line = Text.assemble(

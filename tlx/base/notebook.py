@@ -44,7 +44,7 @@ class Display:
         style = "line-height: 1.3; font-family: monospace; white-space: pre; overflow-x: auto"
         data = {"text/plain": text, "text/html": f'<pre style="{style}">{html.escape(text)}</pre>'}
         if self._handle is None:
-            self._handle = display(data, raw=True, display_id=True)
+            self._handle = display(data, raw=True, display_id=True)  # type: ignore[no-untyped-call]
         else:
             self._handle.update(data, raw=True)
         self._shown = now
