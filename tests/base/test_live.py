@@ -67,6 +67,7 @@ def test_a_frame_says_where_the_training_stands_and_how_long_it_takes():
         "best  val/top1 0.883  step 1500  feature_extraction",
         "speed 210.5 images/s  data wait 3%  0:00:00 so far  0.152 s/step",
     ]
+    assert lines(80, stage="evaluation")[0].startswith("phase 1/2 feature_extraction"), "whose end is evaluated"
     assert lines(80, step=1000)[0].endswith(" 64%  0:07:43 left"), "544 steps of 0.85 s"
 
 

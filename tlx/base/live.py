@@ -67,8 +67,9 @@ class Position:
 
     @property
     def phase(self) -> int:
-        """The index of the phase that is trained, or was the last."""
-        return next((i for i, phase in enumerate(self.phases) if self.step < phase.stop), len(self.phases) - 1)
+        """The index of the phase that is trained, or was the last; at its end it is evaluated and saved."""
+        step = self.step - 1 if self.stage in ("evaluation", "saving") else self.step
+        return next((i for i, phase in enumerate(self.phases) if step < phase.stop), len(self.phases) - 1)
 
 
 @dataclass
