@@ -110,9 +110,9 @@ def _phases(known: Mapping[str, Any], config: str | None) -> Iterator[str]:
     names = list(known["phases"])
     if config is not None:
         try:
-            import yaml
+            from tlx.base.parsing import from_yaml_file
 
-            said = yaml.safe_load(Path(config).expanduser().read_text("utf-8")) or {}
+            said = from_yaml_file(Path(config).expanduser()) or {}
             names += [str(name) for root in ("phases", "further") for name in said.get(root) or {}]
         except Exception:  # whatever is wrong with it, <Tab> is not the moment to say so
             pass
