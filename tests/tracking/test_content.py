@@ -106,7 +106,7 @@ def test_each_step_is_there_once_with_its_tables_at_the_ends_of_phases(run, offl
     assert [row["step"] for row in found] == steps(run) == list(range(1, 13))
     for row in found:
         assert row["phase_index"] == (row["step"] > 6)
-        assert {"train/grad_norm", "time/images_per_s", "time/data_wait_s", "lr/fc", "update_ratio/fc"} <= row.keys()
+        assert {"train/grad_norm", "time/images_per_s", "time/data_wait", "lr/fc", "update_ratio/fc"} <= row.keys()
         assert ("lr/features.0.0" in row) == ("update_ratio/features.0.0" in row) == (row["step"] > 6)
         kinds = {key.rpartition(".")[0] for key in row if key.endswith("._type")}
         names = ("per_class", "largest_confusions", "confusion_matrix_table", "predictions")

@@ -85,7 +85,7 @@ def test_rows_tell_the_layers_that_train_and_the_phase(shards, tmp_path, monkeyp
         for kind in ("lr", "update_ratio"):
             assert sorted(k for k in row if k.startswith(f"{kind}/")) == sorted(f"{kind}/{name}" for name in trains)
         assert row["train/grad_norm"] > 0
-        assert 0 <= row["time/data_wait_s"] <= row["time/step_s"] * 1.01
+        assert 0 <= row["time/data_wait"] <= 1
     assert {(row["phase"], row["phase_index"]) for row in found} == {("feature_extraction", 0), ("fine_tuning", 1)}
 
 
