@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from tlx.base.invocation import command
@@ -39,13 +39,13 @@ def wandb(
     console: bool = False,
     alerts: bool = False,
 ) -> Tracker:
-    """Weights & Biases: one run per training, however often it was resumed, and each step in it once.
+    """Weights & Biases: one run per training, however often it was resumed, and each step in it once. What is not said
+    here, W&B's variables say (WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE, WANDB_NAME, WANDB_NOTES,
+    WANDB_TAGS, WANDB_MODE); what is said here wins.
 
-    What is not said here, W&B's variables say: WANDB_PROJECT, WANDB_ENTITY, WANDB_RUN_GROUP, WANDB_JOB_TYPE,
-    WANDB_NAME (`run_name`), WANDB_NOTES, WANDB_TAGS, WANDB_MODE, WANDB_RUN_ID, WANDB_DIR. The configuration wins over
-    them; a note tells which of them won and which did not. Without any, the project is "tlx", and the run is online
-    where credentials are configured, offline, with a warning, where not, where nothing answers at the server's address
-    within two seconds, and where W&B has not begun within 30.
+    WANDB_RUN_ID and WANDB_DIR count, too. A note tells which of them won and which did not. Without any, the project is
+    "tlx", and the run is online where credentials are configured, offline, with a warning, where not, where nothing
+    answers at the server's address within two seconds, and where W&B has not begun within 30.
     ``tlx track sync RUN`` sends later what W&B lacks.
 
     Args:
@@ -112,7 +112,7 @@ def mlflow(
     uri: str | None = None,
     experiment: str | None = None,
     run_name: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    tags: dict[str, str] | None = None,
     artifacts: Artifacts = "none",
     code: Code = "commit",
 ) -> Tracker:
