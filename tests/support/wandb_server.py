@@ -287,7 +287,7 @@ class _Handler(BaseHTTPRequestHandler):
         tail = [json.dumps(run.lines[max(run.lines)])] if run.lines else []
         bucket = {
             "id": run.name, "name": run.name, "summaryMetrics": json.dumps(run.summary), "displayName": run.name,
-            "logLineCount": 0, "historyLineCount": len(run.lines), "eventsLineCount": 0,
+            "logLineCount": len(run.console), "historyLineCount": len(run.lines), "eventsLineCount": 0,
             "historyTail": json.dumps(tail), "eventsTail": "[]", "config": json.dumps(run.config), "tags": [],
             "notes": "", "wandbConfig": json.dumps({"t": 1}),
         }  # fmt: skip
