@@ -94,6 +94,9 @@ class Target:
         return f"what W&B lacks is sent by: tlx track sync {shlex.quote(str(self.folder))}"
 
 
+_SAME = "already exists with the same content"
+
+
 @dataclass
 class Heard:
     """What W&B would have put on the terminal; it knows some failures by nothing else."""
@@ -105,6 +108,8 @@ class Heard:
 
     def warning(self, text: str) -> None:
         plain = re.sub(r"\x1b\[[0-9;]*m|\b(wandb: |WARNING |ERROR )", "", text)
+        if _SAME in plain:  # a table that is equal to that of before the run was extended is no failure
+            return
         self.warnings.append(plain.partition(". ")[0])  # the rest advises `wandb sync`, which would send steps twice
 
     error = warning
