@@ -210,9 +210,7 @@ def _differences(groups: Sequence[Group], metric: str) -> tuple[Difference, ...]
     deciding = [d for d in found if d.deciding is not None]
     ps = statistics.holm([d.deciding.p or 0.0 for d in deciding if d.deciding], comparisons=len(pairs))
     adjusted = {id(d): p for d, p in zip(deciding, ps, strict=True)}
-    return tuple(
-        Difference(d.first, d.second, d.seeds, d.paired, d.pictures, adjusted.get(id(d))) for d in found
-    )
+    return tuple(Difference(d.first, d.second, d.seeds, d.paired, d.pictures, adjusted.get(id(d))) for d in found)
 
 
 def _difference(first: Group, second: Group, metric: str, told: Mapping[str, _Told | None]) -> Difference:

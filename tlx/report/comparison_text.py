@@ -40,19 +40,19 @@ def _of_one(of: Comparable, group: Group) -> str:
 
 
 def _claim(of: Comparable, nearest: Difference) -> str:
-    first, second, deciding = nearest.first, nearest.second, nearest.deciding
+    names = f"{nearest.first.name} and {nearest.second.name}"
+    deciding = nearest.deciding
     if deciding is None:
-        value = abs(of.estimates[first.letter]["best"].value - of.estimates[second.letter]["best"].value)
-        return f"No difference can be told between {first.name} and {second.name}: {amount(of.metric, value)}, {_why(nearest)}."
+        values = [of.estimates[group.letter]["best"].value for group in (nearest.first, nearest.second)]
+        return (
+            f"No difference can be told between {names}: {amount(of.metric, values[0] - values[1])}, {_why(nearest)}."
+        )
     by = f"{amount(of.metric, deciding.value)} (95 % {interval(of.metric, deciding, signed=True)}, {basis(nearest)}"
-    by += f", p = {probability(nearest.p)})"
+    by += f", p = {probability(nearest.p)})".replace("= <", "<")
+    than = "better" if deciding.value >= 0 else "worse"
     if nearest.sure:
-        return f"{first.name} is better than {second.name} by {by}."
-    return f"No difference can be told between {first.name} and {second.name}: {_more(deciding)} {by}."
-
-
-def _more(deciding: Estimate) -> str:
-    return "the first is better by" if deciding.value > 0 else "the first is worse by" if deciding.value < 0 else "they differ by"
+        return f"{nearest.first.name} is {than} than {nearest.second.name} by {by}."
+    return f"No difference can be told between {names}: the first is {than} by {by}."
 
 
 def _why(difference: Difference) -> str:
@@ -78,8 +78,9 @@ def _limit(of: Comparable, nearest: Difference) -> str:
     seeds, pictures = nearest.seeds, nearest.pictures
     if seeds is not None and seeds.p is not None and pictures is not None and pictures.low is not None:
         inside = pictures.low <= 0 <= (pictures.high or 0.0)
-        end = "so that other pictures may turn it" if inside else "so that other pictures would hardly turn it"
-        return f"Over the {pictures.n:,} validation pictures the interval is {interval(of.metric, pictures, signed=True)}, {end}."
+        ends = interval(of.metric, pictures, signed=True)
+        end = "other pictures may turn it" if inside else "other pictures would hardly turn it"
+        return f"Over the {pictures.n:,} validation pictures the interval is {ends}: {end}."
     if nearest.deciding is pictures and pictures is not None:
         return "This is of these very runs: what other seeds would bring is not known."
     return "That is of these validation pictures, on which each run's best evaluation was chosen; others may differ."
@@ -259,8 +260,8 @@ def difference_table(of: Comparable) -> tuple[list[str], list[list[str]]]:
 def _with_method(metric: str, difference: Difference, estimate: Estimate | None) -> str:
     if estimate is None:
         return "-"
-    what = f"{len(difference.paired)} pairs" if difference.paired and estimate is difference.seeds else f"n = {estimate.n:,}"
-    return f"{difference_cell(metric, estimate)}\n{what}"
+    pairs = difference.paired and estimate is difference.seeds
+    return f"{difference_cell(metric, estimate)}\n" + (f"{estimate.n} pairs" if pairs else f"n = {estimate.n:,}")
 
 
 def methods(sets: Sequence[Comparable]) -> dict[str, str]:

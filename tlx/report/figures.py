@@ -71,7 +71,7 @@ def tasks(history: History) -> bytes | None:
         panels = list(figure.subplots(math.ceil(len(names) / 2), 2, sharex=True, squeeze=False).flat)
         for panel, name in zip(panels, names, strict=False):
             _measured(panel, history, name.removeprefix("val/"))
-            _in_percent(panel, name)
+            in_percent(panel, name)
             panel.set_title(escaped(name), fontsize=10)
             _switches(panel, history)
         for panel in panels[len(names) :]:
@@ -92,7 +92,7 @@ def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
     def draw(figure: Figure) -> None:
         panel = figure.subplots()
         _bars(panel, histories, names)
-        panel.set_title(f"Validation {_in_words(histories[0].shown)} of each phase", fontsize=12, fontweight="bold")
+        panel.set_title(f"Validation {in_words(histories[0].shown)} of each phase", fontsize=12, fontweight="bold")
         _legend(figure, [panel], columns=3)
 
     return png(draw, width=8.5, height=1.9 + _bars_height(histories))
@@ -118,7 +118,7 @@ def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
         bars = below.subplots(len(groups), 1, squeeze=False, height_ratios=lower)[:, 0]
         for panel, runs in zip(bars, groups.values(), strict=True):
             _bars(panel, *zip(*runs, strict=True), headed=len(histories) > 1)
-        what = _in_words(next(iter(groups))) if len(groups) == 1 else "metrics"
+        what = in_words(next(iter(groups))) if len(groups) == 1 else "metrics"
         below.suptitle(f"Validation {what} of each phase", fontsize=12, fontweight="bold")
         _legend(below, [*bars], columns=3)
 
@@ -197,7 +197,7 @@ def _losses(panel: Axes, history: History) -> None:
         _logarithmic(panel)
 
 
-def _in_percent(panel: Axes, metric: str) -> None:
+def in_percent(panel: Axes, metric: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
     if is_share(metric):
@@ -207,8 +207,8 @@ def _in_percent(panel: Axes, metric: str) -> None:
 def _accuracy(panel: Axes, history: History) -> None:
     metric = history.shown
     _measured(panel, history, metric.removeprefix("val/"))
-    panel.set_ylabel(_in_words(metric))
-    _in_percent(panel, metric)
+    panel.set_ylabel(in_words(metric))
+    in_percent(panel, metric)
     if not any(points(history, metric) or points(history, "ema/" + metric)):
         panel.text(0.99, 0.04, "no validation", transform=panel.transAxes, ha="right", va="bottom", color=VALIDATION)
 
@@ -376,7 +376,7 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
         text = "phase switch" if shared else "phase switch, in the colour of its run"
         panel.plot([], [], color=SWITCH if shared else LOWEST, linewidth=1.2, linestyle="--", label=text)
     panel.set_xlabel("epoch")
-    panel.set_title(f"validation {_in_words(key)}", fontsize=10)
+    panel.set_title(f"validation {in_words(key)}", fontsize=10)
     if is_share(key):
         panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     panel.margins(x=0.03)
@@ -385,7 +385,7 @@ def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *,
 _WORDS = {"map": "mAP", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top1": "accuracy"}
 
 
-def _in_words(metric: str) -> str:
+def in_words(metric: str) -> str:
     if metric == ACCURACY:
         return "accuracy"
     *task, name = metric.removeprefix("val/").split("/")
@@ -415,7 +415,7 @@ def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str], *, he
         _mark_reading(panel, history.accuracies, first=first + ROW / 2)
         if not history.accuracies:
             panel.text(
-                0.005, at + ROW / 2, f"no validation {_in_words(history.shown)}", va="center", fontsize=9, color=LOWEST
+                0.005, at + ROW / 2, f"no validation {in_words(history.shown)}", va="center", fontsize=9, color=LOWEST
             )
             at += ROW
     panel.set_yticks([place for place, _, _ in ticks], [label for _, label, _ in ticks])
@@ -430,7 +430,7 @@ def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str], *, he
         panel.xaxis.set_major_formatter(PercentFormatter(1.0))
     else:
         panel.margins(x=0.15)
-    panel.set_xlabel(f"validation {_in_words(metric)}")
+    panel.set_xlabel(f"validation {in_words(metric)}")
     panel.grid(False, axis="y")
     panel.set_axisbelow(True)
 

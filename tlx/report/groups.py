@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -164,13 +164,27 @@ def grouped(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def differing(configs: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """By key what each configuration, flat, has of what they do not share. A key below which one has a word and
-    another further keys is one key: ``layer_decay: none``, and ``{name: exponential, factor: 0.7}``."""
-    keys = sorted({key for config in configs for key in config})
-    leaves = [key for key in keys if not any(other.startswith(f"{key}.") for other in keys)]
-    whole_keys = sorted({min((k for k in keys if leaf.startswith(f"{k}.")), key=len, default=leaf) for leaf in leaves})
-    found = {key: [_shown(_under(config, key)) for config in configs] for key in whole_keys}
+    """By key what each configuration, flat, has of what they do not share. Where one has nothing below a key, or a word
+    in its place, the key is told as a whole: ``layer_decay``, of which one has ``exponential factor=0.7``."""
+    parents = [{key.rpartition(".")[0] for key in _with_parents(config)} for config in configs]
+    everywhere = set.intersection(*parents) if parents else set()
+    keys = dict.fromkeys(_top(key, everywhere) for config in configs for key in config)
+    found = {key: [_shown(_under(config, key)) for config in configs] for key in sorted(keys)}
     return {key: values for key, values in found.items() if len(set(values)) > 1}
+
+
+def _with_parents(keys: Iterable[str]) -> Iterator[str]:
+    for key in keys:
+        while key:
+            yield key
+            key = key.rpartition(".")[0]
+
+
+def _top(key: str, everywhere: Container[str]) -> str:
+    """The highest above a key below which not every configuration has something; the key where there is none."""
+    words = key.split(".")
+    above = (".".join(words[:n]) for n in range(1, len(words)))
+    return next((name for name in above if name not in everywhere), key)
 
 
 def _under(config: Mapping[str, Any], key: str) -> Any:
@@ -191,7 +205,7 @@ def _shown(value: Any) -> str:
         return ", ".join(f"{k}={_shown(v)}" for k, v in value.items())
     if isinstance(value, list):
         return f"[{', '.join(_shown(v) for v in value)}]"
-    return escaped(value if isinstance(value, str) else json.dumps(value, default=str))
+    return escaped(value or "''" if isinstance(value, str) else json.dumps(value, default=str))
 
 
 def label(differs: Mapping[str, str]) -> str:
