@@ -46,6 +46,8 @@ def curves(of: Comparable) -> bytes:
             panel.set_title(f"validation {figures.in_words(key)}", fontsize=10)
             panel.set_xlabel("epoch")
             figures.in_percent(panel, key)
+            if not is_share(key):
+                figures.spread_out(panel, [v for run in of.runs for _, v in _points(run.history, key)])
             panel.margins(x=0.03)
             if not panel.lines:
                 panel.text(0.5, 0.5, "no validation", transform=panel.transAxes, ha="center", color=GREY)
@@ -128,7 +130,7 @@ def phases(of: Comparable) -> bytes | None:
                     label = MEASURES[name] if row == 0 or name not in of.estimates[groups[0].letter] else None
                     panel.barh([at], [estimate.value], height=0.9 * thick, color=colours[name], label=label)
                     _value(panel, of.metric, estimate, group.values(name), at=at)
-        panel.set_yticks(range(len(groups)), [_two_lines(group) for group in groups])
+        panel.set_yticks(range(len(groups)), [_lines_of(group) for group in groups])
         panel.set_ylim(len(groups) - 0.4, -0.6)
         panel.tick_params(axis="y", length=0)
         panel.grid(False, axis="y")
@@ -161,10 +163,11 @@ def _value(panel: Axes, metric: str, estimate: Estimate, values: Sequence[float]
     )
 
 
-def _two_lines(group: Group) -> str:
-    head, _, rest = group.label.partition(", ")
-    lines = [f"{group.letter}  {clipped(head, 34)}", *([clipped(rest, 38)] if rest else [])]
-    return "\n".join(lines)
+def _lines_of(group: Group) -> str:
+    import textwrap
+
+    text = f"{group.letter}  {clipped(group.label, 100)}".rstrip()
+    return "\n".join(textwrap.wrap(text, 38, break_long_words=True))
 
 
 def _percent_below(panel: Axes) -> None:
@@ -249,19 +252,22 @@ def _against(panel: Axes, of: Comparable, name: str) -> None:
     costs = [x for x, _ in points.values()]
     if max(costs) > 5 * min(costs):
         panel.set_xscale("log")
-    _numbers_below(panel, name)
-    panel.set_xlabel({"time": "training time (minutes)"}.get(name, COSTS[name]))
+    _numbers_below(panel, name, max(costs))
     panel.margins(0.12)
     if not Metric(of.metric).higher_is_better:
         panel.set_title("lower is better", fontsize=9)
 
 
-def _numbers_below(panel: Axes, name: str) -> None:
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+def _numbers_below(panel: Axes, name: str, most: float) -> None:
+    """Ticks in words, and what the axis is; times in the unit of the longest."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    scale = 60 if name == "time" else 1
+    unit, scale = next(((u, s) for u, s in (("hours", 3600), ("minutes", 60)) if most >= 2 * s), ("seconds", 1))
+    scale = scale if name == "time" else 1
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if panel.get_xscale() == "log" else MaxNLocator(5))
     panel.xaxis.set_major_formatter(FuncFormatter(lambda x, _: _rounded(x / scale)))
     panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.set_xlabel(COSTS[name] + (f" ({unit})" if name == "time" else ""))
 
 
 def _rounded(value: float) -> str:

@@ -86,8 +86,8 @@ def page(sets: Sequence[Shown], runs: Sequence[Run]) -> str:
     )
 
 
-_TABLE = """{% macro table(of) %}
-<div class="wide"><table>
+_TABLE = """{% macro table(of, kind="") %}
+<div class="wide"><table class="{{ kind }}">
 <tr>{% for head in of.heads %}<th>{{ head }}</th>{% endfor %}</tr>
 {% for row in of.rows %}
 <tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>

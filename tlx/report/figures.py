@@ -192,7 +192,12 @@ def _title(history: History) -> str:
 def _losses(panel: Axes, history: History) -> None:
     _measured(panel, history, "loss")
     panel.set_ylabel("loss")
-    finite = [v for key in ("train/loss", "val/loss") for _, v in points(history, key) if math.isfinite(v)]
+    spread_out(panel, [v for key in ("train/loss", "val/loss") for _, v in points(history, key)])
+
+
+def spread_out(panel: Axes, losses: Sequence[float]) -> None:
+    """A logarithmic axis where the highest loss would flatten the others."""
+    finite = [v for v in losses if math.isfinite(v)]
     if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
         _logarithmic(panel)
 
