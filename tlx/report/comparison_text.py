@@ -34,9 +34,11 @@ def _of_one(of: Comparable, group: Group) -> str:
     value = f"{of.metric} {shown(of.metric, estimate.value)}"
     if estimate.n == 1:
         return f"One run that is done: {value}. How far another seed would come is not known."
-    spread = f"standard deviation {amount(of.metric, estimate.deviation)}"
     between = f", 95 % {interval(of.metric, estimate)}" if estimate.low is not None else ""
-    return f"{estimate.n} runs of one configuration: {value} in the mean{between}. They differ by a {spread}."
+    return (
+        f"{estimate.n} runs of one configuration: {value} in the mean{between}. Their standard deviation is "
+        f"{amount(of.metric, estimate.deviation)}."
+    )
 
 
 def _claim(of: Comparable, nearest: Difference) -> str:

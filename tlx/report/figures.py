@@ -198,7 +198,7 @@ def _losses(panel: Axes, history: History) -> None:
 def spread_out(panel: Axes, losses: Sequence[float]) -> None:
     """A logarithmic axis where the highest loss would flatten the others."""
     finite = [v for v in losses if math.isfinite(v)]
-    if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
+    if finite and min(finite) > 0 and max(finite) > 50 * min(finite):
         _logarithmic(panel)
 
 
