@@ -14,6 +14,7 @@ from tlx.data.stream.transfer import on_device
 from tlx.plan.plan import Phase, Plan
 from tlx.runs.checkpoint import damage, read
 from tlx.runs.progress import Progress
+from tlx.train.answers import keep_answers
 from tlx.train.cached import PhaseInput, input_of
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
 from tlx.train.filling import Stopped
@@ -175,11 +176,13 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel, source: PhaseInput
     if source.validation is not None:
         nets: dict[Weights, torch.nn.Module] = {"raw": source.network(run.net)}
         nets |= {"ema": source.network(run.ema.module)} if run.ema is not None else {}
-        row |= evaluate_weights(
+        found, answers = evaluate_weights(
             nets, source.validation, progress.bad, run.quota, lambda odd: note(f"WARNING: at step {step} {odd}")
         )
+        row |= found
         update_best(progress, phase, row, metric=Metric.of(wanted.chooses), keep=run.config.checkpoint.keep.best)
         why = should_stop_early(progress, phase, row, wanted) if step < phase.stop else None
+        keep_answers(run, phase, row, answers, last=step == phase.stop or why is not None)
     if why is not None:
         progress.ends[phase.name] = progress.phases[phase.name]["stop"] = step
         run.plan = run.remake_plan(progress.ends)
