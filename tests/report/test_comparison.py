@@ -165,15 +165,12 @@ def test_runs_that_are_not_done_or_torn_are_shown_and_do_not_count(tmp_path: Pat
     going = write_run(tmp_path / "going")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "status.json").write_text("")
-    found = compare([*runs, going, tmp_path / "empty"], out=tmp_path / "out")
+    found = numbers([*runs, going, tmp_path / "empty"])
     groups = {tuple(r.name for r in g.runs): len(g.done) for s in found.sets for g in s.groups}
     assert groups["x-0", "x-2", "x-3", "x-4"] == 2
     assert groups["x-1",] == 1
     assert groups["going",] == groups["empty",] == 0
     assert any(n.startswith("Not done") and "going (running, step 20 of 20)" in n for n in found.data()["notes"])
-    page = (tmp_path / "out" / "comparison.html").read_text()
-    for name in ("going", "x-0", "x-1"):
-        assert name in page
 
 
 def test_of_three_groups_p_values_are_holms_and_the_front_is_told(tmp_path: Path) -> None:
@@ -206,21 +203,33 @@ def test_many_trials_are_compared_with_the_best_and_drawn(tmp_path: Path) -> Non
 def test_page_markdown_pictures_and_json_tell_the_same(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>|`x`"
     config = f"backbone: {{name: '{evil}'}}\n"
-    runs = seeds(tmp_path, "x", PLAIN[:2], config=LOW) + seeds(tmp_path, "y", BETTER[:2], config=LOW + config)
+    runs = seeds(tmp_path, "x", PLAIN[:2], config=LOW, wall_time_s=60.0)
+    runs += seeds(tmp_path, "y", BETTER[:2], config=LOW + config, wall_time_s=90.0)
     out = tmp_path / "out"
-    answer = CliRunner().invoke(app, ["report", *map(str, runs), "--out", str(out), "--json"])
-    data = json.loads(answer.output)
+    data = compare([*runs, write_run(tmp_path / evil.replace("/", ""))], out=out).data()
     assert data["sets"][0]["groups"][0]["measures"]["best"]["value"] == pytest.approx(np.mean(BETTER[:2]))
     assert [r["seed"] for r in data["sets"][0]["groups"][1]["runs"]] == [0, 1]
+    json.dumps(data, allow_nan=False)
     page, text = (out / "comparison.html").read_text(), (out / "comparison.md").read_text()
     assert "<script" not in page
     assert "<script" not in text.replace("\\<", "")
-    assert text.count("](figures/comparison") == page.count('src="data:image/png;base64,') == 4
-    for name in ("comparison", "comparison-phases", "comparison-differences", "comparison-cost"):
-        if (out / "figures" / f"{name}.png").exists():
-            with Image.open(out / "figures" / f"{name}.png") as image:
-                assert image.format == "PNG"
-    assert str(out / "comparison.html") in data["files"]
+    assert "\n| B<br>no backbone.name | 2 |" in text
+    drawn = ["", "-phases", "-differences", "-cost", "-2"]
+    for name in drawn:
+        assert f"](figures/comparison{name}.png)" in text
+        with Image.open(out / "figures" / f"comparison{name}.png") as image:
+            assert len(image.convert("L").getcolors(256) or []) > 10
+    assert page.count('src="data:image/png;base64,') == len(drawn)
+    for verdict in data["verdicts"]:
+        assert verdict.partition(" (")[0] in page
+
+
+def test_json_of_a_single_run_writes_no_comparison(tmp_path: Path) -> None:
+    [run] = seeds(tmp_path, "x", PLAIN[:1], config=LOW)
+    data = json.loads(CliRunner().invoke(app, ["report", str(run), "--json"]).output)
+    assert data["verdicts"][0].startswith("One run that is done: val/top1 80.00 %")
+    assert str(run / "report.html") in data["files"]
+    assert not (run / "comparison.html").exists()
 
 
 def test_names_of_groups_are_what_differs() -> None:

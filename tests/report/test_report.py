@@ -173,7 +173,7 @@ def test_a_phase_that_hurt_is_not_shown_as_a_gain(tmp_path: Path, capsys) -> Non
     assert "the last of feature extraction against the best of fine-tuning: here 70.80 % and 79.20 %" in text
     assert "best 85.40 %, last 70.80 %" in capsys.readouterr().out
     figure = Figure()
-    figures._bars(figure.subplots(), [history], ["hurt"])
+    figures._bars(figure.subplots(), history)
     bars = [(round(bar.get_width(), 4), kind.get_label()) for kind in figure.axes[0].containers for bar in kind]
     best, last = "best of the phase", "end of the phase (last)"
     assert bars == [(0.854, best), (0.708, last), (0.792, best), (0.75, last)]

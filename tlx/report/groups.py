@@ -214,8 +214,8 @@ def label(differs: Mapping[str, str]) -> str:
     if "backbone.name" in shown:  # what comes with a backbone is told in full elsewhere
         shown = {k: v for k, v in shown.items() if k == "backbone.name" or not k.startswith(("backbone.", "input."))}
     short = _short_names(list(differs))
-    if not shown:
-        return ", ".join(f"no {short[key]}" for key in list(differs)[:_SHOWN])
+    if not shown:  # it has none of what another has
+        return ", ".join(f"no {key if short[key] == 'name' else short[key]}" for key in list(differs)[:_SHOWN])
     order = sorted(shown, key=lambda key: key != "backbone.name")
     parts = [shown[k] if k == "backbone.name" else f"{short[k]}={_clipped(shown[k])}" for k in order[:_SHOWN]]
     more = len(order) - _SHOWN

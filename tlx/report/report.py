@@ -86,7 +86,7 @@ def is_drawn(folder: Path) -> bool:
 
 
 def _section(history: History, name: str) -> Section:
-    drawn = (figures.curves(history), figures.tasks(history), figures.phases([history], [name]))
+    drawn = (figures.curves(history), figures.tasks(history), figures.phases(history))
     return Section(history, name, {caption: png for caption, png in zip(FILES, drawn, strict=True) if png is not None})
 
 
