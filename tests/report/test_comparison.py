@@ -213,7 +213,7 @@ def test_page_markdown_pictures_and_json_tell_the_same(tmp_path: Path) -> None:
     page, text = (out / "comparison.html").read_text(), (out / "comparison.md").read_text()
     assert "<script" not in page
     assert "<script" not in text.replace("\\<", "")
-    assert "\n| B<br>no backbone.name | 2 |" in text
+    assert "\n| B<br>no backbone | 2 |" in text
     drawn = ["", "-phases", "-differences", "-cost", "-2"]
     for name in drawn:
         assert f"](figures/comparison{name}.png)" in text

@@ -127,23 +127,12 @@ def phases(of: Comparable) -> bytes | None:
                 at = row + (i - (len(names) - 1) / 2) * thick
                 if name in of.estimates[group.letter]:
                     estimate = of.estimates[group.letter][name]
-                    label = MEASURES[name] if row == 0 or name not in of.estimates[groups[0].letter] else None
-                    panel.barh([at], [estimate.value], height=0.9 * thick, color=colours[name], label=label)
+                    panel.barh([at], [estimate.value], height=0.9 * thick, color=colours[name], label=MEASURES[name])
                     _value(panel, of.metric, estimate, group.values(name), at=at)
         panel.set_yticks(range(len(groups)), [_lines_of(group) for group in groups])
         panel.set_ylim(len(groups) - 0.4, -0.6)
-        panel.tick_params(axis="y", length=0)
-        panel.grid(False, axis="y")
-        panel.set_axisbelow(True)
-        if is_share(of.metric):
-            panel.set_xlim(0, 1.2)
-            panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
-            _percent_below(panel)
-        else:
-            panel.margins(x=0.2)
-        panel.set_xlabel(
-            f"validation {figures.in_words(of.metric)}, best of the phase: mean and 95 % interval; a dot is a run"
-        )
+        figures.level(panel, of.metric)
+        panel.set_xlabel(f"{figures.in_words(of.metric)}, best of the phase: mean and 95 % interval; a dot is a run")
         handles = {label: handle for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)}
         figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=3, frameon=False, fontsize=9)
 
@@ -168,12 +157,6 @@ def _lines_of(group: Group) -> str:
 
     text = f"{group.letter}  {clipped(group.label, 100)}".rstrip()
     return "\n".join(textwrap.wrap(text, 38, break_long_words=True))
-
-
-def _percent_below(panel: Axes) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    panel.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
 # --- differences
