@@ -91,7 +91,7 @@ def test_no_difference_is_no_victory(tmp_path: Path) -> None:
     found = numbers(runs)
     assert found.verdicts[0].startswith("No difference can be told between A (lr=0.001) and B (lr=0.01)")
     alone = numbers([runs[0], runs[7]])
-    assert "fewer than two seeds" in alone.verdicts[0]
+    assert "not two seeds of each" in alone.verdicts[0]
     assert only(alone).differences[0].p is None
     assert "One run" in numbers(runs[:1]).verdicts[0]
 
@@ -171,6 +171,15 @@ def test_runs_that_are_not_done_or_torn_are_shown_and_do_not_count(tmp_path: Pat
     assert groups["x-1",] == 1
     assert groups["going",] == groups["empty",] == 0
     assert any(n.startswith("Not done") and "going (running, step 20 of 20)" in n for n in found.data()["notes"])
+
+
+def test_a_run_without_a_checkpoint_yet_is_of_the_data_at_its_paths(tmp_path: Path) -> None:
+    data = "data: {train: a, val: b}\n"
+    runs = seeds(tmp_path, "x", PLAIN, config=data)
+    (runs[1] / "model.json").unlink()
+    assert len(only(numbers(runs)).groups[0].runs) == 5
+    runs += seeds(tmp_path, "y", PLAIN, config=data, val="other")  # the data at these paths were others once
+    assert [len(of.runs) for of in numbers(runs).sets] == [5, 4, 1]
 
 
 def test_of_three_groups_p_values_are_holms_and_the_front_is_told(tmp_path: Path) -> None:

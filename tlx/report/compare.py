@@ -11,7 +11,7 @@ from tlx.report.comparison import Comparable, compared
 from tlx.report.comparison_figures import pictures
 from tlx.report.comparison_page import Shown, markdown, page
 from tlx.report.comparison_text import group_table, methods, notes, verdict
-from tlx.report.groups import read_run
+from tlx.report.groups import located, read_run
 from tlx.report.writing import write
 from tlx.runs.history import History, named, read_history
 
@@ -67,7 +67,7 @@ def compare(folders: Sequence[Path], *, out: Path) -> Comparison:
 
 def compare_histories(histories: Sequence[History], *, out: Path | None) -> Comparison:
     """The same of runs that were read; nothing is drawn or written without an `out`."""
-    runs = [read_run(history, name) for history, name in zip(histories, named(histories), strict=True)]
+    runs = located([read_run(history, name) for history, name in zip(histories, named(histories), strict=True)])
     sets = compared(runs)
     if out is None:
         return Comparison(tuple(sets), ())

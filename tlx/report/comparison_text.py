@@ -45,10 +45,9 @@ def _claim(of: Comparable, nearest: Difference) -> str:
     names = f"{nearest.first.name} and {nearest.second.name}"
     deciding = nearest.deciding
     if deciding is None:
-        values = [of.estimates[group.letter]["best"].value for group in (nearest.first, nearest.second)]
-        return (
-            f"No difference can be told between {names}: {amount(of.metric, values[0] - values[1])}, {_why(nearest)}."
-        )
+        first, second = (of.estimates[group.letter]["best"].value for group in (nearest.first, nearest.second))
+        ahead = f"{nearest.first.name} has {shown(of.metric, first)}, {amount(of.metric, first - second)} before "
+        return f"No difference can be told: {ahead}{nearest.second.name}, {_why(nearest)}."
     by = f"{amount(of.metric, deciding.value)} (95 % {interval(of.metric, deciding, signed=True)}, {basis(nearest)}"
     by += f", p = {probability(nearest.p)})".replace("= <", "<")
     than = "better" if deciding.value >= 0 else "worse"
@@ -60,12 +59,12 @@ def _claim(of: Comparable, nearest: Difference) -> str:
 def _why(difference: Difference) -> str:
     if difference.seeds is not None or difference.pictures is not None:
         return "the same in every pair, so that there is no interval"
-    return "with fewer than two seeds of one of them, and without their predictions of each picture"
+    return "but there are not two seeds of each, nor their predictions of each picture"
 
 
 def _others(of: Comparable, first: Group, rest: Sequence[Group]) -> str:
     """Of the best and the groups behind the second."""
-    against = [d for other in rest if (d := of.between(first, other)) is not None]
+    against = [d for other in rest if (d := of.between(first, other)) is not None and d.deciding is not None]
     beaten, open_ = ([d.second.letter for d in against if d.sure is sure] for sure in (True, False))
     parts = [f"better than {_listed(beaten)}"] if beaten else []
     parts += [f"not to be told from {_listed(open_)}"] if open_ else []
@@ -206,7 +205,7 @@ def value_cell(metric: str, estimate: Estimate | None) -> str:
         return "-"
     text = shown(metric, estimate.value)
     if estimate.deviation is None:
-        return f"{text}\none run"
+        return text
     text += f" ± {_points(estimate.deviation) if is_share(metric) else f'{estimate.deviation:.2g}'}"
     return text if estimate.low is None else f"{text}\n{interval(metric, estimate)}"
 

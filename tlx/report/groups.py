@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from tlx.plan.saved_config import MAY_CHANGE, without_directions
 from tlx.runs.history import History, PhaseAccuracy
 from tlx.runs.run_files import RunFiles, mapping, test_values, whole, within
 
-UNSET = "-"
+UNSET, UNKNOWN = "-", "unknown"
 _SHOWN, _LONG = 3, 48
 _DATA = ("data.train", "data.val")
 
@@ -30,7 +30,9 @@ class Run:
         name: that tells it from the others.
         config: config.yaml, flat, without what does not change what is trained, and without the seed.
         seed: None where it is not known.
-        train, validation: what tells these data from others: their digest, or a path where that is not known.
+        train, validation: what tells these data from others: their digest; a path where that is not known.
+        has_digests: they are digests.
+        places: the paths of both.
     """
 
     history: History
@@ -39,14 +41,12 @@ class Run:
     seed: int | None
     train: str
     validation: str
+    has_digests: bool
+    places: tuple[str, str]
 
     @cached_property
     def metric(self) -> str:
         return self.history.shown
-
-    @property
-    def backbone(self) -> str:
-        return str(self.config.get("backbone.name", "unknown"))
 
     @cached_property
     def values(self) -> dict[str, float]:
@@ -136,14 +136,31 @@ def read_run(history: History, name: str) -> Run:
     config = {k: v for k, v in without_directions(flat(completed(written))).items() if not k.startswith(MAY_CHANGE)}
     seed = whole(config.pop("seed", None))
     data, identity = mapping(written.get("data")), _identity(files)
+    places = (str(data.get("train") or UNKNOWN), str(data.get("val") or UNKNOWN))
     return Run(
         history=history,
         name=name,
         config=config,
         seed=seed,
-        train=str(identity.get("train_shards") or data.get("train")),
-        validation=str(identity.get("val_shards") or data.get("val")),
+        train=str(identity.get("train_shards") or places[0]),
+        validation=str(identity.get("val_shards") or places[1]),
+        has_digests=bool(identity),
+        places=places,
     )
+
+
+def located(runs: Sequence[Run]) -> list[Run]:
+    """The same runs; one that does not know its data's digests yet has those of others at the same paths."""
+    known: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for run in runs:
+        if run.has_digests:
+            known.setdefault(run.places, set()).add((run.train, run.validation))
+    found = []
+    for run in runs:
+        digests = known.get(run.places, set()) if UNKNOWN not in run.places else set()
+        train, validation = next(iter(digests)) if len(digests) == 1 else (run.train, run.validation)
+        found.append(run if run.has_digests else replace(run, train=train, validation=validation))
+    return found
 
 
 def _identity(files: RunFiles) -> dict[str, Any]:
