@@ -331,10 +331,19 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where the comparison goes; by default into the first run.", parser=path)
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not tables; the files as well.")] = False,
 ) -> None:
-    """Draw curves with the phase switch marked, bars of accuracy after each phase, and a table of runs."""
-    from tlx.report.report import report as draw
+    """Draw curves with the phase switch marked, and accuracy after each phase; compare several runs.
 
+    Runs that differ in their seed alone are one group: means, differences with intervals, accuracy against cost.
+    """
+    from tlx.base.files import json_text
+    from tlx.report.report import report as draw
+    from tlx.report.report import report_data
+
+    if as_json:
+        hand_over(json_text(report_data(runs, out=out)))
+        return
     for drawn in draw(runs, out=out):
         say(drawn)
 
