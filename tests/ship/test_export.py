@@ -46,17 +46,6 @@ said = {}
 def told(name, outputs):
     said[name] = numpy.asarray(outputs).argmax(1).tolist()
 """
-OF_GRAPHS = """
-import onnxruntime
-told("onnx", onnxruntime.InferenceSession(folder + "/mine.onnx").run(None, {"pixels": pixels})[0])
-with torch.inference_mode():
-    told("torch.export", torch.export.load(folder + "/mine.pt2").module()(torch.from_numpy(pixels)))
-"""
-OF_OPENVINO = """
-import openvino
-hint = {"INFERENCE_PRECISION_HINT": "f32"}  # elsewise bf16, on processors that have it
-told("openvino", openvino.Core().compile_model(folder + "/openvino/model.xml", "CPU", hint)(pixels)[0])
-"""
 OF_WEIGHTS = """
 own = runpy.run_path(folder + "/{to}/load.py")
 mean, std = (torch.tensor(own["INPUT"][key])[:, None, None] for key in ("mean", "std"))
@@ -64,11 +53,29 @@ shown = (torch.from_numpy(pixels) / 255 - mean) / std
 with torch.inference_mode():
     told("{to}", own["load"]()(shown))
 """
-OF_HUB = """
+SCRIPTS = {
+    "timm": OF_WEIGHTS.format(to="timm"),
+    "torchvision": OF_WEIGHTS.format(to="torchvision"),
+    "hub": """
 import timm
 with torch.inference_mode():
     told("hub", timm.create_model("local-dir:" + folder + "/hub", pretrained=True).eval()(shown))
-"""
+""",  # after timm's
+    "onnx": """
+import onnxruntime
+told("onnx", onnxruntime.InferenceSession(folder + "/mine.onnx").run(None, {"pixels": pixels})[0])
+""",
+    "torch.export": """
+with torch.inference_mode():
+    told("torch.export", torch.export.load(folder + "/mine.pt2").module()(torch.from_numpy(pixels)))
+""",
+    "openvino": """
+import openvino
+hint = {"INFERENCE_PRECISION_HINT": "f32"}  # elsewise bf16, on processors that have it
+told("openvino", openvino.Core().compile_model(folder + "/openvino/model.xml", "CPU", hint)(pixels)[0])
+""",
+}
+"""What another program does with an export, by format."""
 PLACES = {"onnx": "mine.onnx", "torch.export": "mine.pt2"}
 HAS_OPENVINO = importlib.util.find_spec("openvino") is not None
 
@@ -102,12 +109,13 @@ def several(tmp_path_factory):
     return finished(raw_of(folder / "s", folder / "run", task=task))
 
 
-def answers(folder, model, data, script, **env):
+def answers(folder, model, data, formats):
     """Decisions by format of a process that cannot import tlx, and the model's."""
     manifest = tlx.Shards.open(str(data))
     _, pixels = model.pixels(manifest, torch.arange(len(manifest)))
     np.savez(folder / "pixels.npz", pixels=pixels.numpy())
-    words = [sys.executable, "-I", "-c", WITHOUT_TLX + script + "\nprint(json.dumps(said))"]
+    script = WITHOUT_TLX + "".join(SCRIPTS[to] for to in formats) + "\nprint(json.dumps(said))"
+    words = [sys.executable, "-I", "-c", script]
     done = subprocess.run(
         [*words, str(folder / "pixels.npz"), str(folder)], capture_output=True, text=True, timeout=200, check=False
     )
@@ -115,8 +123,11 @@ def answers(folder, model, data, script, **env):
     return json.loads(done.stdout.splitlines()[-1]), model.outputs(pixels).argmax(1).tolist()
 
 
-def test_programs_without_tlx_get_the_models_decisions(run, shards, tmp_path):
-    formats = ["timm", "hub", "onnx", "torch.export", *(["openvino"] if HAS_OPENVINO else [])]
+GRAPHS = [pytest.param(("torch.export", *(["openvino"] if HAS_OPENVINO else [])), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("formats", [("timm", "hub", "onnx"), *GRAPHS], ids=["weights_and_onnx", "other_graphs"])
+def test_programs_without_tlx_get_the_models_decisions(formats, run, shards, tmp_path):
     for to in formats:
         options = ["--preprocess"] if FORMATS[to].preprocess else []
         done = invoke("export", run, tmp_path / PLACES.get(to, to), "--to", to, "--json", *options)
@@ -125,10 +136,13 @@ def test_programs_without_tlx_get_the_models_decisions(run, shards, tmp_path):
         assert (told["pictures"], told["equal_decisions"]) == (60, 60)
         assert told["largest_difference"] < 1e-4
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(PLACES.get(to, to) for to in formats)
-    script = OF_WEIGHTS.format(to="timm") + OF_HUB + OF_GRAPHS + (OF_OPENVINO if HAS_OPENVINO else "")
-    by_format, own = answers(tmp_path, tlx.load(run), shards / "val", script)
+    by_format, own = answers(tmp_path, tlx.load(run), shards / "val", formats)
     assert set(own) == {0, 1, 2}
     assert by_format == dict.fromkeys(formats, own)
+
+
+def test_a_folder_of_weights_answers_by_itself(run, shards, tmp_path):
+    export(run, tmp_path / "timm", Options("timm"))
     picture = next((shards.parent / "s-pictures" / "val" / "class1").glob("*.jpg"))
     shown = subprocess.run(
         [sys.executable, "-I", str(tmp_path / "timm" / "load.py"), str(picture)],
@@ -446,7 +460,7 @@ NETWORKS = (
     "torchvision/mobilenet_v2",
     "torchvision/resnet18",
 )
-WITH_OPENVINO = ("timm/deit_tiny_patch16_224", "torchvision/resnet18") if HAS_OPENVINO else ()
+EVERY_FORMAT = ("timm/deit_tiny_patch16_224", "torchvision/resnet18")
 
 
 def drawn(name, folder, like, manifest):
@@ -466,24 +480,22 @@ def drawn(name, folder, like, manifest):
 
 
 @pytest.mark.slow
-def test_networks_of_both_libraries(run, shards, tmp_path, record_property):
-    """In every format, with new weights."""
-    figures, manifest = [], tlx.Shards.open(str(shards / "val"))
-    for name in NETWORKS:
-        library, _, network = name.partition("/")
-        folder = tmp_path / network
-        folder.mkdir()
-        file = drawn(name, folder, tlx.load(run), manifest)
-        formats = [library, "onnx", "torch.export", *(["openvino"] if name in WITH_OPENVINO else [])]
-        for to in formats:
-            options = Options(to, data=str(shards / "val"), preprocess=FORMATS[to].preprocess)
-            found = export(file, folder / PLACES.get(to, to), options)
-            figures.append(f"{name} {to}: {found['largest_difference']:.1e}, {found['equal_decisions']} of 60 alike")
-        script = OF_WEIGHTS.format(to=library) + OF_GRAPHS + (OF_OPENVINO if name in WITH_OPENVINO else "")
-        by_format, decided = answers(folder, tlx.load(file), shards / "val", script)
-        assert len(set(decided)) > 1
-        assert by_format == dict.fromkeys(formats, decided), name
-    record_property("figures", "\n".join(figures))
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_both_libraries(name, run, shards, tmp_path, record_property):
+    """With new weights."""
+    library = name.partition("/")[0]
+    manifest = tlx.Shards.open(str(shards / "val"))
+    file = drawn(name, tmp_path, tlx.load(run), manifest)
+    formats = [library, "onnx", *(["torch.export"] if name in EVERY_FORMAT else [])]
+    formats += ["openvino"] if name in EVERY_FORMAT and HAS_OPENVINO else []
+    for to in formats:
+        options = Options(to, data=str(shards / "val"), preprocess=FORMATS[to].preprocess)
+        found = export(file, tmp_path / PLACES.get(to, to), options)
+        figure = f"{name} {to}: {found['largest_difference']:.1e}, {found['equal_decisions']} of 60 alike"
+        record_property("figures", figure)
+    by_format, decided = answers(tmp_path, tlx.load(file), shards / "val", formats)
+    assert len(set(decided)) > 1
+    assert by_format == dict.fromkeys(formats, decided)
 
 
 def test_what_others_get_does_not_say_where_files_lie_here(run):

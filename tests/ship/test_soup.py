@@ -30,6 +30,7 @@ from tlx.base.errors import UserError
 from tlx.base.inputs import TRAINING_VIEW
 from tlx.data.pixels.transforms import train_transform
 from tlx.runs.checkpoint import DESCRIBED, damage
+from tlx.ship import card
 from tlx.ship import soup as souping
 from tlx.ship.average import WeightAverage, estimate_statistics
 from tlx.ship.soup import Options, soup
@@ -271,6 +272,17 @@ def test_it_says_what_it_was_chosen_by_and_on(made_of, runs, shards):
     assert "chosen on these pictures" in done.stdout
     assert max(map(len, done.stdout.splitlines()[1:-1])) <= 80
     assert "test" not in said
+
+
+def test_its_card_names_what_was_averaged_and_its_numbers(made_of):
+    out, _ = made_of
+    model = tlx.load(out, device="cpu")
+    looks = card.looks_of(out, souping.hash_of(file_of(out)))
+    told = card.body(model, [], looks, card.Licences()).splitlines()
+    taken = [one for one in model.description.provenance["averaged"]["ingredients"] if one["taken"]]
+    hashes = ", ".join(one["sha256"][:12] for one in taken)
+    assert f"| average of {len(taken)} models | `{hashes}` |" in told
+    assert any(f"{looks[0]['metrics']['top1']['value']:.4f}" in line for line in told)
 
 
 def test_it_has_a_temperature_of_its_own_and_a_look_on_record(made_of, shards):

@@ -44,8 +44,9 @@ def soup(
         raise UserError(f'"{method}" is no way to average', where="--method", todo="greedy or uniform")
     if weights not in (None, "raw", "ema"):
         raise UserError(f'"{weights}" are no weights', where="--weights", todo="raw or ema")
-    from tlx.ship.soup import Options, table
+    from tlx.ship.soup import Options
     from tlx.ship.soup import soup as averaged
+    from tlx.ship.soup_text import table
     from tlx.use.judged_data import Reading
 
     options = Options(

@@ -7,49 +7,49 @@ best of them on these data. Every network is judged as `tlx evaluate` judges it.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
-from tlx.base.differences import differences
-from tlx.base.errors import Problems, UserError, did_you_mean
+from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import TRAINING_VIEW
 from tlx.base.location import place as place_of
-from tlx.base.location import shown
 from tlx.base.metrics import Metric
-from tlx.base.terminal import escaped, say
+from tlx.base.terminal import say
 from tlx.data.pixels.transforms import View, train_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.ranks.collectives import World
 from tlx.ranks.sharing import join_sharing
-from tlx.runs.run_files import RunFiles, mapping
+from tlx.runs.run_files import mapping
 from tlx.ship.average import WeightAverage, estimate_statistics
 from tlx.ship.averaged_run import AveragedRun
+from tlx.ship.ingredients import (
+    Ingredient,
+    refuse_unlike,
+    shared_metric,
+    shared_validation,
+    tell_other_starts,
+    tell_test,
+)
 from tlx.ship.placed import placed, refuse_place
 from tlx.use.description import ModelDescription
-from tlx.use.evaluate import Look, hash_of, run_of
+from tlx.use.evaluate import Look, hash_of
 from tlx.use.evaluate import Options as Judging
 from tlx.use.judged import LOWER
 from tlx.use.judged_data import Reading
-from tlx.use.load import Which, describe, find_weights, load
+from tlx.use.load import Which, load
 from tlx.use.model import Model
 
 Method = Literal["greedy", "uniform"]
 
 _PICTURES = 2048  # training pictures that statistics of norms are estimated on, at most: they are in memory
-_TOLD = 8  # differences
-_IN_TRAINING_ALONE = ("drop", "stochastic_depth")
-"""Arguments of networks and heads with one of these in their names draw in training and are nothing in use."""
 
 
 @dataclass(frozen=True)
@@ -69,44 +69,6 @@ class Options:
     weights: Literal["raw", "ema"] | None = None
     bootstrap: int = 1000
     reading: Reading = field(default_factory=Reading)
-
-
-@dataclass(frozen=True)
-class Ingredient:
-    """A trained network that may go into the average.
-
-    Attributes:
-        place: as it was named.
-        file: of its weights; a link to a run's best is followed once, and that may move on.
-        run: that its file lies in; None for a file from elsewhere.
-    """
-
-    place: Path
-    file: Path
-    run: Path | None
-    sha256: str
-    description: ModelDescription
-
-    @staticmethod
-    def of(place: Path, which: Which, weights: str | None) -> Ingredient:
-        """
-        Raises:
-            UserError: there is none, or it does not say what it is.
-        """
-        file = find_weights(place, which, weights)[0].resolve()
-        return Ingredient(place, file, run_of(place), hash_of(file), describe(file))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        return RunFiles(self.run).config if self.run is not None else {}
-
-    @property
-    def is_checkpoint(self) -> bool:
-        return self.run is not None and (self.file.parent / "state.json").is_file()
-
-    def weights(self) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = load_file(self.file)
-        return found
 
 
 @dataclass
@@ -155,15 +117,15 @@ def soup(
     if base is None:
         what = "none of these files lies in a run, whose configuration the result would have"
         raise UserError(what, where=str(places[0]), todo="name at least one run by its folder")
-    _tell_other_starts(ingredients)
+    tell_other_starts(ingredients)
     world = join_sharing()
     try:
         if world.size > 1:
             raise UserError("one process averages and judges", where="tlx soup", todo="start it without a launcher")
-        data = str(place_of(options.data)) if options.data is not None else _validation(ingredients)
+        data = str(place_of(options.data)) if options.data is not None else shared_validation(ingredients)
         model = load(base.file, device=device or str(world.device), trusted=trusted)
-        metric = options.metric or _metric(ingredients, model.task.metric)
-        _tell_test(ingredients, data)
+        metric = options.metric or shared_metric(ingredients, model.task.metric)
+        tell_test(ingredients, data)
         making = Making(ingredients, model, base, data, metric, options, world)
         with placed(out) as work:
             return making.made(work / out.name, out)
@@ -337,151 +299,3 @@ def _training_view(base: Ingredient, model: Model) -> View:
         {"name": part} if isinstance(part, str) else dict(part) for part in (TRAINING_VIEW if said is None else said)
     ]
     return train_transform([(part.pop("name"), part) for part in parts], model.description.input)
-
-
-# What is refused
-
-
-def refuse_unlike(ingredients: Sequence[Ingredient]) -> None:
-    """
-    Raises:
-        UserError: fewer than two; the same weights twice; others than the first one's network, outputs or input.
-    """
-    if len(ingredients) < 2:
-        raise UserError("an average is of two networks or more", where="tlx soup", todo="tlx soup RUN RUN ... OUT")
-    first, seen, problems = ingredients[0], dict[str, Ingredient](), Problems()
-    for one in ingredients:
-        if (same := seen.setdefault(one.sha256, one)) is not one:
-            problems.add(UserError(f"the same weights as those of {same.place}", where=str(one.place)))
-        unlike = differences(_facts(first), _facts(one)) or differences(_shapes(first.file), _shapes(one.file))
-        if unlike:
-            what = f"it is not built like {first.place}, or means something else:"
-            more = [f"... and {len(unlike) - _TOLD} more"] if len(unlike) > _TOLD else []
-            problems.add(UserError("\n    ".join([what, *unlike[:_TOLD], *more]), where=str(one.place)))
-    problems.refuse()
-
-
-def _facts(one: Ingredient) -> dict[str, Any]:
-    """All that must be the same for a mean of weights to have a meaning. Classes count with their order; how a loss was
-    made does not, nor what draws in training alone."""
-    said = one.description
-    return {
-        "network": said.backbone["name"],
-        "args": _in_use(said.backbone.get("args") or {}),
-        "head": _in_use(said.head),
-        "task": {name: value for name, value in said.task.items() if name != "objective"},
-        "outputs": list(said.outputs),
-        "targets": {
-            name: {
-                "kind": of.target.kind,
-                "classes": list(of.target.classes),
-                "mean": list(of.mean),
-                "std": list(of.std),
-            }
-            for name, of in said.targets.items()
-        },
-        "input": {name: _listed(value) for name, value in dataclasses.asdict(said.input).items()},
-        "upright": said.upright,
-    }
-
-
-def _in_use(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what is nothing to a network that is trained: what draws in training, how a head began."""
-    aside = (name for name in args if name in ("init", "keep") or any(word in name for word in _IN_TRAINING_ALONE))
-    return {name: args[name] for name in args.keys() - set(aside)}
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _shapes(file: Path) -> dict[str, str]:
-    with safe_open(file, framework="pt") as opened:
-        slices = {name.replace(".", "/"): opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-        return {name: f"{of.get_dtype()} {of.get_shape()}" for name, of in slices.items()}
-
-
-def _tell_other_starts(ingredients: Sequence[Ingredient]) -> None:
-    """Averages are good where all come from one start (Wortsman et al., section 3; Neyshabur et al. 2020): what says
-    otherwise is told, and validation decides."""
-    starts = {str(one.description.provenance.get("weights")): one.place for one in ingredients}
-    if len(starts) > 1:
-        said = ", ".join(f"{place}: {start}" for start, place in starts.items())
-        say(f"warning: trained from different weights, whose average may be none of anything: {said}", error=True)
-    elif "none" in starts:
-        say("warning: trained from random weights, each from its own unless the seed is the same", error=True)
-
-
-def _validation(ingredients: Sequence[Ingredient]) -> str:
-    """The validation data that all the runs name.
-
-    Raises:
-        UserError: none does; they name several.
-    """
-    named = {one.place: mapping(one.config.get("data")).get("val") for one in ingredients if one.run is not None}
-    places = {place: str(place_of(location)) for place, location in named.items() if isinstance(location, str)}
-    if not places:
-        raise UserError("none of the runs has a data.val", where="tlx soup", todo="--data SHARDS|FOLDER")
-    digests = {location: Manifest.open(location).digest for location in dict.fromkeys(places.values())}
-    if len(set(digests.values())) > 1:
-        said = ", ".join(f"{place}: {shown(location)}" for place, location in places.items())
-        raise UserError(f"the runs were judged on different validation data ({said})", todo="--data SHARDS|FOLDER")
-    data = next(iter(digests))
-    say(f"data: the runs' own data.val, {shown(data)}", error=True)
-    return data
-
-
-def _tell_test(ingredients: Sequence[Ingredient], data: str) -> None:
-    for one in ingredients:
-        test = mapping(one.config.get("data")).get("test")
-        if isinstance(test, str) and str(place_of(test)) == data:
-            say(f"warning: {shown(data)} is data.test of {one.place}: chosen on it, it is no test any more", error=True)
-            return
-
-
-def _metric(ingredients: Sequence[Ingredient], default: str) -> str:
-    """What all the runs have chosen their best by, without ``val/``.
-
-    Args:
-        default: where they do not say.
-
-    Raises:
-        UserError: they have chosen by several.
-    """
-    configs = [one.config for one in ingredients if one.run is not None]
-    named = {str(mapping(config.get("evaluate")).get("metric") or f"val/{default}") for config in configs}
-    if len(named) > 1:
-        raise UserError(f"the runs have chosen by {' and '.join(sorted(named))}", where="--metric", todo="name one")
-    return Metric.of(named.pop()).name.removeprefix("val/")
-
-
-# What is said of it
-
-
-def table(found: Mapping[str, Any]) -> str:
-    return "\n".join(_lines(found))
-
-
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    on, metric, all_of_them = found["chosen_on"], found["metric"], found["ingredients"]
-    yield f"{on['samples']:,} pictures: {escaped(shown(on['data']))}"
-    yield ""
-    greedy = found["method"] == "greedy"
-    yield f"{'':<34}{metric:>12}" + (f"{'averaged':>12}   taken" if greedy else "")
-    for one in all_of_them:
-        name = escaped(one["name"])
-        row = f"  {name if len(name) <= 32 else '...' + name[-29:]:<32}{one['value']:>12.4f}"
-        together = "-" if one["together"] is None else f"{one['together']:.4f}"
-        yield row + (f"{together:>12}   {'yes' if one['taken'] else 'no'}" if greedy else "")
-    taken, result = sum(one["taken"] for one in all_of_them), found["soup"]
-    yield f"{found['method']}, {taken} of {len(all_of_them)}".ljust(34) + f"{result['value']:>12.4f}"
-    if result.get("resamples"):
-        between = f"{result['low']:.4f} to {result['high']:.4f}"
-        yield f"{'':<34}{between:>12}, 95 % of {result['resamples']:,} resamples"
-    yield ""
-    statistics = found["statistics"]
-    if statistics["norms"]:
-        how = f"estimated on {statistics['pictures']:,} training pictures" if statistics["pictures"] else "averaged"
-        yield f"{statistics['norms']} norms had other running statistics in each: {how}"
-    yield "chosen on these pictures; tlx evaluate with --data TEST tells how good it is"
-    yield f"weights: {escaped(found['weights']['file'])}"
