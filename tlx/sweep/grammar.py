@@ -155,7 +155,9 @@ def _range(key: str, text: str, low: str, high: str, more: str) -> Range:
     assert first is not None
     assert last is not None
     if first["unit"] != last["unit"]:
-        raise UserError(f"{text}: both ends must be of one unit", where=key, todo=f"write {low}..{last['number']}{first['unit']}")
+        raise UserError(
+            f"{text}: both ends must be of one unit", where=key, todo=f"write {low}..{last['number']}{first['unit']}"
+        )
     numbers = float(first["number"]), float(last["number"])
     step, log = _manner(key, text, more)
     whole = all(_WHOLE.fullmatch(said) for said in (first["number"], last["number"], step or "1"))
@@ -171,7 +173,9 @@ def _manner(key: str, text: str, more: str) -> tuple[str | None, bool]:
         if sign == ":" and said == "log":
             log = True
         elif sign == ":" and re.fullmatch(_NUMBER, said):
-            raise UserError(f"{text}: a step is written with /", where=key, todo=f"write {text.replace(':' + said, '/' + said)}")
+            raise UserError(
+                f"{text}: a step is written with /", where=key, todo=f"write {text.replace(':' + said, '/' + said)}"
+            )
         elif sign == ":":
             raise UserError(f'{text}: there is no ":{said}"{did_you_mean(said, ["log"])}', where=key, todo=_EXAMPLE)
         elif not re.fullmatch(_NUMBER, said):
@@ -245,5 +249,3 @@ def divided(text: str) -> list[str]:
             continue
         parts[-1] += letter
     return [part.strip() for part in parts] if len(parts) > 1 else [text]
-
-

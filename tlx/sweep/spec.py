@@ -133,7 +133,9 @@ class Spec:
                 evaluations=int(said["evaluations"]),
             )
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"is not what tlx wrote: {error}", where=str(file), todo="name another folder by --out") from error
+            raise UserError(
+                f"is not what tlx wrote: {error}", where=str(file), todo="name another folder by --out"
+            ) from error
 
     def refuse_other(self, other: Spec) -> None:
         """
@@ -143,11 +145,10 @@ class Spec:
         lines = differences(self._compared(), other._compared())
         if lines:
             raise UserError(
-                "another sweep has begun in this folder (there -> asked for):\n    " + "\n    ".join(lines),
+                "another sweep has begun here (there -> asked for):\n    " + "\n    ".join(lines),
                 where=str(self.folder),
-                todo=f"--out with another folder; or, to go on with that one: tlx sweep {shlex.quote(str(self.folder))}",
+                todo=f"--out with another folder; or go on with that one: tlx sweep {shlex.quote(str(self.folder))}",
             )
-
 
     def _compared(self) -> dict[str, Any]:
         """What a further worker must agree with, in words."""

@@ -126,12 +126,18 @@ class Study:
             except (OSError, ValueError, RuntimeError) as error:
                 if not warned:
                     warned.append(str(error))
-                    say(f"warning: the sweep's journal cannot be used ({error}); the trial goes on unpruned", error=True)
+                    say(
+                        f"warning: the sweep's journal cannot be used ({error}); the trial goes on unpruned", error=True
+                    )
                 return None
             words = f"{metric} {value:.4g} at evaluation {at} (step {step})"
             return f"{words}: others did better by then ({self.spec.pruner})" if ends else None
 
         return consider
+
+    def point(self, number: int) -> Point:
+        """What a trial sets."""
+        return spaces.point(self.spec.space, self.storage.get_trial(self._id(number)).params)
 
     def trials(self) -> list[Trial]:
         """All that there are, but for those that repeated another one's parameters, by number."""
@@ -204,7 +210,9 @@ class Study:
             if point not in tried:
                 lock = TrialLock.take(self._lock_file(asked.number))
                 if lock is None:
-                    raise UserError("is held by a process that this sweep does not know", where=str(self._lock_file(asked.number)))
+                    raise UserError(
+                        "is held by a process that this sweep does not know", where=str(self._lock_file(asked.number))
+                    )
                 self.storage.set_trial_user_attr(self._id(asked.number), "starts", [0])
                 return Taken(asked.number, point, lock)
             self.storage.set_trial_user_attr(self._id(asked.number), "same_as", tried[point])

@@ -1,4 +1,4 @@
-"""Which trials somebody is at: a lock for each, held by its worker and by the process that trains it, gone with both."""
+"""Which trials somebody is at: a lock for each, held by its worker and the process that trains it, gone with both."""
 
 from __future__ import annotations
 

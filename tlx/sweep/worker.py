@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from tlx.base.errors import TlxError
+from tlx.base.errors import TlxError, UserError
 from tlx.base.launcher import environment
 from tlx.base.parsing import from_json
 from tlx.base.terminal import say
@@ -23,6 +24,9 @@ from tlx.sweep.ended import Ended, ended
 from tlx.sweep.progress import after, begun
 from tlx.sweep.spec import LOGS, Spec
 from tlx.sweep.study import Study, Taken
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
 
 MOST_FAILURES = 3
 """So many trials in a row that fail without a training end the worker: the next one would, too."""
@@ -78,45 +82,83 @@ def work_alone(spec: Spec, trials: int, stopping: Stopping) -> bool:
         return _work(Study(spec), trials, stopping, lambda taken: _in_a_process(spec, taken, stopping))
 
 
-def work_ranked(spec: Spec, trials: int, stopping: Stopping) -> bool:
-    """The same on all ranks of a launcher together, in their own processes: rank 0 asks for trials, and tells the
-    others by the store where they have met.
+@dataclass(frozen=True)
+class Meeting:
+    """The ranks of a launcher, which rank 0 tells what to do by the store where they have met.
+
+    Attributes:
+        size: how many ranks there are.
+    """
+
+    store: Store
+    rank: int
+    size: int
+
+    @classmethod
+    def join(cls) -> Meeting:
+        """
+        Raises:
+            UserError, TlxError: a rank did not join.
+        """
+        from tlx.ranks.rendezvous import rendezvous_store
+
+        return cls(*rendezvous_store(timedelta(minutes=10)))
+
+    def tell(self, key: str, **said: Any) -> None:
+        """Of rank 0."""
+        self.store.set(key, json.dumps(said))
+
+    def hear(self, key: str) -> dict[str, Any]:
+        """What rank 0 tells under a key, once it does.
+
+        Raises:
+            UserError: that it cannot go on.
+        """
+        self.store.wait([key], _WAIT)
+        said: dict[str, Any] = json.loads(self.store.get(key))
+        if "error" in said:
+            raise UserError(said["error"])
+        return said
+
+    def leave(self) -> None:
+        """Rank 0 may serve the store: it leaves last."""
+        if self.rank:
+            self.store.set(f"left/{self.rank}", "")
+        elif self.size > 1:
+            with contextlib.suppress(RuntimeError):  # one has died, which is told elsewhere
+                self.store.wait([f"left/{other}" for other in range(1, self.size)], timedelta(seconds=60))
+
+
+def work_ranked(spec: Spec, trials: int, stopping: Stopping, meeting: Meeting) -> bool:
+    """The same on all ranks of a launcher together, in their own processes: rank 0 asks for trials, and tells them.
 
     Raises:
         TlxError: one trial after the other fails before it trains.
     """
-    from tlx.ranks.rendezvous import leave_ranks, rendezvous_store
+    from tlx.ranks.rendezvous import leave_ranks
     from tlx.sweep.trial import log_of, shown_in, train_trial
 
-    store, own, size = rendezvous_store(timedelta(minutes=10))
-    turns = itertools.count()
+    keys = (f"trial/{turn}" for turn in itertools.count())
 
-    def train(number: int, point: tuple[str, ...]) -> Ended:
+    def train(number: int) -> Ended:
         with shown_in(log_of(spec, number)):
             try:
-                return train_trial(spec, number, point, until=stopping.until, command=True)
+                return train_trial(spec, number, until=stopping.until)
             finally:
                 leave_ranks()
 
     def hand_out(taken: Taken) -> Ended:
-        store.set(f"trial/{next(turns)}", json.dumps([taken.number, list(taken.point)]))
-        return train(taken.number, taken.point)
+        meeting.tell(next(keys), trial=taken.number)
+        return train(taken.number)
 
-    if own == 0:
+    if meeting.rank == 0:
         try:
             return _work(Study(spec), trials, stopping, hand_out)
         finally:
-            store.set(f"trial/{next(turns)}", json.dumps([stopping.reason]))
-            if size > 1:  # rank 0 may serve the store itself
-                store.wait([f"read/{other}" for other in range(1, size)], timedelta(seconds=60))
-    while True:
-        key = f"trial/{next(turns)}"
-        store.wait([key], _WAIT)
-        said = json.loads(store.get(key))
-        if len(said) == 1:
-            store.set(f"read/{own}", "")
-            return said[0] is None
-        train(said[0], tuple(said[1]))
+            meeting.tell(next(keys), over=stopping.reason is None)
+    while "trial" in (said := meeting.hear(next(keys))):
+        train(said["trial"])
+    return bool(said["over"])
 
 
 def _work(study: Study, trials: int, stopping: Stopping, train: Callable[[Taken], Ended]) -> bool:
@@ -137,7 +179,9 @@ def _work(study: Study, trials: int, stopping: Stopping, train: Callable[[Taken]
             stopping.reason = stopping.reason or end.why or "a request to the trial"
         failures = failures + 1 if end.state == "failed" else 0
         if failures >= MOST_FAILURES:
-            raise TlxError(f"{failures} trials in a row have failed, the last one: {end.why}\n  (in {study.spec.folder / LOGS})")
+            raise TlxError(
+                f"{failures} trials in a row have failed, the last one: {end.why}\n  (in {study.spec.folder / LOGS})"
+            )
     return False
 
 

@@ -54,9 +54,9 @@ class Tracker(Protocol):
 
     It is made, and both are called, in a thread of the tracker's own, one call at a time. `result` is what result.json
     holds; where ``finished`` is false, ``fault`` names the exception that ended the training, and a training that was
-    asked to stop has none; ``pruned`` says why one was ended by whoever chooses among trainings. A tracker may also have
-    ``abandon()``, which lets go of what it holds: it is called, from any thread, when the tracker failed or hangs; and
-    ``pruned()``, asked from any thread where a signal has ended the training: why its side wants no more of it, or None.
+    asked to stop has none; ``pruned`` says why one was ended by whoever chooses among trainings. A tracker may also
+    have ``abandon()``, which lets go of what it holds: it is called, from any thread, when the tracker failed or hangs;
+    and ``pruned()``, asked from any thread where a signal has ended the training: why its side wants no more, or None.
     """
 
     def log(self, row: Mapping[str, Any]) -> None: ...
@@ -127,7 +127,7 @@ class _Guarded:
             self.give_up(TrackingError(f"{WAITING_ROWS} rows wait for it"))
 
     def pruned(self) -> str | None:
-        """What the tracker answers in `ASK_S` seconds, where it can be asked whether its side has ended the training."""
+        """What the tracker answers in `ASK_S` seconds, asked whether its side has ended the training."""
         ask: Callable[[], str | None] | None = getattr(self._tracker, "pruned", None)
         if self._over or ask is None:
             return None

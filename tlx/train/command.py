@@ -523,7 +523,7 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
 
 
 def _why_pruned(run: Run) -> str | None:
-    """Why whoever chooses among trainings wanted no more of this one. W&B ends one by a signal, and says so if asked."""
+    """Why whoever chooses among trainings wanted no more of this one. W&B sends a signal, and says so if asked."""
     if run.stop.pruned is None and run.stop.reason in ("SIGTERM", "SIGINT"):
         return run.journal.pruned()
     return run.stop.pruned
@@ -541,7 +541,9 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
     step, steps = run.progress.step, run.plan.steps
     why, pruned = run.stop.reason or "a signal to another rank", result.get("pruned")
     if pruned is not None and trouble is None:
-        run.journal.note(f"pruned at step {step} of {steps} ({pruned}) and saved: the same command would go on from there")
+        run.journal.note(
+            f"pruned at step {step} of {steps} ({pruned}) and saved: the same command would go on from there"
+        )
     elif not result["finished"] and trouble is None:
         run.journal.note(f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there")
     try:
