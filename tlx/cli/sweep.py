@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from tlx.sweep.worker import Meeting
 
 EXAMPLES = (
-    "Examples: tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log backbone.name=timm/resnet18,timm/resnet34 "
-    "--trials 30; tlx sweep c.yaml data.batch=16..64/16 seed=0,1 --sampler grid; "
-    "tlx sweep runs/c-sweep (goes on, or is one more worker); tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log --trials 30 "
-    "--wandb. Ranges: a..b, a..b:log, a..b/step; choices: a,b; everything else is set for all trials."
+    "Examples: tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log backbone.name=timm/resnet18,timm/vgg16 --trials 9; "
+    "tlx sweep c.yaml data.batch=16..64/16 seed=0,1 --sampler grid; tlx sweep runs/c-sweep (one more worker, or to go on); "
+    "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log --trials 30 --wandb. "
+    "Ranges: a..b, a..b:log, a..b/step; choices: a,b; everything else is set for all trials."
 )
 _CONFIG = "A YAML file, see configs/; or a sweep's folder, to go on with it."
 _TRIALS = "How many in all, whatever the number of workers; of a grid all by default."

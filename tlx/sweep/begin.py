@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from tlx.plan.config import Config
 from tlx.runs.run_files import RunFiles, number
 from tlx.sweep import space as spaces
 from tlx.sweep.grammar import Dimension, Range, parse
+from tlx.sweep.progress import short
 from tlx.sweep.spec import FILE, Pruner, Sampler, Spec
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def checked(asked: Asked) -> tuple[Spec, str]:
             "there is nothing to vary", todo="name a range or choices: phases.each.lr=1e-4..1e-2:log backbone.name=a,b"
         )
     _refuse_fixed_keys(space)
-    folder, base = folder_of(asked), shlex.quote(str(asked.config))
+    folder = folder_of(asked)
     spec = Spec(
         folder=folder, space=space, fixed=tuple(fixed), text=_text(asked.config), metric="", trials=0,
         sampler=asked.sampler or "tpe", pruner=asked.pruner or "median", seed=asked.seed or 0,
@@ -139,12 +139,12 @@ def checked(asked: Asked) -> tuple[Spec, str]:
     spec = replace(spec, space=tuple(_settled(d, spec, load) for d in space))
     made = _tried(spec, load)
     config, plan = made
-    own = configs.load(asked.config, fixed, libraries=False).run
+    alone = configs.load(asked.config, fixed, libraries=False)
     spec = replace(
-        spec, metric=config.evaluate.chooses, run=str(own), evaluations=evaluations(plan, config),
+        spec, metric=config.evaluate.chooses, run=str(alone.run), evaluations=evaluations(plan, config),
         trials=_trials(asked, spec),
     )  # fmt: skip
-    return spec, _text_of(spec, config, plan, own, base)
+    return spec, _text_of(spec, config, plan, alone)
 
 
 def _refuse_fixed_keys(space: Sequence[Dimension]) -> None:
@@ -187,16 +187,14 @@ def _tried(spec: Spec, load: functools.partial[Config]) -> tuple[Config, Plan]:
 
     found, first = dict[str, UserError](), None
     for values in spaces.varied(spec.space):
-        point = spaces.point(spec.space, values)
         try:
-            config = load(point)
-            plan = prepared(config)[2]
-            first = first or (config, plan)
+            config = load(spaces.point(spec.space, values))
+            if not found:  # the rest of them takes seconds, and there is something to mend already
+                plan = prepared(config)[2]
+                first = first or (config, plan)
         except UserError as error:
             for mistake in below(error):
                 found.setdefault(f"{mistake.where}: {mistake.what}", mistake)
-            if first is None:  # the others would say the same
-                break
     for dimension in spec.space:
         if isinstance(dimension, Range) and not dimension.whole and not found:
             _refuse_fractions(dimension, spec, load)
@@ -249,7 +247,7 @@ def evaluations(plan: Plan, config: Config) -> int:
     return len(stops | set(range(every, plan.steps + 1, every)))
 
 
-def _text_of(spec: Spec, config: Config, plan: Plan, own: Path, base: str) -> str:
+def _text_of(spec: Spec, config: Config, plan: Plan, alone: Config) -> str:
     from tlx.plan.timetable import timetable
 
     points = spaces.count(spec.space)
@@ -259,18 +257,16 @@ def _text_of(spec: Spec, config: Config, plan: Plan, own: Path, base: str) -> st
     lines += [f"  = {points:,} combinations" + ("" if spec.trials <= points else ", each once")] if points else []
     best = "highest" if spec.direction == "maximize" else "lowest"
     lines.append(f"chosen: the {best} {spec.metric} on {escaped(str(config.data.val))}")
-    lines.append("data.test is left out of all trials: what is chosen must not have seen it")
-    lines += [
-        "",
-        f"one trial, half way ({', '.join(spaces.point(spec.space, spaces.middle(spec.space)))}):",
-        timetable(plan),
-    ]
+    if alone.data.test is not None:
+        lines.append("data.test is left out of all trials: what is chosen must not have seen it")
+    half_way = ", ".join(short(spec.space, spaces.point(spec.space, spaces.middle(spec.space))))
+    lines += ["", f"one trial, half way ({half_way}):", timetable(plan)]
     pictures, saved = plan.steps * plan.batch, "" if spec.pruner == "none" else "; pruning saves some"
     lines += ["", f"{trials} trials: at most {_count(trials * pictures)} training pictures ({pictures:,} a trial) and "]
     lines[-1] += f"{trials * spec.evaluations:,} evaluations{saved}"
-    took = number(RunFiles(own).result.get("wall_time_s"))
+    took = number(RunFiles(alone.run).result.get("wall_time_s"))
     if took > 0:
-        lines.append(f"by the run in {escaped(own)}, {clock(took)}: about {clock(trials * took)} for one worker")
+        lines.append(f"by the run in {escaped(alone.run)}, {clock(took)}: about {clock(trials * took)} for one worker")
     else:
         lines.append("how long that takes is said after the first trial")
     return "\n".join(lines)
