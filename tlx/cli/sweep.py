@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "Examples: tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log backbone.name=timm/resnet18,timm/vgg16 --trials 9; "
-    "tlx sweep c.yaml data.batch=16..64/16 seed=0,1 --sampler grid; tlx sweep runs/c-sweep (one more worker, or to go on); "
+    "tlx sweep c.yaml data.batch=16..64/16 seed=0,1 --sampler grid; tlx sweep runs/c-sweep (one more worker); "
     "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log --trials 30 --wandb. "
     "Ranges: a..b, a..b:log, a..b/step; choices: a,b; everything else is set for all trials."
 )
