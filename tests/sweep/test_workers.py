@@ -40,7 +40,7 @@ def test_a_training_that_is_pruned_ends_cleanly_and_may_go_on(shards, tmp_path, 
     assert 6 < said["step"] <= 8, "within two steps"
     assert not (tmp_path / "run" / "result.json").exists()
     seen = rows(tmp_path / "run")
-    assert "pruned at step" in capsys.readouterr().err
+    assert "pruned at step" in capsys.readouterr().out
     whole = training.train(parse(raw))
     assert (whole["finished"], status(tmp_path / "run")["status"]) == (True, "done")
     assert rows(tmp_path / "run")[: len(seen)] == seen

@@ -1,9 +1,9 @@
 """One trial: its training, as `tlx train` would do it, which hears of the pruner at each evaluation.
 
-Without a launcher each trial is a process (``tlx sweep-trial``): one that runs out of memory, or leaves threads, a GPU's
-memory or a library's state behind, costs the sweep nothing but itself. An import of torch for each is the price. Under a
-launcher the ranks are there already, and a process of rank 0 could not start the others: they train one trial after the
-other, in a process group that is made anew for each.
+Without a launcher each trial is a process (``tlx sweep-trial``): one that runs out of memory, or leaves threads, memory
+of a GPU or a library's state behind, costs the sweep nothing but itself; each pays for an import of torch. Under a
+launcher the ranks are there already, and a process of rank 0 could not start the others: they train one trial after
+the other, in a process group that is made anew for each.
 """
 
 from __future__ import annotations
