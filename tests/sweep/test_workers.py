@@ -7,12 +7,15 @@ import csv
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import yaml
-from commands import invoke, kill_all, last_step, rows, start, status, tlx, write_config
+from commands import environment, invoke, kill_all, last_step, rows, start, status, tlx, write_config
 from composed import raw_of, two_phases
+from places import ROOT
 
 from tlx.plan.config import load, parse
 from tlx.runs.stop import prune
@@ -193,3 +196,24 @@ def wait_for(happens, process):
             kill_all(process)
             raise AssertionError("it ended, or nothing happened")
         time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_worker_of_a_job_array_goes_back_into_the_queue_at_its_limit(shards, tmp_path):
+    """slurm/sweep.sbatch without Slurm: the signal before the limit, and what it asks of scontrol."""
+    config = write_config(tmp_path / "c.yaml", two_phases(shards, tmp_path / "run", checkpoint={"every": 1}))
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >>"$0.log"\nexit 1\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    env = environment(
+        PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON=sys.executable, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2",
+        SLURM_JOB_ID="9", RANK="3", TOYS_PACE="0.3",
+    )  # fmt: skip
+    words = ["bash", str(ROOT / "slurm" / "sweep.sbatch"), str(config), "seed=0,1", "--sampler", "grid"]
+    with (tmp_path / "out").open("w") as out:
+        job = subprocess.Popen(words, env=env, stdout=out, stderr=out, text=True, start_new_session=True)
+    wait_for(lambda: last_step(tmp_path / "run-sweep" / "trials" / "0000") >= 2, job)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(120) == 75, (tmp_path / "out").read_text()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7_2\n"
+    assert status(tmp_path / "run-sweep" / "trials" / "0000")["status"] == "resumable"
+    assert "still running" not in (tmp_path / "out").read_text()
