@@ -224,8 +224,8 @@ def _choices(key: str, text: str, values: Sequence[str]) -> Choices:
             read.append(from_word(value))
         except ValueError as error:
             raise UserError(f"{value}: the value is not YAML: {error}", where=key) from error
-    for place, value in enumerate(read):
-        same = [first for first in range(place) if read[first] == value and type(read[first]) is type(value)]
+    for place, one in enumerate(read):
+        same = [first for first in range(place) if read[first] == one and type(read[first]) is type(one)]
         if same:
             what = "stands twice" if values[place] == values[same[0]] else f"is the same as {values[same[0]]}"
             raise UserError(f"{text}: {values[place]} {what}", where=key, todo="leave one of them out")

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tlx.base.errors import UserError
 from tlx.base.files import write_whole
@@ -14,6 +14,7 @@ from tlx.base.metrics import Metric
 from tlx.base.parsing import to_yaml
 from tlx.base.terminal import clock, drawn, escaped, say, tables, width
 from tlx.plan import config as configs
+from tlx.runs.run_files import mapping
 from tlx.sweep.progress import WORDS, best_of, short
 from tlx.sweep.spec import BASE, Spec
 from tlx.sweep.study import Study, Trial
@@ -62,7 +63,7 @@ def _table(spec: Spec, ranked: Sequence[Trial]) -> str:
     about = {"trial": [f"{t.number}" for t in shown]}
     columns = {
         spec.metric: [f"{t.value:.4f}" if math.isfinite(t.value) else "-" for t in shown],
-        "": [WORDS.get(t.state, t.state) for t in shown],
+        "state": [WORDS.get(t.state, t.state) for t in shown],
         "time": [clock(t.seconds) if math.isfinite(t.seconds) else "-" for t in shown],
         **{escaped(d.key): [escaped(p[i]) for p in points] for i, d in enumerate(spec.space)},
     }
@@ -94,7 +95,7 @@ def _best(spec: Spec, trials: Sequence[Trial], best: Trial | None) -> list[str]:
         else "It is the only trial with a value: nothing was compared."
     )
     raw = best_config(spec, best)
-    has_test = isinstance(raw.get("data"), Mapping) and raw["data"].get("test") is not None
+    has_test = mapping(raw.get("data")).get("test") is not None
     says = "data.test, which no trial has seen, judges it at the end." if has_test else "Judge it on test data."
     run = raw["run"]
     file = shlex.quote(str(spec.folder / BEST))

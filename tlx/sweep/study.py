@@ -36,6 +36,9 @@ JOURNAL = "journal.log"
 MOST_STARTS = 3
 """A trial that was killed so often at one checkpoint is not started again."""
 
+ENOUGH = 10
+"""Of fewer trials nobody can tell which keys matter."""
+
 _DRAWS = 20
 _NAME = "sweep"
 
@@ -150,10 +153,12 @@ class Study:
         from optuna.trial import TrialState
 
         done = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if len(done) < max(4, 2 * len(self.spec.space)) or len({trial.value for trial in done}) < 3:
+        keys = [d.key for d in self.spec.space if len({trial.params.get(d.key) for trial in done}) > 1]
+        if len(done) < max(ENOUGH, 3 * len(keys)) or len({trial.value for trial in done}) < 3:
             return {}
         with contextlib.suppress(ValueError, RuntimeError):
-            return optuna.importance.get_param_importances(self.study)
+            found: dict[str, float] = optuna.importance.get_param_importances(self.study, params=keys)
+            return found
         return {}
 
     def _counted(self) -> list[FrozenTrial]:
@@ -161,7 +166,7 @@ class Study:
 
     def _id(self, number: int) -> int:
         study = self.storage.get_study_id_from_name(_NAME)
-        return self.storage.get_trial_id_from_study_id_trial_number(study, number)
+        return int(self.storage.get_trial_id_from_study_id_trial_number(study, number))
 
     def again(self, taken: Taken) -> Taken | None:
         """A trial of this worker whose process was killed, to be started once more; None where that was so too often,
