@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tlx.base.errors import ConfigError, Problems, UserError, below
 from tlx.base.plug import check_packages, needs
-from tlx.base.terminal import clock, escaped
+from tlx.base.terminal import clock, escaped, say
 from tlx.plan import config as configs
 from tlx.plan.config import Config
 from tlx.runs.run_files import RunFiles, number
@@ -186,6 +186,8 @@ def _tried(spec: Spec, load: functools.partial[Config]) -> tuple[Config, Plan]:
     from tlx.train.build import prepared
 
     found, first = dict[str, UserError](), None
+    tried = sum(1 for _ in spaces.varied(spec.space))
+    say(f"{spec.folder}: looking at {tried} configurations ...", error=True)
     for values in spaces.varied(spec.space):
         try:
             config = load(spaces.point(spec.space, values))
