@@ -111,6 +111,7 @@ def test_two_workers_of_which_one_is_killed(shards, tmp_path, monkeypatch):
     monkeypatch.setenv("TOYS_PACE", "0.3")
     first = start(*words)
     wait_for(lambda: last_step(folder / "trials" / "0000") >= 4, first)
+    os.killpg(first.pid, signal.SIGSTOP)  # so that it is in mid-trial however long the other one takes to begin
     second = start(*words)
     wait_for(lambda: (folder / "trials" / "0001" / "config.yaml").exists(), second)
     os.killpg(first.pid, signal.SIGKILL)
