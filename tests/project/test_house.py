@@ -30,6 +30,7 @@ ORDER = [
     "bench",
     "doctor",
     "submit",
+    "sweep",
     "cli",
 ]
 FORMER = {"durations": "Length", "layers": "LayerMap", "plug": "needs", "unfreeze": "Assignment"}

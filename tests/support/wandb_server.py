@@ -23,7 +23,8 @@ import yaml
 class FakeRun:
     """`sent`: every history row, as often as it came; `lines`: what the server holds, by line number.
 
-    `state`: running | finished | failed | preempted, as W&B documents them.
+    `state`: running | finished | failed | preempted, as W&B documents them. `begun`: when it was first heard of;
+    `stopped`: the server wants no more of it, as Hyperband or a button of its page say.
     """
 
     name: str
@@ -36,6 +37,8 @@ class FakeRun:
     complete: bool = False
     state: str = ""
     preempting: bool = False
+    begun: float = 0.0
+    stopped: bool = False
 
     @property
     def steps(self) -> list[int]:
@@ -44,12 +47,16 @@ class FakeRun:
 
 @dataclass
 class FakeSweep:
-    """A grid. `project`: where its trials are; `trials`: by id, what was set; `left`: those that no agent has yet."""
+    """A grid. `project`: where its trials are; `trials`: by id, what was set; `left`: those that no agent has yet.
+
+    `ends_after`: seconds after which early_terminate ends a trial, by its place from 0; who is at it is told.
+    """
 
     name: str
     project: dict
     config: str
     trials: dict[str, dict] = field(default_factory=dict)
+    ends_after: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         asked = {name: said["values"] for name, said in yaml.safe_load(self.config)["parameters"].items()}
@@ -187,9 +194,14 @@ class _Handler(BaseHTTPRequestHandler):
         if name == "CreateAgent":
             return {"createAgent": {"agent": {"id": f"agent-of-{given['sweep']}"}}}
         if name == "Heartbeat":
-            busy = any(json.loads(given["runState"]).values())
-            commands = [] if busy else self._next_trial(self.server.sweeps[given["id"].removeprefix("agent-of-")])
+            sweep = self.server.sweeps[given["id"].removeprefix("agent-of-")]
+            busy = [trial for trial, runs in json.loads(given["runState"]).items() if runs]
+            ended = [trial for trial in busy if self._is_ended(sweep, trial)]
+            commands = [{"type": "stop", "run_id": trial} for trial in ended] if busy else self._next_trial(sweep)
             return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
+        if name == "RunStoppedStatus":
+            run = self.server.runs.get(given.get("runId") or given.get("run") or "")
+            return {"project": {"run": {"stopped": run is not None and run.stopped}}}
         if name == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if "serverInfo" in query:
@@ -201,6 +213,11 @@ class _Handler(BaseHTTPRequestHandler):
         project = {"id": "P", "name": given["projectName"], "entity": {"id": "E", "name": given["entityName"] or "me"}}
         self.server.sweeps[name] = FakeSweep(name, project, given["config"])
         return {"name": name, "project": project}
+
+    def _is_ended(self, sweep: FakeSweep, trial: str) -> bool:
+        run, after = self.server.runs[trial], sweep.ends_after.get(list(sweep.trials).index(trial))
+        run.stopped = run.stopped or (after is not None and bool(run.starts) and time.time() > run.begun + after)
+        return run.stopped
 
     def _next_trial(self, sweep: FakeSweep) -> list[dict]:
         """What an agent is to start; the server has its run before the trial speaks."""
@@ -218,6 +235,7 @@ class _Handler(BaseHTTPRequestHandler):
         inserted = run is None
         run = self.server.runs.setdefault(given["name"], FakeRun(given["name"]))
         run.starts += 1
+        run.begun = run.begun or time.time()
         if run.state != "running":
             run.state, run.preempting = "running", False
         run.about |= {k: v for k, v in given.items() if v is not None}

@@ -8,7 +8,7 @@ from typer.core import TyperGroup
 
 GROUPS = {
     "Look at data": ("init", "shards"),
-    "Train": ("train", "plan", "config", "models", "weights"),
+    "Train": ("train", "plan", "config", "sweep", "models", "weights"),
     "See": ("status", "report", "track"),
     "Use": ("evaluate", "predict", "serve"),
     "Ship": ("export", "soup"),

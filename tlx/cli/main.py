@@ -38,6 +38,8 @@ from tlx.cli.serve import serve
 from tlx.cli.shards import shards
 from tlx.cli.soup import soup
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
+from tlx.cli.sweep import EXAMPLES as OF_SWEEPS
+from tlx.cli.sweep import sweep, sweep_trial
 from tlx.cli.track import track
 from tlx.cli.weights import weights
 from tlx.cli.words import FORWARDED, ConfigFile, Overrides, Quiet, announce, config_path, path
@@ -115,6 +117,8 @@ app.command(
         "tlx init photos --backbone torchvision/resnet50 --val 0.1",
     ),
 )(init)
+app.command(epilog=OF_SWEEPS, context_settings=FORWARDED)(sweep)
+app.command("sweep-trial", hidden=True)(sweep_trial)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 app.command("config", epilog=examples(*CONFIG_EXAMPLES))(config)
@@ -391,7 +395,7 @@ def _tell_verdict(code: int, message: str | None) -> None:
     """Of a training, for whoever asked for it by TLX_VERDICT: what has not been said by whoever knew more."""
     from tlx.base import verdict
 
-    if sys.argv[1:2] == ["train"] and verdict_file() is not None:
+    if sys.argv[1:2] in (["train"], ["sweep"], ["sweep-trial"]) and verdict_file() is not None:
         status: verdict.Status = "done" if code == 0 else "user-error" if code == 2 else "fault"
         verdict.give_if_none("resumable" if code == 130 else status, **({"message": message[:2000]} if message else {}))
 

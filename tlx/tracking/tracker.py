@@ -24,6 +24,9 @@ FINISH_S = 45.0
 ABANDON_S = 5.0
 """How long anybody waits until a tracker that failed has let go."""
 
+ASK_S = 5.0
+"""How long the end of a training waits for a tracker's answer why."""
+
 WAITING_ROWS = 10_000
 """So many rows wait for a tracker that does not come back; then it is left alone."""
 
@@ -51,8 +54,9 @@ class Tracker(Protocol):
 
     It is made, and both are called, in a thread of the tracker's own, one call at a time. `result` is what result.json
     holds; where ``finished`` is false, ``fault`` names the exception that ended the training, and a training that was
-    asked to stop has none. A tracker may also have ``abandon()``, which lets go of what it holds: it is called, from
-    any thread, when the tracker failed or hangs.
+    asked to stop has none; ``pruned`` says why one was ended by whoever chooses among trainings. A tracker may also
+    have ``abandon()``, which lets go of what it holds: it is called, from any thread, when the tracker failed or hangs;
+    and ``pruned()``, asked from any thread where a signal has ended the training: why its side wants no more, or None.
     """
 
     def log(self, row: Mapping[str, Any]) -> None: ...
@@ -121,6 +125,20 @@ class _Guarded:
             self._calls.put_nowait(_Call(dict(row)))
         except queue.Full:
             self.give_up(TrackingError(f"{WAITING_ROWS} rows wait for it"))
+
+    def pruned(self) -> str | None:
+        """What the tracker answers in `ASK_S` seconds, asked whether its side has ended the training."""
+        ask: Callable[[], str | None] | None = getattr(self._tracker, "pruned", None)
+        if self._over or ask is None:
+            return None
+        said: list[str | None] = []
+
+        def hear() -> None:
+            with contextlib.suppress(Exception, SystemExit):
+                said.append(ask())
+
+        _thread(f"ask {self.name}", hear).join(ASK_S)
+        return said[0] if said else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         if self._over or self._thread is None:

@@ -24,6 +24,7 @@ from tlx.base.launcher import environment, withdraw
 from tlx.base.location import without_credentials
 from tlx.base.metrics import Metric
 from tlx.base.reachable import reachable
+from tlx.runs.stop import prune
 from tlx.tracking.tracker import TrackingError, of_test, warn
 from tlx.tracking.wandb_target import RECORD, Choice, Record
 
@@ -124,6 +125,7 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
         init_timeout=float(environment().get("WANDB_INIT_TIMEOUT") or INIT_S),
         # W&B would take sys.argv, git's difference and the program as they are; addresses in them may hold passwords.
         x_disable_meta=True, disable_git=True, save_code=False,
+        stop_fn=lambda: _prune(target.folder),  # its own would be a Ctrl-C
     )  # fmt: skip
     if mode != "disabled":
         _keep(target.folder, {"id": choice.run_id, "project": choice.project, "entity": choice.entity}, choice.sweep)
@@ -154,6 +156,15 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
             f"metrics.jsonl has everything\n  -> {target.later}"
         )
     return run
+
+
+STOPPED = "stopped at W&B"
+"""Why a training is pruned that its sweep's early_terminate, or somebody on its page, has stopped."""
+
+
+def _prune(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        prune(folder, STOPPED)
 
 
 def _keep(folder: Path, came: Mapping[str, Any], sweep: str | None) -> None:
@@ -206,11 +217,17 @@ class WandbRun:
         Raises:
             TrackingError: not all of it was sent.
         """
-        finished = result.get("finished", True)
+        finished = result.get("finished", True) or result.get("pruned") is not None
         if finished:
             self.flush()
         self.summarise(result)
         self.close("finished" if finished else "failed" if result.get("fault") else "stopped")
+
+    def pruned(self) -> str | None:
+        """Why the server wants no more of it: what W&B's own thread asks every 15 s. An agent is told at the same time
+        to end the trial, and its SIGTERM is mostly there first. There is no public way."""
+        checker = self.handle._run_status_checker._stop_checker
+        return STOPPED if checker._asyncer.run(checker._impl._check_should_stop) else None
 
     def flush(self) -> None:
         """Sends the last step: it is whole."""
