@@ -192,7 +192,8 @@ def test_of_three_groups_p_values_are_holms_and_the_front_is_told(tmp_path: Path
     of = only(found)
     assert of.fronts["time"] == ("A", "B")  # C is beaten by B in both
     raw = sorted(d.seeds.p for d in of.differences)
-    assert sorted(d.p for d in of.differences)[-1] == pytest.approx(max(raw[2], 2 * raw[1], 3 * raw[0]))
+    least, middle = 3 * raw[0], max(3 * raw[0], 2 * raw[1])
+    assert sorted(d.p for d in of.differences) == pytest.approx([least, middle, max(middle, raw[2])])
     assert any("adjusted by Holm" in note for note in found.data()["notes"])
     assert "A is better than C as well" in found.verdicts[0]
 
@@ -207,6 +208,7 @@ def test_many_trials_are_compared_with_the_best_and_drawn(tmp_path: Path) -> Non
     assert (len(of.groups), len(of.differences)) == (30, 29)
     assert of.groups[0].label == "lr=0.0029"
     assert of.groups[-1].letter == letter(29) == "AD"
+    assert "The first 15 of 30." in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_page_markdown_pictures_and_json_tell_the_same(tmp_path: Path) -> None:

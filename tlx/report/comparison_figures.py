@@ -22,8 +22,8 @@ COLOURED = 8
 """Groups with a colour of their own, the best ones; further ones are grey."""
 
 GREY = "#b5b5b5"
-MOST_ROWS = 40
-"""Groups, or pairs of them, of which there are bars."""
+MOST_ROWS = 15
+"""Groups, the best ones, or pairs of them, that there are bars of."""
 
 
 def pictures(of: Comparable) -> dict[str, bytes]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from tlx.base.terminal import escaped
 from tlx.report.comparison import COSTS, Comparable
+from tlx.report.comparison_figures import MOST_ROWS
 from tlx.report.comparison_text import difference_table, group_table, methods, notes, verdict
 from tlx.report.groups import Run
 from tlx.report.page import COLUMNS, cells
@@ -53,7 +54,9 @@ class Shown:
         return f"Seeds decide where there are two of each at least; p below 0.05 is a difference.{adjusted}"
 
     def caption(self, name: str) -> str:
-        return CAPTIONS[name] + (f" {' '.join(self._fronts())}" if name == "-cost" else "")
+        drawn = {"-phases": len(self.of.ranked), "-differences": len(self.of.differences)}
+        few = f" The first {MOST_ROWS} of {drawn[name]}." if drawn.get(name, 0) > MOST_ROWS else ""
+        return CAPTIONS[name] + few + (f" {' '.join(self._fronts())}" if name == "-cost" else "")
 
     def _fronts(self) -> Iterator[str]:
         for cost, letters in self.of.fronts.items():
