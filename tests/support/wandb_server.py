@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content.get("complete"):
             run.complete = True
             run.state = ("preempted" if run.preempting else "failed") if content.get("exitcode") else "finished"
-        return {"exitcode": None, "limits": {}}
+        return {"exitcode": None, "limits": {}, "stopped": run.stopped}
 
     def _graphql(self, content: dict) -> dict:
         query, given = content.get("query", ""), content.get("variables") or {}
@@ -200,8 +200,7 @@ class _Handler(BaseHTTPRequestHandler):
             commands = [{"type": "stop", "run_id": trial} for trial in ended] if busy else self._next_trial(sweep)
             return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
         if name == "RunStoppedStatus":
-            run = self.server.runs.get(given.get("runId") or given.get("run") or "")
-            return {"project": {"run": {"stopped": run is not None and run.stopped}}}
+            return {"project": {"run": {"shouldStop": self.server.runs[given["run"]].stopped, "stopped": False}}}
         if name == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
         if "serverInfo" in query:

@@ -178,13 +178,11 @@ def test_two_ranks_train_each_trial_together(shards, tmp_path):
     config, folder = write_config(tmp_path / "c.yaml", raw), tmp_path / "run-sweep"
     wrong = tlx("sweep", config, "seed=0,x", "--sampler", "grid", ranks=2, is_forked=True)
     assert "seed: input should be a valid integer" in wrong.stderr
-    words = ("sweep", config, "seed=0,1", "data.batch=8,1", "--sampler", "grid", "--pruner", "none")
-    done = tlx(*words, ranks=2, is_forked=True)
+    done = tlx("sweep", config, "seed=0,1", "--sampler", "grid", ranks=2, is_forked=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = table(folder)
-    states = {(row["seed"], row["data.batch"]): row["state"] for row in found}
-    assert states == {("0", "8"): "done", ("1", "8"): "done", ("0", "1"): "failed", ("1", "1"): "failed"}, found
-    assert json.loads((folder / "trials" / "0000" / "result.json").read_text())["world"] == 2
+    assert [row["state"] for row in table(folder)] == ["done", "done"], done.stderr[-3000:]
+    for number in ("0000", "0001"):
+        assert json.loads((folder / "trials" / number / "result.json").read_text())["world"] == 2
 
 
 def wait_for(happens, process):

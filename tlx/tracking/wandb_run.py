@@ -162,6 +162,13 @@ STOPPED = "stopped at W&B"
 """Why a training is pruned that its sweep's early_terminate, or somebody on its page, has stopped."""
 
 
+_STOPPED = """
+query RunStoppedStatus($entity: String, $project: String, $run: String!) {
+    project(name: $project, entityName: $entity) { run(name: $run) { shouldStop stopped } }
+}
+"""
+
+
 def _prune(folder: Path) -> None:
     with contextlib.suppress(OSError):
         prune(folder, STOPPED)
@@ -224,10 +231,16 @@ class WandbRun:
         self.close("finished" if finished else "failed" if result.get("fault") else "stopped")
 
     def pruned(self) -> str | None:
-        """Why the server wants no more of it: what W&B's own thread asks every 15 s. An agent is told at the same time
-        to end the trial, and its SIGTERM is mostly there first. There is no public way."""
-        checker = self.handle._run_status_checker._stop_checker
-        return STOPPED if checker._asyncer.run(checker._impl._check_should_stop) else None
+        """Why the server wants no more of it: it has told the agent, whose signal comes before W&B's client hears of it
+        with its next rows. There is no public way to ask."""
+        import wandb as library
+
+        if self.target.choice.sweep is None or self.handle.offline:
+            return None
+        variables = {"entity": self.handle.entity, "project": self.handle.project, "run": self.handle.id}
+        said = library.Api()._service_api.execute_graphql(_STOPPED, variables=variables)
+        found = ((said or {}).get("project") or {}).get("run") or {}
+        return STOPPED if found.get("shouldStop") or found.get("stopped") else None
 
     def flush(self) -> None:
         """Sends the last step: it is whole."""
