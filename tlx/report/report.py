@@ -77,17 +77,6 @@ def report_run(folder: Path) -> Path:
     return _write_run(_section(history, history.name))[-1]
 
 
-def compare(folders: Sequence[Path], *, out: Path) -> list[Path]:
-    """Writes the comparison of several runs into `out`, nothing into their own folders, and prints nothing.
-
-    Raises:
-        UserError: as `report`.
-    """
-    histories = [read_history(path) for path in folders]
-    sections = [_section(history, name) for history, name in zip(histories, named(histories), strict=True)]
-    return _write_comparison(sections, folder=out)
-
-
 def is_drawn(folder: Path) -> bool:
     """Whether the report in a folder is that of its result, and not of an earlier one."""
     try:

@@ -120,7 +120,7 @@ def best_config(spec: Spec, trial: Trial) -> dict[str, object]:
 
 def _comparison(spec: Spec, ranked: Sequence[Trial]) -> list[str]:
     """The page of the best trials. It is a courtesy: what fails here is told, and nothing else."""
-    from tlx.report.report import compare
+    from tlx.report.compare import compare
 
     folders = [spec.run_of(t.number) for t in ranked if math.isfinite(t.value)][:COMPARED]
     if not folders:
