@@ -26,6 +26,7 @@ from tlx.base.launcher import RESUMABLE, launched, rank, ranked, verdict_file
 from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, say, unread, use_utf8
 from tlx.cli.bench import bench
 from tlx.cli.doctor import doctor
+from tlx.cli.embed import embed
 from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
 from tlx.cli.init import configuration_of, init
@@ -63,6 +64,11 @@ app.command(
     "find . -name '*.jpg' | tlx predict runs/mine - --top 3; "
     "torchrun --nproc-per-node=4 -m tlx predict runs/mine data/shards/test --out test.parquet"
 )(predict)
+app.command(
+    epilog="Examples: tlx embed runs/mine photos --out photos.parquet; "
+    "tlx embed timm/resnet50 data/shards/train --out train.npy --dtype float16; "
+    "torchrun --nproc-per-node=4 -m tlx embed runs/mine data/shards/train --out train.parquet"
+)(embed)
 app.command(
     epilog="Examples: tlx evaluate runs/mine; tlx evaluate runs/mine --data data/test --out test.csv; "
     "tlx evaluate model.safetensors --data photos --tta flip --json"

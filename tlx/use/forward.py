@@ -70,7 +70,7 @@ class Forward:
         """The outputs for pictures of shards or files, in the order of batches.
 
         Args:
-            batch: pictures at once: always full ones, cut by place alone, so that no picture's numbers depend on others.
+            batch: pictures at once: full ones, cut by place alone: no picture's numbers depend on others.
             part: (i, n): only batches i, i + n, i + 2 n ...; n processes share the work, and get the same numbers.
             batches: these, by their numbers, in place of a part.
             flip: outputs are the mean of those of the picture and of its mirror image.

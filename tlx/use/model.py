@@ -36,12 +36,14 @@ class Model:
         task: what its outputs mean.
         description: all else that is known of it.
         device: where it computes.
+        heads: paths of the modules that make the outputs.
     """
 
     module: nn.Module
     task: Task
     description: ModelDescription
     device: torch.device
+    heads: tuple[str, ...] = ()
 
     def predict(
         self, pictures: Any, *, batch: int | None = None, workers: int = 0, skip_bad: bool = False
