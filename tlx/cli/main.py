@@ -30,6 +30,7 @@ from tlx.cli.embed import embed
 from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
 from tlx.cli.init import configuration_of, init
+from tlx.cli.neighbours import neighbours
 from tlx.cli.predict import predict
 from tlx.cli.serve import serve
 from tlx.cli.shards import shards
@@ -69,6 +70,10 @@ app.command(
     "tlx embed timm/resnet50 data/shards/train --out train.npy --dtype float16; "
     "torchrun --nproc-per-node=4 -m tlx embed runs/mine data/shards/train --out train.parquet"
 )(embed)
+app.command(
+    epilog="Examples: tlx neighbours train.parquet; "
+    "tlx neighbours test.parquet --against train.parquet --out found --sheet"
+)(neighbours)
 app.command(
     epilog="Examples: tlx evaluate runs/mine; tlx evaluate runs/mine --data data/test --out test.csv; "
     "tlx evaluate model.safetensors --data photos --tta flip --json"
