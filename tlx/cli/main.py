@@ -30,6 +30,7 @@ from tlx.cli.embed import embed
 from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
 from tlx.cli.init import configuration_of, init
+from tlx.cli.lr_find import lr_find
 from tlx.cli.neighbours import neighbours
 from tlx.cli.predict import predict
 from tlx.cli.serve import serve
@@ -74,6 +75,12 @@ app.command(
     epilog="Examples: tlx neighbours train.parquet; "
     "tlx neighbours test.parquet --against train.parquet --out found --sheet"
 )(neighbours)
+app.command(
+    name="lr-find",
+    epilog="Examples: tlx lr-find mine.yaml; tlx lr-find mine.yaml --phase fine_tuning --seeds 3 --out found; "
+    "torchrun --nproc-per-node=4 -m tlx lr-find mine.yaml optimizer=sgd",
+    context_settings=FORWARDED,
+)(lr_find)
 app.command(
     epilog="Examples: tlx evaluate runs/mine; tlx evaluate runs/mine --data data/test --out test.csv; "
     "tlx evaluate model.safetensors --data photos --tta flip --json"
