@@ -14,7 +14,7 @@ from tlx.cli.words import ConfigFile, Overrides, path
 
 _RULES = ("valley", "steepest", "minimum/10")
 _RULE = (
-    "Whose suggestion is printed to paste: valley (two thirds into the longest fall of the loss; fastai's default), "
+    "Whose suggestion is printed to paste: valley (half-way down the longest fall of the loss; fastai's default), "
     "steepest (where it falls fastest; Lightning's), minimum/10 (a tenth of the rate of the lowest loss)."
 )
 _OUT = "A new FOLDER for lr-find.png and lr-find.json."

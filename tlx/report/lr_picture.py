@@ -48,6 +48,7 @@ def _panel(panel: Axes, phase: Mapping[str, Any], rule: str) -> None:
         low, first = min(smoothed), max(curve["smoothed"][0] for curve in phase["curves"].values())
         panel.set_ylim(low - 0.1 * (first - low or 1), first + 0.6 * (first - low or 1))
     panel.set_xscale("log")
+    panel.xaxis.set_major_formatter("{x:.0e}")
     panel.set_title(escaped(phase["phase"]), fontsize=10)
     panel.set_xlabel("learning rate of the head; other layers by their factors")
     panel.set_ylabel("training loss")

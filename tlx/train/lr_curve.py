@@ -81,22 +81,19 @@ class Curve:
 
 
 def valley(losses: Sequence[float]) -> int | None:
-    """Two thirds into the longest falling subsequence: fastai's rule `valley`, its default (by ESRI).
+    """Half of the way down the longest falling subsequence: fastai's default of this name, as its code has it.
 
     None where the losses do not fall.
     """
-    length, before = [1] * len(losses), list(range(len(losses)))
+    length = [1] * len(losses)
     for i, loss in enumerate(losses):
-        for j in range(i):
-            if loss < losses[j] and length[i] < length[j] + 1:
-                length[i], before[i] = length[j] + 1, j
-    end = max(range(len(losses)), key=lambda i: (length[i], -i))
-    if length[end] < 3:
+        length[i] += max((length[j] for j in range(i) if loss < losses[j]), default=0)
+    longest = max(length)
+    if longest < 3:
         return None
-    start = end
-    while before[start] != start:
-        start = before[start]
-    return start + round((end - start) * 2 / 3)
+    end = length.index(longest)
+    third = longest / 3
+    return max(end - longest + int(third) + int(third / 2), 0)
 
 
 def steepest(losses: Sequence[float]) -> int | None:
