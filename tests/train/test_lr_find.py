@@ -93,14 +93,11 @@ def test_a_quadratic_diverges_above_two_over_its_curvature(tmp_path, compose):
     (found,) = lr_find(parse(raw_of(tmp_path, "unused", **quadratic)), LrFindOptions(ramp))
     (curve,) = found.curves.values()
     rises = [r for r, a, b in zip(curve.rates, curve.losses, curve.losses[1:], strict=False) if b > a * (1 + 1e-6)]
-    assert divergent < rises[0] < 10 * divergent  # what grows first is what has shrunk most by then
+    assert divergent < rises[0] < 4 * divergent  # what grows first is what has shrunk most by then
     assert curve.ended in ("diverged", "not finite")
-    print(
-        "SEEN",
-        rises[0] / divergent,
-        curve.last / divergent,
-        {k: v and v / divergent for k, v in curve.suggestions().items()},
-    )
+    rates = curve.suggestions()
+    assert 0.01 * divergent < rates["valley"] < divergent
+    assert 0.01 * divergent < rates["minimum/10"] < divergent  # the steepest point of a smoothed curve comes late
 
 
 def largest_curvature(run):
@@ -153,9 +150,8 @@ def test_layers_keep_their_ratios(shards, monkeypatch):
     lr_find(parse(raw(shards, phases=decay)), LrFindOptions(SHORT, phase="fine_tuning", lead_in=0))
     assert [rates["fc"] for rates in seen] == pytest.approx([SHORT.rate(at) for at in range(len(seen))])
     assert len(seen) > 5
-    print(seen[0])
-    assert {round(rates["features.2"] / rates["fc"], 6) for rates in seen} == {0.5}
-    assert {round(rates["features.0"] / rates["fc"], 6) for rates in seen} == {0.125}
+    assert {round(rates["features.2.0"] / rates["fc"], 6) for rates in seen} == {0.5}
+    assert {round(rates["features.0.0"] / rates["fc"], 6) for rates in seen} == {0.125}
 
 
 def test_earlier_phases_lead_in(shards):

@@ -56,7 +56,9 @@ def unchanged(name):
 # What the vectors are
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext", "deit_tiny_distilled_patch16_224"])
+@pytest.mark.parametrize(
+    "name", ["test_vit", "test_resnet", pytest.param("deit_tiny_distilled_patch16_224", marks=pytest.mark.slow)]
+)
 def test_of_timm_they_are_what_goes_into_the_head(name):
     embedder, net = embedder_of(f"timm/{name}", EmbedderOptions("best", "none")), unchanged(f"timm/{name}")
     pixels = torch.randint(0, 256, (2, 3, *embedder.forward.input.size), dtype=torch.uint8)
@@ -68,7 +70,10 @@ def test_of_timm_they_are_what_goes_into_the_head(name):
     assert embedder.width == wanted.shape[1]
 
 
-@pytest.mark.parametrize(("name", "head"), [("shufflenet_v2_x0_5", "fc"), ("mobilenet_v3_small", "classifier.3")])
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [("shufflenet_v2_x0_5", "fc"), pytest.param("mobilenet_v3_small", "classifier.3", marks=pytest.mark.slow)],
+)
 def test_of_torchvision_they_are_what_a_hook_before_the_head_sees(name, head):
     embedder, net = (
         embedder_of(f"torchvision/{name}", EmbedderOptions("best", "none")),
@@ -92,7 +97,7 @@ def test_of_a_run_the_head_makes_its_outputs_of_them(run, photos, tmp_path):
     assert found.labels == [None] * 15
 
 
-@pytest.mark.parametrize("head", ["concat_pool", "attention_pool"])
+@pytest.mark.parametrize("head", ["concat_pool", pytest.param("attention_pool", marks=pytest.mark.slow)])
 def test_what_a_head_pools_is_averaged(shards, tmp_path, head):
     run = finished(raw_of(shards, tmp_path / "run", head=head, phases={"each": {"lr": 0.02, "duration": 1}}))
     embedder, seen = embedder_of(str(run), EmbedderOptions()), []
@@ -184,7 +189,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("ending", ["npy", "npz"])
+@pytest.mark.parametrize("ending", ["npy", pytest.param("npz", marks=pytest.mark.slow)])
 def test_the_same_command_goes_on_and_another_is_refused(run, photos, tmp_path, monkeypatch, ending):
     whole, out = tmp_path / f"whole.{ending}", tmp_path / f"o.{ending}"
     embed(run, photos, "--batch", 2, "--out", whole)

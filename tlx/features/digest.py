@@ -9,14 +9,10 @@ import torch
 from torch import nn
 
 
-def weights_digest(net: nn.Module, names: Iterable[str] | None = None) -> str:
-    """A hash of parameters and buffers, by name.
-
-    Args:
-        names: of those that count; by default all that are saved.
-    """
+def weights_digest(net: nn.Module, names: Iterable[str]) -> str:
+    """A hash of these parameters and buffers."""
     found, tensors = hashlib.sha256(), {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for name in net.state_dict() if names is None else names:
+    for name in names:
         tensor = tensors.get(name)
         if tensor is None:  # a second name of one that counts already
             continue

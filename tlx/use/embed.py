@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -16,7 +15,6 @@ from numpy.typing import NDArray
 from tlx.base.errors import UserError
 from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.targets import LABEL
-from tlx.features.digest import weights_digest
 from tlx.ranks.sharing import join_sharing
 from tlx.ranks.together import by_main, together
 from tlx.use.asked import Asked, Part, Source, name_of
@@ -96,11 +94,11 @@ class Embedding:
         forward, wanted = self.embedder.forward, self.options
         return Asked(forward, self.sources, wanted.batch or forward.batch, wanted.workers, skip_bad=wanted.skip_bad)
 
-    @cached_property
+    @property
     def about(self) -> dict[str, Any]:
         """What the vectors are of: those of two files compare where it is the same."""
-        weights = weights_digest(self.embedder.forward.module)
-        said = {"network": self.embedder.network, "weights": weights, "layer": self.embedder.layer}
+        made = self.embedder
+        said = {"network": made.network, "weights": made.weights, "layer": made.layer}
         return {**said, "normalised": self.options.normalise}
 
     def content(self) -> dict[str, Any]:
@@ -128,7 +126,8 @@ class Embedding:
         vectors = answers.outputs
         if self.options.normalise:
             vectors = torch.nn.functional.normalize(vectors, dim=1)
-        numbers = vectors.numpy().astype(self.options.dtype)
+        with np.errstate(over="ignore"):  # which is told
+            numbers = vectors.numpy().astype(self.options.dtype)
         odd = np.flatnonzero(~np.isfinite(numbers).all(1))
         if len(odd):
             what = f"its vector is not finite in {self.options.dtype}"

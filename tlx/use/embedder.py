@@ -14,6 +14,7 @@ from tlx import models
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import EVALUATION_BATCH, InputSpec
 from tlx.data.stream.randomness import own_randomness
+from tlx.features.digest import weights_digest
 from tlx.models.surgery import layout_of
 from tlx.use.forward import Forward
 from tlx.use.load import Which, device_of, find_file, load
@@ -46,11 +47,13 @@ class Embedder:
     Attributes:
         network: its name, for people.
         layer: where they are taken.
+        weights: a hash of them, the head's left out.
     """
 
     forward: Forward
     network: str
     layer: str
+    weights: str
 
     @property
     def width(self) -> int:
@@ -75,12 +78,13 @@ def _of_run(run: Path, options: EmbedderOptions) -> Embedder:
         raise UserError(what, where=str(run), todo="--which best or last")
     model = load(run, which=options.which, device=options.device, trusted=options.trusted)
     name = str(model.description.backbone["name"])
-    at = replace(model.forward, module=_vectors(model.module, model.heads, options.layer, model.description.input))
-    return Embedder(at, f"{name} ({find_file(run, options.which)[0]})", options.layer or HEAD)
+    net, weights = model.module, _digest(model.module, model.heads)
+    at = replace(model.forward, module=_vectors(net, model.heads, options.layer, model.description.input))
+    return Embedder(at, f"{name} ({find_file(run, options.which)[0]})", options.layer or HEAD, weights)
 
 
 def _of_backbone(name: str, options: EmbedderOptions) -> Embedder:
-    device, weights = device_of(options.device), options.weights or "default"
+    device = device_of(options.device)
     try:
         models.source(name)
     except UserError as error:
@@ -88,12 +92,18 @@ def _of_backbone(name: str, options: EmbedderOptions) -> Embedder:
         raise UserError(f"there is no such file or folder, and {error.what}", where=name, todo=todo) from error
     with own_randomness() as seed:
         seed(0)  # of what no weights fill
-        backbone = models.load(name, classes=2, weights=weights)
+        backbone = models.load(name, classes=2, weights=options.weights or "default")
     backbone.module.to(device).eval()
+    weights = _digest(backbone.module, backbone.heads)
     module = _vectors(backbone.module, backbone.heads, options.layer, backbone.input)
     at = Forward(module, backbone.input, 0, EVALUATION_BATCH, device)
     where = backbone.loaded.where if backbone.loaded is not None else "no weights"
-    return Embedder(at, f"{backbone.name} ({where})", options.layer or HEAD)
+    return Embedder(at, f"{backbone.name} ({where})", options.layer or HEAD, weights)
+
+
+def _digest(net: nn.Module, heads: tuple[str, ...]) -> str:
+    below = tuple(f"{head}." for head in heads)
+    return weights_digest(net, [name for name in net.state_dict() if not name.startswith(below)])
 
 
 class Vectors(nn.Module):

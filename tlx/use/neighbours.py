@@ -126,7 +126,7 @@ class Search:
     def _forget_itself(self, cosines: Tensor, start: int, at: int) -> None:
         if self.base is None:
             first, last = max(start, at), min(start + len(cosines), at + cosines.shape[1])
-            same = torch.arange(first, last)
+            same = torch.arange(first, max(last, first))
             cosines[same - start, same - at] = -torch.inf
 
     def _close(self, cosines: Tensor, start: int, at: int) -> list[Pair]:
