@@ -44,7 +44,7 @@ def rows_file(out: Path) -> Path:
 def part_of(rows: Sequence[Row], vectors: NDArray[Any]) -> bytes:
     """A part, [n, width] and n rows."""
     said = json.dumps([[row[name] for name in _NAMES] for row in rows])
-    return save({"vectors": np.ascontiguousarray(vectors)}, metadata={"rows": said})
+    return bytes(save({"vectors": np.ascontiguousarray(vectors)}, metadata={"rows": said}))
 
 
 @dataclass(frozen=True)
