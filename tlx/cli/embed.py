@@ -9,7 +9,7 @@ import typer
 
 from tlx.base.errors import UserError, did_you_mean
 from tlx.cli.predict import PICTURES, Batch, Device, SkipBad, Trusted, Which, Workers, chosen
-from tlx.cli.words import path
+from tlx.cli.words import Quiet, announce, path
 
 _OUT = (
     "FILE.parquet, .npy (for a memory map; names in FILE.npy.rows.jsonl), .npz or .csv; written in parts, so that the "
@@ -35,6 +35,7 @@ def embed(
     which: Which = "best",
     device: Device = None,
     trusted: Trusted = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write a vector for each picture: what the network's head takes, with the picture's name and label.
 
@@ -43,6 +44,7 @@ def embed(
     checkpoint, known = chosen(which), ("float32", "float16")
     if dtype not in known:
         raise UserError(f'"{dtype}" is none{did_you_mean(dtype, known)}', where="--dtype", todo=" or ".join(known))
+    announce(f"{network}: importing torch ...")
     from tlx.use.embed import Options
     from tlx.use.embed import embed as embedded
     from tlx.use.embedder import EmbedderOptions

@@ -9,8 +9,8 @@ import typer
 
 from tlx.base.errors import UserError, did_you_mean
 from tlx.base.launcher import rank
-from tlx.base.terminal import hand_over, say
-from tlx.cli.words import ConfigFile, Overrides, path
+from tlx.base.terminal import hand_over, remark, say
+from tlx.cli.words import ConfigFile, Overrides, Quiet, announce, path
 
 _RULES = ("valley", "steepest", "minimum/10")
 _RULE = (
@@ -35,6 +35,7 @@ def lr_find(
         Path | None, typer.Option(help="A new FOLDER for lr-find.png and lr-find.json.", parser=path)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object, not a table.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find a learning rate for each phase by a ramp in its own steps (Smith 2017). Nothing of the run is touched.
 
@@ -51,6 +52,7 @@ def lr_find(
     from tlx.plan import config as configs
 
     wanted = configs.load(config, overrides or ())
+    announce(f"{wanted.backbone.name}: importing torch ...")
     from tlx.base.files import json_text
     from tlx.train.lr_curve import Ramp
     from tlx.train.lr_find import LrFindOptions
@@ -65,4 +67,4 @@ def lr_find(
         from tlx.train.lr_find_text import write
 
         write(out, found, rule)
-        say(out, error=True)
+        remark(out)

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from tlx.base.errors import UserError
-from tlx.base.terminal import hand_over, say
-from tlx.cli.words import path
+from tlx.base.terminal import hand_over, remark, say
+from tlx.cli.words import Quiet, path
 
 _OUT = "A new FOLDER for pairs.csv, outliers.csv, neighbours.json and, with --sheet, pairs.png and outliers.png."
 _AGAINST = "Vectors of other pictures: which of X are in Y (a test set in a training set), and which are far from all."
@@ -24,6 +24,7 @@ def neighbours(
     out: Annotated[Path | None, typer.Option(help=_OUT, parser=path)] = None,
     sheet: Annotated[bool, typer.Option("--sheet", help="Draw the pictures, where they are here.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as one JSON object, not tables.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find near-duplicates (pairs and groups) and outliers (far from their class). Nothing is deleted."""
     if sheet and out is None:
@@ -45,4 +46,4 @@ def neighbours(
         from tlx.use.neighbours_folder import write
 
         write(out, said, most if sheet else 0)
-        say(out, error=True)
+        remark(out)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tlx.base.errors import UserError, did_you_mean
-from tlx.base.terminal import say
+from tlx.base.terminal import remark
 from tlx.plan.config import Config
 from tlx.plan.plan import Phase
 from tlx.ranks.rendezvous import join_ranks
@@ -136,7 +136,7 @@ def _of_seed(config: Config, seed: int, options: LrFindOptions, world: World) ->
                 solve_head(run, source)
             if phase in wanted:
                 if world.main:
-                    say(f"{phase.name}, seed {seed}: {options.ramp.steps} steps ...", error=True)
+                    remark(f"{phase.name}, seed {seed}: {options.ramp.steps} steps ...")
                 with _restored(run):
                     curve = _curve(run, phase, source, options.ramp)
                 what = f"features ({source.cut})" if source.cut is not None else "pictures"

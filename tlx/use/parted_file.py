@@ -22,7 +22,7 @@ from tlx.base.errors import UserError
 from tlx.base.files import json_text, scratch, write_whole
 from tlx.base.locks import locked_folder
 from tlx.base.parsing import from_json
-from tlx.base.terminal import say
+from tlx.base.terminal import remark
 from tlx.ranks.sharing import Sharing
 from tlx.ranks.together import by_main, together
 from tlx.use.asked import Asked, Part
@@ -70,12 +70,12 @@ class PartedFile:
             parts = by_main(world, lambda: self._begin(world.size, stack))
             missing = by_main(world, lambda: [n for n in range(len(parts)) if not self.part(n).exists()])
             if world.main and len(missing) < len(parts):
-                say(f"{out}: going on, {len(parts) - len(missing)} of {len(parts)} parts are there", error=True)
+                remark(f"{out}: going on, {len(parts) - len(missing)} of {len(parts)} parts are there")
             together(world, lambda: self.compute(parts, missing[world.rank :: world.size], world))
             by_main(world, lambda: self.join(parts))
         if world.main:
             seconds = time.monotonic() - began
-            say(f"{out}: {self.work.asked.pictures:,} pictures in {seconds:.1f} s", error=True)
+            remark(f"{out}: {self.work.asked.pictures:,} pictures in {seconds:.1f} s")
 
     @property
     def folder(self) -> Path:
@@ -140,7 +140,7 @@ class PartedFile:
                 if world.main and time.monotonic() - said > _SAY_S:
                     said = time.monotonic()
                     there = sum(1 for _ in self.folder.glob("*.part"))
-                    say(f"{self.out}: {there:,} of {len(parts):,} parts", error=True)
+                    remark(f"{self.out}: {there:,} of {len(parts):,} parts")
         except UserError:
             world.ask_to_stop()
             raise
