@@ -7,10 +7,10 @@ from typing import Any
 from typer.core import TyperGroup
 
 GROUPS = {
-    "Look at data": ("init", "shards"),
-    "Train": ("train", "plan", "config", "sweep", "models", "weights"),
+    "Look at data": ("init", "shards", "neighbours"),
+    "Train": ("train", "plan", "config", "lr-find", "sweep", "models", "weights"),
     "See": ("status", "report", "track"),
-    "Use": ("evaluate", "predict", "serve"),
+    "Use": ("evaluate", "predict", "embed", "serve"),
     "Ship": ("export", "soup"),
     "Cluster and machine": ("submit", "doctor", "bench"),
     "Shell": ("completion",),

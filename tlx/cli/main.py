@@ -29,10 +29,13 @@ from tlx.cli.completion import INSTALL, completion
 from tlx.cli.config import EXAMPLES as CONFIG_EXAMPLES
 from tlx.cli.config import config
 from tlx.cli.doctor import doctor
+from tlx.cli.embed import embed
 from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
 from tlx.cli.help import Grouped, examples
 from tlx.cli.init import configuration_of, init
+from tlx.cli.lr_find import lr_find
+from tlx.cli.neighbours import neighbours
 from tlx.cli.predict import predict
 from tlx.cli.serve import serve
 from tlx.cli.shards import shards
@@ -83,6 +86,28 @@ app.command(
         "torchrun --nproc-per-node=4 -m tlx predict runs/mine data/shards/test --out test.parquet",
     ),
 )(predict)
+app.command(
+    epilog=examples(
+        "tlx embed runs/mine photos --out photos.parquet",
+        "tlx embed timm/resnet50 data/shards/train --out train.npy --dtype float16",
+        "torchrun --nproc-per-node=4 -m tlx embed runs/mine data/shards/train --out train.parquet",
+    ),
+)(embed)
+app.command(
+    epilog=examples(
+        "tlx neighbours train.parquet",
+        "tlx neighbours test.parquet --against train.parquet --out found --sheet",
+    ),
+)(neighbours)
+app.command(
+    name="lr-find",
+    epilog=examples(
+        "tlx lr-find mine.yaml",
+        "tlx lr-find mine.yaml --phase fine_tuning --seeds 3 --out found",
+        "torchrun --nproc-per-node=4 -m tlx lr-find mine.yaml optimizer=sgd",
+    ),
+    context_settings=FORWARDED,
+)(lr_find)
 app.command(
     epilog=examples(
         "tlx evaluate runs/mine",

@@ -255,7 +255,7 @@ class Making:
             source = Manifest.open(str(place_of(named)))
             places = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:_PICTURES]
             view, workers = _training_view(self.base, self.model), self.options.reading.workers
-            pixels = self.model.pixels(source, places.sort().values, workers=workers, view=view)[1]
+            pixels = self.model.forward.pixels(source, places.sort().values, workers=workers, view=view)[1]
             if len(pixels) < 2:
                 raise UserError("there are no pictures to estimate them on", where=source.location)
         except UserError as error:

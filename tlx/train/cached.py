@@ -7,7 +7,6 @@ that computes from pictures.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.loader import Work, load
 from tlx.data.stream.stream import ShardStream
 from tlx.features.cut import Cut, Rest, find_cut
+from tlx.features.digest import weights_digest
 from tlx.features.store import FeatureStore, Layout, default_folder
 from tlx.features.stored import StoredFeatures, ViewOfEpoch, unchanged
 from tlx.plan.config import Config
@@ -73,7 +73,7 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
             cut, why = None, "ranks have found other cuts"
         elif cut is None:
             why = "there is no place below which nothing trains and nothing is drawn"
-        elif run.ema is not None and _weights_digest(run.ema.module, cut.state) != _weights_digest(run.net, cut.state):
+        elif run.ema is not None and weights_digest(run.ema.module, cut.state) != weights_digest(run.net, cut.state):
             cut, why = None, "the moving average's frozen layers differ from the network's"
     features = _from_features(run, phase, pictures, cut) if cut is not None else why
     if isinstance(features, PhaseInput):
@@ -152,7 +152,7 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
     depends_on = {
         "format": 1,
         "cut": str(cut),
-        "weights": _weights_digest(run.net, cut.state),
+        "weights": weights_digest(run.net, cut.state),
         "network": [config.backbone.name, plain_json(config.backbone.model_dump(mode="json").get("args"))],
         "pictures": [manifest.digest, manifest.content],
         "shown": shown,
@@ -166,18 +166,6 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
 
 def _dtype(config: Config, cut: Cut) -> torch.dtype:
     return cut.dtype if config.cache.dtype is None else _DTYPES[config.cache.dtype]
-
-
-def _weights_digest(net: nn.Module, names: Sequence[str]) -> str:
-    """Of the tensors that features depend on."""
-    found, tensors = hashlib.sha256(), {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for name in names:
-        tensor = tensors.get(name)
-        if tensor is None:  # a second name of one that counts already
-            continue
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 # Pictures of parts
