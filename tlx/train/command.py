@@ -21,6 +21,7 @@ from tlx.base.launcher import rank, ranked, relaunched
 from tlx.base.location import is_remote, shown
 from tlx.base.terminal import remark, say
 from tlx.data.stream.order import ORDER_VERSION
+from tlx.plan.comparable import comparable
 from tlx.plan.config import Config, Part, load, plain
 from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
@@ -446,7 +447,7 @@ def journal_of(
     from tlx.tracking.journal import Journal
 
     def trackers(resumed: bool) -> list[Any]:
-        said = config.model_dump(mode="json")
+        said = comparable(plain(config))
         about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
         return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
 
@@ -468,6 +469,7 @@ def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
     folder.claim(claim, run.files)
     run.world.watch.claim()
     run.journal.console.keep_in(folder.path / "console.txt")
+    run.journal.console.log_to(folder.path / "log.txt")
     if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
         with contextlib.suppress(OSError):
             run.stop.clear_older()
