@@ -30,6 +30,7 @@ from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
 from tlx.cli.init import configuration_of, init
 from tlx.cli.predict import predict
+from tlx.cli.probe import probe
 from tlx.cli.serve import serve
 from tlx.cli.shards import shards
 from tlx.cli.soup import soup
@@ -78,6 +79,10 @@ app.command(
 app.command(epilog="Examples: tlx soup runs/seed0 runs/seed1 runs/seed2 runs/soup; tlx soup a b ab --method uniform")(
     soup
 )
+app.command(
+    epilog="Examples: tlx probe mine.yaml --lr 1e-4..1e-1:log/7 --weight-decay 0,0.01,0.1 --heads linear,cosine",
+    context_settings=FORWARDED,
+)(probe)
 app.command(epilog="Examples: tlx init photos; tlx init photos --backbone torchvision/resnet50 --val 0.1")(init)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
