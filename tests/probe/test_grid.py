@@ -58,8 +58,18 @@ TORCH = {
 }
 
 
+def groups(net, kinds, decay):
+    """Weights decay, all else does not."""
+    own = {
+        kind: [p for name, p in net.named_parameters() if (kinds[name] == "weight") is kind] for kind in (True, False)
+    }
+    return [{"params": own[True], "weight_decay": decay}, {"params": own[False], "weight_decay": 0}]
+
+
 @pytest.mark.parametrize("optimizer", TORCH)
-@pytest.mark.parametrize("head", [Part(name="linear"), Part(name="cosine"), Part(name="mlp", args={"hidden": [7], "dropout": 0.3})])  # fmt: skip
+@pytest.mark.parametrize(
+    "head", [Part(name="linear"), Part(name="cosine"), Part(name="mlp", args={"hidden": [7], "dropout": 0.3})]
+)
 def test_each_member_is_what_it_would_be_alone(head, optimizer):
     if optimizer == "sgd" and head.name == "mlp":  # Adam makes steps of the rounding before a norm
         head = Part(name="mlp", args={**head.args, "norm": True})
@@ -79,9 +89,7 @@ def test_each_member_is_what_it_would_be_alone(head, optimizer):
         update(step, 1 / step)
     for number, member in enumerate(members):
         alone = make()
-        kinds = stack.kinds()
-        groups = [([p for n, p in alone.named_parameters() if (kinds[n] == "weight") is weight], weight) for weight in (True, False)]  # fmt: skip
-        own = TORCH[optimizer]([{"params": p, "weight_decay": member.weight_decay if w else 0} for p, w in groups], member.lr, 0)  # fmt: skip
+        own = TORCH[optimizer](groups(alone, stack.kinds(), member.weight_decay), member.lr, 0)
         for step in range(1, 8):
             torch.manual_seed(step)
             own.zero_grad()
@@ -96,7 +104,8 @@ def test_each_member_is_what_it_would_be_alone(head, optimizer):
 
 def test_a_member_is_what_a_training_makes_of_it(shards, tmp_path):
     """The same first weights, batches, course of rates, clipping: the weights that `tlx train` saves."""
-    raw = settings(shards, tmp_path / "run", loop={"clip": 0.7}, cache="exact", optimizer={"name": "adamw", "weight_decay": 0.3})  # fmt: skip
+    optimizer = {"name": "adamw", "weight_decay": 0.3}
+    raw = settings(shards, tmp_path / "run", loop={"clip": 0.7}, cache="exact", optimizer=optimizer)
     saved = load_file(finished(raw) / "checkpoints" / "latest" / "model.safetensors")
     config = parse(raw)
     members = grid.members_of(config, grid.Wanted(lrs=[0.001, 0.02], decays=[0.3]))

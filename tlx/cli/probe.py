@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,16 @@ from tlx.base.errors import UserError
 from tlx.base.terminal import hand_over, say
 from tlx.cli.words import ConfigFile, Overrides, path
 
+if TYPE_CHECKING:
+    from tlx.plan.config import Config
+    from tlx.probe.grid import Wanted as GridWanted
+
 _RANGE = "LOW..HIGH:log/N, :lin/N, or a list such as 1e-4,1e-3"
-_OUT = "Where the winner's configuration goes; by default CONFIG-probe.yaml, or the next free number."
+_OUT = (
+    "Where the winner's configuration goes, by default CONFIG-probe.yaml or the next free number; of networks a .png."
+)
+_HEADS = "linear,cosine,mlp, or '[linear, {name: mlp, hidden: [256]}]'."
+_BACKBONES = "NAME[=WEIGHTS], 'patterns*', or '[NAME, {name: ..., weights: FILE, args: {...}, input: {...}}]'."
 
 
 def probe(
@@ -22,46 +30,98 @@ def probe(
     overrides: Overrides = None,
     lr: Annotated[str | None, typer.Option(metavar="RANGE", help=f"Rates: {_RANGE}.")] = None,
     weight_decay: Annotated[str | None, typer.Option(metavar="RANGE", help="Weight decays, likewise.")] = None,
-    heads: Annotated[
-        str | None, typer.Option(metavar="LIST", help="linear,cosine,mlp, or '[linear, {name: mlp, hidden: [256]}]'.")
-    ] = None,
+    heads: Annotated[str | None, typer.Option(metavar="LIST", help=_HEADS)] = None,
     c: Annotated[str | None, typer.Option("--c", metavar="RANGE", help="C of the logistic regression beside.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE.yaml", help=_OUT, parser=path)] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help=_OUT, parser=path)] = None,
+    backbones: Annotated[str | None, typer.Option(metavar="LIST", help=_BACKBONES)] = None,
+    under: Annotated[str | None, typer.Option(metavar="COUNT", help="Backbones of at most so many parameters.")] = None,
+    here: Annotated[bool, typer.Option("--here", help="Backbones whose weights are on this machine.")] = False,
+    shots: Annotated[str | None, typer.Option(metavar="LIST", help="Few pictures: 1,5,10 of each class.")] = None,
+    ways: Annotated[int, typer.Option(min=2, help="With --shots: classes of an episode.")] = 5,
+    episodes: Annotated[int, typer.Option(min=2, help="With --shots: how many are drawn.")] = 600,
+    queries: Annotated[int, typer.Option(min=1, help="With --shots: of each class, what judges.")] = 15,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for 95 % intervals; 0 for none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not a table.")] = False,
 ) -> None:
     """Choose before you train, on features that are computed once.
 
-    Heads: a grid of rates, decays and kinds of heads, all at once.
+    A grid of heads, all trained at once (--lr, --weight-decay, --heads); networks (--backbones, --under, --here); or
+    what a few pictures are worth (--shots).
     """
+    of_grid = {"--lr": lr, "--weight-decay": weight_decay, "--heads": heads, "--c": c}
+    of_ranking = {"--backbones": backbones, "--under": under, "--here": here or None}
+    kind = _kind({"a grid": of_grid, "a ranking": of_ranking, "few pictures": {"--shots": shots}})
     from tlx.plan import config as configs
 
     words = list(overrides or ())
     wanted = configs.load(config, words)
-    from tlx.probe import grid, grid_text, winner
-    from tlx.probe.regression import CS
+    if kind == "few pictures":
+        _tell(*_few(wanted, numbers(shots, "--shots"), ways, episodes, queries), as_json=as_json)
+    elif kind == "a ranking":
+        _tell(*_ranking(wanted, (backbones, under), out, here=here, resamples=bootstrap), as_json=as_json)
+    else:
+        from tlx.probe import grid
+        from tlx.probe.regression import CS
 
-    file = winner.place(config, out)
-    asked = grid.Wanted(
-        heads=_heads(heads),
-        lrs=numbers(lr, "--lr"),
-        decays=numbers(weight_decay, "--weight-decay", least=0),
-        cs=numbers(c, "--c") or CS,
-        resamples=bootstrap,
-    )
-    found = grid.search(wanted, asked)
+        asked = grid.Wanted(
+            heads=_heads(heads),
+            lrs=numbers(lr, "--lr"),
+            decays=numbers(weight_decay, "--weight-decay", least=0),
+            cs=numbers(c, "--c") or CS,
+            resamples=bootstrap,
+        )
+        _tell(*_grid(wanted, asked, (config, words), out), as_json=as_json)
+
+
+def _kind(options: Mapping[str, Mapping[str, Any]]) -> str:
+    """What is asked for; a grid where nothing is."""
+    said = {kind: [name for name, value in of.items() if value is not None] for kind, of in options.items()}
+    kinds = [kind for kind, names in said.items() if names]
+    if len(kinds) > 1:
+        both = ", ".join(names[0] for kind, names in said.items() if kind in kinds)
+        raise UserError(f"{' and '.join(kinds)} are asked for", where=both, todo="one at a time: features are kept")
+    return kinds[0] if kinds else next(iter(options))
+
+
+def _grid(config: Config, asked: GridWanted, source: tuple[Path, Sequence[str]], out: Path | None) -> tuple[Any, str]:
+    from tlx.probe import grid, grid_text, winner
+
+    file = winner.place(source[0], out)
+    found = grid.search(config, asked)
+    best = found.winner
+    assert best.member is not None
     about = [
-        f"The best of a grid of heads, by tlx probe {config}: {found.winner.name},",
-        f"{grid_text.percent(found.winner.accuracy)} on {found.judged_on}, which chose it;",
+        f"The best of a grid of heads, by tlx probe {source[0]}: {best.name},",
+        f"{grid_text.percent(best.accuracy)} on {found.judged_on}, which chose it;",
         f"{grid_text.percent(found.chosen)} where one half chooses and the other judges.",
     ]
-    winner.write(file, (config, words), _member(found.winner), about)
-    _tell(found, grid_text.text(found, file), as_json=as_json)
+    winner.write(file, source, best.member, about)
+    return found, grid_text.text(found, file)
 
 
-def _member(candidate: Any) -> Any:
-    assert candidate.member is not None
-    return candidate.member
+def _few(config: Config, shots: Sequence[float], ways: int, episodes: int, queries: int) -> tuple[Any, str]:
+    from tlx.probe import episodes as few
+
+    if any(count != int(count) for count in shots):
+        raise UserError("shots are whole numbers", where="--shots", todo="--shots 1,5,10")
+    found = few.search(config, few.Wanted([int(count) for count in shots], ways, episodes, queries))
+    return found, few.text(found)
+
+
+def _ranking(
+    config: Config, which: tuple[str | None, str | None], out: Path | None, *, here: bool, resamples: int
+) -> tuple[Any, str]:
+    from tlx.base.files import write_whole
+    from tlx.probe import ranking, ranking_text
+    from tlx.probe.at_hand import asked
+
+    if out is not None and (out.exists() or out.suffix.lower() != ".png"):
+        what = "is there already, and stays as it is" if out.exists() else "is no .png"
+        raise UserError(what, where=str(out), todo="--out another.png")
+    found = ranking.search(config, asked(*which, here=here), resamples=resamples)
+    if out is not None:
+        write_whole(out, ranking_text.picture(found))
+    return found, ranking_text.text(found) + (f"\n{out}" if out is not None else "")
 
 
 def _tell(found: Any, text: str, *, as_json: bool) -> None:

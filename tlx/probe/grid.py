@@ -1,5 +1,5 @@
-"""`tlx probe CONFIG --lr ... --weight-decay ... --heads ...`: a grid of heads, all trained at once on the same features,
-with logistic regression beside them; what is chosen, and what choosing is worth."""
+"""`tlx probe CONFIG --lr ... --weight-decay ... --heads ...`: a grid of heads, all trained at once on the same
+features, with logistic regression beside them; what is chosen, and what choosing is worth."""
 
 from __future__ import annotations
 
