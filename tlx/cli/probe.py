@@ -40,23 +40,40 @@ def probe(
     ways: Annotated[int, typer.Option(min=2, help="With --shots: classes of an episode.")] = 5,
     episodes: Annotated[int, typer.Option(min=2, help="With --shots: how many are drawn.")] = 600,
     queries: Annotated[int, typer.Option(min=1, help="With --shots: of each class, what judges.")] = 15,
+    depths: Annotated[
+        bool, typer.Option("--depths", help="Where to cut the network: a probe at several depths.")
+    ] = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Whether fine-tuning will help: a short one.")] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="With --forecast: of each short fine-tune.")] = 3,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for 95 % intervals; 0 for none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not a table.")] = False,
 ) -> None:
     """Choose before you train, on features that are computed once.
 
     A grid of heads, all trained at once (--lr, --weight-decay, --heads); networks (--backbones, --under, --here); or
-    what a few pictures are worth (--shots).
+    what a few pictures are worth (--shots); where to cut a network (--depths), whether to fine-tune it (--forecast).
     """
     of_grid = {"--lr": lr, "--weight-decay": weight_decay, "--heads": heads, "--c": c}
     of_ranking = {"--backbones": backbones, "--under": under, "--here": here or None}
-    kind = _kind({"a grid": of_grid, "a ranking": of_ranking, "few pictures": {"--shots": shots}})
+    others = {"few pictures": {"--shots": shots}, "depths": {"--depths": depths or None}}
+    others |= {"a forecast": {"--forecast": forecast or None}}
+    kind = _kind({"a grid": of_grid, "a ranking": of_ranking, **others})
     from tlx.plan import config as configs
 
     words = list(overrides or ())
     wanted = configs.load(config, words)
     if kind == "few pictures":
         _tell(*_few(wanted, numbers(shots, "--shots"), ways, episodes, queries), as_json=as_json)
+    elif kind == "depths":
+        from tlx.probe import depths as places
+
+        at = places.search(wanted, resamples=bootstrap)
+        _tell(at, places.text(at), as_json=as_json)
+    elif kind == "a forecast":
+        from tlx.probe import forecast as short
+
+        tuned = short.search(wanted, epochs=epochs, resamples=bootstrap)
+        _tell(tuned, short.text(tuned), as_json=as_json)
     elif kind == "a ranking":
         _tell(*_ranking(wanted, (backbones, under), out, here=here, resamples=bootstrap), as_json=as_json)
     else:

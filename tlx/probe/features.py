@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -103,20 +104,27 @@ def probed(config: Config, *, plain: bool) -> Iterator[Probed]:
             (``cache: {views: 4}``), or transforms that always show the same.
 
     Raises:
-        UserError: whatever keeps a training from beginning; another task than one class; several processes.
+        UserError: as :func:`composed`; see :func:`features_of_head`.
     """
-    if environment().size > 1:
-        raise UserError("tlx probe is one process", todo="start it without a launcher")
     with composed(config) as run:
         yield features_of_head(run, plain=plain)
 
 
 @contextmanager
-def composed(config: Config) -> Iterator[Run]:
+def composed(config: Config, **over: Any) -> Iterator[Run]:
     """A training of the head alone as this configuration has it, composed and not begun: nothing is written into its
-    folder."""
+    folder.
+
+    Args:
+        over: keys of the configuration that are to be others.
+
+    Raises:
+        UserError: whatever keeps a training from beginning; another task than one class; several processes.
+    """
+    if environment().size > 1:
+        raise UserError("tlx probe is one process", todo="start it without a launcher")
     with tempfile.TemporaryDirectory(prefix="tlx-probe-") as folder:
-        own = alone(config, Path(folder) / "run")
+        own = alone(config, Path(folder) / "run").model_copy(update=over)
         run = training.compose(own, join_ranks(own), RunFolder(own.run), silent=True)
         run.stop.close()
         run.journal.console.note = _told  # type: ignore[method-assign]
@@ -177,7 +185,7 @@ def features_of_head(run: Run, *, plain: bool) -> Probed:
         raise UserError(what, where=run.config.backbone.name)
     is_drawn = run.config.cache.mode != "views" and not is_deterministic(run.config)
     if plain or is_drawn:
-        found = evaluation_features(run, phase, cut, _shown_plainly(run))
+        found = evaluation_features(run, phase, cut, shown_plainly(run))
     else:
         found = training_features(run, phase, cut)
     views = run.config.cache.kept
@@ -191,7 +199,7 @@ def features_of_head(run: Run, *, plain: bool) -> Probed:
     return Probed(run, phase, cut, train, val, shown)
 
 
-def _shown_plainly(run: Run) -> Validation:
+def shown_plainly(run: Run) -> Validation:
     """What an evaluation of the training pictures takes."""
     data = run.config.data.model_copy(update={"val": run.config.data.train})
     config = run.config.model_copy(update={"data": data})
