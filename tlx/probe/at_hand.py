@@ -58,7 +58,7 @@ def asked(text: str | None, under: str | None, *, here: bool) -> list[Asked]:
         found = [Asked(row.name) for row in models.search("*", Only(parameters=limit, pretrained=True), details=0)]
     if under and (text is not None or here):
         most = model_table.number(under)
-        found = [one for one in found if _parameters(one.name) <= most]
+        found = [one for one in found if _fits(one.name, most)]
     if not found:
         looked = (
             f"TLX_WEIGHTS ({', '.join(map(str, shelf.folders())) or 'not set'}) and the caches of the hub and torch"
@@ -102,8 +102,15 @@ def _matches(full: str, pattern: str) -> bool:
     return fnmatchcase(full, pattern) or fnmatchcase(full.partition("/")[2], pattern)
 
 
-def _parameters(name: str) -> int:
-    return next(iter(models.search(name, counted=1, details=0))).parameters or 0
+def _fits(name: str, most: int) -> bool:
+    """Whether a network has at most so many parameters; one of another package is not asked."""
+    if not name.startswith(("timm/", "torchvision/")):
+        return True
+    try:
+        rows = models.search(name, Only(parameters=(None, most)), details=0)
+        return any(row.name == name.partition(".")[0] for row in rows)
+    except UserError:  # none that matches is as small
+        return False
 
 
 def at_hand() -> Iterator[Asked]:

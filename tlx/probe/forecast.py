@@ -198,7 +198,7 @@ def text(found: Found) -> str:
         [
             drawn(*tables(title, {"what trains": names}, columns, width(), more=title)),
             f"{found.verdict}.",
-            "Gains: over the probe on the same pictures, 95 % by resampling them; one seed, few epochs, no drawn crops:",
+            "Gains: over the probe on the same pictures, 95 % by resampling them; one seed, few epochs, plain crops:",
             "a whole training may gain more, and differs between seeds. A hint, not a measurement of that training.",
         ]
     )
