@@ -167,9 +167,12 @@ def _tuned(run: Run, start: Regression) -> tuple[float, Tensor]:
     for step, micros in by_step(_on_device(stream.batches(phase.start, phase.stop), run)):
         set_rates(run.optimizer, phase, step)
         run.updater.update(model, step, micros)
-    rest, rows = Rest(run.net, cut).eval(), val.store.tensor(val.store.rows(0))
+    rest, rows = Rest(run.net, cut).eval(), val.held_in(torch.device("cpu")).held
+    assert rows is not None
     with torch.no_grad(), run.world.autocast():
-        logits = [rest(part.to(run.world.device, cut.dtype)).float().cpu() for part in rows.split(run.validation.batch)]
+        logits = [
+            rest(part.to(run.world.device, cut.dtype)).float().cpu() for part in rows[0].split(run.validation.batch)
+        ]
     return began, torch.cat(logits)
 
 

@@ -27,7 +27,11 @@ def text(found: Found) -> str:
         "pictures/s": [f"{row.costs.pictures_per_s:,.0f}" for row in rows],
         "memory": [f"{row.costs.peak / 1e6:,.0f} MB" for row in rows],
     }
-    names = {"backbone": [f"{'* ' if row in found.front else '  '}{escaped(str(row.asked))}" for row in rows]}
+    alone = len({row.asked.name for row in rows}) == len(rows)  # weights are told where they tell networks apart
+    called = [escaped(row.asked.name if alone else row.asked) for row in rows]
+    names = {
+        "backbone": [f"{'*' if row in found.front else '-'} {name}" for row, name in zip(rows, called, strict=True)]
+    }
     title = f"judged on {found.judged_on}"
     lines = [
         drawn(*tables(title, names, columns, width(), more=title)),
