@@ -27,6 +27,7 @@ ORDER = [
     "serve",
     "train",
     "init",
+    "probe",
     "bench",
     "doctor",
     "submit",

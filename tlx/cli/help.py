@@ -8,7 +8,8 @@ from typer.core import TyperGroup
 
 GROUPS = {
     "Look at data": ("init", "shards", "neighbours"),
-    "Train": ("train", "plan", "config", "lr-find", "sweep", "models", "weights"),
+    "Choose": ("models", "weights", "probe", "lr-find", "sweep"),
+    "Train": ("train", "plan", "config"),
     "See": ("status", "report", "track"),
     "Use": ("evaluate", "predict", "embed", "serve"),
     "Ship": ("export", "soup"),

@@ -37,6 +37,7 @@ from tlx.cli.init import configuration_of, init
 from tlx.cli.lr_find import lr_find
 from tlx.cli.neighbours import neighbours
 from tlx.cli.predict import predict
+from tlx.cli.probe import probe
 from tlx.cli.serve import serve
 from tlx.cli.shards import shards
 from tlx.cli.soup import soup
@@ -144,6 +145,14 @@ app.command(
 )(init)
 app.command(epilog=OF_SWEEPS, context_settings=FORWARDED)(sweep)
 app.command("sweep-trial", hidden=True)(sweep_trial)
+app.command(
+    epilog=examples(
+        "tlx probe mine.yaml --lr 1e-4..1e-1:log/7 --weight-decay 0,0.01,0.1 --heads linear,cosine",
+        "tlx probe mine.yaml --backbones timm/resnet18,timm/vit_tiny_patch16_224",
+        "tlx probe mine.yaml --shots 1,5 --ways 5",
+    ),
+    context_settings=FORWARDED,
+)(probe)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 app.command("config", epilog=examples(*CONFIG_EXAMPLES))(config)
