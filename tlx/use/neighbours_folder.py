@@ -30,16 +30,16 @@ def write(out: Path, said: Mapping[str, Any], drawn: int) -> None:
         write_whole(out / "outliers.csv", as_csv(outliers, ["distance", "ratio", "file", "label", "neighbours"]))
         write_whole(out / "neighbours.json", json_text(said))
         if drawn and pairs:
-            names = [(pair["file_a"], pair["file_b"]) for pair in pairs[:drawn]]
+            both = [[pair["file_a"], pair["file_b"]] for pair in pairs[:drawn]]
             texts = [f"{pair['cosine']:.4f}" for pair in pairs[:drawn]]
-            write_whole(out / "pairs.png", _sheet(names, texts, "near-duplicates, by cosine"))
+            write_whole(out / "pairs.png", _sheet(both, texts, "near-duplicates, by cosine"))
         if drawn and outliers:
-            names = [(one["file"],) for one in outliers[:drawn]]
+            alone = [[one["file"]] for one in outliers[:drawn]]
             texts = [f"{one['ratio']:.2f} x\n{one['label'] or ''}" for one in outliers[:drawn]]
-            write_whole(out / "outliers.png", _sheet(names, texts, "far from their class"))
+            write_whole(out / "outliers.png", _sheet(alone, texts, "far from their class"))
 
 
-def _sheet(names: list[Any], texts: list[str], title: str) -> bytes:
+def _sheet(names: list[list[str]], texts: list[str], title: str) -> bytes:
     here = pictures_by_name({name for row in names for name in row})
     rows = [SheetRow([(name, here.get(name)) for name in row], text) for row, text in zip(names, texts, strict=True)]
     return contact_sheet(rows, title)
