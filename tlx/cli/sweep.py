@@ -11,6 +11,7 @@ import typer
 from tlx.base.errors import TlxError, UserError, did_you_mean
 from tlx.base.launcher import RESUMABLE, rank, ranked
 from tlx.base.terminal import as_courtesy, say
+from tlx.cli.help import examples
 from tlx.cli.words import Overrides, config_path, path
 
 if TYPE_CHECKING:
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from tlx.sweep.spec import Spec
     from tlx.sweep.worker import Meeting
 
-EXAMPLES = (
-    "Examples: tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log backbone.name=timm/resnet18,timm/vgg16 --trials 9; "
-    "tlx sweep c.yaml data.batch=16..64/16 seed=0,1 --sampler grid; tlx sweep runs/c-sweep (one more worker); "
-    "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log --trials 30 --wandb. "
-    "Ranges: a..b, a..b:log, a..b/step; choices: a,b; everything else is set for all trials."
+EXAMPLES = examples(
+    "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log backbone.name=timm/resnet18,timm/vgg16 --trials 9",
+    "tlx sweep c.yaml data.batch=16..64/16 seed=0,1 --sampler grid",
+    "tlx sweep runs/c-sweep",
+    "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log --trials 30 --wandb",
+    more="Ranges: a..b, a..b:log, a..b/step; choices: a,b; everything else is set for all trials.",
 )
 _CONFIG = "A YAML file, see configs/; or a sweep's folder, to go on with it."
 _TRIALS = "How many in all, whatever the number of workers; of a grid all by default."
