@@ -141,35 +141,38 @@ def test_two_workers_of_which_one_is_killed(shards, tmp_path, monkeypatch):
     mine = load(folder / "best.yaml")
     assert (mine.seed, mine.run) == (int(winner["seed"]), tmp_path / "run-best")
     assert (folder / "comparison.html").exists()
-    again = tlx("sweep", folder)
-    assert again.returncode == 0
-    assert "best: trial" in again.stdout
-    refused = tlx("sweep", config, "phases.each.lr=0.0005,0.03", "seed=0,1", "--sampler", "grid")
-    assert refused.returncode == 2
-    assert "space phases.each.lr: '0.0005,0.02' -> '0.0005,0.03'" in refused.stderr
+    again = invoke("sweep", folder)
+    assert (again.exit_code, "best: trial" in again.output) == (0, True)
+    refused = invoke("sweep", config, "phases.each.lr=0.0005,0.03", "seed=0,1", "--sampler", "grid")
+    assert "space phases.each.lr: '0.0005,0.02' -> '0.0005,0.03'" in str(refused.exception)
 
 
 @pytest.mark.slow
-def test_a_worker_is_asked_to_stop_and_a_trial_is_killed_under_it(shards, tmp_path, monkeypatch):
-    raw = two_phases(shards, tmp_path / "run", checkpoint={"every": 1})
-    config, folder = write_config(tmp_path / "c.yaml", raw), tmp_path / "run-sweep"
-    words = ("sweep", config, "seed=0,1", "--sampler", "grid")
-    monkeypatch.setenv("TOYS_PACE", "0.3")
-    worker, run = start(*words), folder / "trials" / "0000"
-    wait_for(lambda: last_step(run) >= 2, worker)
-    pid = json.loads((run / ".lock").read_text())["pid"]
-    os.kill(pid, signal.SIGKILL)  # as the kernel does that has no memory left
+def test_a_worker_of_a_job_array_outlives_its_trial_and_goes_back_into_the_queue(shards, tmp_path):
+    """slurm/sweep.sbatch without Slurm: a trial's process is killed, then the signal before the limit comes."""
+    config = write_config(tmp_path / "c.yaml", two_phases(shards, tmp_path / "run", checkpoint={"every": 1}))
+    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >>"$0.log"\nexit 1\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    env = environment(
+        PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON=sys.executable, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2",
+        SLURM_JOB_ID="9", RANK="3", TOYS_PACE="0.3",
+    )  # fmt: skip
+    words, log, run = ["seed=0,1", "--sampler", "grid"], tmp_path / "out", tmp_path / "run-sweep" / "trials" / "0000"
+    with log.open("w") as out:
+        script = ["bash", str(ROOT / "slurm" / "sweep.sbatch"), str(config), *words]
+        job = subprocess.Popen(script, env=env, stdout=out, stderr=out, text=True, start_new_session=True)
+    wait_for(lambda: last_step(run) >= 2, job)
+    os.kill(json.loads((run / ".lock").read_text())["pid"], signal.SIGKILL)  # as the kernel does without memory
     before = last_step(run)
-    wait_for(lambda: last_step(run) >= before + 3, worker)
-    worker.terminate()
-    said = worker.communicate(timeout=300)[0]
-    assert worker.returncode == 75, said
-    assert "its process was killed by SIGKILL; it goes on from its last checkpoint" in said
+    wait_for(lambda: last_step(run) >= before + 3, job)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(300) == 75, log.read_text()
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 7_2\n"
+    assert "its process was killed by SIGKILL; it goes on from its last checkpoint" in log.read_text()
     assert (status(run)["status"], status(run)["why"]) == ("resumable", "stopped by SIGTERM")
-    monkeypatch.delenv("TOYS_PACE")
-    done = tlx(*words)
+    done = tlx("sweep", config, *words)
     assert done.returncode == 0, done.stderr
-    assert [row["state"] for row in table(folder)] == ["done", "done"]
+    assert [row["state"] for row in table(tmp_path / "run-sweep")] == ["done", "done"]
 
 
 @pytest.mark.slow
@@ -195,24 +198,3 @@ def wait_for(happens, process):
             kill_all(process)
             raise AssertionError("it ended, or nothing happened")
         time.sleep(0.02)
-
-
-@pytest.mark.slow
-def test_a_worker_of_a_job_array_goes_back_into_the_queue_at_its_limit(shards, tmp_path):
-    """slurm/sweep.sbatch without Slurm: the signal before the limit, and what it asks of scontrol."""
-    config = write_config(tmp_path / "c.yaml", two_phases(shards, tmp_path / "run", checkpoint={"every": 1}))
-    (tmp_path / "scontrol").write_text('#!/bin/sh\necho "$@" >>"$0.log"\nexit 1\n')
-    (tmp_path / "scontrol").chmod(0o755)
-    env = environment(
-        PATH=f"{tmp_path}:{os.environ['PATH']}", PYTHON=sys.executable, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2",
-        SLURM_JOB_ID="9", RANK="3", TOYS_PACE="0.3",
-    )  # fmt: skip
-    words = ["bash", str(ROOT / "slurm" / "sweep.sbatch"), str(config), "seed=0,1", "--sampler", "grid"]
-    with (tmp_path / "out").open("w") as out:
-        job = subprocess.Popen(words, env=env, stdout=out, stderr=out, text=True, start_new_session=True)
-    wait_for(lambda: last_step(tmp_path / "run-sweep" / "trials" / "0000") >= 2, job)
-    job.send_signal(signal.SIGUSR1)
-    assert job.wait(300) == 75, (tmp_path / "out").read_text()
-    assert (tmp_path / "scontrol.log").read_text() == "requeue 7_2\n"
-    assert status(tmp_path / "run-sweep" / "trials" / "0000")["status"] == "resumable"
-    assert "still running" not in (tmp_path / "out").read_text()

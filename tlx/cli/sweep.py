@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log backbone.name=timm/resnet18,timm/vgg16 --trials 9",
     "tlx sweep c.yaml data.batch=16..64/16 seed=0,1 --sampler grid",
-    "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log --trials 30 --wandb",
     "tlx sweep runs/c-sweep",
-    more="Ranges: a..b, a..b:log, a..b/step; choices: a,b; everything else is set for all trials. "
-    "A sweep's folder: one more worker.",
+    "tlx sweep c.yaml phases.each.lr=1e-4..1e-2:log --trials 30 --wandb",
+    more="Ranges: a..b, a..b:log, a..b/step; choices: a,b; everything else is set for all trials.",
 )
 _CONFIG = "A YAML file, see configs/; or a sweep's folder, to go on with it."
 _TRIALS = "How many in all, whatever the number of workers; of a grid all by default."
