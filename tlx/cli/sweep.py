@@ -39,7 +39,7 @@ _DRY = "Check and show all of it, and train nothing."
 
 def sweep(
     config: Annotated[Path, typer.Argument(metavar="CONFIG|SWEEP", help=_CONFIG, parser=config_path)],
-    words: Overrides = None,
+    overrides: Overrides = None,
     trials: Annotated[int | None, typer.Option(min=1, help=_TRIALS)] = None,
     seed: Annotated[int | None, typer.Option(min=0, help=_SEED)] = None,
     sampler: Annotated[str | None, typer.Option(help=_SAMPLER)] = None,
@@ -58,7 +58,7 @@ def sweep(
     from tlx.sweep.spec import PRUNERS, SAMPLERS
 
     asked = begin.Asked(
-        config, tuple(words or ()), out, trials, seed,
+        config, tuple(overrides or ()), out, trials, seed,
         cast(Any, _one_of("--sampler", sampler, SAMPLERS)), cast(Any, _one_of("--pruner", pruner, PRUNERS)),
     )  # fmt: skip
     until = time.time() + _seconds(limit) if limit is not None else None
