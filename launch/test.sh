@@ -14,27 +14,17 @@ fi
 bash launch/env.sh test
 export PATH="$PATH:/usr/sbin:/sbin"
 
-# A cluster of Slurm's own programs, for the tests marked slurm, where that can be done without asking; else they skip.
-add_slurm() {
-    command -v slurmctld >/dev/null && return
+# Brings Debian's packages for some tests, where that can be done without asking and PROGRAM is not there; else these tests skip.
+add() { # PROGRAM NAME PACKAGES...
+    local program="$1" name="$2" install="apt-get -qq install -y --no-install-recommends ${*:3}"
+    command -v "$program" >/dev/null && return
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-    echo "installing Slurm, for its tests"
-    local install="apt-get -qq install -y --no-install-recommends slurmctld slurmd slurm-client munge iproute2"
+    echo "installing $name, for its tests"
     DEBIAN_FRONTEND=noninteractive timeout 180 sh -c "$install || { apt-get -qq update; $install; }" >/dev/null 2>&1 </dev/null ||
-        echo "Slurm cannot be installed: its tests skip"
+        echo "$name cannot be installed: its tests skip"
 }
-add_slurm
-
-# A browser without a screen, for the page of tlx serve: its tests are marked slow, and skip where there is none.
-add_chromium() {
-    command -v chromedriver >/dev/null && return
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-    echo "installing Chromium, for the tests of a page"
-    local install="apt-get -qq install -y --no-install-recommends chromium chromium-driver"
-    DEBIAN_FRONTEND=noninteractive timeout 180 sh -c "$install || { apt-get -qq update; $install; }" >/dev/null 2>&1 </dev/null ||
-        echo "Chromium cannot be installed: the tests of a page skip"
-}
-[ -z "$everything" ] || add_chromium
+add slurmctld Slurm slurmctld slurmd slurm-client munge iproute2
+[ -z "$everything" ] || add chromedriver Chromium chromium chromium-driver # tests of pages are marked slow
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 python=.venv/bin/python
 

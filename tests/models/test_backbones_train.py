@@ -23,6 +23,7 @@ from tlx.base.layers import LayerMap
 from tlx.models.layers.kinds import is_norm
 from tlx.plan.plan import Phase
 from tlx.plan.unfreeze import head_only, two_phase
+from tlx.train.answers import Answers
 from tlx.train.evaluation import Validation, evaluate
 
 QUICK = (
@@ -128,7 +129,7 @@ def test_an_evaluation_sees_the_weights_of_now():
     )
 
     def loss(net):
-        return evaluate(net, validation, {}, lambda: 0, print)["loss"]
+        return evaluate(net, validation, {}, lambda: 0, print, Answers(updater.task, range(2)))["loss"]
 
     net = Caching().eval()  # as the moving average of the weights always is
     before = loss(net)
@@ -145,7 +146,7 @@ def test_an_evaluations_batches_are_always_full():
 
     def loss(batch):
         validation = Validation(lambda: [given], None, batch, "here", updater.task, updater.normalise, updater.world)
-        return evaluate(net, validation, {}, lambda: 0, print)["loss"]
+        return evaluate(net, validation, {}, lambda: 0, print, Answers(updater.task, range(2)))["loss"]
 
     assert loss(2) == loss(5)  # what fills it up is not counted
     assert [len(images) for images in rows] == [2, 5]

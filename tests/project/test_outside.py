@@ -70,6 +70,7 @@ def of_age(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_task_from_an_installed_package_trains_by_its_own_metrics(installed, of_age, tmp_path):
     done = tlx("train", write_config(tmp_path / "c.yaml", of_age), path=installed)
     assert done.returncode == 0, done.stderr

@@ -344,6 +344,7 @@ class Proxy:
             pass
 
 
+@pytest.mark.slow
 def test_a_connection_that_is_cut_is_made_again_and_one_refused_is_the_end():
     def until(true) -> None:
         deadline = time.monotonic() + 60

@@ -20,6 +20,7 @@ from task_trainings import SCENARIOS, SEVERAL, VAL, make_shards, raw_of
 from torch.nn.functional import softplus
 
 from tlx.data.shards.manifest import Manifest
+from tlx.runs.predictions import read
 from tlx.train.loop import fit
 from tlx.train.step import Updater, by_step
 
@@ -77,11 +78,23 @@ def assert_same_run(one, other, rel=2e-6):
             pairs = [(a, b) for a, b in zip(dealt[key], value, strict=True) if b is not None]
             assert [a for a, _ in pairs] == pytest.approx([b for _, b in pairs], rel=rel, abs=rel)
     assert dealt["val/samples"] == whole["val/samples"] == VAL
+    for phase in ("feature_extraction", "fine_tuning"):
+        assert_same_predictions(read(one, phase, "last"), read(other, phase, "last"))
+        assert read(other, phase).matches(json.loads((other / "result.json").read_text())["phases"][phase]["best"])
     for which in ("model", "ema") if (one / "checkpoints/latest/ema.safetensors").exists() else ("model",):
         first, second = weights(one, which), weights(other, which)
         assert first.keys() == second.keys()
         for key, tensor in first.items():
             assert (tensor - second[key]).abs().max() < 2 * rel * max(float(tensor.abs().max()), 0.1), (which, key)
+
+
+def assert_same_predictions(one, other):
+    """Each picture once, in the order of ids, whatever rank it was on."""
+    assert one.ids.tolist() == other.ids.tolist() == list(range(VAL))
+    for whole, dealt in zip(one.parts, other.parts, strict=True):
+        assert whole.about == dealt.about
+        for name, array in whole.arrays.items():
+            np.testing.assert_allclose(array, dealt.arrays[name], rtol=2e-3, atol=1e-3 * (array.dtype.kind == "f"))
 
 
 @pytest.mark.parametrize(("world", "name"), PAIRS)

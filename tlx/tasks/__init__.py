@@ -150,7 +150,9 @@ class Task(Protocol):
     One with many metrics may have a `headline`: those, without ``val/``, that lines for people have room for. One whose
     outputs mean something else after other training samples, such as numbers in standard deviations, has a `scale`,
     plain data that says so: a checkpoint goes on, and a head is kept, with the same one alone. One that minimises what
-    `TaskData.objective` makes has that as `objective`, so that a fault of it is told with its name.
+    `TaskData.objective` makes has that as `objective`, so that a fault of it is told with its name. One of which the
+    run keeps what was told of each validation picture has ``told(output, own, samples)`` -> list of
+    :class:`tlx.tasks.told.Told`: of a batch, where the whole evaluation has so many samples; tlx's own have it.
     """
 
     @property

@@ -17,6 +17,7 @@ from tlx.base.metrics import top_ks
 from tlx.data.shards.targets import Target
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.objectives import Objective
+from tlx.tasks.told import About, Told, of_classes
 
 
 class LabelMix(NamedTuple):
@@ -117,6 +118,11 @@ class Classification:
             partial=self.partial,
             loss=self.objective.evaluation_loss,
         )
+
+    def told(self, output: Tensor, own: Mapping[str, Tensor], samples: int) -> list[Told]:
+        """See :class:`tlx.tasks.Task`."""
+        about = About("class", self.classes, self.target.name)
+        return [of_classes(about, output.float().softmax(1), output.argmax(1), own[self.target.name], samples)]
 
     def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
         shares, places = output.float().softmax(1).topk(min(self.top_k, len(self.classes)))

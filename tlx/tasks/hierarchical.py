@@ -18,6 +18,7 @@ from tlx.tasks import Ranks, Truth
 from tlx.tasks.constants import Constant
 from tlx.tasks.gathered import Gathered, mean
 from tlx.tasks.mixing import summed
+from tlx.tasks.told import About, Told, of_classes
 from tlx.tasks.tree import Tree
 
 
@@ -162,6 +163,11 @@ class Hierarchical:
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> HierarchicalMeter:  # noqa: B008 - it is frozen
         return HierarchicalMeter(self, ranks)
+
+    def told(self, output: Tensor, own: Mapping[str, Tensor], samples: int) -> list[Told]:
+        """See :class:`tlx.tasks.Task`; of leaves: pictures whose class is no leaf have no truth."""
+        about, truth = About("class", self.outputs, self.target), self.places(own[self.target])[0]
+        return [of_classes(about, output.float().softmax(1), output.argmax(1), truth, samples)]
 
     def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
         probabilities = output.detach().cpu().double().softmax(1)

@@ -19,6 +19,7 @@ from tlx.tasks import Ranks, Truth
 from tlx.tasks.constants import Constant
 from tlx.tasks.gathered import Gathered
 from tlx.tasks.mixing import summed
+from tlx.tasks.told import About, Told
 
 Losses = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Of logits, in their shape: the losses where the label applies, and those where it does not."""
@@ -133,6 +134,11 @@ class MultiLabel:
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> MultiLabelMeter:  # noqa: B008 - it is frozen
         return MultiLabelMeter(self.target, ranks)
+
+    def told(self, output: Tensor, own: Mapping[str, Tensor], samples: int) -> list[Told]:
+        """See :class:`tlx.tasks.Task`."""
+        about = About("labels", self.outputs, self.target)
+        return [Told(about, {"truth": own[self.target].char(), "probabilities": output.float().sigmoid().half()})]
 
     def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Labels whose probability is above their threshold: that of `kept`, else 1/2."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tlx.data.shards.targets import Target
 from tlx.tasks import Meter, Ranks, Task, Truth, scale_of
+from tlx.tasks.told import Told
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,15 @@ class MultiTask:
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> MultiTaskMeter:  # noqa: B008  # frozen
         return MultiTaskMeter(self, {name: task.meter(device, ranks) for name, task in self.tasks.items()})
+
+    def told(self, output: Tensor, own: Mapping[str, Tensor], samples: int) -> list[Told]:
+        """See :class:`tlx.tasks.Task`; of those tasks that have it."""
+        return [
+            Told(about.of(name), arrays)
+            for name, task, columns in self._columns()
+            if (tell := getattr(task, "told", None)) is not None
+            for about, arrays in tell(output[:, columns], own, samples)
+        ]
 
     def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
         by_task = {name: task.rows(output[:, columns], _below(kept, name)) for name, task, columns in self._columns()}

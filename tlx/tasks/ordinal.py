@@ -19,6 +19,7 @@ from tlx.tasks import Ranks, Truth
 from tlx.tasks.constants import Constant
 from tlx.tasks.gathered import Gathered, mean
 from tlx.tasks.mixing import summed
+from tlx.tasks.told import About, Told, of_classes
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,18 @@ class Ordinal:
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> OrdinalMeter:  # noqa: B008 - it is frozen
         return OrdinalMeter(self, ranks)
 
-    def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def by_rank(self, output: Tensor) -> Tensor:
+        """Probabilities of ranks, float64 [m, K]."""
         above = torch.nn.functional.pad(self.above(output), (1, 0), value=1.0)
-        by_rank = above - torch.nn.functional.pad(above[:, 1:], (0, 1))
-        ranks = self.predicted(output)
+        return above - torch.nn.functional.pad(above[:, 1:], (0, 1))
+
+    def told(self, output: Tensor, own: Mapping[str, Tensor], samples: int) -> list[Told]:
+        """See :class:`tlx.tasks.Task`."""
+        about, truth = About("rank", self.order, self.target), self.ranks(own[self.target])
+        return [of_classes(about, self.by_rank(output), self.predicted(output), truth, samples)]
+
+    def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+        by_rank, ranks = self.by_rank(output), self.predicted(output)
         likely = by_rank.gather(1, ranks[:, None])[:, 0]
         return [
             {"label": self.order[rank], "rank": rank, "probability": probability}

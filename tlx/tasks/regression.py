@@ -16,6 +16,7 @@ from tlx.data.shards.targets import Target
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.constants import Constant
 from tlx.tasks.gathered import Gathered
+from tlx.tasks.told import About, Told
 
 Array = NDArray[np.float64]
 
@@ -137,6 +138,12 @@ class Regression:
 
     def meter(self, device: torch.device, ranks: Ranks = Ranks()) -> RegressionMeter:  # noqa: B008 - it is frozen
         return RegressionMeter(self, ranks)
+
+    def told(self, output: Tensor, own: Mapping[str, Tensor], samples: int) -> list[Told]:
+        """See :class:`tlx.tasks.Task`."""
+        about = About("number", self.outputs, self.target)
+        truth = own[self.target].reshape(-1, len(self.mean)).float()
+        return [Told(about, {"truth": truth, "told": self.predicted(output).float()})]
 
     def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [dict(zip(self.outputs, values, strict=True)) for values in self.predicted(output).tolist()]

@@ -19,6 +19,7 @@ from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
 from tlx.tasks import Ranks, Task
+from tlx.train.answers import Answers
 from tlx.train.step import share_unreadable
 
 Warn = Callable[[str], None]
@@ -51,14 +52,16 @@ def evaluate_weights(
     unreadable: dict[str, str],
     quota: Callable[[], int],
     warn: Warn,
-) -> dict[str, Any]:
-    """Metrics of the raw weights and, where there is one, of the moving average: ``val/loss``, ``ema/val/top1`` ...
+) -> tuple[dict[str, Any], dict[Weights, Answers]]:
+    """Metrics of the raw weights and, where there is one, of the moving average: ``val/loss``, ``ema/val/top1`` ...;
+    and what each told of this rank's pictures.
 
     Args:
         unreadable: samples of the run so far, place -> reason; those that are found here are added.
         quota: how many are allowed.
     """
-    results = {weights: evaluate(net, validation, unreadable, quota, warn) for weights, net in nets.items()}
+    answers = {weights: Answers(validation.task, validation.manifest) for weights in nets}
+    results = {w: evaluate(net, validation, unreadable, quota, warn, answers[w]) for w, net in nets.items()}
     lines = [_nonfinite_logits(nets[weights], result, weights) for weights, result in results.items()]
     if any(lines):
         fp16 = validation.world.scaler is not None
@@ -71,7 +74,8 @@ def evaluate_weights(
             + (", numbers too large for loop.precision=fp16 (bf16 or fp32)" if fp16 else "")
         )
     prefixes = {"raw": "", "ema": AVERAGED}
-    return {f"{prefixes[w]}val/{name}": value for w, result in results.items() for name, value in result.items()}
+    row = {f"{prefixes[w]}val/{name}": value for w, result in results.items() for name, value in result.items()}
+    return row, answers
 
 
 def _nonfinite_logits(net: nn.Module, result: Mapping[str, Any], weights: Weights) -> str | None:
@@ -97,9 +101,17 @@ def is_broken(tensor: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, validation: Validation, unreadable: dict[str, str], quota: Callable[[], int], warn: Warn
+    net: nn.Module,
+    validation: Validation,
+    unreadable: dict[str, str],
+    quota: Callable[[], int],
+    warn: Warn,
+    answers: Answers,
 ) -> dict[str, Any]:
     """Exact metrics of a network over the validation shards: every sample counts once, on whatever rank.
+
+    Args:
+        answers: takes what the network told of each picture.
 
     Returns:
         See :meth:`tlx.tasks.Meter.result`. The network is left in evaluation mode.
@@ -123,6 +135,7 @@ def evaluate(
             output = net(validation.normalise(batch.images, validation.batch))
         logits = (output[0] if isinstance(output, tuple) else output)[: len(batch.labels)]
         meter.update(logits, batch.targets, batch.ids)
+        answers.add(logits, batch.targets, batch.ids)
         span.take(logits)
     of_ranks = world.gather((len(bad), span.ends()))
     if any(count for count, _ in of_ranks):

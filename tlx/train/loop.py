@@ -14,6 +14,7 @@ from tlx.data.stream.transfer import on_device
 from tlx.plan.plan import Phase, Plan
 from tlx.runs.checkpoint import damage, read
 from tlx.runs.progress import Progress
+from tlx.train.answers import keep_answers
 from tlx.train.cached import PhaseInput, input_of
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
 from tlx.train.filling import Stopped
@@ -49,7 +50,8 @@ def fit(run: Run) -> bool:
             solve_head(run, source)
         compiled, cut = run.config.loop.compile, source.cut
         phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=compiled, cut=cut)
-        for step, batches in timer.each(steps_of(source.stream, phase, progress.step, run.world.device)):
+        steps = steps_of(source.stream, phase, progress.step, run.world.device, timer=timer)
+        for step, batches in timer.each(steps):
             stopping = train_step(run, phase, phase_model, step, batches)
             progress.wall_time_s = timer.step_done()
             if run.due(run.config.track.every):
@@ -66,10 +68,12 @@ def fit(run: Run) -> bool:
 
 
 def steps_of(
-    stream: ShardStream, phase: Phase, start: int, device: torch.device
+    stream: ShardStream, phase: Phase, start: int, device: torch.device, *, timer: StepTimer | None = None
 ) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """The micro-batches of every step of a phase from `start` on, on the device."""
-    return by_step(on_device(stream.batches(start, phase.stop), device))
+    """The micro-batches of every step of a phase from `start` on, on the device; `timer` is told how long each is
+    waited for."""
+    batches = on_device(stream.batches(start, phase.stop), device)
+    return by_step(batches if timer is None else timer.waited(batches))
 
 
 def begin(run: Run, phase: Phase) -> None:
@@ -175,11 +179,13 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel, source: PhaseInput
     if source.validation is not None:
         nets: dict[Weights, torch.nn.Module] = {"raw": source.network(run.net)}
         nets |= {"ema": source.network(run.ema.module)} if run.ema is not None else {}
-        row |= evaluate_weights(
+        found, answers = evaluate_weights(
             nets, source.validation, progress.bad, run.quota, lambda odd: note(f"WARNING: at step {step} {odd}")
         )
+        row |= found
         update_best(progress, phase, row, metric=Metric.of(wanted.chooses), keep=run.config.checkpoint.keep.best)
         why = should_stop_early(progress, phase, row, wanted) if step < phase.stop else None
+        keep_answers(run, phase, row, answers, last=step == phase.stop or why is not None)
     if why is not None:
         progress.ends[phase.name] = progress.phases[phase.name]["stop"] = step
         run.plan = run.remake_plan(progress.ends)

@@ -338,6 +338,7 @@ def built(hub, tmp_path, *specs_and_folders, **more):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_a_data_set_of_the_hub_and_without_network_what_was_fetched(hub, tmp_path):
     assert built(hub, tmp_path, *("me/My_Photos", "out") * 2) == [[COMMIT, False], [COMMIT, True]]
     assert stored(tmp_path / "out" / "train") == as_given(TRAIN)
