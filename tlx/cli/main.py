@@ -139,20 +139,22 @@ app.command(
 )(soup)
 app.command(
     epilog=examples(
+        "tlx probe mine.yaml --lr 1e-4..1e-1:log/7 --weight-decay 0,0.01,0.1 --heads linear,cosine",
+        "tlx probe mine.yaml --backbones timm/resnet50,timm/deit_tiny_patch16_224 --out networks.png",
+        "tlx probe mine.yaml --here --under 30M",
+        "tlx probe mine.yaml --shots 1,5,10 --ways 5",
+        "tlx probe mine.yaml --forecast",
+    ),
+    context_settings=FORWARDED,
+)(probe)
+app.command(
+    epilog=examples(
         "tlx init photos",
         "tlx init photos --backbone torchvision/resnet50 --val 0.1",
     ),
 )(init)
 app.command(epilog=OF_SWEEPS, context_settings=FORWARDED)(sweep)
 app.command("sweep-trial", hidden=True)(sweep_trial)
-app.command(
-    epilog=examples(
-        "tlx probe mine.yaml --lr 1e-4..1e-1:log/7 --weight-decay 0,0.01,0.1 --heads linear,cosine",
-        "tlx probe mine.yaml --backbones timm/resnet18,timm/vit_tiny_patch16_224",
-        "tlx probe mine.yaml --shots 1,5 --ways 5",
-    ),
-    context_settings=FORWARDED,
-)(probe)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 app.command("config", epilog=examples(*CONFIG_EXAMPLES))(config)

@@ -57,6 +57,8 @@ class Cosine(nn.Module):
 class Prototypes(nn.Module):
     """Features [N, C] to minus `scale` times the squared distance to each row of `weight` [classes, C]."""
 
+    scale: torch.Tensor
+
     def __init__(self, features: int, classes: int, *, scale: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(classes, features).uniform_(-(features**-0.5), features**-0.5))

@@ -67,6 +67,8 @@ def picture(found: Found) -> bytes:
 
 
 def _panel(panel: Axes, found: Found, label: str, of, *, front: bool) -> None:  # type: ignore[no-untyped-def]
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     for row in found.rows:
         value, ends = 100 * row.linear.value, None
         if row.linear.resamples:
@@ -78,6 +80,10 @@ def _panel(panel: Axes, found: Found, label: str, of, *, front: bool) -> None:  
         own = found.front
         panel.plot([of(row) for row in own], [100 * row.linear.value for row in own], color="C0", lw=1, zorder=0)
     panel.set_xscale("log")
+    plainly = FuncFormatter(lambda value, _: f"{value:g}")
+    panel.xaxis.set_major_formatter(plainly)
+    panel.xaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+    panel.xaxis.set_minor_formatter(plainly)
     panel.margins(x=0.25)
     panel.set_xlabel(label)
 
