@@ -122,10 +122,8 @@ def search(config: Config, *, epochs: int = EPOCHS, resamples: int = RESAMPLES) 
         spent.append(time.monotonic() - began)
     judged = Judged.of(logits, judging.labels)
     gains = means((judged.hits.double() - judged.hits[:1].double()).contiguous(), resamples)
-    rows = [
-        Tuned(count, many, *rest)
-        for count, *rest in zip([0, *counts], judged.accuracies(resamples), gains, spent, strict=True)  # type: ignore[arg-type]
-    ]
+    told = zip([0, *counts], judged.accuracies(resamples), gains, spent, strict=True)
+    rows = [Tuned(count, many, accuracy, gain, seconds) for count, accuracy, gain, seconds in told]
     return Found(rows, epochs, settings.lr or math.nan, config.seed, f"{len(judging.labels):,} pictures of data.val")
 
 
@@ -170,9 +168,8 @@ def _tuned(run: Run, start: Regression) -> tuple[float, Tensor]:
     rest, rows = Rest(run.net, cut).eval(), val.held_in(torch.device("cpu")).held
     assert rows is not None
     with torch.no_grad(), run.world.autocast():
-        logits = [
-            rest(part.to(run.world.device, cut.dtype)).float().cpu() for part in rows[0].split(run.validation.batch)
-        ]
+        parts = torch.split(rows[0].to(cut.dtype), run.validation.batch)
+        logits = [rest(part.to(run.world.device)).float().cpu() for part in parts]
     return began, torch.cat(logits)
 
 

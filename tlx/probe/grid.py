@@ -124,10 +124,8 @@ def members_of(config: Config, wanted: Wanted) -> list[Member]:
     lr, decay = config.settings(first).lr, _decay(config.optimizer)
     if not wanted.lrs and lr is None:
         raise UserError("the first phase has no learning rate", where="phases", todo="--lr 1e-4..1e-1:log/7")
-    return [
-        Member(head, rate, weight_decay)
-        for head, rate, weight_decay in product(heads, wanted.lrs or (lr,), wanted.decays or (decay,))  # type: ignore[arg-type]
-    ]
+    rates = wanted.lrs or (float(lr or 0.0),)
+    return [Member(*of) for of in product(heads, rates, wanted.decays or (decay,))]
 
 
 def _checked(head: Part) -> Part:
@@ -238,7 +236,7 @@ def train(own: Probed, stacks: Sequence[Stack], optimizer: Optimizer, left_out: 
             torch.manual_seed(derive(seed, "dropout", step - 1, 0) >> 1)  # as in training
             logits = stack(features)
             loss = own.task.loss(logits.flatten(0, 1), _repeated(truth, len(stack.members)))
-            (loss / total).backward()
+            (loss / total).backward()  # type: ignore[no-untyped-call]
             update(step, factor)
 
 
@@ -267,7 +265,7 @@ def _batches(own: Probed, left_out: Tensor | None) -> Iterator[tuple[Tensor, Tru
 def _judged(stacks: Sequence[Stack], validation: Table) -> Judged:
     found = list[Judged]()
     for rows, labels in zip(
-        validation.rows.split(_JUDGED_AT_ONCE), validation.labels.split(_JUDGED_AT_ONCE), strict=True
+        torch.split(validation.rows, _JUDGED_AT_ONCE), torch.split(validation.labels, _JUDGED_AT_ONCE), strict=True
     ):
         logits = list[Tensor]()
         for stack in stacks:

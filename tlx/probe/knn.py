@@ -32,7 +32,7 @@ def votes(table: Table, judged: Table, classes: int, k: int) -> Tensor:
 
 def _votes(table: Table, judged: Table, classes: int, ks: Sequence[int], *, others: bool):  # type: ignore[no-untyped-def]
     keys, most = normalize(table.rows, dim=1), min(max(ks), len(table.labels))
-    for block in torch.arange(len(judged.labels)).split(max(_AT_ONCE // len(table.labels), 1)):
+    for block in torch.split(torch.arange(len(judged.labels)), max(_AT_ONCE // len(table.labels), 1)):
         near = normalize(judged.rows[block], dim=1) @ keys.T
         if others:
             near.masked_fill_(judged.pictures[block, None] == table.pictures[None], -torch.inf)
