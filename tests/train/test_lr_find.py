@@ -230,7 +230,7 @@ def test_a_table_an_override_and_files(config, tmp_path):
     assert done.exception is None, done.stdout
     said = json.loads((tmp_path / "o" / "lr-find.json").read_text())
     pasted = said["overrides"]
-    assert f"by valley:  {' '.join(pasted)}" in done.stdout
+    assert f"by minimum/10:  {' '.join(pasted)}" in done.stdout
     assert parse_with(config, pasted)
     assert [phase["phase"] for phase in said["phases"]] == ["feature_extraction", "fine_tuning"]
     assert (tmp_path / "o" / "lr-find.png").read_bytes().startswith(b"\x89PNG")

@@ -14,8 +14,8 @@ from tlx.cli.words import ConfigFile, Overrides, Quiet, announce, path
 
 _RULES = ("valley", "steepest", "minimum/10")
 _RULE = (
-    "Whose suggestion is printed to paste: valley (half-way down the longest fall of the loss; fastai's default), "
-    "steepest (where it falls fastest; Lightning's), minimum/10 (a tenth of the rate of the lowest loss)."
+    "Whose suggestion is printed to paste: minimum/10 (a tenth of the rate of the lowest loss), valley (half-way down "
+    "the longest fall of the loss; fastai's default), steepest (where it falls fastest; Lightning's)."
 )
 _OUT = "A new FOLDER for lr-find.png and lr-find.json."
 _LEAD_IN = "Steps of each earlier phase before a phase's ramp, or its own where these are fewer; 0 for none."
@@ -29,7 +29,7 @@ def lr_find(
     steps: Annotated[int, typer.Option(min=20, help="Of the ramp.")] = 100,
     low: Annotated[float, typer.Option(help="The rate that it begins with.")] = 1e-7,
     high: Annotated[float, typer.Option(help="The rate that it ends with, unless the loss diverges before.")] = 10.0,
-    rule: Annotated[str, typer.Option(help=_RULE)] = "valley",
+    rule: Annotated[str, typer.Option(help=_RULE)] = "minimum/10",
     lead_in: Annotated[int, typer.Option(min=0, help=_LEAD_IN)] = 100,
     out: Annotated[
         Path | None, typer.Option(help="A new FOLDER for lr-find.png and lr-find.json.", parser=path)
