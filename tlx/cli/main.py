@@ -9,6 +9,7 @@ file that TLX_VERDICT names tells, and RUN/status.json of a training that has be
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shlex
 import signal
@@ -272,11 +273,18 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where the comparison goes; by default into the first run.", parser=path)
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Leave nothing out for want of time: maps, and embedding of pictures.")
+    ] = False,
 ) -> None:
-    """Draw curves with the phase switch marked, bars of accuracy after each phase, and a table of runs."""
-    from tlx.report.report import report as draw
+    """Write each run's page: verdict, curves, classes, confusions, mistakes as pictures; of several runs a comparison.
 
-    for drawn in draw(runs, out=out):
+    A page takes at most 5 % of its training's time, or 20 s, whichever is longer, unless --full.
+    """
+    from tlx.report.report import report as draw
+    from tlx.use.report import opened
+
+    for drawn in draw(runs, out=out, network=opened, seconds=math.inf if full else None):
         say(drawn)
 
 

@@ -52,7 +52,7 @@ def page(sections: Sequence[Section], *, title: str, pictures: Mapping[str, byte
                 "warnings": warnings(s.history),
                 "metrics": best_metrics(s.history),
                 "test": test_metrics(s.history),
-                "headings": {key: _heading(key) for key in s.history.lists},
+                "headings": {key: heading(key) for key in s.history.lists},
             }
             for s in sections
         ],
@@ -70,7 +70,8 @@ HEADINGS = {
 """Of lists in an evaluation's result, in words; other tasks' names are shown as they are."""
 
 
-def _heading(key: str) -> str:
+def heading(key: str) -> str:
+    """Of a list in an evaluation's result."""
     task, _, name = key.rpartition("/")
     said = HEADINGS.get(name, name.replace("_", " "))
     return f"{task}: {said}" if task else said[0].upper() + said[1:]

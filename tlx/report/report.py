@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import shlex
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tlx.base.errors import UserError
 from tlx.base.files import write_whole
 from tlx.base.terminal import drawn, escaped, say, tables, width
+from tlx.data.shards.manifest import Manifest
+from tlx.data.stream.file_list import FileList
 from tlx.report import figures
 from tlx.report.page import COLUMNS, Section, cells, page
+from tlx.report.parts import Parts, limit
+from tlx.report.run_page import html, markdown
+from tlx.report.run_report import Network, RunReport, run_report
 from tlx.runs.history import History, named, read_history
 
-FILES = {
-    "Loss, metric and learning rate over training": "figures/curves.png",
-    "Each task over training": "figures/tasks.png",
-    "Validation of each phase, best and last": "figures/phases.png",
-}
-"""Pictures of a run, by caption."""
+OpenRun = Callable[[Path, "Manifest | FileList"], Network]
+"""Opens the network of a run, to be shown pictures of these."""
 
 
-def report(folders: Sequence[Path], *, out: Path | None = None) -> list[Path]:
-    """Writes ``report.html`` and ``figures/`` into each run folder and prints a table of the runs.
+def report(
+    folders: Sequence[Path], *, out: Path | None = None, network: OpenRun | None = None, seconds: float | None = None
+) -> list[Path]:
+    """Writes ``report.html``, ``report.md`` and ``figures/`` into each run folder and prints a table of the runs.
 
     Several runs, or an `out`, add ``comparison.html`` and ``figures/comparison.png``. All of it replaces what an
     earlier report has written. Runs may be unfinished: then it tells how far they are.
@@ -29,6 +34,8 @@ def report(folders: Sequence[Path], *, out: Path | None = None) -> list[Path]:
     Args:
         folders: of runs; one given twice counts once.
         out: where the comparison goes; by default the first run's folder.
+        network: opens a run's network, of which maps are drawn; None: none is asked.
+        seconds: of the page of one run; by default :func:`tlx.report.parts.limit` of its training.
 
     Returns:
         The files written.
@@ -41,22 +48,27 @@ def report(folders: Sequence[Path], *, out: Path | None = None) -> list[Path]:
         raise UserError("no run was given", todo="tlx report RUN...")
     histories = [read_history(path) for path in paths]
     names = named(histories)
-    sections = [_section(history, name) for history, name in zip(histories, names, strict=True)]
-    written = [file for section in sections for file in _write_run(section)]
-    if len(sections) > 1 or out is not None:
+    several = len(paths) > 1 or out is not None
+    written = [
+        file
+        for history, name in zip(histories, names, strict=True)
+        for file in _write_run(history, name, network=network, seconds=seconds)
+    ]
+    if several:
+        sections = [_section(history, name) for history, name in zip(histories, names, strict=True)]
         written += _write_comparison(sections, folder=out or paths[0])
     _print_table(histories, names)
     return written
 
 
-def report_run(folder: Path) -> Path:
+def report_run(folder: Path, *, network: OpenRun | None = None, seconds: float | None = None) -> Path:
     """Writes the report of one run into its folder, as `report` does, and says nothing; its page.
 
     Raises:
         UserError: as `report`.
     """
     history = read_history(folder)
-    return _write_run(_section(history, history.name))[-1]
+    return _write_run(history, history.name, network=network, seconds=seconds)[-1]
 
 
 def is_drawn(folder: Path) -> bool:
@@ -67,15 +79,37 @@ def is_drawn(folder: Path) -> bool:
         return False
 
 
+FILES = {
+    "Loss, metric and learning rate over training": figures.curves,
+    "Each task over training": figures.tasks,
+}
+"""Pictures of a run in a comparison, by caption."""
+
+
 def _section(history: History, name: str) -> Section:
-    drawn = (figures.curves(history), figures.tasks(history), figures.phases([history], [name]))
-    return Section(history, name, {caption: png for caption, png in zip(FILES, drawn, strict=True) if png is not None})
+    drawn = {caption: draw(history) for caption, draw in FILES.items()}
+    drawn["Validation of each phase, best and last"] = figures.phases([history], [name])
+    return Section(history, name, {caption: png for caption, png in drawn.items() if png is not None})
 
 
-def _write_run(section: Section) -> list[Path]:
-    files = {FILES[caption]: png for caption, png in section.pictures.items()}
-    text = page([section], title=f"Run {section.name}")
-    return _write(section.history.path, {**files, "report.html": text.encode()})
+def _write_run(
+    history: History, name: str, *, network: OpenRun | None = None, seconds: float | None = None
+) -> list[Path]:
+    left = limit(history.number("wall_time_s")) if seconds is None else seconds
+    more = f"tlx report {shlex.quote(str(history.path))} --full"
+    opened = None if network is None else functools.partial(network, history.path)
+    made = run_report(history, name, Parts(left, more), network=opened)
+    return write_pages(history.path, made)
+
+
+def write_pages(folder: Path, made: RunReport) -> list[Path]:
+    """``figures/``, report.md and, last, report.html.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    files = {f"figures/{name}.png": figure.png for name, figure in made.figures.items()}
+    return _write(folder, {**files, "report.md": markdown(made).encode(), "report.html": html(made).encode()})
 
 
 def _write_comparison(sections: Sequence[Section], *, folder: Path) -> list[Path]:
