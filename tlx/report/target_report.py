@@ -94,7 +94,9 @@ def target_report(part: Part, ids: NDArray[np.int64], metrics: Mapping[str, Any]
     task = part.about.task
     key, of = (f"-{_slug(task)}", f" of {task}") if task else ("", "")
     if part.kind == "number":
-        return _of_numbers(part, key, of, parts)
+        found = _of_numbers(part, key, of, parts)
+        found.galleries = parts.make(f"mistakes{of}", lambda: galleries(part, ids)) or []
+        return found
     rows = by_class(part)
     found = TargetReport(key, _HEADINGS[part.kind] + of, _COLUMNS, [], [], by_class=rows)
     cells = [_cells(row) for row in rows]

@@ -74,8 +74,8 @@ class WrittenPlan:
         """None of what is no whole plan, or of an earlier tlx, which wrote no curves."""
         layers = tuple(_layer(said) for said in within(data, "layers"))
         counts = [whole(data.get(name)) for name in ("steps", "steps_per_epoch", "samples", "batch")]
-        phases = [_phase(said, layers) for said in within(data, "phases")]
-        if not layers or not phases or None in counts or None in phases:
+        phases = [_phase(said, layers) for said in within(data, "phases")] if layers else []
+        if not phases or None in counts or None in phases:
             return None
         known, numbers = [p for p in phases if p is not None], [n for n in counts if n is not None]
         if not all(any(p.learns.values()) and p.stop > p.start for p in known) or min(numbers) < 1:
