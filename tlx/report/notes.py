@@ -145,7 +145,7 @@ def miscalibrated(gap: float, ece: float) -> str | None:
     word = "overconfident" if gap > 0 else "underconfident"
     return (
         f"Its probabilities are {word}: confidence and accuracy differ by {100 * ece:.1f} points on average (ECE). "
-        "Where probabilities are used, tlx evaluate fits a temperature, and tlx predict gives scaled ones."
+        "Where probabilities matter, divide logits by the temperature that tlx evaluate fits."
     )
 
 

@@ -37,6 +37,11 @@ class Shown:
     where: str = ""
     jpeg: bytes | None = None
 
+    @property
+    def file(self) -> str:
+        """The end of `where`."""
+        return self.where.rpartition("/")[2]
+
 
 @dataclass(frozen=True)
 class Gallery:
@@ -115,12 +120,13 @@ def galleries(part: Part, ids: NDArray[np.int64], most: int = MOST) -> list[Gall
     return [
         Gallery(
             "Most confident mistakes",
-            "Either hard pictures, or wrong labels: look at both.",
+            "What the label says, and how likely the network takes that for; below what it told. Hard pictures, or wrong "
+            "labels.",
             tuple(_of_class(part, ids, i, "wrong") for i in surest),
         ),
         Gallery(
             "Least confident hits",
-            "Right, but another class was nearly as likely.",
+            "Right, but other classes were likely, too.",
             tuple(_of_class(part, ids, i, "right") for i in unsure),
         ),
     ]
