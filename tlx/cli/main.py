@@ -9,6 +9,7 @@ file that TLX_VERDICT names tells, and RUN/status.json of a training that has be
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shlex
 import signal
@@ -372,19 +373,25 @@ def report(
         Path | None, typer.Option(help="Where the comparison goes; by default into the first run.", parser=path)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not tables; the files as well.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Leave nothing out for want of time: maps, and embedding of pictures.")
+    ] = False,
 ) -> None:
-    """Draw curves with the phase switch marked, and accuracy after each phase; compare several runs.
+    """Write each run's page: verdict, curves, classes, confusions, mistakes as pictures; compare several runs.
 
-    Runs that differ in their seed alone are one group: means, differences with intervals, accuracy against cost.
+    A page takes at most 5 % of its training's time, or 20 s, whichever is longer, unless --full. Runs that differ in
+    their seed alone are one group: means, differences with intervals, accuracy against cost.
     """
     from tlx.base.files import json_text
     from tlx.report.report import report as draw
     from tlx.report.report import report_data
+    from tlx.use.report import opened
 
+    seconds = math.inf if full else None
     if as_json:
-        hand_over(json_text(report_data(runs, out=out)))
+        hand_over(json_text(report_data(runs, out=out, network=opened, seconds=seconds)))
         return
-    for drawn in draw(runs, out=out):
+    for drawn in draw(runs, out=out, network=opened, seconds=seconds):
         say(drawn)
 
 

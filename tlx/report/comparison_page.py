@@ -13,7 +13,7 @@ from tlx.report.comparison import COSTS, Comparable
 from tlx.report.comparison_figures import MOST_ROWS
 from tlx.report.comparison_text import difference_table, group_table, methods, notes, verdict
 from tlx.report.groups import Run
-from tlx.report.page import COLUMNS, cells
+from tlx.report.run_text import COLUMNS, cells
 
 CAPTIONS: Mapping[str, str] = {
     "": "Validation of each run over training, a colour for each group.",

@@ -186,7 +186,7 @@ class Making:
         """At the network as it is now, as `tlx evaluate` judges; recorded nowhere."""
         judging = Judging(self.data, None, 0, self.options.reading)
         look = Look(replace(self.model, description=description), self.base.file, "", None, judging, self.world)
-        return look.taken()
+        return look.taken(look.opened())
 
     def _value(self, look: Mapping[str, Any]) -> float:
         """
@@ -288,7 +288,8 @@ class Making:
         model = load(file, device=str(self.model.device), trusted=True)
         named, sha256 = run.out / "checkpoints" / "best" / file.name, hash_of(file)
         judging = Judging(self.data, None, self.options.bootstrap, self.options.reading)
-        look = Look(model, named, sha256, folder, judging, self.world).taken()
+        last = Look(model, named, sha256, folder, judging, self.world)
+        look = last.taken(last.opened())
         run.write_model(folder, model.description, mapping(look.get("temperature")).get("temperature"))
         return {"weights": {"file": str(named), "sha256": sha256}, "soup": look["metrics"][self.metric]}
 

@@ -584,8 +584,9 @@ def draw(folder: Path) -> None:
     """The report of a training that is done. It is a courtesy: whatever fails here is told, and nothing else."""
     try:
         from tlx.report.report import report_run
+        from tlx.use.report import opened
 
-        report_run(folder)
+        report_run(folder, network=opened)
     except Exception as error:
         why = " ".join(str(error).split()) or type(error).__name__
         say(f"warning: no report was drawn ({why})\n  -> tlx report {shlex.quote(str(folder))}", error=True)

@@ -112,6 +112,10 @@ class Forward:
         batch = batch or self.batch
         return torch.cat([self._forward(pixels[at : at + batch], batch) for at in range(0, len(pixels), batch)])
 
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """float32 on the device, as the network takes it, of uint8 [n, channels, H, W]."""
+        return self._normalise(pixels.to(self.device), len(pixels)).float()
+
     def _shown(
         self,
         source: Manifest | FileList,
