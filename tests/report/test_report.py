@@ -48,7 +48,12 @@ def pairs(history) -> dict[str, tuple[float | None, float | None, bool]]:
 def test_a_finished_run_gets_figures_a_page_that_needs_no_other_file_and_a_table(tmp_path: Path, capsys) -> None:
     run = finish(write_run(tmp_path / "mnet"))
     files = report([run])
-    assert [str(f.relative_to(run)) for f in files] == ["figures/curves.png", "figures/phases.png", "report.md", "report.html"]
+    assert [str(f.relative_to(run)) for f in files] == [
+        "figures/curves.png",
+        "figures/phases.png",
+        "report.md",
+        "report.html",
+    ]
     for file in files[:2]:
         with Image.open(file) as image:
             assert image.format == "PNG"

@@ -205,11 +205,8 @@ def _metrics(best: Evaluation | None) -> list[tuple[str, ...]]:
 
 
 def _test(history: History) -> list[tuple[str, ...]]:
-    values = test_values(history.details)
-    return [
-        (name, shown(name, value), f"{shown(name, low)} to {shown(name, high)}")
-        for name, (value, low, high) in values.items()
-    ]
+    texts = {name: [shown(name, of) for of in values] for name, values in test_values(history.details).items()}
+    return [(name, f"{value} ({low} to {high})") for name, (value, low, high) in texts.items()]
 
 
 def _about(history: History, config: dict[str, Any], best: Predictions | None) -> list[tuple[str, str]]:

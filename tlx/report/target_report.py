@@ -211,6 +211,8 @@ def add_suspects(found: TargetReport, part: Part, ids: NDArray[np.int64], parts:
         f"{count:,} of {int(part.known.sum()):,} validation labels look wrong to cleanlab (confident learning on these "
         "predictions); the most suspect first. A hard picture looks the same: a person has to decide."
     )
+    if part.right.sum() < 0.9 * part.known.sum():
+        about += " At this accuracy most of them are the network's mistakes."
     found.galleries.append(Gallery(gallery.title, about, gallery.pictures))
 
 

@@ -148,11 +148,16 @@ def embedding(places: NDArray[Any], part: Part, rows: NDArray[np.int64]) -> byte
             )
         if wrong.any():
             panel.scatter(
-                *places[wrong].T, s=46, facecolors="none", edgecolors="black", linewidths=0.8, label="mistake"
+                *places[wrong].T,
+                s=40 if len(rows) < 400 else 26,
+                facecolors="none",
+                edgecolors="black",
+                linewidths=0.7,
+                label="mistake",
             )
-        if len(coloured) <= 6 or len(middles) > COLOURED:
-            for c, at in list(middles.items())[:120] if len(middles) > COLOURED else middles.items():
-                panel.annotate(clipped(part.names[c], 20), at, fontsize=6 if len(middles) > 40 else 8, ha="center")
+        if len(middles) <= COLOURED:  # names of more would cover each other
+            for c, at in middles.items():
+                panel.annotate(clipped(part.names[c], 20), at, fontsize=8, ha="center")
         panel.set_xticks([])
         panel.set_yticks([])
         panel.grid(False)
