@@ -21,7 +21,6 @@ from sklearn import metrics as sk
 
 import tlx as package
 import tlx.use.evaluate as evaluating
-import tlx.use.report as reports
 from tlx.base.errors import UserError
 from tlx.data.stream.file_list import FileList
 from tlx.data.stream.reader import BadSample
@@ -52,8 +51,8 @@ def run(trained, tmp_path):
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     """Reports are drawn where a test looks at them."""
-    drawn = reports.report_look
-    monkeypatch.setattr(reports, "report_look", lambda *about, **took: "not drawn")
+    drawn = evaluating.report_look
+    monkeypatch.setattr(evaluating, "report_look", lambda *about, **took: "not drawn")
     return drawn
 
 
@@ -187,7 +186,7 @@ def test_every_look_is_kept_by_its_data(run, photos, shards, tmp_path):
 
 
 def test_a_look_ends_with_a_page_of_its_own(run, photos, drawn, monkeypatch):
-    monkeypatch.setattr(reports, "report_look", drawn)
+    monkeypatch.setattr(evaluating, "report_look", drawn)
     look = looked(run, "--data", photos)
     page = Path(look["report"])
     assert page == Path(look["recorded"]).with_suffix("") / "look-1" / "report.html"
@@ -201,7 +200,7 @@ def test_a_look_ends_with_a_page_of_its_own(run, photos, drawn, monkeypatch):
     def broken(*about, **took):
         raise RuntimeError("no pencil")
 
-    monkeypatch.setattr(reports, "report_look", broken)
+    monkeypatch.setattr(evaluating, "report_look", broken)
     again = invoke("evaluate", run, "--data", photos, *ARGUMENTS, "--json")
     assert again.exit_code == 0
     assert "no report was drawn (no pencil)" in again.stderr

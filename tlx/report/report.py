@@ -13,10 +13,11 @@ from tlx.base.terminal import drawn, escaped, say, tables, width
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.file_list import FileList
 from tlx.report import figures
+from tlx.report.inside_report import Network
 from tlx.report.page import COLUMNS, Section, cells, page
 from tlx.report.parts import Parts, limit
 from tlx.report.run_page import html, markdown
-from tlx.report.run_report import Network, RunReport, run_report
+from tlx.report.run_report import RunReport, run_report
 from tlx.runs.history import History, named, read_history
 
 OpenRun = Callable[[Path, "Manifest | FileList"], Network]
