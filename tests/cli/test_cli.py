@@ -57,20 +57,6 @@ def test_shards_are_built_shown_checked_and_indexed(tmp_path):
     assert len(Manifest.open(out / "val")) == 6
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        *[("init",), ("train",), ("plan",), ("models",), ("report",), ("weights", "fetch")],
-        *(("shards", w) for w in ("build", "index", "check", "show")),
-    ],
-    ids=" ".join,
-)
-def test_help_has_an_example(words):
-    shown = invoke(*words, "--help")
-    assert shown.exit_code == 0
-    assert "Example" in shown.output
-
-
 def test_help_needs_neither_torch_nor_timm():
     code = (
         "import sys; import tlx.cli.main; print([m for m in ('torch', 'timm', 'numpy', 'wandb') if m in sys.modules])"

@@ -211,16 +211,17 @@ def test_speed_is_of_the_steps_since_the_last_row_without_what_lies_between_them
             clock.now += 1.0  # the batch is waited for
             yield step
 
-    for step in timer.each(asked()):
+    for step in timer.each(timer.waited(asked())):
         clock.now += 1.0  # the update
         wall = timer.step_done()
         if step % 2:
             rows.append(timer.row(samples=1000 + 32 * (step + 1), steps_left=10 - step - 1))
             clock.now += 6.0  # an evaluation
     # 64 pictures in 2 steps of 2 s; 8 steps are left, and nothing lay between steps so far
-    assert rows[0] == {"time/images_per_s": 16.0, "time/step_s": 2.0, "time/left_s": 16.0}
+    means = {"time/images_per_s": 16.0, "time/step_s": 2.0, "time/data_wait": 0.5}
+    assert rows[0] == {**means, "time/left_s": 16.0}
     # 6 s of evaluation in 4 steps: 1.5 s a step on top
-    assert rows[1] == {"time/images_per_s": 16.0, "time/step_s": 2.0, "time/left_s": 6 * (2.0 + 1.5)}
+    assert rows[1] == {**means, "time/left_s": 6 * (2.0 + 1.5)}
     assert wall == 50.0 + 4 * 2.0 + 6.0
 
 

@@ -12,6 +12,7 @@ import yaml
 from commands import environment
 from images import make_folder
 
+from tlx import __version__
 from tlx.base.errors import ConfigError, UserError
 from tlx.data.pixels.extension import extension
 from tlx.runs.run_status import folder_of
@@ -68,6 +69,7 @@ def test_commands_import_no_library_that_they_do_not_need(config, tmp_path):
         *([["shards", "build", str(tmp_path / "pictures"), str(built), "--jobs", "0"]] if extension else []),
         ["--version"], ["-h"], ["status", "-h"], ["submit", "-h"], ["train", "-h"], ["predict", "-h"],
         ["evaluate", "-h"], ["export", "-h"], ["serve", "-h"],
+        ["config", "optimizer"], ["config", str(config), "phases.fine_tuning.lr"], ["completion", "bash"],
         ["status", str(tmp_path / "old")],
         ["status", "--folder", str(config), "optimizer=adamw", "optimizer.betas.1=0.9", "transforms.0.scale.0=0.5"],
         ["status", "--folder", str(config), "seed=1", "--each", "seed=2", "--each", "phases.each.curve=cosine"],
@@ -78,6 +80,7 @@ def test_commands_import_no_library_that_they_do_not_need(config, tmp_path):
     )  # fmt: skip
     shown = [json.loads(line) for line in done.stdout.splitlines()]
     assert [words for words, _, _ in shown] == commands
+    assert shown[0][1].startswith(f"tlx {__version__}: train {config}\n"), "the first line comes before all imports"
     typos = " ".join(said for _, said, _ in shown[:2])
     assert typos.count("did you mean") == 6, typos
     assert [said for _, said, _ in shown[-2:]] == [f"{tmp_path / 'run'}\n"] * 2

@@ -62,6 +62,20 @@ def use_utf8() -> None:
                 stream.reconfigure(errors="backslashreplace")
 
 
+_quiet = False
+
+
+def be_quiet(wanted: bool) -> None:
+    """Whether this process, from here on, shows only warnings, mistakes and results."""
+    global _quiet
+    _quiet = wanted
+
+
+def is_quiet() -> bool:
+    """Whether --quiet was asked for."""
+    return _quiet
+
+
 class BestEffort:
     """A text stream that never raises: what it shows is a courtesy of a process that has other work to do.
 
@@ -163,6 +177,12 @@ def say(text: object, *, error: bool = False, end: str = "\n") -> None:
         _write(written, sys.stderr)
 
 
+def remark(text: object) -> None:
+    """Says on stderr what somebody who waits may want to know; nothing with --quiet."""
+    if not _quiet:
+        say(text, error=True)
+
+
 def hand_over(text: object, *, end: str = "\n") -> None:
     """Prints on stdout, as it is, what a program reads: JSON, YAML, a script, a path. In UTF-8 whatever the terminal
     has, as tlx reads it; bytes of a file's name that are no UTF-8 stay what they are."""
@@ -187,9 +207,10 @@ def folded(text: str, *, columns: int | None = None) -> str:
     most = columns or shutil.get_terminal_size((0, 0)).columns
     if not most:
         return text
+    indents = [line[: len(line) - len(line.lstrip())] + "  " for line in text.split("\n")]
     return "\n".join(
-        "\n".join(textwrap.wrap(line, most, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
-        for line in text.split("\n")
+        "\n".join(textwrap.wrap(line, most, subsequent_indent=own, break_long_words=False, break_on_hyphens=False))
+        for line, own in zip(text.split("\n"), indents, strict=True)
     )
 
 
@@ -258,7 +279,7 @@ def drawn(*parts: RenderableType, columns: int | None = None) -> str:
 
     out = Console(
         file=io.StringIO(), width=columns or width(), markup=False, highlight=False, emoji=False, color_system=None,
-        force_terminal=False,
+        force_terminal=False, force_jupyter=False,
     )  # fmt: skip
     for part in parts:
         out.print(part)

@@ -9,6 +9,7 @@ import typer
 
 from tlx.base.errors import UserError
 from tlx.base.terminal import hand_over, say
+from tlx.cli.help import examples
 from tlx.cli.words import FORWARDED, ConfigFile, Overrides, path, place
 
 bench = typer.Typer(
@@ -19,7 +20,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object in place o
 
 
 @bench.command(
-    epilog="Examples: tlx bench data shards --gpu 1500; tlx bench data --config configs/flowers102/resnet50.yaml"
+    epilog=examples(
+        "tlx bench data shards --gpu 1500",
+        "tlx bench data --config configs/flowers102/resnet50.yaml",
+    )
 )
 def data(
     manifest: Annotated[
@@ -78,7 +82,9 @@ def _numbers(words: str) -> list[int]:
 
 
 @bench.command(
-    epilog="Example: tlx bench train configs/flowers102/resnet50.yaml data.workers=4 --steps 60",
+    epilog=examples(
+        "tlx bench train configs/flowers102/resnet50.yaml data.workers=4 --steps 60",
+    ),
     context_settings=FORWARDED,
 )
 def train(
@@ -98,7 +104,12 @@ def train(
     hand_over(json_text(report.data)) if as_json else say(text(report))
 
 
-@bench.command(epilog="Example: tlx bench cache mine.yaml 'cache={views: 4}'", context_settings=FORWARDED)
+@bench.command(
+    epilog=examples(
+        "tlx bench cache mine.yaml 'cache={views: 4}'",
+    ),
+    context_settings=FORWARDED,
+)
 def cache(
     config: ConfigFile,
     overrides: Overrides = None,

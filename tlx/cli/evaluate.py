@@ -11,7 +11,7 @@ from tlx.base.errors import UserError
 from tlx.base.launcher import rank
 from tlx.base.terminal import hand_over, say
 from tlx.cli.predict import Batch, Device, Run, Trusted, Which, Workers, chosen
-from tlx.cli.words import path, place
+from tlx.cli.words import Quiet, announce, path, place
 
 _DATA = "Shards, or a folder with a folder per class; by default the run's own validation data."
 _OUT = "FILE.csv, .jsonl or .parquet: for each picture its class, the one predicted, all probabilities."
@@ -30,6 +30,7 @@ def evaluate(
     which: Which = "best",
     device: Device = None,
     trusted: Trusted = False,
+    quiet: Quiet = False,
 ) -> None:
     """Judge a trained model: exact metrics on any number of ranks, with intervals; calibration, confusions.
 
@@ -38,6 +39,7 @@ def evaluate(
     checkpoint = chosen(which)
     if tta not in (None, "flip"):
         raise UserError(f'"{tta}" is no way to ask again', where="--tta", todo="--tta flip")
+    announce(f"{run}: importing torch ...")
     from tlx.use.evaluate import Options
     from tlx.use.evaluate import evaluate as evaluated
     from tlx.use.evaluation_text import table

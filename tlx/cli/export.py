@@ -10,7 +10,7 @@ import typer
 from tlx.base.errors import UserError
 from tlx.base.terminal import hand_over, say
 from tlx.cli.predict import Run, Trusted, Which, chosen
-from tlx.cli.words import path, place
+from tlx.cli.words import Quiet, announce, path, place
 
 _TO = "timm, torchvision: weights and load.py; hub: a folder for the Hugging Face Hub; onnx, torch.export, openvino."
 _DATA = "Pictures to compare on; by default the run's validation data."
@@ -36,6 +36,7 @@ def export(
     which: Which = "best",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not text.")] = False,
     trusted: Trusted = False,
+    quiet: Quiet = False,
 ) -> None:
     """Export a trained model, and compare the export with it on real pictures before it gets its name.
 
@@ -44,6 +45,7 @@ def export(
     checkpoint = chosen(which)
     if weights not in (None, "raw", "ema"):
         raise UserError(f'"{weights}" are no weights', where="--weights", todo="raw or ema")
+    announce(f"{run}: importing torch ...")
     from tlx.ship.card import Licences
     from tlx.ship.export import Options, table
     from tlx.ship.export import export as exported

@@ -24,11 +24,15 @@ import typer
 from tlx import __version__
 from tlx.base.errors import TlxError, UserError
 from tlx.base.launcher import RESUMABLE, launched, rank, ranked, verdict_file
-from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, hand_over, say, unread, use_utf8
+from tlx.base.terminal import STDOUT, as_courtesy, escaped, flush, folded, hand_over, say, unread, use_utf8
 from tlx.cli.bench import bench
+from tlx.cli.completion import INSTALL, completion
+from tlx.cli.config import EXAMPLES as CONFIG_EXAMPLES
+from tlx.cli.config import config
 from tlx.cli.doctor import doctor
 from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
+from tlx.cli.help import Grouped, examples
 from tlx.cli.init import configuration_of, init
 from tlx.cli.predict import predict
 from tlx.cli.serve import serve
@@ -37,14 +41,21 @@ from tlx.cli.soup import soup
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
 from tlx.cli.track import track
 from tlx.cli.weights import weights
-from tlx.cli.words import FORWARDED, ConfigFile, Overrides, config_path, path
+from tlx.cli.words import FORWARDED, ConfigFile, Overrides, Quiet, announce, config_path, path
 
 if TYPE_CHECKING:
     from tlx.plan.config import Config
     from tlx.runs.processes import Early
 
 app = typer.Typer(
+    cls=Grouped,
     help="Transfer learning for images at cluster scale: data -> plan -> loop.",
+    epilog=examples(
+        "tlx train photos",
+        "tlx train configs/flowers102/resnet50.yaml seed=1 phases.each.lr=1e-3",
+        "tlx evaluate runs/mine --data photos",
+        more="tlx COMMAND --help has examples of each, tlx config KEY explains a key of configurations.",
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -56,31 +67,59 @@ app.add_typer(weights, name="weights")
 app.add_typer(bench, name="bench")
 app.add_typer(track, name="track")
 app.command(
-    epilog="Examples: tlx doctor; tlx doctor mine.yaml run=runs/other; srun ... tlx doctor mine.yaml",
+    epilog=examples(
+        "tlx doctor",
+        "tlx doctor mine.yaml run=runs/other",
+        "srun ... tlx doctor mine.yaml",
+    ),
     context_settings=FORWARDED,
 )(doctor)
 app.command(
-    epilog="Examples: tlx predict runs/mine photos --out photos.csv; tlx predict runs/mine a.jpg b.jpg --json; "
-    "find . -name '*.jpg' | tlx predict runs/mine - --top 3; "
-    "torchrun --nproc-per-node=4 -m tlx predict runs/mine data/shards/test --out test.parquet"
+    epilog=examples(
+        "tlx predict runs/mine photos --out photos.csv",
+        "tlx predict runs/mine a.jpg b.jpg --json",
+        "find . -name '*.jpg' | tlx predict runs/mine - --top 3",
+        "torchrun --nproc-per-node=4 -m tlx predict runs/mine data/shards/test --out test.parquet",
+    ),
 )(predict)
 app.command(
-    epilog="Examples: tlx evaluate runs/mine; tlx evaluate runs/mine --data data/test --out test.csv; "
-    "tlx evaluate model.safetensors --data photos --tta flip --json"
+    epilog=examples(
+        "tlx evaluate runs/mine",
+        "tlx evaluate runs/mine --data data/test --out test.csv",
+        "tlx evaluate model.safetensors --data photos --tta flip --json",
+    ),
 )(evaluate)
 app.command(
-    epilog="Examples: tlx export runs/mine mine --to timm; tlx export runs/mine mine.onnx --to onnx --preprocess; "
-    "tlx export runs/mine mine.onnx --to onnx --precision int8; tlx export runs/mine mine --to hub --push me/mine"
+    epilog=examples(
+        "tlx export runs/mine mine --to timm",
+        "tlx export runs/mine mine.onnx --to onnx --preprocess",
+        "tlx export runs/mine mine.onnx --to onnx --precision int8",
+        "tlx export runs/mine mine --to hub --push me/mine",
+    ),
 )(export)
 app.command(
-    epilog="Examples: tlx serve runs/mine; tlx serve mine.onnx --host 0.0.0.0 --port 80; "
-    "curl -F file=@photo.jpg http://127.0.0.1:8000/predict"
+    epilog=examples(
+        "tlx serve runs/mine",
+        "tlx serve mine.onnx --host 0.0.0.0 --port 80",
+        "curl -F file=@photo.jpg http://127.0.0.1:8000/predict",
+    ),
 )(serve)
-app.command(epilog="Examples: tlx soup runs/seed0 runs/seed1 runs/seed2 runs/soup; tlx soup a b ab --method uniform")(
-    soup
-)
-app.command(epilog="Examples: tlx init photos; tlx init photos --backbone torchvision/resnet50 --val 0.1")(init)
+app.command(
+    epilog=examples(
+        "tlx soup runs/seed0 runs/seed1 runs/seed2 runs/soup",
+        "tlx soup a b ab --method uniform",
+    ),
+)(soup)
+app.command(
+    epilog=examples(
+        "tlx init photos",
+        "tlx init photos --backbone torchvision/resnet50 --val 0.1",
+    ),
+)(init)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
+
+app.command("config", epilog=examples(*CONFIG_EXAMPLES))(config)
+app.command(epilog=INSTALL)(completion)
 
 UNREAD = 141  # 128 and SIGPIPE
 WRITE = "Print the same configuration with its schedule written out in full, to edit and to train from."
@@ -107,7 +146,10 @@ def _options(
 
 
 @app.command(
-    epilog="Examples: tlx train photos; accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1",
+    epilog=examples(
+        "tlx train photos",
+        "accelerate launch -m tlx train configs/flowers102/resnet50.yaml seed=1",
+    ),
     context_settings=FORWARDED,
 )
 def train(
@@ -116,12 +158,15 @@ def train(
     fresh: Annotated[bool, typer.Option(help="Move an earlier run folder aside and start anew.")] = False,
     extend: Annotated[bool, typer.Option("--extend", help=EXTEND)] = False,
     rest: Annotated[bool, typer.Option("--rest", help=REST)] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train, or resume, or show the result of a run that is done.
 
     Of a folder of pictures: tlx init first, then its configuration.
     """
     as_courtesy()
+    if rank() == 0 and not quiet:  # before the imports that take seconds
+        say(f"tlx {__version__}: train {config}")
     if not launched():  # a launcher ends when its terminal is closed, and its ranks are asked to stop; see StopRequest
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from tlx.plan import config as configs
@@ -136,16 +181,14 @@ def train(
         from tlx.report.report import is_drawn
         from tlx.train.result import summary
 
-        say(summary(result))
+        say(folded(summary(result)))
         if is_drawn(wanted.run):
             say(f"  report: {wanted.run / 'report.html'}")
     _leave(0 if result is not None else RESUMABLE)
 
 
 def _begin(config: Config) -> None:
-    """A line for whoever waits at a terminal: importing torch and a library of networks takes seconds."""
-    if sys.stderr is not None and sys.stderr.isatty() and rank() == 0:
-        say(f"{config.run}: {config.backbone.name}; importing torch ...", error=True)
+    announce(f"{config.run}: {config.backbone.name}; importing torch ...")
 
 
 def _early() -> Early | None:
@@ -158,8 +201,11 @@ def _early() -> Early | None:
 
 
 @app.command(
-    epilog="Examples: tlx plan configs/flowers102/vgg16.yaml; tlx plan c.yaml --picture out.png; "
-    "tlx plan c.yaml --write > mine.yaml, edit it, tlx train mine.yaml",
+    epilog=examples(
+        "tlx plan configs/flowers102/vgg16.yaml",
+        "tlx plan c.yaml --picture out.png",
+        "tlx plan c.yaml --write > mine.yaml, edit it, tlx train mine.yaml",
+    ),
     context_settings=FORWARDED,
 )
 def plan(
@@ -170,11 +216,12 @@ def plan(
     measure: Annotated[bool, typer.Option("--measure", help=MEASURE)] = False,
 ) -> None:
     """Show who trains when and at which rate, without a GPU or weights."""
-    from tlx.plan import config as configs
-
+    announce(f"reading {config} ...")
     changes, files = _without_files(overrides or [], wanted=picture)
     if measure and write:
         raise UserError("--measure shows the plan, --write prints a configuration: one of the two")
+    from tlx.plan import config as configs
+
     wanted = configs.load(config, changes, before_imports=_begin)
     from tlx.train import build
 
@@ -203,8 +250,12 @@ def _without_files(words: Sequence[str], *, wanted: bool) -> tuple[list[str], li
 
 
 @app.command(
-    epilog="Examples: tlx models 'vit*'; tlx models --family resnet --max-params 30M --sort accuracy; "
-    "tlx models convnext --size 384 --weights in22k; tlx models show timm/vit_tiny_patch16_224"
+    epilog=examples(
+        "tlx models 'vit*'",
+        "tlx models --family resnet --max-params 30M --sort accuracy",
+        "tlx models convnext --size 384 --weights in22k",
+        "tlx models show timm/vit_tiny_patch16_224",
+    ),
 )
 def models(
     pattern: Annotated[str, typer.Argument(help="A shell pattern or a part of names, or: show NAME.")] = "*",
@@ -248,7 +299,11 @@ def models(
 
 
 @app.command(
-    epilog="Examples: tlx status runs/mine; tlx status mine.yaml run=runs/other --folder", context_settings=FORWARDED
+    epilog=examples(
+        "tlx status runs/mine",
+        "tlx status mine.yaml run=runs/other --folder",
+    ),
+    context_settings=FORWARDED,
 )
 def status(
     which: Annotated[
@@ -267,7 +322,11 @@ def status(
     hand_over(run) if folder else say(status_text(run))
 
 
-@app.command(epilog="Example: tlx report runs/flowers102-resnet50 runs/flowers102-vgg16")
+@app.command(
+    epilog=examples(
+        "tlx report runs/flowers102-resnet50 runs/flowers102-vgg16",
+    ),
+)
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", parser=path)],
     out: Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from tlx.base.errors import UserError
-from tlx.cli.words import path
+from tlx.cli.words import Quiet, announce, path
 
 Run = Annotated[
     Path, typer.Argument(metavar="RUN|FILE", help="A run's folder, a checkpoint, a model.safetensors.", parser=path)
@@ -44,6 +44,7 @@ def predict(
     which: Which = "best",
     device: Device = None,
     trusted: Trusted = False,
+    quiet: Quiet = False,
 ) -> None:
     """Tell what a trained model says of pictures: a row for each, in their order, as CSV, JSON lines or parquet.
 
@@ -52,6 +53,7 @@ def predict(
     if out is not None and as_json:
         raise UserError("--json is for standard output", todo=f"--out {out.with_suffix('.jsonl')}")
     checkpoint = chosen(which)
+    announce(f"{run}: importing torch ...")
     from tlx.use.predict import Options
     from tlx.use.predict import predict as predicted
 

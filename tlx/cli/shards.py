@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tlx.base.terminal import as_courtesy, drawn, escaped, say
+from tlx.cli.help import examples
 from tlx.cli.words import path, place
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ Jobs = Annotated[int | None, typer.Option(min=0, help="Processes; one per core b
 _NAMED = 10  # groups of duplicates that are printed
 
 
-@shards.command(epilog="Example: tlx shards build photos shards --val 0.2 --resize 256 --rewrite")
+@shards.command(
+    epilog=examples(
+        "tlx shards build photos shards --val 0.2 --resize 256 --rewrite",
+    )
+)
 def build(
     src: Annotated[
         str,
@@ -189,7 +194,11 @@ def _print_part(done: PartSummary, out: Path) -> None:
     say("once all parts are written, the same command without --part finishes the build")
 
 
-@shards.command(epilog="Example: tlx shards index tars --label-key annotation.label --classes names.txt")
+@shards.command(
+    epilog=examples(
+        "tlx shards index tars --label-key annotation.label --classes names.txt",
+    )
+)
 def index(
     folder: Shards,
     classes: Annotated[
@@ -286,7 +295,11 @@ def index(
     _warn_of_classes({m.name: dict(zip(m.classes, m.counts().tolist(), strict=True)) for m in made.manifests.values()})
 
 
-@shards.command(epilog="Example: tlx shards check shards --json report.json")
+@shards.command(
+    epilog=examples(
+        "tlx shards check shards --json report.json",
+    )
+)
 def check(
     shards: Places,
     report_file: Annotated[
@@ -322,7 +335,11 @@ def check(
     raise typer.Exit(0 if report.good else 1)
 
 
-@shards.command(epilog="Example: tlx shards show shards")
+@shards.command(
+    epilog=examples(
+        "tlx shards show shards",
+    )
+)
 def show(shards: Places) -> None:
     """Print counts per class, target and split, and what the build noted of the pictures."""
     from tlx.cli.shard_targets import target_lines

@@ -10,7 +10,7 @@ import typer
 from tlx.base.errors import UserError
 from tlx.base.terminal import hand_over, say
 from tlx.cli.predict import Batch, Device, Trusted, Which, Workers, chosen
-from tlx.cli.words import path, place
+from tlx.cli.words import Quiet, announce, path, place
 
 _RUNS = "Two or more: run folders, checkpoints, model.safetensors."
 _OUT = "The result: a run's folder that is not there yet."
@@ -34,6 +34,7 @@ def soup(
     which: Which = "best",
     device: Device = None,
     trusted: Trusted = False,
+    quiet: Quiet = False,
 ) -> None:
     """Average the weights of trained models, chosen on validation data, into a run like any other.
 
@@ -44,6 +45,7 @@ def soup(
         raise UserError(f'"{method}" is no way to average', where="--method", todo="greedy or uniform")
     if weights not in (None, "raw", "ema"):
         raise UserError(f'"{weights}" are no weights', where="--weights", todo="raw or ema")
+    announce(f"{out}: importing torch ...")
     from tlx.ship.soup import Options
     from tlx.ship.soup import soup as averaged
     from tlx.ship.soup_text import table

@@ -12,13 +12,14 @@ import typer
 from typer.core import TyperCommand
 
 from tlx.base.terminal import hand_over, say
+from tlx.cli.help import examples
 from tlx.cli.words import ConfigFile, Overrides, path
 
-EXAMPLES = (
-    "Examples: tlx submit configs/flowers102/resnet50.yaml --nodes 2 --gpus 8 --time 12h; "
-    "tlx submit c.yaml --gpus 4 --time 1d seed=1 -- --partition=gpu --mail-type=END; "
-    "tlx submit c.yaml --nodes 2 --gpus 0 --ranks-per-node 4 --dry-run. "
-    "What follows -- are options of sbatch: --partition, --account, --qos, --cpus-per-gpu=4, --signal=B:USR1@600 ..."
+EXAMPLES = examples(
+    "tlx submit configs/flowers102/resnet50.yaml --nodes 2 --gpus 8 --time 12h",
+    "tlx submit c.yaml --gpus 4 --time 1d seed=1 -- --partition=gpu --mail-type=END",
+    "tlx submit c.yaml --nodes 2 --gpus 0 --ranks-per-node 4 --dry-run",
+    more="What follows -- are options of sbatch: --partition, --account, --qos, --cpus-per-gpu=4 ...",
 )
 _TIME = "Limit of one start, such as 12h or 1-06:00:00; the job saves a checkpoint before it and goes on."
 _SITE = "Defaults of the cluster; else $TLX_SITE, slurm/site.yaml, ~/.config/tlx/site.yaml."

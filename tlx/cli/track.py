@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tlx.base.terminal import as_courtesy, say
+from tlx.cli.help import examples
 from tlx.cli.words import path
 
 track = typer.Typer(help="Bring trackers up to date with run folders.", no_args_is_help=True, rich_markup_mode=None)
@@ -19,7 +20,11 @@ def _group() -> None:
 
 
 @track.command(
-    epilog="Examples: tlx track sync runs/*; tlx track sync runs/a --offline; tlx track sync runs/b --project flowers"
+    epilog=examples(
+        "tlx track sync runs/*",
+        "tlx track sync runs/a --offline",
+        "tlx track sync runs/b --project flowers",
+    )
 )
 def sync(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", parser=path)],

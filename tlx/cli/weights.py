@@ -9,6 +9,7 @@ import typer
 
 from tlx.base.paths import written
 from tlx.base.terminal import as_courtesy, say
+from tlx.cli.help import examples
 from tlx.cli.words import path
 
 weights = typer.Typer(
@@ -17,9 +18,12 @@ weights = typer.Typer(
 
 
 @weights.command(
-    epilog="Examples: tlx weights fetch timm/resnet50 torchvision/vgg16_bn --to weights; "
-    "tlx weights fetch timm/resnet50.tv_in1k; tlx weights fetch torchvision/resnet50 --tag IMAGENET1K_V1; "
-    "tlx weights fetch hf-hub:OWNER/REPO@REVISION"
+    epilog=examples(
+        "tlx weights fetch timm/resnet50 torchvision/vgg16_bn --to weights",
+        "tlx weights fetch timm/resnet50.tv_in1k",
+        "tlx weights fetch torchvision/resnet50 --tag IMAGENET1K_V1",
+        "tlx weights fetch hf-hub:OWNER/REPO@REVISION",
+    )
 )
 def fetch(
     names: Annotated[list[str], typer.Argument(metavar="NAME", help="LIBRARY/NETWORK[.TAG] or hf-hub:OWNER/REPO.")],

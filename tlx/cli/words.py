@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,9 @@ from typing import Annotated
 import typer
 
 from tlx.base.errors import UserError, did_you_mean
+from tlx.base.launcher import rank
 from tlx.base.paths import expanded_path
+from tlx.base.terminal import be_quiet, remark
 
 FORWARDED = {"ignore_unknown_options": True}
 """Settings of a command that takes changes: ``--seed=1``, which sweep agents write, comes to them as a word."""
@@ -76,6 +79,20 @@ def _is_near(name: str, options: Sequence[str]) -> bool:
     return "did you mean" in did_you_mean(name, options)
 
 
+def announce(text: str) -> None:
+    """A line for whoever waits at a terminal: importing torch and a library of networks takes seconds."""
+    if sys.stderr is not None and sys.stderr.isatty() and rank() == 0:
+        remark(text)
+
+
+def _hush(wanted: bool) -> bool:
+    be_quiet(wanted)
+    return wanted
+
+
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Only warnings, mistakes and the result.", callback=_hush, is_eager=True)
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="For instance data.batch=64; also --data.batch=64.", callback=_changes),

@@ -3,6 +3,7 @@
     python -m tlx.plan.reference > configs/REFERENCE.md
 
 Keys, types and defaults are pydantic's; meanings are the docstrings below the fields and in the parts.
+:mod:`tlx.plan.explain` says the same of one key on a terminal.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import dataclass, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union
@@ -56,6 +59,31 @@ _READ = {
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
+@dataclass(frozen=True)
+class Key:
+    """One key: where it stands, ``NAME`` for any name, and what the page says of it, in Markdown."""
+
+    place: str
+    kind: str
+    default: str
+    meaning: str
+
+    @property
+    def group(self) -> str:
+        """Of the part, or of the parts in the list, that the value is; empty of anything else."""
+        linked = re.search(r"part: \[(\w+)\]", self.kind)
+        return linked[1] if linked else ""
+
+
+@dataclass(frozen=True)
+class PartText:
+    """A part that comes with tlx; its arguments: name, type, default, which is empty where it must be said."""
+
+    name: str
+    arguments: Sequence[tuple[str, str, str]]
+    meaning: str
+
+
 def reference() -> str:
     """The page."""
     models = dict(_models("", Config))
@@ -77,35 +105,56 @@ def _models(name: str, model: type[Model]) -> Iterator[tuple[str, type[Model]]]:
                 yield from _models(f"{name}.{key}{names}".lstrip("."), below)
 
 
-def _section(name: str, model: type[Model], below: Collection[str]) -> str:
-    """A table of a model's keys; `below` are the places that have tables."""
+@cache  # reading the meanings takes a while
+def keys() -> tuple[Key, ...]:
+    """Every key of a configuration, in the order of the page."""
+    return tuple(key for name, model in _models("", Config) for key in _keys(name, model))
+
+
+@cache
+def parts(group: str) -> tuple[PartText, ...]:
+    """The parts of a group that come with tlx."""
+    return tuple(_part(group, name) for name in importlib.import_module(plug.GROUPS[group]).__all__)
+
+
+def _keys(name: str, model: type[Model]) -> Iterator[Key]:
     meanings = _meanings(model)
-    lines = [f"## `{name}`" if name else "## The file", "", " ".join((inspect.getdoc(model) or "").split()), ""]
-    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
     for key, field in model.model_fields.items():
         if not field.exclude:
             kind, place = _type(field.annotation, field.metadata), f"{name}.{key}".lstrip(".")
-            named = next((one for one in (place, f"{place}.NAME") if one in below), "")
-            if named and kind.endswith("mapping"):
-                kind = kind.replace("mapping", f"[mapping](#{named.replace('.', '').lower()})")
-            lines.append(_row(f"`{place}`", kind, _default(field), meanings.get(key, "")))
+            yield Key(place, kind, _default(field), meanings.get(key, ""))
+
+
+def _section(name: str, model: type[Model], below: Collection[str]) -> str:
+    """A table of a model's keys; `below` are the places that have tables."""
+    lines = [f"## `{name}`" if name else "## The file", "", " ".join((inspect.getdoc(model) or "").split()), ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for key in _keys(name, model):
+        kind, named = key.kind, next((one for one in (key.place, f"{key.place}.NAME") if one in below), "")
+        if named and kind.endswith("mapping"):
+            kind = kind.replace("mapping", f"[mapping](#{named.replace('.', '').lower()})")
+        lines.append(_row(f"`{key.place}`", kind, key.default, key.meaning))
     return "\n".join([*lines, ""]).replace("``", "`")
 
 
 def _group(group: str) -> str:
-    """The parts of a group that come with tlx, and their arguments."""
+    """The parts of a group and their arguments."""
     lines = [f"### {group}\n", "| name | arguments, with their defaults | |", "|---|---|---|"]
-    for name in importlib.import_module(plug.GROUPS[group]).__all__:
-        part = plug.find(group, name)
-        hints, defaults = typing.get_type_hints(part, include_extras=True), plug.defaults(part)
-        said = [
-            f"`{key}`: {_type(hints[key], ())}" + (f" = {_yaml(defaults[key])}" if key in defaults else "")
-            for key, parameter in inspect.signature(part).parameters.items()
-            if parameter.kind is parameter.KEYWORD_ONLY
-        ]
-        first = (inspect.getdoc(part) or "").split("\n\n")[0]
-        lines.append(_row(f"`{name}`", "; ".join(said), first))
+    for part in parts(group):
+        said = (f"`{key}`: {kind}" + (f" = {default}" if default else "") for key, kind, default in part.arguments)
+        lines.append(_row(f"`{part.name}`", "; ".join(said), part.meaning))
     return "\n".join([*lines, ""])
+
+
+def _part(group: str, name: str) -> PartText:
+    part = plug.find(group, name)
+    hints, defaults = typing.get_type_hints(part, include_extras=True), plug.defaults(part)
+    said = [
+        (key, _type(hints[key], ()), _yaml(defaults[key]) if key in defaults else "")
+        for key, parameter in inspect.signature(part).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    return PartText(name, said, (inspect.getdoc(part) or "").split("\n\n")[0])
 
 
 def _row(*cells: str) -> str:

@@ -198,6 +198,11 @@ class SharedState:
         last = self._begun
         self._begun = Progress(stage, last.step if step is None else step, last.stepped or last.stage == "step")
 
+    @property
+    def stage(self) -> str:
+        """What the main thread has begun last; without the lock."""
+        return self._begun.stage
+
     def read(self) -> Snapshot:
         with self._changed:
             return self._with_progress()

@@ -33,7 +33,7 @@ def phases(history: History) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
 _SPEED = {
     "time/images_per_s": "pictures a second",
     "time/step_s": "seconds a step",
-    "time/data_wait": "waiting for data",
+    "time/data_wait": "share of a step that waits for data",
 }
 
 

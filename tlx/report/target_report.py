@@ -191,7 +191,7 @@ def _calibration(found: TargetReport, part: Part, of: str) -> None:
     else:
         words = f"it is {100 * abs(reliable.gap):.1f} points {'surer' if reliable.gap > 0 else 'less sure'} than right"
     found.calibration = (
-        f"On average {words}; by {len(reliable.count)} bins of probability the distance is {100 * reliable.ece:.1f} points "
+        f"On average {words}; in {len(reliable.count)} bins the distance is {100 * reliable.ece:.1f} points "
         "(expected calibration error)."
     )
     png = reliability_diagram(reliable, of_labels=part.kind == "labels")

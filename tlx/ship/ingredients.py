@@ -17,7 +17,7 @@ from tlx.base.errors import Problems, UserError
 from tlx.base.location import place as place_of
 from tlx.base.location import shown
 from tlx.base.metrics import Metric
-from tlx.base.terminal import say
+from tlx.base.terminal import remark, say
 from tlx.data.shards.manifest import Manifest
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.use.description import ModelDescription
@@ -152,7 +152,7 @@ def shared_validation(ingredients: Sequence[Ingredient]) -> str:
         said = ", ".join(f"{place}: {shown(location)}" for place, location in places.items())
         raise UserError(f"the runs were judged on different validation data ({said})", todo="--data SHARDS|FOLDER")
     data = next(iter(digests))
-    say(f"data: the runs' own data.val, {shown(data)}", error=True)
+    remark(f"data: the runs' own data.val, {shown(data)}")
     return data
 
 

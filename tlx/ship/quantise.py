@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tlx.base.errors import UserError
-from tlx.base.terminal import say
+from tlx.base.terminal import remark, say
 from tlx.ship.agreement import Run, Shown, batches
 from tlx.ship.graph import INPUT, quiet, run_onnx
 from tlx.use.judged import drawn, with_interval
@@ -69,7 +69,7 @@ def quantised(fp32: Path, out: Path, parts: Parts, feed: Callable[[Tensor], Tens
     _prepare(fp32, ready)
     for place, (name, recipe) in enumerate(RECIPES.items()):
         file = fp32.with_name(f"{place}.onnx")
-        say(f"int8: {name}, recipe {place + 1} of {len(RECIPES)}", error=True)
+        remark(f"int8: {name}, recipe {place + 1} of {len(RECIPES)}")
         try:
             _quantise(ready, file, recipe, parts.calibration, feed)
             outputs = _outputs(run_onnx(file, feed), parts.choice.pixels)

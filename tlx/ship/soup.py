@@ -22,7 +22,7 @@ from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import TRAINING_VIEW
 from tlx.base.location import place as place_of
 from tlx.base.metrics import Metric
-from tlx.base.terminal import say
+from tlx.base.terminal import remark, say
 from tlx.data.pixels.transforms import View, train_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.ranks.collectives import World
@@ -179,7 +179,7 @@ class Making:
             except UserError as error:
                 raise UserError(f"{one.place}: {error.what}", where=error.where, todo=error.todo) from error
             judged.append(Judged(one, self._value(look), look))
-            say(f"{one.place}: {self.metric} {judged[-1].value:.4f}", error=True)
+            remark(f"{one.place}: {self.metric} {judged[-1].value:.4f}")
         return sorted(judged, key=lambda one: -one.value if self._higher else one.value)
 
     def _look(self, description: ModelDescription) -> Mapping[str, Any]:
@@ -223,7 +223,7 @@ class Making:
             before, one.together = self._value(look), self._value(new)
             one.taken = one.together >= before if self._higher else one.together <= before
             verb = "taken" if one.taken else "left out"
-            say(f"with {one.of.place}: {self.metric} {one.together:.4f}, {verb}", error=True)
+            remark(f"with {one.of.place}: {self.metric} {one.together:.4f}, {verb}")
             if one.taken:
                 average.take(weights)
                 look = new

@@ -26,6 +26,7 @@ class Journal:
         if self.metrics is not None:
             self.metrics.cut(position)
             self.trackers = self.make_trackers(resumed)
+            self.console.begin()
 
     def row(self, row: Mapping[str, Any]) -> None:
         if self.metrics is None:

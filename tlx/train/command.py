@@ -19,7 +19,7 @@ from tlx.base.files import json_text, write_whole
 from tlx.base.invocation import commit
 from tlx.base.launcher import rank, ranked, relaunched
 from tlx.base.location import is_remote, shown
-from tlx.base.terminal import say
+from tlx.base.terminal import remark, say
 from tlx.data.stream.order import ORDER_VERSION
 from tlx.plan.config import Config, Part, load, plain
 from tlx.plan.saved_config import essential
@@ -188,7 +188,7 @@ def _look(config: Config, folder: RunFolder, start: Start, ranks: int) -> Claim:
     if wish is not None and claim.extension is None:
         is_extended = claim.result is None and bool(earlier(folder.path))
         what = "the run is extended already; going on" if is_extended else "nothing is extended"
-        say(f"note: --extend: this is the configuration of the run already; {what}", error=True)
+        remark(f"note: --extend: this is the configuration of the run already; {what}")
     return claim
 
 

@@ -50,7 +50,8 @@ def fit(run: Run) -> bool:
             solve_head(run, source)
         compiled, cut = run.config.loop.compile, source.cut
         phase_model = prepare_phase(run.net, phase, run.plan, world=run.world, compiled=compiled, cut=cut)
-        for step, batches in timer.each(steps_of(source.stream, phase, progress.step, run.world.device)):
+        steps = steps_of(source.stream, phase, progress.step, run.world.device, timer=timer)
+        for step, batches in timer.each(steps):
             stopping = train_step(run, phase, phase_model, step, batches)
             progress.wall_time_s = timer.step_done()
             if run.due(run.config.track.every):
@@ -67,10 +68,12 @@ def fit(run: Run) -> bool:
 
 
 def steps_of(
-    stream: ShardStream, phase: Phase, start: int, device: torch.device
+    stream: ShardStream, phase: Phase, start: int, device: torch.device, *, timer: StepTimer | None = None
 ) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """The micro-batches of every step of a phase from `start` on, on the device."""
-    return by_step(on_device(stream.batches(start, phase.stop), device))
+    """The micro-batches of every step of a phase from `start` on, on the device; `timer` is told how long each is
+    waited for."""
+    batches = on_device(stream.batches(start, phase.stop), device)
+    return by_step(batches if timer is None else timer.waited(batches))
 
 
 def begin(run: Run, phase: Phase) -> None:

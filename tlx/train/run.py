@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from tlx.base.durations import Duration
 from tlx.base.errors import UserError
 from tlx.base.files import json_text
+from tlx.base.live import Position
 from tlx.base.metrics import Weights, metrics_of
 from tlx.data.pixels.jpeg_region import decoder
 from tlx.data.pixels.normalise import Normalise
@@ -72,6 +73,7 @@ class Run:
         self.progress.logged.shown = self.progress.evaluated.shown = self.task.shown
         self.exchange = Exchange(self.world)
         self.timer = StepTimer()
+        self.journal.console.position = self.position
 
     @property
     def optimizer(self) -> Optimizer:
@@ -101,6 +103,12 @@ class Run:
     @property
     def folder(self) -> Path:
         return self.config.run
+
+    def position(self) -> Position:
+        """Where the training stands; any thread may ask."""
+        plan, progress = self.plan, self.progress
+        stage = self.world.watch.state.stage
+        return Position(progress.step, plan.phases, plan.steps_per_epoch, stage, progress.best)
 
     def quota(self) -> int:
         """How many different samples may be unreadable."""

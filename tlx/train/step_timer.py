@@ -1,4 +1,4 @@
-"""How fast training goes: pictures a second, seconds a step, time left."""
+"""How fast training goes: pictures a second, seconds a step, time left, how much of it waits for data."""
 
 from __future__ import annotations
 
@@ -31,7 +31,19 @@ class StepTimer:
         self._samples = samples
         self._asked = self._started
         self._steps = self._row_steps = 0
-        self._in_steps_s = self._row_s = 0.0
+        self._in_steps_s = self._row_s = self._waited_s = 0.0
+
+    def waited(self, batches: Iterable[Item]) -> Iterator[Item]:
+        """The same micro-batches; how long each is waited for counts as waiting for data."""
+        remaining = iter(batches)
+        while True:
+            asked = self._clock()
+            try:
+                batch = next(remaining)
+            except StopIteration:
+                return
+            self._waited_s += self._clock() - asked
+            yield batch
 
     def each(self, steps: Iterable[Item]) -> Iterator[Item]:
         """The same steps, each timed from when it is asked for."""
@@ -52,7 +64,8 @@ class StepTimer:
         return self._before_s + now - self._started
 
     def row(self, *, samples: int, steps_left: int) -> dict[str, float]:
-        """Means over the steps since the last row; the time left, with what lay between steps so far.
+        """Means over the steps since the last row; the time left, with what lay between steps so far; the share of
+        the steps' time in which batches were waited for.
 
         Args:
             samples: that all ranks have seen since the training began.
@@ -67,6 +80,7 @@ class StepTimer:
             "images_per_s": (samples - self._samples) / self._row_s,
             "step_s": step_s,
             "left_s": steps_left * (step_s + between_s),
+            "data_wait": min(self._waited_s / self._row_s, 1.0),
         }
-        self._samples, self._row_steps, self._row_s = samples, 0, 0.0
+        self._samples, self._row_steps, self._row_s, self._waited_s = samples, 0, 0.0, 0.0
         return {PREFIX + name: float(f"{value:.4g}") for name, value in found.items()}

@@ -26,7 +26,7 @@ from tlx.base.location import command_line, shown
 from tlx.base.location import place as place_of
 from tlx.base.locks import locked_folder
 from tlx.base.parsing import from_json
-from tlx.base.terminal import say
+from tlx.base.terminal import remark, say
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.file_list import FileList
 from tlx.data.stream.reader import BadSample
@@ -214,9 +214,9 @@ class Look:
             what = "the run has no data.val" if self.run is not None else "it lies in no run, which would name its data"
             raise UserError(what, where=str(self.run or self.weights), todo="--data SHARDS|FOLDER")
         if self.world.main:
-            say(f"data: the run's own data.val, {shown(validation)}", error=True)
+            remark(f"data: the run's own data.val, {shown(validation)}")
             if isinstance(test, str):
-                say(f"note: it has a data.test, too: --data {shlex.quote(shown(test))}", error=True)
+                remark(f"note: it has a data.test, too: --data {shlex.quote(shown(test))}")
         return str(place_of(validation))
 
     def _about(self, data: JudgedData, scores: Scores, skipped: list[str]) -> dict[str, Any]:
