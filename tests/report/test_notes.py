@@ -132,6 +132,6 @@ def test_a_verdict_is_two_sentences(tmp_path):
     assert said.startswith(
         "toys:small, trained from pretrained weights, tells 3 classes apart, right in 80.00 % of cases"
     )
-    assert "fine_tuning gained +30.0 points of accuracy (95 %: +25.0 to +35.0)" in said
+    assert "fine_tuning gained 30.0 points of accuracy (95 %: +25.0 to +35.0)" in said
     unfinished = read_history(write_run(tmp_path / "going"))
     assert "is not done" in verdict(unfinished, None, None, backbone="toys:small")

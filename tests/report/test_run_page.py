@@ -16,7 +16,7 @@ from told_runs import classified, labelled, numbered, told_run
 from written_runs import finish, write_run
 
 from tlx.data.shards.manifest import Manifest
-from tlx.report import run_report
+from tlx.report import inside_report, run_report
 from tlx.report.parts import Parts, limit
 from tlx.report.report import report_run
 from tlx.report.written_plan import WrittenPlan
@@ -139,7 +139,7 @@ def test_what_fails_or_comes_too_late_is_told_and_the_rest_stands(val, tmp_path,
     def broken(*args, **how):
         raise RuntimeError("the pencil broke")
 
-    monkeypatch.setattr(run_report, "embedding", broken)
+    monkeypatch.setattr(inside_report, "embedding", broken)
     text = page_of(run, network=lambda run, source: Network())
     assert "map of pictures: it could not be made (RuntimeError: the pencil broke)" in text
     assert "What the network looked at" in text

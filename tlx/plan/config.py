@@ -775,7 +775,7 @@ class Track(Model):
     every: Interval = Duration(10, "steps")
     """How often a row of the training curve is written. Percent is of all phases as they were planned."""
     report: bool = True
-    """report.html and figures/ at the end."""
+    """report.html, report.md and figures/ at the end."""
     trackers: list[_part_of("tracker")] = []  # type: ignore[valid-type]
     """Where the rows go, beside the file."""
 

@@ -142,9 +142,9 @@ def miscalibrated(gap: float, ece: float) -> str | None:
     """A network that is much surer, or less sure, than it is right."""
     if ece < 0.05:
         return None
-    word = "overconfident" if gap > 0 else "underconfident"
+    word = "too high" if gap > 0 else "too low"
     return (
-        f"Its probabilities are {word}: confidence and accuracy differ by {100 * ece:.1f} points on average (ECE). "
+        f"Its probabilities are {word}: they differ from what is so by {100 * ece:.1f} points on average (ECE). "
         "Where probabilities matter, divide logits by the temperature that tlx evaluate fits."
     )
 

@@ -13,9 +13,10 @@ from tlx.base.terminal import drawn, escaped, folded, say, tables, width
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.file_list import FileList
 from tlx.report.compare import Comparison, compare_histories
+from tlx.report.inside_report import Network
 from tlx.report.parts import Parts, limit
 from tlx.report.run_page import html, markdown
-from tlx.report.run_report import Network, RunReport, run_report
+from tlx.report.run_report import RunReport, run_report
 from tlx.report.run_text import COLUMNS, cells
 from tlx.report.writing import write
 from tlx.runs.history import History, named, read_history

@@ -94,7 +94,7 @@ def markdown(run: RunReport) -> str:
     if run.metrics or run.test:
         lines += ["## How good it is", ""]
         lines += _table(run.metric_columns, run.metrics) if run.metrics else []
-        lines += ["### Test", "", *_table(("", "value", "95 %"), run.test)] if run.test else []
+        lines += ["### Test", "", *_table(("", "value, and 95 % of resamples"), run.test)] if run.test else []
     for target in run.targets:
         lines += [f"## {_md(target.heading)}", "", _md(target.said), "", *_table(target.columns, target.worst)]
         lines += _figures(run, *(f"{name}{target.key}" for name in ("numbers", "confusion")))

@@ -5,48 +5,29 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from tlx.base.location import is_remote
-from tlx.base.terminal import clock
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.file_list import FileList
-from tlx.report import figures, notes
+from tlx.report import figures, notes, run_facts
 from tlx.report.chance import Difference, difference
 from tlx.report.defaults_changed import changed
+from tlx.report.inside_report import Inner, Network, look_inside
 from tlx.report.parts import Parts
 from tlx.report.plan_picture import picture
-from tlx.report.samples import Gallery, Pictures, maps_for, of_maps, some
+from tlx.report.run_facts import SAID_TASKS
+from tlx.report.samples import Gallery, Pictures
 from tlx.report.target_report import Figure, TargetReport, add_suspects, target_report, with_pictures
-from tlx.report.told_figures import embedding
 from tlx.report.verdict import verdict
 from tlx.report.written_plan import WrittenPlan
-from tlx.runs.history import Evaluation, History, shown
-from tlx.runs.predictions import Part, Predictions, read
-from tlx.runs.run_files import RunFiles, items, mapping, number, test_values
-
-EMBEDDED = 1000
-"""Pictures of the map."""
-
-SAID_TASKS = 12
-"""Of more tasks the page shows these."""
-
-
-class Network(Protocol):
-    """A run's best network; see :class:`tlx.use.inside.Inside`."""
-
-    def features(self, ids: NDArray[np.int64], until: float) -> tuple[NDArray[np.int64], NDArray[np.float32]]: ...
-
-    def maps(self, wanted: Sequence[tuple[int, int]], until: float) -> list[tuple[int, NDArray[np.uint8]]]: ...
-
+from tlx.runs.history import History
+from tlx.runs.predictions import Predictions, read
+from tlx.runs.run_files import RunFiles, items, mapping, number
 
 Open = Callable[[Manifest | FileList], Network]
 """Opens the network, to be shown pictures of these."""
@@ -95,9 +76,9 @@ def run_report(history: History, name: str, parts: Parts, *, network: Open | Non
     found, config = RunReport(history, name), RunFiles(history.path).config
     _training(found, parts)
     best = _best(history)
-    found.about = parts.make("what was trained on what", lambda: _about(history, config, best)) or []
-    found.metrics = _metrics(history.best)
-    found.test = _test(history)
+    found.about = parts.make("what was trained on what", lambda: run_facts.about(history, config, best)) or []
+    found.metrics = run_facts.metrics(history.best)
+    found.test = run_facts.test(history)
     if best is not None:
         _told(found, best, config, parts, network)
     elif history.best is not None:
@@ -148,120 +129,13 @@ def _training(found: RunReport, parts: Parts) -> None:
         if png is not None:
             found.figures[name] = Figure(png, CAPTIONS[name])
     found.best_weights = "EMA" if history.best is not None and history.best.weights == "ema" else "raw"
-    found.phase_columns, found.phases = parts.make("phases", lambda: _phases(history)) or ((), [])
-    found.speed_columns, found.speed = parts.make("speed", lambda: _speed(history)) or ((), [])
+    found.phase_columns, found.phases = parts.make("phases", lambda: run_facts.phases(history)) or ((), [])
+    found.speed_columns, found.speed = parts.make("speed", lambda: run_facts.speed(history)) or ((), [])
 
 
 def _plan(history: History) -> bytes | None:
     plan = WrittenPlan.of(history.plan)
     return None if plan is None else picture(plan, title="The plan as it was made")
-
-
-def _of_evaluation(found: Evaluation | None, name: str) -> str:
-    return shown(name, found.value(name)) if found else "-"
-
-
-def _phases(history: History) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    metric = history.shown
-    columns: tuple[str, ...] = (
-        "phase",
-        "epochs",
-        f"best {metric}",
-        "at epoch",
-        f"last {metric}",
-        "best val/loss",
-        "last val/loss",
-    )
-    rows: list[tuple[str, ...]] = []
-    for phase in history.phases:
-        if phase.best is None and phase.last is None:
-            continue
-        label = next((a.label for a in history.accuracies if a.phase == phase.name), phase.name)
-        span = f"{history.epoch(phase.start):.3g} to {history.epoch(phase.stop):.3g}"
-        best, last = (functools.partial(_of_evaluation, e) for e in (phase.best, phase.last))
-        at = f"{history.epoch(phase.best.step):.3g}" if phase.best else "-"
-        so_far = "" if phase.over else " so far"
-        rows.append((label, span, best(metric), at, last(metric) + so_far, best("val/loss"), last("val/loss")))
-    return columns, rows
-
-
-_SPEED = {
-    "time/images_per_s": "pictures a second",
-    "time/step_s": "seconds a step",
-    "time/data_wait": "waiting for data",
-}
-
-
-def _speed(history: History) -> tuple[tuple[str, ...], list[tuple[str, ...]]] | None:
-    """Means of what rows tell of the machine, by phase."""
-    skip = ("time/left_s",)
-    keys = list(
-        dict.fromkeys(k for r in history.rows for k in r if k.startswith(("time/", "memory/")) and k not in skip)
-    )
-    if not keys:
-        return None
-    rows: list[tuple[str, ...]] = []
-    for phase in history.phases:
-        own = [r for r in history.rows if phase.start < r["step"] <= phase.stop]
-        values = [[r[k] for r in own if k in r and math.isfinite(r[k])] for k in keys]
-        means = (
-            max(v) if key.startswith("memory/") and v else sum(v) / len(v) if v else math.nan
-            for key, v in zip(keys, values, strict=True)
-        )
-        rows.append((phase.name, *("-" if math.isnan(mean) else f"{mean:.4g}" for mean in means)))
-    return ("phase", *(_SPEED.get(key, key) for key in keys)), rows
-
-
-def _metrics(best: Evaluation | None) -> list[tuple[str, ...]]:
-    found = best.metrics if best is not None else {}
-    return [(n, shown(n, v)) for n, v in found.items() if n.rpartition("/")[2] not in ("samples", "nonfinite")]
-
-
-def _test(history: History) -> list[tuple[str, ...]]:
-    values = test_values(history.details)
-    return [
-        (name, shown(name, value), f"{shown(name, low)} to {shown(name, high)}")
-        for name, (value, low, high) in values.items()
-    ]
-
-
-def _about(history: History, config: dict[str, Any], best: Predictions | None) -> list[tuple[str, str]]:
-    data, backbone, size = mapping(config.get("data")), mapping(config.get("backbone")), mapping(config.get("input"))
-    task = mapping(config.get("task")).get("name", "classification")
-    weights = backbone.get("weights", "default")
-    rows = [
-        ("backbone", f"{backbone.get('name', '-')}, {'random weights' if weights == 'none' else f'weights {weights}'}"),
-        ("task", f"{task}" + (f": {_names(best)}" if best is not None else "")),
-        ("training data", f"{data.get('train', '-')}, {_count(history.plan.get('samples'))} pictures an epoch"),
-        (
-            "validation data",
-            f"{data.get('val') or 'none'}" + (f", {best.samples:,} pictures" if best is not None else ""),
-        ),
-        ("input", f"{size.get('size') or 'as the weights were trained with'}"),
-        (
-            "epochs",
-            f"{history.epoch(history.step):.4g} done ({history.step:,} steps, batch {history.plan.get('batch', '-')})",
-        ),
-        ("time", f"{clock(history.number('wall_time_s'))}, {_count(history.number('samples_seen'))} pictures seen"),
-    ]
-    if data.get("test"):
-        rows.insert(4, ("test data", str(data["test"])))
-    return rows
-
-
-def _names(best: Predictions) -> str:
-    said = []
-    for part in best.parts[:SAID_TASKS]:
-        count = len(part.names)
-        kinds = {"class": "classes", "rank": "ranks", "labels": "labels", "number": "numbers"}
-        few = f" ({', '.join(part.names)})" if count <= 12 else f" ({', '.join(part.names[:6])} ...)"
-        said.append((f"{part.about.task}: " if part.about.task else "") + f"{count} {kinds[part.kind]}{few}")
-    return "; ".join(said)
-
-
-def _count(value: Any) -> str:
-    found = number(value)
-    return f"{found:,.0f}" if math.isfinite(found) else "-"
 
 
 # What the network told
@@ -337,7 +211,13 @@ def _told(found: RunReport, best: Predictions, config: dict[str, Any], parts: Pa
         return
     inside = parts.make("the network", lambda: network(source), needs_s=6.0)
     if inside is not None:
-        look_inside(found, best, inside, source, parts)
+        add_inner(found, look_inside(best, inside, parts))
+
+
+def add_inner(found: RunReport, inner: Inner) -> None:
+    found.maps = inner.maps
+    if inner.embedding is not None:
+        found.figures["embedding"] = inner.embedding
 
 
 def judge(found: RunReport, best: Predictions, source: Manifest | FileList | None, parts: Parts) -> None:
@@ -378,53 +258,3 @@ def _source(config: dict[str, Any], best: Predictions) -> Manifest | None:
     if manifest.digest != best.digest:
         raise ValueError("the validation shards are others now than in training")
     return manifest
-
-
-# Inside the network
-
-
-def look_inside(
-    found: RunReport, best: Predictions, inside: Network, source: Manifest | FileList, parts: Parts
-) -> None:
-    """Maps of a few pictures, and a map of many, of the first target that is a class."""
-    part = next((p for p in best.parts if p.kind == "class"), None)
-    if part is None or len(best.parts) > 1:
-        parts.left_out.append("attention maps and the map of pictures: they are drawn of a single classification")
-        return
-    found.maps = parts.make("attention maps", lambda: _maps(part, best, inside, source, parts), needs_s=5.0)
-    png = parts.make("map of pictures", lambda: _embedded(part, best, inside, parts), needs_s=5.0)
-    if png is not None:
-        caption = (
-            "Validation pictures by what reaches the head (t-SNE of their features): what is near is alike to the "
-            "network. A ring is a mistake; distances between groups mean little."
-        )
-        found.figures["embedding"] = Figure(png, caption)
-
-
-def _maps(part: Part, best: Predictions, inside: Network, source: Manifest | FileList, parts: Parts) -> Gallery | None:
-    wanted = maps_for(part, best.ids)
-    until = time.monotonic() + (parts.until - time.monotonic()) / 2
-    drawn = inside.maps([(place, output) for place, output, _, _ in wanted], until)
-    said = {place: (lines, kind) for place, _, lines, kind in wanted}
-    return of_maps(drawn, said) if drawn else None
-
-
-def _embedded(part: Part, best: Predictions, inside: Network, parts: Parts) -> bytes | None:
-    """t-SNE of at most 50 principal components (van der Maaten & Hinton 2008).
-
-    Raises:
-        ImportError: scikit-learn is not installed.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    chosen = some(part, EMBEDDED)
-    left = parts.until - time.monotonic()
-    ids, features = inside.features(best.ids[chosen], time.monotonic() + 0.6 * left)
-    if len(ids) < 10:
-        return None
-    rows = np.searchsorted(best.ids, ids)
-    few = min(50, *features.shape)
-    reduced = PCA(few, random_state=0).fit_transform(features.astype(np.float64))
-    places = TSNE(2, perplexity=min(30.0, (len(ids) - 1) / 3), init="pca", random_state=0).fit_transform(reduced)
-    return embedding(places, part, rows)

@@ -120,8 +120,8 @@ def galleries(part: Part, ids: NDArray[np.int64], most: int = MOST) -> list[Gall
     return [
         Gallery(
             "Most confident mistakes",
-            "What the label says, and how likely the network takes that for; below what it told. Hard pictures, or "
-            "wrong labels.",
+            "What the label says and how likely that was to the network; below what it told. Hard pictures, or wrong "
+            "labels.",
             tuple(_of_class(part, ids, i, "wrong") for i in surest),
         ),
         Gallery(
@@ -198,7 +198,7 @@ def suspects(part: Part, ids: NDArray[np.int64], most: int = MOST) -> tuple[int,
 
 
 def _percent(share: float) -> str:
-    return "-" if np.isnan(share) else f"{100 * share:.1f} %"
+    return "-" if np.isnan(share) else f"{100 * share:.1f}%"  # no space: it would break the line
 
 
 def maps_for(part: Part, ids: NDArray[np.int64], most: int = 8) -> list[tuple[int, int, tuple[str, ...], str]]:

@@ -98,14 +98,15 @@ def target_report(part: Part, ids: NDArray[np.int64], metrics: Mapping[str, Any]
         found.galleries = parts.make(f"mistakes{of}", lambda: galleries(part, ids)) or []
         return found
     rows = by_class(part)
-    found = TargetReport(key, _HEADINGS[part.kind] + of, _COLUMNS, [], [], by_class=rows)
+    found = TargetReport(key, _HEADINGS[part.kind] + of, (_NAMES[part.kind], *_COLUMNS), [], [], by_class=rows)
     cells = [_cells(row) for row in rows]
     if part.kind == "labels":
         precision = metrics.get(f"val/{task}/ap_per_class" if task else "val/ap_per_class")
         if isinstance(precision, list) and len(precision) == len(rows):
             found.columns = (*found.columns, "AP")
             cells = [(*c, _share(math.nan if ap is None else ap)) for c, ap in zip(cells, precision, strict=True)]
-        found.said = "Labels told by a probability above 1/2; AP is average precision, which no threshold changes. "
+            found.said = "AP is average precision, which no threshold changes. "
+        found.said = f"Labels are told by a probability above 1/2. {found.said}"
     found.said += _order_said(rows, part.kind)
     order = _worst_first(rows) if part.kind != "rank" else list(range(len(rows)))
     found.worst = [cells[i] for i in order[:OPEN]]
@@ -117,7 +118,8 @@ def target_report(part: Part, ids: NDArray[np.int64], metrics: Mapping[str, Any]
     return found
 
 
-_COLUMNS = ("class", "pictures", "told", "precision", "recall", "F1")
+_NAMES = {"class": "class", "rank": "rank", "labels": "label"}
+_COLUMNS = ("pictures", "told", "precision", "recall", "F1")
 _HEADINGS = {"class": "Classes", "rank": "Ranks", "labels": "Labels"}
 
 
@@ -182,10 +184,15 @@ def _calibration(found: TargetReport, part: Part, of: str) -> None:
     if reliable is None:
         return
     found.ece = (reliable.gap, reliable.ece)
-    word = "surer" if reliable.gap > 0 else "less sure"
+    if part.kind == "labels":
+        words = (
+            f"its probabilities are {100 * abs(reliable.gap):.1f} points too {'high' if reliable.gap > 0 else 'low'}"
+        )
+    else:
+        words = f"it is {100 * abs(reliable.gap):.1f} points {'surer' if reliable.gap > 0 else 'less sure'} than right"
     found.calibration = (
-        f"On average it is {100 * abs(reliable.gap):.1f} points {word} than it is right; confidence and accuracy "
-        f"differ by {100 * reliable.ece:.1f} points (expected calibration error, {len(reliable.count)} bins)."
+        f"On average {words}; in {len(reliable.count)} bins the distance is {100 * reliable.ece:.1f} points "
+        "(expected calibration error)."
     )
     png = reliability_diagram(reliable, of_labels=part.kind == "labels")
     caption = f"Reliability{of}: of all told with a probability (red dot), how many were so (blue bar)."
@@ -211,6 +218,8 @@ def add_suspects(found: TargetReport, part: Part, ids: NDArray[np.int64], parts:
         f"{count:,} of {int(part.known.sum()):,} validation labels look wrong to cleanlab (confident learning on these "
         "predictions); the most suspect first. A hard picture looks the same: a person has to decide."
     )
+    if part.right.sum() < 0.9 * part.known.sum():
+        about += " At this accuracy most of them are the network's mistakes."
     found.galleries.append(Gallery(gallery.title, about, gallery.pictures))
 
 

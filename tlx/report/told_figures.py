@@ -150,15 +150,15 @@ def embedding(places: NDArray[Any], part: Part, rows: NDArray[np.int64]) -> byte
             panel.scatter(
                 places[wrong, 0],
                 places[wrong, 1],
-                s=46,
+                s=40 if len(rows) < 400 else 26,
                 facecolors="none",
                 edgecolors="black",
-                linewidths=0.8,
+                linewidths=0.7,
                 label="mistake",
             )
-        if len(coloured) <= 6 or len(middles) > COLOURED:
-            for c, at in list(middles.items())[:120] if len(middles) > COLOURED else middles.items():
-                panel.annotate(clipped(part.names[c], 20), at, fontsize=6 if len(middles) > 40 else 8, ha="center")
+        if len(middles) <= COLOURED:  # names of more would cover each other
+            for c, at in middles.items():
+                panel.annotate(clipped(part.names[c], 20), at, fontsize=8, ha="center")
         panel.set_xticks([])
         panel.set_yticks([])
         panel.grid(False)

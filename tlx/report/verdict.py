@@ -87,7 +87,7 @@ def _gain(before: str, after: str, found: Difference) -> str:
     if found.is_chance:
         return f"{after} did not measurably change it: {value} against the best of {before}"
     word = "gained" if found.value > 0 else "lost"
-    return f"{after} {word} {value} against the best of {before}, more than chance"
+    return f"{after} {word} {value.lstrip('+-')} against the best of {before}, more than chance"
 
 
 def _test(history: History) -> str:

@@ -33,7 +33,7 @@ from tlx.data.stream.reader import BadSample
 from tlx.ranks.collectives import World
 from tlx.ranks.sharing import join_sharing
 from tlx.ranks.together import by_main, together
-from tlx.runs.predictions import Predictions
+from tlx.runs.predictions import read_file
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.tasks.classification import Classification
 from tlx.tasks.gathered import Scores
@@ -43,7 +43,7 @@ from tlx.use.judged import SEED, Classified, drawn, fitted_temperature, largest_
 from tlx.use.judged_data import JudgedData, Reading, data_of, scored
 from tlx.use.load import Which, find_file, load
 from tlx.use.model import Model
-from tlx.use.report import predictions_of
+from tlx.use.report import PREDICTIONS, folder_of, keep_predictions, report_look
 from tlx.use.row_text import RowText, format_of, refuse_output, written
 
 FOLDER = "evaluations"
@@ -123,7 +123,6 @@ class Look:
         sha256: of the file of weights.
         run: None where the file lies in none: nothing is recorded then.
         end: of the training that looks; None of `tlx evaluate`.
-        told: what the model said of each picture, on the first rank, once it was asked.
     """
 
     model: Model
@@ -134,7 +133,6 @@ class Look:
     world: World
     end: AtTheEnd | None = None
     begun: float = field(default_factory=time.monotonic)
-    told: list[Predictions] = field(default_factory=list)
 
     def taken(self, data: JudgedData) -> dict[str, Any]:
         """What is recorded, on every rank."""
@@ -161,11 +159,9 @@ class Look:
 
     def reported(self, data: JudgedData, look: dict[str, Any]) -> dict[str, Any]:
         """The same with the path of the page, which is a courtesy: what fails is told."""
-        told = self.told[0] if self.told else None
-        if self.run is None or told is None or "recorded" not in look:
+        told = read_file(folder_of(look) / PREDICTIONS) if "recorded" in look else None
+        if self.run is None or told is None:
             return look
-        from tlx.use.report import report_look
-
         took_s = time.monotonic() - self.begun
         try:
             return {**look, "report": str(report_look(self.run, self.model, data, told, look, took_s=took_s))}
@@ -200,14 +196,13 @@ class Look:
             found |= _classified(self.model.task, scores, self.options, scaling)
         else:
             found |= _by_meter(self.model, scores, self.options)
-        if self.end is None and (told := predictions_of(self.model, data, scores, found)) is not None:
-            self.told.append(told)
         if self.options.out is not None:
             with written(self.options.out):
                 _write(self.options.out, self.model, data.source, scores)
         if self.run is not None and self._records:
             with written(self.run):
                 found |= _record(self.run, data, found)
+            keep_predictions(self.model, data, scores, found)
         return found
 
     def _location(self) -> str:

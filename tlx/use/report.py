@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tlx.base.terminal import escaped
+from tlx.base.files import write_whole
+from tlx.base.terminal import escaped, say
 from tlx.report import notes
+from tlx.report.inside_report import Network, look_inside
 from tlx.report.parts import LEAST_S, SHARE, Parts
 from tlx.report.report import write_pages
-from tlx.report.run_report import Network, RunReport, judge, look_inside
+from tlx.report.run_report import RunReport, add_inner, judge
 from tlx.runs.history import read_history, shown
 from tlx.runs.predictions import Part, Predictions
 from tlx.runs.run_files import mapping
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from tlx.tasks.gathered import Scores
     from tlx.use.judged_data import JudgedData
     from tlx.use.model import Model
+
+
+PREDICTIONS = "predictions.npz"
 
 
 def opened(run: Path, source: Manifest | FileList) -> Network:
@@ -37,26 +42,26 @@ def opened(run: Path, source: Manifest | FileList) -> Network:
     return Inside.of(run, source)
 
 
-def predictions_of(model: Model, data: JudgedData, scores: Scores, look: Mapping[str, Any]) -> Predictions | None:
-    """What was told in a look; None of a task that does not say it."""
+def folder_of(look: Mapping[str, Any]) -> Path:
+    """Of a look that is recorded: its own, beside the record."""
+    return Path(look["recorded"]).with_suffix("") / f"look-{look['look']}"
+
+
+def keep_predictions(model: Model, data: JudgedData, scores: Scores, look: Mapping[str, Any]) -> None:
+    """Writes what was told in a look into its folder, where the task says it; what cannot be written is told."""
     tell = getattr(model.task, "told", None)
     if tell is None:
-        return None
+        return
     told = tell(scores.output, scores.own, len(scores.ids))
     parts = [Part(about, {name: of.numpy() for name, of in arrays.items()}) for about, arrays in told]
     metrics = {f"val/{name}": value for name, value in mapping(look.get("lists")).items()}
-    return Predictions(
-        phase="",
-        which="look",
-        step=look["weights"].get("step") or 0,
-        weights="",
-        digest=data.digest,
-        content=None,
-        samples=len(data.source),
-        metrics=metrics,
-        ids=scores.ids.numpy().astype(np.int64),
-        parts=tuple(parts),
-    )
+    step, ids = look["weights"].get("step") or 0, scores.ids.numpy().astype(np.int64)
+    found = Predictions("", "look", step, "", data.digest, None, len(data.source), metrics, ids, tuple(parts))
+    try:
+        folder_of(look).mkdir(parents=True, exist_ok=True)
+        write_whole(folder_of(look) / PREDICTIONS, found.data())
+    except OSError as error:
+        say(f"warning: predictions of this look could not be written: {error}", error=True)
 
 
 def report_look(
@@ -69,7 +74,6 @@ def report_look(
     """
     from tlx.use.inside import Inside
 
-    folder = Path(look["recorded"]).with_suffix("") / f"look-{look['look']}"
     parts = Parts(max(LEAST_S, SHARE * took_s), "nothing")
     found = RunReport(read_history(run), f"Evaluation of {escaped(run.resolve().name)}", look=True)
     found.about, found.metrics = _about(look), _metrics(look["metrics"])
@@ -77,10 +81,10 @@ def report_look(
     found.verdict, found.command = _verdict(look), str(look["command"])
     judge(found, told, data.source, parts)
     inside = Inside.around(run, model, data.source)
-    look_inside(found, told, inside, data.source, parts)
+    add_inner(found, look_inside(told, inside, parts))
     found.notes = [note for note in _notes(found, told.parts, look) if note]
     found.left_out, found.seconds = parts.left_out, f"{time.monotonic() - parts.begun:.1f} s"
-    return write_pages(folder, found)[-1]
+    return write_pages(folder_of(look), found)[-1]
 
 
 def _notes(found: RunReport, parts: Sequence[Part], look: Mapping[str, Any]) -> list[str | None]:
