@@ -55,7 +55,7 @@ def probe(
     """
     of_grid = {"--lr": lr, "--weight-decay": weight_decay, "--heads": heads, "--c": c}
     of_ranking = {"--backbones": backbones, "--under": under, "--here": here or None}
-    others = {"few pictures": {"--shots": shots}, "depths": {"--depths": depths or None}}
+    others: dict[str, Mapping[str, Any]] = {"few pictures": {"--shots": shots}, "depths": {"--depths": depths or None}}
     others |= {"a forecast": {"--forecast": forecast or None}}
     kind = _kind({"a grid": of_grid, "a ranking": of_ranking, **others})
     from tlx.plan import config as configs

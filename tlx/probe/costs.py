@@ -53,18 +53,18 @@ def _peak(run: Run, images: torch.Tensor) -> int:
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         run.net(images)
-        return torch.cuda.max_memory_allocated(device)
+        return int(torch.cuda.max_memory_allocated(device))
     there = [*run.net.parameters(), *run.net.buffers(), images]
     with _Counting() as counting:
         run.net(images)
     return counting.peak + sum(tensor.untyped_storage().nbytes() for tensor in there)
 
 
-class _Counting(TorchDispatchMode):
+class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of what operations return, as long as it lives: a CPU's allocator does not tell."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak, self._now, self._known = 0, 0, set[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

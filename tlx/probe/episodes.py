@@ -137,7 +137,7 @@ def judged(rows: Tensor, places: Tensor, shots: int, wanted: Wanted) -> dict[str
     each = wanted.ways * (wanted.queries + shots) * rows.shape[1]
     found: dict[str, list[Tensor]] = {name: [] for name in CLASSIFIERS}
     labels = torch.arange(wanted.ways).repeat_interleave(wanted.queries)
-    for block in places.split(max(_AT_ONCE // each, 1)):
+    for block in places.split(max(_AT_ONCE // each, 1)):  # type: ignore[no-untyped-call]
         support = rows[block[:, :, wanted.queries : wanted.queries + shots]]
         queries = rows[block[:, :, : wanted.queries].flatten(1)]
         for name, classify in CLASSIFIERS.items():
@@ -183,12 +183,13 @@ def regression(support: Tensor, queries: Tensor) -> Tensor:
     def loss() -> Tensor:
         optimizer.zero_grad()
         logits = (within @ weight + bias).flatten(0, 1)
-        value = _C * cross_entropy(logits, labels, reduction="sum") + weight.square().sum() / 2
+        value: Tensor = _C * cross_entropy(logits, labels, reduction="sum") + weight.square().sum() / 2
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return (normalize(queries, dim=2).double() @ basis) @ weight.detach() + bias.detach()
+    found: Tensor = (normalize(queries, dim=2).double() @ basis) @ weight.detach() + bias.detach()
+    return found
 
 
 CLASSIFIERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -122,9 +122,10 @@ def search(config: Config, *, epochs: int = EPOCHS, resamples: int = RESAMPLES) 
         spent.append(time.monotonic() - began)
     judged = Judged.of(logits, judging.labels)
     gains = means((judged.hits.double() - judged.hits[:1].double()).contiguous(), resamples)
+    accuracies = judged.accuracies(resamples)
     rows = [
-        Tuned(count, many, *rest)
-        for count, *rest in zip([0, *counts], judged.accuracies(resamples), gains, spent, strict=True)  # type: ignore[arg-type]
+        Tuned(count, many, accuracy, gain, seconds)
+        for count, accuracy, gain, seconds in zip([0, *counts], accuracies, gains, spent, strict=True)
     ]
     return Found(rows, epochs, settings.lr or math.nan, config.seed, f"{len(judging.labels):,} pictures of data.val")
 

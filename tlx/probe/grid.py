@@ -121,13 +121,11 @@ def members_of(config: Config, wanted: Wanted) -> list[Member]:
     own = Part(name=config.head.name, args=config.head_args)
     heads = [_checked(head) for head in wanted.heads or (own,)]
     first = next((name for name in config.phase_names if name != "each"), "each")
-    lr, decay = config.settings(first).lr, _decay(config.optimizer)
-    if not wanted.lrs and lr is None:
+    lr = config.settings(first).lr
+    rates, decays = wanted.lrs or ([] if lr is None else [lr]), wanted.decays or [_decay(config.optimizer)]
+    if not rates:
         raise UserError("the first phase has no learning rate", where="phases", todo="--lr 1e-4..1e-1:log/7")
-    return [
-        Member(head, rate, weight_decay)
-        for head, rate, weight_decay in product(heads, wanted.lrs or (lr,), wanted.decays or (decay,))  # type: ignore[arg-type]
-    ]
+    return [Member(*one) for one in product(heads, rates, decays)]
 
 
 def _checked(head: Part) -> Part:
@@ -238,7 +236,7 @@ def train(own: Probed, stacks: Sequence[Stack], optimizer: Optimizer, left_out: 
             torch.manual_seed(derive(seed, "dropout", step - 1, 0) >> 1)  # as in training
             logits = stack(features)
             loss = own.task.loss(logits.flatten(0, 1), _repeated(truth, len(stack.members)))
-            (loss / total).backward()
+            (loss / total).backward()  # type: ignore[no-untyped-call]
             update(step, factor)
 
 
@@ -266,9 +264,8 @@ def _batches(own: Probed, left_out: Tensor | None) -> Iterator[tuple[Tensor, Tru
 @torch.no_grad()
 def _judged(stacks: Sequence[Stack], validation: Table) -> Judged:
     found = list[Judged]()
-    for rows, labels in zip(
-        validation.rows.split(_JUDGED_AT_ONCE), validation.labels.split(_JUDGED_AT_ONCE), strict=True
-    ):
+    for block in torch.arange(len(validation.labels)).split(_JUDGED_AT_ONCE):  # type: ignore[no-untyped-call]
+        rows, labels = validation.rows[block], validation.labels[block]
         logits = list[Tensor]()
         for stack in stacks:
             stack.net.eval()
