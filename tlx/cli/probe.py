@@ -55,9 +55,9 @@ def probe(
     """
     of_grid = {"--lr": lr, "--weight-decay": weight_decay, "--heads": heads, "--c": c}
     of_ranking = {"--backbones": backbones, "--under": under, "--here": here or None}
-    kinds: dict[str, Mapping[str, Any]] = {"a grid": of_grid, "a ranking": of_ranking}
-    kinds |= {"few pictures": {"--shots": shots}, "depths": {"--depths": depths or None}}
-    kind = _kind(kinds | {"a forecast": {"--forecast": forecast or None}})
+    others: dict[str, Mapping[str, Any]] = {"few pictures": {"--shots": shots}, "depths": {"--depths": depths or None}}
+    others |= {"a forecast": {"--forecast": forecast or None}}
+    kind = _kind({"a grid": of_grid, "a ranking": of_ranking, **others})
     from tlx.plan import config as configs
 
     words = list(overrides or ())

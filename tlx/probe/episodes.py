@@ -137,7 +137,7 @@ def judged(rows: Tensor, places: Tensor, shots: int, wanted: Wanted) -> dict[str
     each = wanted.ways * (wanted.queries + shots) * rows.shape[1]
     found: dict[str, list[Tensor]] = {name: [] for name in CLASSIFIERS}
     labels = torch.arange(wanted.ways).repeat_interleave(wanted.queries)
-    for block in torch.split(places, max(_AT_ONCE // each, 1)):
+    for block in places.split(max(_AT_ONCE // each, 1)):  # type: ignore[no-untyped-call]
         support = rows[block[:, :, wanted.queries : wanted.queries + shots]]
         queries = rows[block[:, :, : wanted.queries].flatten(1)]
         for name, classify in CLASSIFIERS.items():
@@ -188,8 +188,8 @@ def regression(support: Tensor, queries: Tensor) -> Tensor:
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    logits: Tensor = (normalize(queries, dim=2).double() @ basis) @ weight.detach() + bias.detach()
-    return logits
+    found: Tensor = (normalize(queries, dim=2).double() @ basis) @ weight.detach() + bias.detach()
+    return found
 
 
 CLASSIFIERS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

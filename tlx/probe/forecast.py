@@ -122,8 +122,11 @@ def search(config: Config, *, epochs: int = EPOCHS, resamples: int = RESAMPLES) 
         spent.append(time.monotonic() - began)
     judged = Judged.of(logits, judging.labels)
     gains = means((judged.hits.double() - judged.hits[:1].double()).contiguous(), resamples)
-    told = zip([0, *counts], judged.accuracies(resamples), gains, spent, strict=True)
-    rows = [Tuned(count, many, accuracy, gain, seconds) for count, accuracy, gain, seconds in told]
+    accuracies = judged.accuracies(resamples)
+    rows = [
+        Tuned(count, many, accuracy, gain, seconds)
+        for count, accuracy, gain, seconds in zip([0, *counts], accuracies, gains, spent, strict=True)
+    ]
     return Found(rows, epochs, settings.lr or math.nan, config.seed, f"{len(judging.labels):,} pictures of data.val")
 
 
@@ -168,8 +171,9 @@ def _tuned(run: Run, start: Regression) -> tuple[float, Tensor]:
     rest, rows = Rest(run.net, cut).eval(), val.held_in(torch.device("cpu")).held
     assert rows is not None
     with torch.no_grad(), run.world.autocast():
-        parts = torch.split(rows[0].to(cut.dtype), run.validation.batch)
-        logits = [rest(part.to(run.world.device)).float().cpu() for part in parts]
+        logits = [
+            rest(part.to(run.world.device, cut.dtype)).float().cpu() for part in rows[0].split(run.validation.batch)
+        ]
     return began, torch.cat(logits)
 
 

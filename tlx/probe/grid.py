@@ -121,11 +121,11 @@ def members_of(config: Config, wanted: Wanted) -> list[Member]:
     own = Part(name=config.head.name, args=config.head_args)
     heads = [_checked(head) for head in wanted.heads or (own,)]
     first = next((name for name in config.phase_names if name != "each"), "each")
-    lr, decay = config.settings(first).lr, _decay(config.optimizer)
-    if not wanted.lrs and lr is None:
+    lr = config.settings(first).lr
+    rates, decays = wanted.lrs or ([] if lr is None else [lr]), wanted.decays or [_decay(config.optimizer)]
+    if not rates:
         raise UserError("the first phase has no learning rate", where="phases", todo="--lr 1e-4..1e-1:log/7")
-    rates = wanted.lrs or (float(lr or 0.0),)
-    return [Member(*of) for of in product(heads, rates, wanted.decays or (decay,))]
+    return [Member(*one) for one in product(heads, rates, decays)]
 
 
 def _checked(head: Part) -> Part:
@@ -264,9 +264,8 @@ def _batches(own: Probed, left_out: Tensor | None) -> Iterator[tuple[Tensor, Tru
 @torch.no_grad()
 def _judged(stacks: Sequence[Stack], validation: Table) -> Judged:
     found = list[Judged]()
-    for rows, labels in zip(
-        torch.split(validation.rows, _JUDGED_AT_ONCE), torch.split(validation.labels, _JUDGED_AT_ONCE), strict=True
-    ):
+    for block in torch.arange(len(validation.labels)).split(_JUDGED_AT_ONCE):  # type: ignore[no-untyped-call]
+        rows, labels = validation.rows[block], validation.labels[block]
         logits = list[Tensor]()
         for stack in stacks:
             stack.net.eval()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -30,9 +30,17 @@ def votes(table: Table, judged: Table, classes: int, k: int) -> Tensor:
     return torch.cat([of[k] for _, of in _votes(table, judged, classes, [k], others=False)])
 
 
-def _votes(table: Table, judged: Table, classes: int, ks: Sequence[int], *, others: bool):  # type: ignore[no-untyped-def]
+def _votes(
+    table: Table, judged: Table, classes: int, ks: Sequence[int], *, others: bool
+) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
+    """Places of some pictures that are judged, and their votes [some, classes] by the number of neighbours.
+
+    Args:
+        others: pictures do not judge themselves.
+    """
     keys, most = normalize(table.rows, dim=1), min(max(ks), len(table.labels))
-    for block in torch.split(torch.arange(len(judged.labels)), max(_AT_ONCE // len(table.labels), 1)):
+    at_once = max(_AT_ONCE // len(table.labels), 1)
+    for block in torch.arange(len(judged.labels)).split(at_once):  # type: ignore[no-untyped-call]
         near = normalize(judged.rows[block], dim=1) @ keys.T
         if others:
             near.masked_fill_(judged.pictures[block, None] == table.pictures[None], -torch.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tlx.base.terminal import drawn, escaped, tables, width
@@ -66,7 +67,7 @@ def picture(found: Found) -> bytes:
     return png(draw, width=11, height=4.8)
 
 
-def _panel(panel: Axes, found: Found, label: str, of, *, front: bool) -> None:  # type: ignore[no-untyped-def]
+def _panel(panel: Axes, found: Found, label: str, of: Callable[[Ranked], float], *, front: bool) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator
 
     for row in found.rows:
