@@ -23,9 +23,12 @@ from wandb_server import FakeServer, served
 
 from tlx.plan.comparable import comparable
 from tlx.plan.config import parse
-from tlx.runs.metrics_file import read_rows
-from tlx.tracking.phase_end import EVEN, MISTAKES, phase_ends
+from tlx.runs.metrics_file import MetricsFile, read_rows
+from tlx.tracking import RunInfo, guarded, wandb
+from tlx.tracking.phase_end import EVEN, MISTAKES, PhaseEnd, phase_ends
 from tlx.tracking.sync import sync
+from tlx.tracking.tracker import GuardedTracker
+from tlx.tracking.wandb_run import let_go
 from tlx.train import command as training
 
 WANDB = {
@@ -237,6 +240,35 @@ def test_what_was_offline_becomes_the_same_run_on_the_server(run, offline, serve
     count = len(server.artifacts)
     assert "nothing was sent" in sync(folder).text
     assert (sent.steps, len(server.artifacts)) == (list(range(1, 13)), count)
+
+
+def test_tables_come_once_when_a_start_is_killed_at_the_end_of_a_phase(run, server, tmp_path) -> None:
+    folder, both = copied(run, tmp_path / "run"), phase_ends(run)
+    result, rows = json.loads((folder / "result.json").read_text()), read_rows(run / "metrics.jsonl")
+    progress = {"step": 6, "phases": {"feature_extraction": result["phases"]["feature_extraction"]}}
+    for name in ("result.json", "wandb.json", "metrics.jsonl"):
+        (folder / name).unlink()
+    (folder / "checkpoints" / "latest" / "state.json").write_text(json.dumps({"progress": progress}))
+    metrics = MetricsFile(folder / "metrics.jsonl")
+
+    def start(first: int, last: int, end: PhaseEnd) -> GuardedTracker:
+        logger = guarded("wandb", lambda: wandb(RunInfo(folder, "a", "id", {}, first > 1), project="p"))
+        for row in (row for row in rows if first <= row["step"] <= last):
+            metrics.append(row)
+            logger.log(row)
+        logger.phase_ended(end)
+        return logger
+
+    start(1, 6, both[0])
+    let_go()  # nothing is sent any more: as a kill
+    start(7, 12, both[1]).finish({**result, "finished": True})
+    (sent,) = server.runs.values()
+    assert sent.steps == list(range(1, 13))
+    shown = {row["step"]: {key for key in row if key.endswith("per_class")} for row in sent.sent}
+    assert {step: keys for step, keys in shown.items() if keys} == {
+        6: {"feature_extraction/per_class"},
+        12: {"fine_tuning/per_class"},
+    }
 
 
 def test_what_a_folder_lacks_is_said(run, server, tmp_path) -> None:

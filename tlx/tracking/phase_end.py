@@ -170,7 +170,7 @@ class PhaseEnd:
 
             small = _small(ShardReader(self.shards).read(place))
             with contextlib.suppress(OSError):
-                file.parent.mkdir(parents=True, exist_ok=True)
+                file.parent.mkdir(exist_ok=True)  # not its parents: a run folder that was removed stays so
                 write_whole(file, small)
             return small
         return None

@@ -296,6 +296,7 @@ class WandbRun:
 
     def model_trained(self, model: TrainedModel) -> None:
         """Uploads weights, where that was asked for."""
+        self.flush()  # an upload may take long
         wanted = self.target.extras.artifacts
         if wanted == "all" or (wanted == "best" and "best" in model.aliases):
             self.upload(model)
@@ -332,9 +333,13 @@ class WandbRun:
         from tlx.tracking.wandb_content import of_code
 
         found = of_code(self.target.folder, self.target.choice.run_id) if self.target.extras.code == "diff" else None
-        if found is not None and (key := f"code.{found.digest}") not in self._has:
+        if found is None or (key := f"code.{found.digest}") in self._has:
+            return
+        try:
             self.handle.log_artifact(found)
             self._uploaded.append(key)
+        except Exception as error:  # numbers go without
+            self._say_without("the difference of the code", error)
 
     def missing(self) -> list[TrainedModel]:
         """Weights of a training that is done that W&B lacks; what it has is in wandb.json."""
@@ -406,7 +411,8 @@ class WandbRun:
         """
         # counted here, from all rows: W&B's own minimum starts anew with each start of a run, and one NaN ends it
         found = {f"best/{name}": value for name, value in self._best.items()}
-        self.handle.summary.update({name: value for name, value in found.items() if name not in self._told})
+        own = {name: value for name, value in found.items() if name not in self._told}
+        self.handle.summary.update({**self._best, **own})
         self._send_console()
         try:
             if end == "stopped":
@@ -450,11 +456,11 @@ class WandbRun:
         except Exception as error:
             if not beside:
                 raise
-            self._say_without(row["step"], error)
+            self._say_without(f"tables of phase {self._ends[row['step']].name}", error)
             self.handle.log(row, step=row["step"], commit=True)
 
-    def _say_without(self, step: int, error: Exception) -> None:
-        self.without.append(f"tables of phase {self._ends[step].name} ({_said(error)})")
+    def _say_without(self, what: str, error: Exception) -> None:
+        self.without.append(f"{what} ({_said(error)})")
         warn(f"W&B does not get {self.without[-1]}")
 
     def _define(self, row: Mapping[str, Any]) -> None:
@@ -477,7 +483,7 @@ class WandbRun:
         try:
             return {**of_phase(end), "phases": of_phases(e for e in self._ends.values() if e.step <= step)}
         except Exception as error:
-            self._say_without(step, error)
+            self._say_without(f"tables of phase {end.name}", error)
             return {}
 
     def _send_console(self) -> None:
