@@ -15,6 +15,7 @@ from tlx.report.classes import (
     by_column,
     confusion,
     largest_confusions,
+    most_confused,
     never_told,
     reliability,
     similar_order,
@@ -64,6 +65,13 @@ def test_confused_classes_stand_together():
     assert sorted(order) == list(range(6))
     at = {c: order.index(c) for c in range(6)}
     assert abs(at[0] - at[5]) == abs(at[5] - at[2]) == abs(at[1] - at[4]) == 1
+
+
+def test_of_very_many_classes_the_most_confused_are_chosen():
+    matrix = np.diag([9] * 300)
+    matrix[7, 200], matrix[200, 7], matrix[30, 31], matrix[31, 32] = 3, 3, 5, 1
+    assert most_confused(matrix, 4).tolist() == [7, 30, 31, 200]
+    assert most_confused(np.diag([9] * 3), 2).tolist() == [0, 1]
 
 
 def test_calibration_error_is_that_of_torchmetrics(part):

@@ -16,18 +16,22 @@ from tlx.report.classes import (
     by_column,
     confusion,
     largest_confusions,
+    most_confused,
     reliability,
     similar_order,
 )
 from tlx.report.parts import Parts
 from tlx.report.samples import Gallery, Pictures, Shown, galleries, suspects
-from tlx.report.told_figures import NUMBERED, confusion_image, numbers, reliability_diagram
+from tlx.report.told_figures import NAMED, NUMBERED, confusion_image, numbers, reliability_diagram
 from tlx.runs.predictions import Part
 
 OPEN = 30
 """Rows of a table that stand open; of more, the worst."""
 
 CONFUSIONS = 15
+
+MOST_CONFUSED = 60
+"""Classes that the image has where there are too many for all."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +165,12 @@ def _confusions(found: TargetReport, part: Part, of: str) -> None:
     if len(part.names) <= NUMBERED:
         found.matrix = matrix_table(matrix, part.names, ordered=ordered)
     together = "" if ordered else " Classes that are confused stand together."
-    caption = f"Confusions{of}: a row is what it is, a column what was told; the diagonal is right.{together}"
-    found.figures[f"confusion{found.key}"] = Figure(confusion_image(matrix, part.names, ordered=ordered), caption)
+    chosen = np.arange(len(matrix)) if len(matrix) <= NAMED else most_confused(matrix, MOST_CONFUSED)
+    which = "" if len(chosen) == len(matrix) else f" Of {len(matrix):,} classes the {len(chosen)} with most confusions."
+    caption = f"Confusions{of}: a row is what it is, a column what was told; the diagonal is right.{together}{which}"
+    shown, names = matrix[np.ix_(chosen, chosen)], [part.names[i] for i in chosen]
+    png = confusion_image(shown, names, ordered=ordered, of=matrix.sum(1)[chosen])
+    found.figures[f"confusion{found.key}"] = Figure(png, caption)
     found.confusions = [(c.truth, c.told, f"{c.pictures:,}", f"{c.of:,}") for c in largest_confusions(part, CONFUSIONS)]
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAMED = 110
-"""Of more classes than these no names stand at the image's sides: they would touch."""
+"""Of more classes than these no names would fit at the image's sides."""
 
 NUMBERED = 30
 """Of more classes than these no numbers stand in a matrix."""
@@ -26,16 +26,19 @@ COLOURED = 20
 """Classes that the map of pictures colours by themselves; of more, the most frequent."""
 
 
-def confusion_image(matrix: Matrix, names: Sequence[str], *, ordered: bool = False) -> bytes:
+def confusion_image(
+    matrix: Matrix, names: Sequence[str], *, ordered: bool = False, of: NDArray[np.int64] | None = None
+) -> bytes:
     """Shares of each class (rows) told as each (columns), in an order in which confused classes stand together; with
     counts where there is room.
 
     Args:
         ordered: the order of names stays.
+        of: pictures of each class, where the matrix has not all that they were told as.
     """
     order = list(range(len(names))) if ordered else similar_order(matrix)
     rows = matrix[np.ix_(order, order)].astype(np.float64)
-    shares = rows / np.maximum(rows.sum(1, keepdims=True), 1)
+    shares = rows / np.maximum(matrix.sum(1) if of is None else of, 1)[order, None]
     count = len(names)
     inches = float(np.clip(1.5 + 0.085 * count, 6.0, 10.5))
 
@@ -47,14 +50,10 @@ def confusion_image(matrix: Matrix, names: Sequence[str], *, ordered: bool = Fal
         panel.set_facecolor("#f4f4f4")
         panel.grid(False)
         size = max(3.2, min(8.0, 560 / count))
-        if count <= NAMED:
-            said = [clipped(names[i], 24) for i in order]
-            panel.set_xticks(range(count), said, rotation=90, fontsize=size)
-            panel.set_yticks(range(count), said, fontsize=size)
-            panel.tick_params(length=1.5, pad=1)
-        else:
-            panel.set_xticks([])
-            panel.set_yticks([])
+        said = [clipped(names[i], 24) for i in order]
+        panel.set_xticks(range(count), said, rotation=90, fontsize=size)
+        panel.set_yticks(range(count), said, fontsize=size)
+        panel.tick_params(length=1.5, pad=1)
         if count <= NUMBERED:
             for i, j in zip(*rows.nonzero(), strict=True):
                 panel.text(
