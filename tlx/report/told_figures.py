@@ -147,7 +147,8 @@ def embedding(places: NDArray[Any], part: Part, rows: NDArray[np.int64]) -> byte
             )
         if wrong.any():
             panel.scatter(
-                *places[wrong].T,
+                places[wrong, 0],
+                places[wrong, 1],
                 s=40 if len(rows) < 400 else 26,
                 facecolors="none",
                 edgecolors="black",
