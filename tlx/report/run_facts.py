@@ -21,6 +21,7 @@ def _of_evaluation(found: Evaluation | None, name: str) -> str:
 
 def phases(history: History) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     metric = history.shown
+<<<<<<< HEAD
     columns: tuple[str, ...] = (
         "phase",
         "epochs",
@@ -30,17 +31,29 @@ def phases(history: History) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         "best val/loss",
         "last val/loss",
     )
+=======
+    columns = ("phase", "epochs", f"best {metric}", "at epoch", f"last {metric}", "best val/loss", "last val/loss")
+>>>>>>> report
     rows: list[tuple[str, ...]] = []
     for phase in history.phases:
         if phase.best is None and phase.last is None:
             continue
         label = next((a.label for a in history.accuracies if a.phase == phase.name), phase.name)
         span = f"{history.epoch(phase.start):.3g} to {history.epoch(phase.stop):.3g}"
+<<<<<<< HEAD
         best, last = (functools.partial(_of_evaluation, e) for e in (phase.best, phase.last))
+=======
+>>>>>>> report
         at = f"{history.epoch(phase.best.step):.3g}" if phase.best else "-"
         so_far = "" if phase.over else " so far"
-        rows.append((label, span, best(metric), at, last(metric) + so_far, best("val/loss"), last("val/loss")))
+        best, last = _value(phase.best, metric), _value(phase.last, metric) + so_far
+        losses = _value(phase.best, "val/loss"), _value(phase.last, "val/loss")
+        rows.append((label, span, best, at, last, *losses))
     return columns, rows
+
+
+def _value(evaluation: Evaluation | None, name: str) -> str:
+    return shown(name, evaluation.value(name)) if evaluation is not None else "-"
 
 
 _SPEED = {
