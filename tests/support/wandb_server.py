@@ -97,6 +97,7 @@ class FakeServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    request_queue_size = 128  # pictures are uploaded side by side
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
