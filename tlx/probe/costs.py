@@ -57,7 +57,7 @@ def _peak(run: Run, images: torch.Tensor) -> int:
     there = [*run.net.parameters(), *run.net.buffers(), images]
     with _Counting() as counting:
         run.net(images)
-    return counting.peak + sum(tensor.untyped_storage().nbytes() for tensor in there)
+    return counting.peak + sum(int(tensor.untyped_storage().nbytes()) for tensor in there)
 
 
 class _Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -241,7 +241,8 @@ def _through(run: Run, cut: Cut, features: Tensor) -> Tensor:
 
     hooks = [module.register_forward_pre_hook(keep) for module in first]
     try:
-        for done, part in enumerate(features.split(_AT_ONCE)):  # noqa: B007  # of keep  # type: ignore[no-untyped-call]
+        parts = features.split(_AT_ONCE)  # type: ignore[no-untyped-call]
+        for done, part in enumerate(parts):  # noqa: B007  # of keep
             rest(part.to(device, cut.dtype))
     finally:
         for hook in hooks:

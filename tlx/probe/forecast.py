@@ -171,9 +171,8 @@ def _tuned(run: Run, start: Regression) -> tuple[float, Tensor]:
     rest, rows = Rest(run.net, cut).eval(), val.held_in(torch.device("cpu")).held
     assert rows is not None
     with torch.no_grad(), run.world.autocast():
-        logits = [
-            rest(part.to(run.world.device, cut.dtype)).float().cpu() for part in rows[0].split(run.validation.batch)
-        ]
+        parts = rows[0].split(run.validation.batch)  # type: ignore[no-untyped-call]
+        logits = [rest(part.to(run.world.device, cut.dtype)).float().cpu() for part in parts]
     return began, torch.cat(logits)
 
 
