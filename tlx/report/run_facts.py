@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -15,35 +14,15 @@ SAID_TASKS = 12
 """Of more tasks the page shows these."""
 
 
-def _of_evaluation(found: Evaluation | None, name: str) -> str:
-    return shown(name, found.value(name)) if found else "-"
-
-
 def phases(history: History) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     metric = history.shown
-<<<<<<< HEAD
-    columns: tuple[str, ...] = (
-        "phase",
-        "epochs",
-        f"best {metric}",
-        "at epoch",
-        f"last {metric}",
-        "best val/loss",
-        "last val/loss",
-    )
-=======
     columns = ("phase", "epochs", f"best {metric}", "at epoch", f"last {metric}", "best val/loss", "last val/loss")
->>>>>>> report
     rows: list[tuple[str, ...]] = []
     for phase in history.phases:
         if phase.best is None and phase.last is None:
             continue
         label = next((a.label for a in history.accuracies if a.phase == phase.name), phase.name)
         span = f"{history.epoch(phase.start):.3g} to {history.epoch(phase.stop):.3g}"
-<<<<<<< HEAD
-        best, last = (functools.partial(_of_evaluation, e) for e in (phase.best, phase.last))
-=======
->>>>>>> report
         at = f"{history.epoch(phase.best.step):.3g}" if phase.best else "-"
         so_far = "" if phase.over else " so far"
         best, last = _value(phase.best, metric), _value(phase.last, metric) + so_far

@@ -6,7 +6,7 @@ import bisect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from tlx.base.layers import ROLES, Kind, Layer, Parameter, Role
 from tlx.runs.run_files import items, mapping, number, whole, within
@@ -125,9 +125,5 @@ def _learns(layer: Layer, said: Mapping[str, Any]) -> tuple[Parameter, ...]:
         return ()
     if mode == "all" or trained == sum(p.size for p in layer.parameters):
         return layer.parameters
-<<<<<<< HEAD
-    kind: Literal["bias", "norm"] = "bias" if mode == "biases" else "norm"
-=======
     kind: Kind = "bias" if mode == "biases" else "norm"
->>>>>>> report
     return (Parameter(f"{layer.name}.{kind}", (trained,), kind),)
