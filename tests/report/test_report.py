@@ -216,9 +216,9 @@ def test_the_same_numbers_are_in_the_summary_and_in_trackers() -> None:
         ["fine_tuning", "last", "at", "step", "20:", "val/top1", "0.7500", "(EMA", "weights)"],
     ]
     handle = SimpleNamespace(summary={})
-    WandbRun(SimpleNamespace(later=""), SimpleNamespace(starting_step=0, summary=handle.summary), None).summarise(
-        result
-    )
+    offline = SimpleNamespace(_offline=True)
+    client = SimpleNamespace(starting_step=0, summary=handle.summary, settings=offline)
+    WandbRun(SimpleNamespace(later=""), client, None).summarise(result)
     assert {k: v for k, v in handle.summary.items() if k.startswith("accuracy/")} == {
         "accuracy/feature_extraction/best": 0.854,
         "accuracy/feature_extraction/last": 0.708,
