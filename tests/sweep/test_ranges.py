@@ -56,7 +56,7 @@ def test_a_range_that_cannot_be_drawn_from_is_a_mistake(word, said):
 def test_mistakes_come_together():
     with pytest.raises(ConfigError) as caught:
         parse(["a=2..1", "b=1..2", "b=3", "c=0..1:log"])
-    assert [line.partition(":")[0] for line in caught.value.problems] == ["a", "c", "b"]
+    assert [line.partition(":")[0] for line in caught.value.problems] == ["a", "b", "c"]
 
 
 def test_points_of_a_space():
