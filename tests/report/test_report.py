@@ -48,12 +48,17 @@ def pairs(history) -> dict[str, tuple[float | None, float | None, bool]]:
 def test_a_finished_run_gets_figures_a_page_that_needs_no_other_file_and_a_table(tmp_path: Path, capsys) -> None:
     run = finish(write_run(tmp_path / "mnet"))
     files = report([run])
-    assert [str(f.relative_to(run)) for f in files] == ["figures/curves.png", "figures/phases.png", "report.html"]
+    assert [str(f.relative_to(run)) for f in files] == [
+        "figures/curves.png",
+        "figures/phases.png",
+        "report.md",
+        "report.html",
+    ]
     for file in files[:2]:
         with Image.open(file) as image:
             assert image.format == "PNG"
             assert len(image.convert("L").getcolors(256) or []) > 10
-    page = Page(files[2])
+    page = Page(files[3])
     assert len(page.images) == 2
     assert all(source.startswith("data:image/png;base64,") for source in page.images)
     assert not {"script", "link", "iframe"} & set(page.tags)
@@ -116,7 +121,7 @@ def test_a_run_killed_in_the_middle_of_a_line_and_with_torn_files(tmp_path: Path
     assert pairs(history)["feature_extraction"] == (0.5, 0.5, True)
     # without a plan the first of two phases counts as extraction
     assert [a.kind for a in history.accuracies] == ["feature extraction", "fine-tuning"]
-    assert len(report([run])) == 3
+    assert len(report([run])) == 4
 
 
 def test_numbers_that_are_not_finite_and_things_that_are_no_numbers_do_no_harm(tmp_path: Path) -> None:
@@ -128,7 +133,7 @@ def test_numbers_that_are_not_finite_and_things_that_are_no_numbers_do_no_harm(t
     assert history.best.value("val/top1") == pytest.approx(0.4)
     drawn = figures.points(history, "val/top1")
     assert [math.isfinite(v) for _, v in drawn] == [True, False, False, True, False, False]  # gaps stay gaps
-    assert len(report([run])) == 3
+    assert len(report([run])) == 4
 
 
 def test_runs_without_validation_of_one_phase_or_without_a_row(tmp_path: Path, capsys) -> None:
@@ -138,9 +143,10 @@ def test_runs_without_validation_of_one_phase_or_without_a_row(tmp_path: Path, c
     probe = write_run(tmp_path / "probe", phases=(("probe", 2, "frozen"),), accuracies=(0.2, 0.1))
     files = [f"{f.parent.name}/{f.name}" for f in report([blind, single, empty])]
     assert files == [
-        *("figures/curves.png", "blind/report.html"),
-        *("figures/curves.png", "figures/phases.png", "single/report.html"),
-        *("empty/report.html", "figures/comparison.png", "blind/comparison.html"),
+        *("figures/curves.png", "blind/report.md", "blind/report.html"),
+        *("figures/curves.png", "figures/phases.png", "single/report.md", "single/report.html"),
+        *("empty/report.md", "empty/report.html", "figures/comparison.png"),
+        *("blind/comparison.md", "blind/comparison.html"),
     ]
     assert "(running, step 8 of 8)" in capsys.readouterr().out
     assert pairs(read_history(single)) == {"all": (0.2, 0.1, True)}
@@ -168,12 +174,12 @@ def test_a_phase_that_hurt_is_not_shown_as_a_gain(tmp_path: Path, capsys) -> Non
     assert article_reading(history.accuracies) == (0.708, 0.792)  # last against best: the article's
     page = Page(report([run])[-1])
     text = " ".join(page.text.split())
-    assert "feature_extraction best 85.40 %, last 70.80 %" in text
-    assert "fine_tuning best 79.20 %, last 75.00 %" in text
+    assert "feature_extraction 0 to 2 85.40 % 1 70.80 %" in text
+    assert "fine_tuning 2 to 5 79.20 % 4 75.00 %" in text
     assert "the last of feature extraction against the best of fine-tuning: here 70.80 % and 79.20 %" in text
     assert "best 85.40 %, last 70.80 %" in capsys.readouterr().out
     figure = Figure()
-    figures._bars(figure.subplots(), [history], ["hurt"])
+    figures._bars(figure.subplots(), history)
     bars = [(round(bar.get_width(), 4), kind.get_label()) for kind in figure.axes[0].containers for bar in kind]
     best, last = "best of the phase", "end of the phase (last)"
     assert bars == [(0.854, best), (0.708, last), (0.792, best), (0.75, last)]
@@ -210,9 +216,9 @@ def test_the_same_numbers_are_in_the_summary_and_in_trackers() -> None:
         ["fine_tuning", "last", "at", "step", "20:", "val/top1", "0.7500", "(EMA", "weights)"],
     ]
     handle = SimpleNamespace(summary={})
-    WandbRun(SimpleNamespace(later=""), SimpleNamespace(starting_step=0, summary=handle.summary), None).summarise(
-        result
-    )
+    offline = SimpleNamespace(_offline=True)
+    client = SimpleNamespace(starting_step=0, summary=handle.summary, settings=offline)
+    WandbRun(SimpleNamespace(later=""), client, None).summarise(result)
     assert {k: v for k, v in handle.summary.items() if k.startswith("accuracy/")} == {
         "accuracy/feature_extraction/best": 0.854,
         "accuracy/feature_extraction/last": 0.708,
@@ -248,13 +254,18 @@ def test_rates_are_the_plans_curve_and_old_folders_show_what_was_logged(tmp_path
 
 def test_several_runs_are_compared_where_out_says(tmp_path: Path, capsys) -> None:
     runs = [finish(write_run(tmp_path / "x" / "run")), write_run(tmp_path / "y" / "run", ema=0.01)]
-    inside = report([*runs, runs[0]])[-2:]
-    assert inside == [runs[0] / "figures" / "comparison.png", runs[0] / "comparison.html"]
-    assert len(Page(inside[1]).images) == 1 + 2 * 2  # a run given twice counts once
+    drawn = {"comparison.png", "comparison-phases.png"}
+    inside = report([*runs, runs[0]])[-4:]
+    assert {*inside} == {runs[0] / "figures" / name for name in drawn} | {
+        runs[0] / "comparison.md",
+        runs[0] / "comparison.html",
+    }
+    assert len(Page(inside[-1]).images) == 2
+    assert Page(inside[-1]).text.count("x/run") == 1  # a run given twice counts once
     assert named([read_history(run) for run in runs]) == ["x/run", "y/run"]
     assert "x/run" in capsys.readouterr().out
     out = tmp_path / "new" / "place"
-    assert report(runs, out=out)[-2:] == [out / "figures" / "comparison.png", out / "comparison.html"]
+    assert report(runs, out=out)[-1] == out / "comparison.html"
 
 
 def test_many_phases_and_hostile_names_are_drawn_and_escaped(tmp_path: Path, capsys) -> None:

@@ -26,7 +26,9 @@ import yaml
 class FakeRun:
     """`sent`: every history row, as often as it came; `lines`: what the server holds, by line number.
 
-    `state`: running | finished | failed | preempted, as W&B documents them; `console`: the lines of its log, by number.
+    `state`: running | finished | failed | preempted, as W&B documents them. `begun`: when it was first heard of;
+    `stopped`: the server wants no more of it, as Hyperband or a button of its page say; `console`: lines of its log,
+    by number.
     """
 
     name: str
@@ -39,6 +41,8 @@ class FakeRun:
     complete: bool = False
     state: str = ""
     preempting: bool = False
+    begun: float = 0.0
+    stopped: bool = False
     console: dict[int, str] = field(default_factory=dict)
     alerts: list[dict] = field(default_factory=list)
 
@@ -69,12 +73,16 @@ class FakeArtifact:
 
 @dataclass
 class FakeSweep:
-    """A grid. `project`: where its trials are; `trials`: by id, what was set; `left`: those that no agent has yet."""
+    """A grid. `project`: where its trials are; `trials`: by id, what was set; `left`: those that no agent has yet.
+
+    `ends_after`: seconds after which early_terminate ends a trial, by its place from 0; who is at it is told.
+    """
 
     name: str
     project: dict
     config: str
     trials: dict[str, dict] = field(default_factory=dict)
+    ends_after: dict[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         asked = {name: said["values"] for name, said in yaml.safe_load(self.config)["parameters"].items()}
@@ -201,7 +209,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content.get("complete"):
             run.complete = True
             run.state = ("preempted" if run.preempting else "failed") if content.get("exitcode") else "finished"
-        return {"exitcode": None, "limits": {}}
+        return {"exitcode": None, "limits": {}, "stopped": run.stopped}
 
     def _graphql(self, content: dict) -> dict:
         query, given = content.get("query", ""), content.get("variables") or {}
@@ -228,9 +236,13 @@ class _Handler(BaseHTTPRequestHandler):
         if name == "CreateAgent":
             return {"createAgent": {"agent": {"id": f"agent-of-{given['sweep']}"}}}
         if name == "Heartbeat":
-            busy = any(json.loads(given["runState"]).values())
-            commands = [] if busy else self._next_trial(self.server.sweeps[given["id"].removeprefix("agent-of-")])
+            sweep = self.server.sweeps[given["id"].removeprefix("agent-of-")]
+            busy = [trial for trial, runs in json.loads(given["runState"]).items() if runs]
+            ended = [trial for trial in busy if self._is_ended(sweep, trial)]
+            commands = [{"type": "stop", "run_id": trial} for trial in ended] if busy else self._next_trial(sweep)
             return {"agentHeartbeat": {"agent": {"id": given["id"]}, "commands": json.dumps(commands)}}
+        if name == "RunStoppedStatus":
+            return {"project": {"run": {"shouldStop": self.server.runs[given["run"]].stopped, "stopped": False}}}
         if name in _ARTIFACTS:
             return _ARTIFACTS[name](self.server, given)
         if name == "NotifyScriptableRunAlert":
@@ -248,6 +260,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.sweeps[name] = FakeSweep(name, project, given["config"])
         return {"name": name, "project": project}
 
+    def _is_ended(self, sweep: FakeSweep, trial: str) -> bool:
+        run, after = self.server.runs[trial], sweep.ends_after.get(list(sweep.trials).index(trial))
+        run.stopped = run.stopped or (after is not None and bool(run.starts) and time.time() > run.begun + after)
+        return run.stopped
+
     def _next_trial(self, sweep: FakeSweep) -> list[dict]:
         """What an agent is to start; the server has its run before the trial speaks."""
         if not sweep.left:
@@ -264,6 +281,7 @@ class _Handler(BaseHTTPRequestHandler):
         inserted = run is None
         run = self.server.runs.setdefault(given["name"], FakeRun(given["name"]))
         run.starts += 1
+        run.begun = run.begun or time.time()
         if run.state != "running":
             run.state, run.preempting = "running", False
         run.about |= {k: v for k, v in given.items() if v is not None}

@@ -49,7 +49,8 @@ def whole(config, tmp_path_factory):
 
 def check_report(run, typed):
     made = {str(p.relative_to(run)) for p in run.glob("**/*") if p.suffix in (".html", ".png")}
-    assert made == {"report.html", "figures/curves.png", "figures/phases.png"}
+    figures = ("curves", "phases", "plan", "confusion", "reliability")
+    assert {"report.html", *(f"figures/{name}.png" for name in figures)} <= made
     assert json.loads((run / "result.json").read_text())["command"] == typed
     assert typed in html.unescape((run / "report.html").read_text())
 

@@ -48,6 +48,14 @@ def run(trained, tmp_path):
     return Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
 
 
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch):
+    """Reports are drawn where a test looks at them."""
+    drawn = evaluating.report_look
+    monkeypatch.setattr(evaluating, "report_look", lambda *about, **took: "not drawn")
+    return drawn
+
+
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return make_folder(tmp_path_factory.mktemp("p"), classes=3, per_class=7, size=(30, 41), seed=7)
@@ -160,21 +168,43 @@ def test_a_run_that_cannot_be_written_is_judged(run, photos, monkeypatch):
 def test_mirrored_pictures_are_asked_too(run, shards):
     model = package.load(run)
     manifest = package.open_shards(str(shards / "val"))
-    (plain,), (both,) = (list(model.answers(manifest, batch=15, flip=flip)) for flip in (False, True))
+    (plain,), (both,) = (list(model.forward.answers(manifest, batch=15, flip=flip)) for flip in (False, True))
     assert not torch.equal(plain.outputs, both.outputs)
     assert looked(run, "--tta", "flip")["tta"] == "flip"
 
 
 def test_every_look_is_kept_by_its_data(run, photos, shards, tmp_path):
     assert [looked(run, "--data", photos)["look"] for _ in range(2)] == [1, 2]
-    (file,) = (run / "evaluations").iterdir()
+    (file,) = (run / "evaluations").glob("*.json")
     kept = json.loads(file.read_text())
     assert [look["samples"] for look in kept["looks"]] == [21, 21]
     assert {"time", "command", "digest", "weights"} <= kept["looks"][0].keys()
     (tmp_path / file.stem.replace("-", "/")).parent.mkdir(parents=True, exist_ok=True)
     other = shutil.copytree(photos / "class0", tmp_path / "x" / photos.parent.name / photos.name / "class0").parent
     assert looked(run, "--data", other)["look"] == 1
-    assert sorted(p.name for p in (run / "evaluations").iterdir()) == [f"{file.stem}-2.json", file.name]
+    assert sorted(p.name for p in (run / "evaluations").glob("*.json")) == [f"{file.stem}-2.json", file.name]
+
+
+def test_a_look_ends_with_a_page_of_its_own(run, photos, drawn, monkeypatch):
+    monkeypatch.setattr(evaluating, "report_look", drawn)
+    look = looked(run, "--data", photos)
+    page = Path(look["report"])
+    assert page == Path(look["recorded"]).with_suffix("") / "look-1" / "report.html"
+    text = page.read_text()
+    for said in ("Evaluation of run", "This is the first look", "Confusion matrix", str(photos), "balanced_accuracy"):
+        assert said in text
+    assert text.count("data:image/jpeg") >= 12  # pictures from the folder
+    assert (page.parent / "figures" / "confusion.png").is_file()
+    assert not (run / "report.html").exists()
+
+    def broken(*about, **took):
+        raise RuntimeError("no pencil")
+
+    monkeypatch.setattr(evaluating, "report_look", broken)
+    again = invoke("evaluate", run, "--data", photos, *ARGUMENTS, "--json")
+    assert again.exit_code == 0
+    assert "no report was drawn (no pencil)" in again.stderr
+    assert json.loads(again.stdout)["look"] == 2
 
 
 def test_class_folders_are_the_same_however_they_are_typed_and_others_once_pictures_change(

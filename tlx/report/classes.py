@@ -86,6 +86,16 @@ def largest_confusions(part: Part, most: int) -> list[Confusion]:
     ]
 
 
+def most_confused(matrix: Matrix, most: int) -> NDArray[np.int64]:
+    """Classes that take part in the most frequent confusions, in their order: at most so many."""
+    both = matrix + matrix.T
+    rows, columns = np.triu(both, 1).nonzero()
+    order = np.lexsort((columns, rows, -both[rows, columns]))
+    pairs = np.stack([rows[order], columns[order]], 1).ravel()
+    seen = list(dict.fromkeys(pairs.tolist()))[:most]
+    return np.array(sorted(seen) or range(min(most, len(matrix))), np.int64)
+
+
 def similar_order(matrix: Matrix) -> list[int]:
     """Classes so that those that are confused stand together: chains are joined at their ends, the most confused pair
     first (as single linkage clusters); the rest in their order."""

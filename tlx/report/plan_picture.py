@@ -14,6 +14,7 @@ from tlx.base.files import write_whole
 from tlx.base.layers import Layer
 from tlx.plan.plan import Phase, Plan
 from tlx.report.figures import HEAD, LOWEST, NAMED_PHASES, SWITCH, clipped, png
+from tlx.report.written_plan import WrittenPhase, WrittenPlan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +45,7 @@ class Column:
         rates: of every layer in its middle; NaN where nothing of a layer trains.
     """
 
-    phase: Phase
+    phase: Phase | WrittenPhase
     start: int
     stop: int
     rates: tuple[float, ...]
@@ -59,7 +60,7 @@ class Drawing:
         low, high: rates at the ends of the colours.
     """
 
-    plan: Plan
+    plan: Plan | WrittenPlan
     columns: tuple[Column, ...]
     unit: int
     low: float
@@ -68,12 +69,12 @@ class Drawing:
     def x(self, step: float) -> float:
         return step / self.unit
 
-    def inches(self, phase: Phase) -> float:
+    def inches(self, phase: Phase | WrittenPhase) -> float:
         """About how wide a phase is."""
         return HEAT_WIDTH * (phase.stop - phase.start) / self.plan.steps
 
 
-def picture(plan: Plan, *, title: str) -> bytes:
+def picture(plan: Plan | WrittenPlan, *, title: str) -> bytes:
     """A heat map as PNG: layers from the input (bottom) to the head (top), time to the right, rates on a log scale.
 
     Frozen layers are grey; those that train in their norms or biases alone are hatched. Above it the rates of the
@@ -116,7 +117,7 @@ def save(plan: Plan, path: Path, *, title: str) -> None:
 # --- rates over time
 
 
-def _sampled(plan: Plan) -> Drawing:
+def _sampled(plan: Plan | WrittenPlan) -> Drawing:
     columns = tuple(column for phase in plan.phases for column in _columns(phase, plan))
     rates = [rate for column in columns for rate in column.rates if not math.isnan(rate)]
     tops = [p.lr * p.factors[y.name] for p in plan.phases for y in plan.layers if p.trained(y)]
@@ -126,7 +127,7 @@ def _sampled(plan: Plan) -> Drawing:
     return Drawing(plan, columns, unit, low=min(low, high / 10), high=high)
 
 
-def _columns(phase: Phase, plan: Plan) -> Iterator[Column]:
+def _columns(phase: Phase | WrittenPhase, plan: Plan | WrittenPlan) -> Iterator[Column]:
     """Parts of about equal length, in every plan's phases the same; single steps where those are few."""
     for start, stop in phase.parts(max(2, round(COLUMNS * (phase.stop - phase.start) / plan.steps))):
         found = phase.rates((start + stop - 1) // 2)
@@ -189,7 +190,7 @@ def _ticks(panel: Axes, drawing: Drawing) -> None:
     panel.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _hatch(panel: Axes, phase: Phase, drawing: Drawing) -> None:
+def _hatch(panel: Axes, phase: Phase | WrittenPhase, drawing: Drawing) -> None:
     from matplotlib.patches import Rectangle
 
     start, stop = drawing.x(phase.start), drawing.x(phase.stop)
@@ -237,8 +238,9 @@ def _switches(above: Axes, below: Axes, drawing: Drawing) -> None:
     if many:
         return
     names = [clipped(p.name, 40) + (", at most" if p.plateau else "") for p in phases]
-    level = all(0.085 * len(name) < drawing.inches(p) for name, p in zip(names, phases, strict=True))
-    for name, phase in zip(names, phases, strict=True):
+    level = all(0.085 * len(name) < drawing.inches(phases[i]) for i, name in enumerate(names))
+    for i, name in enumerate(names):
+        phase = phases[i]
         above.text(
             drawing.x((phase.start + phase.stop) / 2), 1.03, name, transform=above.get_xaxis_transform(),
             ha="center", va="bottom", rotation=0 if level else 90, fontsize=9 if level else 8, color=SWITCH,
@@ -287,7 +289,7 @@ def _legend(curves: Axes, drawing: Drawing) -> list[Any]:
 # --- layers
 
 
-def _trains_only(phase: Phase, layer: Layer) -> str | None:
+def _trains_only(phase: Phase | WrittenPhase, layer: Layer) -> str | None:
     """What trains of a layer, where that is its norms or its biases and it has more that could."""
     trained = phase.trained(layer)
     if not trained or len(trained) == sum(not p.idle for p in layer.parameters):

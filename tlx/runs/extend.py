@@ -109,7 +109,7 @@ class Extension:
 
     def remove_result(self, folder: Path) -> None:
         """Of before: it is not that of the longer run. Killed after it, or before, the same command goes on."""
-        for of_before in ("result.json", "report.html"):
+        for of_before in ("result.json", "report.html", "report.md"):
             (folder / of_before).unlink(missing_ok=True)
 
 

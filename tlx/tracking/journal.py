@@ -63,6 +63,11 @@ class Journal:
     def position(self) -> int:
         return self.metrics.position() if self.metrics is not None else 0
 
+    def pruned(self) -> str | None:
+        """Why whoever is behind a tracker wants no more of this training; None where nobody says so."""
+        asks = (getattr(tracker, "pruned", None) for tracker in self.trackers)
+        return next((why for ask in asks if ask is not None and (why := ask())), None)
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Closes everything, also after a fault: the terminal is given back, trackers send what they have."""
         self.console.close()

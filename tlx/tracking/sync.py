@@ -94,8 +94,9 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
             )
         time.sleep(0.1)
     result = RunFiles(folder).result
-    finished = result.get("finished") is True
-    whole = finished or RunFiles(folder).status.get("status") == "resumable"
+    finished, status = result.get("finished") is True, RunFiles(folder).status.get("status")
+    ended = finished or status == "pruned"
+    whole = ended or status == "resumable"
     wandb_run.forget_empty_variables()
     if offline:
         _refuse_twice(folder, target)
@@ -109,7 +110,7 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
             run.summarise(result)
         models, not_sent = _send_models(run) if finished else ([], [])
         place = Path(run.handle.dir).parent if offline else run.handle.url
-        run.close("finished" if finished else "stopped" if whole else "failed")
+        run.close("finished" if ended else "stopped" if whole else "failed")
     except Exception as error:  # the service may die here too
         wandb_run.let_go()
         said = str(error) or type(error).__name__

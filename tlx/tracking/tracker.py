@@ -28,6 +28,9 @@ FINISH_S = 45.0
 ABANDON_S = 5.0
 """How long anybody waits until a tracker that failed has let go."""
 
+ASK_S = 5.0
+"""How long the end of a training waits for a tracker's answer why."""
+
 WAITING_ROWS = 10_000
 """So many rows wait for a tracker that does not come back; then it is left alone."""
 
@@ -55,7 +58,7 @@ class Tracker(Protocol):
 
     It is made, and all is called, in a thread of the tracker's own, one call at a time. `result` is what result.json
     holds; where ``finished`` is false, ``fault`` names the exception that ended the training, and a training that was
-    asked to stop has none.
+    asked to stop has none; ``pruned`` says why one was ended by whoever chooses among trainings.
 
     It may have more methods, and is asked only for those that it has:
 
@@ -64,6 +67,7 @@ class Tracker(Protocol):
       the run folder.
     * ``model_trained(model: TrainedModel)``, before ``finish`` of a training that is done, for the best weights and for
       the last, or once where they are the same.
+    * ``pruned()``, from any thread, where a signal has ended the training: why its side wants no more, or None.
     * ``abandon()``, which lets go of what it holds: called, from any thread, when the tracker failed or hangs.
 
     What the first two raise is a warning, and the tracker goes on. An attribute ``finish_s`` says how many seconds the
@@ -149,6 +153,20 @@ class GuardedTracker:
             self._calls.put_nowait(call)
         except queue.Full:
             self.give_up(TrackingError(f"{WAITING_ROWS} rows wait for it"))
+
+    def pruned(self) -> str | None:
+        """What the tracker answers in `ASK_S` seconds, asked whether its side has ended the training."""
+        ask: Callable[[], str | None] | None = getattr(self._tracker, "pruned", None)
+        if self._over or ask is None:
+            return None
+        said: list[str | None] = []
+
+        def hear() -> None:
+            with contextlib.suppress(Exception, SystemExit):
+                said.append(ask())
+
+        _thread(f"ask {self.name}", hear).join(ASK_S)
+        return said[0] if said else None
 
     def finish(self, result: Mapping[str, Any]) -> None:
         if self._over or self._thread is None:

@@ -25,6 +25,7 @@ from tlx.base.location import without_credentials
 from tlx.base.metrics import Metric
 from tlx.base.reachable import reachable
 from tlx.runs.run_files import RunFiles, within
+from tlx.runs.stop import prune
 from tlx.tracking import surroundings
 from tlx.tracking.phase_end import PhaseEnd, phase_ends
 from tlx.tracking.tracker import TrackingError, of_test, warn
@@ -166,6 +167,7 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
         init_timeout=float(environment().get("WANDB_INIT_TIMEOUT") or INIT_S),
         # W&B would take sys.argv, git's difference and the program as they are; addresses in them may hold passwords.
         x_disable_meta=True, disable_git=True, save_code=False, git_commit=config.get("code", {}).get("commit"),
+        stop_fn=lambda: _prune(target.folder),  # its own would be a Ctrl-C
     )  # fmt: skip
     if mode != "disabled":
         _keep(target.folder, {"id": choice.run_id, "project": choice.project, "entity": choice.entity}, choice)
@@ -201,6 +203,22 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
             f"metrics.jsonl has everything\n  -> {target.later}"
         )
     return run
+
+
+STOPPED = "stopped at W&B"
+"""Why a training is pruned that its sweep's early_terminate, or somebody on its page, has stopped."""
+
+
+_STOPPED = """
+query RunStoppedStatus($entity: String, $project: String, $run: String!) {
+    project(name: $project, entityName: $entity) { run(name: $run) { shouldStop stopped } }
+}
+"""
+
+
+def _prune(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        prune(folder, STOPPED)
 
 
 def _stage_in(folder: Path) -> None:
@@ -339,12 +357,24 @@ class WandbRun:
         Raises:
             TrackingError: not all of it was sent.
         """
-        finished = result.get("finished", True)
+        finished = result.get("finished", True) or result.get("pruned") is not None
         if finished:
             self.flush()
         self.summarise(result)
         self._alert(result)
         self.close("finished" if finished else "failed" if result.get("fault") else "stopped")
+
+    def pruned(self) -> str | None:
+        """Why the server wants no more of it: it has told the agent, whose signal comes before W&B's client hears of it
+        with its next rows. There is no public way to ask."""
+        import wandb as library
+
+        if self.target.choice.sweep is None or self.handle.offline:
+            return None
+        variables = {"entity": self.handle.entity, "project": self.handle.project, "run": self.handle.id}
+        said = library.Api()._service_api.execute_graphql(_STOPPED, variables=variables)
+        found = ((said or {}).get("project") or {}).get("run") or {}
+        return STOPPED if found.get("shouldStop") or found.get("stopped") else None
 
     def _alert(self, result: Mapping[str, Any]) -> None:
         """Of a fault, and of the end; a training that was asked to stop knows who asked."""

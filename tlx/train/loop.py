@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -202,6 +203,9 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel, source: PhaseInput
     train_mode(phase_model.net, phase, run.plan)
     run.world.watch.beat("batch")
     run.journal.row({k: v for k, v in row.items() if not isinstance(v, list)} | progress.best_so_far())
+    if run.world.main and step < run.plan.steps and source.validation is not None:
+        score = Metric.of(wanted.chooses).best_of(row)
+        run.stop.consider(step, math.nan if score is None else score.value)
     if run.world.main and (step == phase.stop or why is not None):
         run.journal.phase_ended(phase_end(run, phase, source))
     return why is not None

@@ -70,7 +70,7 @@ def _look(run: Run, test: JudgedData, folder: Path) -> Mapping[str, Any]:
     run.journal.note(f"judging the chosen weights on data.test: {len(test.source):,} samples of {test.name}")
     # as `tlx evaluate` computes, without the settings of cuDNN that training has made
     with cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
-        return Look(model, weights, sha256, folder, Options(reading=reading), world, end).taken()
+        return Look(model, weights, sha256, folder, Options(reading=reading), world, end).taken(test)
 
 
 def _weights(folder: Path) -> tuple[Path, str]:

@@ -33,15 +33,17 @@ from tlx.data.stream.reader import BadSample
 from tlx.ranks.collectives import World
 from tlx.ranks.sharing import join_sharing
 from tlx.ranks.together import by_main, together
+from tlx.runs.predictions import read_file
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.tasks.classification import Classification
 from tlx.tasks.gathered import Scores
 from tlx.use import temperature
+from tlx.use.asked import name_of
 from tlx.use.judged import SEED, Classified, drawn, fitted_temperature, largest_confusions, with_interval
 from tlx.use.judged_data import JudgedData, Reading, data_of, scored
 from tlx.use.load import Which, find_file, load
 from tlx.use.model import Model
-from tlx.use.predict import name_of
+from tlx.use.report import PREDICTIONS, folder_of, keep_predictions, report_look
 from tlx.use.row_text import RowText, format_of, refuse_output, written
 
 FOLDER = "evaluations"
@@ -82,10 +84,12 @@ def evaluate(
         by_main(world, lambda: refuse_output(options.out))
         model = together(world, lambda: load(place, which=which, device=device or str(world.device), trusted=trusted))
         weights = find_file(place, which)[0]
-        look = Look(model, weights, by_main(world, lambda: hash_of(weights)), run_of(place), options, world).taken()
-        return look if world.main else None
+        look = Look(model, weights, by_main(world, lambda: hash_of(weights)), run_of(place), options, world)
+        data = look.opened()
+        found = look.taken(data)
     finally:
         world.close()
+    return look.reported(data, found) if world.main else None  # the other ranks do not wait
 
 
 def run_of(place: Path) -> Path | None:
@@ -128,11 +132,11 @@ class Look:
     options: Options
     world: World
     end: AtTheEnd | None = None
+    begun: float = field(default_factory=time.monotonic)
 
-    def taken(self) -> dict[str, Any]:
+    def taken(self, data: JudgedData) -> dict[str, Any]:
         """What is recorded, on every rank."""
         end, faults = self.end, self.options.reading.faults
-        data = end.data if end is not None else self._opened()
         by_main(self.world, self._say_read_only)
         recorded = by_main(self.world, lambda: self._of_before(data), faults=faults)
         if recorded is not None:
@@ -148,9 +152,22 @@ class Look:
         together(self.world, self.options.reading.between)
         return by_main(self.world, lambda: self._told(data, scores, skipped, scaling), faults=faults)
 
-    def _opened(self) -> JudgedData:
+    def opened(self) -> JudgedData:
+        """The data that were asked for."""
         location = together(self.world, self._location)
         return together(self.world, lambda: data_of(location, self.model))
+
+    def reported(self, data: JudgedData, look: dict[str, Any]) -> dict[str, Any]:
+        """The same with the path of the page, which is a courtesy: what fails is told."""
+        told = read_file(folder_of(look) / PREDICTIONS) if "recorded" in look else None
+        if self.run is None or told is None:
+            return look
+        took_s = time.monotonic() - self.begun
+        try:
+            return {**look, "report": str(report_look(self.run, self.model, data, told, look, took_s=took_s))}
+        except Exception as error:
+            say(f"warning: no report was drawn ({' '.join(str(error).split()) or type(error).__name__})", error=True)
+            return look
 
     def _of_before(self, data: JudgedData) -> dict[str, Any] | None:
         """The look at the end of this very training, where it was recorded and nobody could be told: killed, or no room
@@ -185,6 +202,7 @@ class Look:
         if self.run is not None and self._records:
             with written(self.run):
                 found |= _record(self.run, data, found)
+            keep_predictions(self.model, data, scores, found)
         return found
 
     def _location(self) -> str:

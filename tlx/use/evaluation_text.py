@@ -49,6 +49,8 @@ def _lines(look: Mapping[str, Any]) -> Iterator[str]:
     if "recorded" in look:
         times = "the first look" if look["look"] == 1 else f"look {look['look']}"
         yield from ("", f"{times} at these data, recorded in", _end("  ", look["recorded"]))
+    if "report" in look:
+        yield _end("report: ", look["report"])
 
 
 def _metrics(look: Mapping[str, Any]) -> Iterator[str]:
