@@ -419,8 +419,8 @@ def test_tensorboard_takes_back_points_after_the_checkpoint(run: RunInfo) -> Non
 
 
 def test_mlflow_goes_on_with_the_run_and_has_each_step_once(run: RunInfo, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)  # MLflow keeps artifacts beside where it runs
     client = pytest.importorskip("mlflow.tracking").MlflowClient(uri := f"sqlite:///{tmp_path}/m.db")
-    monkeypatch.chdir(tmp_path)
     make, metrics = plug.find("tracker", "mlflow"), MetricsFile(run.folder / "metrics.jsonl")
 
     def start(steps: range, *, finished: bool, told: bool = True) -> None:
