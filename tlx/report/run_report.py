@@ -3,6 +3,7 @@ stands."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -231,12 +232,12 @@ def judge(found: RunReport, best: Predictions, source: Manifest | FileList | Non
     for part in best.parts[:SAID_TASKS]:
         target = parts.make(
             f"classes of {part.about.task or part.about.target}",
-            lambda part=part: target_report(part, best.ids, best.metrics, parts),
+            functools.partial(target_report, part, best.ids, best.metrics, parts),
         )
         if target is None:
             continue
         add_suspects(target, part, best.ids, parts)
-        parts.make("pictures", lambda target=target: with_pictures(target, pictures))
+        parts.make("pictures", functools.partial(with_pictures, target, pictures))
         found.targets.append(target)
         found.figures |= target.figures
 

@@ -138,7 +138,8 @@ def _first_output(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
         def forward(self, images: Tensor) -> Tensor:
             output = self.module(images)
-            return output[0] if isinstance(output, tuple) else output
+            main: Tensor = output[0] if isinstance(output, tuple) else output
+            return main
 
     return Main()
 
