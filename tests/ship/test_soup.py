@@ -287,7 +287,7 @@ def test_its_card_names_what_was_averaged_and_its_numbers(made_of):
 
 def test_it_has_a_temperature_of_its_own_and_a_look_on_record(made_of, shards):
     out, _ = made_of
-    (file,) = (out / "evaluations").iterdir()
+    (file,) = (out / "evaluations").glob("*.json")
     (look,) = json.loads(file.read_text())["looks"]
     assert look["weights"] == {"file": str(file_of(out)), "sha256": souping.hash_of(file_of(out)), "step": 0}
     (kept,) = json.loads((out / "temperature.json").read_text())["temperatures"]
