@@ -46,7 +46,9 @@ def result_of(run):
 
 
 def looks_of(run):
-    return [look for file in sorted((run / "evaluations").glob("*.json")) for look in json.loads(file.read_text())["looks"]]
+    return [
+        look for file in sorted((run / "evaluations").glob("*.json")) for look in json.loads(file.read_text())["looks"]
+    ]
 
 
 def test_the_numbers_are_those_of_tlx_evaluate_to_the_last_bit(shards, tmp_path):
