@@ -86,7 +86,7 @@ def main() -> None:
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
     model = tlx.load(given.run, device="cpu")
-    _, pixels = model.pixels(FileList([str(file) for file in files], "files"), torch.arange(len(files)))
+    _, pixels = model.forward.pixels(FileList([str(file) for file in files], "files"), torch.arange(len(files)))
     port = free_port()
     words = [sys.executable, "-m", "tlx", "serve", str(given.run), "--port", str(port), "--device", "cpu"]
     server = subprocess.Popen([*words, *given.options])
@@ -102,7 +102,7 @@ def main() -> None:
         seconds: dict[str, float] = {}
         for _ in range(given.rounds):
             numbers = range(min(given.requests, 50))
-            network = timed(lambda n: model.outputs(pixels[n % len(files)][None], batch=1), numbers)
+            network = timed(lambda n: model.forward.outputs(pixels[n % len(files)][None], batch=1), numbers)
             times.setdefault("the network alone", []).extend(network)
             predicted = timed(lambda n: model.predict(files[n % len(files)], batch=1), numbers)
             times.setdefault("model.predict of a file", []).extend(predicted)

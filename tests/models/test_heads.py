@@ -170,7 +170,7 @@ def test_one_head_for_two_classifiers() -> None:
     assert backbone.module(torch.randn(2, 3, 32, 32)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("head", ["mlp", "concat_pool", "attention_pool", "cosine"])
+@pytest.mark.parametrize("head", ["mlp", "concat_pool", "attention_pool", "cosine", "prototype"])
 def test_a_new_head_survives_copies(head: str) -> None:
     backbone = models.load("timm/resnet10t", classes=3, weights="none", args=SMALL, head=head)
     assert all(n.startswith(("head.", "conv1", "bn1", "layer")) for n in backbone.module.state_dict())
@@ -226,7 +226,7 @@ def test_heads_of_the_users_own() -> None:
         models.load("timm/resnet10t", head=f"{__name__}:wrong", **wish)
 
 
-@pytest.mark.parametrize("head", ["mlp", "concat_pool", "attention_pool", "cosine"])
+@pytest.mark.parametrize("head", ["mlp", "concat_pool", "attention_pool", "cosine", "prototype"])
 def test_a_sequential_network_runs_its_new_head_once(head):
     import toys
 

@@ -27,9 +27,11 @@ ORDER = [
     "serve",
     "train",
     "init",
+    "probe",
     "bench",
     "doctor",
     "submit",
+    "sweep",
     "cli",
 ]
 FORMER = {"durations": "Length", "layers": "LayerMap", "plug": "needs", "unfreeze": "Assignment"}

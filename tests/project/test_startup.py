@@ -34,6 +34,7 @@ HEAVY = (
     "fastapi",
     "uvicorn",
     "prometheus_client",
+    "optuna",
 )
 RUN = """
 import contextlib, io, json, sys
@@ -68,7 +69,7 @@ def test_commands_import_no_library_that_they_do_not_need(config, tmp_path):
         ["plan", str(config), "transforms=[flip]", "objective=x", "track.trackers=[wandbb]", "phases.each.curve=cosin"],
         *([["shards", "build", str(tmp_path / "pictures"), str(built), "--jobs", "0"]] if extension else []),
         ["--version"], ["-h"], ["status", "-h"], ["submit", "-h"], ["train", "-h"], ["predict", "-h"],
-        ["evaluate", "-h"], ["export", "-h"], ["serve", "-h"],
+        ["evaluate", "-h"], ["export", "-h"], ["serve", "-h"], ["sweep", "-h"], ["probe", "-h"],
         ["config", "optimizer"], ["config", str(config), "phases.fine_tuning.lr"], ["completion", "bash"],
         ["status", str(tmp_path / "old")],
         ["status", "--folder", str(config), "optimizer=adamw", "optimizer.betas.1=0.9", "transforms.0.scale.0=0.5"],

@@ -59,6 +59,11 @@ def losses(trained, world, name):
     return [row["train/loss"] for row in rows if "train/lr_head" in row and "train/loss" in row]
 
 
+def sizes(trained, world, name):
+    rows = map(json.loads, (trained / str(world) / name / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k.startswith("update_ratio/") or k == "train/grad_norm"} for row in rows]
+
+
 def weights(trained, world, name):
     return load_file(trained / str(world) / name / "checkpoints" / "latest" / "model.safetensors")
 
@@ -85,6 +90,8 @@ def test_what_is_frozen_is_bit_equal_through_a_phase_statistics_included(trained
 @pytest.mark.parametrize("world", WORLDS[1:])
 def test_any_number_of_ranks_makes_the_same_run(trained, world, name):
     assert losses(trained, world, name) == pytest.approx(losses(trained, 1, name), rel=2e-5)
+    for several, alone in zip(sizes(trained, world, name), sizes(trained, 1, name), strict=True):
+        assert several == pytest.approx(alone, rel=1e-3)
     one = weights(trained, 1, name)
     for key, tensor in weights(trained, world, name).items():
         assert (tensor - one[key]).abs().max() < 2e-4, key

@@ -29,8 +29,11 @@ from tlx.models.weights.filling import fill
 from tlx.models.weights.local_weights import header
 from tlx.models.weights.pretrained import choose
 from tlx.plan.config import parse
-from tlx.report.page import Section, cells, page
+from tlx.report.parts import Parts
 from tlx.report.report import report
+from tlx.report.run_page import html
+from tlx.report.run_report import run_report
+from tlx.report.run_text import cells
 from tlx.runs import checkpoint
 from tlx.runs.checkpoint import Checkpoints, Snapshot, optimizer_state, restore_optimizer, weights_of
 from tlx.runs.history import read_history
@@ -250,7 +253,7 @@ def told(run, *, drawn):
             report([run])
         else:
             history = read_history(run)
-            page([Section(history, history.name, {})], title=history.name).encode()
+            html(run_report(history, history.name, Parts(0.0, ""), network=None)).encode()
             print(*cells(history, history.name), file=output)
 
 

@@ -112,7 +112,7 @@ def several(tmp_path_factory):
 def answers(folder, model, data, formats):
     """Decisions by format of a process that cannot import tlx, and the model's."""
     manifest = tlx.Shards.open(str(data))
-    _, pixels = model.pixels(manifest, torch.arange(len(manifest)))
+    _, pixels = model.forward.pixels(manifest, torch.arange(len(manifest)))
     np.savez(folder / "pixels.npz", pixels=pixels.numpy())
     script = WITHOUT_TLX + "".join(SCRIPTS[to] for to in formats) + "\nprint(json.dumps(said))"
     words = [sys.executable, "-I", "-c", script]
@@ -120,7 +120,7 @@ def answers(folder, model, data, formats):
         [*words, str(folder / "pixels.npz"), str(folder)], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), model.outputs(pixels).argmax(1).tolist()
+    return json.loads(done.stdout.splitlines()[-1]), model.forward.outputs(pixels).argmax(1).tolist()
 
 
 GRAPHS = [pytest.param(("torch.export", *(["openvino"] if HAS_OPENVINO else [])), marks=pytest.mark.slow)]
@@ -363,7 +363,7 @@ def test_what_int8_costs_is_measured_on_pictures_that_nothing_was_chosen_by(run,
     assert 0 < times["lowest"] <= times["value"] <= times["highest"]
     of_parts = kept["parts"]
     assert not set(of_parts.choice.ids.tolist()) & set(of_parts.report.ids.tolist())
-    train = tlx.load(run).pixels(tlx.Shards.open(str(shards / "train")), torch.arange(48))[1]
+    train = tlx.load(run).forward.pixels(tlx.Shards.open(str(shards / "train")), torch.arange(48))[1]
     assert all(any(torch.equal(one, other) for other in train) for one in of_parts.calibration)
     model = onnx.load(tmp_path / "mine.onnx")
     said = {one.key: json.loads(one.value) for one in model.metadata_props}
@@ -469,7 +469,7 @@ def drawn(name, folder, like, manifest):
     backbone = models.load(name, classes=3, weights="none")
     said = dataclasses.replace(like.description, backbone={"name": name, "args": {}}, input=backbone.input, batch=11)
     model = Model(backbone.module.eval(), like.task, said, torch.device("cpu"))
-    outputs = model.outputs(model.pixels(manifest, torch.arange(len(manifest)))[1])
+    outputs = model.forward.outputs(model.forward.pixels(manifest, torch.arange(len(manifest)))[1])
     weight, bias = [parameter for parameter in backbone.module.parameters() if parameter.shape[0] == 3][-2:]
     scale, mean = 2 / outputs.std(0), outputs.mean(0)
     with torch.no_grad():

@@ -203,8 +203,10 @@ def test_statistics_that_differ_are_estimated_anew_and_others_stay(moving, shard
     manifest = tlx.Shards.open(str(shards / "train"))
     places = torch.randperm(36, generator=torch.Generator().manual_seed(0))
     view = train_transform([(name, {}) for name in TRAINING_VIEW], model.description.input)
-    pixels = model.pixels(manifest, places.sort().values, view=view)[1][places]  # the order in which they are drawn
-    assert not torch.equal(pixels, model.pixels(manifest, places)[1])
+    pixels = model.forward.pixels(manifest, places.sort().values, view=view)[1][
+        places
+    ]  # the order in which they are drawn
+    assert not torch.equal(pixels, model.forward.pixels(manifest, places)[1])
     normalised = pixels.double() / 255 - torch.tensor(model.description.input.mean)[:, None, None]
     normalised /= torch.tensor(model.description.input.std)[:, None, None]
     with torch.inference_mode():

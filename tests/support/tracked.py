@@ -37,12 +37,17 @@ def rows_of(step: int) -> list[dict[str, Any]]:
     return [about | {"train/loss": 1 / step}] + ([about | {"val/top1": step / 100}] if step % 3 == 0 else [])
 
 
-def history(folder: Path) -> tuple[dict[str, object], list[dict[str, object]]]:
-    """The header and the rows of the newest offline run, read back with wandb's own reader."""
+def records(folder: Path) -> list[dict[str, Any]]:
+    """All records of the newest offline run, read back with wandb's own reader."""
     reader = subprocess.run(
         [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder / "wandb" / "latest-run")],
         env={k: v for k, v in os.environ.items() if k != "WANDB_MODE"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    records = [json.loads(line) for line in reader.stdout.splitlines()]
-    header = next(r["run"] for r in records if r["type"] == "run")
-    return header, [r["history"]["item"] for r in records if r["type"] == "history"]
+    return [json.loads(line) for line in reader.stdout.splitlines()]
+
+
+def history(folder: Path) -> tuple[dict[str, object], list[dict[str, object]]]:
+    """The header and the rows of the newest offline run, read back with wandb's own reader."""
+    found = records(folder)
+    header = next(r["run"] for r in found if r["type"] == "run")
+    return header, [r["history"]["item"] for r in found if r["type"] == "history"]

@@ -74,3 +74,25 @@ def finish(folder: Path, **over: object) -> Path:
     }
     (folder / "result.json").write_text(json.dumps(result | over))
     return folder
+
+
+def write_done(
+    folder: Path, *, seed: int, best: float, extraction: float = 0.5, config: str = "", val: str = "v", **over: object
+) -> Path:
+    """A finished run of `TWO` on validation data `val`: `extraction` is the best of the first phase, `best` of all.
+
+    Args:
+        config: further lines of config.yaml.
+        over: keys of result.json.
+    """
+    write_run(folder, accuracies=(extraction - 0.1, extraction, best - 0.2, best - 0.1, best))
+    with (folder / "config.yaml").open("a") as file:
+        file.write(f"seed: {seed}\n{config}")
+    (folder / "model.json").write_text(json.dumps({"provenance": {"train_shards": "t", "val_shards": val}}))
+    own = {"step": 20, "weights": "raw", "val/top1": best}
+    phases = {
+        "feature_extraction": {"start": 0, "stop": 8, "best": {"step": 8, "weights": "raw", "val/top1": extraction}},
+        "fine_tuning": {"start": 8, "stop": 20, "best": own},
+    }
+    chosen = {"metric": "val/top1", "value": best, "step": 20, "phase": "fine_tuning", "weights": "raw"}
+    return finish(folder, **{"best": chosen, "phases": phases, **over})

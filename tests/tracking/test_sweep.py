@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from commands import environment, rows, status, tlx, write_config
+from commands import rows, status, tlx, write_config
 from composed import two_phases
 from images import make_shards
 from places import ROOT
+from wandb_agent import wandb
 from wandb_server import served
 
 from tlx.base import sweep
@@ -101,13 +101,6 @@ def test_a_trial_is_where_its_sweep_is():
 
 # --- the recipe
 
-AGENT = """
-from wandb.wandb_agent import Agent
-Agent.POLL_INTERVAL = 0.5  # seconds that it waits before each look
-from wandb.cli.cli import cli
-cli()
-"""
-
 
 def recipe(config: Path, folder: Path, *more: str) -> Path:
     """The sweep of launch/README.md, with our configuration, our interpreter, and folders below `folder`."""
@@ -129,17 +122,9 @@ def test_a_real_agent_runs_two_trials_each_with_a_folder_and_a_run_of_its_own(tm
     more = ["track.trackers=[{name: wandb, mode: offline}]"] if mode == "offline" else []
     made, folder = recipe(config, tmp_path / "runs", *more), tmp_path / "runs"
     with served() as server:
-        env = environment(**server.account)
-
-        def wandb(*words):
-            command = [sys.executable, "-c", AGENT, *words]
-            return subprocess.run(
-                command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False
-            )
-
-        begun = wandb("sweep", "--project", "vision", made.name)
+        begun = wandb(server, "sweep", "--project", "vision", made.name, cwd=tmp_path)
         assert list(server.sweeps) == ["sweep1"], begun.stderr
-        done = wandb("agent", "--count", "2", "me/vision/sweep1")
+        done = wandb(server, "agent", "--count", "2", "me/vision/sweep1", cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         trials = server.sweeps["sweep1"].trials
         assert [said["seed"] for said in trials.values()] == [3, 4], done.stderr[-3000:]

@@ -93,7 +93,8 @@ def test_the_summary_holds_the_best_of_each_metric_over_all_starts(server: FakeS
     assert {k: v for k, v in summary.items() if k.startswith("best/")} == {
         "best/val/loss": 0.5, "best/val/top1": 0.8, "best/ema/val/top5": 0.8,
     }  # fmt: skip
-    assert summary["val/top1"] == 0.75  # the last one, as ever
+    assert (summary["val/top1"], summary["val/loss"], summary["ema/val/top5"]) == (0.8, 0.5, 0.8)
+    assert summary["step"] == 6, "other values are the last ones"
 
 
 def test_the_summary_keeps_the_best_that_rows_tell(server: FakeServer, folder: Path) -> None:
@@ -384,6 +385,45 @@ def test_what_sync_refuses(tmp_path, monkeypatch) -> None:
         sync(folder)
 
 
+@pytest.mark.parametrize("alerts", [True, False])
+def test_a_fault_and_the_end_alert_whoever_asked_for_that(server, folder, alerts) -> None:
+    def begin(resumed: bool) -> Any:
+        about = RunInfo(folder, folder.name, ID, {}, resumed)
+        return guarded("wandb", lambda: wandb(about, project="p", alerts=alerts))
+
+    begin(False).finish({"finished": False, "step": 3})  # asked to stop: no alert
+    logger = begin(True)
+    with contextlib.suppress(ZeroDivisionError):
+        try:
+            _ = 1 / 0
+        finally:
+            logger.finish({"finished": False, "step": 4})
+    begin(True).finish({"finished": True, "step": 9, "best": {"metric": "val/top1", "value": 0.5, "step": 6}})
+    said = [(alert["severity"], alert["title"], alert["text"].partition(". ")[0]) for alert in server.runs[ID].alerts]
+    both = [
+        ("ERROR", "run has failed", "run: ZeroDivisionError after step 4"),
+        ("INFO", "run is done", "run: 9 steps: best val/top1 0.5000 at step 6"),
+    ]
+    assert said == (both if alerts else [])
+
+
+def test_the_console_goes_to_the_server_once_over_all_starts(server, folder) -> None:
+    def start(steps: range) -> None:
+        logger = guarded(
+            "wandb", lambda: wandb(RunInfo(folder, "a", ID, {}, steps.start > 1), project="p", console=True)
+        )
+        for step in steps:
+            with (folder / "log.txt").open("a") as file:
+                file.write(f"step {step}\n")
+            logger.log({"step": step})
+        logger.finish({"finished": steps.stop == 7, "step": steps[-1]})
+
+    start(range(1, 4))
+    start(range(4, 7))
+    said = [line for _, line in sorted(server.runs[ID].console.items())]
+    assert [text for line in said for text in line.split() if text.isdigit()] == ["1", "2", "3", "4", "5", "6"]
+
+
 def test_a_folder_in_which_a_training_runs_is_refused(server, folder, monkeypatch) -> None:
     from tlx.runs.run_lock import RunLock
     from tlx.tracking import sync as module
@@ -437,16 +477,27 @@ def test_the_environment_wins_over_defaults_and_loses_to_the_configuration(serve
     assert list((elsewhere / "wandb").glob("run-*-mine"))
     assert not (folder / "wandb").exists()
     won = "id mine (WANDB_RUN_ID), project vision (WANDB_PROJECT), entity team (WANDB_ENTITY), tags a,b (WANDB_TAGS), "
-    assert capfd.readouterr().err == f"note: W&B: {won}name first (WANDB_NAME), files in {elsewhere} (WANDB_DIR)\n"
+    won += (
+        "name first (WANDB_NAME), group seeds (WANDB_RUN_GROUP), job type fit (WANDB_JOB_TYPE), notes why (WANDB_NOTES)"
+    )
+    assert capfd.readouterr().err == f"note: W&B: {won}, files in {elsewhere} (WANDB_DIR)\n"
     other = run_folder(folder.parent / "other")
     monkeypatch.delenv("WANDB_RUN_ID")
     monkeypatch.delenv("WANDB_DIR")
-    start(other, range(1, 3), project="p", entity="me", tags=["c"], mode="online")
+    own = {"group": "g", "job_type": "j", "run_name": "own", "notes": "n"}
+    start(other, range(1, 3), project="p", entity="me", tags=["c"], mode="online", **own)
     run = server.runs[ID]
-    assert [run.about[key] for key in ("project", "entity", "tags")] == ["p", "me", ["c"]]
+    assert [run.about[key] for key in shown[1:]] == ["p", "me", "own", "g", "n", "j", ["c"]]
     lost = "WANDB_PROJECT=vision (the configuration says p), WANDB_ENTITY=team (the configuration says me), "
-    lost += "WANDB_TAGS=a,b (the configuration says c)"
-    assert capfd.readouterr().err == f"note: W&B: name first (WANDB_NAME); not used: {lost}\n"
+    lost += "WANDB_TAGS=a,b (the configuration says c), WANDB_NAME=first (the configuration says own), "
+    lost += "WANDB_RUN_GROUP=seeds (the configuration says g), WANDB_JOB_TYPE=fit (the configuration says j), "
+    lost += "WANDB_NOTES=why (the configuration says n)"
+    assert capfd.readouterr().err == f"note: W&B: not used: {lost}\n"
+    for name in SAID:
+        monkeypatch.delenv(name, raising=False)
+    start(other, range(3, 5))
+    kept = json.loads((other / "wandb.json").read_text())
+    assert [kept[key] for key in ("group", "job_type", "name", "notes", "tags")] == ["g", "j", "own", "n", "c"]
 
 
 TRIAL = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "t1", "WANDB_PROJECT": "q", "WANDB_ENTITY": "team"}
@@ -603,6 +654,9 @@ def test_a_training_killed_twice_is_one_run_with_each_step_once(tmp_path, mode) 
         assert list(server.runs) == [run_id]
         assert server.runs[run_id].steps == steps
         assert server.runs[run_id].summary["finished"] is True
+        tables = [a.name for a in server.artifacts if a.about["artifactTypeName"] == "run_table"]
+        assert len({name for name in tables if "phases" not in name}) == 8, "four of each phase"
+        assert len(tables) == 10, "and none twice"
         evaluated = [row["step"] for row in server.runs[run_id].sent if "val/top1" in row]
         assert evaluated == [row["step"] for row in rows(run) if "val/top1" in row]
         assert not [p for p in psutil.process_iter() if serves(p, server.url)], "a service is left behind"

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tlx.base import plug
 from tlx.base.console import Console
 from tlx.base.errors import UserError
 from tlx.runs.metrics_file import MetricsFile, read_rows
-from tlx.tracking import RunInfo, guarded
+from tlx.tracking import PhaseEnd, RunInfo, TrainedModel, guarded
 from tlx.tracking.tracker import WAITING_ROWS, Tracker
 
 
@@ -256,16 +257,65 @@ def test_a_tracker_that_hangs_holds_nothing_up(capsys: pytest.CaptureFixture[str
     assert hanging.let_go.is_set(), "it must be told to let go"
 
 
+class Shows(Keeps):
+    """Takes what a phase came to, and not the weights."""
+
+    finish_s = 0.5
+
+    def phase_ended(self, end: object) -> None:
+        self.steps.append(end)
+
+    def model_trained(self, model: object) -> None:
+        raise OSError("no room for it")
+
+
+def test_a_tracker_is_told_of_phases_and_weights_where_it_has_a_method(capsys: pytest.CaptureFixture[str]) -> None:
+    shows, plain = Shows.__new__(Shows), Keeps.__new__(Keeps)
+
+    def made(kept: Keeps) -> Keeps:
+        kept.__init__()
+        return kept
+
+    end = PhaseEnd(Path(), "head", 0, 0, 3)
+    for tracker in (guarded("a", lambda: made(shows)), guarded("b", lambda: made(plain))):
+        tracker.log(row(3))
+        tracker.phase_ended(end)
+        tracker.model_trained(TrainedModel(Path("m"), ("best", "last"), 3, "raw", {}, {}))
+        tracker.log(row(4))
+        tracker.finish({"finished": True})
+    assert (shows.steps, plain.steps) == ([3, end, 4], [3, 4])
+    assert shows.result == plain.result == {"finished": True}, "it goes on without them"
+    said = capsys.readouterr().err
+    assert (
+        said
+        == 'warning: the tracker "a" did not take the best and last weights (OSError: no room for it); it goes on\n'
+    )
+
+
+def test_a_tracker_that_uploads_much_may_take_longer_at_the_end_of_a_training_that_is_done() -> None:
+    for finished in (True, False):
+        slow = Shows.__new__(Shows)
+
+        def made(slow: Shows = slow) -> Shows:
+            slow.__init__()
+            slow.finish = lambda result: (time.sleep(0.2), setattr(slow, "result", result))
+            return slow
+
+        guarded("a", made, finish_s=0.05).finish({"finished": finished})
+        assert (slow.result is not None) is finished
+
+
 # --- trackers that come with tlx
 
 
 def test_importing_trackers_imports_no_tracking_library() -> None:
-    code = "import sys, tlx.tracking; print([m for m in ('wandb', 'torch', 'tensorboard') if m in sys.modules])"
+    heavy = ("wandb", "torch", "tensorboard", "mlflow", "numpy", "PIL")
+    code = f"import sys, tlx.tracking; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_arguments_of_trackers_are_checked() -> None:
-    assert plug.names("tracker")[:2] == ["tensorboard", "wandb"]
+    assert plug.names("tracker")[:3] == ["mlflow", "tensorboard", "wandb"]
     with pytest.raises(UserError, match='did you mean "project"'):
         plug.arguments(plug.find("tracker", "wandb"), {"projct": "x"}, label="tracker wandb")
 
@@ -325,6 +375,7 @@ def test_training_goes_on_when_the_wandb_service_is_killed(run: RunInfo, capfd: 
 UNREACHABLE = """
 import sys
 import threading
+import time
 from pathlib import Path
 from tlx.tracking import RunInfo, wandb
 tracker = wandb(RunInfo(Path(sys.argv[1]), "a name", "fixed-id", {}))
@@ -365,6 +416,29 @@ def test_tensorboard_takes_back_points_after_the_checkpoint(run: RunInfo) -> Non
     reader.Reload()
     assert [(e.step, round(e.value, 3)) for e in reader.Scalars("train/loss")] == [(0, 1.0), (1, 0.5), (2, 7.0)]
     assert [(e.step, e.value) for e in reader.Scalars("test/top1")] == [(2, 0.5)]
+
+
+def test_mlflow_goes_on_with_the_run_and_has_each_step_once(run: RunInfo, monkeypatch, tmp_path) -> None:
+    client = pytest.importorskip("mlflow.tracking").MlflowClient(uri := f"sqlite:///{tmp_path}/m.db")
+    monkeypatch.chdir(tmp_path)
+    make, metrics = plug.find("tracker", "mlflow"), MetricsFile(run.folder / "metrics.jsonl")
+
+    def start(steps: range, *, finished: bool, told: bool = True) -> None:
+        tracker = make(RunInfo(run.folder, run.name, run.run_id, {"seed": 3}, steps.start > 1), uri=uri)
+        for step in steps:
+            metrics.append(row(step))
+            if told:
+                tracker.log(row(step))
+        if told:
+            tracker.finish({"finished": finished, "step": steps[-1]})
+
+    start(range(1, 4), finished=False)  # 3 waits: it may yet get its evaluation
+    start(range(4, 6), finished=False, told=False)  # killed
+    start(range(3, 8), finished=True)  # back to the checkpoint, and on
+    (found,) = client.search_runs([client.get_experiment_by_name("tlx").experiment_id])
+    assert (found.info.status, found.info.run_name) == ("FINISHED", "a name")
+    assert sorted(m.step for m in client.get_metric_history(found.info.run_id, "train/loss")) == list(range(1, 8))
+    assert found.data.params == {"seed": "3"}
 
 
 # --- the display

@@ -168,7 +168,7 @@ def test_a_run_that_cannot_be_written_is_judged(run, photos, monkeypatch):
 def test_mirrored_pictures_are_asked_too(run, shards):
     model = package.load(run)
     manifest = package.open_shards(str(shards / "val"))
-    (plain,), (both,) = (list(model.answers(manifest, batch=15, flip=flip)) for flip in (False, True))
+    (plain,), (both,) = (list(model.forward.answers(manifest, batch=15, flip=flip)) for flip in (False, True))
     assert not torch.equal(plain.outputs, both.outputs)
     assert looked(run, "--tta", "flip")["tta"] == "flip"
 

@@ -119,9 +119,9 @@ def test_a_picture_has_the_same_numbers_alone_among_others_and_on_several_proces
     backwards = model.predict(files[::-1], batch=4)
     assert [row["label"] for row in backwards[::-1]] == [row["label"] for row in together]
     source = tlx.Shards.open(str(_shards_of(photos)))
-    whole = list(model.answers(source, batch=2))
+    whole = list(model.forward.answers(source, batch=2))
     for of in (2, 3):
-        parts = [a for i in range(of) for a in model.answers(source, batch=2, part=(i, of))]
+        parts = [a for i in range(of) for a in model.forward.answers(source, batch=2, part=(i, of))]
         found = {int(i): o for a in parts for i, o in zip(a.ids, a.outputs, strict=True)}
         assert all(torch.equal(found[int(i)], o) for a in whole for i, o in zip(a.ids, a.outputs, strict=True))
 

@@ -18,12 +18,15 @@ from images import make_folder, make_shards
 from typer.testing import CliRunner
 
 import tlx as package
+import tlx.use.parted_file as parted
 import tlx.use.predict as predicting
 from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.ranks.sharing import Sharing
+from tlx.use.forward import Answers, Forward
 from tlx.use.inputs import listed, opened
-from tlx.use.model import Answers
+from tlx.use.load import find_file
+from tlx.use.parted_file import PartedFile
 from tlx.use.predict import Options, Prediction
 from tlx.use.row_text import RowText, flat
 
@@ -163,7 +166,7 @@ class Killed(BaseException):
 
 def test_the_same_command_goes_on_and_another_is_refused(run, photos, tmp_path, monkeypatch):
     whole, out = told(run, photos, "--batch", 2), tmp_path / "o.csv"
-    write, written = predicting.write_whole, []
+    write, written = parted.write_whole, []
 
     def one_less(path, content):
         if len(written) == 4:
@@ -171,11 +174,11 @@ def test_the_same_command_goes_on_and_another_is_refused(run, photos, tmp_path, 
         written.append(path.name)
         write(path, content)
 
-    monkeypatch.setattr(predicting, "write_whole", one_less)
+    monkeypatch.setattr(parted, "write_whole", one_less)
     with pytest.raises(Killed):
         told(run, photos, "--batch", 2, "--out", out)
     assert written == ["begun.json", "000000.part", "000001.part", "000002.part"]
-    monkeypatch.setattr(predicting, "write_whole", write)
+    monkeypatch.setattr(parted, "write_whole", write)
     for words, what in (
         ((run, photos, "--batch", 3), "batch"),
         ((run, photos / "class0", "--batch", 2), "pictures"),
@@ -192,22 +195,22 @@ def test_the_same_command_goes_on_and_another_is_refused(run, photos, tmp_path, 
 def test_only_its_own_leftovers_are_swept(tmp_path):
     for name in (".[ab].csv.host-1.tmp", ".a.csv.host-2.tmp"):
         (tmp_path / name).touch()
-    predicting._sweep(tmp_path / "[ab].csv")
+    PartedFile(None, tmp_path / "[ab].csv").sweep()
     assert [p.name for p in tmp_path.iterdir()] == [".a.csv.host-2.tmp"]
 
 
 def test_several_ranks_write_the_same_file(run, photos, shards, tmp_path):
-    model = package.load(run)
+    model, weights = package.load(run), find_file(run, "best")[0]
     words = [str(photos), str(shards / "val")]
     for ranks in (1, 2, 3):
         out = tmp_path / f"{ranks}.csv"
-        work = Prediction(model, opened(listed(words)), Options(out, batch=4, workers=0))
-        predicting._folder(out).mkdir()
-        parts = work.parts(ranks)
+        work = Prediction(model, opened(listed(words)), Options(out, batch=4, workers=0), weights)
+        file, parts = PartedFile(work, out), work.asked.parts(ranks)
+        file.folder.mkdir()
         for rank in reversed(range(ranks)):
             own = range(len(parts))[rank::ranks]
-            predicting._compute(work, out, parts, own, Sharing(rank, ranks, torch.device("cpu"), False))
-        predicting._join(work, out, parts)
+            file.compute(parts, own, Sharing(rank, ranks, torch.device("cpu"), False))
+        file.join(parts)
     assert (tmp_path / "1.csv").read_text() == told(run, *words, "--batch", 4)
     assert len({(tmp_path / f"{ranks}.csv").read_bytes() for ranks in (1, 2, 3)}) == 1
 
@@ -225,7 +228,7 @@ def test_after_kill_9_on_two_ranks(run, tmp_path):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for child in predicting._folder(out).glob("*.part"):
+    for child in (tmp_path / "o.csv.parts").glob("*.part"):
         assert child.read_text().endswith("\n")
     time.sleep(1)  # torchrun's ranks end with it, and their workers
     done = tlx(*words, "--out", out, is_forked=True)
@@ -306,8 +309,9 @@ def test_every_kind_of_pictures_decides_for_itself_how_many_processes_decode(run
         seen.append(workers)
         yield from (Answers(torch.zeros(0), torch.zeros(0, 3)) for _ in batches)
 
-    monkeypatch.setattr(predicting.Model, "answers", answers)
+    monkeypatch.setattr(Forward, "answers", answers)
     one, many = str(next(photos.rglob("*.jpg"))), str(photos)
-    work = Prediction(package.load(run), [*opened(listed([one])), *opened(listed([many]))], Options(batch=1))
-    list(work.batches(work.parts(1)))
+    sources = [*opened(listed([one])), *opened(listed([many]))]
+    work = Prediction(package.load(run), sources, Options(batch=1), find_file(run, "best")[0])
+    list(work.batches(work.asked.parts(1)))
     assert seen == [0, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ QUIET_S = 5.0
 REFRESHES = 2
 """Of the live view, in a second."""
 
-_ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/")
-"""Values of a row that have a place of their own in a line."""
+_ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/", "lr/", "update_ratio/", "train/grad_norm")
+"""Values of a row that have a place of their own in a line, or none."""
 
 _WARNING = "warning"
 _LOUD = (_WARNING, "stopped")
@@ -80,6 +81,8 @@ class Console:
         self._latest, self._waiting = Latest(), Waiting()
         self._live: Live | None = None
         self._cell = Display() if self._enabled and file is None and not is_quiet() and in_notebook() else None
+        self._log: Path | None = None
+        self._unlogged: deque[str] = deque(maxlen=1000)
         self._said = 0.0
 
     def keep_in(self, file: Path) -> None:
@@ -87,6 +90,22 @@ class Console:
         if self._stream is not None:
             self._stream.instead = file
             keep_all_in(file)
+
+    def log_to(self, file: Path) -> None:
+        """From now on every line is appended there, too, also what was said so far; never the bar."""
+        self._log = file
+        self._append()
+
+    def _append(self) -> None:
+        """A log that cannot be written is left alone."""
+        if self._log is None:
+            return
+        try:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.writelines(f"{line}\n" for line in self._unlogged)
+        except OSError:
+            self._log = None
+        self._unlogged.clear()
 
     def plan(self, text: str) -> None:
         """The plan, on top of everything."""
@@ -105,7 +124,11 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line, or several, for people: text as it is, no markup, control characters escaped."""
-        if not self._enabled or (is_quiet() and not text.lower().startswith(_LOUD)):
+        if not self._enabled:
+            return
+        self._unlogged.append(escaped(text, lines=True))
+        self._append()
+        if is_quiet() and not text.lower().startswith(_LOUD):
             return
         shown, style = escaped(text, lines=True), "yellow" if text.lower().startswith(_WARNING) else None
         self._out.print(shown, style=style, markup=False, soft_wrap=self._columns is None)

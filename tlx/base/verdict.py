@@ -2,9 +2,9 @@
 
 ``RUN/status.json`` says where a run stands, and only a start that has claimed the run folder writes it. A start that is
 refused before that has only this file to say so, since launchers turn a user's mistake into exit code 0. It holds one
-JSON object that begins with ``{"status": "done"``, ``running``, ``resumable``, ``user-error`` or ``fault``; where it is
-empty or absent, the start was killed before it could say anything. Whoever sets the variable names a new file for each
-start.
+JSON object that begins with ``{"status": "done"``, ``running``, ``resumable``, ``pruned`` (ended early by who chooses
+among trainings; the same command would go on), ``user-error`` or ``fault``; where it is empty or absent, the start was
+killed before it could say anything. Whoever sets the variable names a new file for each start.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tlx.base.files import write_whole
 from tlx.base.launcher import verdict_file
 from tlx.base.parsing import from_json
 
-Status = Literal["running", "done", "resumable", "user-error", "fault"]
+Status = Literal["running", "done", "resumable", "pruned", "user-error", "fault"]
 
 _given: list[Status] = []
 

@@ -112,6 +112,8 @@ def _commands(group: Any) -> dict[str, Any]:
         if hasattr(command, "commands"):
             found[name] = {"commands": _commands(command)}
             continue
+        if command.hidden:
+            continue
         options = {
             option: not getattr(one, "is_flag", False)
             for one in command.params

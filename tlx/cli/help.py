@@ -7,10 +7,11 @@ from typing import Any
 from typer.core import TyperGroup
 
 GROUPS = {
-    "Look at data": ("init", "shards"),
-    "Train": ("train", "plan", "config", "models", "weights"),
+    "Look at data": ("init", "shards", "neighbours"),
+    "Choose": ("models", "weights", "probe", "lr-find", "sweep"),
+    "Train": ("train", "plan", "config"),
     "See": ("status", "report", "track"),
-    "Use": ("evaluate", "predict", "serve"),
+    "Use": ("evaluate", "predict", "embed", "serve"),
     "Ship": ("export", "soup"),
     "Cluster and machine": ("submit", "doctor", "bench"),
     "Shell": ("completion",),
@@ -27,7 +28,9 @@ class Grouped(TyperGroup):
             (title, [(name, left.pop(name)) for name in names if name in left]) for title, names in GROUPS.items()
         ]
         for title, found in (*titled, ("Others", list(left.items()))):
-            rows = [(name, command.get_short_help_str(200)) for name, command in found if command is not None]
+            rows = [
+                (name, command.get_short_help_str(200)) for name, command in found if command and not command.hidden
+            ]
             if rows:
                 with formatter.section(title):
                     formatter.write_dl(rows, col_max=12)

@@ -30,15 +30,21 @@ from tlx.cli.completion import INSTALL, completion
 from tlx.cli.config import EXAMPLES as CONFIG_EXAMPLES
 from tlx.cli.config import config
 from tlx.cli.doctor import doctor
+from tlx.cli.embed import embed
 from tlx.cli.evaluate import evaluate
 from tlx.cli.export import export
 from tlx.cli.help import Grouped, examples
 from tlx.cli.init import configuration_of, init
+from tlx.cli.lr_find import lr_find
+from tlx.cli.neighbours import neighbours
 from tlx.cli.predict import predict
+from tlx.cli.probe import probe
 from tlx.cli.serve import serve
 from tlx.cli.shards import shards
 from tlx.cli.soup import soup
 from tlx.cli.submit import EXAMPLES, WithOptionsOfSbatch, submit
+from tlx.cli.sweep import EXAMPLES as OF_SWEEPS
+from tlx.cli.sweep import sweep, sweep_trial
 from tlx.cli.track import track
 from tlx.cli.weights import weights
 from tlx.cli.words import FORWARDED, ConfigFile, Overrides, Quiet, announce, config_path, path
@@ -84,6 +90,28 @@ app.command(
 )(predict)
 app.command(
     epilog=examples(
+        "tlx embed runs/mine photos --out photos.parquet",
+        "tlx embed timm/resnet50 data/shards/train --out train.npy --dtype float16",
+        "torchrun --nproc-per-node=4 -m tlx embed runs/mine data/shards/train --out train.parquet",
+    ),
+)(embed)
+app.command(
+    epilog=examples(
+        "tlx neighbours train.parquet",
+        "tlx neighbours test.parquet --against train.parquet --out found --sheet",
+    ),
+)(neighbours)
+app.command(
+    name="lr-find",
+    epilog=examples(
+        "tlx lr-find mine.yaml",
+        "tlx lr-find mine.yaml --phase fine_tuning --seeds 3 --out found",
+        "torchrun --nproc-per-node=4 -m tlx lr-find mine.yaml optimizer=sgd",
+    ),
+    context_settings=FORWARDED,
+)(lr_find)
+app.command(
+    epilog=examples(
         "tlx evaluate runs/mine",
         "tlx evaluate runs/mine --data data/test --out test.csv",
         "tlx evaluate model.safetensors --data photos --tta flip --json",
@@ -112,10 +140,22 @@ app.command(
 )(soup)
 app.command(
     epilog=examples(
+        "tlx probe mine.yaml --lr 1e-4..1e-1:log/7 --weight-decay 0,0.01,0.1 --heads linear,cosine",
+        "tlx probe mine.yaml --backbones timm/resnet50,timm/deit_tiny_patch16_224 --out networks.png",
+        "tlx probe mine.yaml --here --under 30M",
+        "tlx probe mine.yaml --shots 1,5,10 --ways 5",
+        "tlx probe mine.yaml --forecast",
+    ),
+    context_settings=FORWARDED,
+)(probe)
+app.command(
+    epilog=examples(
         "tlx init photos",
         "tlx init photos --backbone torchvision/resnet50 --val 0.1",
     ),
 )(init)
+app.command(epilog=OF_SWEEPS, context_settings=FORWARDED)(sweep)
+app.command("sweep-trial", hidden=True)(sweep_trial)
 app.command(cls=WithOptionsOfSbatch, epilog=EXAMPLES, context_settings=FORWARDED)(submit)
 
 app.command("config", epilog=examples(*CONFIG_EXAMPLES))(config)
@@ -332,18 +372,26 @@ def report(
     out: Annotated[
         Path | None, typer.Option(help="Where the comparison goes; by default into the first run.", parser=path)
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not tables; the files as well.")] = False,
     full: Annotated[
         bool, typer.Option("--full", help="Leave nothing out for want of time: maps, and embedding of pictures.")
     ] = False,
 ) -> None:
-    """Write each run's page: verdict, curves, classes, confusions, mistakes as pictures; of several runs a comparison.
+    """Write each run's page: verdict, curves, classes, confusions, mistakes as pictures; compare several runs.
 
-    A page takes at most 5 % of its training's time, or 20 s, whichever is longer, unless --full.
+    A page takes at most 5 % of its training's time, or 20 s, whichever is longer, unless --full. Runs that differ in
+    their seed alone are one group: means, differences with intervals, accuracy against cost.
     """
+    from tlx.base.files import json_text
     from tlx.report.report import report as draw
+    from tlx.report.report import report_data
     from tlx.use.report import opened
 
-    for drawn in draw(runs, out=out, network=opened, seconds=math.inf if full else None):
+    seconds = math.inf if full else None
+    if as_json:
+        hand_over(json_text(report_data(runs, out=out, network=opened, seconds=seconds)))
+        return
+    for drawn in draw(runs, out=out, network=opened, seconds=seconds):
         say(drawn)
 
 
@@ -390,7 +438,7 @@ def _tell_verdict(code: int, message: str | None) -> None:
     """Of a training, for whoever asked for it by TLX_VERDICT: what has not been said by whoever knew more."""
     from tlx.base import verdict
 
-    if sys.argv[1:2] == ["train"] and verdict_file() is not None:
+    if sys.argv[1:2] in (["train"], ["sweep"], ["sweep-trial"]) and verdict_file() is not None:
         status: verdict.Status = "done" if code == 0 else "user-error" if code == 2 else "fault"
         verdict.give_if_none("resumable" if code == 130 else status, **({"message": message[:2000]} if message else {}))
 

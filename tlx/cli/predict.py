@@ -19,9 +19,10 @@ Batch = Annotated[
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode, on each rank; 2 where it pays.")]
 Device = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1; by default a GPU for each rank.")]
 Which = Annotated[str, typer.Option(help="Of a run: its best checkpoint, or the last.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="A picture that cannot be read gets a row with its error.")]
 Trusted = Annotated[bool, typer.Option("--trusted", help="A file from elsewhere may name code that is then called.")]
 
-_PICTURES = (
+PICTURES = (
     "Files, folders, 'patterns*', @LIST (a path a line), - (the same on standard input), folders or URLs of shards."
 )
 _OUT = "FILE.csv, .jsonl or .parquet; written in parts, so that the same command goes on after a kill."
@@ -29,16 +30,14 @@ _OUT = "FILE.csv, .jsonl or .parquet; written in parts, so that the same command
 
 def predict(
     run: Run,
-    pictures: Annotated[list[str], typer.Argument(metavar="PICTURES", help=_PICTURES)],
+    pictures: Annotated[list[str], typer.Argument(metavar="PICTURES", help=PICTURES)],
     out: Annotated[Path | None, typer.Option(help=_OUT, parser=path)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Without --out: a JSON object a line, not CSV.")] = False,
     top: Annotated[int | None, typer.Option(min=1, help="Classes to tell of each picture.")] = None,
     none_below: Annotated[
         float | None, typer.Option(min=0, max=1, help="No label where the probability is below this.")
     ] = None,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="A picture that cannot be read gets a row with its error.")
-    ] = False,
+    skip_bad: SkipBad = False,
     batch: Batch = None,
     workers: Workers = None,
     which: Which = "best",

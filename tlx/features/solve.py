@@ -44,20 +44,33 @@ def solved_head(
     if len(penalties) > 1 and bool(held_out.any()) and not bool(held_out.all()):
         losses = []
         for penalty in penalties:
-            weight, bias = _fitted(scaled[~held_out], labels[~held_out], classes, penalty, beat)
+            weight, bias = fitted(scaled[~held_out], labels[~held_out], classes, penalty, beat)
             losses.append(float(cross_entropy(scaled[held_out] @ weight.T + bias, labels[held_out])))
         best = penalties[losses.index(min(losses))]
-    weight, bias = _fitted(scaled, labels, classes, best, beat)
+    weight, bias = fitted(scaled, labels, classes, best, beat)
     weight = weight / deviation
     return weight, bias - weight @ mean, best
 
 
-def _fitted(
-    features: Tensor, labels: Tensor, classes: int, penalty: float, beat: Callable[[], None]
+def fitted(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    penalty: float,
+    beat: Callable[[], None] = lambda: None,
+    *,
+    start: tuple[Tensor, Tensor] | None = None,
+    iterations: int = _ITERATIONS,
 ) -> tuple[Tensor, Tensor]:
-    weight = torch.zeros(classes, features.shape[1], dtype=features.dtype, requires_grad=True)
-    bias = torch.zeros(classes, dtype=features.dtype, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    """Weights [classes, width] and biases that minimise the mean cross-entropy, and `penalty` times half the squared
+    norm of the weights.
+
+    Args:
+        start: weights and biases to begin with; by default 0.
+    """
+    weight, bias = start or (features.new_zeros(classes, features.shape[1]), features.new_zeros(classes))
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         beat()

@@ -54,6 +54,7 @@ class Backbone:
         features: how many numbers per image (or channels of the map) reach the head.
         blocks: paths of the repeated blocks, for gradient checkpointing.
         auxiliary: paths of classifiers that the logits are not made of; part of the layer that their branch reads.
+        heads: paths of the modules that make the logits, in the order in which they run.
         loaded: what became of the weights; None where there were none to load.
     """
 
@@ -64,6 +65,7 @@ class Backbone:
     features: int
     blocks: tuple[str, ...] = ()
     auxiliary: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     loaded: Loaded | None = None
 
 

@@ -105,6 +105,7 @@ def assemble(source: Source, wish: BuildOptions, granularity: Granularity) -> Ba
         features=features,
         blocks=anatomy.blocks,
         auxiliary=plain.auxiliary.heads,
+        heads=finished.running,
         loaded=_loaded(net, given.where, filled) if given and filled else None,
     )
 
@@ -187,6 +188,7 @@ def adopt(net: nn.Module, heads: tuple[str, ...], *, name: str, spec: InputSpec,
         features=surgery.features(net, running[0], seen),
         blocks=anatomy.blocks,
         auxiliary=beside,
+        heads=running,
     )
 
 

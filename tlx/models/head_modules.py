@@ -52,3 +52,18 @@ class Cosine(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         directions = functional.normalize(features, dim=1), functional.normalize(self.weight, dim=1)
         return self.scale * functional.linear(*directions)
+
+
+class Prototypes(nn.Module):
+    """Features [N, C] to minus `scale` times the squared distance to each row of `weight` [classes, C]."""
+
+    scale: torch.Tensor
+
+    def __init__(self, features: int, classes: int, *, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, features).uniform_(-(features**-0.5), features**-0.5))
+        self.register_buffer("scale", torch.tensor(float(scale)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        own = features.square().sum(1, keepdim=True) + self.weight.square().sum(1)
+        return self.scale * (2 * functional.linear(features, self.weight) - own)

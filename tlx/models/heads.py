@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 else:
     Module = Any  # annotations are read when arguments are checked, which needs no torch
 
-__all__ = ["attention_pool", "concat_pool", "cosine", "linear", "mlp"]
+__all__ = ["attention_pool", "concat_pool", "cosine", "linear", "mlp", "prototype"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1)]
@@ -188,3 +188,25 @@ def cosine(
 
     head = Cosine(features, classes, scale=scale, learn_scale=learn_scale)
     return nn.Sequential(nn.Dropout(dropout), head) if dropout else head
+
+
+def prototype(features: int, classes: int, *, scale: Factor = 1.0, dropout: Share = 0.0) -> Module:
+    """Minus `scale` times the squared distance between the features and a prototype of each class.
+
+    Snell et al. 2017 (Prototypical networks for few-shot learning): before the first step a prototype is the mean of
+    its class's features, over the training pictures (`data.sampling.limit` of each), which must be stored (`cache`); a
+    class without pictures keeps random numbers. Then prototypes train as other weights do.
+
+    Args:
+        scale: fixed; smaller where features are long, so that the softmax begins less sure.
+        dropout: share of features dropped before it.
+    """
+    from torch import nn
+
+    from tlx.models.head_modules import Prototypes
+
+    head = Prototypes(features, classes, scale=scale)
+    return nn.Sequential(nn.Dropout(dropout), head) if dropout else head
+
+
+prototype.starts = "means"  # type: ignore[attr-defined]

@@ -83,9 +83,14 @@ def find_tap(units: Sequence[Unit], seen: Trace, heads: Sequence[str], takes: Ta
 def _tap(path: str, shape: Shape, seen: Trace, takes: Takes, *, taken: bool, after: tuple[str, ...]) -> Tap:
     if len(shape) == 3:
         return Tap(path, taken, shape[2], "tokens", takes, after)
-    first, last = (abs(shape[i] * seen.image[1] - shape[i + 1] * seen.image[0]) for i in (1, 2))
-    layout: Layout = "channels_last" if first < last else "map"
+    layout = layout_of(shape, seen.image)
     return Tap(path, taken, shape[1 if layout == "map" else 3], layout, takes, after)
+
+
+def layout_of(shape: Shape, image: Shape) -> Literal["map", "channels_last"]:
+    """Of a map [N, ...] of four dimensions: its sides are those whose ratio is that of the image's."""
+    first, last = (abs(shape[i] * image[1] - shape[i + 1] * image[0]) for i in (1, 2))
+    return "channels_last" if first < last else "map"
 
 
 def _attention(ran: Sequence[Unit], seen: Trace, heads: Sequence[str]) -> str | None:

@@ -873,8 +873,13 @@ class Config(Model):
 
     @property
     def solves_head(self) -> bool:
-        """Whether the head begins as what fits stored features best."""
-        return INIT in _of_every_head(self.head)
+        """Whether the head begins as what stored features say: what fits them best, or their means."""
+        return INIT in _of_every_head(self.head) or self.begins_with_means
+
+    @property
+    def begins_with_means(self) -> bool:
+        """Whether the head is of prototypes, which begin as class means, unless a checkpoint has them already."""
+        return getattr(plug.find("head", self.head.name), "starts", "") == "means" and not self.keeps_head
 
     @property
     def head_args(self) -> dict[str, Any]:

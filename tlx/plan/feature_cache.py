@@ -20,7 +20,7 @@ def why_not(config: Config, phase: Phase, steps_per_epoch: int) -> str | None:
         return "mixed features are not those of mixed pictures (mix)"
     if phase.trains[next(iter(phase.layers)).name] != "frozen":
         return "its first layer trains"
-    if wanted.mode != "views" and not _is_deterministic(config):
+    if wanted.mode != "views" and not is_deterministic(config):
         return "training pictures are drawn anew in each epoch (transforms); cache: {views: 4} keeps four of each"
     shown = (phase.stop - phase.start) / steps_per_epoch
     return f"it shows each picture {shown:.2g} times" if wanted.mode == "auto" and shown < 2 else None
@@ -34,7 +34,7 @@ def savings(config: Config, plan: Plan) -> Iterator[str]:
         why = why_not(config, phase, plan.steps_per_epoch)
         if why is None:
             views = f"{kept} view{'s' if kept > 1 else ''}"
-            alike = _is_deterministic(config) or (not phase.start and epochs <= kept)
+            alike = is_deterministic(config) or (not phase.start and epochs <= kept)
             what = "the same training" if alike else "another training than from pictures drawn anew"
             yield (
                 f"cache: {phase.name} trains from features of {views} of each picture, where the network can be cut: "
@@ -45,5 +45,5 @@ def savings(config: Config, plan: Plan) -> Iterator[str]:
             yield f"cache: {phase.name} computes frozen layers {epochs:g} times; with cache: {{views: 4}} 4 ({what})"
 
 
-def _is_deterministic(config: Config) -> bool:
+def is_deterministic(config: Config) -> bool:
     return config.transforms is not None and DETERMINISTIC.issuperset(part.name for part in config.transforms)

@@ -211,6 +211,10 @@ class Plan:
         """The phase of a global step; the last one for the step after the end."""
         return next((p for p in self.phases if p.start <= step < p.stop), self.phases[-1])
 
+    def index(self, phase: Phase) -> int:
+        """A phase's place among the phases, from 0; also where the plan was remade since."""
+        return [own.name for own in self.phases].index(phase.name)
+
     def lr(self, layer: Layer, step: int) -> float:
         """The learning rate of a layer at a global step."""
         return self.phase(step).rate(layer, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import socket
 import time
@@ -91,9 +92,9 @@ def rendezvous_store(limit: timedelta) -> tuple[Store, int, int]:
         UserError: nothing says where to meet.
         TlxError: a rank did not join in time.
     """
-    _wait_for_store(limit)
     try:
-        store, rank, size = next(rendezvous("env://", timeout=limit))
+        here = environment()
+        store, rank, size = _store(limit, *map(here.get, ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE")))
     except dist.DistError as error:
         here = environment()
         where = f"{here.get('MASTER_ADDR')}:{here.get('MASTER_PORT')}"
@@ -106,6 +107,23 @@ def rendezvous_store(limit: timedelta) -> tuple[Store, int, int]:
     if size > 1:
         store = of_this_attempt(store, rank, size, timeout=limit)
     return store, rank, size
+
+
+@functools.cache
+def _store(limit: timedelta, *_place: str) -> tuple[Store, int, int]:
+    """Made once: rank 0 may serve it itself, and a further training of these processes meets in it again."""
+    _wait_for_store(limit)
+    found: tuple[Store, int, int] = next(rendezvous("env://", timeout=limit))
+    return found
+
+
+def leave_ranks() -> None:
+    """Ends the process group: ranks join anew for the next training of these processes."""
+    from accelerate.state import AcceleratorState
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)  # there is no public way
 
 
 def _wait_for_store(limit: timedelta) -> None:

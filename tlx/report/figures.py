@@ -1,4 +1,4 @@
-"""Pictures of trainings as PNG bytes: curves with the phase switch, bars of accuracy, runs compared."""
+"""Pictures of a training as PNG bytes: curves with the phase switch, bars of accuracy."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ STYLE = {
     "grid.alpha": 0.25,
     "lines.linewidth": 1.8,
 }
-HEADING, ROW, BAR = 0.32, 0.52, 0.21
-"""Inches of the bars' picture: for the name of a run, for a phase, for one of its two bars."""
+ROW, BAR = 0.52, 0.21
+"""Inches of the bars' picture: for a phase, for one of its two bars."""
 
 BEST_OF, LAST_OF = "best of the phase", "end of the phase (last)"
 
@@ -71,7 +71,7 @@ def tasks(history: History) -> bytes | None:
         panels = list(figure.subplots(math.ceil(len(names) / 2), 2, sharex=True, squeeze=False).flat)
         for panel, name in zip(panels, names, strict=False):
             _measured(panel, history, name.removeprefix("val/"))
-            _in_percent(panel, name)
+            in_percent(panel, name)
             panel.set_title(escaped(name), fontsize=10)
             _switches(panel, history)
         for panel in panels[len(names) :]:
@@ -84,53 +84,18 @@ def tasks(history: History) -> bytes | None:
     return png(draw, width=9, height=1 + 2.6 * math.ceil(len(names) / 2))
 
 
-def phases(histories: Sequence[History], names: Sequence[str]) -> bytes | None:
-    """Bars of validation accuracy of each phase, best and last; None where no run has any."""
-    if not any(h.accuracies for h in histories):
+def phases(history: History) -> bytes | None:
+    """Bars of validation accuracy of each phase, best and last; None where there is none."""
+    if not history.accuracies:
         return None
 
     def draw(figure: Figure) -> None:
         panel = figure.subplots()
-        _bars(panel, histories, names)
-        panel.set_title(f"Validation {_in_words(histories[0].shown)} of each phase", fontsize=12, fontweight="bold")
+        _bars(panel, history)
+        panel.set_title(f"Validation {in_words(history.shown)} of each phase", fontsize=12, fontweight="bold")
         _legend(figure, [panel], columns=3)
 
-    return png(draw, width=8.5, height=1.9 + _bars_height(histories))
-
-
-def comparison(histories: Sequence[History], names: Sequence[str]) -> bytes:
-    """Validation curves of several runs side by side, and the bars below."""
-
-    lines, groups = math.ceil(len(histories) / 3), _by_metric(histories, names)
-    upper = 4.6 + 0.25 * lines
-    lower = [
-        1.7 + _bars_height([history for history, _ in runs], headed=len(histories) > 1) for runs in groups.values()
-    ]
-
-    def draw(figure: Figure) -> None:
-        above, below = _stacked(figure, upper, sum(lower))
-        keys = list(dict.fromkeys([*groups, "val/loss"]))
-        panels = above.subplots(1, len(keys), squeeze=False)[0]
-        for panel, key in zip(panels, keys, strict=True):
-            _overlay(panel, histories, names, key=key, of=[key in (h.shown, "val/loss") for h in histories])
-        above.suptitle("Comparison of runs on validation data", fontsize=12, fontweight="bold")
-        _legend(above, panels, columns=max(1, min(4, 100 // (max(map(len, names)) + 6))))
-        bars = below.subplots(len(groups), 1, squeeze=False, height_ratios=lower)[:, 0]
-        for panel, runs in zip(bars, groups.values(), strict=True):
-            _bars(panel, *zip(*runs, strict=True), headed=len(histories) > 1)
-        what = _in_words(next(iter(groups))) if len(groups) == 1 else "metrics"
-        below.suptitle(f"Validation {what} of each phase", fontsize=12, fontweight="bold")
-        _legend(below, [*bars], columns=3)
-
-    return png(draw, width=11, height=upper + sum(lower))
-
-
-def _by_metric(histories: Sequence[History], names: Sequence[str]) -> dict[str, list[tuple[History, str]]]:
-    """Runs by the metric that they show: no other can be compared with them by it."""
-    groups: dict[str, list[tuple[History, str]]] = {}
-    for history, name in zip(histories, names, strict=True):
-        groups.setdefault(history.shown, []).append((history, name))
-    return groups
+    return png(draw, width=8.5, height=1.9 + ROW * len(history.accuracies))
 
 
 def png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes:
@@ -150,12 +115,6 @@ def png(draw: Callable[[Figure], None], *, width: float, height: float) -> bytes
         except (TypeError, ValueError, OverflowError) as error:  # of numbers beyond what a picture can hold
             raise UserError(f"the numbers of this run cannot be drawn ({type(error).__name__})") from error
     return file.getvalue()
-
-
-def _stacked(figure: Figure, *heights: float) -> list[Any]:
-    """Parts of a figure, one below the other, each with a legend of its own."""
-    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
-    return list(parts)
 
 
 def _legend(figure: FigureBase, panels: Sequence[Axes], *, columns: int) -> None:
@@ -192,12 +151,17 @@ def _title(history: History) -> str:
 def _losses(panel: Axes, history: History) -> None:
     _measured(panel, history, "loss")
     panel.set_ylabel("loss")
-    finite = [v for key in ("train/loss", "val/loss") for _, v in points(history, key) if math.isfinite(v)]
-    if finite and min(finite) > 0 and max(finite) > 100 * min(finite):
+    spread_out(panel, [v for key in ("train/loss", "val/loss") for _, v in points(history, key)])
+
+
+def spread_out(panel: Axes, losses: Sequence[float]) -> None:
+    """A logarithmic axis where the highest loss would flatten the others."""
+    finite = [v for v in losses if math.isfinite(v)]
+    if finite and min(finite) > 0 and max(finite) > 50 * min(finite):
         _logarithmic(panel)
 
 
-def _in_percent(panel: Axes, metric: str) -> None:
+def in_percent(panel: Axes, metric: str) -> None:
     from matplotlib.ticker import PercentFormatter
 
     if is_share(metric):
@@ -207,8 +171,8 @@ def _in_percent(panel: Axes, metric: str) -> None:
 def _accuracy(panel: Axes, history: History) -> None:
     metric = history.shown
     _measured(panel, history, metric.removeprefix("val/"))
-    panel.set_ylabel(_in_words(metric))
-    _in_percent(panel, metric)
+    panel.set_ylabel(in_words(metric))
+    in_percent(panel, metric)
     if not any(points(history, metric) or points(history, "ema/" + metric)):
         panel.text(0.99, 0.04, "no validation", transform=panel.transAxes, ha="right", va="bottom", color=VALIDATION)
 
@@ -348,89 +312,42 @@ def _phase_names(panel: Axes, history: History, *, last: float) -> None:
         )  # fmt: skip
 
 
-# --- several runs
-
-
-def _overlay(panel: Axes, histories: Sequence[History], names: Sequence[str], *, key: str, of: Sequence[bool]) -> None:
-    """One line per run, of the weights that are its best, and the phase switches.
-
-    Args:
-        of: which runs are drawn; each has its colour in every panel.
-    """
-    import matplotlib
-    from matplotlib.ticker import PercentFormatter
-
-    colours = matplotlib.color_sequences["tab10" if len(histories) <= 10 else "tab20"]
-    switches = [[h.epoch(p.start) for p in h.phases[1:]] for h in histories]
-    shared = all(s == switches[0] for s in switches)
-    for i, (history, name) in enumerate(zip(histories, names, strict=True)):
-        average = history.best is not None and history.best.weights == "ema"
-        values = (points(history, "ema/" + key) if average else []) or points(history, key) if of[i] else []
-        colour = colours[i % len(colours)]
-        label = clipped(name, 60) + (" (EMA weights)" if average else "")
-        label = f" {label}" if label.startswith("_") else label  # matplotlib hides names with an underscore
-        _line(panel, values, color=colour, marker="o", markersize=3.5, label=label)
-        for at in switches[i] if not (shared and i) else []:
-            panel.axvline(at, color=SWITCH if shared else colour, linewidth=1.2, linestyle="--", alpha=0.7, zorder=1)
-    if any(switches):  # an entry for the legend
-        text = "phase switch" if shared else "phase switch, in the colour of its run"
-        panel.plot([], [], color=SWITCH if shared else LOWEST, linewidth=1.2, linestyle="--", label=text)
-    panel.set_xlabel("epoch")
-    panel.set_title(f"validation {_in_words(key)}", fontsize=10)
-    if is_share(key):
-        panel.yaxis.set_major_formatter(PercentFormatter(1.0))
-    panel.margins(x=0.03)
+# --- bars
 
 
 _WORDS = {"map": "mAP", "mae": "MAE", "rmse": "RMSE", "r2": "R2", "top1": "accuracy"}
 
 
-def _in_words(metric: str) -> str:
+def in_words(metric: str) -> str:
     if metric == ACCURACY:
         return "accuracy"
     *task, name = metric.removeprefix("val/").split("/")
     return " ".join([*task, _WORDS.get(name, name.replace("_", " "))])
 
 
-def _bars(panel: Axes, histories: Sequence[History], names: Sequence[str], *, headed: bool = False) -> None:
-    """Level bars, so that long names can be read; the first run on top, its phases in order, best above last.
+def _bars(panel: Axes, history: History) -> None:
+    """Level bars, so that long names can be read; the phases in order, best above last."""
+    places = [(i + 0.5) * ROW for i in range(len(history.accuracies))]
+    for found, at in zip(history.accuracies, places, strict=True):
+        _pair(panel, found, at=at)
+    _mark_reading(panel, history.accuracies, first=ROW / 2)
+    panel.set_yticks(places, [clipped(found.label, 44) for found in history.accuracies])
+    panel.set_ylim(ROW * len(places), 0)
+    level(panel, history.shown)
+    panel.set_xlabel(f"validation {in_words(history.shown)}")
 
-    Args:
-        histories: runs that show one metric.
-        headed: the run's name stands above its bars.
-    """
+
+def level(panel: Axes, metric: str) -> None:
+    """The axes of level bars of a metric, with room for their values."""
     from matplotlib.ticker import PercentFormatter
 
-    ticks: list[tuple[float, str, bool]] = []
-    at = 0.0
-    for history, name in zip(histories, names, strict=True):
-        if headed:
-            ticks.append((at + HEADING / 2, clipped(name, 40), True))
-            at += HEADING
-        first = at
-        for found in history.accuracies:
-            ticks.append((at + ROW / 2, clipped(found.label, 44), False))
-            _pair(panel, found, at=at + ROW / 2)
-            at += ROW
-        _mark_reading(panel, history.accuracies, first=first + ROW / 2)
-        if not history.accuracies:
-            panel.text(
-                0.005, at + ROW / 2, f"no validation {_in_words(history.shown)}", va="center", fontsize=9, color=LOWEST
-            )
-            at += ROW
-    panel.set_yticks([place for place, _, _ in ticks], [label for _, label, _ in ticks])
-    for text, (_, _, heading) in zip(panel.get_yticklabels(), ticks, strict=True):
-        text.set_fontweight("bold" if heading else "normal")
     panel.tick_params(axis="y", length=0)
-    panel.set_ylim(at, 0)
-    metric = histories[0].shown
     if is_share(metric):
         panel.set_xlim(0, 1.15)
         panel.set_xticks([0, 0.2, 0.4, 0.6, 0.8, 1.0])
         panel.xaxis.set_major_formatter(PercentFormatter(1.0))
     else:
         panel.margins(x=0.15)
-    panel.set_xlabel(f"validation {_in_words(metric)}")
     panel.grid(False, axis="y")
     panel.set_axisbelow(True)
 
@@ -458,11 +375,6 @@ def _mark_reading(panel: Axes, found: Sequence[PhaseAccuracy], *, first: float) 
         reading, places, color=SWITCH, marker="D", markersize=5, linestyle="none", clip_on=False, zorder=4,
         label="what the Flowers-102 article compares: last before, best after",
     )  # fmt: skip
-
-
-def _bars_height(histories: Sequence[History], *, headed: bool = False) -> float:
-    heading = HEADING if headed else 0.0
-    return sum(heading + ROW * max(1, len(h.accuracies)) for h in histories)
 
 
 def clipped(text: str, most: int) -> str:

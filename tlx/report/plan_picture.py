@@ -238,8 +238,9 @@ def _switches(above: Axes, below: Axes, drawing: Drawing) -> None:
     if many:
         return
     names = [clipped(p.name, 40) + (", at most" if p.plateau else "") for p in phases]
-    level = all(0.085 * len(name) < drawing.inches(p) for name, p in zip(names, phases, strict=True))
-    for name, phase in zip(names, phases, strict=True):
+    level = all(0.085 * len(name) < drawing.inches(phases[i]) for i, name in enumerate(names))
+    for i, name in enumerate(names):
+        phase = phases[i]
         above.text(
             drawing.x((phase.start + phase.stop) / 2), 1.03, name, transform=above.get_xaxis_transform(),
             ha="center", va="bottom", rotation=0 if level else 90, fontsize=9 if level else 8, color=SWITCH,

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tlx.base.terminal import escaped
-from tlx.report.page import heading, plan_rows, warnings
 from tlx.report.run_report import RunReport
+from tlx.report.run_text import heading, plan_rows, warnings
 from tlx.report.samples import Gallery
 from tlx.runs.history import ACCURACY, article_reading, falls, is_share, shown
 

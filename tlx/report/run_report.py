@@ -122,7 +122,7 @@ def _training(found: RunReport, parts: Parts) -> None:
         "curves": lambda: figures.curves(history),
         "tasks": lambda: figures.tasks(history),
         "plan": lambda: _plan(history),
-        "phases": lambda: figures.phases([history], [found.name]),
+        "phases": lambda: figures.phases(history),
     }
     for name, draw in drawn.items():
         png = parts.make(CAPTIONS[name], draw)

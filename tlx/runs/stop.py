@@ -1,5 +1,6 @@
 """Requests to stop: SIGTERM, Ctrl-C, SIGUSR1 under plain python, SIGHUP under a launcher, a file `stop` in the run
-folder, a time limit.
+folder, a time limit. A training is *pruned* where whoever chooses among several wants no more of it: a sweep at an
+evaluation, W&B's server.
 
 And what a training cannot go on after, though its state is whole and can be saved: its folder or its launcher is gone.
 """
@@ -18,7 +19,16 @@ from typing import Any
 
 import psutil
 
+from tlx.base.files import write_whole
 from tlx.base.launcher import environment
+
+FILE = "stop"
+
+Judge = Callable[[int, float], str | None]
+"""Hears of an evaluation, its step and the value of `evaluate.metric` (not finite where that is not), on rank 0; why
+the training is to end there, or None."""
+
+_PRUNED = "pruned: "
 
 PATIENCE_S = 5.0
 """Under a launcher; alone, ALONE_S, since `timeout` and shells signal a process and its group in one moment."""
@@ -39,8 +49,10 @@ class StopRequest:
         began: when that was, in seconds since the epoch; None asks the operating system when this process was started.
         is_displaced: whether the folder was renamed or removed.
         early: what has heard signals so far; one that has come is a request.
+        judge: hears of evaluations; see :data:`Judge`.
 
     Attributes:
+        pruned: why whoever chooses among trainings has ended this one; None where nobody has.
         trouble: why the training ends with a fault once it is saved; any thread may set it.
     """
 
@@ -53,9 +65,12 @@ class StopRequest:
         began: float | None = None,
         is_displaced: Callable[[], bool] = lambda: False,
         early: EarlySignals | None = None,
+        judge: Judge | None = None,
     ) -> None:
-        self.file = folder / "stop"
+        self.file = folder / FILE
         self.trouble: str | None = None
+        self.pruned: str | None = None
+        self._judge = judge
         self._is_displaced = is_displaced
         self._patience = PATIENCE_S if launched else ALONE_S
         self._began = _began(launched) if began is None else began
@@ -76,11 +91,17 @@ class StopRequest:
         """Whether a stop was asked for; `look` also at the file (rank 0 does, for all)."""
         if self.reason is None and look and os.path.exists(self.file):  # pathlib raises where a file server hiccups
             self.reason = f"the file {self.file}"
+            self.pruned = self.pruned or _why_pruned(self.file)
         if self.reason is None and look and self._end is not None and time.time() >= self._end:
             self.reason = "stop_after, the time limit"
         if self.reason is None and look and self._is_displaced():
             self.reason = "the run folder, which was renamed or removed"
-        return self.reason is not None or self.trouble is not None
+        return any(why is not None for why in (self.reason, self.pruned, self.trouble))
+
+    def consider(self, step: int, value: float) -> None:
+        """Tells the judge of an evaluation; rank 0 does, for all. The training that it has seen enough of is pruned."""
+        if self._judge is not None and self.pruned is None:
+            self.pruned = self._judge(step, value)
 
     def fail(self, why: str) -> None:
         """A stop that is a fault."""
@@ -108,6 +129,23 @@ class StopRequest:
         elif time.monotonic() - self._since > self._patience:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def prune(folder: Path, why: str) -> None:
+    """Asks the training in a folder to end as pruned, from any thread or process.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_whole(folder / FILE, _PRUNED + " ".join(why.split()) + "\n")
+
+
+def _why_pruned(file: Path) -> str | None:
+    """What :func:`prune` has written into the file that asks for a stop; None where it is another one's."""
+    with contextlib.suppress(OSError):
+        said = file.read_bytes()[:1000].decode("utf-8", "replace")
+        return said.removeprefix(_PRUNED).strip() or None if said.startswith(_PRUNED) else None
+    return None
 
 
 class EarlySignals:

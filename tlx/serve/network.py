@@ -92,7 +92,7 @@ def network_of(place: Path, *, which: Which = "best", device: str | None = None,
     threads = f", threads: {torch.get_num_threads()}" if model.device.type == "cpu" else ""
 
     def run(pixels: Tensor, size: int) -> Tensor:
-        return model.outputs(pixels, batch=size)
+        return model.forward.outputs(pixels, batch=size)
 
     return Network(model.description, model.task, run, find_file(place, which)[0], f"torch, {model.device}{threads}")
 

@@ -95,7 +95,7 @@ def estimate_statistics(model: Model, norms: list[_NormBase], pixels: Tensor) ->
         norm.momentum = None  # a mean over all batches, each counting the same
         norm.train()
     try:
-        model.outputs(pixels, batch=batch)
+        model.forward.outputs(pixels, batch=batch)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

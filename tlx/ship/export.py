@@ -224,11 +224,11 @@ class Making:
             raise UserError(what, where=error.where, todo="--data SHARDS|FOLDER of other pictures") from error
 
     def _shown(self, data: JudgedData, places: Tensor) -> Shown:
-        ids, pixels = self.model.pixels(data.source, places)
+        ids, pixels = self.model.forward.pixels(data.source, places)
         if not len(ids):
             raise UserError("none of the pictures to compare on can be read", where=data.name)
         labels = data.own(self.model, ids)[self._target] if self.options.precision == "int8" else None
-        return Shown(data.source, ids, pixels, self.model.outputs(pixels), labels)
+        return Shown(data.source, ids, pixels, self.model.forward.outputs(pixels), labels)
 
     @property
     def _target(self) -> str:
@@ -248,10 +248,10 @@ class Making:
             raise UserError(what, where=data.name, todo="--data SHARDS|FOLDER with more of them, or --precision fp16")
         if train is None or train.digest == data.digest:
             wanted = min(wanted, len(places) // 3)
-            _, calibration = self.model.pixels(data.source, places[:wanted])
+            _, calibration = self.model.forward.pixels(data.source, places[:wanted])
             places = places[wanted:]
         else:
-            _, calibration = self.model.pixels(train, _drawn(len(train))[:wanted])
+            _, calibration = self.model.forward.pixels(train, _drawn(len(train))[:wanted])
         shown = self._shown(data, places[:_JUDGED])
         half = len(shown.ids) // 2
         return Parts(calibration, shown[:half], shown[half:])

@@ -186,7 +186,7 @@ class Making:
         """At the network as it is now, as `tlx evaluate` judges; recorded nowhere."""
         judging = Judging(self.data, None, 0, self.options.reading)
         look = Look(replace(self.model, description=description), self.base.file, "", None, judging, self.world)
-        return look.taken()
+        return look.taken(look.opened())
 
     def _value(self, look: Mapping[str, Any]) -> float:
         """
@@ -255,7 +255,7 @@ class Making:
             source = Manifest.open(str(place_of(named)))
             places = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:_PICTURES]
             view, workers = _training_view(self.base, self.model), self.options.reading.workers
-            pixels = self.model.pixels(source, places.sort().values, workers=workers, view=view)[1]
+            pixels = self.model.forward.pixels(source, places.sort().values, workers=workers, view=view)[1]
             if len(pixels) < 2:
                 raise UserError("there are no pictures to estimate them on", where=source.location)
         except UserError as error:
@@ -288,7 +288,8 @@ class Making:
         model = load(file, device=str(self.model.device), trusted=True)
         named, sha256 = run.out / "checkpoints" / "best" / file.name, hash_of(file)
         judging = Judging(self.data, None, self.options.bootstrap, self.options.reading)
-        look = Look(model, named, sha256, folder, judging, self.world).taken()
+        last = Look(model, named, sha256, folder, judging, self.world)
+        look = last.taken(last.opened())
         run.write_model(folder, model.description, mapping(look.get("temperature")).get("temperature"))
         return {"weights": {"file": str(named), "sha256": sha256}, "soup": look["metrics"][self.metric]}
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from tlx.base.console import Console
 from tlx.runs.metrics_file import MetricsFile
-from tlx.tracking.tracker import Tracker
+from tlx.tracking.phase_end import PhaseEnd
+from tlx.tracking.tracker import GuardedTracker
+from tlx.tracking.trained import trained_models
 
 
 @dataclass
@@ -18,8 +20,8 @@ class Journal:
 
     metrics: MetricsFile | None
     console: Console
-    make_trackers: Callable[[bool], Sequence[Tracker]]
-    trackers: Sequence[Tracker] = field(default=(), init=False)
+    make_trackers: Callable[[bool], Sequence[GuardedTracker]]
+    trackers: Sequence[GuardedTracker] = field(default=(), init=False)
 
     def start(self, position: int, *, resumed: bool) -> None:
         """Takes back rows that the checkpoint does not know; only then do trackers look at what is there."""
@@ -35,6 +37,11 @@ class Journal:
         for tracker in self.trackers:
             tracker.log(row)
         self.console.row(row)
+
+    def phase_ended(self, end: PhaseEnd) -> None:
+        """After the row of its last step."""
+        for tracker in self.trackers:
+            tracker.phase_ended(end)
 
     def note(self, text: str) -> None:
         self.console.note(text)
@@ -56,9 +63,18 @@ class Journal:
     def position(self) -> int:
         return self.metrics.position() if self.metrics is not None else 0
 
+    def pruned(self) -> str | None:
+        """Why whoever is behind a tracker wants no more of this training; None where nobody says so."""
+        asks = (getattr(tracker, "pruned", None) for tracker in self.trackers)
+        return next((why for ask in asks if ask is not None and (why := ask())), None)
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Closes everything, also after a fault: the terminal is given back, trackers send what they have."""
         self.console.close()
+        done = result.get("finished") and self.metrics is not None and self.trackers
+        models = trained_models(self.metrics.path.parent) if done and self.metrics is not None else ()
         for tracker in self.trackers:
+            for model in models:
+                tracker.model_trained(model)
             tracker.finish(result)
         self.trackers = ()

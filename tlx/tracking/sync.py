@@ -16,12 +16,14 @@ from tlx.base import plug
 from tlx.base.errors import UserError
 from tlx.base.launcher import environment
 from tlx.base.parsing import from_yaml_file
+from tlx.plan.comparable import comparable
 from tlx.plan.config import Part
 from tlx.runs.history import read_history
 from tlx.runs.run_files import RunFiles
 from tlx.runs.run_lock import holder
 from tlx.tracking import wandb_run
-from tlx.tracking.wandb_run import Target
+from tlx.tracking.tracker import TrackingError
+from tlx.tracking.wandb_run import Extras, Target, WandbRun
 from tlx.tracking.wandb_target import PROJECT, Asked, Record, choose
 
 SEND_S = 600.0
@@ -39,6 +41,7 @@ class Synced:
         steps: those that were sent, one row each; before: the first that the server lacked.
         left_out: the last step of a training that was killed, which may yet get its evaluation when it goes on.
         to: the run's page, or the offline folder.
+        models: weights that were sent. not_sent: what the run folder lacks, in words.
     """
 
     folder: Path
@@ -47,6 +50,8 @@ class Synced:
     left_out: int | None
     to: str
     offline: bool
+    models: tuple[str, ...] = ()
+    not_sent: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -63,6 +68,8 @@ class Synced:
                 f"\n  left out: step {self.left_out}, the last of a training that was broken off; its evaluation may "
             )
             said += "come when that goes on"
+        said += f"\n  sent, too: {', '.join(self.models)}" if self.models else ""
+        said += "".join(f"\n  not sent: {what}" for what in self.not_sent)
         return f"{self.folder}: {said}"
 
 
@@ -87,8 +94,9 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
             )
         time.sleep(0.1)
     result = RunFiles(folder).result
-    finished = result.get("finished") is True
-    whole = finished or RunFiles(folder).status.get("status") == "resumable"
+    finished, status = result.get("finished") is True, RunFiles(folder).status.get("status")
+    ended = finished or status == "pruned"
+    whole = ended or status == "resumable"
     wandb_run.forget_empty_variables()
     if offline:
         _refuse_twice(folder, target)
@@ -100,9 +108,11 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
             run.flush()
         if finished and not run.has_summary(result):
             run.summarise(result)
+        models, not_sent = _send_models(run) if finished else ([], [])
         place = Path(run.handle.dir).parent if offline else run.handle.url
-        run.close("finished" if finished else "stopped" if whole else "failed")
+        run.close("finished" if ended else "stopped" if whole else "failed")
     except Exception as error:  # the service may die here too
+        wandb_run.let_go()
         said = str(error) or type(error).__name__
         raise UserError(said, where=str(folder), todo=f"the same command goes on; {_elsewhere}") from error
     last = rows[-1]["step"]
@@ -113,7 +123,22 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
         left_out=None if whole or last < run.first else last,
         to=str(place),
         offline=offline,
+        models=tuple(models),
+        not_sent=(*not_sent, *run.without),
     )
+
+
+def _send_models(run: WandbRun) -> tuple[list[str], list[str]]:
+    """Sends the weights that W&B lacks; which, and what could not be sent, in words."""
+    sent, not_sent = [], []
+    for model in run.missing():
+        what = f"the {' and '.join(model.aliases)} weights"
+        try:
+            run.upload(model)
+            sent.append(what)
+        except TrackingError as error:
+            not_sent.append(f"{what} ({error})")
+    return sent, not_sent
 
 
 _elsewhere = "or --offline writes a folder to upload elsewhere"
@@ -141,10 +166,13 @@ def _target(folder: Path, project: str | None, entity: str | None) -> Target:
             todo=f"tlx track sync {folder} --project NAME makes a W&B run of it",
         )
     said = said or {}
-    asked = Asked(said.get("project"), said.get("entity"), [str(tag) for tag in said.get("tags") or ()])
+    named = {key: said.get(key) for key in ("project", "entity", "group", "job_type", "notes")}
+    asked = Asked(**named, name=said.get("run_name"), tags=[str(tag) for tag in said.get("tags") or ()])
     choice = choose(asked, record, env, run_id=str(run_id), name=folder.resolve().name)
     wanted = {"project": project or choice.project or PROJECT, "entity": entity or choice.entity}
-    return Target(folder, dataclasses.replace(choice, **wanted), config)  # type: ignore[arg-type]
+    extras = Extras(**{key: said[key] for key in ("artifacts", "registry", "code", "console") if said.get(key)})
+    whole = dataclasses.replace(choice, **wanted)  # type: ignore[arg-type]
+    return Target(folder, whole, comparable(config), extras=extras)
 
 
 def _refuse_twice(folder: Path, target: Target) -> None:

@@ -22,6 +22,12 @@ RECORD = "wandb.json"
 _OURS = ("WANDB_RESUME", "WANDB_CONSOLE", "WANDB_SAVE_CODE", "WANDB_FINISH_TIMEOUT")
 """Variables that would change what tlx promises: each step once, no password sent, no wait at the end."""
 
+_VARIABLES = {
+    "tags": "WANDB_TAGS", "name": "WANDB_NAME", "group": "WANDB_RUN_GROUP", "job_type": "WANDB_JOB_TYPE",
+    "notes": "WANDB_NOTES",
+}  # fmt: skip
+"""Of what is said about a run at W&B, and has no default but the name."""
+
 _MODES = {"dryrun": "offline", "run": "online"}
 
 
@@ -32,6 +38,8 @@ class Record:
     Attributes:
         sweep: the id of the sweep that the run is a trial of.
         url: the run's page, once the server has it.
+        group, job_type, name, notes, tags: as they were chosen; tags with commas between them.
+        console: bytes of log.txt that W&B has. models: keys of the weights that it has, with commas.
     """
 
     id: str | None = None
@@ -39,6 +47,13 @@ class Record:
     entity: str | None = None
     sweep: str | None = None
     url: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    name: str | None = None
+    notes: str | None = None
+    tags: str | None = None
+    console: str | None = None
+    models: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -63,6 +78,10 @@ class Asked:
     entity: str | None = None
     tags: Sequence[str] = ()
     mode: str | None = None
+    group: str | None = None
+    job_type: str | None = None
+    name: str | None = None
+    notes: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +101,9 @@ class Choice:
     sweep: str | None
     name: str | None = None
     tags: tuple[str, ...] = ()
+    group: str | None = None
+    job_type: str | None = None
+    notes: str | None = None
     folder: Path | None = None
     mode: str | None = None
     note: str | None = None
@@ -112,10 +134,11 @@ def choose(
             heard.unused.append(f"{key}={written} of the configuration (a trial is where its sweep is)")
         whose = "the configuration" if written == places[key] else RECORD
         heard.weigh(key, f"WANDB_{key.upper()}", places[key], f"{whose} says {places[key]}")
-    tags = ",".join(asked.tags) or env.get("WANDB_TAGS", "")
-    heard.weigh("tags", "WANDB_TAGS", tags, f"the configuration says {tags}")
-    named = env.get("WANDB_NAME") or (None if sweep else name)
-    heard.weigh("name", "WANDB_NAME", named, "")
+    words: dict[str, str | None] = {"tags": ",".join(asked.tags) or None}
+    words |= {key: getattr(asked, key) for key in _VARIABLES if key not in words}
+    for key, variable in _VARIABLES.items():
+        words[key] = words[key] or env.get(variable) or getattr(record, key)
+        heard.weigh(key.replace("_", " "), variable, words[key], f"the configuration says {words[key]}")
     mode = asked.mode or env.get("WANDB_MODE") or None
     heard.weigh("mode", "WANDB_MODE", mode, f"the configuration says {mode}")
     folder = env.get("WANDB_DIR") or None
@@ -129,8 +152,11 @@ def choose(
         project=places["project"] or (None if sweep else PROJECT),
         entity=places["entity"],
         sweep=sweep,
-        name=named,
-        tags=tuple(tag for tag in tags.split(",") if tag),
+        name=words["name"] or (None if sweep else name),
+        tags=tuple(tag for tag in (words["tags"] or "").split(",") if tag),
+        group=words["group"],
+        job_type=words["job_type"],
+        notes=words["notes"],
         folder=Path(folder) if folder is not None else None,
         mode=_MODES.get(mode or "", mode),
         note=heard.note,

@@ -7,7 +7,6 @@ that computes from pictures.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.loader import Work, load
 from tlx.data.stream.stream import ShardStream
 from tlx.features.cut import Cut, Rest, find_cut
+from tlx.features.digest import weights_digest
 from tlx.features.store import FeatureStore, Layout, default_folder
 from tlx.features.stored import StoredFeatures, ViewOfEpoch, unchanged
 from tlx.plan.config import Config
@@ -68,12 +68,12 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
         why = "it was begun from pictures"
     cut = None
     if why is None:
-        cut = _cut_of(run, phase)
+        cut = cut_of(run, phase)
         if len(set(run.world.gather(str(cut)))) > 1:
             cut, why = None, "ranks have found other cuts"
         elif cut is None:
             why = "there is no place below which nothing trains and nothing is drawn"
-        elif run.ema is not None and _weights_digest(run.ema.module, cut.state) != _weights_digest(run.net, cut.state):
+        elif run.ema is not None and weights_digest(run.ema.module, cut.state) != weights_digest(run.net, cut.state):
             cut, why = None, "the moving average's frozen layers differ from the network's"
     features = _from_features(run, phase, pictures, cut) if cut is not None else why
     if isinstance(features, PhaseInput):
@@ -91,29 +91,49 @@ def input_of(run: Run, phase: Phase) -> PhaseInput:
 
 def _from_features(run: Run, phase: Phase, pictures: PhaseInput, cut: Cut) -> PhaseInput | str:
     """The phase's input from features, which are computed where they are not there; or why they cannot be."""
-    wanted, stream, validation, device = run.config.cache, run.stream, run.validation, run.world.device
-    kept = _kept(run, phase, cut, stream.manifest, views=wanted.kept, drawn=True)
-    store = kept[0].store
-    shown = functools.partial(_training_views, run, store.layout.part)
-    why = Filling(run, phase, stream.manifest, kept, shown, "training").done()
-    if why is not None:
-        return why
-    own = StoredFeatures(store, stream.manifest, ViewOfEpoch(wanted.kept, run.config.seed), cut.dtype)
-    found = PhaseInput(stream.of(own.held_on(device)), validation, cut)
-    if validation is None:
+    own = training_features(run, phase, cut)
+    if isinstance(own, str):
+        return own
+    found = PhaseInput(run.stream.of(own.held_on(run.world.device)), pictures.validation, cut)
+    if pictures.validation is None:
         return found
-    kept = _kept(run, phase, cut, validation.manifest, views=1, drawn=False)
-    run.net.eval()  # as evaluations have it; a phase sets its modes afterwards
+    of_validation = evaluation_features(run, phase, cut, pictures.validation)
+    if isinstance(of_validation, str):
+        return of_validation
+    batches = functools.partial(pictures.validation.batches, stored=of_validation.held_on(run.world.device))
+    return replace(found, validation=replace(pictures.validation, batches=batches, normalise=unchanged))
+
+
+def training_features(run: Run, phase: Phase, cut: Cut) -> StoredFeatures | str:
+    """Of training pictures as training shows them, computed where they are not there; or why they cannot be.
+
+    Raises:
+        Stopped: on all ranks.
+    """
+    manifest, views = run.stream.manifest, run.config.cache.kept
+    kept = _kept(run, phase, cut, manifest, views=views, drawn=True)
+    shown = functools.partial(_training_views, run, kept[0].store.layout.part)
+    why = Filling(run, phase, manifest, kept, shown, "training").done()
+    return why or StoredFeatures(kept[0].store, manifest, ViewOfEpoch(views, run.config.seed), cut.dtype)
+
+
+def evaluation_features(run: Run, phase: Phase, cut: Cut, validation: Validation) -> StoredFeatures | str:
+    """Of pictures as evaluations show them, computed where they are not there; or why they cannot be. The network is
+    left in evaluation mode: a phase sets its modes afterwards.
+
+    Raises:
+        Stopped: on all ranks.
+    """
+    manifest = validation.manifest
+    kept = _kept(run, phase, cut, manifest, views=1, drawn=False)
+    run.net.eval()
     shown = functools.partial(_validation_views, validation)
-    why = Filling(run, phase, validation.manifest, kept, shown, "validation").done()
-    if why is not None:
-        return why
-    of_validation = StoredFeatures(kept[0].store, validation.manifest, ViewOfEpoch(1, 0), cut.dtype).held_on(device)
-    batches = functools.partial(validation.batches, stored=of_validation)
-    return replace(found, validation=replace(validation, batches=batches, normalise=unchanged))
+    what = "validation" if run.validation is not None and manifest is run.validation.manifest else "evaluation"
+    why = Filling(run, phase, manifest, kept, shown, what).done()
+    return why or StoredFeatures(kept[0].store, manifest, ViewOfEpoch(1, 0), cut.dtype)
 
 
-def _cut_of(run: Run, phase: Phase) -> Cut | None:
+def cut_of(run: Run, phase: Phase) -> Cut | None:
     """With gradients and modes as the phase has them, in which the network is left."""
     unfreeze(run.net, phase, run.plan)
     height, width, channels = run.stream.loader.pictures.shape
@@ -128,7 +148,7 @@ def _kept(run: Run, phase: Phase, cut: Cut, manifest: Manifest, *, views: int, d
     for later in run.plan.phases:
         if later.start <= phase.start or why_not(run.config, later, run.plan.steps_per_epoch) is not None:
             continue
-        below = _cut_of(run, later)
+        below = cut_of(run, later)
         if below is not None and str(below) != str(cut) and set(below.state) <= set(cut.state):
             kept.append(Kept(below, _store(run, below, manifest, views=views, drawn=drawn)))
     unfreeze(run.net, phase, run.plan)
@@ -152,7 +172,7 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
     depends_on = {
         "format": 1,
         "cut": str(cut),
-        "weights": _weights_digest(run.net, cut.state),
+        "weights": weights_digest(run.net, cut.state),
         "network": [config.backbone.name, plain_json(config.backbone.model_dump(mode="json").get("args"))],
         "pictures": [manifest.digest, manifest.content],
         "shown": shown,
@@ -166,18 +186,6 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
 
 def _dtype(config: Config, cut: Cut) -> torch.dtype:
     return cut.dtype if config.cache.dtype is None else _DTYPES[config.cache.dtype]
-
-
-def _weights_digest(net: nn.Module, names: Sequence[str]) -> str:
-    """Of the tensors that features depend on."""
-    found, tensors = hashlib.sha256(), {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    for name in names:
-        tensor = tensors.get(name)
-        if tensor is None:  # a second name of one that counts already
-            continue
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 # Pictures of parts

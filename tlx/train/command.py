@@ -21,6 +21,7 @@ from tlx.base.launcher import rank, ranked, relaunched
 from tlx.base.location import is_remote, shown
 from tlx.base.terminal import remark, say
 from tlx.data.stream.order import ORDER_VERSION
+from tlx.plan.comparable import comparable
 from tlx.plan.config import Config, Part, load, plain
 from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from tlx.ranks.watch import Watch
     from tlx.runs.checkpoint import Saver
     from tlx.runs.processes import Early
-    from tlx.runs.stop import StopRequest
+    from tlx.runs.stop import Judge, StopRequest
     from tlx.tasks import Task
     from tlx.tracking.journal import Journal
     from tlx.train.evaluation import Validation
@@ -74,6 +75,7 @@ def train(
     rest: bool = False,
     command: bool = False,
     early: Early | None = None,
+    judge: Judge | None = None,
 ) -> Mapping[str, object] | None:
     """Trains, resumes, extends, or finds the run done.
 
@@ -87,9 +89,11 @@ def train(
         command: this process is a command's, started for this training alone. Then `stop_after` counts from the start
             of the process, and a training that hangs ends it; else both would hit whoever called.
         early: what this rank has seen and heard since its process was started.
+        judge: hears of each evaluation on rank 0, and may end the training there as pruned.
 
     Returns:
-        What `result.json` holds; None after a stop request, with everything saved.
+        What `result.json` holds, or would of a training that was `pruned`; None after a stop request, with everything
+        saved.
 
     Raises:
         ConfigError: mistakes in the configuration, all of them.
@@ -107,7 +111,7 @@ def train(
     # a launcher that ends all ranks for the fault of one must not end the one that has yet to say whose it was
     with contextlib.ExitStack() as leaving:
         try:
-            return _start(config, folder, watch, leaving, start, began=began)
+            return _start(config, folder, watch, leaving, start, began=began, judge=judge)
         except BaseException as error:
             told = watch.explained(error)
             watch.say(_status_of(told), str(told) or type(told).__name__)
@@ -127,6 +131,7 @@ def _start(
     start: Start,
     *,
     began: float | None,
+    judge: Judge | None,
 ) -> Mapping[str, Any] | None:
     """Everything that a start does, in order; the same result on every rank."""
     from tlx.ranks.rendezvous import join_ranks
@@ -155,6 +160,7 @@ def _start(
         began=began,
         is_displaced=folder.is_displaced,
         early=watch.hand_over_signals(),
+        judge=judge,
     )
     leaving.callback(stop.close)
     together(world, lambda: fetch(config) if world.local_main else None)
@@ -173,7 +179,7 @@ def _start(
     stop.close()  # from here on a signal ends the process: there is nothing left to save
     if world.main and result["finished"] and config.track.report:
         draw(folder.path)  # the other ranks do not wait
-    return result if result["finished"] else None
+    return result if result["finished"] or result.get("pruned") else None
 
 
 def _status_of(error: BaseException) -> verdict.Status:
@@ -441,7 +447,7 @@ def journal_of(
     from tlx.tracking.journal import Journal
 
     def trackers(resumed: bool) -> list[Any]:
-        said = config.model_dump(mode="json")
+        said = comparable(plain(config))
         about = RunInfo(folder.path, name=folder.path.name, run_id=folder.id, config=said, resumed=resumed)
         return [guarded(t.name, functools.partial(tracker_of, t, about)) for t in config.track.trackers]
 
@@ -463,6 +469,7 @@ def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
     folder.claim(claim, run.files)
     run.world.watch.claim()
     run.journal.console.keep_in(folder.path / "console.txt")
+    run.journal.console.log_to(folder.path / "log.txt")
     if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
         with contextlib.suppress(OSError):
             run.stop.clear_older()
@@ -480,7 +487,7 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
     from tlx.train.run import settle
     from tlx.train.test_set import judge_test
 
-    world, finished = run.world, False
+    world, finished, pruned = run.world, False, None
     try:
         ended = fit(run)
         world.watch.beat("saving")
@@ -490,7 +497,8 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
         trouble = next((why for why in world.gather(own) if why), None)
         finished = ended and (trouble is not None or judge_test(run, folder.path))
         world.watch.beat("result")
-        result = result_of(run, finished=finished)
+        pruned = None if ended else world.from_main(_why_pruned(run) if world.main else None)
+        result = result_of(run, finished=finished, pruned=pruned)
         by_main(world, lambda: conclude(run, folder, result, trouble=trouble))
         if trouble is not None:
             raise TlxError(f"{trouble}\n  (step {run.progress.step} of {run.plan.steps} is saved)")
@@ -505,7 +513,7 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
         raise UserError(str(error).splitlines()[0], where="loop.deterministic", todo="set it to false") from error
     finally:
         world.watch.beat("finishing")
-        result = result_of(run, finished=finished)
+        result = result_of(run, finished=finished, pruned=pruned)
         try:
             run.saver.close()
         finally:
@@ -514,6 +522,13 @@ def train_and_record(run: Run, folder: RunFolder) -> Mapping[str, Any]:
                     folder.write_result(result)
             run.journal.finish(result)
     return result
+
+
+def _why_pruned(run: Run) -> str | None:
+    """Why whoever chooses among trainings wanted no more of this one. W&B sends a signal, and says so if asked."""
+    if run.stop.pruned is None and run.stop.reason in ("SIGTERM", "SIGINT"):
+        return run.journal.pruned()
+    return run.stop.pruned
 
 
 def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble: str | None = None) -> None:
@@ -526,8 +541,12 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
         UserError: it cannot be written.
     """
     step, steps = run.progress.step, run.plan.steps
-    why = run.stop.reason or "a signal to another rank"
-    if not result["finished"] and trouble is None:
+    why, pruned = run.stop.reason or "a signal to another rank", result.get("pruned")
+    if pruned is not None and trouble is None:
+        run.journal.note(
+            f"pruned at step {step} of {steps} ({pruned}) and saved: the same command would go on from there"
+        )
+    elif not result["finished"] and trouble is None:
         run.journal.note(f"stopped at step {step} of {steps} ({why}) and saved: the same command goes on from there")
     try:
         run.stop.clear()
@@ -538,6 +557,8 @@ def conclude(run: Run, folder: RunFolder, result: Mapping[str, Any], *, trouble:
         elif trouble is not None:
             # a batch script must not start again by itself where a folder was taken away: it would begin anew
             folder.say("user-error" if folder.displaced else "fault", step=step, steps=steps, message=trouble)
+        elif pruned is not None:
+            folder.say("pruned", step=step, steps=steps, why=pruned)
         else:
             folder.say("resumable", step=step, steps=steps, why=f"stopped by {why}")
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from tlx.data.stream.transfer import on_device
 from tlx.plan.plan import Phase, Plan
 from tlx.runs.checkpoint import damage, read
 from tlx.runs.progress import Progress
+from tlx.tracking.phase_end import PhaseEnd
 from tlx.train.answers import keep_answers
 from tlx.train.cached import PhaseInput, input_of
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
@@ -26,6 +28,7 @@ from tlx.train.run import Run, save
 from tlx.train.solved import solve_head
 from tlx.train.step import PhaseModel, by_step, prepare_phase, set_rates, share_unreadable
 from tlx.train.step_timer import StepTimer
+from tlx.train.update_size import UpdateSize
 
 
 def fit(run: Run) -> bool:
@@ -55,7 +58,7 @@ def fit(run: Run) -> bool:
             stopping = train_step(run, phase, phase_model, step, batches)
             progress.wall_time_s = timer.step_done()
             if run.due(run.config.track.every):
-                run.journal.row(training_row(run.plan, phase, progress, timer))
+                run.journal.row(training_row(run, phase))
             ended = (run.due(every) or progress.step == phase.stop) and validate(run, phase, phase_model, source)
             is_leader = any(leader["step"] == progress.step for leader in progress.leaders)
             if stopping or ended or is_leader or progress.step == phase.stop or run.due_to_save():
@@ -107,7 +110,9 @@ def train_step(run: Run, phase: Phase, phase_model: PhaseModel, step: int, batch
     world, progress = run.world, run.progress
     world.watch.beat("step", step + 1)
     set_rates(run.optimizer, phase, step)
-    tally, bad, total = run.updater.update(phase_model, step, batches)
+    is_logged = (step + 1) % run.plan.interval(run.config.track.every) == 0
+    run.size = UpdateSize() if is_logged and world.main else None
+    tally, bad, total = run.updater.update(phase_model, step, batches, size=run.size)
     progress.step = step + 1
     asked = run.stop.asked(look=world.main)
     # filled on the device: a copy from the host would wait for it
@@ -155,18 +160,22 @@ def watch_loss(reading: Mapping[str, float], progress: Progress, plan: Plan, not
         note(f"WARNING: loss spike: {loss:.4g} at step {step} of phase {phase} (running mean {usual:.4g})")
 
 
-def training_row(plan: Plan, phase: Phase, progress: Progress, timer: StepTimer) -> dict[str, Any]:
-    """A row of the training curve: means since the last one, rates of the step that was made."""
-    step, rates = progress.step, phase.rates(progress.step - 1)
+def training_row(run: Run, phase: Phase) -> dict[str, Any]:
+    """A row of the training curve: means since the last one, rates and sizes of the step that was made."""
+    plan, progress = run.plan, run.progress
+    step, rates = progress.step, {layer: rate for layer, rate in phase.rates(progress.step - 1).items() if rate}
     return {
         "step": step,
         "epoch": step / plan.steps_per_epoch,
         "phase": phase.name,
+        "phase_index": plan.index(phase),
         **progress.logged.take(),
-        "train/lr_head": rates[plan.layers.head.name],
-        "train/lr_lowest": min((rate for rate in rates.values() if rate), default=0.0),
+        "train/lr_head": rates.get(plan.layers.head.name, 0.0),
+        "train/lr_lowest": min(rates.values(), default=0.0),
+        **{f"lr/{layer}": rate for layer, rate in rates.items()},
+        **(run.size.row() if run.size is not None else {}),
         **progress.best_so_far(),
-        **timer.row(samples=progress.samples_seen, steps_left=plan.steps - step),
+        **run.timer.row(samples=progress.samples_seen, steps_left=plan.steps - step),
     }
 
 
@@ -174,6 +183,7 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel, source: PhaseInput
     """Evaluates the weights as they are; whether the phase ends here, early or on a plateau: which changes the plan."""
     progress, wanted, step, note = run.progress, run.config.evaluate, run.progress.step, run.journal.note
     row: dict[str, Any] = {"step": step, "epoch": step / run.plan.steps_per_epoch, "phase": phase.name}
+    row["phase_index"] = run.plan.index(phase)
     row |= progress.evaluated.take()
     why = None
     if source.validation is not None:
@@ -193,4 +203,17 @@ def validate(run: Run, phase: Phase, phase_model: PhaseModel, source: PhaseInput
     train_mode(phase_model.net, phase, run.plan)
     run.world.watch.beat("batch")
     run.journal.row({k: v for k, v in row.items() if not isinstance(v, list)} | progress.best_so_far())
+    if run.world.main and step < run.plan.steps and source.validation is not None:
+        score = Metric.of(wanted.chooses).best_of(row)
+        run.stop.consider(step, math.nan if score is None else score.value)
+    if run.world.main and (step == phase.stop or why is not None):
+        run.journal.phase_ended(phase_end(run, phase, source))
     return why is not None
+
+
+def phase_end(run: Run, phase: Phase, source: PhaseInput) -> PhaseEnd:
+    """What a phase that ends with this step has come to, for trackers."""
+    about = dict(run.progress.phases[phase.name])  # as it is now: trackers read it in threads of their own
+    shards = source.validation.manifest if source.validation is not None else None
+    own = (about.get("best", {}), about.get("last", {}))
+    return PhaseEnd(run.folder, phase.name, run.plan.index(phase), phase.start, run.progress.step, *own, shards)

@@ -29,12 +29,13 @@ def headline_of(config: Config, task: Task) -> list[str] | None:
     return None if names is None else list(dict.fromkeys((*(f"val/{name}" for name in names), config.evaluate.chooses)))
 
 
-def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
-    """What a training has brought."""
+def result_of(run: Run, *, finished: bool, pruned: str | None = None) -> dict[str, Any]:
+    """What a training has brought; `pruned`: why whoever chooses among trainings has ended it."""
     progress = run.progress
     return {
         "name": Path(run.config.run).name,
         "finished": finished,
+        **({"pruned": pruned} if pruned is not None else {}),
         "step": progress.step,
         "best": progress.best,
         "last": progress.last,
@@ -67,6 +68,8 @@ def result_of(run: Run, *, finished: bool) -> dict[str, Any]:
 def summary(result: Mapping[str, Any]) -> str:
     """The best and the last evaluation of each phase, what was skipped, and how long it took."""
     lines = [f"run {escaped(result['name'])}: {result['step']} steps, {result['samples_seen']:,} samples seen"]
+    if result.get("pruned"):
+        lines[0] += f"; pruned: {escaped(result['pruned'])}"
     if not result.get("pretrained", True):
         lines[0] += "; from scratch: the backbone began with random weights"
     for phase in phases_of(result):

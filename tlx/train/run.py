@@ -32,6 +32,7 @@ from tlx.train.data import Datasets
 from tlx.train.evaluation import Validation
 from tlx.train.step import Exchange, Updater
 from tlx.train.step_timer import StepTimer
+from tlx.train.update_size import UpdateSize
 from tlx.use.description import ModelDescription
 
 
@@ -47,6 +48,7 @@ class Run:
         files: what the run folder holds about how this start was composed, by name.
         sets: the shards as they were opened.
         tested: what data.test gave, once the training is done; see :mod:`tlx.train.test_set`.
+        size: of the newest step, on the rank that logs it, where it is logged.
         saved: the step of the newest checkpoint that was handed to `saver`.
     """
 
@@ -64,6 +66,7 @@ class Run:
     description: ModelDescription
     files: Mapping[str, str] = field(default_factory=dict)
     progress: Progress = field(default_factory=Progress)
+    size: UpdateSize | None = None
     saved: int = -1
     sets: Datasets | None = None
     tested: Mapping[str, Any] | None = None

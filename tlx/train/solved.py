@@ -1,4 +1,4 @@
-"""A head that begins as the solution on stored features; see :mod:`tlx.features.solve`."""
+"""A head that begins as the solution on stored features (:mod:`tlx.features.solve`), or as their class means."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tlx.data.stream.batch_targets import values_of
 from tlx.data.stream.order import derive, permuted
 from tlx.features.solve import solved_head
 from tlx.features.stored import StoredFeatures
+from tlx.models.head_modules import Prototypes
 from tlx.ranks.together import by_main
 from tlx.tasks.classification import Classification
 from tlx.train.cached import PhaseInput
@@ -28,20 +29,21 @@ def solve_head(run: Run, source: PhaseInput) -> None:
     Raises:
         UserError: there are no features at its input, or it is no linear layer for one classification.
     """
-    task, cut, stream = run.task, source.cut, run.stream
-    head = None if cut is None or cut.side != "input" else run.net.get_submodule(cut.path)
-    is_linear = isinstance(head, nn.Linear) and isinstance(task, Classification) and len(task.heads) == 1
-    if cut is None or not is_linear:
-        what = "a head is solved from features at its input"
-        what = what if cut is None else f"only a linear head of one class, and features are those of the {cut}"
-        todo = "cache: {views: 4} (or exact, with transforms: []), head: linear, a first phase that trains the head"
-        raise UserError(f"{what}; there is none here", where="head.init: solved", todo=todo)
-    assert isinstance(head, nn.Linear)
+    task, stream = run.task, run.stream
+    head = _head_at(run, source)
+
     assert isinstance(task, Classification)
 
     def solve() -> None:
         features, labels, pictures = _all_features(source, task.target.name, run.config.seed)
         began = time.monotonic()
+        shown = len(set(pictures.tolist()))
+        count = f"{len(features):,} views of {shown:,} pictures (there are {len(stream.manifest):,})"
+        if isinstance(head, Prototypes):
+            lacking = begin_with_means(head, features, labels)
+            without = f"; without a picture: {', '.join(task.classes[c] for c in lacking)}" if lacking else ""
+            run.journal.note(f"head: prototypes are class means of {count}{without}")
+            return
         beat = lambda: run.world.watch.beat("batch")  # noqa: E731
         weight, bias, penalty = solved_head(features, labels, len(task.classes), pictures, beat=beat)
         with torch.no_grad():
@@ -49,14 +51,56 @@ def solve_head(run: Run, source: PhaseInput) -> None:
             if head.bias is not None:
                 head.bias.copy_(bias)
         took = time.monotonic() - began
-        shown = len(set(pictures.tolist()))
-        count = f"{len(features):,} views of {shown:,} pictures (there are {len(stream.manifest):,})"
         run.journal.note(f"head: logistic regression on {count}, penalty {penalty:g}, {took:.1f} s")
 
     by_main(run.world, solve, faults=True)
     run.world.broadcast(list(head.parameters()))
     if run.ema is not None:
         run.ema.module.load_state_dict(run.net.state_dict())
+
+
+def _head_at(run: Run, source: PhaseInput) -> nn.Linear | Prototypes:
+    """
+    Raises:
+        UserError: see :func:`solve_head`.
+    """
+    cut, task = source.cut, run.task
+    means = run.config.begins_with_means
+    at = None if cut is None or cut.side != "input" else run.net.get_submodule(cut.path)
+    head = at
+    if means and at is not None:  # only dropout may come before it
+        near = run.net if isinstance(at, nn.Dropout) else at
+        head = next((one for one in near.modules() if isinstance(one, Prototypes)), None)
+    if isinstance(head, nn.Linear | Prototypes) and isinstance(task, Classification) and len(task.heads) == 1:
+        return head
+    kind, where = ("prototypes begin as class means of", "head.name: prototype") if means else (
+        "a head is solved from", "head.init: solved"
+    )  # fmt: skip
+    what = f"{kind} features at its input"
+    if cut is not None:
+        what = f"{what}, for one class" if means else "only a linear head of one class"
+        what += f", and features are those of the {cut}"
+    todo = "cache: {views: 4} (or exact, with transforms: []), head: linear, a first phase that trains the head"
+    raise UserError(f"{what}; there is none here", where=where, todo=todo.replace("linear", run.config.head.name))
+
+
+@torch.no_grad()
+def begin_with_means(head: Prototypes, features: Tensor, labels: Tensor) -> list[int]:
+    """Prototypes become the means of their classes; those of classes without a row stay.
+
+    Args:
+        features: float [n, width].
+        labels: int64 [n].
+
+    Returns:
+        Classes without a row.
+    """
+    counts = torch.bincount(labels, minlength=len(head.weight))
+    sums = torch.zeros(head.weight.shape, dtype=torch.float64).index_add_(0, labels, features.double())
+    there = counts > 0
+    means = (sums[there] / counts[there, None]).to(head.weight)
+    head.weight[there.to(head.weight.device)] = means
+    return (~there).nonzero()[:, 0].tolist()
 
 
 def _all_features(source: PhaseInput, target: str, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -27,6 +27,7 @@ from tlx.ranks.collectives import World
 from tlx.tasks import Task, Truth
 from tlx.train.averaging import MovingAverage
 from tlx.train.freeze import average_statistics, moved, moving_norms, take_back, unfreeze
+from tlx.train.update_size import UpdateSize
 
 # Statistics are averaged over ranks by us, which uses the data of all; torch has renamed the switch.
 _OWN_BUFFERS: dict[str, Any] = {
@@ -118,9 +119,12 @@ class Updater:
     skips: bool = False
 
     def update(
-        self, phase_model: PhaseModel, step: int, batches: Iterable[Batch]
+        self, phase_model: PhaseModel, step: int, batches: Iterable[Batch], *, size: UpdateSize | None = None
     ) -> tuple[torch.Tensor, list[BadSample], float]:
         """One step on this rank's micro-batches of a global batch.
+
+        Args:
+            size: measures the step.
 
         Returns:
             float64 [5] on the device: summed loss, hits, samples, 1 if a loss or the gradient was not finite (then
@@ -141,7 +145,7 @@ class Updater:
             own += 0 if batch.idle else len(batch.labels)
             total = batch.total
             counts.append(self.backward(phase_model, batch))
-        finite = torch.isfinite(self._step(phase_model))
+        finite = torch.isfinite(self._step(phase_model, size))
         if returns:
             take_back(moved(phase_model.norms), before, finite)
         average_statistics(phase_model.norms, self.world, samples=own)
@@ -175,12 +179,14 @@ class Updater:
         samples = torch.full_like(hits, len(batch.labels))
         return torch.stack([batch.counts * loss.detach().double(), hits, samples, told])
 
-    def _step(self, phase_model: PhaseModel) -> torch.Tensor:
+    def _step(self, phase_model: PhaseModel, size: UpdateSize | None) -> torch.Tensor:
         """Clips and updates; the gradient's norm. Where that is not finite nothing moves, on any rank."""
         scaler = self.world.scaler
         if scaler is not None:
             scaler.unscale_(self.optimizer)
         norm = get_total_norm([p.grad for p in phase_model.parameters if p.grad is not None])
+        if size is not None:
+            size.before(self.optimizer, norm)
         if self.clip is not None:
             clip_grads_with_norm_(phase_model.parameters, self.clip, norm)
         if scaler is not None:
@@ -193,6 +199,8 @@ class Updater:
             del self.optimizer.found_inf  # type: ignore[attr-defined]
         elif torch.isfinite(norm):  # an optimizer of others
             self.optimizer.step()
+        if size is not None:
+            size.after()
         return norm
 
 

@@ -38,11 +38,11 @@ from tlx.runs.run_files import RunFiles, mapping
 from tlx.tasks.classification import Classification
 from tlx.tasks.gathered import Scores
 from tlx.use import temperature
+from tlx.use.asked import name_of
 from tlx.use.judged import SEED, Classified, drawn, fitted_temperature, largest_confusions, with_interval
 from tlx.use.judged_data import JudgedData, Reading, data_of, scored
 from tlx.use.load import Which, find_file, load
 from tlx.use.model import Model
-from tlx.use.predict import name_of
 from tlx.use.report import PREDICTIONS, folder_of, keep_predictions, report_look
 from tlx.use.row_text import RowText, format_of, refuse_output, written
 

@@ -62,10 +62,10 @@ class Inside:
         batch = self.model.description.batch
         try:
             for part in _spread(ids, batch):
-                there, pixels = self.model.pixels(self.source, torch.from_numpy(part))
+                there, pixels = self.model.forward.pixels(self.source, torch.from_numpy(part))
                 if len(there):
                     found.clear()
-                    self.model.outputs(pixels)
+                    self.model.forward.outputs(pixels)
                     seen.append(there)
                     kept.append(_flat(found[0])[: len(there)].float().cpu())
                 if time.monotonic() > until:
@@ -93,10 +93,10 @@ class Inside:
         drawn: list[tuple[int, NDArray[np.uint8]]] = []
         layer: nn.Module | None = None
         for place, output in wanted:
-            there, pixels = self.model.pixels(self.source, torch.tensor([place]))
+            there, pixels = self.model.forward.pixels(self.source, torch.tensor([place]))
             if not len(there):
                 continue
-            images = self.model._normalise(pixels.to(self.model.device), 1).float()
+            images = self.model.forward.normalised(pixels)
             candidates = [layer] if layer is not None else self._candidates()
             for candidate in candidates:
                 found = LayerGradientXActivation(_first_output(self.model.module), candidate).attribute(images, output)
@@ -138,8 +138,8 @@ def _first_output(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
         def forward(self, images: Tensor) -> Tensor:
             output = self.module(images)
-            main: Tensor = output[0] if isinstance(output, tuple) else output
-            return main
+            first: Tensor = output[0] if isinstance(output, tuple) else output
+            return first
 
     return Main()
 

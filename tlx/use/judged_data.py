@@ -144,8 +144,8 @@ def scored(model: Model, data: JudgedData, reading: Reading, world: World) -> tu
     gathered, bad = Gathered(Ranks(gather=world.gather)), list[BadSample]()
 
     def ask() -> None:
-        part = (world.rank, world.size)
-        asked = model.answers(data.source, batch=reading.batch, workers=reading.workers, part=part, flip=reading.flip)
+        answers_of, part = model.forward.answers, (world.rank, world.size)
+        asked = answers_of(data.source, batch=reading.batch, workers=reading.workers, part=part, flip=reading.flip)
         for answers in asked:
             for one in answers.bad:
                 bad.append(one)

@@ -17,7 +17,7 @@ from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import EVALUATION_BATCH
 from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.randomness import own_randomness
-from tlx.models import Outputs
+from tlx.models import Backbone, Outputs
 from tlx.runs.checkpoint import DESCRIBED, read_state
 from tlx.runs.run_files import RunFiles, mapping
 from tlx.tasks import TargetSummary, Task, TaskData
@@ -53,13 +53,14 @@ def load(path: str | Path, *, which: Which = "best", device: str | None = None, 
     if not (trusted or is_own):
         refuse_paths(description, file)
     on = device_of(device)
-    task, module = task_of(description), network(description)
+    task, built = task_of(description), network(description)
+    module = built.module
     try:
         module.load_state_dict(load_file(file), strict=True)
     except (OSError, RuntimeError, SafetensorError) as error:
         what = f"the weights do not fit the network that they are said to be of: {_first(error)}"
         raise UserError(what, where=str(file)) from error
-    return Model(module.to(on).eval(), task, description, on)
+    return Model(module.to(on).eval(), task, description, on, built.heads)
 
 
 def device_of(name: str | None) -> torch.device:
@@ -110,12 +111,12 @@ def task_of(description: ModelDescription) -> Task:
     return task
 
 
-def network(description: ModelDescription) -> torch.nn.Module:
+def network(description: ModelDescription) -> Backbone:
     """The network, with values that are to be replaced."""
     task, backbone, head = task_of(description), description.backbone, description.head
     with own_randomness() as seed:
         seed(0)
-        built = models.load(
+        return models.load(
             backbone["name"],
             classes=Outputs(task.heads, len(task.constants)),
             weights="none",
@@ -124,7 +125,6 @@ def network(description: ModelDescription) -> torch.nn.Module:
             head_args={name: value for name, value in head.items() if name != "name"},
             channels=description.input.channels,
         )
-    return built.module
 
 
 def find_file(place: Path, which: Which) -> tuple[Path, bool]:

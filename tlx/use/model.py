@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,36 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tlx.base.errors import UserError
-from tlx.data.pixels.decode import Channels
-from tlx.data.pixels.normalise import Normalise
-from tlx.data.pixels.transforms import View, eval_transform
+from tlx.data.pixels.transforms import eval_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.batch_targets import as_tensors, refuse_unknown, values_of
 from tlx.data.stream.file_list import FileList
-from tlx.data.stream.loader import Loaded, Loader, Work, load
-from tlx.data.stream.pictures import Pictures
-from tlx.data.stream.reader import BadSample
 from tlx.tasks import Task
 from tlx.use.description import ModelDescription
+from tlx.use.forward import Forward
 from tlx.use.inputs import pictures_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
-@dataclass(frozen=True)
-class Answers:
-    """The network's outputs for a batch of pictures.
-
-    Attributes:
-        ids: int64 [n], places of the pictures in what they came from.
-        outputs: float32 [n, outputs], on the CPU.
-        bad: pictures that could not be read; they are in none of the two.
-    """
-
-    ids: Tensor
-    outputs: Tensor
-    bad: tuple[BadSample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +36,14 @@ class Model:
         task: what its outputs mean.
         description: all else that is known of it.
         device: where it computes.
+        heads: paths of the modules that make the outputs.
     """
 
     module: nn.Module
     task: Task
     description: ModelDescription
     device: torch.device
+    heads: tuple[str, ...] = ()
 
     def predict(
         self, pictures: Any, *, batch: int | None = None, workers: int = 0, skip_bad: bool = False
@@ -90,74 +73,11 @@ class Model:
             raise UserError("files and pictures in memory together", where="predict", todo="give one kind at a time")
         return self._of_memory(given, batch)
 
-    def answers(
-        self,
-        source: Manifest | FileList,
-        *,
-        batch: int | None = None,
-        workers: int = 0,
-        part: tuple[int, int] = (0, 1),
-        batches: Iterable[int] | None = None,
-        flip: bool = False,
-    ) -> Generator[Answers, None, None]:
-        """The outputs for pictures of shards or files, in the order of batches.
-
-        Args:
-            batch: see :meth:`predict`: full ones, cut by place alone.
-            part: (i, n): only batches i, i + n, i + 2 n ...; n processes share the work, and get the same numbers.
-            batches: these, by their numbers, in place of a part.
-            flip: outputs are the mean of those of the picture and of its mirror image.
-        """
-        (first, of), batch = part, batch or self.description.batch
-        own = range(first, -(-len(source) // batch), of) if batches is None else batches
-        starts = (number * batch for number in own)
-        places = (np.arange(at, min(at + batch, len(source)), dtype=np.int64) for at in starts)
-        for loaded, images in self._shown(source, places, batch, workers):
-            ids = torch.tensor(loaded.ids, dtype=torch.int64)
-            outputs = self._forward(images, batch) if len(ids) else torch.zeros(0, len(self.description.outputs))
-            if flip and len(ids):
-                outputs = (outputs + self._forward(images.flip(-1), batch)) / 2
-            yield Answers(ids, outputs, loaded.bad)
-            del images
-
-    def pixels(
-        self, source: Manifest | FileList, places: Tensor, *, workers: int = 0, view: View | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Some pictures as the network is shown them, before they are normalised.
-
-        Args:
-            view: of training, drawn as in its first epoch; None: that of evaluations.
-
-        Returns:
-            int64 [n], the places of those that can be read; uint8 [n, channels, H, W].
-        """
-        batch = self.description.batch
-        batches = (places[at : at + batch].numpy() for at in range(0, len(places), batch))
-        read = [
-            (torch.tensor(loaded.ids, dtype=torch.int64), images.clone())
-            for loaded, images in self._shown(source, batches, batch, workers, view)
-        ]
-        none = torch.zeros(0, self.description.input.channels, *self.description.input.size, dtype=torch.uint8)
-        return torch.cat([places[:0], *(ids for ids, _ in read)]), torch.cat([none, *(images for _, images in read)])
-
-    def outputs(self, pixels: Tensor, *, batch: int | None = None) -> Tensor:
-        """float32 [n, outputs] for uint8 [n, channels, H, W], a full batch at a time as everywhere."""
-        batch = batch or self.description.batch
-        return torch.cat([self._forward(pixels[at : at + batch], batch) for at in range(0, len(pixels), batch)])
-
-    def _shown(
-        self,
-        source: Manifest | FileList,
-        places: Iterator[NDArray[np.int64]],
-        batch: int,
-        workers: int,
-        view: View | None = None,
-    ) -> Iterator[tuple[Loaded, Tensor]]:
-        spec = self.description.input
-        shown = eval_transform(spec) if view is None else view
-        pictures = Pictures(source, shown, cast(Channels, spec.channels), upright=self.description.upright)
-        works = (Work(None, ids, view=None if view is None else 0) for ids in places)
-        return load(Loader(pictures, 0), works, largest=batch, workers=workers, pin=False)
+    @functools.cached_property
+    def forward(self) -> Forward:
+        """What answers for pictures with the network's outputs."""
+        said = self.description
+        return Forward(self.module, said.input, len(said.outputs), said.batch, self.device, upright=said.upright)
 
     def evaluate(
         self, shards: Manifest | str | Path, *, batch: int | None = None, workers: int = 0, skip_bad: bool = False
@@ -171,7 +91,7 @@ class Model:
         manifest = shards if isinstance(shards, Manifest) else Manifest.open(shards)
         self.refuse_other_targets(manifest)
         meter = self.task.meter(torch.device("cpu"))
-        for answers in self.answers(manifest, batch=batch, workers=workers):
+        for answers in self.forward.answers(manifest, batch=batch, workers=workers):
             if answers.bad and not skip_bad:
                 raise UserError(str(answers.bad[0]), todo="mend it, or skip_bad leaves it out")
             if len(answers.ids):
@@ -198,20 +118,9 @@ class Model:
                     todo="shards with the same classes in the same order (tlx shards index --classes)",
                 )
 
-    @functools.cached_property
-    def _normalise(self) -> Normalise:
-        return Normalise(self.description.input, self.device, channels_last=False)
-
-    @torch.inference_mode()
-    def _forward(self, images: Tensor, batch: int) -> Tensor:
-        """Outputs of uint8 [n, channels, H, W], as the first of a full batch."""
-        output = self.module(self._normalise(images.to(self.device), batch))
-        output = output[0] if isinstance(output, tuple) else output
-        return output[: len(images)].float().cpu()  # type: ignore[no-any-return]
-
     def _of_files(self, files: FileList, batch: int, workers: int, *, skip_bad: bool) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = [{"file": path} for path in files.paths]
-        for answers in self.answers(files, batch=batch, workers=workers):
+        for answers in self.forward.answers(files, batch=batch, workers=workers):
             for bad in answers.bad:
                 if not skip_bad:
                     raise UserError(str(bad), todo="mend it, or skip_bad gives it a row with its error")
@@ -225,7 +134,7 @@ class Model:
         view, rows = eval_transform(self.description.input), list[dict[str, Any]]()
         for at in range(0, len(pictures), batch):
             shown = [view(self._pixels(picture)) for picture in pictures[at : at + batch]]
-            rows += self.task.rows(self._forward(torch.stack(shown), batch), self.description.kept)
+            rows += self.task.rows(self.forward.outputs(torch.stack(shown), batch=batch), self.description.kept)
         return rows
 
     def _pixels(self, picture: Any) -> Tensor:

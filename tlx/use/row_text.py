@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal, cast, get_args
+from typing import IO, Any, Literal, get_args
 
 from tlx.base.errors import UserError
 from tlx.base.files import why_not_writable
@@ -32,22 +32,24 @@ def written(out: Path) -> Iterator[None]:
         raise UserError(what, where=str(error.filename or out), todo="make room, or another place") from error
 
 
-def format_of(out: Path) -> Format:
-    """By the file's name.
+def format_of(out: Path, among: Sequence[str] = get_args(Format)) -> str:
+    """By the file's name, one of several.
 
     Raises:
         UserError: it ends in something else; pyarrow is missing.
     """
     ending = out.suffix.lower().removeprefix(".")
-    if ending not in get_args(Format):
-        raise UserError(f'"{out.suffix}" names no format', where=str(out), todo="end it in .csv, .jsonl or .parquet")
+    if ending not in among:
+        *first, last = (f".{one}" for one in among)
+        todo = f"end it in {', '.join(first)} or {last}"
+        raise UserError(f'"{out.suffix}" names no format', where=str(out), todo=todo)
     if ending == "parquet" and importlib.util.find_spec("pyarrow") is None:
         todo = 'pip install "tlx[parquet]"; or .csv or .jsonl, which need nothing'
         raise UserError("parquet is written by pyarrow, which is not installed", where=str(out), todo=todo)
-    return cast(Format, ending)
+    return ending
 
 
-def refuse_output(out: Path | None, *, goes_on: bool = False) -> None:
+def refuse_output(out: Path | None, *, goes_on: bool = False, among: Sequence[str] = get_args(Format)) -> None:
     """What writing would find out after all the work.
 
     Args:
@@ -58,7 +60,7 @@ def refuse_output(out: Path | None, *, goes_on: bool = False) -> None:
     """
     if out is None:
         return
-    format_of(out)
+    format_of(out, among)
     if not out.absolute().parent.exists():
         raise UserError("there is no such folder", where=str(out.parent), todo="make it, or another --out")
     if out.exists() and not goes_on:
@@ -75,7 +77,7 @@ class RowText:
         example: a row, with every key that rows may have; its values have their types.
     """
 
-    format: Format
+    format: str
     example: Mapping[str, Any]
 
     @property
@@ -113,7 +115,7 @@ class RowText:
         with parquet.ParquetWriter(out, schema) as writer:
             for part in parts:
                 said = map(json.loads, part.read_bytes().splitlines())
-                rows = [{name: _storable(of) for name, of in row.items()} for row in said]
+                rows = [{name: storable(of) for name, of in row.items()} for row in said]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema=schema))
 
     @staticmethod
@@ -144,7 +146,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _storable(value: Any) -> Any:
+def storable(value: Any) -> Any:
     """As parquet's text can hold it: bytes of a file's name that are no UTF-8 as JSON escapes them."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 

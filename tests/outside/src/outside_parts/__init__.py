@@ -47,3 +47,34 @@ def quantiles(data, *, target: str, levels: list[float] | None = None):
 
 
 quantiles.metric = "pinball_loss"
+
+
+class Diary:
+    """A tracker that hears of phases and weights, too."""
+
+    def __init__(self, file) -> None:
+        self.file = file
+
+    def _say(self, *words) -> None:
+        print(*words, file=self.file, flush=True)
+
+    def log(self, row) -> None:
+        self._say("row", row["step"])
+
+    def phase_ended(self, end) -> None:
+        self._say("phase", end.name, end.step, f"{end.metrics['val/top1']:.4f}")
+        for table in end.tables():
+            self._say("table", table.name, len(table.rows))
+        for picture in end.pictures():
+            self._say("picture", picture.id, picture.label, picture.told, len(picture.jpeg or b""))
+
+    def model_trained(self, model) -> None:
+        self._say("model", "+".join(model.aliases), model.step, model.file.name, model.file.is_file())
+
+    def finish(self, result) -> None:
+        self._say("end", result["finished"])
+        self.file.close()
+
+
+def diary(run, *, file: str = "diary.txt") -> Diary:
+    return Diary((run.folder / file).open("a", encoding="utf-8"))
