@@ -65,6 +65,9 @@ def test_confused_classes_stand_together():
     assert sorted(order) == list(range(6))
     at = {c: order.index(c) for c in range(6)}
     assert abs(at[0] - at[5]) == abs(at[5] - at[2]) == abs(at[1] - at[4]) == 1
+    pairs = np.diag([9] * 4)
+    pairs[0, 1], pairs[2, 3], pairs[1, 2] = 8, 7, 5  # two chains, joined at their ends
+    assert similar_order(pairs) in ([0, 1, 2, 3], [3, 2, 1, 0])
 
 
 def test_of_very_many_classes_the_most_confused_are_chosen():

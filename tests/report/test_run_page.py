@@ -30,6 +30,13 @@ def val(tmp_path_factory) -> Path:
     return make_shards(folder, classes=3, per_class={"train": 2, "val": 12}, size=40) / "val"
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """Pictures of the training are another test's, and those of the module's page are drawn before this."""
+    for name in ("curves", "phases"):
+        monkeypatch.setattr(run_report.figures, name, lambda *about: None)
+
+
 class Network:
     """Features that tell classes apart, and a map for each picture that is asked about."""
 

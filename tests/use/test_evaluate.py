@@ -194,6 +194,9 @@ def test_a_look_ends_with_a_page_of_its_own(run, photos, drawn, monkeypatch):
     for said in ("Evaluation of run", "This is the first look", "Confusion matrix", str(photos), "balanced_accuracy"):
         assert said in text
     assert text.count("data:image/jpeg") >= 12  # pictures from the folder
+    assert "What the network looked at" in text
+    assert (page.parent / "figures" / "embedding.png").is_file()
+    assert "What this page leaves out" not in text
     assert (page.parent / "figures" / "confusion.png").is_file()
     assert not (run / "report.html").exists()
 

@@ -15,6 +15,8 @@ from tlx.report.target_report import Figure
 from tlx.report.told_figures import embedding
 from tlx.runs.predictions import Part, Predictions
 
+NOT_INSIDE = "attention maps and the map of pictures: they are drawn of a single classification"
+
 EMBEDDED = 1000
 """Pictures of the map."""
 
@@ -34,11 +36,15 @@ class Inner(NamedTuple):
     embedding: Figure | None = None
 
 
+def is_single_class(best: Predictions) -> bool:
+    return [part.kind for part in best.parts] == ["class"]
+
+
 def look_inside(best: Predictions, inside: Network, parts: Parts) -> Inner:
-    """Of a single classification."""
+    """Of a single classification; nothing of others."""
     part = best.parts[0]
-    if part.kind != "class" or len(best.parts) > 1:
-        parts.left_out.append("attention maps and the map of pictures: they are drawn of a single classification")
+    if not is_single_class(best):
+        parts.left_out.append(NOT_INSIDE)
         return Inner()
     maps = parts.make("attention maps", lambda: _maps(part, best, inside, parts), needs_s=5.0)
     png = parts.make("map of pictures", lambda: _embedded(part, best, inside, parts), needs_s=5.0)

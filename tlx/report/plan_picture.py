@@ -228,7 +228,7 @@ def _curves(panel: Axes, drawing: Drawing) -> None:
 
 def _switches(above: Axes, below: Axes, drawing: Drawing) -> None:
     """A line where a phase begins; the names of the phases, level where each fits over its phase, else upright."""
-    phases = drawing.plan.phases
+    phases: Sequence[Phase | WrittenPhase] = drawing.plan.phases
     many = len(phases) > NAMED_PHASES
     for phase in phases[1:]:
         for panel in (above, below):

@@ -123,7 +123,7 @@ def _figures(run: RunReport, *names: str) -> list[str]:
 
 def _listed(gallery: Gallery) -> list[str]:
     if not gallery.pictures:
-        return []
+        return [f"### {_md(gallery.title)}", "", _md(gallery.about), ""]
     rows = [("; ".join(picture.lines), picture.where or f"sample {picture.id}") for picture in gallery.pictures]
     return [f"### {_md(gallery.title)}", "", _md(gallery.about), "", *_table(("", "picture"), rows)]
 

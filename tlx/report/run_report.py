@@ -17,7 +17,7 @@ from tlx.data.stream.file_list import FileList
 from tlx.report import figures, notes, run_facts
 from tlx.report.chance import Difference, difference
 from tlx.report.defaults_changed import changed
-from tlx.report.inside_report import Inner, Network, look_inside
+from tlx.report.inside_report import NOT_INSIDE, Inner, Network, is_single_class, look_inside
 from tlx.report.parts import Parts
 from tlx.report.plan_picture import picture
 from tlx.report.run_facts import SAID_TASKS
@@ -208,6 +208,9 @@ def _told(found: RunReport, best: Predictions, config: dict[str, Any], parts: Pa
     source = parts.make("pictures", lambda: _source(config, best))
     judge(found, best, source, parts)
     if source is None or network is None:
+        return
+    if not is_single_class(best):
+        parts.left_out.append(NOT_INSIDE)
         return
     inside = parts.make("the network", lambda: network(source), needs_s=6.0)
     if inside is not None:

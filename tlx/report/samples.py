@@ -117,7 +117,7 @@ def galleries(part: Part, ids: NDArray[np.int64], most: int = MOST) -> list[Gall
     hits = np.flatnonzero(part.right)
     surest = wrong[np.argsort(-part.confidence[wrong], kind="stable")][:most]
     unsure = hits[np.argsort(part.confidence[hits], kind="stable")][:most]
-    return [
+    found = [
         Gallery(
             "Most confident mistakes",
             "What the label says and how likely that was to the network; below what it told. Hard pictures, or wrong "
@@ -130,6 +130,7 @@ def galleries(part: Part, ids: NDArray[np.int64], most: int = MOST) -> list[Gall
             tuple(_of_class(part, ids, i, "right") for i in unsure),
         ),
     ]
+    return [gallery for gallery in found if gallery.pictures]
 
 
 def _of_class(part: Part, ids: NDArray[np.int64], i: int, kind: str) -> Shown:
@@ -154,7 +155,7 @@ def _of_labels(part: Part, ids: NDArray[np.int64], most: int) -> list[Gallery]:
             Shown(int(ids[i]), (part.names[j], f"probability {_percent(p[i, j])}", _has(part, i)), "wrong")
             for i, j in zip(rows[order].tolist(), columns[order].tolist(), strict=True)
         )
-        found.append(Gallery(title, about, pictures))
+        found += [Gallery(title, about, pictures)] if pictures else []
     return found
 
 

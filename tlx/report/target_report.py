@@ -220,7 +220,8 @@ def add_suspects(found: TargetReport, part: Part, ids: NDArray[np.int64], parts:
         return
     count, gallery = made
     if not count:
-        found.galleries.append(Gallery("Labels that may be wrong", "", ()))
+        none = f"cleanlab finds none among {int(part.known.sum()):,} validation labels."
+        found.galleries.append(Gallery("Labels that may be wrong", none, ()))
         return
     about = (
         f"{count:,} of {int(part.known.sum()):,} validation labels look wrong to cleanlab (confident learning on these "

@@ -40,7 +40,7 @@ def confusion_image(
     rows = matrix[np.ix_(order, order)].astype(np.float64)
     shares = rows / np.maximum(matrix.sum(1) if of is None else of, 1)[order, None]
     count = len(names)
-    inches = float(np.clip(1.5 + 0.085 * count, 6.0, 10.5))
+    inches = float(np.clip(2.2 + 0.13 * count, 6.0, 11.0))
 
     def draw(figure: Figure) -> None:
         panel = figure.subplots()

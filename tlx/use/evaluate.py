@@ -134,9 +134,15 @@ class Look:
     end: AtTheEnd | None = None
     begun: float = field(default_factory=time.monotonic)
 
-    def taken(self, data: JudgedData) -> dict[str, Any]:
-        """What is recorded, on every rank."""
+    def taken(self, data: JudgedData | None = None) -> dict[str, Any]:
+        """What is recorded, on every rank.
+
+        Args:
+            data: as :meth:`opened` gives them, where somebody needs them afterwards.
+        """
         end, faults = self.end, self.options.reading.faults
+        if data is None:
+            data = end.data if end is not None else self.opened()
         by_main(self.world, self._say_read_only)
         recorded = by_main(self.world, lambda: self._of_before(data), faults=faults)
         if recorded is not None:
