@@ -558,7 +558,7 @@ def test_a_dry_run_needs_no_slurm_and_leaves_nothing(here, monkeypatch):
     assert "there is no sbatch on this machine\n" in refused()
     assert not (here / "runs").exists()
     assert "data.batch=3 cannot be split across 4 ranks" in refused("--dry-run", "data.batch=3")
-    assert "Examples: " in CliRunner().invoke(app, ["submit", "--help"]).output
+    assert "Examples:\n  tlx submit " in CliRunner().invoke(app, ["submit", "--help"]).output.replace("\n    ", "\n  ")
 
 
 def test_every_problem_at_once(cluster, here):

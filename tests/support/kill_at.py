@@ -166,7 +166,7 @@ def accompany(rank: int) -> None:
     at, wanted, what = (os.environ.get("STOP_AT") or "-1:-1:").split(":")
     slow = float(os.environ.get("SLOW_S", 0))
 
-    def update(self: Updater, phase_model: Any, step: int, batches: Any) -> Any:
+    def update(self: Updater, phase_model: Any, step: int, batches: Any, *, size: Any) -> Any:
         held = list(batches)
         if "IDS_IN" in os.environ:
             ids = [int(i) for batch in held if not batch.idle for i in batch.ids]
@@ -184,7 +184,7 @@ def accompany(rank: int) -> None:
                     time.sleep(0.05)
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(60)  # it must not come to this
-        return plain(self, phase_model, step, held)
+        return plain(self, phase_model, step, held, size=size)
 
     Updater.update = update  # type: ignore[method-assign]
 

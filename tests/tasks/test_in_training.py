@@ -208,10 +208,10 @@ def test_a_run_that_breaks_within_an_epoch_goes_on_to_the_same_bits(shards, tmp_
     fit(whole)
     broken, update = compose(tmp_path / "broken"), Updater.update
 
-    def breaks(self, phase_model, step, batches):
+    def breaks(self, phase_model, step, batches, **options):
         if step == 9:
             raise KeyboardInterrupt
-        return update(self, phase_model, step, batches)
+        return update(self, phase_model, step, batches, **options)
 
     with monkeypatch.context() as patched:
         patched.setattr(Updater, "update", breaks)

@@ -124,10 +124,10 @@ def test_skipped_steps_leave_nothing_behind(compose, monkeypatch):
     spoil(run, 4, "features.1.0", infinite)
     update, kept = type(run.updater).update, {}
 
-    def watched(self, phase_model, step, batches):
+    def watched(self, phase_model, step, batches, **options):
         nets = {"raw": run.net, "ema": run.ema.module}
         before = {f"{k}.{n}": t.clone() for k, net in nets.items() for n, t in net.state_dict().items()}
-        found = update(self, phase_model, step, batches)
+        found = update(self, phase_model, step, batches, **options)
         after = {f"{k}.{n}": t for k, net in nets.items() for n, t in net.state_dict().items()}
         kept[step] = all(torch.equal(before[n], after[n]) for n in before)
         return found
@@ -242,7 +242,7 @@ def test_logits_that_are_not_finite_are_told_once_an_evaluation_and_never_the_be
         return found
 
     update = run.updater.update
-    run.updater.__dict__["update"] = lambda *given: spoil_statistics(update(*given))
+    run.updater.__dict__["update"] = lambda *given, **options: spoil_statistics(update(*given, **options))
     assert fit(run)
     said = [n for n in run.notes if "not finite" in n]
     assert len(said) == 1

@@ -82,6 +82,7 @@ class Console:
         self._live: Live | None = None
         self._cell = Display() if self._enabled and file is None and not is_quiet() and in_notebook() else None
         self._log: Path | None = None
+        self._is_displaced: Callable[[], bool] = lambda: False
         self._unlogged: deque[str] = deque(maxlen=1000)
         self._said = 0.0
 
@@ -91,14 +92,19 @@ class Console:
             self._stream.instead = file
             keep_all_in(file)
 
-    def log_to(self, file: Path) -> None:
-        """From now on every line is appended there, too, also what was said so far; never the bar."""
-        self._log = file
+    def log_to(self, file: Path, is_displaced: Callable[[], bool] = lambda: False) -> None:
+        """From now on every line is appended there, too, also what was said so far; never the bar.
+
+        Args:
+            file: made by the first line.
+            is_displaced: whether the folder at its path is another one by now, which gets no line of ours.
+        """
+        self._log, self._is_displaced = file, is_displaced
         self._append()
 
     def _append(self) -> None:
         """A log that cannot be written is left alone."""
-        if self._log is None:
+        if self._log is None or self._is_displaced():
             return
         try:
             with self._log.open("a", encoding="utf-8") as file:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any
 
 from tlx.base.terminal import escaped
@@ -13,6 +11,7 @@ from tlx.report.comparison import COSTS, Comparable
 from tlx.report.comparison_figures import MOST_ROWS
 from tlx.report.comparison_text import difference_table, group_table, methods, notes, verdict
 from tlx.report.groups import Run
+from tlx.report.rendering import render
 from tlx.report.run_text import COLUMNS, cells
 
 CAPTIONS: Mapping[str, str] = {
@@ -72,31 +71,15 @@ def title(runs: Sequence[Run]) -> str:
 
 def page(sets: Sequence[Shown], runs: Sequence[Run]) -> str:
     """The page; everything that comes from files is escaped."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, finalize=_printable)
-    environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
-    macro = environment.from_string(_TABLE).module
-    template = (files("tlx.report") / "comparison.html").read_text(encoding="utf-8")
     own = [shown.of for shown in sets]
-    return environment.from_string(template).render(
+    return render(
+        "comparison.html",
         title=title(runs),
-        table=macro.table,  # type: ignore[attr-defined]
         sets=[_content(shown) for shown in sets],
         runs=run_table(sets),
         notes=notes(own),
         methods=methods(own),
     )
-
-
-_TABLE = """{% macro table(of, kind="") %}
-<div class="wide"><table class="{{ kind }}">
-<tr>{% for head in of.heads %}<th>{{ head }}</th>{% endfor %}</tr>
-{% for row in of.rows %}
-<tr>{% for cell in row %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</table></div>
-{% endmacro %}"""
 
 
 def _content(shown: Shown) -> dict[str, Any]:
@@ -153,7 +136,3 @@ def _plain(text: str) -> str:
     """Text in which nothing is markup, on one line."""
     said = "".join(f"\\{c}" if c in "\\`*_{}[]<>#|~" else c for c in escaped(text, lines=True))
     return said.replace("\n", "<br>")
-
-
-def _printable(value: Any) -> Any:
-    return escaped(value, lines=True) if type(value) is str else value

@@ -76,7 +76,8 @@ def tuning(before: str, after: str, found: Difference | None) -> str | None:
     if found.high < 0:
         return (
             f"{after} made it worse: {found.unit} {gain} against the best of {before}, on the same "
-            f"{found.pictures:,} pictures. Lower rates or a layer_decay for {after} may help."
+            f"{found.pictures:,} pictures. Lower rates, fewer layers (unfreeze) or norms held still (norm) in {after} "
+            "may help."
         )
     return (
         f"Tuning did not help measurably: {after} against {before} gives {found.unit} {gain} on the same "
@@ -106,15 +107,15 @@ def too_few(part: Part) -> str | None:
         return None
     count, right = int(part.known.sum()), int(part.right.sum())
     low, high = wilson(right, count)
-    half = (high - low) / 2
+    half = (high - low) / 2  # of one run; of a difference between two on other pictures, the square root of 2 more
     if not count or half < WIDE:
         return None
     wanted = math.ceil(count * (half / WIDE) ** 2)
     return (
         f"There are few validation pictures ({count:,}): its accuracy lies between {100 * low:.1f} and "
-        f"{100 * high:.1f} % (95 %), and a run that differs by less than about {100 * half:.0f} points may differ by "
-        f"chance. About {_rounded(wanted):,} pictures would tell ± 2 points; comparing runs picture by picture "
-        "(tlx report RUN RUN) tells more of the same."
+        f"{100 * high:.1f} % (95 %), and a difference of less than about {100 * math.sqrt(2) * half:.0f} points "
+        f"between two runs may be chance. About {_rounded(wanted):,} pictures would tell ± 2 points; comparing runs picture by "
+        "picture (tlx report RUN RUN) needs fewer."
     )
 
 

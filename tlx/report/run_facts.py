@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Any
 
 from tlx.base.terminal import clock
@@ -54,12 +56,18 @@ def speed(history: History) -> tuple[tuple[str, ...], list[tuple[str, ...]]] | N
     for phase in history.phases:
         own = [r for r in history.rows if phase.start < r["step"] <= phase.stop]
         values = [[r[k] for r in own if k in r and math.isfinite(r[k])] for k in keys]
-        means = (
-            max(v) if key.startswith("memory/") and v else sum(v) / len(v) if v else math.nan
-            for key, v in zip(keys, values, strict=True)
-        )
+        means = (_mean(key, v) for key, v in zip(keys, values, strict=True))
         rows.append((phase.name, *("-" if math.isnan(mean) else f"{mean:.4g}" for mean in means)))
     return ("phase", *(_SPEED.get(key, key) for key in keys)), rows
+
+
+def _mean(key: str, values: Sequence[float]) -> float:
+    """The harmonic one of rates, so that they and seconds agree; of memory the highest."""
+    if not values:
+        return math.nan
+    if key.startswith("memory/"):
+        return max(values)
+    return statistics.harmonic_mean(values) if key == "time/images_per_s" else statistics.fmean(values)
 
 
 def metrics(best: Evaluation | None) -> list[tuple[str, ...]]:

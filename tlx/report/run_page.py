@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-from pathlib import Path
 from typing import Any
 
 from tlx.base.terminal import escaped
+from tlx.report.rendering import render
 from tlx.report.run_report import RunReport
 from tlx.report.run_text import heading, plan_rows, warnings
 from tlx.report.samples import Gallery
-from tlx.runs.history import ACCURACY, article_reading, falls, is_share, shown
-
-TEMPLATES = Path(__file__).parent / "templates"
+from tlx.runs.history import article_reading
 
 
 def html(run: RunReport) -> str:
     """Everything that comes from files is escaped."""
-    import jinja2
-
-    # what a file does not hold is shown as nothing: a run may be of another version, or its files torn
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_printable,
-    )
-    environment.filters |= {
-        "png": lambda data: _inline("png", data),
-        "jpeg": lambda data: _inline("jpeg", data),
-        "percent": lambda share: shown(ACCURACY, share),
-        "of_list": lambda value, key: shown(key, value),
-        "falls": falls,
-        "is_share": is_share,
-    }
     lists = _lists(run)
-    return environment.get_template("run.html").render(
+    return render(
+        "run.html",
         title=title(run),
         run=run,
         contents=_contents(run),
@@ -52,14 +32,6 @@ def title(run: RunReport) -> str:
     return run.name if run.look else f"Run {run.name}"
 
 
-def _inline(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def _printable(value: Any) -> Any:
-    return escaped(value, lines=True) if type(value) is str else value
-
-
 def _lists(run: RunReport) -> dict[str, list[tuple[str, float | None]]]:
     """Values by class of an evaluation without predictions; with them, what their tables do not show."""
     if run.look:
@@ -69,13 +41,13 @@ def _lists(run: RunReport) -> dict[str, list[tuple[str, float | None]]]:
 
 
 def _contents(run: RunReport) -> list[tuple[str, str]]:
-    found = [("what", "what was judged" if run.look else "data and backbone")]
-    found += [] if run.look else [("training", "training")]
-    found += [("numbers", "numbers")] if run.metrics or run.test else []
+    found = [("what", "what was judged" if run.look else "what was trained on what")]
+    found += [] if run.look else [("training", "how it was trained")]
+    found += [("numbers", "how good it is")] if run.metrics or run.test else []
     found += [(f"classes{target.key}", target.heading.lower()) for target in run.targets]
     found += [("inside", "inside the network")] if run.maps or "embedding" in run.figures else []
-    found += [("missing", "left out")] if run.left_out else []
-    return [*found, ("reproduce", "reproduce")]
+    found += [("missing", "what is left out")] if run.left_out else []
+    return [*found, ("reproduce", "to reproduce it")]
 
 
 # Markdown

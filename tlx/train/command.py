@@ -469,7 +469,7 @@ def _claim(run: Run, folder: RunFolder, claim: Claim) -> None:
     folder.claim(claim, run.files)
     run.world.watch.claim()
     run.journal.console.keep_in(folder.path / "console.txt")
-    run.journal.console.log_to(folder.path / "log.txt")
+    run.journal.console.log_to(folder.path / "log.txt", folder.is_displaced)
     if not relaunched():  # what was asked before a launcher started the ranks again was not yet heard
         with contextlib.suppress(OSError):
             run.stop.clear_older()

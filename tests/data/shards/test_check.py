@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -281,7 +282,7 @@ def test_names_cannot_act_on_the_terminal(tmp_path):
 
 @pytest.mark.parametrize("command", ["build", "index", "check", "show"])
 def test_every_command_has_an_example(command):
-    assert f"Example: tlx shards {command} " in run(command, "--help").stdout
+    assert re.search(rf"Example:\n +tlx shards {command} ", run(command, "--help").stdout)
 
 
 def test_a_split_without_a_readable_picture(tmp_path):
