@@ -114,8 +114,8 @@ def too_few(part: Part) -> str | None:
     return (
         f"There are few validation pictures ({count:,}): its accuracy lies between {100 * low:.1f} and "
         f"{100 * high:.1f} % (95 %), and a difference of less than about {100 * math.sqrt(2) * half:.0f} points "
-        f"between two runs may be chance. About {_rounded(wanted):,} pictures would tell ± 2 points; comparing runs picture by "
-        "picture (tlx report RUN RUN) needs fewer."
+        f"between two runs may be chance. About {_rounded(wanted):,} pictures would tell ± 2 points; comparing runs "
+        "picture by picture (tlx report RUN RUN) needs fewer."
     )
 
 
