@@ -75,6 +75,7 @@ def test_every_row_of_training_tells_its_speed_and_the_best_so_far(whole):
     for row in training:
         assert row["time/images_per_s"] > 0
         assert row["time/step_s"] > 0
+        assert 0.05 < row["memory/process_gib"] < 20
         assert (row["time/left_s"] == 0) is (row["step"] == 400)
     best = 0.0
     for row in told:
