@@ -8,12 +8,8 @@ from safetensors.torch import load_file, save, save_file
 
 from tlx.base.tensor_header import settle, settled
 
-NAMED = '{"name": "f\u00fcr \u5c71 \\"\\n\t\u0001\u007f/"}'
+NAMED = '{"name": "f\u00fcr \u5c71 \\"\\n\\t\u0001\u007f/"}'
 ABOUT = {"format": "pt", "tlx": NAMED, **{f"key{i}": "x" for i in range(6)}}
-    "format": "pt",
-    "tlx": '{"name": "f\u00fcr \u5c71 \\"\\n\\t\u0001\u007f/"}',
-    **{f"key{i}": "x" for i in range(6)},
-}
 
 
 def test_two_files_of_the_same_are_equal_and_read_as_before(tmp_path):
