@@ -108,7 +108,8 @@ def task_of(description: ModelDescription) -> Task:
 
     data = TaskData(description.targets, description.samples, description.top_k, objective)
     task: Task = made("task", description.task, data)
-    return task
+    settled = getattr(task, "settled", None)
+    return task if settled is None else settled(description.kept)  # type: ignore[no-any-return]
 
 
 def network(description: ModelDescription) -> Backbone:
@@ -118,7 +119,7 @@ def network(description: ModelDescription) -> Backbone:
         seed(0)
         return models.load(
             backbone["name"],
-            classes=Outputs(task.heads, len(task.constants)),
+            classes=Outputs(task.heads, len(task.constants), getattr(task, "vectors", None)),
             weights="none",
             args=backbone.get("args", {}),
             head=head["name"],
