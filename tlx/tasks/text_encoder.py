@@ -115,12 +115,17 @@ def _sentence_transformer(folder: Path) -> Encode:
         raise UserError(
             "sentence-transformers is not installed", where=WHERE, todo="pip install 'tlx[text]'"
         ) from error
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
     try:
         made = SentenceTransformer(
             str(folder), device="cpu", local_files_only=True, model_kwargs={"use_safetensors": True}
         )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise UserError(f"{folder} cannot be loaded: {_first(error)}", where=WHERE) from error
+    finally:
+        transformers_logging.enable_progress_bar()
     return lambda texts: np.asarray(made.encode(texts, show_progress_bar=False, convert_to_numpy=True))
 
 
