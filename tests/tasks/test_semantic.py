@@ -320,7 +320,7 @@ def test_a_run_leaves_out_unseen_classes_and_its_weights_need_no_file(shards, tm
     assert result["samples_seen"] == 2 * 18  # three of four classes, two epochs
     model = tlx.load(run)
     assert model.task.unseen == (1,)
-    assert model.task.calibration != "validation"
+    assert model.description.kept["calibration"] == [model.task.calibration]
     state = load_file(run / "checkpoints" / "best" / "model.safetensors")
     vectors = next(t for name, t in state.items() if name.endswith(".vectors"))
     np.testing.assert_allclose(np.linalg.norm(vectors.numpy(), axis=1), 1, rtol=1e-6)

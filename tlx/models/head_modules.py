@@ -107,4 +107,4 @@ class Semantic(nn.Module):
         mapped, vectors = self.map(features), self.vectors
         if self.cosine:
             mapped, vectors = functional.normalize(mapped, dim=1), functional.normalize(vectors, dim=1)
-        return self.scale * functional.linear(mapped, vectors.to(mapped.dtype))
+        return self.scale * functional.linear(mapped, vectors)

@@ -189,6 +189,9 @@ def _expected(config: Config, expected: Expected) -> Samples:
         note += "; repeated samples are not counted, since that takes the sizes of classes"
     names = _names(expected.classes)
     even = np.array([len(share(expected.train, len(names), c)) for c in range(len(names))], dtype=np.int64)
+    if isinstance(expected.classes, int) and hasattr(plug.find("task", config.task.name), "leaves_out"):
+        what, todo = f"task {config.task.name} has to know the classes", "name them in their order"
+        raise UserError(what, where="data.expected.classes", todo=todo)
     only = sampling_of(config, names) if expected.classes is not None else Sampling()
     counts = tuple(epoch_targets(Sampling(limit=only.limit, without=only.without), even).tolist())
     same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []

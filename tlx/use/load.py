@@ -53,7 +53,7 @@ def load(path: str | Path, *, which: Which = "best", device: str | None = None, 
     if not (trusted or is_own):
         refuse_paths(description, file)
     on = device_of(device)
-    task, built = task_of(description), network(description)
+    task, built = settled(task_of(description), description), network(description)
     module = built.module
     try:
         module.load_state_dict(load_file(file), strict=True)
@@ -108,8 +108,13 @@ def task_of(description: ModelDescription) -> Task:
 
     data = TaskData(description.targets, description.samples, description.top_k, objective)
     task: Task = made("task", description.task, data)
-    settled = getattr(task, "settled", None)
-    return task if settled is None else settled(description.kept)  # type: ignore[no-any-return]
+    return task
+
+
+def settled(task: Task, description: ModelDescription) -> Task:
+    """With what the evaluation that chose the weights has found, where outputs mean nothing without it."""
+    act = getattr(task, "settled", None)
+    return task if act is None else act(description.kept)  # type: ignore[no-any-return]
 
 
 def network(description: ModelDescription) -> Backbone:
