@@ -53,7 +53,7 @@ def solved_map(
         beat: called for each fold.
     """
     features, vectors = features.double(), vectors.double()
-    present = labels.unique()
+    present = torch.unique(labels)
     folds = min(_FOLDS, len(present) // 2)
     pairs = list(itertools.product(strengths, strengths))
     best, score = (1.0, 1.0), None
@@ -75,7 +75,7 @@ def _held_out(
 ) -> Tensor:
     """float64 [pairs]: the mean over held-out classes of the share of right rows, told among these."""
     out = torch.isin(labels, held)
-    known = labels[~out].unique()
+    known = torch.unique(labels[~out])
     fit = _Fit.of(features[~out], labels[~out], vectors, known)
     own = torch.searchsorted(held, labels[out])
     counts = torch.bincount(own, minlength=len(held))
