@@ -493,3 +493,44 @@ def test_killed_while_it_writes_there_is_no_run(runs, tmp_path, number):
     assert os.listdir(tmp_path)
     assert invoke(*words).exit_code == 0
     assert damage(tmp_path / "soup" / "checkpoints" / "best") is None
+
+
+# WiSE-FT
+
+
+def test_wise_ft_stays_where_validation_is_best(shards, runs, start, tmp_path):
+    first, second = start["groups"], runs[0]
+    found = made(first, second, tmp_path / "wise", "--method", "wise-ft", "--metric", "loss")
+    values = {one["alpha"]: one["value"] for one in found["alphas"]}
+    assert sorted(values) == [n / 10 for n in range(11)]
+    ends = {alpha: metric_of(run, "loss") for alpha, run in ((0.0, first), (1.0, second))}
+    assert {alpha: values[alpha] for alpha in ends} == pytest.approx(ends, rel=1e-5)
+    chosen = found["alphas"][0]["alpha"]
+    assert values[chosen] == min(values.values()) == found["value"]
+    weights, of_first, of_second = (load_file(file_of(run)) for run in (tmp_path / "wise", first, second))
+    for name, tensor in weights.items():
+        wanted = (1 - chosen) * of_first[name].double() + chosen * of_second[name].double()
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-7, atol=1e-9)
+    assert metric_of(tmp_path / "wise", "loss") == pytest.approx(found["value"], rel=1e-6)
+
+
+def test_an_alpha_that_is_given_is_taken(runs, start, tmp_path):
+    found = made(start["groups"], runs[0], tmp_path / "wise", "--method", "wise-ft", "--alpha", "0.5")
+    assert [one["alpha"] for one in found["alphas"]] == [0.5]
+    own, *ends = (load_file(file_of(run)) for run in (tmp_path / "wise", start["groups"], runs[0]))
+    for name, tensor in own.items():
+        wanted = sum(end[name].double() for end in ends) / 2
+        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("words", "count", "said"),
+    [
+        (["--method", "wise-ft"], 3, "these are 3"),
+        (["--method", "wise-ft", "--alpha", "1.5"], 2, "no share"),
+        (["--alpha", "0.5"], 2, "alpha is of --method wise-ft"),
+    ],
+)
+def test_wise_ft_is_of_two(runs, tmp_path, words, count, said):
+    with pytest.raises(UserError, match=said):
+        made(*runs[:count], tmp_path / "wise", *words)

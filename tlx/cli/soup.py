@@ -14,7 +14,11 @@ from tlx.cli.words import Quiet, announce, path, place
 
 _RUNS = "Two or more: run folders, checkpoints, model.safetensors."
 _OUT = "The result: a run's folder that is not there yet."
-_METHOD = "greedy: the best first, each one if the average does not get worse; uniform: all."
+_METHOD = (
+    "greedy: the best first, each one if the average does not get worse; uniform: all; wise-ft: between two, the "
+    "zero-shot network first, then the one that was fine-tuned from it."
+)
+_ALPHA = "Of wise-ft: the share of the fine-tuned network, 0 to 1; by default the best of 0, 0.1 ... 1."
 _DATA = "Shards or a folder to choose on; by default the validation data that all runs name."
 _METRIC = "To choose by; by default what the runs chose their best by."
 
@@ -25,6 +29,7 @@ def soup(
     method: Annotated[str, typer.Option(help=_METHOD)] = "greedy",
     data: Annotated[str | None, typer.Option(metavar="SHARDS|FOLDER", help=_DATA, parser=place)] = None,
     metric: Annotated[str | None, typer.Option(help=_METRIC)] = None,
+    alpha: Annotated[float | None, typer.Option(help=_ALPHA)] = None,
     weights: Annotated[str | None, typer.Option(help="raw or ema; by default whichever was the best.")] = None,
     bootstrap: Annotated[int, typer.Option(min=0, help="Resamples for the interval; 0 for none.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, not a table.")] = False,
@@ -41,8 +46,8 @@ def soup(
     They are of one network, for the same classes, trained from the same weights.
     """
     checkpoint = chosen(which)
-    if method not in ("greedy", "uniform"):
-        raise UserError(f'"{method}" is no way to average', where="--method", todo="greedy or uniform")
+    if method not in ("greedy", "uniform", "wise-ft"):
+        raise UserError(f'"{method}" is no way to average', where="--method", todo="greedy, uniform or wise-ft")
     if weights not in (None, "raw", "ema"):
         raise UserError(f'"{weights}" are no weights', where="--weights", todo="raw or ema")
     announce(f"{out}: importing torch ...")
@@ -52,8 +57,8 @@ def soup(
     from tlx.use.judged_data import Reading
 
     options = Options(
-        cast(Literal["greedy", "uniform"], method), data, metric, cast(Literal["raw", "ema"] | None, weights),
-        bootstrap, Reading(batch, 2 if workers is None else workers, skip_bad=skip_bad),
+        cast(Literal["greedy", "uniform", "wise-ft"], method), data, metric, cast(Literal["raw", "ema"] | None,
+        weights), bootstrap, Reading(batch, 2 if workers is None else workers, skip_bad=skip_bad), alpha,
     )  # fmt: skip
     found = averaged(runs, out, options, which=checkpoint, device=device, trusted=trusted)
     if as_json:

@@ -16,6 +16,8 @@ from tlx.base.layers import Granularity, LayerMap
 from tlx.models.libraries.names import LIBRARIES, Names, has, imported, listed_networks
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from tlx.models.libraries.sources import Source
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ORDERS",
     "Backbone",
+    "ClassVectors",
     "Description",
     "Loaded",
     "Only",
@@ -70,16 +73,37 @@ class Backbone:
 
 
 @dataclass(frozen=True)
+class ClassVectors:
+    """What stands for each class: its attributes, a word's vector, what a text encoder says of its name.
+
+    Attributes:
+        values: float32 [classes, width], in the order of the classes.
+        source: where they come from, in words.
+        scale: that a text encoder multiplies cosines by, where it says so.
+    """
+
+    values: NDArray[np.float32]
+    source: str
+    scale: float | None = None
+
+    @property
+    def width(self) -> int:
+        return int(self.values.shape[1])
+
+
+@dataclass(frozen=True)
 class Outputs:
     """What a head gives for each image.
 
     Attributes:
         heads: how many outputs by head; one whose name is "", or several beside each other on the same features.
         constants: learned numbers, further columns behind those of the heads, the same for every image.
+        vectors: of the classes that a single head's outputs are; only heads that say ``starts = "vectors"`` take them.
     """
 
     heads: Mapping[str, int]
     constants: int = 0
+    vectors: ClassVectors | None = field(default=None, compare=False)
 
     @property
     def count(self) -> int:
@@ -103,6 +127,8 @@ class WeightsOptions:
             keep their initial values.
         unused: shell patterns of what the file holds beside the network.
         keep_head: whether the head is the file's, a checkpoint of tlx with the same classes.
+        projection: whether the head's map is what stands in the place of a classifier in the file: a CLIP tower's
+            projection.
     """
 
     key: str = ""
@@ -110,6 +136,7 @@ class WeightsOptions:
     new: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     keep_head: bool = False
+    projection: bool = False
 
     @property
     def patterns(self) -> tuple[str, ...]:

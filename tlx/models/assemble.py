@@ -15,7 +15,7 @@ from tlx.base.layers import Granularity
 from tlx.models import Backbone, Loaded, Outputs, WeightsOptions, surgery
 from tlx.models.auxiliary import Auxiliary, auxiliary, branch_units, is_auxiliary, leave_out_frozen
 from tlx.models.channels import RGB, adapted, adapting, image_weights
-from tlx.models.head_modules import TaskHeads
+from tlx.models.head_modules import Semantic, TaskHeads
 from tlx.models.heads import Takes
 from tlx.models.layers.gradients import idle_parameters
 from tlx.models.layers.structure import Anatomy
@@ -24,7 +24,7 @@ from tlx.models.layers.units import Labels, cut
 from tlx.models.libraries.sources import Source
 from tlx.models.weights import pretrained
 from tlx.models.weights.files import Given, in_fp32
-from tlx.models.weights.filling import Filled, fill, refuse_unknown, take_head
+from tlx.models.weights.filling import Filled, fill, refuse_unknown, take_head, take_projection
 from tlx.models.weights.positions import KEY as SIZE_KEY
 from tlx.models.weights.positions import Positions
 
@@ -95,6 +95,9 @@ def assemble(source: Source, wish: BuildOptions, granularity: Granularity) -> Ba
     if given and filled and wish.options.keep_head:
         kept = take_head(net, given, finished.heads, name=source.name)
         filled = replace(filled, taken=filled.taken | kept, left=tuple(n for n in filled.left if n not in kept))
+    if given and filled and wish.options.projection:
+        map_ = next(f"{path}.map" for path, module in net.named_modules() if isinstance(module, Semantic))
+        filled = take_projection(net, map_, filled, plain.running, given)
     anatomy = finished.anatomy()
     leave_out_frozen(net, plain.auxiliary)
     return Backbone(
@@ -118,6 +121,7 @@ def _refuse_idle(wish: BuildOptions) -> None:
         SIZE_KEY: options.size,
         "backbone.allow": options.patterns,
         "head.keep": options.keep_head,
+        "head.init: projection": options.projection,
     }
     idle = [key for key, value in said.items() if value]
     if idle:
@@ -235,8 +239,25 @@ def _checked(source: Source, wish: BuildOptions) -> BuildOptions:
     if wish.channels < 1:
         raise UserError(f"an image has at least one channel, not {wish.channels}")
     part = plug.find("head", wish.head)
+    _refuse_other_head(wish, getattr(part, "starts", "") == "vectors")
     head_args = plug.arguments(part, wish.head_args, label=f"head {wish.head}")
     return replace(wish, args=source.check(wish.args), head_args=head_args)
+
+
+def _refuse_other_head(wish: BuildOptions, takes_vectors: bool) -> None:
+    """
+    Raises:
+        UserError: a head of class vectors and a task without any, or the other way round.
+    """
+    vectors = wish.outputs.vectors
+    if takes_vectors and vectors is None:
+        what = f"head {wish.head} is for the vectors of classes, and this task has none"
+        raise UserError(what, where="head", todo="task: {name: semantic, embeddings: FILE}; or another head")
+    if vectors is not None and not takes_vectors:
+        what = f"the task has vectors of classes, which head {wish.head} has no use for"
+        raise UserError(what, where="head", todo="head: semantic")
+    if wish.options.projection and not takes_vectors:
+        raise UserError("a projection is of head semantic", where="head.init", todo="head: semantic")
 
 
 def _loaded(net: nn.Module, where: str, filled: Filled) -> Loaded:
@@ -395,9 +416,10 @@ def _suitable(source: Source, plain: TracedModel, head: str) -> surgery.Tap | No
 
 def _new_head(wish: BuildOptions, features: int) -> nn.Module:
     part, outputs = plug.find("head", wish.head), wish.outputs
+    vectors = () if outputs.vectors is None else (outputs.vectors,)
 
     def one(count: int) -> nn.Module:
-        made = plug.call(f"head {wish.head}", part, features, count, **wish.head_args)
+        made = plug.call(f"head {wish.head}", part, features, count, *vectors, **wish.head_args)
         if not isinstance(made, nn.Module):
             raise UserError(f"head {wish.head} returned {type(made).__name__}, not a torch.nn.Module")
         return made

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
@@ -67,3 +69,42 @@ class Prototypes(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         own = features.square().sum(1, keepdim=True) + self.weight.square().sum(1)
         return self.scale * (2 * functional.linear(features, self.weight) - own)
+
+
+class Semantic(nn.Module):
+    """Features [N, C] by `map` to [N, width], and `scale` times the similarity to each row of `vectors` [classes,
+    width].
+
+    What is not learned, vectors and scale, is a buffer; both are saved.
+    """
+
+    vectors: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(
+        self,
+        features: int,
+        vectors: NDArray[Any],
+        cosine: bool,
+        scale: float,
+        learn_scale: bool,
+        learn_vectors: bool,
+        bias: bool,
+    ) -> None:
+        super().__init__()
+        self.cosine = cosine
+        self.map = nn.Linear(features, vectors.shape[1], bias=bias)
+        for name, value, learned in (
+            ("vectors", torch.tensor(vectors), learn_vectors),
+            ("scale", torch.tensor(float(scale)), learn_scale),
+        ):
+            if learned:
+                self.register_parameter(name, nn.Parameter(value))
+            else:
+                self.register_buffer(name, value)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        mapped, vectors = self.map(features), self.vectors
+        if self.cosine:
+            mapped, vectors = functional.normalize(mapped, dim=1), functional.normalize(vectors, dim=1)
+        return self.scale * functional.linear(mapped, vectors)

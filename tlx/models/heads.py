@@ -32,13 +32,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from tlx.base.errors import UserError
+from tlx.models import ClassVectors
 
 if TYPE_CHECKING:
     from torch.nn import Module
 else:
     Module = Any  # annotations are read when arguments are checked, which needs no torch
 
-__all__ = ["attention_pool", "concat_pool", "cosine", "linear", "mlp", "prototype"]
+__all__ = ["attention_pool", "concat_pool", "cosine", "linear", "mlp", "prototype", "semantic"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1)]
@@ -210,3 +211,45 @@ def prototype(features: int, classes: int, *, scale: Factor = 1.0, dropout: Shar
 
 
 prototype.starts = "means"  # type: ignore[attr-defined]
+
+
+def semantic(
+    features: int,
+    classes: int,
+    vectors: ClassVectors,
+    *,
+    similarity: Literal["cosine", "dot"] = "cosine",
+    scale: Factor | None = None,
+    learn_scale: bool | None = None,
+    learn_vectors: bool = False,
+    bias: bool = False,
+    dropout: Share = 0.0,
+) -> Module:
+    """Features are mapped, by a linear layer, to where the vectors of the classes are; logits are `scale` times the
+    similarity to each. For the task `semantic`, which has the vectors; they stand in the file of weights.
+
+    DeViSE (Frome et al. 2013) is `dot` with the task's `loss: hinge`; the closed form of ESZSL (Romera-Paredes and Torr
+    2015) is ``init: solved``; a CLIP tower's projection stays with ``init: projection``, and cosines with vectors of
+    prompts are CLIP's own logits (Radford et al. 2021).
+
+    Args:
+        similarity: cosine, or the product of the mapped features and the vector.
+        scale: at the start; by default what the text encoder has learned (CLIP), else 10 of cosines and 1 of products.
+        learn_scale: whether it is a parameter; by default of cosines.
+        learn_vectors: the vectors train, too: a linear head that prompts have begun, for fine-tuning. Those of unseen
+            classes then stay where they are only as far as no gradient reaches them.
+        bias: of the map.
+        dropout: share of features dropped before it.
+    """
+    from torch import nn
+
+    from tlx.models.head_modules import Semantic
+
+    is_cosine = similarity == "cosine"
+    begun = scale or vectors.scale or (10.0 if is_cosine else 1.0)
+    learned = is_cosine if learn_scale is None else learn_scale
+    head = Semantic(features, vectors.values, is_cosine, begun, learned, learn_vectors, bias)
+    return nn.Sequential(nn.Dropout(dropout), head) if dropout else head
+
+
+semantic.starts = "vectors"  # type: ignore[attr-defined]

@@ -228,11 +228,12 @@ a run of tlx with the same classes in the same order. A head from elsewhere with
 
 
 INIT = "init"
-"""``head: {name: linear, init: solved}``: the head begins as the logistic regression on stored features of the training
-pictures (`cache`), in place of random numbers."""
+"""``head: {name: linear, init: solved}``: the head begins as the solution on stored features of the training pictures
+(`cache`), in place of random numbers: the logistic regression, of `semantic` the closed form of ESZSL. ``init:
+projection``, of `semantic` alone: its map begins as the projection of a CLIP tower, from `backbone.weights`."""
 
 
-def _every_head(*, keep: bool = False, init: Literal["random", "solved"] = "random") -> None:
+def _every_head(*, keep: bool = False, init: Literal["random", "solved", "projection"] = "random") -> None:
     """What is checked as arguments of every head."""
 
 
@@ -858,6 +859,16 @@ class Config(Model):
             raise ValueError(error.what) from error
 
     @model_validator(mode="after")
+    def _head_of_the_task(self, info: ValidationInfo) -> Config:
+        """A task may have a head of its own, which need not be said."""
+        if "head" in self.model_fields_set or not _looks_up("task", self.task.name, info.context):
+            return self
+        own = getattr(plug.find("task", self.task.name), "head", None)
+        return (
+            self if own is None else self.model_copy(update={"head": known_part("head", Part(name=own), info.context)})
+        )
+
+    @model_validator(mode="after")
     def _best_by_the_task(self, info: ValidationInfo) -> Config:
         if self.evaluate.metric is not None or not _looks_up("task", self.task.name, info.context):
             return self
@@ -874,7 +885,12 @@ class Config(Model):
     @property
     def solves_head(self) -> bool:
         """Whether the head begins as what stored features say: what fits them best, or their means."""
-        return INIT in _of_every_head(self.head) or self.begins_with_means
+        return _of_every_head(self.head).get(INIT) == "solved" or self.begins_with_means
+
+    @property
+    def keeps_projection(self) -> bool:
+        """Whether the head's map is the projection of `backbone.weights`, a CLIP tower."""
+        return _of_every_head(self.head).get(INIT) == "projection"
 
     @property
     def begins_with_means(self) -> bool:

@@ -23,6 +23,7 @@ from tlx.tasks.classification import Classification
 from tlx.tasks.hierarchical import Hierarchical
 from tlx.tasks.multilabel import MultiLabel
 from tlx.tasks.multitask import MultiTask
+from tlx.tasks.semantic import Semantic
 from tlx.use.model import Model
 
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}
@@ -99,7 +100,7 @@ def _probabilities(task: Task, outputs: Tensor) -> Tensor:
     if isinstance(task, MultiTask):
         heads = heads_of(task)
         return torch.cat([_probabilities(one, outputs[:, heads[name]]) for name, one in task.tasks.items()], 1)
-    if isinstance(task, Classification | Hierarchical):
+    if isinstance(task, Classification | Hierarchical | Semantic):
         return outputs.softmax(1)
     return outputs.sigmoid() if isinstance(task, MultiLabel) else outputs
 

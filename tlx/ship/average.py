@@ -72,6 +72,21 @@ class WeightAverage:
         return {name for name in names if not torch.equal(self._sums[name] / self.count, weights[name].double())}
 
 
+def interpolated(first: Weights, second: Weights, alpha: float) -> WeightAverage:
+    """(1 - alpha) times the first weights and alpha times the second, which counts as one network. What is equal in
+    both stays as it is, and what is not floating is the first one's."""
+    made = WeightAverage()
+    made.take(first)
+    if alpha == 0:
+        return made
+    ends = made._unlike(second) if alpha < 1 else set()
+    mixed = {
+        name: torch.where(total == second[name], total, torch.lerp(total, second[name].double(), alpha))
+        for name, total in made._sums.items()
+    }
+    return WeightAverage(1, mixed, made._others, ends)
+
+
 def _norms_with_statistics(net: nn.Module) -> Iterator[tuple[str, _NormBase]]:
     for prefix, module in net.named_modules():
         if isinstance(module, _NormBase) and module.running_mean is not None and module.num_batches_tracked is not None:

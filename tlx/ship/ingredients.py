@@ -25,8 +25,8 @@ from tlx.use.evaluate import hash_of, run_of
 from tlx.use.load import Which, describe, find_weights
 
 _TOLD = 8  # differences
-_IN_TRAINING_ALONE = ("drop", "stochastic_depth")
-"""Arguments of networks and heads with one of these in their names draw in training and are nothing in use."""
+_IN_TRAINING_ALONE = ("drop", "stochastic_depth", "learn_")
+"""Arguments of networks and heads with one of these in their names draw or learn in training and are nothing in use."""
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from tlx.ship.graph import quiet
 from tlx.tasks.classification import Classification
 from tlx.tasks.hierarchical import Hierarchical
 from tlx.tasks.multilabel import MultiLabel
+from tlx.tasks.semantic import Semantic
 from tlx.use.model import Model
 
 WEIGHTS = "model.safetensors"
@@ -143,7 +144,7 @@ def _arguments(model: Model, library: str) -> dict[str, Any]:
 
 
 def activation(model: Model) -> str:
-    if isinstance(model.task, Classification | Hierarchical):
+    if isinstance(model.task, Classification | Hierarchical | Semantic):
         return ".softmax(1)"
     return ".sigmoid()" if isinstance(model.task, MultiLabel) else ""
 

@@ -2,7 +2,9 @@
 
 ``uniform`` averages all of them. ``greedy`` is the paper's recipe 1: in the order of each one's metric, the best first,
 one is taken in where the metric of the average with it is not worse than without; so the result is not worse than the
-best of them on these data. Every network is judged as `tlx evaluate` judges it.
+best of them on these data. ``wise-ft`` (Wortsman et al. 2022, arXiv:2109.01903) goes from a zero-shot network to the
+one that was fine-tuned from it, and stays where the metric is best: (1 - alpha) of the one and alpha of the other, the
+paper's 0.5 of equals. Every network is judged as `tlx evaluate` judges it.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from tlx.data.shards.manifest import Manifest
 from tlx.ranks.collectives import World
 from tlx.ranks.sharing import join_sharing
 from tlx.runs.run_files import mapping
-from tlx.ship.average import WeightAverage, estimate_statistics
+from tlx.ship.average import WeightAverage, estimate_statistics, interpolated
 from tlx.ship.averaged_run import AveragedRun
 from tlx.ship.ingredients import (
     Ingredient,
@@ -44,10 +46,13 @@ from tlx.use.evaluate import Look, hash_of
 from tlx.use.evaluate import Options as Judging
 from tlx.use.judged import LOWER
 from tlx.use.judged_data import Reading
-from tlx.use.load import Which, load
+from tlx.use.load import Which, load, task_of
 from tlx.use.model import Model
 
-Method = Literal["greedy", "uniform"]
+Method = Literal["greedy", "uniform", "wise-ft"]
+
+ALPHAS = tuple(n / 10 for n in range(11))
+"""Tried by ``wise-ft``."""
 
 _PICTURES = 2048  # training pictures that statistics of norms are estimated on, at most: they are in memory
 
@@ -61,6 +66,7 @@ class Options:
         metric: to choose by; None: what all the runs have chosen their best by.
         weights: those of a checkpoint, in place of those that were the best.
         bootstrap: resamples for the result's interval; 0 for none.
+        alpha: of ``wise-ft``; None: the best of :data:`ALPHAS`.
     """
 
     method: Method = "greedy"
@@ -69,6 +75,7 @@ class Options:
     weights: Literal["raw", "ema"] | None = None
     bootstrap: int = 1000
     reading: Reading = field(default_factory=Reading)
+    alpha: float | None = None
 
 
 @dataclass
@@ -113,6 +120,7 @@ def soup(
     refuse_place(out)
     ingredients = [Ingredient.of(place, which, options.weights) for place in places]
     refuse_unlike(ingredients)
+    _refuse_alpha(options, len(ingredients))
     base = next((one for one in ingredients if one.is_checkpoint), None)
     if base is None:
         what = "none of these files lies in a run, whose configuration the result would have"
@@ -124,6 +132,7 @@ def soup(
             raise UserError("one process averages and judges", where="tlx soup", todo="start it without a launcher")
         data = str(place_of(options.data)) if options.data is not None else shared_validation(ingredients)
         model = load(base.file, device=device or str(world.device), trusted=trusted)
+        model = replace(model, task=task_of(model.description))  # what is chosen on validation is chosen anew
         metric = options.metric or shared_metric(ingredients, model.task.metric)
         tell_test(ingredients, data)
         making = Making(ingredients, model, base, data, metric, options, world)
@@ -131,6 +140,22 @@ def soup(
             return making.made(work / out.name, out)
     finally:
         world.close()
+
+
+def _refuse_alpha(options: Options, count: int) -> None:
+    """
+    Raises:
+        UserError: an alpha that is no share, or of another method; not two networks.
+    """
+    if options.method != "wise-ft":
+        if options.alpha is not None:
+            raise UserError("alpha is of --method wise-ft", where="--alpha", todo="leave it out")
+        return
+    if count != 2:
+        what = f"wise-ft goes from one network to another, and these are {count}"
+        raise UserError(what, where="--method wise-ft", todo="tlx soup --method wise-ft ZERO_SHOT FINE_TUNED OUT")
+    if options.alpha is not None and not 0 <= options.alpha <= 1:
+        raise UserError(f"{options.alpha:g} is no share of the fine-tuned network", where="--alpha", todo="0 to 1")
 
 
 @dataclass(frozen=True)
@@ -156,8 +181,10 @@ class Making:
         """The run, in a folder that will be called `out`."""
         began = time.monotonic()
         judged = self._judged()
-        average, look = self._greedy(judged) if self.options.method == "greedy" else self._uniform(judged)
-        choice = self._choice(judged, look, self._put(average))
+        methods = {"greedy": self._greedy, "uniform": self._uniform, "wise-ft": self._between}
+        tried: list[dict[str, float]] = []
+        average, look = methods[self.options.method](judged, tried)
+        choice = self._choice(judged, look, self._put(average)) | ({"alphas": tried} if tried else {})
         del average
         taken = [one.of for one in judged if one.taken]
         best = next((one for one in taken if one.is_checkpoint), self.base)
@@ -212,7 +239,9 @@ class Making:
 
     # Averaging
 
-    def _greedy(self, judged: Sequence[Judged]) -> tuple[WeightAverage, Mapping[str, Any]]:
+    def _greedy(
+        self, judged: Sequence[Judged], _tried: list[dict[str, float]]
+    ) -> tuple[WeightAverage, Mapping[str, Any]]:
         first, *others = judged
         average, look, first.taken = WeightAverage(), first.look, True
         average.take(first.of.weights())
@@ -229,7 +258,28 @@ class Making:
                 look = new
         return average, look
 
-    def _uniform(self, judged: Sequence[Judged]) -> tuple[WeightAverage, Mapping[str, Any]]:
+    def _between(
+        self, judged: Sequence[Judged], tried: list[dict[str, float]]
+    ) -> tuple[WeightAverage, Mapping[str, Any]]:
+        """WiSE-FT; `tried` gets each alpha and its value, the chosen one first."""
+        first, second = (next(one for one in judged if one.of is of) for of in self.ingredients)
+        ends = first.of.weights(), second.of.weights()
+        looks: dict[float, Mapping[str, Any]] = {}
+        for alpha in ALPHAS if self.options.alpha is None else (self.options.alpha,):
+            self._put(interpolated(*ends, alpha))
+            looks[alpha] = self._look(judged[0].of.description)
+            remark(f"alpha {alpha:g}: {self.metric} {self._value(looks[alpha]):.4f}")
+        sign = 1.0 if self._higher else -1.0
+        alpha = max(looks, key=lambda one: (sign * self._value(looks[one]), -abs(one - 0.5)))
+        first.taken, second.taken = alpha < 1, alpha > 0
+        tried += [
+            {"alpha": one, "value": self._value(looks[one])} for one in sorted(looks, key=lambda a: (a != alpha, a))
+        ]
+        return interpolated(*ends, alpha), looks[alpha]
+
+    def _uniform(
+        self, judged: Sequence[Judged], _tried: list[dict[str, float]]
+    ) -> tuple[WeightAverage, Mapping[str, Any]]:
         average = WeightAverage()
         for one in judged:
             average.take(one.of.weights())

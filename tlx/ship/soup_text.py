@@ -24,6 +24,10 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
         row = f"  {name if len(name) <= 32 else '...' + name[-29:]:<32}{one['value']:>12.4f}"
         together = "-" if one["together"] is None else f"{one['together']:.4f}"
         yield row + (f"{together:>12}   {'yes' if one['taken'] else 'no'}" if greedy else "")
+    alphas = found.get("alphas", ())
+    for one in sorted(alphas, key=lambda one: one["alpha"]):
+        chosen = "   chosen" if one is alphas[0] and len(alphas) > 1 else ""
+        yield f"  alpha {one['alpha']:<26g}{one['value']:>12.4f}{chosen}"
     taken, result = sum(one["taken"] for one in all_of_them), found["soup"]
     yield f"{found['method']}, {taken} of {len(all_of_them)}".ljust(34) + f"{result['value']:>12.4f}"
     if result.get("resamples"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from tlx.base.errors import UserError, did_you_mean
 from tlx.data.shards.targets import LABEL, Kind
 from tlx.tasks import TargetSummary, TaskData
@@ -36,3 +38,16 @@ def choose(data: TaskData, kind: Kind, given: str | None) -> TargetSummary:
             todo="say which one in task.target",
         )
     return data.targets[given or (LABEL if LABEL in fitting else fitting[0])]
+
+
+def places_of(names: Iterable[str | int | float], classes: Sequence[str], *, where: str) -> tuple[int, ...]:
+    """Places of classes among those of the index, ascending.
+
+    Raises:
+        UserError: one of them is none.
+    """
+    given = list(map(str, names))
+    odd = next((name for name in given if name not in classes), None)
+    if odd is not None:
+        raise UserError(f'there is no class "{odd}"{did_you_mean(odd, classes)}', where=where)
+    return tuple(sorted({list(classes).index(name) for name in given}))

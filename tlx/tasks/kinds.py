@@ -15,9 +15,9 @@ from tlx.base.plug import Group
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
 from tlx.tasks import TargetSummary, Task, TaskData, nested
-from tlx.tasks.choice import choose
+from tlx.tasks.choice import choose, places_of
 
-__all__ = ["classification", "hierarchical", "multilabel", "multitask", "ordinal", "regression"]
+__all__ = ["classification", "hierarchical", "multilabel", "multitask", "ordinal", "regression", "semantic"]
 
 AuxWeight = Annotated[Ratio, Field(ge=0)]
 Focus = Annotated[Ratio, Field(ge=0)]
@@ -359,6 +359,103 @@ def hierarchical(
 hierarchical.metric = "top1"  # type: ignore[attr-defined]
 
 
+def semantic(
+    data: TaskData,
+    *,
+    embeddings: str | None = None,
+    unseen: list[Name] = [],  # noqa: B006  # read, and written down as it is
+    names: dict[Name, str] = {},  # noqa: B006
+    prompts: list[str] | None = None,
+    width: Annotated[int, Field(ge=1)] | None = None,
+    normalise: bool = True,
+    loss: Literal["cross_entropy", "hinge"] = "cross_entropy",
+    margin: Annotated[Ratio, Field(gt=0)] | None = None,
+    calibration: Literal["validation"] | float | None = "validation",
+    aux_weight: AuxWeight = 0.4,
+) -> Task:
+    """One class per image, by what is known of the classes: also classes without a training picture (zero-shot).
+
+    The head `semantic` maps features to the space of the class vectors; an output is the similarity to a class's
+    vector. Training shows no picture of an unseen class, and its loss is over the seen classes alone. All classes are
+    in the index of the shards, whether training has pictures of them or not.
+
+    Metrics, means over classes of the share of right pictures (Xian et al. 2018, arXiv:1707.00600): `seen` and
+    `unseen`, pictures of such classes told among all classes; `harmonic`, the harmonic mean of both; `zsl`, pictures of
+    unseen classes told among these alone; `calibrated_seen`, `calibrated_unseen` and `calibrated_harmonic`, with a
+    constant taken from the scores of seen classes (calibrated stacking, Chao et al. 2016, arXiv:1605.04253); `ausuc`,
+    the area under the curve of both over all constants (there, too); `top1`, the share of right pictures; `loss`,
+    cross-entropy over all classes, whatever is minimised. By class: `per_class`, among all classes without a constant.
+    Without unseen classes these are `seen`, `harmonic`, which is the same then, `top1` and `loss`.
+
+    Args:
+        embeddings: a file of vectors by class name (word vectors, attributes): .csv, .parquet, .npz, the text format of
+            word2vec and GloVe; or ``text:MODEL``, what a text encoder says of prompts: the folder of a model of
+            sentence-transformers or open_clip, the name of an installed package that holds one, or
+            ``open_clip/NAME@FILE``. Left out, with `width`, the vectors are those of the weights (`head.keep`).
+        unseen: classes of which no picture is trained on.
+        names: of classes, as the file writes them or a prompt should: ``{"0004": lily of the valley}``.
+        prompts: of ``text:``, with ``{}`` for the class; by default "a photo of a {}.". Of several a class has the
+            mean of their unit vectors.
+        width: how many numbers a class vector has, where `embeddings` is left out.
+        normalise: vectors are scaled to length 1, as DeViSE has it.
+        loss: "cross_entropy" over the seen classes; "hinge", the rank loss of DeViSE (Frome et al. 2013): the sum over
+            other seen classes of max(0, margin - score + other score).
+        margin: of hinge, 0.1 by default, in units of the head's scores (``similarity: dot``, whose scale is 1).
+        calibration: the constant of calibrated stacking: "validation", the one with the highest harmonic mean in the
+            evaluation that chose the weights, which test data and predictions then go by; that evaluation itself judges
+            every other picture, by order of ids, by the constant of the rest, and the rest by theirs. A number; or null
+            for none: predictions go by the scores as they are.
+        aux_weight: of auxiliary outputs (0.4 for Inception, Szegedy et al. 2016).
+
+    Raises:
+        UserError: the index has no class; a class that is unseen or renamed and is none; fewer than two seen classes; a
+            file or model that cannot be had or lacks a class; `prompts` without a text encoder; a margin of another
+            loss.
+    """
+    if margin is not None and loss != "hinge":
+        raise UserError(f"is of loss hinge; the loss is {loss}", where="task.margin")
+    summary = choose(data, "class", LABEL if LABEL in data.targets else None)
+    if summary.target.name != LABEL:  # what is shown is chosen by it
+        raise UserError("this task is for the class of a picture, and the index has none", where="task")
+    classes = summary.target.classes
+    places = places_of(unseen, classes, where="task.unseen")
+    if len(classes) - len(places) < 2:
+        what = f"{len(classes) - len(places)} of {len(classes)} classes are seen: there is nothing to tell apart"
+        raise UserError(what, where="task.unseen", todo="leave two classes or more to train on")
+    renamed = {str(name): text for name, text in names.items()}
+    places_of(renamed, classes, where="task.names")
+
+    from tlx.tasks.semantic import Semantic, vectors_of
+
+    said = {name: renamed.get(name, name) for name in classes}
+    vectors = vectors_of(embeddings, said, prompts=prompts, width=width, normalise=normalise)
+    described = {
+        "embeddings": None,
+        "width": vectors.width,
+        "unseen": [classes[place] for place in places],
+        "normalise": normalise,
+        "loss": loss,
+        **({"margin": margin} if margin is not None else {}),
+        "calibration": calibration,
+        "aux_weight": aux_weight,
+    }
+    return Semantic(
+        summary.target,
+        places,
+        vectors,
+        margin=(0.1 if margin is None else float(margin)) if loss == "hinge" else None,
+        calibration=calibration if calibration == "validation" else float(calibration or 0.0),
+        top_k=data.top_k,
+        aux_weight=aux_weight,
+        described=described,
+    )
+
+
+semantic.metric = "harmonic"  # type: ignore[attr-defined]
+semantic.head = "semantic"  # type: ignore[attr-defined]
+semantic.leaves_out = "unseen"  # type: ignore[attr-defined]
+
+
 def multitask(
     data: TaskData,
     *,
@@ -450,6 +547,8 @@ def _refuse_inside(task: Task, *, where: str) -> None:
     """
     if task.parts > 1:
         raise UserError("a task of several tasks is made of single ones", where=where)
+    if getattr(task, "vectors", None) is not None:
+        raise UserError("a task of class vectors is none of several: they are the head", where=where)
     if len(task.heads) > 1:
         raise UserError(
             f"has {len(task.heads)} heads ({', '.join(task.heads)}); one of several tasks has one", where=where

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from tlx.base.errors import ConfigError, Problems, UserError, did_you_mean
 from tlx.base.launcher import environment
 from tlx.base.terminal import escaped, folded
+from tlx.data.shards.targets import LABEL
 from tlx.plan.config import Config
 from tlx.plan.feature_cache import savings
 from tlx.plan.plan import Plan
@@ -78,7 +79,7 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     assert task is not None
     assert backbone is not None
     assert made is not None
-    notes = [samples.note] if samples.note else []
+    notes = [*filter(None, (samples.note, getattr(task, "about_vectors", None)))]
     notes += [
         *savings(config, made),
         *unchecked(config),
@@ -351,6 +352,12 @@ def _never_numbers(chosen: Mapping[str, str], task: Task, samples: Samples | Non
     from tlx.train.part_checks import unmeasured
 
     of_val = (samples.val if samples is not None else None) or {}
+    if (blind := getattr(task, "without_pictures", None)) is not None and LABEL in of_val:
+        lost, which = blind(of_val[LABEL].counts)
+        odd = {where: metric for where, metric in chosen.items() if metric.removeprefix("val/") in lost}
+        if odd:
+            what, todo = f"no validation picture is of {which}", "validate on some, or evaluate.metric: val/seen"
+            return [f"{where}: {what}, so that {metric} is never a number; {todo}" for where, metric in odd.items()]
     absent = [name for name in task.targets if name in of_val and not of_val[name].samples]
     if not absent:
         return []

@@ -167,6 +167,8 @@ def _store(run: Run, cut: Cut, manifest: Manifest, *, views: int, drawn: bool) -
     if drawn:
         parts = None if config.transforms is None else [part.model_dump(mode="json") for part in config.transforms]
         shown |= {"transforms": parts, "scaled": config.data.scaled_decoding, "limit": config.data.sampling.limit}
+        if run.stream.sampling.without:
+            shown["without"] = list(run.stream.sampling.without)
         is_drawn = config.cache.mode == "views" or config.data.sampling.limit is not None
         shown["seed"] = config.seed if is_drawn else None
     depends_on = {

@@ -297,6 +297,7 @@ def compose(
             sets=sets,
         )
         said = [str(backbone.loaded) if backbone.loaded else None, *normalisation(config, backbone), samples.note]
+        said.append(getattr(updater.task, "about_vectors", None))
         lines = [header(config, updater.task), timetable(plan), *said, choice.said]
         journal.console.plan("\n".join(line for line in lines if line))
         return run
@@ -385,7 +386,7 @@ def description_of(config: Config, sets: Datasets, spec: InputSpec, backbone: Ba
     return ModelDescription(
         backbone={"name": config.backbone.name, "args": plain_config["backbone"]["args"]},
         head={"name": config.head.name, **config.head_args},
-        task=part(config.task),
+        task={"name": config.task.name, **getattr(task, "described", config.task.args)},
         objective=part(config.objective),
         targets=sets.samples.targets,
         samples=sets.samples.train,

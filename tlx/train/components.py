@@ -82,7 +82,7 @@ def outputs_of(task: Task) -> Outputs:
     """What a task needs of the network."""
     from tlx.models import Outputs
 
-    return Outputs(task.heads, len(task.constants))
+    return Outputs(task.heads, len(task.constants), getattr(task, "vectors", None))
 
 
 def backbone_of(
@@ -123,6 +123,7 @@ def backbone_of(
             new=tuple(asked.allow.new),
             unused=tuple(asked.allow.unused),
             keep_head=kept,
+            projection=config.keeps_projection,
         ),
     )
 

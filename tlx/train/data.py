@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tlx.base import plug
 from tlx.base.errors import Problems, UserError, did_you_mean
 from tlx.base.inputs import TRAINING_VIEW
 from tlx.base.location import is_remote, shown
@@ -22,6 +23,7 @@ from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
 from tlx.tasks import TargetSummary, Task, scale_of
+from tlx.tasks.choice import places_of
 from tlx.tasks.summaries import expected_targets, summaries
 
 if TYPE_CHECKING:
@@ -121,7 +123,11 @@ def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | Non
         return None
     present = [n for n in counts if n]
     each = f"{min(present)}" if min(present) == max(present) else f"{min(present)} to {max(present)}"
-    return f"note: data.sampling makes an epoch of {sum(counts)} samples out of {held}, {each} of each class"
+    by, of = "data.sampling", "of each class"
+    if sampling.without:
+        of = f"of each of {len(present)} classes; none of the {len(sampling.without)} unseen ones (task.unseen)"
+        by = "task.unseen" if replace(sampling, without=()) == Sampling() else "data.sampling with task.unseen"
+    return f"note: {by} makes an epoch of {sum(counts)} samples out of {held}, {each} {of}"
 
 
 def _of_test(test: Manifest | None) -> str | None:
@@ -183,12 +189,30 @@ def _expected(config: Config, expected: Expected) -> Samples:
         note += "; repeated samples are not counted, since that takes the sizes of classes"
     names = _names(expected.classes)
     even = np.array([len(share(expected.train, len(names), c)) for c in range(len(names))], dtype=np.int64)
-    counts = tuple(epoch_targets(Sampling(limit=config.data.sampling.limit), even).tolist())
+    if isinstance(expected.classes, int) and hasattr(plug.find("task", config.task.name), "leaves_out"):
+        what, todo = f"task {config.task.name} has to know the classes", "name them in their order"
+        raise UserError(what, where="data.expected.classes", todo=todo)
+    only = sampling_of(config, names) if expected.classes is not None else Sampling()
+    counts = tuple(epoch_targets(Sampling(limit=only.limit, without=only.without), even).tolist())
     same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []
     samples = sum(counts) if names else expected.train
     others = [Target(n, t.kind, _names(t.classes), t.width) for n, t in expected.targets.items()]
     targets = expected_targets(counts, names, others, samples)
     return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same), expected=True)
+
+
+def sampling_of(config: Config, classes: Sequence[str]) -> Sampling:
+    """Which samples make an epoch: without those of classes that the task does not train on.
+
+    Args:
+        classes: of the index, or as they are expected.
+
+    Raises:
+        UserError: one of those is no class.
+    """
+    key = getattr(plug.find("task", config.task.name), "leaves_out", None)
+    without = places_of(config.task.args.get(key) or (), classes, where=f"task.{key}") if key else ()
+    return replace(config.data.sampling.made(), without=without)
 
 
 def _names(classes: int | Sequence[str] | None) -> tuple[str, ...]:
@@ -212,7 +236,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
     test = Manifest.open(config.data.test, cache) if config.data.test else None
-    sets = Datasets(train, val, config.data.sampling.made(), config.seed, test=test)
+    sets = Datasets(train, val, sampling_of(config, train.classes), config.seed, test=test)
     for key, manifest in sets.manifests.items():
         if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
@@ -414,7 +438,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         drop_last=config.data.drop_last,
         window=config.data.window,
         parts=config.data.parts,
-        sampling=config.data.sampling.made(),
+        sampling=sampling_of(config, manifest.classes),
         rank=world.rank,
         world=world.size,
         micro_batch=config.loop.micro_batch,

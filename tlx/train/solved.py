@@ -1,21 +1,26 @@
-"""A head that begins as the solution on stored features (:mod:`tlx.features.solve`), or as their class means."""
+"""A head that begins as the solution on stored features (:mod:`tlx.features.solve`, of class vectors
+:mod:`tlx.features.eszsl`), or as their class means."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from tlx.base.errors import UserError
 from tlx.data.stream.batch_targets import values_of
 from tlx.data.stream.order import derive, permuted
+from tlx.features.eszsl import solved_map
 from tlx.features.solve import solved_head
 from tlx.features.stored import StoredFeatures
-from tlx.models.head_modules import Prototypes
+from tlx.models.head_modules import Prototypes, Semantic
 from tlx.ranks.together import by_main
 from tlx.tasks.classification import Classification
+from tlx.tasks.semantic import Semantic as SemanticTask
 from tlx.train.cached import PhaseInput
 from tlx.train.run import Run
 
@@ -32,7 +37,7 @@ def solve_head(run: Run, source: PhaseInput) -> None:
     task, stream = run.task, run.stream
     head = _head_at(run, source)
 
-    assert isinstance(task, Classification)
+    assert isinstance(task, Classification | SemanticTask)
 
     def solve() -> None:
         features, labels, pictures = _all_features(source, task.target.name, run.config.seed)
@@ -45,6 +50,10 @@ def solve_head(run: Run, source: PhaseInput) -> None:
             run.journal.note(f"head: prototypes are class means of {count}{without}")
             return
         beat = lambda: run.world.watch.beat("batch")  # noqa: E731
+        if isinstance(head, Semantic):
+            said = begin_with_map(head, features, labels, beat)
+            run.journal.note(f"head: ESZSL on {count}, {said}, {time.monotonic() - began:.1f} s")
+            return
         weight, bias, penalty = solved_head(features, labels, len(task.classes), pictures, beat=beat)
         with torch.no_grad():
             head.weight.copy_(weight)
@@ -59,7 +68,7 @@ def solve_head(run: Run, source: PhaseInput) -> None:
         run.ema.module.load_state_dict(run.net.state_dict())
 
 
-def _head_at(run: Run, source: PhaseInput) -> nn.Linear | Prototypes:
+def _head_at(run: Run, source: PhaseInput) -> nn.Linear | Prototypes | Semantic:
     """
     Raises:
         UserError: see :func:`solve_head`.
@@ -68,9 +77,12 @@ def _head_at(run: Run, source: PhaseInput) -> nn.Linear | Prototypes:
     means = run.config.begins_with_means
     at = None if cut is None or cut.side != "input" else run.net.get_submodule(cut.path)
     head = at
-    if means and at is not None:  # only dropout may come before it
+    own = Prototypes if means else Semantic
+    if at is not None and not isinstance(at, nn.Linear):  # only dropout may come before it
         near = run.net if isinstance(at, nn.Dropout) else at
-        head = next((one for one in near.modules() if isinstance(one, Prototypes)), None)
+        head = next((one for one in near.modules() if isinstance(one, own)), None)
+    if isinstance(head, Semantic) and isinstance(task, SemanticTask):
+        return head
     if isinstance(head, nn.Linear | Prototypes) and isinstance(task, Classification) and len(task.heads) == 1:
         return head
     kind, where = ("prototypes begin as class means of", "head.name: prototype") if means else (
@@ -82,6 +94,25 @@ def _head_at(run: Run, source: PhaseInput) -> nn.Linear | Prototypes:
         what += f", and features are those of the {cut}"
     todo = "cache: {views: 4} (or exact, with transforms: []), head: linear, a first phase that trains the head"
     raise UserError(f"{what}; there is none here", where=where, todo=todo.replace("linear", run.config.head.name))
+
+
+@torch.no_grad()
+def begin_with_map(head: Semantic, features: Tensor, labels: Tensor, beat: Callable[[], None]) -> str:
+    """The map becomes that of ESZSL, for the vectors as the head scores them. In words, how it was chosen.
+
+    Args:
+        features: float [n, width].
+        labels: int64 [n], of classes that are trained on.
+    """
+    vectors = head.vectors.detach().cpu()
+    solved = solved_map(features, labels, normalize(vectors, dim=1) if head.cosine else vectors, beat=beat)
+    head.map.weight.copy_(solved.weight)
+    if head.map.bias is not None:
+        head.map.bias.zero_()
+    chosen = f"gamma {solved.gamma:g}, lambda {solved.lambda_:g} (of mean eigenvalues)"
+    if solved.accuracy is None:
+        return f"{chosen}, too few classes to choose them"
+    return f"{chosen}, chosen by {solved.accuracy:.1%} of classes held out in turn"
 
 
 @torch.no_grad()

@@ -53,7 +53,7 @@ def load(path: str | Path, *, which: Which = "best", device: str | None = None, 
     if not (trusted or is_own):
         refuse_paths(description, file)
     on = device_of(device)
-    task, built = task_of(description), network(description)
+    task, built = settled(task_of(description), description), network(description)
     module = built.module
     try:
         module.load_state_dict(load_file(file), strict=True)
@@ -111,6 +111,12 @@ def task_of(description: ModelDescription) -> Task:
     return task
 
 
+def settled(task: Task, description: ModelDescription) -> Task:
+    """With what the evaluation that chose the weights has found, where outputs mean nothing without it."""
+    act = getattr(task, "settled", None)
+    return task if act is None else act(description.kept)  # type: ignore[no-any-return]
+
+
 def network(description: ModelDescription) -> Backbone:
     """The network, with values that are to be replaced."""
     task, backbone, head = task_of(description), description.backbone, description.head
@@ -118,7 +124,7 @@ def network(description: ModelDescription) -> Backbone:
         seed(0)
         return models.load(
             backbone["name"],
-            classes=Outputs(task.heads, len(task.constants)),
+            classes=Outputs(task.heads, len(task.constants), getattr(task, "vectors", None)),
             weights="none",
             args=backbone.get("args", {}),
             head=head["name"],

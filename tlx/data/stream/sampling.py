@@ -37,6 +37,7 @@ class Sampling:
         threshold: of "repeat_factors", a share of the samples above 0, up to 1; None is 1 / K, so that a class below
             the mean size comes as often as the geometric mean of its size and the mean size.
         limit: at most so many samples per class, the same in every epoch, drawn by the seed; None is all of them.
+        without: classes of which no sample is shown, by their place in the index.
 
     Raises:
         UserError: an unknown method, values out of range, a threshold for another method.
@@ -45,6 +46,7 @@ class Sampling:
     method: Method = "all"
     threshold: float | None = None
     limit: int | None = None
+    without: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         methods = get_args(Method)
@@ -71,7 +73,7 @@ def targets(sampling: Sampling, counts: Ids) -> Ids:
     classes without samples. Where a sum is to be kept, the largest remainders are
     rounded up, those of lower classes first.
     """
-    held = _limited(counts, sampling.limit)
+    held = _held(counts, sampling)
     total, present = int(held.sum()), int(np.count_nonzero(held))
     if sampling.method == "all" or not total:
         return held
@@ -92,7 +94,7 @@ def samples_per_epoch(sampling: Sampling, counts: Ids) -> int:
 
 def distinct(sampling: Sampling, counts: Ids) -> int:
     """How many different samples training shows, over all epochs; `counts` is samples per class, [classes]."""
-    return int(_limited(counts, sampling.limit).sum())
+    return int(_held(counts, sampling).sum())
 
 
 def entries(sampling: Sampling, labels: NDArray[np.int32] | Ids, classes: int, seed: int, epoch: int) -> Ids | None:
@@ -108,11 +110,13 @@ def entries(sampling: Sampling, labels: NDArray[np.int32] | Ids, classes: int, s
     if sampling == Sampling():
         return None  # without a look at the labels, which may be many
     counts = np.bincount(labels, minlength=classes).astype(np.int64)
-    held, wanted = _limited(counts, sampling.limit), targets(sampling, counts)
+    held, wanted = _held(counts, sampling), targets(sampling, counts)
     if np.array_equal(wanted, counts):
         return None
     times = np.zeros(len(labels), np.int32)
     for label, own in _by_class(labels, counts):
+        if not held[label]:
+            continue
         if held[label] < len(own):
             own = own[permutation(derive(seed, "limit", label), len(own))[: held[label]]]
         whole, further = divmod(int(wanted[label]), len(own))
@@ -122,9 +126,11 @@ def entries(sampling: Sampling, labels: NDArray[np.int32] | Ids, classes: int, s
     return np.repeat(np.arange(len(labels)), times)
 
 
-def _limited(counts: Ids, limit: int | None) -> Ids:
-    held = np.asarray(counts, dtype=np.int64)
-    return held if limit is None else np.minimum(held, limit)
+def _held(counts: Ids, sampling: Sampling) -> Ids:
+    """Samples by class that training may show, int64 [classes]."""
+    held: Ids = np.array(counts, dtype=np.int64)
+    held[list(sampling.without)] = 0
+    return held if sampling.limit is None else np.minimum(held, sampling.limit)
 
 
 def _apportioned(total: int, weights: NDArray[np.float64]) -> Ids:

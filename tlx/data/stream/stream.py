@@ -258,8 +258,9 @@ class ShardStream:
 
     @cached_property
     def _few(self) -> Ids | None:
-        """The samples that a limit per class leaves, the same in every epoch; what it leaves out replaces nothing."""
-        manifest, only = self.manifest, Sampling(limit=self.sampling.limit)
+        """The samples that a limit per class and classes left out leave, the same in every epoch; what is left out
+        replaces nothing."""
+        manifest, only = self.manifest, Sampling(limit=self.sampling.limit, without=self.sampling.without)
         return entries(only, manifest.labels, len(manifest.classes), self.shuffle.seed, 0)
 
     def _tasks(self, steps: Iterable[int], dealt: deque[tuple[_Deal, int]]) -> Iterator[Work]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from glob import escape
 
@@ -34,12 +34,14 @@ class Filled:
         resized: those of `taken` whose values were resized.
         left: names of the file that were not taken.
         notes: what else people should know of it.
+        classifier: what the file has in the classifiers' places, by the network's names; not taken.
     """
 
     taken: frozenset[str]
     resized: tuple[str, ...]
     left: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    classifier: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
 def fill(
@@ -92,7 +94,7 @@ def fill(
     _refuse_idle("unused", options.unused, left, " that is left in the file")
     if wanted and not filled.taken:
         raise UserError(f"contains no weights for {name}", where=given.where)
-    return filled
+    return replace(filled, classifier={n: t for n, t in best.state.items() if _under(n, heads)})
 
 
 def take_head(net: nn.Module, given: Given, paths: Collection[str], *, name: str) -> frozenset[str]:
@@ -117,6 +119,38 @@ def take_head(net: nn.Module, given: Given, paths: Collection[str], *, name: str
         for one, tensor in wanted.items():
             tensor.copy_(state[one])
     return frozenset(wanted)
+
+
+def take_projection(net: nn.Module, map_: str, filled: Filled, paths: Sequence[str], given: Given) -> Filled:
+    """Loads into the linear layer `map_` of the new head what the file has in the classifier's place: the projection of
+    a CLIP tower.
+
+    Args:
+        paths: of the network's own classifiers, before the head took their place.
+
+    Raises:
+        UserError: it has none there, or one of another width than the class vectors.
+    """
+    layer = net.get_submodule(map_)
+    assert isinstance(layer, nn.Linear)
+    found = {n: t for n, t in filled.classifier.items() if _under(n, paths[:1])}
+    weight = next((t for n, t in found.items() if n == f"{paths[0]}.weight"), None)
+    bias = next((t for n, t in found.items() if n == f"{paths[0]}.bias"), None)
+    where, todo = given.where, "a CLIP tower's file, and class vectors of its own text encoder; without init it is new"
+    if weight is None:
+        raise UserError("it has no projection (head.init: projection)", where=where, todo=todo)
+    if weight.shape != layer.weight.shape:
+        features, width = weight.shape[1], weight.shape[0]
+        what = f"its projection makes {width} of {features} numbers, and class vectors have {layer.out_features}"
+        raise UserError(what, where=where, todo=todo)
+    if bias is not None and bool(bias.any()) and layer.bias is None:
+        raise UserError("its projection has a bias", where=where, todo="head.bias: true")
+    with torch.no_grad():
+        layer.weight.copy_(in_fp32(weight))
+        if layer.bias is not None:
+            layer.bias.copy_(torch.zeros_like(layer.bias) if bias is None else in_fp32(bias))
+    taken = filled.taken | {f"{map_}.{name}" for name, _ in layer.named_parameters()}
+    return replace(filled, taken=taken, left=tuple(n for n in filled.left if n not in found))
 
 
 def refuse_unknown(net: nn.Module, options: WeightsOptions, *, name: str) -> None:
