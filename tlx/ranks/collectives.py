@@ -128,6 +128,14 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def joined(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of all ranks, [n, ...], in the order of ranks, on every rank; with gradients. Every rank calls it,
+        one without rows too, and goes backward through it."""
+        if not self.distributed:
+            return rows
+        found: torch.Tensor = _Joined.apply(rows, self.rank, self.size)  # type: ignore[no-untyped-call]
+        return found
+
     def barrier(self) -> None:
         if self.distributed:
             dist.barrier()
@@ -151,6 +159,30 @@ class World:
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _Joined(torch.autograd.Function):
+    """All-gather of parts of different lengths. Each rank's loss may depend on every row, so that a row's gradient is
+    the sum of what all ranks have computed for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        own = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.zeros_like(own) for _ in range(size)]
+        dist.all_gather(counts, own)
+        lengths = [int(count) for count in counts]
+        padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(size)]
+        dist.all_gather(parts, padded)
+        ctx.start, ctx.count = sum(lengths[:rank]), len(rows)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.start : ctx.start + ctx.count], None, None
 
 
 def gather_by_store(store: Store, rank: int, size: int, value: Any, *, topic: str, timeout: timedelta) -> list[Any]:

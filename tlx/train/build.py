@@ -13,21 +13,20 @@ from tlx.plan.config import Config
 from tlx.plan.feature_cache import savings
 from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
-from tlx.tasks import Task
+from tlx.tasks import Task, all_targets, outputs_of, views_of
 from tlx.train.components import (
     backbone_of,
     check_trackers,
     make,
     optimizer_of,
     output_check,
-    outputs_of,
     parts_of,
     seed_all,
     task_of,
     trial_of,
     unchecked,
 )
-from tlx.train.data import Samples, count_samples, known_names, known_scale, view_of
+from tlx.train.data import Samples, count_samples, known_names, known_scale, training_view, view_of
 
 if TYPE_CHECKING:
     from tlx.models import Backbone
@@ -108,7 +107,10 @@ def checked_plan(
         made = found.of(lambda: plan_of(config, backbone, samples, world))
     if task is not None and made is not None:
         found.of(lambda: check_metrics(config, made, task, samples))
-    view = found.of(lambda: view_of(config, config.input.over(backbone.input)))
+    spec = config.input.over(backbone.input)
+    view = found.of(lambda: view_of(config, spec))
+    if task is not None and view is not None:
+        found.of(lambda: training_view(task, view, spec))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
     found.of(lambda: check_trackers(config))
     found.refuse()
@@ -310,11 +312,20 @@ def header(config: Config, task: Task) -> str:
 
 
 def _outputs_in_words(config: Config, task: Task) -> str:
-    read = list(task.targets.values())
-    if len(read) == 1 and read[0].kind == "class" and tuple(task.outputs) == read[0].classes:
+    read = list(all_targets(task).values())
+    if views_of(task) is None and len(read) == 1 and read[0].kind == "class" and tuple(task.outputs) == read[0].classes:
         return f"{len(task.outputs)} classes"
     heads = ", ".join(f"{escaped(name)} {count}" if name else str(count) for name, count in task.heads.items())
-    return f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"
+    of = f" of {', '.join(map(escaped, task.targets))}" if task.targets else ""
+    return f"{config.task.name}{of}, outputs: {heads}{_shown_in_words(task)}"
+
+
+def _shown_in_words(task: Task) -> str:
+    views = views_of(task)
+    if views is None:
+        return ""
+    pictures = f"{views.count} pictures" if views.count > 1 else "a picture"
+    return f", of {pictures} for each sample; no label is read"
 
 
 def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | None) -> None:

@@ -29,12 +29,11 @@ from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_files import mapping
 from tlx.runs.run_folder import Claim, RunFolder, Start
-from tlx.tasks import scale_of
+from tlx.tasks import outputs_of, scale_of, views_of
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
 from tlx.train.components import (
     backbone_of,
     output_check,
-    outputs_of,
     parts_of,
     seed_all,
     task_of,
@@ -42,7 +41,7 @@ from tlx.train.components import (
     trial_of,
     try_network,
 )
-from tlx.train.data import Datasets, Samples, open_sets, stream_of, warnings_of
+from tlx.train.data import Datasets, Samples, evaluation_view, open_sets, stream_of, warnings_of
 from tlx.train.result import headline_of
 from tlx.train.verification import FILE as SHARDS
 from tlx.train.verification import record_of, verify
@@ -323,7 +322,6 @@ def _build(config: Config, world: World, samples: Samples) -> tuple[Backbone, Up
 
 def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, updater: Updater) -> Validation | None:
     """What an evaluation takes; None without validation shards."""
-    from tlx.data.pixels.transforms import eval_transform
     from tlx.data.stream.stream import evaluation_batches
     from tlx.train.evaluation import Validation
 
@@ -334,7 +332,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         evaluation_batches,
         shards,
         batch=config.evaluate.samples,
-        transform=eval_transform(spec),
+        transform=evaluation_view(config, updater.task, spec),
         channels=config.input.channels,
         rank=world.rank,
         world=world.size,
@@ -343,6 +341,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         upright=config.data.exif_orientation,
         pin=world.cuda,
         targets=tuple(updater.task.targets),
+        views=views_of(updater.task),
     )
     return Validation(
         batches=batches,

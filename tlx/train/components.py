@@ -14,7 +14,7 @@ from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
 from tlx.plan.config import INIT, KEEP, Config, Part, chosen_by, known_part, plain
 from tlx.plan.plan import Plan
-from tlx.tasks import scale_of
+from tlx.tasks import Ranks, outputs_of, scale_of, views_of
 from tlx.train.data import check_targets, mixing_of
 
 if TYPE_CHECKING:
@@ -43,13 +43,14 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
     """
     import torch
 
-    from tlx.data.pixels.normalise import Normalise
+    from tlx.data.pixels.normalise import Normalise, NormaliseViews
     from tlx.train.averaging import MovingAverage
     from tlx.train.freeze import synchronise
     from tlx.train.memory_trial import ran_out
     from tlx.train.recompute import recompute_blocks
     from tlx.train.step import Updater
 
+    views = views_of(task)
     scale = scale_of(task) if names is not None else None
     backbone, loop = backbone_of(config, outputs_of(task), names=names, scale=scale), config.loop
     net = backbone.module
@@ -66,23 +67,18 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
         recompute_blocks(net, backbone.blocks)
     if loop.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalise = Normalise(config.input.over(backbone.input), world.device, channels_last=loop.channels_last)
     return backbone, Updater(
         task=task,
         optimizer=optimizer_of(config, net, backbone.layers),
-        normalise=Normalise(config.input.over(backbone.input), world.device, channels_last=loop.channels_last),
+        normalise=normalise if views is None or views.count == 1 else NormaliseViews(normalise, views.count),
         world=world,
         seed=config.seed,
         clip=loop.clip,
         ema=ema,
         skips=loop.nonfinite.policy == "skip",
+        ranks=Ranks(world.sum, world.gather, world.joined),
     )
-
-
-def outputs_of(task: Task) -> Outputs:
-    """What a task needs of the network."""
-    from tlx.models import Outputs
-
-    return Outputs(task.heads, len(task.constants))
 
 
 def backbone_of(
@@ -238,6 +234,8 @@ def task_of(config: Config, samples: Samples) -> Task:
 
     data = TaskData(samples.targets, samples.train, config.evaluate.top_k, objective_of)
     task: Task = make("task", config.task, data)
+    if mixed and views_of(task) is not None:
+        raise UserError(f"{label} draws its own targets, which do not mix", where="mix", todo="leave mix out")
     check_task(task, mixed=mixed, label=label, metric=chosen_by(config.task.name))
     check_targets(samples, task)
     if not asked and objective != known_part("objective", Part(name="cross_entropy")):
@@ -312,13 +310,14 @@ def trial_of(config: Config, backbone: Backbone, updater: Updater, plan: Plan, *
     from tlx.train.memory_estimate import optimizer_bytes
     from tlx.train.memory_trial import Trial, optimizer_states
 
-    spec = config.input.over(backbone.input)
+    spec, views = config.input.over(backbone.input), views_of(updater.task)
+    pictures = views.count if views is not None else 1
     per_weight = optimizer_bytes(functools.partial(make, "optimizer", config.optimizer))
     return Trial(
         updater=updater,
         net=backbone.module,
         plan=plan,
-        shape=(spec.channels, *spec.size),
+        shape=(spec.channels, pictures * spec.size[0], spec.size[1]),
         state=optimizer_states(plan, per_weight),
         ranks=ranks,
         mixed=mixing_of(config.mix) is not None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tlx.base import plug
 from tlx.base.errors import Problems, UserError, did_you_mean
 from tlx.base.inputs import TRAINING_VIEW
 from tlx.base.location import is_remote, shown
@@ -21,7 +22,7 @@ from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
-from tlx.tasks import TargetSummary, Task, scale_of
+from tlx.tasks import TargetSummary, Task, scale_of, views_of
 from tlx.tasks.summaries import expected_targets, summaries
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
     for kind, other in (("validation", val), ("test", test)):
-        if other is not None:
+        if other is not None and train.targets:  # else the task draws its own
             _check_same_classes(train, other, kind)
     _check_expected(config, sets)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
@@ -385,15 +386,40 @@ def _compared(classes: Sequence[str], expected: int | Sequence[str] | None) -> t
 
 
 def view_of(config: Config, spec: Any) -> Any:
-    """The training view of a picture.
+    """The training view of a picture: the configuration's transforms; where it says none, those of its task, or a
+    random part, flipped or not.
 
     Raises:
         UserError: transforms that fail, or do not give the input's size.
     """
     from tlx.data.pixels.transforms import train_transform
 
-    parts = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
-    return train_transform([(p.name, p.args) for p in parts], spec)
+    usual = getattr(plug.find("task", config.task.name), "transforms", [(p.name, p.args) for p in DEFAULT_TRANSFORMS])
+    parts = usual if config.transforms is None else [(p.name, p.args) for p in config.transforms]
+    return train_transform(parts, spec)
+
+
+def training_view(task: Task, view: Any, spec: Any) -> Any:
+    """What a sample is shown as in training; `view` is the configuration's, which makes one picture.
+
+    Raises:
+        UserError: the task does not give pictures of the input's size.
+    """
+    from tlx.data.stream.views import shown_as
+
+    views = views_of(task)
+    return view if views is None else shown_as(views, view, spec)
+
+
+def evaluation_view(config: Config, task: Task, spec: Any) -> Any:
+    """The same in evaluations."""
+    from tlx.data.pixels.transforms import eval_transform
+    from tlx.data.stream.views import shown_as
+
+    views, plain = views_of(task), eval_transform(spec)
+    if views is None:
+        return plain
+    return shown_as(views, plain if views.evaluated_plainly else view_of(config, spec), spec)
 
 
 def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task: Task, view: Any) -> Any:
@@ -409,7 +435,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         manifest,
         batch=config.data.batch,
         seed=config.seed,
-        transform=view,
+        transform=training_view(task, view, spec),
         channels=spec.channels,
         drop_last=config.data.drop_last,
         window=config.data.window,
@@ -422,6 +448,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         targets=tuple(task.targets),
         weigh=task.weights,
         mix=mixing_of(config.mix),
+        views=views_of(task),
         skip_bad=True,  # judged by the loop, over all ranks
         upright=config.data.exif_orientation,
         scaled=config.data.scaled_decoding,
