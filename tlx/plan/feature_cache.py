@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from tlx.base import plug
 from tlx.plan.config import Config
 from tlx.plan.plan import Phase, Plan
 
@@ -17,7 +16,7 @@ def why_not(config: Config, phase: Phase, steps_per_epoch: int) -> str | None:
     wanted = config.cache
     if wanted.mode == "off":
         return "cache: off"
-    if getattr(plug.find("task", config.task.name), "draws", False):
+    if config.draws_targets:
         return f"task {config.task.name} draws anew what it shows of a picture"
     if config.mix is not None and (config.mix.mixup or config.mix.cutmix):
         return "mixed features are not those of mixed pictures (mix)"

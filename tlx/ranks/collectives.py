@@ -128,13 +128,17 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
-    def joined(self, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of all ranks, [n, ...], in the order of ranks, on every rank; with gradients. Every rank calls it,
-        one without rows too, and goes backward through it."""
+    def joined(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The rows of all ranks, [n, ...], in the order of ranks, on every rank, with gradients; and where its own begin.
+        Every rank calls it, one without rows too, and goes backward through it."""
         if not self.distributed:
-            return rows
-        found: torch.Tensor = _Joined.apply(rows, self.rank, self.size)  # type: ignore[no-untyped-call]
-        return found
+            return rows, 0
+        own = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.zeros_like(own) for _ in range(self.size)]
+        dist.all_gather(counts, own)
+        lengths = [int(count) for count in counts]
+        found: torch.Tensor = _Joined.apply(rows, lengths, self.rank)  # type: ignore[no-untyped-call]
+        return found, sum(lengths[: self.rank])
 
     def barrier(self) -> None:
         if self.distributed:
@@ -166,14 +170,10 @@ class _Joined(torch.autograd.Function):
     the sum of what all ranks have computed for it."""
 
     @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        own = torch.tensor([len(rows)], device=rows.device)
-        counts = [torch.zeros_like(own) for _ in range(size)]
-        dist.all_gather(counts, own)
-        lengths = [int(count) for count in counts]
+    def forward(ctx: Any, rows: torch.Tensor, lengths: list[int], rank: int) -> torch.Tensor:
         padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
         padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(size)]
+        parts = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(parts, padded)
         ctx.start, ctx.count = sum(lengths[:rank]), len(rows)
         return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])

@@ -79,13 +79,13 @@ class Ranks:
     Attributes:
         sum: sums a tensor over all ranks, in place, and returns it.
         gather: what each rank gives, in the order of ranks, on every rank.
-        joined: the rows of all ranks, [n, ...], on every rank, with gradients; each rank calls it, one without rows
-            too.
+        joined: the rows of all ranks, [n, ...], on every rank, with gradients, and where its own begin; each rank calls
+            it, one without rows too.
     """
 
     sum: Callable[[Any], Any] = lambda tensor: tensor
     gather: Callable[[Any], list[Any]] = lambda given: [given]
-    joined: Callable[[Any], Any] = lambda rows: rows
+    joined: Callable[[Any], tuple[Any, int]] = lambda rows: (rows, 0)
 
 
 @dataclass(frozen=True)

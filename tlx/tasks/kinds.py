@@ -30,11 +30,14 @@ __all__ = [
     "patches",
     "regression",
     "rotation",
+    "simclr",
+    "vicreg",
 ]
 
 AuxWeight = Annotated[Ratio, Field(ge=0)]
 Focus = Annotated[Ratio, Field(ge=0)]
 Share = Annotated[Ratio, Field(ge=0, le=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
 Area = tuple[Annotated[Ratio, Field(gt=0, le=1)], Annotated[Ratio, Field(gt=0, le=1)]]
 Name = str | int | float
 """Of a class: YAML reads the name 3 as a number."""
@@ -132,6 +135,64 @@ def jigsaw(
     from tlx.tasks.pretext import Grid, Shuffled, far_orders
 
     return _drawn(data, Shuffled(Grid(cells, gap, area), far_orders(cells**2, orders)))
+
+
+def simclr(
+    data: TaskData,
+    *,
+    width: Width = 128,
+    temperature: Annotated[Ratio, Field(gt=0)] = 0.5,
+) -> Task:
+    """Two views of each picture, and which view of a batch belongs to which (Chen et al. 2020, arXiv:2002.05709).
+
+    The head is the paper's projection, and falls away after the pretraining: `head: {name: mlp, hidden: [512]}`. The
+    loss is NT-Xent over the whole global batch, of all ranks; the larger it is, the better. Nothing of the index is
+    read. Metrics: `loss`, and `top1`, how often the nearest other view is of the same picture, within batches of an
+    evaluation; `spread` and `rank` of the head's vectors, which are small where all are alike.
+
+    Args:
+        width: of the vectors that are compared.
+        temperature: small ones make near views of other pictures count more.
+    """
+    from tlx.tasks.embedding import Embedding, contrasting
+
+    return Embedding(width, contrasting(temperature), "each picture is told from all others of the batch")
+
+
+def vicreg(
+    data: TaskData,
+    *,
+    width: Width = 512,
+    invariance: Focus = 25.0,
+    variance: Focus = 25.0,
+    covariance: Focus = 1.0,
+) -> Task:
+    """Two views of each picture, whose vectors are to be alike, each component of which is to vary over the batch, and
+    no two to vary together (Bardes et al. 2022, arXiv:2105.04906).
+
+    It needs no other pictures to tell apart, and so smaller batches than `simclr`. The head, the paper's expander, falls
+    away: `head: {name: mlp, hidden: [512, 512], norm: true}`. Statistics are of the whole global batch, of all ranks.
+    Nothing of the index is read. Metrics are those of `simclr`.
+
+    Args:
+        width: of the vectors that are compared.
+        invariance, variance, covariance: weights of the three terms; 25, 25 and 1 in the paper. Without the second all
+            pictures may get one vector.
+    """
+    from tlx.tasks.embedding import Embedding, regularising
+
+    terms = regularising(invariance, variance, covariance)
+    return Embedding(width, terms, "variances and covariances are of the whole batch")
+
+
+for _views in (simclr, vicreg):
+    _views.draws = True  # type: ignore[attr-defined]
+    _views.transforms = [  # type: ignore[attr-defined]
+        ("random_resized_crop", {}),
+        ("horizontal_flip", {}),
+        ("color_jitter", {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}),
+        ("grayscale", {"p": 0.2}),
+    ]
 
 
 for _pretext in (rotation, patches, jigsaw):

@@ -21,6 +21,7 @@ from tlx.train.components import (
     optimizer_of,
     output_check,
     parts_of,
+    refuse_parts,
     seed_all,
     task_of,
     trial_of,
@@ -107,6 +108,8 @@ def checked_plan(
         made = found.of(lambda: plan_of(config, backbone, samples, world))
     if task is not None and made is not None:
         found.of(lambda: check_metrics(config, made, task, samples))
+    if task is not None and samples is not None:
+        found.of(lambda: refuse_parts(config, task, samples, world))
     spec = config.input.over(backbone.input)
     view = found.of(lambda: view_of(config, spec))
     if task is not None and view is not None:
@@ -335,8 +338,12 @@ def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | Non
         ConfigError: unknown metrics, those of targets that no validation sample has, or no validation data where they
             decide something.
     """
+    from tlx.train.feature_probe import METRICS, WITH_LABELS
+
     validated = config.data.val is not None
-    names = [f"val/{name}" for name in task.metrics]
+    probe = config.evaluate.probe
+    probed = WITH_LABELS if probe is not None else METRICS if config.draws_targets else ()
+    names = [f"val/{name}" for name in (*task.metrics, *probed)]
     wanted = {"evaluate.metric": config.evaluate.chooses}
     waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}
     problems = [
@@ -347,6 +354,8 @@ def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | Non
     problems += _never_numbers(wanted | waited, task, samples)
     if not validated and (waited or config.evaluate.patience is not None):
         problems.append("data.val: a plateau or evaluate.patience needs validation data")
+    if not validated and probe is not None:
+        problems.append("data.val: evaluate.probe needs validation data; pictures without labels will do, for the loss")
     if not validated and any(p.settings.start_from == "best" for p in plan.phases):
         problems.append("data.val: start_from: best needs validation data")
     if problems:

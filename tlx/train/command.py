@@ -35,6 +35,7 @@ from tlx.train.components import (
     backbone_of,
     output_check,
     parts_of,
+    refuse_parts,
     seed_all,
     task_of,
     tracker_of,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from tlx.tasks import Task
     from tlx.tracking.journal import Journal
     from tlx.train.evaluation import Validation
+    from tlx.train.feature_probe import FeatureProbe
     from tlx.train.run import Run
     from tlx.train.step import Updater
     from tlx.use.description import ModelDescription
@@ -247,6 +249,7 @@ def compose(
     """
     from tlx.ranks.same_inputs import check_parts
     from tlx.runs.stop import StopRequest
+    from tlx.train.feature_probe import probe_of
     from tlx.train.micro_batch import FILE as MEMORY
     from tlx.train.micro_batch import Share, choose
     from tlx.train.run import Run
@@ -274,6 +277,7 @@ def compose(
         remake = functools.partial(plan_of, config, backbone, samples, world.size)
         try:
             plan = remake({})
+            refuse_parts(config, updater.task, samples, world.size)
         except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
             what = f"{choice.said}; {error.what}" if choice.said else error.what
             raise UserError(what, where=error.where, todo=error.todo) from error
@@ -286,7 +290,7 @@ def compose(
             remake_plan=remake,
             updater=updater,
             stream=stream_of(config, sets.train, spec, world, updater.task, view),
-            validation=validation_of(config, sets.val, spec, updater),
+            validation=validation_of(config, sets.val, spec, updater, probe_of(config, sets, spec, backbone, world)),
             identity=identity_of(config, sets, spec, updater.task),
             description=description_of(config, sets, spec, backbone, updater.task),
             saver=saver_of(config, folder, plan, journal),
@@ -320,7 +324,9 @@ def _build(config: Config, world: World, samples: Samples) -> tuple[Backbone, Up
     return backbone, updater, plan, view
 
 
-def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, updater: Updater) -> Validation | None:
+def validation_of(
+    config: Config, shards: Manifest | None, spec: InputSpec, updater: Updater, probe: FeatureProbe | None = None
+) -> Validation | None:
     """What an evaluation takes; None without validation shards."""
     from tlx.data.stream.stream import evaluation_batches
     from tlx.train.evaluation import Validation
@@ -351,6 +357,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         task=updater.task,
         normalise=updater.normalise,
         world=world,
+        probe=probe,
     )
 
 

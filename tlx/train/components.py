@@ -245,6 +245,30 @@ def task_of(config: Config, samples: Samples) -> Task:
     return task
 
 
+def refuse_parts(config: Config, task: Task, samples: Samples, world: int) -> None:
+    """Whether a loss that compares the samples of a batch gets whole batches, of two samples or more.
+
+    Raises:
+        UserError: it does not.
+    """
+    why, batch = getattr(task, "whole", None), config.data.batch
+    if why is None:
+        return
+    share, most = -(-batch // world), config.loop.micro_batch
+    if most is not None and most < share:
+        raise UserError(
+            f"a rank's {share} samples of a batch would be taken in parts of {most}, and the loss would be another: {why}",
+            where="loop.micro_batch",
+            todo="leave it out; for less memory loop.gradient_checkpointing=true, loop.precision=bf16, more ranks, or a "
+            "smaller data.batch, which is another training, too",
+        )
+    if batch == 1 or (samples.train % batch == 1 and not config.data.drop_last):
+        what = "an epoch's last batch" if batch > 1 else "a batch"
+        raise UserError(
+            f"{what} has one sample: {why}", where="data.batch", todo="drop_last: true, or another data.batch"
+        )
+
+
 def output_check(config: Config, task: Task) -> Callable[[Any], None]:
     """What raises a UserError where the task does not take an output of the network in training mode."""
     from tlx.train.part_checks import check_training_output

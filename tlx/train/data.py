@@ -68,6 +68,7 @@ class Datasets:
 
     Attributes:
         warnings: what about the shards was probably unintended, as far as somebody has looked.
+        probe, probe_val: labelled pictures of `evaluate.probe`.
     """
 
     train: Manifest
@@ -76,11 +77,14 @@ class Datasets:
     seed: int = 0
     warnings: tuple[str, ...] = ()
     test: Manifest | None = None
+    probe: Manifest | None = None
+    probe_val: Manifest | None = None
 
     @property
     def manifests(self) -> dict[str, Manifest]:
         """By the key that names them in the configuration."""
         named = {"data.train": self.train, "data.val": self.val, "data.test": self.test}
+        named |= {"evaluate.probe.train": self.probe, "evaluate.probe.val": self.probe_val}
         return {key: manifest for key, manifest in named.items() if manifest is not None}
 
     @property
@@ -213,13 +217,18 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
     test = Manifest.open(config.data.test, cache) if config.data.test else None
-    sets = Datasets(train, val, config.data.sampling.made(), config.seed, test=test)
+    labelled = [
+        Manifest.open(place, cache) if place else None
+        for place in ((config.evaluate.probe.train, config.evaluate.probe.val) if config.evaluate.probe else ("", ""))
+    ]
+    sets = Datasets(train, val, config.data.sampling.made(), config.seed, (), test, *labelled)
     for key, manifest in sets.manifests.items():
         if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
     for kind, other in (("validation", val), ("test", test)):
         if other is not None and train.targets:  # else the task draws its own
             _check_same_classes(train, other, kind)
+    _check_probe(sets)
     _check_expected(config, sets)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
@@ -239,6 +248,17 @@ def _check_same_classes(train: Manifest, other: Manifest, kind: str) -> None:
             todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
             f"tlx shards index {other.location} --classes {train.location}",
         )
+
+
+def _check_probe(sets: Datasets) -> None:
+    if sets.probe is None:
+        return
+    if len(sets.probe.classes) < 2:
+        what = "these shards have no class" if not sets.probe.classes else "these shards have one class"
+        todo = "shards of pictures with labels, a few of each class: tlx shards build"
+        raise UserError(f"{what}, which neighbours are to tell", where="evaluate.probe.train", todo=todo)
+    if sets.probe_val is not None:
+        _check_same_classes(sets.probe, sets.probe_val, "the probe's validation")
 
 
 def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
