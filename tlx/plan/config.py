@@ -361,7 +361,8 @@ class Expected(Model):
     """What the shards should hold: checked against them, and enough to plan before they are built."""
 
     classes: Classes | None = None
-    """How many classes, or their names in order; left out where there is no class."""
+    """How many classes, or their names in order; left out where there is no class. Without targets, too, shards are of
+    pictures alone, for a task that draws its own."""
     targets: dict[str, ExpectedTarget] = {}
     """The other targets, by name."""
     train: PositiveInt
@@ -370,12 +371,6 @@ class Expected(Model):
     """How many validation samples."""
     test: PositiveInt | None = None
     """How many test samples."""
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> Expected:
-        if self.classes is None and not self.targets:
-            raise ValueError("says neither `classes` nor `targets`")
-        return self
 
 
 class CacheConfig(Model):

@@ -129,8 +129,8 @@ class World:
         return values
 
     def joined(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
-        """The rows of all ranks, [n, ...], in the order of ranks, on every rank, with gradients; and where its own begin.
-        Every rank calls it, one without rows too, and goes backward through it."""
+        """The rows of all ranks, [n, ...], in the order of ranks, on every rank, with gradients; and where its own
+        begin. Every rank calls it, one without rows too, and goes backward through it."""
         if not self.distributed:
             return rows, 0
         own = torch.tensor([len(rows)], device=rows.device)

@@ -21,8 +21,8 @@ from tlx.tasks import Ranks, Truth
 from tlx.tasks.gathered import Gathered
 
 Compare = Callable[[Tensor, Tensor, int], Tensor]
-"""(vectors of the rank's own samples, float32 [m, views, width]; of all samples, [n, views, width]; where among these its
-own begin) -> the sum over its own of a loss whose mean over all n is minimised."""
+"""(vectors of the rank's own samples, float32 [m, views, width]; of all samples, [n, views, width]; where among these
+its own begin) -> the sum over its own of a loss whose mean over all n is minimised."""
 
 
 @dataclass(frozen=True)

@@ -170,9 +170,9 @@ def vicreg(
     """Two views of each picture, whose vectors are to be alike, each component of which is to vary over the batch, and
     no two to vary together (Bardes et al. 2022, arXiv:2105.04906).
 
-    It needs no other pictures to tell apart, and so smaller batches than `simclr`. The head, the paper's expander, falls
-    away: `head: {name: mlp, hidden: [512, 512], norm: true}`. Statistics are of the whole global batch, of all ranks.
-    Nothing of the index is read. Metrics are those of `simclr`.
+    It tells no pictures from each other, and does with smaller batches than `simclr`. The head, the paper's expander,
+    falls away: `head: {name: mlp, hidden: [512, 512], norm: true}`. Statistics are of the whole global batch, of all
+    ranks. Nothing of the index is read. Metrics are those of `simclr`.
 
     Args:
         width: of the vectors that are compared.

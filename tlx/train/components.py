@@ -236,6 +236,9 @@ def task_of(config: Config, samples: Samples) -> Task:
     task: Task = make("task", config.task, data)
     if mixed and views_of(task) is not None:
         raise UserError(f"{label} draws its own targets, which do not mix", where="mix", todo="leave mix out")
+    if config.data.test and views_of(task) is not None:
+        todo = "leave it out; a classification that begins with this run's weights is tested on labelled shards"
+        raise UserError(f"{label} draws what it is asked, which no test set holds", where="data.test", todo=todo)
     check_task(task, mixed=mixed, label=label, metric=chosen_by(config.task.name))
     check_targets(samples, task)
     if not asked and objective != known_part("objective", Part(name="cross_entropy")):
@@ -257,10 +260,10 @@ def refuse_parts(config: Config, task: Task, samples: Samples, world: int) -> No
     share, most = -(-batch // world), config.loop.micro_batch
     if most is not None and most < share:
         raise UserError(
-            f"a rank's {share} samples of a batch would be taken in parts of {most}, and the loss would be another: {why}",
+            f"a rank's {share} samples of a batch would be taken in parts of {most}, with another loss: {why}",
             where="loop.micro_batch",
-            todo="leave it out; for less memory loop.gradient_checkpointing=true, loop.precision=bf16, more ranks, or a "
-            "smaller data.batch, which is another training, too",
+            todo="leave it out; for less memory loop.gradient_checkpointing=true, loop.precision=bf16, more ranks, or "
+            "a smaller data.batch, which is another training, too",
         )
     if batch == 1 or (samples.train % batch == 1 and not config.data.drop_last):
         what = "an epoch's last batch" if batch > 1 else "a batch"

@@ -1,5 +1,5 @@
-"""What features are worth while a network trains without labels: nearest neighbours on pictures with labels, and whether
-the features still tell pictures apart."""
+"""What features are worth while a network trains without labels: nearest neighbours on pictures with labels, and
+whether the features still tell pictures apart."""
 
 from __future__ import annotations
 
