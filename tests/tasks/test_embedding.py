@@ -137,7 +137,9 @@ def test_the_same_bits_after_an_end_in_the_middle_and_what_it_hands_over(picture
 
 def test_a_setting_that_collapses_is_told_within_an_epoch(pictures, compose):
     alike = {"name": "vicreg", "width": 16, "variance": 0, "covariance": 0}
+    data = {"train": str(pictures / "train"), "val": str(pictures / "val"), "batch": 4, "workers": 0}
     over = {"task": alike, "head": HEAD, "unfreeze": EVERYTHING, "phases": {"all": {"lr": 0.05, "duration": "1ep"}}}
+    over |= {"data": data}
     run = compose(**over)
     tlx.train.loop.fit(run)
     assert any("collapsed" in note for note in run.notes)
@@ -156,7 +158,7 @@ def test_what_would_be_another_loss_is_refused(pictures, tmp_path):
     data = {"train": str(pictures / "train"), "val": str(pictures / "val"), "workers": 0}
     assert "told from all others" in refusal(loop={"micro_batch": 4})
     assert "one sample" in refusal(data={**data, "batch": 23})
-    assert "val/top1" in refusal(evaluate={"metric": "val/nn"})
+    assert "no metric" in refusal(evaluate={"metric": "val/nn"})
     assert "needs validation data" in refusal(
         data={"train": data["train"], "batch": 8, "workers": 0}, evaluate={"probe": data["train"]}
     )

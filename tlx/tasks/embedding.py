@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from tlx.data.shards.targets import Target
 from tlx.data.stream.views import Shown
-from tlx.features.spread import MOST, effective_rank, spread
+from tlx.tasks.spread import MOST, effective_rank, spread
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.gathered import Gathered
 
@@ -127,7 +127,7 @@ class EmbeddingMeter:
 
     def result(self) -> dict[str, Any]:
         """`loss`; `top1`, of how many views the nearest other view in the batch is of the same sample; `spread` and
-        `rank` of vectors, see :mod:`tlx.features.spread`."""
+        `rank` of vectors, see :mod:`tlx.tasks.spread`."""
         loss, judged, right, views, samples, nonfinite = self._ranks.sum(self._sums).tolist()
         if not samples:
             return {"samples": 0}

@@ -14,7 +14,7 @@ from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mea
 from tlx.base.plug import Group
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
-from tlx.tasks import TargetSummary, Task, TaskData, nested
+from tlx.tasks import TargetSummary, Task, TaskData, nested, views_of
 from tlx.tasks.choice import choose
 
 if TYPE_CHECKING:
@@ -605,6 +605,8 @@ def _refuse_inside(task: Task, *, where: str) -> None:
     Raises:
         UserError: it cannot be one of several.
     """
+    if views_of(task) is not None:
+        raise UserError("draws what a sample is shown as, which one of several tasks cannot", where=where)
     if task.parts > 1:
         raise UserError("a task of several tasks is made of single ones", where=where)
     if len(task.heads) > 1:

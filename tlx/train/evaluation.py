@@ -14,7 +14,7 @@ from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
-from tlx.features.spread import collapse
+from tlx.tasks.spread import collapse
 from tlx.plan.config import Evaluate
 from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
