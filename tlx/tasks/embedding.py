@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from tlx.data.shards.targets import Target
 from tlx.data.stream.views import Shown
-from tlx.tasks.spread import MOST, effective_rank, spread
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.gathered import Gathered
+from tlx.tasks.spread import MOST, effective_rank, spread
 
 Compare = Callable[[Tensor, Tensor, int], Tensor]
 """(vectors of the rank's own samples, float32 [m, views, width]; of all samples, [n, views, width]; where among these

@@ -14,12 +14,12 @@ from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
-from tlx.tasks.spread import collapse
 from tlx.plan.config import Evaluate
 from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
 from tlx.tasks import Ranks, Task
+from tlx.tasks.spread import collapse
 from tlx.train.answers import Answers
 from tlx.train.feature_probe import FeatureProbe
 from tlx.train.step import share_unreadable

@@ -19,10 +19,10 @@ from tlx.data.stream.stream import Batch, evaluation_batches
 from tlx.data.stream.transfer import on_device
 from tlx.features.cut import Rest
 from tlx.features.knn import Table, votes, votes_of_others
-from tlx.tasks.spread import MOST, effective_rank, spread
 from tlx.models import Backbone
 from tlx.plan.config import Config
 from tlx.ranks.collectives import World
+from tlx.tasks.spread import MOST, effective_rank, spread
 from tlx.train.data import Datasets
 from tlx.use.embedder import Vectors
 
