@@ -20,7 +20,7 @@ from tlx.data.build.write import BuildOptions, build_shards
 from tlx.data.stream.order import share
 
 WORLDS = (1, 2, pytest.param(3, marks=pytest.mark.slow))
-EXACT = ("grouped", "grouped_accumulated", "fixed", "lone_sample", "weighted", "mixed")
+EXACT = ("grouped", "grouped_accumulated", "fixed", "lone_sample", "weighted", "mixed", "contrast", "regularised")
 """No layer mixes samples and nothing is drawn per rank: the same run on any number of ranks, to rounding."""
 
 

@@ -46,7 +46,8 @@ def _outputs(config: Config) -> tuple[int | Outputs, Sequence[str] | None, Mappi
     """How many, for a backbone of the user's own, which may want the right number, and their names and scale, for a
     head that is kept; any number will do where there are no shards."""
     from tlx.base.errors import UserError
-    from tlx.train.components import outputs_of, task_of
+    from tlx.tasks import outputs_of
+    from tlx.train.components import task_of
     from tlx.train.data import count_samples, known_names, known_scale
 
     try:

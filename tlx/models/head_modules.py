@@ -108,3 +108,19 @@ class Semantic(nn.Module):
         if self.cosine:
             mapped, vectors = functional.normalize(mapped, dim=1), functional.normalize(vectors, dim=1)
         return self.scale * functional.linear(mapped, vectors)
+
+
+class JoinedViews(nn.Sequential):
+    """A head on the features of several views beside each other: [N * views, C] to what it makes of [N, views * C].
+
+    Whether the rows are views, or lone images that stand for each of theirs, whoever calls it says in `split`.
+    """
+
+    def __init__(self, head: nn.Module, views: int) -> None:
+        super().__init__(*(head.children() if isinstance(head, nn.Sequential) else (head,)))
+        self.views, self.split = views, False
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        rows = features if self.split else features.repeat_interleave(self.views, 0)
+        found: torch.Tensor = super().forward(rows.unflatten(0, (-1, self.views)).flatten(1))
+        return found

@@ -227,6 +227,9 @@ KEEP = "keep"
 a run of tlx with the same classes in the same order. A head from elsewhere with an argument of that name gets it."""
 
 
+PROBED = "val/knn"
+"""The metric of `evaluate.probe`."""
+
 INIT = "init"
 """``head: {name: linear, init: solved}``: the head begins as the solution on stored features of the training pictures
 (`cache`), in place of random numbers: the logistic regression, of `semantic` the closed form of ESZSL. ``init:
@@ -359,7 +362,8 @@ class Expected(Model):
     """What the shards should hold: checked against them, and enough to plan before they are built."""
 
     classes: Classes | None = None
-    """How many classes, or their names in order; left out where there is no class."""
+    """How many classes, or their names in order; left out where there is no class. Without targets, too, shards are of
+    pictures alone, for a task that draws its own."""
     targets: dict[str, ExpectedTarget] = {}
     """The other targets, by name."""
     train: PositiveInt
@@ -368,12 +372,6 @@ class Expected(Model):
     """How many validation samples."""
     test: PositiveInt | None = None
     """How many test samples."""
-
-    @model_validator(mode="after")
-    def _something_to_learn(self) -> Expected:
-        if self.classes is None and not self.targets:
-            raise ValueError("says neither `classes` nor `targets`")
-        return self
 
 
 class CacheConfig(Model):
@@ -713,6 +711,30 @@ Interval = Annotated[Length, AfterValidator(_positive)]
 """How often something is done. Percent is of all phases as they were planned; see :meth:`Plan.interval`."""
 
 
+class FeatureProbeConfig(Model):
+    """At each evaluation, nearest neighbours by the features that the head is given, on pictures with a class: val/knn,
+    how often the neighbours tell the class. What chooses the best checkpoint of a task that draws its own targets."""
+
+    train: Place
+    """Labelled shards: the neighbours."""
+    val: Place | None = None
+    """Labelled shards: pictures that are judged; by default those of `train`, each by the others."""
+    k: PositiveInt = 20
+    """Neighbours that vote."""
+    samples: PositiveInt = 5000
+    """Of each about so many are looked at, the same each time, evenly over the index."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def opened(cls, value: Any) -> Any:
+        """Its long form."""
+        return {"train": value} if isinstance(value, str) else value
+
+    @field_serializer("train", "val")
+    def _without_credentials(self, value: str | None) -> str | None:
+        return value and (without_credentials(value) if is_remote(value) else written(value))
+
+
 class Evaluate(Model):
     """When to evaluate and what is best."""
 
@@ -730,6 +752,9 @@ class Evaluate(Model):
     """Samples that a rank evaluates at once; by default 64. Batches are cut by place in the index and always full, so
     that a sample's logits do not depend on ranks or on its neighbours; another size changes their rounding only. Where
     64 do not fit the memory, what does is taken; see `loop.fit_micro_batch`."""
+
+    probe: FeatureProbeConfig | None = None
+    """Nearest neighbours on labelled shards; a place alone is `probe.train`."""
 
     @property
     def chooses(self) -> str:
@@ -872,10 +897,16 @@ class Config(Model):
     def _best_by_the_task(self, info: ValidationInfo) -> Config:
         if self.evaluate.metric is not None or not _looks_up("task", self.task.name, info.context):
             return self
-        metric = f"val/{chosen_by(self.task.name)}"
+        probed = self.evaluate.probe is not None and self.draws_targets
+        metric = PROBED if probed else f"val/{chosen_by(self.task.name)}"
         if (odd := _disagreeing(self.evaluate.mode, metric)) is not None:
             _refused(UserError(odd, where="evaluate.mode"))
         return self.model_copy(update={"evaluate": self.evaluate.model_copy(update={"metric": metric, "mode": None})})
+
+    @property
+    def draws_targets(self) -> bool:
+        """Whether the task draws its own targets, and learns without labels."""
+        return bool(getattr(plug.find("task", self.task.name), "draws", False))
 
     @property
     def keeps_head(self) -> bool:

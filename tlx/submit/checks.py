@@ -80,7 +80,8 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
 def _load(config: Config, samples: Samples | None, task: Task | None) -> None:
     """Loads the weights without a network, which nodes may not have."""
     from tlx.models.weights import download
-    from tlx.train.components import backbone_of, outputs_of
+    from tlx.tasks import outputs_of
+    from tlx.train.components import backbone_of
     from tlx.train.data import known_names, known_scale
 
     if config.backbone.weights != "none" or config.keeps_head:
@@ -91,8 +92,9 @@ def _load(config: Config, samples: Samples | None, task: Task | None) -> None:
 
 
 def _plan(config: Config, samples: Samples, task: Task, world: int) -> Plan | None:
+    from tlx.tasks import outputs_of
     from tlx.train.build import checked_plan, try_on_shapes
-    from tlx.train.components import backbone_of, outputs_of
+    from tlx.train.components import backbone_of
     from tlx.train.data import known_names, known_scale
 
     names, scale = known_names(config, samples, task), known_scale(samples, task)

@@ -22,7 +22,7 @@ from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
-from tlx.tasks import TargetSummary, Task, scale_of
+from tlx.tasks import TargetSummary, Task, scale_of, views_of
 from tlx.tasks.choice import places_of
 from tlx.tasks.summaries import expected_targets, summaries
 
@@ -69,6 +69,7 @@ class Datasets:
 
     Attributes:
         warnings: what about the shards was probably unintended, as far as somebody has looked.
+        probe, probe_val: labelled pictures of `evaluate.probe`.
     """
 
     train: Manifest
@@ -77,11 +78,14 @@ class Datasets:
     seed: int = 0
     warnings: tuple[str, ...] = ()
     test: Manifest | None = None
+    probe: Manifest | None = None
+    probe_val: Manifest | None = None
 
     @property
     def manifests(self) -> dict[str, Manifest]:
         """By the key that names them in the configuration."""
         named = {"data.train": self.train, "data.val": self.val, "data.test": self.test}
+        named |= {"evaluate.probe.train": self.probe, "evaluate.probe.val": self.probe_val}
         return {key: manifest for key, manifest in named.items() if manifest is not None}
 
     @property
@@ -236,13 +240,18 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
     test = Manifest.open(config.data.test, cache) if config.data.test else None
-    sets = Datasets(train, val, sampling_of(config, train.classes), config.seed, test=test)
+    labelled = [
+        Manifest.open(place, cache) if place else None
+        for place in ((config.evaluate.probe.train, config.evaluate.probe.val) if config.evaluate.probe else ("", ""))
+    ]
+    sets = Datasets(train, val, sampling_of(config, train.classes), config.seed, (), test, *labelled)
     for key, manifest in sets.manifests.items():
         if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
     for kind, other in (("validation", val), ("test", test)):
-        if other is not None:
+        if other is not None and train.targets:  # else the task draws its own
             _check_same_classes(train, other, kind)
+    _check_probe(sets)
     _check_expected(config, sets)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
@@ -262,6 +271,17 @@ def _check_same_classes(train: Manifest, other: Manifest, kind: str) -> None:
             todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
             f"tlx shards index {other.location} --classes {train.location}",
         )
+
+
+def _check_probe(sets: Datasets) -> None:
+    if sets.probe is None:
+        return
+    if len(sets.probe.classes) < 2:
+        what = "these shards have no class" if not sets.probe.classes else "these shards have one class"
+        todo = "shards of pictures with labels, a few of each class: tlx shards build"
+        raise UserError(f"{what}, which neighbours are to tell", where="evaluate.probe.train", todo=todo)
+    if sets.probe_val is not None:
+        _check_same_classes(sets.probe, sets.probe_val, "the probe's validation")
 
 
 def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
@@ -409,15 +429,40 @@ def _compared(classes: Sequence[str], expected: int | Sequence[str] | None) -> t
 
 
 def view_of(config: Config, spec: Any) -> Any:
-    """The training view of a picture.
+    """The training view of a picture: the configuration's transforms; where it says none, those of its task, or a
+    random part, flipped or not.
 
     Raises:
         UserError: transforms that fail, or do not give the input's size.
     """
     from tlx.data.pixels.transforms import train_transform
 
-    parts = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
-    return train_transform([(p.name, p.args) for p in parts], spec)
+    usual = getattr(plug.find("task", config.task.name), "transforms", [(p.name, p.args) for p in DEFAULT_TRANSFORMS])
+    parts = usual if config.transforms is None else [(p.name, p.args) for p in config.transforms]
+    return train_transform(parts, spec)
+
+
+def training_view(task: Task, view: Any, spec: Any) -> Any:
+    """What a sample is shown as in training; `view` is the configuration's, which makes one picture.
+
+    Raises:
+        UserError: the task does not give pictures of the input's size.
+    """
+    from tlx.data.stream.views import shown_as
+
+    views = views_of(task)
+    return view if views is None else shown_as(views, view, spec)
+
+
+def evaluation_view(config: Config, task: Task, spec: Any) -> Any:
+    """The same in evaluations."""
+    from tlx.data.pixels.transforms import eval_transform
+    from tlx.data.stream.views import shown_as
+
+    views, plain = views_of(task), eval_transform(spec)
+    if views is None:
+        return plain
+    return shown_as(views, plain if views.evaluated_plainly else view_of(config, spec), spec)
 
 
 def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task: Task, view: Any) -> Any:
@@ -433,7 +478,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         manifest,
         batch=config.data.batch,
         seed=config.seed,
-        transform=view,
+        transform=training_view(task, view, spec),
         channels=spec.channels,
         drop_last=config.data.drop_last,
         window=config.data.window,
@@ -446,6 +491,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         targets=tuple(task.targets),
         weigh=task.weights,
         mix=mixing_of(config.mix),
+        views=views_of(task),
         skip_bad=True,  # judged by the loop, over all ranks
         upright=config.data.exif_orientation,
         scaled=config.data.scaled_decoding,
