@@ -122,5 +122,6 @@ class JoinedViews(nn.Sequential):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         rows = features if self.split else features.repeat_interleave(self.views, 0)
-        found: torch.Tensor = super().forward(rows.unflatten(0, (-1, self.views)).flatten(1))
+        joined = rows.reshape(len(rows) // self.views, self.views * rows.shape[1])
+        found: torch.Tensor = super().forward(joined)  # type: ignore[no-untyped-call]
         return found

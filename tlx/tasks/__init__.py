@@ -245,7 +245,7 @@ def outputs_of(task: Task) -> Outputs:
     """What a task needs of the network."""
     from tlx.models import Outputs
 
-    needed = Outputs(task.heads, len(task.constants), getattr(task, "vectors", None))
+    needed = Outputs(task.heads, len(task.constants), vectors=getattr(task, "vectors", None))
     views = views_of(task)
     return needed if views is None else replace(needed, views=views.count, joined=views.joined)
 

@@ -102,7 +102,7 @@ class Embedding:
         return [dict(zip(self.outputs, row, strict=True)) for row in output.tolist()]
 
     def _vectors(self, output: Tensor) -> Tensor:
-        return output.float().unflatten(1, (self.views.count, self.width))
+        return output.float().reshape(len(output), self.views.count, self.width)
 
 
 class EmbeddingMeter:

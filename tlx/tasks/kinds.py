@@ -187,8 +187,8 @@ def vicreg(
 
 
 for _views in (simclr, vicreg):
-    _views.draws = True  # type: ignore[attr-defined]
-    _views.transforms = [  # type: ignore[attr-defined]
+    _views.draws = True  # type: ignore[attr-defined, union-attr]
+    _views.transforms = [  # type: ignore[attr-defined, union-attr]
         ("random_resized_crop", {}),
         ("horizontal_flip", {}),
         ("color_jitter", {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}),

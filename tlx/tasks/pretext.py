@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from tlx.data.shards.targets import Target
 from tlx.data.stream.views import Shown
 
-_AROUND = tuple(place for place in itertools.product(range(3), repeat=2) if place != (1, 1))
+_AROUND = tuple((row, column) for row in range(3) for column in range(3) if (row, column) != (1, 1))
 _NAMES = ("upper left", "above", "upper right", "left", "right", "lower left", "below", "lower right")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -20,7 +22,7 @@ def spread(rows: Tensor) -> float:
         rows: [n, width].
     """
     unit = normalize(rows.double(), dim=1)
-    return float(unit.std(0, correction=0).mean()) * rows.shape[1] ** 0.5
+    return float(unit.std(0, correction=0).mean()) * math.sqrt(rows.shape[1])
 
 
 def effective_rank(rows: Tensor) -> float:

@@ -37,4 +37,6 @@ class NormaliseViews:
         self.normalise, self.count = normalise, count
 
     def __call__(self, images: torch.Tensor, full: int | None = None) -> torch.Tensor:
-        return self.normalise(images, full).unflatten(2, (self.count, -1)).transpose(1, 2)
+        below = self.normalise(images, full)
+        count, channels, height, width = below.shape
+        return below.reshape(count, channels, self.count, height // self.count, width).transpose(1, 2)
