@@ -16,8 +16,9 @@ from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
 from tlx.tasks import TargetSummary, Task, TaskData, nested
 from tlx.tasks.choice import choose
+from tlx.tasks.few_shot import episodic
 
-__all__ = ["classification", "hierarchical", "multilabel", "multitask", "ordinal", "regression"]
+__all__ = ["classification", "episodic", "hierarchical", "multilabel", "multitask", "ordinal", "regression"]
 
 AuxWeight = Annotated[Ratio, Field(ge=0)]
 Focus = Annotated[Ratio, Field(ge=0)]
@@ -450,6 +451,8 @@ def _refuse_inside(task: Task, *, where: str) -> None:
     """
     if task.parts > 1:
         raise UserError("a task of several tasks is made of single ones", where=where)
+    if getattr(task, "episodes", None) is not None:
+        raise UserError("its batches are episodes, from which no other task can learn", where=where)
     if len(task.heads) > 1:
         raise UserError(
             f"has {len(task.heads)} heads ({', '.join(task.heads)}); one of several tasks has one", where=where

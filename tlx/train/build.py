@@ -26,6 +26,7 @@ from tlx.train.components import (
     task_of,
     trial_of,
     unchecked,
+    unknown_outputs,
 )
 from tlx.train.data import Samples, count_samples, known_names, known_scale, view_of
 
@@ -64,7 +65,7 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     found = Problems()
     samples = found.of(lambda: count_samples(config))
     task = found.of(lambda: task_of(config, samples)) if samples is not None else None
-    outputs = outputs_of(task) if task is not None else 2
+    outputs = outputs_of(task) if task is not None else unknown_outputs(config)
     names, scale = known_names(config, samples, task), known_scale(samples, task)
     backbone = found.of(lambda: backbone_of(config, outputs, empty=True, names=names, scale=scale))
     made = None
@@ -314,7 +315,9 @@ def _outputs_in_words(config: Config, task: Task) -> str:
     if len(read) == 1 and read[0].kind == "class" and tuple(task.outputs) == read[0].classes:
         return f"{len(task.outputs)} classes"
     heads = ", ".join(f"{escaped(name)} {count}" if name else str(count) for name, count in task.heads.items())
-    return f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"
+    words = f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"
+    judged = getattr(task, "judged_by", None)
+    return f"{words}, {judged}" if judged else words
 
 
 def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | None) -> None:

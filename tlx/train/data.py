@@ -23,6 +23,7 @@ from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
 from tlx.tasks import TargetSummary, Task, scale_of
 from tlx.tasks.summaries import expected_targets, summaries
+from tlx.train.composed_batches import note_of, sampling_of
 
 if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec
@@ -119,6 +120,8 @@ def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | Non
     """What an epoch shows, where it is not every sample once."""
     if sampling == Sampling():
         return None
+    if sampling.episodes is not None:
+        return note_of(sampling.episodes, counts)
     present = [n for n in counts if n]
     each = f"{min(present)}" if min(present) == max(present) else f"{min(present)} to {max(present)}"
     return f"note: data.sampling makes an epoch of {sum(counts)} samples out of {held}, {each} of each class"
@@ -183,7 +186,10 @@ def _expected(config: Config, expected: Expected) -> Samples:
         note += "; repeated samples are not counted, since that takes the sizes of classes"
     names = _names(expected.classes)
     even = np.array([len(share(expected.train, len(names), c)) for c in range(len(names))], dtype=np.int64)
-    counts = tuple(epoch_targets(Sampling(limit=config.data.sampling.limit), even).tolist())
+    limited = (
+        sampling_of(config, names, even) if config.composes_batches else Sampling(limit=config.data.sampling.limit)
+    )
+    counts = tuple(epoch_targets(limited, even).tolist())
     same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []
     samples = sum(counts) if names else expected.train
     others = [Target(n, t.kind, _names(t.classes), t.width) for n, t in expected.targets.items()]
@@ -212,7 +218,8 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
     test = Manifest.open(config.data.test, cache) if config.data.test else None
-    sets = Datasets(train, val, config.data.sampling.made(), config.seed, test=test)
+    sampling = sampling_of(config, tuple(train.classes), train.counts())
+    sets = Datasets(train, val, sampling, config.seed, test=test)
     for key, manifest in sets.manifests.items():
         if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
@@ -281,6 +288,8 @@ def check_targets(samples: Samples, task: Task) -> None:
         for kind, key, held_out in (("validation", "data.val", samples.val), ("test", "data.test", samples.test)):
             if held_out is not None and (odd := _other_target(target, held_out, kind)):
                 found.add(UserError(odd, where=key, todo=_to_agree(target, held_out, kind)))
+            elif held_out is not None and (refuse := getattr(task, "refuse_held_out", None)) is not None:
+                found.of(functools.partial(refuse, held_out[name], key))
     found.refuse()
 
 
@@ -414,7 +423,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         drop_last=config.data.drop_last,
         window=config.data.window,
         parts=config.data.parts,
-        sampling=config.data.sampling.made(),
+        sampling=sampling_of(config, tuple(manifest.classes), manifest.counts()),
         rank=world.rank,
         world=world.size,
         micro_batch=config.loop.micro_batch,
