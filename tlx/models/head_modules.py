@@ -56,6 +56,17 @@ class Cosine(nn.Module):
         return self.scale * functional.linear(*directions)
 
 
+class Features(nn.Module):
+    """Features [N, C] times a learned number."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.scale * features
+
+
 class Prototypes(nn.Module):
     """Features [N, C] to minus `scale` times the squared distance to each row of `weight` [classes, C]."""
 

@@ -46,6 +46,7 @@ from tlx.base.plug import Group
 from tlx.base.sweep import with_trial
 from tlx.base.validation import mistakes, refuse_truth
 from tlx.data.shards.targets import Kind
+from tlx.data.stream.episodes import Episodes
 from tlx.data.stream.sampling import Sampling
 from tlx.plan import defaults
 from tlx.plan.later_keys import completed, is_written
@@ -907,6 +908,12 @@ class Config(Model):
     def draws_targets(self) -> bool:
         """Whether the task draws its own targets, and learns without labels."""
         return bool(getattr(plug.find("task", self.task.name), "draws", False))
+
+    @property
+    def composes_batches(self) -> Callable[[Mapping[str, Any], tuple[str, ...]], Episodes] | None:
+        """What says which episodes a batch consists of, from the task's arguments and the names of classes; None where
+        batches are plain samples."""
+        return getattr(plug.find("task", self.task.name), "episodes", None)
 
     @property
     def keeps_head(self) -> bool:

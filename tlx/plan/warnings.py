@@ -58,6 +58,16 @@ def moving_statistics(config: Config, plan: Plan, world: int) -> list[str]:
     return [f"{moving}: {of} ({-(-batch // parts)} samples at a time)"]
 
 
+def statistics_of_episodes(config: Config, plan: Plan, world: int) -> list[str]:
+    """Of batches that are no picture of all classes."""
+    if not plan.moving or config.composes_batches is None:
+        return []
+    return [
+        f"BatchNorm statistics that move (in {', '.join(plan.moving)}) are of a batch of episodes, its few classes "
+        "and its queries together, and evaluations use the running ones; norm: norms_fixed avoids the difference"
+    ]
+
+
 def idle_parameters(config: Config, plan: Plan, world: int) -> list[str]:
     idle = [p.name for layer in plan.layers for p in layer.parameters if p.idle]
     if not idle:
@@ -314,6 +324,7 @@ def _below(decay: float) -> float:
 
 CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     moving_statistics,
+    statistics_of_episodes,
     idle_parameters,
     short_epoch,
     no_validation,

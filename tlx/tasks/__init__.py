@@ -162,10 +162,14 @@ class Task(Protocol):
     plain data that says so: a checkpoint goes on, and a head is kept, with the same one alone. One that minimises what
     `TaskData.objective` makes has that as `objective`, so that a fault of it is told with its name. One of which the
     run keeps what was told of each validation picture has ``told(output, own, samples)`` -> list of
-    :class:`tlx.tasks.told.Told`: of a batch, where the whole evaluation has so many samples; tlx's own have it. One
-    that draws what a sample is shown as has that as `views` (:class:`tlx.data.stream.views.Views`); its function then
-    has the attribute ``draws = True``, and perhaps `transforms`, those of a configuration that says none. One whose
-    loss compares the samples of a batch has `whole`, the reason why a batch cannot be taken in parts.
+    :class:`tlx.tasks.told.Told`: of a batch, where the whole evaluation has so many samples; tlx's own have it, where
+    pictures have answers of their own. One that cannot judge by any samples has ``refuse_held_out(summary, where)``,
+    which raises a UserError about those of data.val or data.test. One whose batches are episodes has these as
+    `episodes`, :class:`tlx.data.stream.episodes.Episodes`, and so has its function: (arguments, names of classes) ->
+    Episodes. What an evaluation does beside pictures may be said as ``judged_by``, a clause of the plan's first line.
+    One that draws what a sample is shown as has that as `views` (:class:`tlx.data.stream.views.Views`); its function
+    then has the attribute ``draws = True``, and perhaps `transforms`, those of a configuration that says none. One
+    whose loss compares the samples of a batch has `whole`, the reason why a batch cannot be taken in parts.
     """
 
     @property

@@ -16,12 +16,14 @@ from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
 from tlx.tasks import TargetSummary, Task, TaskData, nested, views_of
 from tlx.tasks.choice import choose, places_of
+from tlx.tasks.few_shot import episodic
 
 if TYPE_CHECKING:
     from tlx.data.stream.views import Views
 
 __all__ = [
     "classification",
+    "episodic",
     "hierarchical",
     "jigsaw",
     "multilabel",
@@ -709,6 +711,8 @@ def _refuse_inside(task: Task, *, where: str) -> None:
         raise UserError("a task of several tasks is made of single ones", where=where)
     if getattr(task, "vectors", None) is not None:
         raise UserError("a task of class vectors is none of several: they are the head", where=where)
+    if getattr(task, "episodes", None) is not None:
+        raise UserError("its batches are episodes, from which no other task can learn", where=where)
     if len(task.heads) > 1:
         raise UserError(
             f"has {len(task.heads)} heads ({', '.join(task.heads)}); one of several tasks has one", where=where

@@ -27,6 +27,7 @@ from tlx.train.components import (
     task_of,
     trial_of,
     unchecked,
+    unknown_outputs,
 )
 from tlx.train.data import Samples, count_samples, known_names, known_scale, training_view, view_of
 
@@ -65,7 +66,7 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     found = Problems()
     samples = found.of(lambda: count_samples(config))
     task = found.of(lambda: task_of(config, samples)) if samples is not None else None
-    outputs = outputs_of(task) if task is not None else 2
+    outputs = outputs_of(task) if task is not None else unknown_outputs(config)
     names, scale = known_names(config, samples, task), known_scale(samples, task)
     backbone = found.of(lambda: backbone_of(config, outputs, empty=True, names=names, scale=scale))
     made = None
@@ -321,7 +322,8 @@ def _outputs_in_words(config: Config, task: Task) -> str:
         return f"{len(task.outputs)} classes"
     heads = ", ".join(f"{escaped(name)} {count}" if name else str(count) for name, count in task.heads.items())
     of = f" of {', '.join(map(escaped, task.targets))}" if task.targets else ""
-    return f"{config.task.name}{of}, outputs: {heads}{_shown_in_words(task)}"
+    judged = f", {said}" if (said := getattr(task, "judged_by", None)) else ""
+    return f"{config.task.name}{of}, outputs: {heads}{_shown_in_words(task)}{judged}"
 
 
 def _shown_in_words(task: Task) -> str:

@@ -41,6 +41,7 @@ from tlx.train.components import (
     tracker_of,
     trial_of,
     try_network,
+    unknown_outputs,
 )
 from tlx.train.data import Datasets, Samples, evaluation_view, open_sets, stream_of, warnings_of
 from tlx.train.result import headline_of
@@ -225,7 +226,7 @@ def fetch(config: Config) -> None:
     from tlx.models.weights.files import location
 
     if config.backbone.weights != "none" and not location(config.backbone.weights).exists():
-        backbone_of(config, 2)
+        backbone_of(config, unknown_outputs(config))
 
 
 def compose(

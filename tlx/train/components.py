@@ -81,6 +81,12 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
     )
 
 
+def unknown_outputs(config: Config) -> int:
+    """How many, as good as any, where the task cannot be made, or is not yet: what its arguments say, if they do."""
+    width = config.task.args.get("width")
+    return width if isinstance(width, int) else 2
+
+
 def backbone_of(
     config: Config,
     outputs: int | Outputs,

@@ -23,8 +23,8 @@ from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
 from tlx.plan.config import Config, Expected, Mixing, Part
 from tlx.tasks import TargetSummary, Task, scale_of, views_of
-from tlx.tasks.choice import places_of
 from tlx.tasks.summaries import expected_targets, summaries
+from tlx.train.composed_batches import note_of, sampling_of
 
 if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec
@@ -125,6 +125,8 @@ def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | Non
     """What an epoch shows, where it is not every sample once."""
     if sampling == Sampling():
         return None
+    if sampling.episodes is not None:
+        return note_of(sampling.episodes, counts)
     present = [n for n in counts if n]
     each = f"{min(present)}" if min(present) == max(present) else f"{min(present)} to {max(present)}"
     by, of = "data.sampling", "of each class"
@@ -196,27 +198,14 @@ def _expected(config: Config, expected: Expected) -> Samples:
     if isinstance(expected.classes, int) and hasattr(plug.find("task", config.task.name), "leaves_out"):
         what, todo = f"task {config.task.name} has to know the classes", "name them in their order"
         raise UserError(what, where="data.expected.classes", todo=todo)
-    only = sampling_of(config, names) if expected.classes is not None else Sampling()
-    counts = tuple(epoch_targets(Sampling(limit=only.limit, without=only.without), even).tolist())
+    only = sampling_of(config, names, even) if expected.classes is not None else Sampling()
+    limited = only if config.composes_batches else Sampling(limit=only.limit, without=only.without)
+    counts = tuple(epoch_targets(limited, even).tolist())
     same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []
     samples = sum(counts) if names else expected.train
     others = [Target(n, t.kind, _names(t.classes), t.width) for n, t in expected.targets.items()]
     targets = expected_targets(counts, names, others, samples)
     return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same), expected=True)
-
-
-def sampling_of(config: Config, classes: Sequence[str]) -> Sampling:
-    """Which samples make an epoch: without those of classes that the task does not train on.
-
-    Args:
-        classes: of the index, or as they are expected.
-
-    Raises:
-        UserError: one of those is no class.
-    """
-    key = getattr(plug.find("task", config.task.name), "leaves_out", None)
-    without = places_of(config.task.args.get(key) or (), classes, where=f"task.{key}") if key else ()
-    return replace(config.data.sampling.made(), without=without)
 
 
 def _names(classes: int | Sequence[str] | None) -> tuple[str, ...]:
@@ -244,7 +233,9 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
         Manifest.open(place, cache) if place else None
         for place in ((config.evaluate.probe.train, config.evaluate.probe.val) if config.evaluate.probe else ("", ""))
     ]
-    sets = Datasets(train, val, sampling_of(config, train.classes), config.seed, (), test, *labelled)
+    sets = Datasets(
+        train, val, sampling_of(config, tuple(train.classes), train.counts()), config.seed, (), test, *labelled
+    )
     for key, manifest in sets.manifests.items():
         if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
@@ -325,6 +316,8 @@ def check_targets(samples: Samples, task: Task) -> None:
         for kind, key, held_out in (("validation", "data.val", samples.val), ("test", "data.test", samples.test)):
             if held_out is not None and (odd := _other_target(target, held_out, kind)):
                 found.add(UserError(odd, where=key, todo=_to_agree(target, held_out, kind)))
+            elif held_out is not None and (refuse := getattr(task, "refuse_held_out", None)) is not None:
+                found.of(functools.partial(refuse, held_out[name], key))
     found.refuse()
 
 
@@ -483,7 +476,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         drop_last=config.data.drop_last,
         window=config.data.window,
         parts=config.data.parts,
-        sampling=sampling_of(config, manifest.classes),
+        sampling=sampling_of(config, tuple(manifest.classes), manifest.counts()),
         rank=world.rank,
         world=world.size,
         micro_batch=config.loop.micro_batch,

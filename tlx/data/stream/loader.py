@@ -31,7 +31,8 @@ class Work:
         epoch: of training; None for an evaluation, where unreadable ones are left out and nothing is drawn anew.
         view: in place of an epoch: as the epoch of this number shows samples, unreadable ones left out.
         ids: int64, in the order of the batch.
-        turns: int64, how often each came before in this epoch; None where none comes twice.
+        turns: int64, how often each came before in this epoch, or of which of its episodes it is; None where none comes
+            twice.
         places: their positions in the epoch.
         own: how many, from the start, are this rank's own samples; the rest are mixed into them (guests).
         first_only: only the first one that is readable is shown: a stand-in.

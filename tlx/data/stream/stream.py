@@ -24,6 +24,8 @@ from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream import sampling as samplings
 from tlx.data.stream.batch_targets import Weigh, as_tensors, by_class, normalisers, refuse_unknown, values_of
+from tlx.data.stream.episodes import EpisodeOrder, refuse_split
+from tlx.data.stream.episodes import by_class as pictures_by_class
 from tlx.data.stream.loader import Loaded, Loader, Work, evaluation_key, load, training_key
 from tlx.data.stream.mix import Draws, Mix, MixSpec, draw, guests, mix_of, moved_targets, plain
 from tlx.data.stream.order import EpochOrder, Ids, Shuffle, micro_batches, share
@@ -192,7 +194,7 @@ class ShardStream:
         if weigh is None and self.class_weights is not None:
             self.weigh = partial(by_class, self.class_weights)
         self._pictures = Pictures(manifest, transform, channels, upright=upright, scaled=scaled)
-        self._order: EpochOrder | None = None
+        self._order: EpochOrder | EpisodeOrder | None = None
         self._dealt: _Dealt | None = None
         self._stored: Stored | None = None
         self._check()
@@ -299,6 +301,8 @@ class ShardStream:
             raise UserError(
                 f"{self.world} ranks cannot share a global batch of {self.batch}", todo="a larger batch or fewer ranks"
             )
+        if self.sampling.episodes is not None:
+            refuse_split(self.sampling.episodes, self.batch, world=self.world, micro_batch=self.micro_batch)
         if not self.steps_per_epoch:
             raise UserError(
                 f"drop_last leaves nothing of {samples} samples in batches of {self.batch}",
@@ -329,9 +333,19 @@ class ShardStream:
             turns = order.turns(first, first + count)
         return _Deal(step, epoch, first, ids, turns, self._micros(step))
 
-    def _order_of(self, epoch: int) -> EpochOrder:
+    @cached_property
+    def _drawn_from(self) -> dict[int, Ids]:
+        """Pictures by class, of the classes that episodes may have."""
+        assert self.sampling.episodes is not None
+        return pictures_by_class(self.manifest.labels, self.sampling.episodes.left_out)
+
+    def _order_of(self, epoch: int) -> EpochOrder | EpisodeOrder:
         if self._order is None or self._order.epoch != epoch:
-            manifest = self.manifest
+            manifest, episodes = self.manifest, self.sampling.episodes
+            if episodes is not None:
+                stops = manifest.samples_per_shard.cumsum()
+                self._order = EpisodeOrder(self._drawn_from, episodes, self.seed, epoch, stops)
+                return self._order
             own = entries(self.sampling, manifest.labels, len(manifest.classes), self.shuffle.seed, epoch)
             self._order = EpochOrder(manifest.samples_per_shard, self.shuffle, epoch, entries=own)
         return self._order
