@@ -19,8 +19,9 @@ from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.data.shards.manifest import Manifest
 from tlx.plan import config as configs
-from tlx.plan.config import EMA, load
+from tlx.plan.config import load
 from tlx.plan.later_keys import is_written
+from tlx.plan.loop_config import EMA
 from tlx.report.report import report
 from tlx.runs.extend import Extend
 from tlx.runs.history import read_history

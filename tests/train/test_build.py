@@ -600,7 +600,7 @@ def test_a_part_from_elsewhere_that_gives_the_wrong_thing_is_named(tmp_path, ove
 
 
 def test_a_tracker_without_its_methods_is_named(tmp_path):
-    from tlx.plan.config import Part
+    from tlx.plan.parts import Part
     from tlx.train.components import tracker_of
 
     with pytest.raises(

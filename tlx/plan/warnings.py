@@ -14,7 +14,9 @@ from tlx.base import plug
 from tlx.base.durations import Duration, Mark
 from tlx.data.stream.order import micro_batch_sizes, micro_batches
 from tlx.plan import stale_state
-from tlx.plan.config import Checkpoint, Config, Evaluate, NonFinite, Part, Track
+from tlx.plan.config import Config
+from tlx.plan.loop_config import Checkpoint, Evaluate, NonFinite, Track
+from tlx.plan.parts import Part
 from tlx.plan.returned_values import sampled
 
 if TYPE_CHECKING:

@@ -22,8 +22,10 @@ from tlx.data.stream.batch_targets import values_of
 from tlx.features.cut import Cut, Rest
 from tlx.features.knn import Table
 from tlx.features.stored import StoredFeatures
-from tlx.plan.config import Config, FeatureCacheConfig, Part
+from tlx.plan.config import Config
+from tlx.plan.data_config import FeatureCacheConfig
 from tlx.plan.feature_cache import is_deterministic
+from tlx.plan.parts import Part
 from tlx.plan.plan import Phase
 from tlx.ranks.rendezvous import join_ranks
 from tlx.runs.run_folder import RunFolder

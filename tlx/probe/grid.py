@@ -18,7 +18,8 @@ from tlx.base.errors import UserError
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import ShardStream
 from tlx.features.knn import Table
-from tlx.plan.config import Config, Part, known_part
+from tlx.plan.config import Config
+from tlx.plan.parts import Part, known_part
 from tlx.probe.choice import RESAMPLES, Judged, means
 from tlx.probe.features import Probed, probed
 from tlx.probe.members import Member, Optimizer, Stack

@@ -17,7 +17,7 @@ from tlx.base.errors import UserError
 from tlx.base.launcher import environment
 from tlx.base.parsing import from_yaml_file
 from tlx.plan.comparable import comparable
-from tlx.plan.config import Part
+from tlx.plan.parts import Part
 from tlx.runs.history import read_history
 from tlx.runs.run_files import RunFiles
 from tlx.runs.run_lock import holder

@@ -22,7 +22,8 @@ from tlx.base.location import is_remote, shown
 from tlx.base.terminal import remark, say
 from tlx.data.stream.order import ORDER_VERSION
 from tlx.plan.comparable import comparable
-from tlx.plan.config import Config, Part, load, plain
+from tlx.plan.config import Config, load, plain
+from tlx.plan.parts import Part
 from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
 from tlx.ranks.together import by_main, together

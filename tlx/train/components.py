@@ -12,7 +12,8 @@ from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError
 from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
-from tlx.plan.config import INIT, KEEP, Config, Part, chosen_by, known_part, plain
+from tlx.plan.config import Config, plain
+from tlx.plan.parts import INIT, KEEP, Part, chosen_by, known_part
 from tlx.plan.plan import Plan
 from tlx.tasks import Ranks, outputs_of, scale_of, views_of
 from tlx.train.data import check_targets, mixing_of

@@ -13,7 +13,8 @@ from tlx.base.errors import Problems, UserError
 from tlx.data.stream.episodes import Episodes, refuse_split, refuse_too_few
 from tlx.data.stream.order import Ids
 from tlx.data.stream.sampling import Sampling
-from tlx.plan.config import Config, SamplingConfig
+from tlx.plan.config import Config
+from tlx.plan.data_config import SamplingConfig
 from tlx.tasks.choice import places_of
 
 

@@ -21,7 +21,9 @@ from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
-from tlx.plan.config import Config, Expected, Mixing, Part
+from tlx.plan.config import Config
+from tlx.plan.data_config import Expected, Mixing
+from tlx.plan.parts import Part
 from tlx.tasks import TargetSummary, Task, scale_of, views_of
 from tlx.tasks.summaries import expected_targets, summaries
 from tlx.train.composed_batches import note_of, sampling_of

@@ -14,7 +14,7 @@ from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
-from tlx.plan.config import Evaluate
+from tlx.plan.loop_config import Evaluate
 from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
