@@ -276,7 +276,8 @@ def compose(
         remake = functools.partial(plan_of, config, backbone, samples, world.size)
         try:
             plan = remake({})
-        except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
+            stream = stream_of(config, sets.train, spec, world, updater.task, view)
+        except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear, or that splits an episode
             what = f"{choice.said}; {error.what}" if choice.said else error.what
             raise UserError(what, where=error.where, todo=error.todo) from error
         shown = headline_of(config, updater.task)
@@ -287,7 +288,7 @@ def compose(
             net=backbone.module,
             remake_plan=remake,
             updater=updater,
-            stream=stream_of(config, sets.train, spec, world, updater.task, view),
+            stream=stream,
             validation=validation_of(config, sets.val, spec, updater),
             identity=identity_of(config, sets, spec, updater.task),
             description=description_of(config, sets, spec, backbone, updater.task),
