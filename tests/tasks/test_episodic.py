@@ -8,10 +8,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from commands import rows
+from commands import rows, write_config
 from composed import composer, raw_of
 from images import make_shards
 from safetensors.torch import load_file
+from survival import Stage, Whole, chain
 from task_data import evaluated, make, of_class
 
 from tlx.base.errors import UserError
@@ -21,6 +22,7 @@ from tlx.tasks import Truth
 from tlx.train.build import plan
 from tlx.train.loop import fit
 from tlx.train.step import Updater
+from tlx.use.evaluate import Options, evaluate
 
 SMALL = {"width": 2, "ways": 2, "shots": 2, "queries": 1, "val_episodes": 40}
 TASK = {"name": "episodic", "width": 32, "ways": 2, "shots": 2, "queries": 2, "val_episodes": 40}
@@ -203,6 +205,13 @@ def test_a_training_that_breaks_goes_on_to_the_same_bits_and_its_backbone_is_tak
     whole.saver.close()
     resumed.saver.close()
 
+    look = evaluate(tmp_path / "whole", Options(str(shards / "val"), tmp_path / "out.csv"))
+    best = whole.progress.phases["fine_tuning"]["best"]
+    for name in ("loss", "accuracy", "margin_of_error"):
+        assert look["metrics"][name]["value"] == pytest.approx(best[f"val/{name}"])
+    assert look["bootstrap"]["resamples"] == 0
+    assert (tmp_path / "out.csv").read_text().startswith("file,true/label,feature 0,feature 1,")
+
     backbone = {**GROUPED, "weights": str(tmp_path / "whole")}
     taken = compose(tmp_path / "next", task="classification", head="linear", backbone=backbone)
     best = load_file(tmp_path / "whole" / "checkpoints" / "best" / "model.safetensors")
@@ -210,3 +219,31 @@ def test_a_training_that_breaks_goes_on_to_the_same_bits_and_its_backbone_is_tak
     assert own["fc.weight"].shape == (4, 32)
     assert all(torch.equal(best[name], own[name]) for name in own if name.startswith("features."))
     taken.saver.close()
+
+
+def to_be_killed(shards, out):
+    phases = {"each": {"lr": 0.01, "duration": 64}}
+    over = {"phases": phases, "optimizer": {"name": "sgd", "momentum": 0.9}, "evaluate": {"every": 7}}
+    return raw_of(shards, out / "run", **said(shards, **over, checkpoint={"every": 5}, track={"every": 1}))
+
+
+@pytest.mark.slow
+def test_kills_at_random_change_no_bit(shards, tmp_path):
+    stage = Stage(tmp_path / "logs", write_config(tmp_path / "c.yaml", to_be_killed(shards, tmp_path)))
+    whole = Whole.of(stage, tmp_path / "whole")
+    assert chain(stage, tmp_path / "killed", 1, whole, kills=4) == []
+    assert stage.deaths.total() >= 2
+    assert [ending for ending in stage.endings if ending] == []
+
+
+@pytest.mark.slow
+def test_killed_on_two_ranks_and_taken_up_by_one(shards, tmp_path):
+    stage = Stage(tmp_path / "logs", write_config(tmp_path / "c.yaml", to_be_killed(shards, tmp_path)))
+    stage.whole(tmp_path / "alone", ranks=1)
+    kill = "1:tlx.train.step.Updater.update:23:rank"
+    assert stage.start(tmp_path / "elastic", ranks=2, KILL_AT=kill).code() != 0
+    stage.whole(tmp_path / "elastic", ranks=1)
+    assert [ending for ending in stage.endings if ending] == []
+    for one, other in zip(rows(tmp_path / "alone"), rows(tmp_path / "elastic"), strict=True):
+        for key in ("train/loss", "val/loss", "val/accuracy"):
+            assert other.get(key) == pytest.approx(one.get(key), rel=1e-4)

@@ -195,7 +195,8 @@ def features(features: int, classes: int, *, scale: Factor = 1.0) -> Module:
     """The backbone's features as they are, times one learned number: for tasks that compare pictures with each other.
 
     Their distances decide how sure a softmax over them is. Oreshkin et al. 2018 (TADAM, arXiv:1805.10123) learn such a
-    factor of the distances, of which this is the root.
+    factor of the distances, of which this is the root. A phase that trains the head alone trains no more than that:
+    ``unfreeze: all``, or an explicit one, is what such a task wants.
 
     Args:
         scale: at the start; 1 / sqrt(features) makes squared distances means over features. It is a parameter (of kind

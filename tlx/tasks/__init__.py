@@ -166,7 +166,8 @@ class Task(Protocol):
     pictures have answers of their own. One that cannot judge by any samples has ``refuse_held_out(summary, where)``,
     which raises a UserError about those of data.val or data.test. One whose batches are episodes has these as
     `episodes`, :class:`tlx.data.stream.episodes.Episodes`, and so has its function: (arguments, names of classes) ->
-    Episodes. What an evaluation does beside pictures may be said as ``judged_by``, a clause of the plan's first line.
+    Episodes. How evaluations judge may be said as ``judged_by``, a clause of the plan's first line. One that says
+    itself how sure its metrics are has a true ``own_interval``: no pictures are resampled for them.
     One that draws what a sample is shown as has that as `views` (:class:`tlx.data.stream.views.Views`); its function
     then has the attribute ``draws = True``, and perhaps `transforms`, those of a configuration that says none. One
     whose loss compares the samples of a batch has `whole`, the reason why a batch cannot be taken in parts.

@@ -42,6 +42,7 @@ class Episodic:
     shown: str | None = "accuracy"
     parts: int = 1
     constants: tuple[str, ...] = ()
+    own_interval: bool = True
 
     @property
     def targets(self) -> Mapping[str, Target]:
@@ -122,7 +123,7 @@ class Episodic:
         return EpisodicMeter(self, ranks)
 
     def rows(self, output: Tensor, kept: Mapping[str, Any]) -> list[dict[str, Any]]:
-        return [{"features": row} for row in output.float().tolist()]
+        return [dict(zip(self.outputs, row, strict=True)) for row in output.float().tolist()]
 
 
 def distances(support: Tensor, queries: Tensor) -> Tensor:

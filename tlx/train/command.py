@@ -279,8 +279,9 @@ def compose(
         remake = functools.partial(plan_of, config, backbone, samples, world.size)
         try:
             plan = remake({})
+            stream = stream_of(config, sets.train, spec, world, updater.task, view)
             refuse_parts(config, updater.task, samples, world.size)
-        except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
+        except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear, or that splits an episode
             what = f"{choice.said}; {error.what}" if choice.said else error.what
             raise UserError(what, where=error.where, todo=error.todo) from error
         shown = headline_of(config, updater.task)
@@ -291,7 +292,7 @@ def compose(
             net=backbone.module,
             remake_plan=remake,
             updater=updater,
-            stream=stream_of(config, sets.train, spec, world, updater.task, view),
+            stream=stream,
             validation=validation_of(config, sets.val, spec, updater, probe_of(config, sets, spec, backbone, world)),
             identity=identity_of(config, sets, spec, updater.task),
             description=description_of(config, sets, spec, backbone, updater.task),
