@@ -40,7 +40,7 @@ SCENARIOS: dict[str, dict] = {
         "phases": MOVING,
         "evaluate": {"every": 3},
         "checkpoint": {"every": 2},
-        "track": {"every": 5},
+        "track": {"every": 5, "report": False},
     },
     "frozen": {"backbone": SMALL, "phases": TWO_PHASES},
     "gradual": {
@@ -94,7 +94,14 @@ def config_of(name: str, out: Path, shards: Path):
     said = SCENARIOS[name]
     data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0}
     data |= said.get("data", {})
-    raw = {"run": str(out / name), "seed": 3, "input": {"size": 16}, "track": {"every": 1}, **said, "data": data}
+    raw = {
+        "run": str(out / name),
+        "seed": 3,
+        "input": {"size": 16},
+        "track": {"every": 1, "report": False},
+        **said,
+        "data": data,
+    }
     return parse(json.loads(json.dumps(raw).replace("DATA", str(shards))))
 
 
