@@ -279,8 +279,8 @@ def compose(
         remake = functools.partial(plan_of, config, backbone, samples, world.size)
         try:
             plan = remake({})
-            stream = stream_of(config, sets.train, spec, world, updater.task, view)
             refuse_parts(config, updater.task, samples, world.size)
+            stream = stream_of(config, sets.train, spec, world, updater.task, view)
         except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear, or that splits an episode
             what = f"{choice.said}; {error.what}" if choice.said else error.what
             raise UserError(what, where=error.where, todo=error.todo) from error
