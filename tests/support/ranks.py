@@ -77,9 +77,10 @@ SCENARIOS: dict[str, dict] = {
     },
     "mixed": {"backbone": GROUPED, "phases": TWO_PHASES, "mix": {"mixup": 0.4, "cutmix": 1.0}},
     "contrast": {"backbone": GROUPED, "phases": TWO_PHASES, "task": "simclr", "head": PROJECTION},
-    "regularised": {
+    "regularised": {  # by SGD: Adam makes whole steps of gradients that are 0 but for rounding
         "backbone": GROUPED,
-        "phases": TWO_PHASES,
+        "phases": {**TWO_PHASES, "each": {**TWO_PHASES["each"], "lr": 0.002}},
+        "optimizer": "sgd",
         "task": {"name": "vicreg", "width": 16},
         "head": PROJECTION,
         "evaluate": {"probe": "DATA/val"},
