@@ -171,6 +171,7 @@ def raw(shards, run, task, **over):
     )
 
 
+@pytest.mark.slow
 def test_what_was_turned_by_how_much_is_learned_without_a_label(unlabelled, tmp_path):
     result = train(raw(unlabelled, tmp_path / "r", "rotation", transforms=["resize"], evaluate={"every": "4ep"}))
     assert result["best"]["value"] == 1.0
