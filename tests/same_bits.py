@@ -49,7 +49,7 @@ def train(python: str, tests: Path, work: Path, name: str, shards: Path) -> dict
     command = [python, "-m", "tlx", "train", str(file), "--fresh"]
     subprocess.run(command, env=env, cwd=work, check=True, stdout=subprocess.DEVNULL)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+    kept = [{key: value for key, value in row.items() if not key.startswith(("time/", "memory/"))} for row in rows]
     result = json.loads((run / "result.json").read_text())
     parts = {"rows": kept, "result": {key: result[key] for key in ("step", "best", "last", "phases", "samples_seen")}}
     found = {what: hashlib.sha256(json.dumps(part).encode()).hexdigest() for what, part in parts.items()}

@@ -118,7 +118,7 @@ def test_the_environment_is_this_process_own(monkeypatch):
 
 def test_an_empty_variable_of_wandb_is_none(monkeypatch):
     """`export WANDB_MODE=` means "not set" to who writes it, and is an error to W&B."""
-    from tlx.tracking.wandb_run import forget_empty_variables
+    from tlx.tracking.wandb_service import forget_empty_variables
 
     monkeypatch.setenv("WANDB_MODE", "")
     monkeypatch.setenv("WANDB_NAME", "mine")

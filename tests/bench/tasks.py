@@ -39,11 +39,11 @@ from tlx.data.pixels.transforms import eval_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.stream import evaluation_batches
-from tlx.tasks import Ranks, TaskData, kinds
+from tlx.tasks import Ranks, TaskData, kinds, outputs_of
 from tlx.tasks.classification import ClassificationMeter
 from tlx.tasks.multilabel import MultiLabelMeter
 from tlx.tasks.summaries import summaries
-from tlx.train.components import backbone_of, outputs_of, task_of
+from tlx.train.components import backbone_of, task_of
 from tlx.train.data import open_sets
 from tlx.train.step import Normalise
 

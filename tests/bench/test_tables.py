@@ -1,4 +1,5 @@
-"""What tests/bench/tasks.py makes of pictures and values, by hand. What it trains on is no part of the repository."""
+"""What tests/bench/tasks.py and ranking.py make of pictures and values, by hand. What they train on is no part of the
+repository."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from bench.ranking import agreement
 from bench.tasks import COLOURS, SPECIES, TREES, Size, difference, hidden, interval, seeds_of, split, write_tables
 
 
@@ -53,3 +55,15 @@ def test_intervals_by_hand():
     assert difference(rows, "other", "a") == (0.5, 0.0)
     assert difference(rows, "first", "a") is difference(rows, "other", "b") is None
     assert seeds_of("0-4") == seeds_of("0,1,2,3,4")
+
+
+def test_kendalls_tau_by_hand():
+    def told(share):
+        return [np.arange(1000) % 10 < share, np.arange(1000) % 10 < share]  # of two seeds
+
+    right = [told(2), told(6), told(4)]
+    tau, low, high = agreement([0.1, 0.2, 0.3], right, resamples=50)  # two of three pairs agree
+    assert (tau, low, high) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+    assert agreement([1, 3, 2], right, resamples=50)[0] == pytest.approx(1)
+    _, low, high = agreement([0.1, 0.2, 0.3], [told(2), told(4), told(4)], resamples=50)
+    assert low <= high

@@ -156,6 +156,7 @@ def counted(monkeypatch):
     return shown
 
 
+@pytest.mark.slow
 def test_features_that_are_read_more_slowly_than_computed_are_not_kept_unless_asked_for(
     shards, tmp_path, monkeypatch, capsys
 ):
@@ -328,6 +329,7 @@ def test_a_head_is_solved_on_as_many_pictures_as_memory_should_hold(shards, tmp_
     assert "on 14 views of 7 pictures (there are 24)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_remote_shards_are_fetched_ahead(shards, tmp_path, monkeypatch):
     asked, ahead = [], Manifest.ahead
     monkeypatch.setattr(Manifest, "ahead", lambda self, some: asked.append(list(some)) or ahead(self, some))
@@ -372,6 +374,7 @@ def test_features_of_code_that_was_changed_are_computed_anew(shards, tmp_path, f
     assert not torch.allclose(first["fc.weight"], off["fc.weight"], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_moving_average_of_other_frozen_layers_has_no_features(shards, tmp_path, folder):
     """A phase that freezes again what an earlier one has trained."""
     layers = [("all", {"*": "all"}), ("again", {"fc": "all"})]

@@ -19,7 +19,7 @@ RAW = {
     "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
     "evaluate": {"batch": 4},
     "checkpoint": {"every": 2},
-    "track": {"every": 1},
+    "track": {"every": 1, "report": False},
     "loop": {"ema": {"decay": 0.8}},
     "cache": "exact",
 }

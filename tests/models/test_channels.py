@@ -310,7 +310,7 @@ def test_a_training(shards: Path, tmp_path: Path, channels: int) -> None:
         "unfreeze": "two_phase",
         "phases": {"feature_extraction": {"lr": 0.01, "duration": "2ep"}, "fine_tuning": {"lr": 0.01, "duration": 20}},
         "evaluate": {"every": 5},
-        "track": {"every": 1},
+        "track": {"every": 1, "report": False},
     }
     path = write_config(tmp_path / "c.yaml", raw)
     planned = tlx("plan", path)

@@ -272,7 +272,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i > 4 or "frn" in n)) for i, n in enumerate(NETWORKS)]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] * (i > 2 or "frn" in n)) for i, n in enumerate(NETWORKS)]
 )
 def test_every_policy_on_real_networks(name):
     case = NETWORKS[name]
@@ -449,7 +449,7 @@ def test_two_ranks_that_synchronise_train_as_one(tmp_path):
         "unfreeze": "all",
         "phases": {"each": {"lr": 0.01, "duration": "4ep"}},
         "world": {"backend": "gloo"},
-        "track": {"every": 1},
+        "track": {"every": 1, "report": False},
     }
     config, losses = write_config(tmp_path / "c.yaml", raw), {}
     for name, ranks, words in [("one", 1, []), ("two", 2, ["loop.sync_batchnorm=true"]), ("apart", 2, [])]:

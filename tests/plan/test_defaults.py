@@ -8,7 +8,8 @@ from nets import resnet_like
 from tlx.base.errors import UserError
 from tlx.base.files import json_text
 from tlx.plan import defaults
-from tlx.plan.config import Config, Data, dump, load, parse
+from tlx.plan.config import Config, dump, load, parse
+from tlx.plan.data_config import Data
 from tlx.plan.plan import Plan
 from tlx.runs.extend import adopted, shape
 from tlx.runs.run_folder import RunFolder

@@ -166,7 +166,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "long")) for n in BAD])
 def test_what_no_configuration_is(file, name):
     file.write_text(BAD[name])
 

@@ -14,8 +14,9 @@ from tlx.base import plug
 from tlx.base.durations import Duration, Period, Point, Steps
 from tlx.base.errors import UserError
 from tlx.base.layers import Layer, LayerMap, Parameter
-from tlx.plan.config import Config, PhaseSettings, dump, parse
+from tlx.plan.config import Config, dump, parse
 from tlx.plan.explicit import written_out
+from tlx.plan.phase_settings import PhaseSettings
 from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
 from tlx.plan.unfreeze import Assignment

@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.cli.probe import numbers
+from tlx.features.knn import Table
 from tlx.models import heads
-from tlx.plan.config import Part, load, parse
+from tlx.plan.config import load, parse
+from tlx.plan.parts import Part
 from tlx.probe import grid
 from tlx.probe.choice import Judged, halves
-from tlx.probe.features import Table, probed
+from tlx.probe.features import probed
 from tlx.probe.members import Member, Optimizer, Stack
 from tlx.probe.regression import chosen_c, folds, regressions
 

@@ -12,10 +12,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch.nn.functional import normalize
 
 from tlx.base.errors import UserError
+from tlx.features.knn import Table, chosen_k, votes
 from tlx.probe.costs import _Counting
 from tlx.probe.episodes import Accuracy, Wanted, cosine, drawn, judged, prototypes, regression
-from tlx.probe.features import Table
-from tlx.probe.knn import chosen_k, votes
 from tlx.probe.logme import logme
 
 

@@ -19,8 +19,9 @@ from tlx.base.errors import UserError
 from tlx.cli.main import app
 from tlx.data.shards.manifest import Manifest
 from tlx.plan import config as configs
-from tlx.plan.config import EMA, load
+from tlx.plan.config import load
 from tlx.plan.later_keys import is_written
+from tlx.plan.loop_config import EMA
 from tlx.report.report import report
 from tlx.runs.extend import Extend
 from tlx.runs.history import read_history
@@ -164,7 +165,10 @@ def test_a_run_whose_settings_mean_the_same_is_extended(v0_1):
 FURTHER = ["further.more.duration=2ep", "further.more.warmup=1", "further.more.curve={name: multi_step, at: ['50%']}"]
 
 
-@pytest.mark.parametrize("rewritten", [False, True], ids=["at once", "after a start by now"])
+@pytest.mark.parametrize(
+    "rewritten",
+    [pytest.param(False, id="at once"), pytest.param(True, id="after a start by now", marks=pytest.mark.slow)],
+)
 def test_a_run_that_was_extended_and_killed_before_its_first_checkpoint_goes_on(v0_1, monkeypatch, rewritten):
     def killed(run):
         raise KeyboardInterrupt

@@ -176,7 +176,7 @@ def test_a_phase_that_hurt_is_not_shown_as_a_gain(tmp_path: Path, capsys) -> Non
     text = " ".join(page.text.split())
     assert "feature_extraction 0 to 2 85.40 % 1 70.80 %" in text
     assert "fine_tuning 2 to 5 79.20 % 4 75.00 %" in text
-    assert "the last of feature extraction against the best of fine-tuning: here 70.80 % and 79.20 %" in text
+    assert "against the best of fine-tuning, which flatters tuning: here 70.80 % and 79.20 %" in text
     assert "best 85.40 %, last 70.80 %" in capsys.readouterr().out
     figure = Figure()
     figures._bars(figure.subplots(), history)

@@ -33,6 +33,7 @@ from tlx.runs.run_status import status_text
 from tlx.train import build
 from tlx.train import command as training
 
+REPORTED = {"every": 1, "report": True}
 STEPS = 3  # of an epoch: 24 samples in batches of 8
 
 
@@ -49,7 +50,7 @@ def raw(shards, alone):
 @pytest.fixture(scope="module")
 def finished(shards, tmp_path_factory):
     """A run that is done, which nobody changes."""
-    return composed.finished(two_phases(shards, tmp_path_factory.mktemp("finished") / "run"))
+    return composed.finished(two_phases(shards, tmp_path_factory.mktemp("finished") / "run", track=REPORTED))
 
 
 def longer(epochs=4, **said):
@@ -106,8 +107,8 @@ def test_two_more_epochs_of_a_finished_run_are_those_of_a_longer_training(raw, t
         train(raw(run, phases=longer()))
     assert "--extend" in str(refused.value)
     assert status(run) == "done"
-    result = train(raw(run, phases=longer()), extend=True)
-    train(raw(straight, phases=longer()))
+    result = train(raw(run, phases=longer(), track=REPORTED), extend=True)
+    train(raw(straight, phases=longer(), track=REPORTED))
     assert_same(run, straight)
     assert losses(run) == losses(straight)
     assert [e["step"] for e in result["extended"]] == [4 * STEPS]
@@ -450,13 +451,13 @@ def test_the_report_of_before_goes_with_its_result(raw, finished, tmp_path, monk
     assert is_drawn(run)
     with monkeypatch.context() as patched:
         stop_at(14, patched)
-        assert train(raw(run, phases=longer()), extend=True) is None
+        assert train(raw(run, phases=longer(), track=REPORTED), extend=True) is None
     assert not (run / "report.html").exists()
-    train(raw(run, phases=longer()))
+    train(raw(run, phases=longer(), track=REPORTED))
     assert is_drawn(run)
     os.utime(run / "report.html", (1, 1))  # of an earlier result
     assert not is_drawn(run)
-    train(raw(run, phases=longer()))
+    train(raw(run, phases=longer(), track=REPORTED))
     assert is_drawn(run)
 
 
@@ -509,7 +510,7 @@ def test_a_key_that_came_later_is_not_to_be_taken_back(raw, finished, tmp_path):
 def test_while_the_report_is_drawn_signals_act_as_before(raw, tmp_path, monkeypatch):
     before, seen = signal.getsignal(signal.SIGTERM), []
     monkeypatch.setattr(training, "draw", lambda _: seen.append(signal.getsignal(signal.SIGTERM)))
-    train(raw(tmp_path / "run"))
+    train(raw(tmp_path / "run", track=REPORTED))
     assert seen == [before]
 
 

@@ -257,7 +257,7 @@ def told(run, *, drawn):
             print(*cells(history, history.name), file=output)
 
 
-@many(60, 500)
+@many(15, 500)
 def test_damaged_files_of_a_run_in_a_report(run, count):
     good = {name: (run / name).read_bytes() for name in FILES}
     kinds = {name: json.loads(data) for name, data in good.items() if name.endswith(".json")}

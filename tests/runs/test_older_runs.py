@@ -11,7 +11,8 @@ import yaml
 from torch import nn
 
 from tlx.base.errors import UserError
-from tlx.plan.config import EMA, dump, parse
+from tlx.plan.config import dump, parse
+from tlx.plan.loop_config import EMA
 from tlx.plan.saved_config import changes, essential
 from tlx.runs.checkpoint import _hash_of
 from tlx.runs.extend import FILE, Extend, shape

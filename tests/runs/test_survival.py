@@ -39,7 +39,7 @@ RAW = {
     },
     "evaluate": {"every": 7},
     "checkpoint": {"every": 5, "keep": {"last": 2, "best": 1, "every": 20}},
-    "track": {"every": 1},
+    "track": {"every": 1, "report": False},
 }
 STEPS = 65
 """The first phase ends on its plateau, at step 21."""

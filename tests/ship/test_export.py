@@ -290,6 +290,7 @@ def test_what_a_killed_export_left_goes_and_that_of_another_one_stays(run, tmp_p
     assert (tmp_path / "mine" / "model.safetensors").stat().st_mode == others
 
 
+@pytest.mark.slow
 def test_an_export_that_does_not_run_or_gives_too_little_is_refused(run, tmp_path, monkeypatch):
     run_program = graph.run_program
 
@@ -343,6 +344,7 @@ def test_a_package_that_is_not_installed_and_heads_that_are_not_plain_are_told(r
 # int8
 
 
+@pytest.mark.slow
 def test_what_int8_costs_is_measured_on_pictures_that_nothing_was_chosen_by(run, shards, tmp_path, monkeypatch):
     import onnx
 
@@ -375,6 +377,7 @@ def test_what_int8_costs_is_measured_on_pictures_that_nothing_was_chosen_by(run,
     assert any(node.op_type == "QuantizeLinear" for node in model.graph.node)
 
 
+@pytest.mark.slow
 def test_int8_that_costs_too_much_is_refused(run, tmp_path, monkeypatch):
     run_onnx = quantise.run_onnx
 

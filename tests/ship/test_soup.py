@@ -297,6 +297,7 @@ def test_it_has_a_temperature_of_its_own_and_a_look_on_record(made_of, shards):
     assert kept["weights"] == look["weights"]["sha256"]
 
 
+@pytest.mark.slow
 def test_all_that_reads_a_run_reads_it(made_of, runs, shards, tmp_path):
     out = Path(shutil.copytree(made_of[0], tmp_path / "soup", symlinks=True))
     photos = make_folder(tmp_path / "p", classes=3, per_class=2, size=(20, 20), seed=5)

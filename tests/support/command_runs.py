@@ -20,7 +20,7 @@ RAW = {
     },
     "evaluate": {"every": 40},
     "checkpoint": {"every": 30},
-    "track": {"every": 1},
+    "track": {"every": 1, "report": False},
 }
 
 

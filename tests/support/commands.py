@@ -20,7 +20,7 @@ from places import SUPPORT
 from typer.testing import CliRunner
 
 from tlx.cli.main import app
-from tlx.train.step_timer import PREFIX
+from tlx.train import memory_use, step_timer
 
 
 def environment(*, path: str = "", **extra: str) -> dict[str, str]:
@@ -99,7 +99,10 @@ def write_config(path: Path, raw: dict, **over: object) -> Path:
 def rows(run: Path) -> list[dict]:
     """Of metrics.jsonl, without what comes from the machine: two equal trainings differ in it."""
     whole = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if not key.startswith(PREFIX)} for row in whole]
+    return [
+        {key: value for key, value in row.items() if not key.startswith((step_timer.PREFIX, memory_use.PREFIX))}
+        for row in whole
+    ]
 
 
 def status(run: Path) -> dict:

@@ -25,7 +25,8 @@ def claimed(folder: RunFolder, config: Config, **how: Any) -> Claim:
 
 
 def raw_of(shards: Path, run: Path | str, **over: Any) -> dict[str, Any]:
-    """The configuration of a short training of one rank on the small network."""
+    """The configuration of a short training of one rank on the small network; it draws no report, unless it says so."""
+    track = {"report": False, **over.pop("track", {})}
     return {
         "run": str(run),
         "data": {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0},
@@ -33,7 +34,7 @@ def raw_of(shards: Path, run: Path | str, **over: Any) -> dict[str, Any]:
         "backbone": {"name": "toys:small", "weights": "none"},
         "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
         "world": {"device": "cpu"},
-        "track": {"report": False},
+        "track": track,
         **over,
     }
 

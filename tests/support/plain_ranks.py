@@ -21,7 +21,7 @@ RAW = {
     "phases": {"each": {"lr": 0.01}, "feature_extraction": {"duration": 4000}, "fine_tuning": {"duration": 8000}},
     "evaluate": {"every": 2000},
     "checkpoint": {"every": 30},
-    "track": {"every": 1},
+    "track": {"every": 1, "report": False},
 }
 
 

@@ -29,6 +29,7 @@ TWO_PHASES = {
 SMALL = {"name": "toys:small", "weights": "none"}
 GROUPED = {**SMALL, "args": {"norm": "group"}}
 FIXED = {**TWO_PHASES, "each": {**TWO_PHASES["each"], "norm": "norms_fixed"}}
+PROJECTION = {"name": "mlp", "hidden": [16]}
 MOVING = {**TWO_PHASES, "each": {**TWO_PHASES["each"], "norm": "statistics_move"}}
 
 # Each says what differs from a plain training: 30 samples, global batch 8, so that an epoch's last batch holds 6.
@@ -39,7 +40,7 @@ SCENARIOS: dict[str, dict] = {
         "phases": MOVING,
         "evaluate": {"every": 3},
         "checkpoint": {"every": 2},
-        "track": {"every": 5},
+        "track": {"every": 5, "report": False},
     },
     "frozen": {"backbone": SMALL, "phases": TWO_PHASES},
     "gradual": {
@@ -75,6 +76,15 @@ SCENARIOS: dict[str, dict] = {
         "evaluate": {"batch": 13},  # three batches: every rank has one
     },
     "mixed": {"backbone": GROUPED, "phases": TWO_PHASES, "mix": {"mixup": 0.4, "cutmix": 1.0}},
+    "contrast": {"backbone": GROUPED, "phases": TWO_PHASES, "task": "simclr", "head": PROJECTION},
+    "regularised": {  # by SGD: Adam makes whole steps of gradients that are 0 but for rounding
+        "backbone": GROUPED,
+        "phases": {**TWO_PHASES, "each": {**TWO_PHASES["each"], "lr": 0.002}},
+        "optimizer": "sgd",
+        "task": {"name": "vicreg", "width": 16},
+        "head": PROJECTION,
+        "evaluate": {"probe": "DATA/val"},
+    },
     "average": {"backbone": SMALL, "phases": TWO_PHASES, "loop": {"ema": {"decay": 0.8}, "clip": 0.5}},
     "skipping": {"backbone": SMALL, "phases": MOVING, "loop": {"nonfinite": "skip"}},
     "recomputed": {"backbone": SMALL, "phases": TWO_PHASES, "loop": {"gradient_checkpointing": True}},
@@ -85,8 +95,9 @@ def config_of(name: str, out: Path, shards: Path):
     said = SCENARIOS[name]
     data = {"train": str(shards / "train"), "val": str(shards / "val"), "batch": 8, "workers": 0}
     data |= said.get("data", {})
-    raw = {"run": str(out / name), "seed": 3, "input": {"size": 16}, "track": {"every": 1}, **said, "data": data}
-    return parse(raw)
+    usual = {"seed": 3, "input": {"size": 16}, "track": {"every": 1, "report": False}}
+    raw = {"run": str(out / name), **usual, **said, "data": data}
+    return parse(json.loads(json.dumps(raw).replace("DATA", str(shards))))
 
 
 class Watcher:

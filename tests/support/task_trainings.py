@@ -49,6 +49,11 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "uncertain": {"task": UNCERTAIN, "loop": {"micro_batch": 3, "ema": {"decay": 0.8}}},
     "uncertain_mixed": {"task": UNCERTAIN, "mix": MIXED},
     "cached": {"task": SEVERAL, "transforms": [{"name": "resize", "size": [16, 16]}], "cache": {"mode": "exact"}},
+    "episodic": {  # which has no predictions of pictures
+        "task": {"name": "episodic", "width": 32, "ways": 2, "shots": 1, "queries": 1, "val_episodes": 60},
+        "head": "features",
+        "data": {"batch": 24},
+    },
     "assisted": {
         "task": {**UNCERTAIN, "tasks": {**TASKS, "colour": {**COLOUR, "objective": "cross_entropy"}}},
         "backbone": {"name": "toys:assisted", "weights": "none"},
@@ -85,6 +90,7 @@ def raw_of(name: str, out: Path, shards: Path) -> dict[str, Any]:
         "world": {"device": "cpu"},
     }
     made = {**plain, **SCENARIOS[name]}
+    made["data"] = {**data, **made["data"]}
     return {**made, "cache": {**made["cache"], "folder": str(out / "features")}} if "cache" in made else made
 
 

@@ -10,7 +10,8 @@ from task_data import make, of_class, of_numbers
 
 from tlx.base.errors import UserError
 from tlx.data.shards.targets import Target
-from tlx.plan.config import chosen_by, parse
+from tlx.plan.config import parse
+from tlx.plan.parts import chosen_by
 from tlx.tasks import TargetSummary
 from tlx.tasks.ordinal import Ordinal
 from tlx.train.build import _outputs_in_words

@@ -28,7 +28,7 @@ from tlx.tracking import RunInfo, guarded, wandb
 from tlx.tracking.phase_end import EVEN, MISTAKES, PhaseEnd, phase_ends
 from tlx.tracking.sync import sync
 from tlx.tracking.tracker import GuardedTracker
-from tlx.tracking.wandb_run import let_go
+from tlx.tracking.wandb_service import let_go
 from tlx.train import command as training
 
 WANDB = {

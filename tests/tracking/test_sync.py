@@ -215,6 +215,7 @@ def test_rows_that_came_from_the_file_are_not_sent_again_when_they_come_from_the
 # --- accidents
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("impatient")
 def test_the_network_is_gone_in_mid_run_and_the_rest_is_sent_later(server, folder, capfd) -> None:
     train(folder, range(1, 4))
@@ -673,6 +674,7 @@ def raw(server, tmp_path, monkeypatch):
     return lambda **over: {**two_phases(shards, tmp_path / "run", **over), "track": trackers}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_extended_stays_the_same_run_of_wandb(server, raw, tmp_path):
     training.train(parse(raw()))
     (run,) = server.runs.values()

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from updates import batch, phase_model
 
-from tlx.plan.config import EMA, parse
+from tlx.plan.config import parse
+from tlx.plan.loop_config import EMA
 from tlx.plan.plan import Plan
 from tlx.train.averaging import MovingAverage
 from tlx.train.loop import begin, fit

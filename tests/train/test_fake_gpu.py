@@ -18,7 +18,8 @@ from tlx import models
 from tlx.data.pixels.normalise import Normalise
 from tlx.data.stream.mix import Mix
 from tlx.data.stream.stream import Batch
-from tlx.plan.config import EMA, parse
+from tlx.plan.config import parse
+from tlx.plan.loop_config import EMA
 from tlx.plan.plan import Plan
 from tlx.ranks.collectives import World
 from tlx.tasks import objectives

@@ -31,7 +31,7 @@ def config(shards, tmp_path, monkeypatch):
             "backbone": {"name": "toys:small", "weights": "none"},
             "phases": {"each": {"lr": 0.02, "duration": "2ep"}},
             "world": {"device": "cpu"},
-            "track": {"every": 1},
+            "track": {"every": 1, "report": False},
         }
         return parse({**raw, **over})
 

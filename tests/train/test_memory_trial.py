@@ -54,7 +54,7 @@ def raw(shards, run, *, args=None, name="toys:limited", fit="always", **over):
         "backbone": {"name": name, "weights": "none", "args": args or {}},
         "phases": {"each": {"lr": 0.01}, "feature_extraction": {"duration": 3}, "fine_tuning": {"duration": 5}},
         "evaluate": {"every": 4, "batch": 2},
-        "track": {"every": 1},
+        "track": {"every": 1, "report": False},
         "world": {"device": "cpu"},
         "checkpoint": {"background": False},
         **over,
@@ -308,6 +308,7 @@ def test_an_evaluation_batch_is_not_the_micro_batchs_matter(shards, tmp_path):
         decide(Found(8, 8, {}, evaluation=0), on="it", moving=[], may_halve=True)
 
 
+@pytest.mark.slow
 def test_an_evaluation_batch_that_nobody_has_said_is_what_fits(shards, tmp_path, capsys):
     said = raw(shards, tmp_path / "run", args={"samples": 5, "where": "evaluation"}, evaluate={"every": 4})
     result, shown = train(said, capsys)

@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from updates import OPTIONS, TORCHS, batch, phase_model
 
-from tlx.plan.config import EMA
+from tlx.plan.loop_config import EMA
 from tlx.train import optim
 from tlx.train.averaging import MovingAverage
 

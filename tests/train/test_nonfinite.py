@@ -15,7 +15,7 @@ from updates import classifying
 from tlx.base.errors import TlxError
 from tlx.base.files import json_text
 from tlx.data.stream.stream import Batch
-from tlx.plan.config import NonFinite
+from tlx.plan.loop_config import NonFinite
 from tlx.runs.metrics_file import read_rows
 from tlx.runs.progress import MEMORY, Progress, Trend
 from tlx.tasks.objectives import cross_entropy

@@ -11,7 +11,7 @@ from composed import composer
 import tlx.train.loop
 from tlx.base.layers import LayerMap
 from tlx.plan import stale_state
-from tlx.plan.config import Part
+from tlx.plan.parts import Part
 from tlx.train.loop import fit
 
 WEIGHT = "features.0.0.weight"

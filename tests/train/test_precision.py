@@ -33,7 +33,7 @@ def config(tmp_path_factory):
         "input": {"size": 32},
         "backbone": {"name": "toys:small", "weights": "none"},
         "phases": PHASES,
-        "track": {"every": 1},
+        "track": {"every": 1, "report": False},
     }
     return write_config(folder / "c.yaml", raw)
 

@@ -75,6 +75,7 @@ def test_every_row_of_training_tells_its_speed_and_the_best_so_far(whole):
     for row in training:
         assert row["time/images_per_s"] > 0
         assert row["time/step_s"] > 0
+        assert 0.05 < row["memory/process_gib"] < 20
         assert (row["time/left_s"] == 0) is (row["step"] == 400)
     best = 0.0
     for row in told:
@@ -82,6 +83,7 @@ def test_every_row_of_training_tells_its_speed_and_the_best_so_far(whole):
         assert row.get("best/val/top1", 0.0) == best
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_drawn_is_one_warning_and_the_run_is_done(config, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
@@ -169,6 +171,7 @@ def test_kill_9_without_a_launcher_then_the_same_command_again_gives_the_same_bi
     same_bits(run, whole)
 
 
+@pytest.mark.slow
 def test_a_request_to_stop_leaves_a_resumable_run(whole, config, tmp_path):
     run = tmp_path / "stopped"
     process = start("train", config, f"run={run}")

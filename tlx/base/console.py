@@ -29,7 +29,9 @@ QUIET_S = 5.0
 REFRESHES = 2
 """Of the live view, in a second."""
 
-_ELSEWHERE = ("step", "epoch", "phase", "train/lr", "time/", "best/", "lr/", "update_ratio/", "train/grad_norm")
+_ELSEWHERE = (
+    "step", "epoch", "phase", "train/lr", "time/", "memory/", "best/", "lr/", "update_ratio/", "train/grad_norm"
+)  # fmt: skip
 """Values of a row that have a place of their own in a line, or none."""
 
 _WARNING = "warning"

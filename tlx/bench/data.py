@@ -200,11 +200,11 @@ def open_shards(location: str, cache: CacheSpec | None = None) -> Manifest:
     return Manifest.open(location, cache)
 
 
-def setup_of(config: Config, classes: int) -> Setup:
+def setup_of(config: Config) -> Setup:
     """What a configuration's training would show."""
-    from tlx.train.components import backbone_of
+    from tlx.train.components import backbone_of, unknown_outputs
 
-    backbone = backbone_of(config, classes, empty=True)
+    backbone = backbone_of(config, unknown_outputs(config), empty=True)
     wanted = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
     return Setup(
         spec=config.input.over(backbone.input),

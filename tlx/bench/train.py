@@ -122,8 +122,10 @@ def measure(config: Config, *, steps: int = 30, phase: str | None = None, rounds
 
 def alone(config: Config, folder: Path) -> tuple[Config, list[str]]:
     """One rank's part of the training, without weights and trackers, in another folder."""
+    from tlx.tasks import outputs_of
+
     sets, notes = open_sets(config), []
-    outputs = parts.outputs_of(parts.task_of(config, sets.samples))
+    outputs = outputs_of(parts.task_of(config, sets.samples))
     spec = config.input.over(parts.backbone_of(config, outputs, empty=True).input)
     as_loaded = ("size", "mean", "std", "crop_pct", "interpolation")  # of the weights, which are not loaded
     seen = config.input.model_copy(update={name: getattr(spec, name) for name in as_loaded})

@@ -61,7 +61,7 @@ def data(
         wanted = configs.load(config)
         cache, manifest = feed.cache_of(wanted), manifest or wanted.data.train
         shards = measured.open_shards(manifest, cache)
-        setup = measured.setup_of(wanted, len(shards.classes))
+        setup = measured.setup_of(wanted)
     elif manifest is None:
         raise UserError("say which shards to measure", todo="tlx bench data FOLDER, or: tlx bench data --config FILE")
     else:

@@ -19,7 +19,7 @@ FILES = "*"
 """Offers the files of a folder, which the shell knows best."""
 
 _TLX = Path(__file__).parents[1]
-_MADE_FROM = ("__init__.py", "cli/*.py", "plan/config.py", "plan/reference.py", "base/plug.py")
+_MADE_FROM = ("__init__.py", "cli/*.py", "plan/*.py", "base/plug.py")
 
 
 def answer(line: str) -> list[str]:

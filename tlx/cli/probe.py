@@ -194,7 +194,7 @@ def _heads(text: str | None) -> Sequence[Any]:
     from pydantic import ValidationError
 
     from tlx.base.parsing import from_word
-    from tlx.plan.config import Part
+    from tlx.plan.parts import Part
 
     said = from_word(text) if text.lstrip()[:1] in ("[", "{") else text.split(",")
     try:

@@ -99,6 +99,13 @@ def build(
     nested: Annotated[
         bool, typer.Option("--nested", help="A class is the path of folders to a picture, such as animal/dog/poodle.")
     ] = False,
+    no_labels: Annotated[
+        bool,
+        typer.Option(
+            "--no-labels",
+            help="Pictures of no class, wherever they lie below SRC: to pretrain on (configs/METHODS.md).",
+        ),
+    ] = False,
     jobs: Jobs = None,
     part: Annotated[
         str | None,
@@ -150,6 +157,7 @@ def build(
         targets=tuple(target or ()),
         label_separator=label_separator,
         nested=nested,
+        labels=not no_labels,
     )
     if part is not None:
         _print_part(build_part(src, out, Part.read(part), options, progress=True), out)

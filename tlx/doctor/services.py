@@ -46,14 +46,15 @@ def _outputs(config: Config) -> tuple[int | Outputs, Sequence[str] | None, Mappi
     """How many, for a backbone of the user's own, which may want the right number, and their names and scale, for a
     head that is kept; any number will do where there are no shards."""
     from tlx.base.errors import UserError
-    from tlx.train.components import outputs_of, task_of
+    from tlx.tasks import outputs_of
+    from tlx.train.components import task_of, unknown_outputs
     from tlx.train.data import count_samples, known_names, known_scale
 
     try:
         samples = count_samples(config)
         task = task_of(config, samples)
     except UserError:  # the finding on the shards says why
-        return 2, None, None
+        return unknown_outputs(config), None, None
     return outputs_of(task), known_names(config, samples, task), known_scale(samples, task)
 
 

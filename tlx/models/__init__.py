@@ -99,10 +99,15 @@ class Outputs:
         heads: how many outputs by head; one whose name is "", or several beside each other on the same features.
         constants: learned numbers, further columns behind those of the heads, the same for every image.
         vectors: of the classes that a single head's outputs are; only heads that say ``starts = "vectors"`` take them.
+        views: images that belong together, where the network takes [N, views, channels, H, W], too.
+        joined: the head takes the features of all views beside each other; else it answers to each, and the answers
+            stand beside each other. A lone image is taken for each of them (`joined`), or answered alone.
     """
 
     heads: Mapping[str, int]
     constants: int = 0
+    views: int = 1
+    joined: bool = True
     vectors: ClassVectors | None = field(default=None, compare=False)
 
     @property
@@ -113,6 +118,11 @@ class Outputs:
     def is_single(self) -> bool:
         """Whether one head gives all of them."""
         return list(self.heads) == [""] and not self.constants
+
+    @property
+    def features_joined(self) -> int:
+        """How many images' features the head takes at once."""
+        return self.views if self.joined else 1
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,14 @@ from tlx.base.layers import Granularity
 from tlx.models import Backbone, Loaded, Outputs, WeightsOptions, surgery
 from tlx.models.auxiliary import Auxiliary, auxiliary, branch_units, is_auxiliary, leave_out_frozen
 from tlx.models.channels import RGB, adapted, adapting, image_weights
-from tlx.models.head_modules import Semantic, TaskHeads
+from tlx.models.head_modules import JoinedViews, Semantic, TaskHeads
 from tlx.models.heads import Takes
 from tlx.models.layers.gradients import idle_parameters
 from tlx.models.layers.structure import Anatomy
 from tlx.models.layers.trace import BATCH, Trace, build_empty, trace
 from tlx.models.layers.units import Labels, cut
 from tlx.models.libraries.sources import Source
+from tlx.models.view_hooks import take_views
 from tlx.models.weights import pretrained
 from tlx.models.weights.files import Given, in_fp32
 from tlx.models.weights.filling import Filled, fill, refuse_unknown, take_head, take_projection
@@ -100,6 +101,7 @@ def assemble(source: Source, wish: BuildOptions, granularity: Granularity) -> Ba
         filled = take_projection(net, map_, filled, plain.running, given)
     anatomy = finished.anatomy()
     leave_out_frozen(net, plain.auxiliary)
+    take_views(net, finished.running, wish.outputs)
     return Backbone(
         name=source.name,
         module=net,
@@ -370,13 +372,18 @@ def _with_head(source: Source, plain: TracedModel, wish: BuildOptions) -> tuple[
     if not wish.empty:
         surgery.renew(plain.net, plain.heads)
     width = surgery.features(plain.net, plain.running[0], plain.seen)
-    if wish.head == "linear" and wish.outputs.is_single:
+    if wish.head == "linear" and wish.outputs.is_single and wish.outputs.features_joined == 1:
         if wish.head_args.get("dropout"):
             surgery.drop_before(plain.net, plain.heads, wish.head_args["dropout"])
         return plain, width
     tap = _suitable(source, plain, wish.head)
+    if tap is not None and wish.outputs.features_joined > 1:
+        what = f"head {wish.head} pools a map or tokens, and this task puts pooled features of several views together"
+        raise UserError(what, where="head", todo="use mlp or linear")
     features = tap.width if tap else width
-    head = _new_head(wish, features)
+    head = _new_head(wish, features * wish.outputs.features_joined)
+    if wish.outputs.features_joined > 1:
+        head = JoinedViews(head, wish.outputs.views)
     path = surgery.place(plain.net, head, plain.running, tap)
     seen = _trace(plain.net, plain.spec, f"{source.name} with head {wish.head}")
     if seen.output != (BATCH, wish.classes):

@@ -56,6 +56,17 @@ class Cosine(nn.Module):
         return self.scale * functional.linear(*directions)
 
 
+class Features(nn.Module):
+    """Features [N, C] times a learned number."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(float(scale)))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.scale * features
+
+
 class Prototypes(nn.Module):
     """Features [N, C] to minus `scale` times the squared distance to each row of `weight` [classes, C]."""
 
@@ -108,3 +119,20 @@ class Semantic(nn.Module):
         if self.cosine:
             mapped, vectors = functional.normalize(mapped, dim=1), functional.normalize(vectors, dim=1)
         return self.scale * functional.linear(mapped, vectors)
+
+
+class JoinedViews(nn.Sequential):
+    """A head on the features of several views beside each other: [N * views, C] to what it makes of [N, views * C].
+
+    Whether the rows are views, or lone images that stand for each of theirs, whoever calls it says in `split`.
+    """
+
+    def __init__(self, head: nn.Module, views: int) -> None:
+        super().__init__(*(head.children() if isinstance(head, nn.Sequential) else (head,)))
+        self.views, self.split = views, False
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        rows = features if self.split else features.repeat_interleave(self.views, 0)
+        joined = rows.reshape(len(rows) // self.views, self.views * rows.shape[1])
+        found: torch.Tensor = super().forward(joined)  # type: ignore[no-untyped-call]
+        return found

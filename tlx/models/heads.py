@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 else:
     Module = Any  # annotations are read when arguments are checked, which needs no torch
 
-__all__ = ["attention_pool", "concat_pool", "cosine", "linear", "mlp", "prototype", "semantic"]
+__all__ = ["attention_pool", "concat_pool", "cosine", "features", "linear", "mlp", "prototype", "semantic"]
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Width = Annotated[int, Field(ge=1)]
@@ -189,6 +189,30 @@ def cosine(
 
     head = Cosine(features, classes, scale=scale, learn_scale=learn_scale)
     return nn.Sequential(nn.Dropout(dropout), head) if dropout else head
+
+
+def features(features: int, classes: int, *, scale: Factor = 1.0) -> Module:
+    """The backbone's features as they are, times one learned number: for tasks that compare pictures with each other.
+
+    Their distances decide how sure a softmax over them is. Oreshkin et al. 2018 (TADAM, arXiv:1805.10123) learn such a
+    factor of the distances, of which this is the root. A phase that trains the head alone trains no more than that:
+    ``unfreeze: all``, or an explicit one, is what such a task wants.
+
+    Args:
+        scale: at the start; 1 / sqrt(features) makes squared distances means over features. It is a parameter (of kind
+            ``scale``, so without weight decay by default).
+
+    Raises:
+        UserError: another number of outputs is asked for than there are features.
+    """
+    if features != classes:
+        what = f"head features gives the backbone's {features} features, and the task asks for {classes} outputs"
+        todo = f"task.width={features}; or, of a task that has classes, head: linear"
+        raise UserError(what, where="head", todo=todo)
+
+    from tlx.models.head_modules import Features
+
+    return Features(scale)
 
 
 def prototype(features: int, classes: int, *, scale: Factor = 1.0, dropout: Share = 0.0) -> Module:

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from tlx.base.location import shown
-from tlx.plan.config import Config, Part
+from tlx.plan.config import Config
+from tlx.plan.parts import Part
 
 
 def comparable(raw: Mapping[str, Any], model: type[BaseModel] = Config) -> dict[str, Any]:

@@ -33,6 +33,7 @@ _OWN_EXAMPLES = {
     "backbone.weights": "runs/earlier",
     "backbone.trust": "true",
     "data.bad_samples": "1%",
+    "evaluate.probe": "shards/labelled",
     "data.expected": "{train: 1020, classes: 102}",
     "data.test": "shards/test",
     "data.train": "shards/train",
@@ -49,6 +50,7 @@ _OWN_EXAMPLES = {
 
 _TOGETHER = (
     "data.expected.",
+    "evaluate.probe.",
     "phases.NAME.duration.",
     "phases.NAME.before.",
     "data.cache.stage",

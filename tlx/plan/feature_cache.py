@@ -16,6 +16,8 @@ def why_not(config: Config, phase: Phase, steps_per_epoch: int) -> str | None:
     wanted = config.cache
     if wanted.mode == "off":
         return "cache: off"
+    if config.draws_targets:
+        return f"task {config.task.name} draws anew what it shows of a picture"
     if config.mix is not None and (config.mix.mixup or config.mix.cutmix):
         return "mixed features are not those of mixed pictures (mix)"
     if phase.trains[next(iter(phase.layers)).name] != "frozen":

@@ -23,7 +23,9 @@ from tlx.base.norms import POLICIES, NormPolicy, NormState
 from tlx.data.stream.order import micro_batch_sizes
 from tlx.plan import defaults, returned_values
 from tlx.plan import warnings as plan_warnings
-from tlx.plan.config import Config, Part, PhaseSettings, Plateau
+from tlx.plan.config import Config
+from tlx.plan.parts import Part
+from tlx.plan.phase_settings import PhaseSettings, Plateau
 from tlx.plan.unfreeze import Assignment, Mode
 
 SAMPLED = 200

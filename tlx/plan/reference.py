@@ -28,8 +28,9 @@ from tlx.base.norms import POLICIES
 from tlx.base.parsing import to_yaml
 from tlx.base.plug import Group
 from tlx.base.terminal import hand_over
-from tlx.plan.config import Config, Model, Part
+from tlx.plan.config import Config
 from tlx.plan.overrides import Short
+from tlx.plan.parts import Model, Part
 
 _TITLE = """# Every key of a configuration
 

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from tlx.base.differences import differences, flat
 from tlx.base.errors import ConfigError
-from tlx.plan.config import Config, PhaseSettings, parse, plain
+from tlx.plan.config import Config, parse, plain
 from tlx.plan.later_keys import completed, lacking
+from tlx.plan.phase_settings import PhaseSettings
 
 MAY_CHANGE = (
     *("world", "track", "checkpoint", "run", "stop_after", "data.workers", "data.cache", "data.expected"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tlx.plan.config import Part
+    from tlx.plan.parts import Part
     from tlx.plan.plan import Plan
 
 

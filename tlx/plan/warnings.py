@@ -14,7 +14,9 @@ from tlx.base import plug
 from tlx.base.durations import Duration, Mark
 from tlx.data.stream.order import micro_batch_sizes, micro_batches
 from tlx.plan import stale_state
-from tlx.plan.config import Checkpoint, Config, Evaluate, NonFinite, Part, Track
+from tlx.plan.config import Config
+from tlx.plan.loop_config import Checkpoint, Evaluate, NonFinite, Track
+from tlx.plan.parts import Part
 from tlx.plan.returned_values import sampled
 
 if TYPE_CHECKING:
@@ -56,6 +58,16 @@ def moving_statistics(config: Config, plan: Plan, world: int) -> list[str]:
         return [f"{moving}: they are of the global batch of {batch}, whatever the number of ranks"]
     of = f"they are of all ranks' micro-batches together, so results depend on the {parts} parts of a global batch"
     return [f"{moving}: {of} ({-(-batch // parts)} samples at a time)"]
+
+
+def statistics_of_episodes(config: Config, plan: Plan, world: int) -> list[str]:
+    """Of batches that are no picture of all classes."""
+    if not plan.moving or config.composes_batches is None:
+        return []
+    return [
+        f"BatchNorm statistics that move (in {', '.join(plan.moving)}) are of a batch of episodes, its few classes "
+        "and its queries together, and evaluations use the running ones; norm: norms_fixed avoids the difference"
+    ]
 
 
 def idle_parameters(config: Config, plan: Plan, world: int) -> list[str]:
@@ -314,6 +326,7 @@ def _below(decay: float) -> float:
 
 CHECKS: tuple[Callable[[Config, Plan, int], list[str]], ...] = (
     moving_statistics,
+    statistics_of_episodes,
     idle_parameters,
     short_epoch,
     no_validation,

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from tlx.base.errors import UserError
 from tlx.base.terminal import drawn, say, tables, width
+from tlx.features.knn import Table
 from tlx.plan.config import Config
 from tlx.probe.choice import RESAMPLES, Judged, means
-from tlx.probe.features import Table, composed, shown_plainly
+from tlx.probe.features import composed, shown_plainly
 from tlx.probe.grid_text import percent
 from tlx.probe.regression import fit
 from tlx.train.evaluation import Validation

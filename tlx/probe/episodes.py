@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from tlx.base.errors import UserError
-from tlx.data.stream.order import derive, permutation
+from tlx.data.stream.episodes import by_class, draw, too_few
 from tlx.plan.config import Config
 from tlx.probe.features import probed
 
@@ -110,26 +110,18 @@ def drawn(labels: Tensor, names: Sequence[str], wanted: Wanted, seed: int) -> Te
         UserError: fewer classes than ways; classes of too few pictures.
     """
     each = wanted.queries + max(wanted.shots)
-    own = {label: np.flatnonzero(labels.numpy() == label) for label in labels.unique().tolist()}  # type: ignore[no-untyped-call]
+    own = by_class(labels.numpy())
     if len(own) < wanted.ways or wanted.ways < 2:
         what = f"{wanted.ways} ways, and {len(own)} classes have pictures"
         raise UserError(what, where="--ways", todo=f"2 to {len(own)}")
-    few = {names[label]: len(rows) for label, rows in own.items() if len(rows) < each}
-    if few:
-        listed = ", ".join(f"{name} {count}" for name, count in sorted(few.items(), key=lambda one: one[1])[:8])
-        more = f", and {len(few) - 8} more classes" if len(few) > 8 else ""
-        most = min(few.values()) - wanted.queries
+    listed = too_few([names[label] for label in own], [len(rows) for rows in own.values()], each)
+    if listed is not None:
+        most = min(map(len, own.values())) - wanted.queries
         todo = f"--shots of at most {most}, or fewer --queries" if most > 0 else "fewer --queries, or more pictures"
-        what = f"{max(wanted.shots)} shots and {wanted.queries} queries take {each} pictures of a class: {listed}{more}"
+        what = f"{max(wanted.shots)} shots and {wanted.queries} queries take {each} pictures of a class: {listed}"
         raise UserError(what, where="--shots", todo=todo)
-    present = np.array(sorted(own))
-    found = np.empty((wanted.episodes, wanted.ways, each), np.int64)
-    for episode in range(wanted.episodes):
-        classes = present[permutation(derive(seed, "episode", episode), len(present))[: wanted.ways]]
-        for way, label in enumerate(classes.tolist()):
-            rows = own[label]
-            found[episode, way] = rows[permutation(derive(seed, "episode", episode, label), len(rows))[:each]]
-    return torch.from_numpy(found)
+    found = [draw(own, wanted.ways, each, seed=seed, number=n)[1] for n in range(wanted.episodes)]
+    return torch.from_numpy(np.stack(found))
 
 
 def judged(rows: Tensor, places: Tensor, shots: int, wanted: Wanted) -> dict[str, Accuracy]:

@@ -20,9 +20,12 @@ from tlx.base.launcher import environment
 from tlx.base.terminal import say
 from tlx.data.stream.batch_targets import values_of
 from tlx.features.cut import Cut, Rest
+from tlx.features.knn import Table
 from tlx.features.stored import StoredFeatures
-from tlx.plan.config import Config, FeatureCacheConfig, Part
+from tlx.plan.config import Config
+from tlx.plan.data_config import FeatureCacheConfig
 from tlx.plan.feature_cache import is_deterministic
+from tlx.plan.parts import Part
 from tlx.plan.plan import Phase
 from tlx.ranks.rendezvous import join_ranks
 from tlx.runs.run_folder import RunFolder
@@ -34,25 +37,6 @@ from tlx.train.run import Run
 
 _AT_ONCE = 256  # pictures through what follows a cut
 _SHARE = 4  # of free memory, that features may take
-
-
-@dataclass(frozen=True)
-class Table:
-    """Features of pictures that have a class and can be read.
-
-    Attributes:
-        rows: float32 [n, width].
-        labels: int64 [n].
-        pictures: int64 [n], places in the index: views of one picture have the same.
-    """
-
-    rows: Tensor
-    labels: Tensor
-    pictures: Tensor
-
-    def of(self, wanted: Tensor) -> Table:
-        """Some of them: bool [n], or places."""
-        return Table(self.rows[wanted], self.labels[wanted], self.pictures[wanted])
 
 
 @dataclass(frozen=True)

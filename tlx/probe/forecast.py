@@ -17,7 +17,8 @@ from tlx.base.errors import UserError
 from tlx.base.terminal import drawn, say, tables, width
 from tlx.features.cut import Rest
 from tlx.features.stored import StoredFeatures
-from tlx.plan.config import Config, Part
+from tlx.plan.config import Config
+from tlx.plan.parts import Part
 from tlx.probe.choice import RESAMPLES, Judged, means
 from tlx.probe.features import Probed, composed, features_of_head, shown_plainly
 from tlx.probe.grid_text import percent

@@ -17,9 +17,11 @@ from tlx.base import plug
 from tlx.base.errors import UserError
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import ShardStream
-from tlx.plan.config import Config, Part, known_part
+from tlx.features.knn import Table
+from tlx.plan.config import Config
+from tlx.plan.parts import Part, known_part
 from tlx.probe.choice import RESAMPLES, Judged, means
-from tlx.probe.features import Probed, Table, probed
+from tlx.probe.features import Probed, probed
 from tlx.probe.members import Member, Optimizer, Stack
 from tlx.probe.regression import CS, folds, regressions
 from tlx.tasks import Truth

@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from tlx.base import plug
 from tlx.base.errors import UserError, did_you_mean
 from tlx.models.layers.kinds import kind
-from tlx.plan.config import Part
+from tlx.plan.parts import Part
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ import torch
 
 from tlx.base.errors import UserError, lines
 from tlx.base.terminal import say
+from tlx.features.knn import chosen_k, votes
 from tlx.plan.config import Config, parse
 from tlx.probe.at_hand import Asked, shown
 from tlx.probe.choice import RESAMPLES, Judged, means
 from tlx.probe.costs import Costs, costs_of
 from tlx.probe.features import probed
 from tlx.probe.grid import judges
-from tlx.probe.knn import chosen_k, votes
 from tlx.probe.logme import logme
 from tlx.probe.regression import CS, fit
 from tlx.use.judged import Interval

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from tlx.features.knn import Table
 from tlx.features.solve import fitted
-from tlx.probe.features import Table
 
 CS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """Tried by default."""

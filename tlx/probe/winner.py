@@ -11,7 +11,8 @@ from tlx.base.errors import UserError
 from tlx.base.files import why_not_writable
 from tlx.base.parsing import to_yaml
 from tlx.base.terminal import escaped
-from tlx.plan.config import Config, Part, parse, read
+from tlx.plan.config import Config, parse, read
+from tlx.plan.parts import Part
 from tlx.probe.members import Member
 
 

@@ -128,6 +128,18 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def joined(self, rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+        """The rows of all ranks, [n, ...], in the order of ranks, on every rank, with gradients; and where its own
+        begin. Every rank calls it, one without rows too, and goes backward through it."""
+        if not self.distributed:
+            return rows, 0
+        own = torch.tensor([len(rows)], device=rows.device)
+        counts = [torch.zeros_like(own) for _ in range(self.size)]
+        dist.all_gather(counts, own)
+        lengths = [int(count) for count in counts]
+        found: torch.Tensor = _Joined.apply(rows, lengths, self.rank)  # type: ignore[no-untyped-call]
+        return found, sum(lengths[: self.rank])
+
     def barrier(self) -> None:
         if self.distributed:
             dist.barrier()
@@ -151,6 +163,26 @@ class World:
     def close(self) -> None:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+class _Joined(torch.autograd.Function):
+    """All-gather of parts of different lengths. Each rank's loss may depend on every row, so that a row's gradient is
+    the sum of what all ranks have computed for it."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, lengths: list[int], rank: int) -> torch.Tensor:
+        padded = rows.new_zeros((max(lengths), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        ctx.start, ctx.count = sum(lengths[:rank]), len(rows)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # type: ignore[override]
+        total = gradient.contiguous().clone()
+        dist.all_reduce(total)
+        return total[ctx.start : ctx.start + ctx.count], None, None
 
 
 def gather_by_store(store: Store, rank: int, size: int, value: Any, *, topic: str, timeout: timedelta) -> list[Any]:

@@ -373,7 +373,7 @@ def _mark_reading(panel: Axes, found: Sequence[PhaseAccuracy], *, first: float) 
     places = [first + ROW * rows[0] + BAR / 2, first + ROW * rows[1] - BAR / 2]
     panel.plot(
         reading, places, color=SWITCH, marker="D", markersize=5, linestyle="none", clip_on=False, zorder=4,
-        label="what the Flowers-102 article compares: last before, best after",
+        label="some articles compare these two: last before, best after",
     )  # fmt: skip
 
 

@@ -41,6 +41,8 @@ _SPEED = {
     "time/images_per_s": "pictures a second",
     "time/step_s": "seconds a step",
     "time/data_wait": "share of a step that waits for data",
+    "memory/peak_gib": "GPU memory, peak (GiB)",
+    "memory/process_gib": "memory of the first process (GiB)",
 }
 
 

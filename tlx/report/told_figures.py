@@ -76,11 +76,13 @@ def reliability_diagram(found: Reliability, *, of_labels: bool) -> bytes:
 
     def draw(figure: Figure) -> None:
         above, below = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-        above.bar(middles, np.nan_to_num(found.accuracy), width=0.94 * width, color=AFTER, label="is so")
+        above.bar(
+            middles, np.nan_to_num(found.accuracy), width=0.94 * width, color=AFTER, label="was right (no bar: never)"
+        )
         there = found.count > 0
         above.plot(
             found.confidence[there], found.confidence[there], color=SWITCH, marker="o", markersize=4, linestyle="none",
-            label="was told",
+            label="was told with this probability",
         )  # fmt: skip
         above.plot([0, 1], [0, 1], color=LOWEST, linewidth=1, linestyle="--", label="if probabilities were right")
         above.set_ylabel("label applies" if of_labels else "accuracy")

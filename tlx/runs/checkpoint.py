@@ -27,6 +27,7 @@ from torch.optim import Optimizer
 
 from tlx.base.errors import TlxError, UserError
 from tlx.base.files import sha256_of, write_whole
+from tlx.base.tensor_header import settle
 from tlx.models.weights.files import verify_packing
 from tlx.models.weights.formats import reason
 from tlx.runs.older_meaning import WRITERS
@@ -406,6 +407,7 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
         if weights is not None:
             about = {DESCRIBED: snapshot.described[name]} if name in snapshot.described else {}
             save_file(weights, folder / f"{name}.safetensors", metadata={"format": "pt", **about})
+            settle(folder / f"{name}.safetensors")
     torch.save(snapshot.optimizer, folder / "optimizer.pt")
     hashes = {}
     for path in sorted(folder.iterdir()):

@@ -32,7 +32,8 @@ from tlx.base.durations import Duration
 from tlx.base.errors import ConfigError, UserError
 from tlx.base.files import json_text, write_whole
 from tlx.base.parsing import from_json, from_yaml_file, to_yaml
-from tlx.plan.config import Config, EarlierRates, PhaseSettings, parse, plain
+from tlx.plan.config import Config, parse, plain
+from tlx.plan.phase_settings import EarlierRates, PhaseSettings
 from tlx.plan.plan import Phase, Plan
 from tlx.plan.saved_config import as_written, essential, from_table, hints, meant
 from tlx.runs.older_meaning import refuse_other_meaning

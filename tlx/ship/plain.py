@@ -16,6 +16,7 @@ from torch import Tensor
 from tlx import models
 from tlx.base.errors import UserError
 from tlx.base.files import json_text
+from tlx.base.tensor_header import settled
 from tlx.runs.checkpoint import DESCRIBED
 from tlx.ship.agreement import Run
 from tlx.ship.graph import quiet
@@ -105,7 +106,8 @@ def write_weights(model: Model, file: Path) -> None:
     """What it is stands in the metadata, so that tlx reads the file, too."""
     state = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
     # not save_file, whose files nobody else may read, and whose error of a full disk is no OSError
-    file.write_bytes(save(state, metadata={"format": "pt", DESCRIBED: json.dumps(model.description.data())}))
+    about = {"format": "pt", DESCRIBED: json.dumps(model.description.data())}
+    file.write_bytes(settled(save(state, metadata=about)))
 
 
 def write_plain(model: Model, folder: Path, library: str, name: str) -> None:

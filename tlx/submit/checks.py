@@ -80,19 +80,21 @@ def check_training(config: Config, job: Job, findings: Findings) -> Plan | None:
 def _load(config: Config, samples: Samples | None, task: Task | None) -> None:
     """Loads the weights without a network, which nodes may not have."""
     from tlx.models.weights import download
-    from tlx.train.components import backbone_of, outputs_of
+    from tlx.tasks import outputs_of
+    from tlx.train.components import backbone_of, unknown_outputs
     from tlx.train.data import known_names, known_scale
 
     if config.backbone.weights != "none" or config.keeps_head:
         with download.without_network():
-            outputs = outputs_of(task) if task is not None else 2
+            outputs = outputs_of(task) if task is not None else unknown_outputs(config)
             names, scale = known_names(config, samples, task), known_scale(samples, task)
             backbone_of(config, outputs, names=names, scale=scale)
 
 
 def _plan(config: Config, samples: Samples, task: Task, world: int) -> Plan | None:
+    from tlx.tasks import outputs_of
     from tlx.train.build import checked_plan, try_on_shapes
-    from tlx.train.components import backbone_of, outputs_of
+    from tlx.train.components import backbone_of
     from tlx.train.data import known_names, known_scale
 
     names, scale = known_names(config, samples, task), known_scale(samples, task)

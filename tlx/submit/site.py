@@ -15,7 +15,7 @@ from tlx.base.launcher import environment
 from tlx.base.parsing import from_yaml_file
 from tlx.base.paths import expanded_path
 from tlx.base.validation import mistakes
-from tlx.plan.config import Model
+from tlx.plan.parts import Model
 from tlx.submit import times
 
 VARIABLE = "TLX_SITE"

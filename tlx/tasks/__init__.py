@@ -13,7 +13,7 @@ with class weights, and where samples lack a target (they weigh 0).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tlx.data.shards.targets import Target
@@ -25,9 +25,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from tlx.data.stream.stream import Batch
+    from tlx.data.stream.views import Views
+    from tlx.models import Outputs
     from tlx.tasks.objectives import Objective
 
-__all__ = ["Meter", "TargetSummary", "Task", "TaskData", "Truth", "scale_of"]
+__all__ = ["Meter", "Ranks", "TargetSummary", "Task", "TaskData", "Truth", "all_targets", "scale_of", "views_of"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,22 @@ class TaskData:
 
 
 @dataclass(frozen=True)
+class Ranks:
+    """How ranks put together what they measured; alone by default.
+
+    Attributes:
+        sum: sums a tensor over all ranks, in place, and returns it.
+        gather: what each rank gives, in the order of ranks, on every rank.
+        joined: the rows of all ranks, [n, ...], on every rank, with gradients, and where its own begin; each rank calls
+            it, one without rows too.
+    """
+
+    sum: Callable[[Any], Any] = lambda tensor: tensor
+    gather: Callable[[Any], list[Any]] = lambda given: [given]
+    joined: Callable[[Any], tuple[Any, int]] = lambda rows: (rows, 0)
+
+
+@dataclass(frozen=True)
 class Truth:
     """Targets of a micro-batch of m samples.
 
@@ -81,32 +99,24 @@ class Truth:
         lam: float32 [m], the share of the own ones.
         scales: float32 [parts], of a task of several parts: samples of the global batch by what they weigh for each
             part; 0 where none of them has its target.
+        idle: the rank has no sample, and what it computes is of a stand-in: no rows of it go to others.
+        ranks: how a loss that compares samples gets those of other ranks.
     """
 
     own: Mapping[str, Tensor]
     partner: Mapping[str, Tensor] | None = None
     lam: Tensor | None = None
     scales: Tensor | None = None
+    idle: bool = False
+    ranks: Ranks = Ranks()  # frozen
 
     @staticmethod
-    def of(batch: Batch) -> Truth:
+    def of(batch: Batch, ranks: Ranks = Ranks()) -> Truth:
         """Of the stream's."""
         if batch.mix is None:
-            return Truth(batch.targets, scales=batch.scales)
-        return Truth(batch.targets, batch.mix.partner_targets, batch.mix.lam, batch.scales)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """How ranks put together what they measured; alone by default.
-
-    Attributes:
-        sum: sums a tensor over all ranks, in place, and returns it.
-        gather: what each rank gives, in the order of ranks, on every rank.
-    """
-
-    sum: Callable[[Any], Any] = lambda tensor: tensor
-    gather: Callable[[Any], list[Any]] = lambda given: [given]
+            return Truth(batch.targets, scales=batch.scales, idle=batch.idle, ranks=ranks)
+        mix = batch.mix
+        return Truth(batch.targets, mix.partner_targets, mix.lam, batch.scales, batch.idle, ranks)
 
 
 class Meter(Protocol):
@@ -152,7 +162,15 @@ class Task(Protocol):
     plain data that says so: a checkpoint goes on, and a head is kept, with the same one alone. One that minimises what
     `TaskData.objective` makes has that as `objective`, so that a fault of it is told with its name. One of which the
     run keeps what was told of each validation picture has ``told(output, own, samples)`` -> list of
-    :class:`tlx.tasks.told.Told`: of a batch, where the whole evaluation has so many samples; tlx's own have it.
+    :class:`tlx.tasks.told.Told`: of a batch, where the whole evaluation has so many samples; tlx's own have it, where
+    pictures have answers of their own. One that cannot judge by any samples has ``refuse_held_out(summary, where)``,
+    which raises a UserError about those of data.val or data.test. One whose batches are episodes has these as
+    `episodes`, :class:`tlx.data.stream.episodes.Episodes`, and so has its function: (arguments, names of classes) ->
+    Episodes. How evaluations judge may be said as ``judged_by``, a clause of the plan's first line. One that says
+    itself how sure its metrics are has a true ``own_interval``: no pictures are resampled for them.
+    One that draws what a sample is shown as has that as `views` (:class:`tlx.data.stream.views.Views`); its function
+    then has the attribute ``draws = True``, and perhaps `transforms`, those of a configuration that says none. One
+    whose loss compares the samples of a batch has `whole`, the reason why a batch cannot be taken in parts.
     """
 
     @property
@@ -206,6 +224,35 @@ class Task(Protocol):
             kept: the result of the evaluation that chose the weights: thresholds and the like.
         """
         ...
+
+
+def views_of(task: Task) -> Views | None:
+    """What a sample is shown as; None: as one picture, with the targets of the index."""
+    views: Views | None = getattr(task, "views", None)
+    return views
+
+
+def all_targets(task: Task) -> Mapping[str, Target]:
+    """Those that it reads of the index, and those that are drawn."""
+    views = views_of(task)
+    return {**task.targets, **(views.targets if views is not None else {})}
+
+
+def columns_of(task: Task) -> int:
+    """Of the network's output in training, constants included: where views are answered each by itself, those of all
+    views stand beside each other."""
+    views = views_of(task)
+    of_all = views.count if views is not None and not views.joined else 1
+    return len(task.outputs) * of_all + len(task.constants)
+
+
+def outputs_of(task: Task) -> Outputs:
+    """What a task needs of the network."""
+    from tlx.models import Outputs
+
+    needed = Outputs(task.heads, len(task.constants), vectors=getattr(task, "vectors", None))
+    views = views_of(task)
+    return needed if views is None else replace(needed, views=views.count, joined=views.joined)
 
 
 def scale_of(task: Task) -> dict[str, Any]:

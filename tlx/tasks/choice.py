@@ -8,6 +8,9 @@ from tlx.base.errors import UserError, did_you_mean
 from tlx.data.shards.targets import LABEL, Kind
 from tlx.tasks import TargetSummary, TaskData
 
+NO_TARGETS = "build shards with labels; or learn without: a task such as simclr, vicreg, rotation (configs/METHODS.md)"
+"""What to do where an index holds pictures alone."""
+
 
 def choose(data: TaskData, kind: Kind, given: str | None) -> TargetSummary:
     """The target that a task reads.
@@ -30,6 +33,7 @@ def choose(data: TaskData, kind: Kind, given: str | None) -> TargetSummary:
             f"the index has no target of kind {kind}, which this task needs; it has "
             + (", ".join(f"{name} ({s.target.kind})" for name, s in data.targets.items()) or "none"),
             where="task",
+            todo=None if data.targets else NO_TARGETS,
         )
     if given is None and LABEL not in fitting and len(fitting) > 1:
         raise UserError(

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from tlx.base.metrics import top_ks
 from tlx.data.shards.targets import Target
+from tlx.data.stream.views import Views
 from tlx.tasks import Ranks, Truth
 from tlx.tasks.objectives import Objective
 from tlx.tasks.told import About, Told, of_classes
@@ -33,6 +34,7 @@ class Classification:
 
     Attributes:
         partial: samples may lack the class.
+        views: they draw it, and no index has it.
     """
 
     target: Target
@@ -43,6 +45,7 @@ class Classification:
     metric: str = "top1"
     shown: str | None = "top1"
     parts: int = 1
+    views: Views | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -50,7 +53,7 @@ class Classification:
 
     @property
     def targets(self) -> Mapping[str, Target]:
-        return {self.target.name: self.target}
+        return {self.target.name: self.target} if self.views is None else {}
 
     @property
     def heads(self) -> Mapping[str, int]:
@@ -69,9 +72,10 @@ class Classification:
         return {"per_class": self.classes}
 
     def weights(self, values: Mapping[str, NDArray[Any]]) -> NDArray[np.float64] | None:
-        labels, by_class = values[self.target.name], self.objective.class_weights
+        by_class = self.objective.class_weights
         if by_class is None and not self.partial:
             return None
+        labels = values[self.target.name]
         weights = np.ones(len(self.classes)) if by_class is None else np.asarray(by_class, dtype=np.float64)
         return np.where(labels >= 0, weights[labels], 0.0)[:, None]
 
@@ -121,6 +125,8 @@ class Classification:
 
     def told(self, output: Tensor, own: Mapping[str, Tensor], samples: int) -> list[Told]:
         """See :class:`tlx.tasks.Task`."""
+        if self.views is not None:  # reports would show the pictures as they are, not as they were drawn
+            return []
         about = About("class", self.classes, self.target.name)
         return [of_classes(about, output.float().softmax(1), output.argmax(1), own[self.target.name], samples)]
 

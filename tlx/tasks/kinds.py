@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,13 +14,34 @@ from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mea
 from tlx.base.plug import Group
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.sampling import refuse_weightless
-from tlx.tasks import TargetSummary, Task, TaskData, nested
+from tlx.tasks import TargetSummary, Task, TaskData, nested, views_of
 from tlx.tasks.choice import choose, places_of
+from tlx.tasks.few_shot import episodic
 
-__all__ = ["classification", "hierarchical", "multilabel", "multitask", "ordinal", "regression", "semantic"]
+if TYPE_CHECKING:
+    from tlx.data.stream.views import Views
+
+__all__ = [
+    "classification",
+    "episodic",
+    "hierarchical",
+    "jigsaw",
+    "multilabel",
+    "multitask",
+    "ordinal",
+    "patches",
+    "regression",
+    "rotation",
+    "semantic",
+    "simclr",
+    "vicreg",
+]
 
 AuxWeight = Annotated[Ratio, Field(ge=0)]
 Focus = Annotated[Ratio, Field(ge=0)]
+Share = Annotated[Ratio, Field(ge=0, le=1)]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Area = tuple[Annotated[Ratio, Field(gt=0, le=1)], Annotated[Ratio, Field(gt=0, le=1)]]
 Name = str | int | float
 """Of a class: YAML reads the name 3 as a number."""
 
@@ -60,6 +81,145 @@ def classification(
 
 
 classification.metric = "top1"  # type: ignore[attr-defined]
+
+
+def rotation(data: TaskData) -> Task:
+    """By how much a picture was turned: 0, 90, 180 or 270 degrees (Gidaris et al. 2018, arXiv:1803.07728).
+
+    Nothing of the index is read: it may be of shards without labels. The paper shows each picture in all four
+    rotations of a batch; here one is drawn for a sample in each epoch. `objective` is minimised; metrics are those of
+    classification.
+    """
+    from tlx.tasks.pretext import Rotated
+
+    return _drawn(data, Rotated())
+
+
+def patches(
+    data: TaskData,
+    *,
+    gap: Share = 0.5,
+    area: Area = (0.5, 1.0),
+) -> Task:
+    """Where a patch of a picture lies beside the middle one: eight places (Doersch et al. 2015, arXiv:1505.05192).
+
+    The network sees each of the two patches by itself, both of the input's size; the head takes the features of both,
+    and needs a hidden layer to compare them (`head: mlp`). Nothing of the index is read. `transforms`, by default none,
+    act on each patch by itself; colours that a lens shifts are best hidden (`grayscale`), as in the paper.
+
+    Args:
+        gap: between patches, on average, as a share of their size; about half in the paper.
+        area: least and most of a picture's area that the nine patches are of.
+    """
+    from tlx.tasks.pretext import Grid, Neighbour
+
+    return _drawn(data, Neighbour(Grid(3, gap, area)))
+
+
+def jigsaw(
+    data: TaskData,
+    *,
+    cells: Literal[2, 3] = 3,
+    orders: Annotated[int, Field(ge=2, le=1000)] = 100,
+    gap: Share = 0.17,
+    area: Area = (0.5, 1.0),
+) -> Task:
+    """In which of some orders the patches of a picture are shown (Noroozi and Favaro 2016, arXiv:1603.09246).
+
+    The network sees each patch by itself, of the input's size; the head takes the features of all, in the order shown.
+    Nothing of the index is read. `transforms`, by default none, act on each patch by itself.
+
+    Args:
+        cells: patches in a row and in a column.
+        orders: how many, chosen far from each other; at most as many as there are (24 of four patches).
+        gap: between patches, on average, as a share of their size; 11 of 64 pixels in the paper.
+        area: least and most of a picture's area that the patches are of.
+    """
+    from tlx.tasks.pretext import Grid, Shuffled, far_orders
+
+    return _drawn(data, Shuffled(Grid(cells, gap, area), far_orders(cells**2, orders)))
+
+
+def simclr(
+    data: TaskData,
+    *,
+    width: Width = 128,
+    temperature: Annotated[Ratio, Field(gt=0)] = 0.5,
+) -> Task:
+    """Two views of each picture, and which view of a batch belongs to which (Chen et al. 2020, arXiv:2002.05709).
+
+    The head is the paper's projection, and falls away after the pretraining: `head: {name: mlp, hidden: [512]}`. The
+    loss is NT-Xent over the whole global batch, of all ranks; the larger it is, the better. Nothing of the index is
+    read. Metrics: `loss`, and `top1`, how often the nearest other view is of the same picture, within batches of an
+    evaluation; `spread` and `rank` of the head's vectors, which are small where all are alike.
+
+    Args:
+        width: of the vectors that are compared.
+        temperature: small ones make near views of other pictures count more.
+    """
+    from tlx.tasks.embedding import Embedding, contrasting
+
+    return Embedding(width, contrasting(temperature), "each picture is told from all others of the batch")
+
+
+def vicreg(
+    data: TaskData,
+    *,
+    width: Width = 512,
+    invariance: Focus = 25.0,
+    variance: Focus = 25.0,
+    covariance: Focus = 1.0,
+) -> Task:
+    """Two views of each picture, whose vectors are to be alike, each component of which is to vary over the batch, and
+    no two to vary together (Bardes et al. 2022, arXiv:2105.04906).
+
+    It tells no pictures from each other, and does with smaller batches than `simclr`. The head, the paper's expander,
+    falls away: `head: {name: mlp, hidden: [512, 512], norm: true}`. Statistics are of the whole global batch, of all
+    ranks. Nothing of the index is read. Metrics are those of `simclr`.
+
+    Args:
+        width: of the vectors that are compared.
+        invariance, variance, covariance: weights of the three terms; 25, 25 and 1 in the paper. Without the second all
+            pictures may get one vector.
+    """
+    from tlx.tasks.embedding import Embedding, regularising
+
+    terms = regularising(invariance, variance, covariance)
+    return Embedding(width, terms, "variances and covariances are of the whole batch")
+
+
+for _views in (simclr, vicreg):
+    _views.draws = True  # type: ignore[attr-defined, union-attr]
+    _views.transforms = [  # type: ignore[attr-defined, union-attr]
+        ("random_resized_crop", {}),
+        ("horizontal_flip", {}),
+        ("color_jitter", {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}),
+        ("grayscale", {"p": 0.2}),
+    ]
+
+
+for _pretext in (rotation, patches, jigsaw):
+    _pretext.metric = "top1"  # type: ignore[attr-defined]
+    _pretext.draws = True  # type: ignore[attr-defined]
+patches.transforms = jigsaw.transforms = [("center_crop", {})]  # type: ignore[attr-defined]
+
+
+def _drawn(data: TaskData, views: Views) -> Task:
+    """Classification of what views draw.
+
+    Raises:
+        UserError: an objective that weighs classes, which are drawn alike.
+    """
+    from tlx.tasks.classification import Classification
+
+    (target,) = views.targets.values()
+    classes = len(target.classes)
+    made = data.objective([max(1, data.samples // classes)] * classes)
+    if made.class_weights is not None:
+        raise UserError(
+            "classes that are drawn come equally often", where="objective.class_weights", todo="leave it out"
+        )
+    return Classification(target, min(data.top_k, classes), made, views=views)
 
 
 def multilabel(
@@ -545,10 +705,14 @@ def _refuse_inside(task: Task, *, where: str) -> None:
     Raises:
         UserError: it cannot be one of several.
     """
+    if views_of(task) is not None:
+        raise UserError("draws what a sample is shown as, which one of several tasks cannot", where=where)
     if task.parts > 1:
         raise UserError("a task of several tasks is made of single ones", where=where)
     if getattr(task, "vectors", None) is not None:
         raise UserError("a task of class vectors is none of several: they are the head", where=where)
+    if getattr(task, "episodes", None) is not None:
+        raise UserError("its batches are episodes, from which no other task can learn", where=where)
     if len(task.heads) > 1:
         raise UserError(
             f"has {len(task.heads)} heads ({', '.join(task.heads)}); one of several tasks has one", where=where

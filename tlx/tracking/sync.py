@@ -17,11 +17,11 @@ from tlx.base.errors import UserError
 from tlx.base.launcher import environment
 from tlx.base.parsing import from_yaml_file
 from tlx.plan.comparable import comparable
-from tlx.plan.config import Part
+from tlx.plan.parts import Part
 from tlx.runs.history import read_history
 from tlx.runs.run_files import RunFiles
 from tlx.runs.run_lock import holder
-from tlx.tracking import wandb_run
+from tlx.tracking import wandb_run, wandb_service
 from tlx.tracking.tracker import TrackingError
 from tlx.tracking.wandb_run import Extras, Target, WandbRun
 from tlx.tracking.wandb_target import PROJECT, Asked, Record, choose
@@ -97,10 +97,10 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
     finished, status = result.get("finished") is True, RunFiles(folder).status.get("status")
     ended = finished or status == "pruned"
     whole = ended or status == "resumable"
-    wandb_run.forget_empty_variables()
+    wandb_service.forget_empty_variables()
     if offline:
         _refuse_twice(folder, target)
-    elif not wandb_run.has_key():
+    elif not wandb_service.has_key():
         raise UserError("there is no key for Weights & Biases", todo=f"wandb login, or set WANDB_API_KEY; {_elsewhere}")
     try:
         run = wandb_run.begin(target, "offline" if offline else "online", rows, send_s=SEND_S)
@@ -112,7 +112,7 @@ def sync(folder: Path, *, project: str | None = None, entity: str | None = None,
         place = Path(run.handle.dir).parent if offline else run.handle.url
         run.close("finished" if ended else "stopped" if whole else "failed")
     except Exception as error:  # the service may die here too
-        wandb_run.let_go()
+        wandb_service.let_go()
         said = str(error) or type(error).__name__
         raise UserError(said, where=str(folder), todo=f"the same command goes on; {_elsewhere}") from error
     last = rows[-1]["step"]

@@ -11,13 +11,13 @@ from tlx.base.plug import needs
 from tlx.base.terminal import say
 from tlx.runs.metrics_file import read_rows
 from tlx.runs.run_files import RunFiles
-from tlx.tracking import mlflow_run, surroundings, wandb_run
+from tlx.tracking import mlflow_run, surroundings, wandb_run, wandb_service
 from tlx.tracking.phase_end import phase_ends
 from tlx.tracking.surroundings import Code
 from tlx.tracking.tensorboard_run import TensorBoardRun
 from tlx.tracking.tracker import RunInfo, Tracker, TrackingError, warn
 from tlx.tracking.trained import Artifacts
-from tlx.tracking.wandb_run import Mode
+from tlx.tracking.wandb_service import Mode
 from tlx.tracking.wandb_target import Asked, Record, choose
 
 
@@ -60,7 +60,7 @@ def wandb(
         TrackingError: W&B cannot begin.
     """
     rows = read_rows(run.folder / "metrics.jsonl")
-    wandb_run.forget_empty_variables()
+    wandb_service.forget_empty_variables()
     surroundings.record(run.folder, code)
     asked = Asked(project, entity, tags, mode, group=group, job_type=job_type, name=run_name, notes=notes)
     record = Record.read(run.folder)
@@ -72,7 +72,7 @@ def wandb(
     if choice.mode is not None:
         return wandb_run.begin(target, choice.mode, rows)  # type: ignore[arg-type]
     why: str | None = "there is no key for Weights & Biases"
-    if wandb_run.has_key() and (why := wandb_run.unreachable()) is None:
+    if wandb_service.has_key() and (why := wandb_service.unreachable()) is None:
         try:
             return wandb_run.begin(target, "online", rows)
         except TrackingError as error:

@@ -8,47 +8,32 @@ that the server has; what the server lacks, because the training or the network 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
-import re
 import shlex
-import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from tlx.base.files import write_whole
-from tlx.base.launcher import environment, export, withdraw
-from tlx.base.location import without_credentials
+from tlx.base.launcher import environment
 from tlx.base.metrics import Metric
-from tlx.base.reachable import reachable
 from tlx.runs.run_files import RunFiles, within
 from tlx.runs.stop import prune
 from tlx.tracking import surroundings
 from tlx.tracking.phase_end import PhaseEnd, phase_ends
 from tlx.tracking.tracker import TrackingError, of_test, warn
 from tlx.tracking.trained import Artifacts, TrainedModel, trained_models
-from tlx.tracking.wandb_target import RECORD, Choice, Record
-
-Mode = Literal["online", "offline", "disabled"]
+from tlx.tracking.wandb_service import Heard, Mode, let_go, listen, reason, stage_in
+from tlx.tracking.wandb_target import Choice, Record, keep, note
 
 End = Literal["finished", "stopped", "failed"]
 """How a run ended; one that was stopped goes on later, and W&B calls it preempted."""
-
-KNOCK_S = 2.0
-"""How long its server may take to accept a connection, where nobody has said whether there is a network."""
 
 INIT_S = 30.0
 """How long W&B may take to begin."""
 
 SEND_S = 30.0
 """How long it may take at the end to send what waits. Below the guard's own bound, so that it is W&B that gives up."""
-
-LEAVE_S = 20.0
-"""How long a run that was abandoned in this process may take until it is gone."""
-
 
 CONSOLE = "log.txt"
 """What the training said on its console."""
@@ -95,60 +80,6 @@ class Target:
         return f"what W&B lacks is sent by: tlx track sync {shlex.quote(str(self.folder))}"
 
 
-_SAME = "already exists with the same content"
-
-
-@dataclass
-class Heard:
-    """What W&B would have put on the terminal; it knows some failures by nothing else."""
-
-    warnings: list[str] = field(default_factory=list)
-
-    def info(self, text: str) -> None:
-        pass
-
-    def warning(self, text: str) -> None:
-        plain = re.sub(r"\x1b\[[0-9;]*m|\b(wandb: |WARNING |ERROR )", "", text)
-        if _SAME in plain:  # a table that is equal to that of before the run was extended is no failure
-            return
-        self.warnings.append(plain.partition(". ")[0])  # the rest advises `wandb sync`, which would send steps twice
-
-    error = warning
-
-
-def forget_empty_variables() -> None:
-    """A batch script's ``export WANDB_MODE=`` is an error to wandb, and means "not set" to its author."""
-    for name, value in environment().variables.items():
-        if name.startswith("WANDB_") and not value:
-            withdraw(name)
-
-
-def has_key() -> bool:
-    """Whether there are credentials for the server; it is not asked."""
-    import wandb as library
-
-    end = time.monotonic() + LEAVE_S
-    while library.run is not None and time.monotonic() < end:  # W&B answers "no" while a run is active here
-        time.sleep(0.05)  # a run that was abandoned is still being torn down
-    _listen("online")  # WANDB_MODE=offline would answer for the key
-    return bool(library.login(prompt=False, verify=False))
-
-
-def unreachable() -> str | None:
-    """Why the server cannot be asked from here; None where something answers at its address.
-
-    W&B itself would look up its name, or knock, for all of its 30 s, and a start of the training would wait for that.
-    """
-    import wandb as library
-
-    settings: Any = library.setup().settings
-    url = str(settings.base_url)
-    proxy = settings.https_proxy if url.startswith("https") else settings.http_proxy
-    if reachable(str(proxy or url), within_s=KNOCK_S):
-        return None
-    return f"W&B: {without_credentials(str(proxy or url))} does not answer"
-
-
 def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send_s: float | None = None) -> WandbRun:
     """Starts or resumes the run, and sends what the server lacks of `rows`, those before this start.
 
@@ -157,7 +88,7 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
     """
     import wandb as library
 
-    heard, choice, root = _listen(mode), target.choice, target.choice.folder or target.folder
+    heard, choice, root = listen(mode), target.choice, target.choice.folder or target.folder
     extras, config = target.extras, target.whole_config
     patience_s = send_s or (UPLOAD_S if extras.artifacts != "none" else SEND_S)
     # where the environment is an agent's, W&B would drop our id, project and entity for the environment's
@@ -170,14 +101,14 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
         stop_fn=lambda: _prune(target.folder),  # its own would be a Ctrl-C
     )  # fmt: skip
     if mode != "disabled":
-        _keep(target.folder, {"id": choice.run_id, "project": choice.project, "entity": choice.entity}, choice)
+        keep(target.folder, {"id": choice.run_id, "project": choice.project, "entity": choice.entity}, choice)
     try:
         handle = library.init(
             mode=mode, project=choice.project, entity=choice.entity, tags=list(choice.tags), id=choice.run_id,
             name=choice.name, group=choice.group, job_type=choice.job_type, notes=choice.notes, config=config,
             dir=root, resume="allow", settings=settings,
         )  # fmt: skip
-        _stage_in(Path(handle.settings.root_dir) / "wandb" / "staging")
+        stage_in(Path(handle.settings.root_dir) / "wandb" / "staging")
         handle.define_metric("step")
         handle.define_metric("*", step_metric="step")
         if target.command is not None:
@@ -190,11 +121,11 @@ def begin(target: Target, mode: Mode, rows: Iterable[Mapping[str, Any]], *, send
             run.log(row)
     except Exception as error:
         let_go()  # the service would hold the run's id
-        raise TrackingError(_said(error), todo=target.later) from error
+        raise TrackingError(reason(error), todo=target.later) from error
     if mode != "disabled":
         page = handle.url if mode == "online" else None  # offline, W&B warns of the question
         came = {"id": handle.id, "project": handle.project, "entity": handle.entity, "url": page}
-        _keep(target.folder, came, choice)
+        keep(target.folder, came, choice)
     elsewhere = Path(handle.settings.root_dir)
     if mode != "disabled" and elsewhere.resolve() != root.resolve():
         heard.warnings.clear()
@@ -219,34 +150,6 @@ query RunStoppedStatus($entity: String, $project: String, $run: String!) {
 def _prune(folder: Path) -> None:
     with contextlib.suppress(OSError):
         prune(folder, STOPPED)
-
-
-def _stage_in(folder: Path) -> None:
-    """Copies of what tables and artifacts hold wait there until they are uploaded, and not in the user's home, unless
-    the environment names a place."""
-    said = environment().get("WANDB_DATA_DIR")
-    if not said or Path(said).parts[-2:] == folder.parts[-2:]:  # which an earlier run in this process has set
-        export("WANDB_DATA_DIR", str(folder))
-
-
-def _keep(folder: Path, came: Mapping[str, Any], choice: Choice) -> None:
-    """Writes wandb.json: before the start what was chosen, so that a start that comes to nothing is known, too; then
-    what W&B has made of it. Offline it names no page, and perhaps no entity: those of an earlier start stay."""
-    known = {key: value for key, value in dataclasses.asdict(Record.read(folder)).items() if value}
-    if known.get("id") != came["id"] or known.get("project") != (came["project"] or known.get("project")):
-        known = {}  # of another run
-    said = {"group": choice.group, "job_type": choice.job_type, "name": choice.name, "notes": choice.notes}
-    said |= {"tags": ",".join(choice.tags)}
-    record = {**known, **{key: str(value) for key, value in {**said, **came}.items() if value}, "sweep": choice.sweep}
-    with contextlib.suppress(OSError):
-        write_whole(folder / RECORD, json.dumps(record) + "\n")
-
-
-def _note(folder: Path, **has: str) -> None:
-    """Adds to wandb.json what W&B has."""
-    record = {**RunFiles(folder).read(RECORD), **has}
-    with contextlib.suppress(OSError):
-        write_whole(folder / RECORD, json.dumps(record) + "\n")
 
 
 class WandbRun:
@@ -324,7 +227,7 @@ class WandbRun:
                 made.wait(timeout=int(UPLOAD_S))
                 self.handle.link_artifact(made, registry, aliases=list(model.aliases))
         except Exception as error:  # a registry that is not there, or not theirs who train
-            raise TrackingError(_said(error), todo=self.todo) from error
+            raise TrackingError(reason(error), todo=self.todo) from error
         self._uploaded.append(model.key)
 
     def _log_model(self, model: TrainedModel) -> Any:
@@ -429,7 +332,7 @@ class WandbRun:
         if self._heard.warnings and not self._warned:
             raise TrackingError(f"W&B: {self._heard.warnings[0]}", todo=self.todo)
         if self._online and self._uploaded:
-            _note(self.target.folder, models=",".join(sorted(filter(None, {*self._has, *self._uploaded}))))
+            note(self.target.folder, models=",".join(sorted(filter(None, {*self._has, *self._uploaded}))))
 
     def has_summary(self, result: Mapping[str, Any]) -> bool:
         """Whether the server has the summary of a finished run, and not that of before the run was extended."""
@@ -465,7 +368,7 @@ class WandbRun:
             self.handle.log(row, step=row["step"], commit=True)
 
     def _say_without(self, what: str, error: Exception) -> None:
-        self.without.append(f"{what} ({_said(error)})")
+        self.without.append(f"{what} ({reason(error)})")
         warn(f"W&B does not get {self.without[-1]}")
 
     def _define(self, row: Mapping[str, Any]) -> None:
@@ -503,41 +406,9 @@ class WandbRun:
                 self.handle.write_logs(whole.decode("utf-8", "replace"))
                 self._logged += len(whole)
                 if self._online:
-                    _note(self.target.folder, console=str(self._logged))
+                    note(self.target.folder, console=str(self._logged))
 
     def _leads(self, name: str, value: Any) -> bool:
         metric = Metric.of(name)
         number = isinstance(value, (int, float))
         return number and metric.judges and metric.improves(value, self._best.get(name, math.nan))
-
-
-def let_go() -> None:
-    """Ends W&B's service in this process by force: one that hangs would hold up the interpreter's end."""
-    import psutil
-    import wandb as library
-
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.Error):
-            if child.name() == "wandb-core":
-                child.kill()
-    with contextlib.suppress(AttributeError, RuntimeError):  # a thread that would miss the service, with a traceback
-        library.run._run_status_checker.stop()  # type: ignore[union-attr]
-    with contextlib.suppress(Exception, SystemExit):  # it ends the process with the code of the service
-        library.teardown()
-    library.run = None  # what is left of the run would keep the next one in this process from its key
-
-
-def _listen(mode: Mode) -> Heard:
-    """Starts the service; W&B speaks to us from here on, not to the terminal."""
-    import wandb as library
-
-    heard = Heard()
-    settings = library.Settings(mode=mode, silent=True, show_warnings=False, show_errors=False)
-    library.setup(settings)
-    library.termsetup(settings, heard)
-    return heard
-
-
-def _said(error: Exception) -> str:
-    first = str(error).splitlines()[0][:200] if str(error) else ""
-    return f"W&B: {first or type(error).__name__}"

@@ -7,12 +7,17 @@ it into the sweep's project.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
+
+from tlx.base.files import write_whole
+from tlx.runs.run_files import RunFiles
 
 PROJECT = "tlx"
 """Where nothing names one."""
@@ -183,3 +188,23 @@ class _Heard:
         words = [", ".join(self.used)] if self.used else []
         words += [f"not used: {', '.join(self.unused)}"] if self.unused else []
         return f"W&B: {'; '.join(words)}" if words else None
+
+
+def keep(folder: Path, came: Mapping[str, Any], choice: Choice) -> None:
+    """Writes wandb.json: before the start what was chosen, so that a start that comes to nothing is known, too; then
+    what W&B has made of it. Offline it names no page, and perhaps no entity: those of an earlier start stay."""
+    known = {key: value for key, value in dataclasses.asdict(Record.read(folder)).items() if value}
+    if known.get("id") != came["id"] or known.get("project") != (came["project"] or known.get("project")):
+        known = {}  # of another run
+    said = {"group": choice.group, "job_type": choice.job_type, "name": choice.name, "notes": choice.notes}
+    said |= {"tags": ",".join(choice.tags)}
+    record = {**known, **{key: str(value) for key, value in {**said, **came}.items() if value}, "sweep": choice.sweep}
+    with contextlib.suppress(OSError):
+        write_whole(folder / RECORD, json.dumps(record) + "\n")
+
+
+def note(folder: Path, **has: str) -> None:
+    """Adds to wandb.json what W&B has."""
+    record = {**RunFiles(folder).read(RECORD), **has}
+    with contextlib.suppress(OSError):
+        write_whole(folder / RECORD, json.dumps(record) + "\n")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from tlx.plan.config import EMA
+from tlx.plan.loop_config import EMA
 
 
 class MovingAverage:

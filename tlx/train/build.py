@@ -14,21 +14,22 @@ from tlx.plan.config import Config
 from tlx.plan.feature_cache import savings
 from tlx.plan.plan import Plan
 from tlx.plan.timetable import timetable
-from tlx.tasks import Task
+from tlx.tasks import Task, all_targets, outputs_of, views_of
 from tlx.train.components import (
     backbone_of,
     check_trackers,
     make,
     optimizer_of,
     output_check,
-    outputs_of,
     parts_of,
+    refuse_parts,
     seed_all,
     task_of,
     trial_of,
     unchecked,
+    unknown_outputs,
 )
-from tlx.train.data import Samples, count_samples, known_names, known_scale, view_of
+from tlx.train.data import Samples, count_samples, known_names, known_scale, training_view, view_of
 
 if TYPE_CHECKING:
     from tlx.models import Backbone
@@ -65,7 +66,7 @@ def prepared(config: Config) -> tuple[Task, Backbone, Plan, list[str]]:
     found = Problems()
     samples = found.of(lambda: count_samples(config))
     task = found.of(lambda: task_of(config, samples)) if samples is not None else None
-    outputs = outputs_of(task) if task is not None else 2
+    outputs = outputs_of(task) if task is not None else unknown_outputs(config)
     names, scale = known_names(config, samples, task), known_scale(samples, task)
     backbone = found.of(lambda: backbone_of(config, outputs, empty=True, names=names, scale=scale))
     made = None
@@ -109,7 +110,12 @@ def checked_plan(
         made = found.of(lambda: plan_of(config, backbone, samples, world))
     if task is not None and made is not None:
         found.of(lambda: check_metrics(config, made, task, samples))
-    view = found.of(lambda: view_of(config, config.input.over(backbone.input)))
+    if task is not None and samples is not None:
+        found.of(lambda: refuse_parts(config, task, samples, world))
+    spec = config.input.over(backbone.input)
+    view = found.of(lambda: view_of(config, spec))
+    if task is not None and view is not None:
+        found.of(lambda: training_view(task, view, spec))
     found.of(lambda: optimizer_of(config, backbone.module, backbone.layers))
     found.of(lambda: check_trackers(config))
     found.refuse()
@@ -311,11 +317,21 @@ def header(config: Config, task: Task) -> str:
 
 
 def _outputs_in_words(config: Config, task: Task) -> str:
-    read = list(task.targets.values())
-    if len(read) == 1 and read[0].kind == "class" and tuple(task.outputs) == read[0].classes:
+    read = list(all_targets(task).values())
+    if views_of(task) is None and len(read) == 1 and read[0].kind == "class" and tuple(task.outputs) == read[0].classes:
         return f"{len(task.outputs)} classes"
     heads = ", ".join(f"{escaped(name)} {count}" if name else str(count) for name, count in task.heads.items())
-    return f"{config.task.name} of {', '.join(map(escaped, task.targets))}, outputs: {heads}"
+    of = f" of {', '.join(map(escaped, task.targets))}" if task.targets else ""
+    judged = f", {said}" if (said := getattr(task, "judged_by", None)) else ""
+    return f"{config.task.name}{of}, outputs: {heads}{_shown_in_words(task)}{judged}"
+
+
+def _shown_in_words(task: Task) -> str:
+    views = views_of(task)
+    if views is None:
+        return ""
+    pictures = f"{views.count} pictures" if views.count > 1 else "a picture"
+    return f", of {pictures} for each sample; no label is read"
 
 
 def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | None) -> None:
@@ -325,8 +341,12 @@ def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | Non
         ConfigError: unknown metrics, those of targets that no validation sample has, or no validation data where they
             decide something.
     """
+    from tlx.train.feature_probe import METRICS, WITH_LABELS
+
     validated = config.data.val is not None
-    names = [f"val/{name}" for name in task.metrics]
+    probe = config.evaluate.probe
+    probed = WITH_LABELS if probe is not None else METRICS if config.draws_targets else ()
+    names = [f"val/{name}" for name in (*task.metrics, *probed)]
     wanted = {"evaluate.metric": config.evaluate.chooses}
     waited = {f"phases.{p.name}.duration.metric": p.plateau.metric for p in plan.phases if p.plateau is not None}
     problems = [
@@ -337,6 +357,8 @@ def check_metrics(config: Config, plan: Plan, task: Task, samples: Samples | Non
     problems += _never_numbers(wanted | waited, task, samples)
     if not validated and (waited or config.evaluate.patience is not None):
         problems.append("data.val: a plateau or evaluate.patience needs validation data")
+    if not validated and probe is not None:
+        problems.append("data.val: evaluate.probe needs validation data; pictures without labels will do, for the loss")
     if not validated and any(p.settings.start_from == "best" for p in plan.phases):
         problems.append("data.val: start_from: best needs validation data")
     if problems:

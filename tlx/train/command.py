@@ -22,27 +22,29 @@ from tlx.base.location import is_remote, shown
 from tlx.base.terminal import remark, say
 from tlx.data.stream.order import ORDER_VERSION
 from tlx.plan.comparable import comparable
-from tlx.plan.config import Config, Part, load, plain
+from tlx.plan.config import Config, load, plain
+from tlx.plan.parts import Part
 from tlx.plan.saved_config import essential
 from tlx.plan.timetable import timetable
 from tlx.ranks.together import by_main, together
 from tlx.runs.extend import Extend, earlier, kept_for_good
 from tlx.runs.run_files import mapping
 from tlx.runs.run_folder import Claim, RunFolder, Start
-from tlx.tasks import scale_of
+from tlx.tasks import outputs_of, scale_of, views_of
 from tlx.train.build import checked_plan, header, normalisation, plan_of, plans_of
 from tlx.train.components import (
     backbone_of,
     output_check,
-    outputs_of,
     parts_of,
+    refuse_parts,
     seed_all,
     task_of,
     tracker_of,
     trial_of,
     try_network,
+    unknown_outputs,
 )
-from tlx.train.data import Datasets, Samples, open_sets, stream_of, warnings_of
+from tlx.train.data import Datasets, Samples, evaluation_view, open_sets, stream_of, warnings_of
 from tlx.train.result import headline_of
 from tlx.train.verification import FILE as SHARDS
 from tlx.train.verification import record_of, verify
@@ -61,6 +63,7 @@ if TYPE_CHECKING:
     from tlx.tasks import Task
     from tlx.tracking.journal import Journal
     from tlx.train.evaluation import Validation
+    from tlx.train.feature_probe import FeatureProbe
     from tlx.train.run import Run
     from tlx.train.step import Updater
     from tlx.use.description import ModelDescription
@@ -224,7 +227,7 @@ def fetch(config: Config) -> None:
     from tlx.models.weights.files import location
 
     if config.backbone.weights != "none" and not location(config.backbone.weights).exists():
-        backbone_of(config, 2)
+        backbone_of(config, unknown_outputs(config))
 
 
 def compose(
@@ -248,6 +251,7 @@ def compose(
     """
     from tlx.ranks.same_inputs import check_parts
     from tlx.runs.stop import StopRequest
+    from tlx.train.feature_probe import probe_of
     from tlx.train.micro_batch import FILE as MEMORY
     from tlx.train.micro_batch import Share, choose
     from tlx.train.run import Run
@@ -275,7 +279,9 @@ def compose(
         remake = functools.partial(plan_of, config, backbone, samples, world.size)
         try:
             plan = remake({})
-        except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear
+            refuse_parts(config, updater.task, samples, world.size)
+            stream = stream_of(config, sets.train, spec, world, updater.task, view)
+        except UserError as error:  # of a smaller micro-batch, which BatchNorm may not bear, or that splits an episode
             what = f"{choice.said}; {error.what}" if choice.said else error.what
             raise UserError(what, where=error.where, todo=error.todo) from error
         shown = headline_of(config, updater.task)
@@ -286,8 +292,8 @@ def compose(
             net=backbone.module,
             remake_plan=remake,
             updater=updater,
-            stream=stream_of(config, sets.train, spec, world, updater.task, view),
-            validation=validation_of(config, sets.val, spec, updater),
+            stream=stream,
+            validation=validation_of(config, sets.val, spec, updater, probe_of(config, sets, spec, backbone, world)),
             identity=identity_of(config, sets, spec, updater.task),
             description=description_of(config, sets, spec, backbone, updater.task),
             saver=saver_of(config, folder, plan, journal),
@@ -322,9 +328,10 @@ def _build(config: Config, world: World, samples: Samples) -> tuple[Backbone, Up
     return backbone, updater, plan, view
 
 
-def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, updater: Updater) -> Validation | None:
+def validation_of(
+    config: Config, shards: Manifest | None, spec: InputSpec, updater: Updater, probe: FeatureProbe | None = None
+) -> Validation | None:
     """What an evaluation takes; None without validation shards."""
-    from tlx.data.pixels.transforms import eval_transform
     from tlx.data.stream.stream import evaluation_batches
     from tlx.train.evaluation import Validation
 
@@ -335,7 +342,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         evaluation_batches,
         shards,
         batch=config.evaluate.samples,
-        transform=eval_transform(spec),
+        transform=evaluation_view(config, updater.task, spec),
         channels=config.input.channels,
         rank=world.rank,
         world=world.size,
@@ -344,6 +351,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         upright=config.data.exif_orientation,
         pin=world.cuda,
         targets=tuple(updater.task.targets),
+        views=views_of(updater.task),
     )
     return Validation(
         batches=batches,
@@ -353,6 +361,7 @@ def validation_of(config: Config, shards: Manifest | None, spec: InputSpec, upda
         task=updater.task,
         normalise=updater.normalise,
         world=world,
+        probe=probe,
     )
 
 

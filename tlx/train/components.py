@@ -12,9 +12,10 @@ from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError
 from tlx.base.launcher import export
 from tlx.base.layers import LayerMap
-from tlx.plan.config import INIT, KEEP, Config, Part, chosen_by, known_part, plain
+from tlx.plan.config import Config, plain
+from tlx.plan.parts import INIT, KEEP, Part, chosen_by, known_part
 from tlx.plan.plan import Plan
-from tlx.tasks import scale_of
+from tlx.tasks import Ranks, outputs_of, scale_of, views_of
 from tlx.train.data import check_targets, mixing_of
 
 if TYPE_CHECKING:
@@ -43,13 +44,14 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
     """
     import torch
 
-    from tlx.data.pixels.normalise import Normalise
+    from tlx.data.pixels.normalise import Normalise, NormaliseViews
     from tlx.train.averaging import MovingAverage
     from tlx.train.freeze import synchronise
     from tlx.train.memory_trial import ran_out
     from tlx.train.recompute import recompute_blocks
     from tlx.train.step import Updater
 
+    views = views_of(task)
     scale = scale_of(task) if names is not None else None
     backbone, loop = backbone_of(config, outputs_of(task), names=names, scale=scale), config.loop
     net = backbone.module
@@ -66,23 +68,24 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
         recompute_blocks(net, backbone.blocks)
     if loop.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    normalise = Normalise(config.input.over(backbone.input), world.device, channels_last=loop.channels_last)
     return backbone, Updater(
         task=task,
         optimizer=optimizer_of(config, net, backbone.layers),
-        normalise=Normalise(config.input.over(backbone.input), world.device, channels_last=loop.channels_last),
+        normalise=normalise if views is None or views.count == 1 else NormaliseViews(normalise, views.count),
         world=world,
         seed=config.seed,
         clip=loop.clip,
         ema=ema,
         skips=loop.nonfinite.policy == "skip",
+        ranks=Ranks(world.sum, world.gather, world.joined),
     )
 
 
-def outputs_of(task: Task) -> Outputs:
-    """What a task needs of the network."""
-    from tlx.models import Outputs
-
-    return Outputs(task.heads, len(task.constants), getattr(task, "vectors", None))
+def unknown_outputs(config: Config) -> int:
+    """How many, as good as any, where the task cannot be made, or is not yet: what its arguments say, if they do."""
+    width = config.task.args.get("width")
+    return width if isinstance(width, int) else 2
 
 
 def backbone_of(
@@ -239,6 +242,11 @@ def task_of(config: Config, samples: Samples) -> Task:
 
     data = TaskData(samples.targets, samples.train, config.evaluate.top_k, objective_of)
     task: Task = make("task", config.task, data)
+    if mixed and views_of(task) is not None:
+        raise UserError(f"{label} draws its own targets, which do not mix", where="mix", todo="leave mix out")
+    if config.data.test and views_of(task) is not None:
+        todo = "leave it out; a classification that begins with this run's weights is tested on labelled shards"
+        raise UserError(f"{label} draws what it is asked, which no test set holds", where="data.test", todo=todo)
     check_task(task, mixed=mixed, label=label, metric=chosen_by(config.task.name))
     check_targets(samples, task)
     if not asked and objective != known_part("objective", Part(name="cross_entropy")):
@@ -246,6 +254,30 @@ def task_of(config: Config, samples: Samples) -> Task:
             f"{label} does not minimise it", where="objective", todo="leave it out; see the task's own arguments"
         )
     return task
+
+
+def refuse_parts(config: Config, task: Task, samples: Samples, world: int) -> None:
+    """Whether a loss that compares the samples of a batch gets whole batches, of two samples or more.
+
+    Raises:
+        UserError: it does not.
+    """
+    why, batch = getattr(task, "whole", None), config.data.batch
+    if why is None:
+        return
+    share, most = -(-batch // world), config.loop.micro_batch
+    if most is not None and most < share:
+        raise UserError(
+            f"a rank's {share} samples of a batch would be taken in parts of {most}, with another loss: {why}",
+            where="loop.micro_batch",
+            todo="leave it out; for less memory loop.gradient_checkpointing=true, loop.precision=bf16, more ranks, or "
+            "a smaller data.batch, which is another training, too",
+        )
+    if batch == 1 or (samples.train % batch == 1 and not config.data.drop_last):
+        what = "an epoch's last batch" if batch > 1 else "a batch"
+        raise UserError(
+            f"{what} has one sample: {why}", where="data.batch", todo="drop_last: true, or another data.batch"
+        )
 
 
 def output_check(config: Config, task: Task) -> Callable[[Any], None]:
@@ -313,13 +345,14 @@ def trial_of(config: Config, backbone: Backbone, updater: Updater, plan: Plan, *
     from tlx.train.memory_estimate import optimizer_bytes
     from tlx.train.memory_trial import Trial, optimizer_states
 
-    spec = config.input.over(backbone.input)
+    spec, views = config.input.over(backbone.input), views_of(updater.task)
+    pictures = views.count if views is not None else 1
     per_weight = optimizer_bytes(functools.partial(make, "optimizer", config.optimizer))
     return Trial(
         updater=updater,
         net=backbone.module,
         plan=plan,
-        shape=(spec.channels, *spec.size),
+        shape=(spec.channels, pictures * spec.size[0], spec.size[1]),
         state=optimizer_states(plan, per_weight),
         ranks=ranks,
         mixed=mixing_of(config.mix) is not None,

@@ -21,10 +21,12 @@ from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.order import share
 from tlx.data.stream.sampling import Sampling
 from tlx.data.stream.sampling import targets as epoch_targets
-from tlx.plan.config import Config, Expected, Mixing, Part
-from tlx.tasks import TargetSummary, Task, scale_of
-from tlx.tasks.choice import places_of
+from tlx.plan.config import Config
+from tlx.plan.data_config import Expected, Mixing
+from tlx.plan.parts import Part
+from tlx.tasks import TargetSummary, Task, scale_of, views_of
 from tlx.tasks.summaries import expected_targets, summaries
+from tlx.train.composed_batches import note_of, sampling_of
 
 if TYPE_CHECKING:
     from tlx.data.remote.shard_cache import CacheSpec
@@ -69,6 +71,7 @@ class Datasets:
 
     Attributes:
         warnings: what about the shards was probably unintended, as far as somebody has looked.
+        probe, probe_val: labelled pictures of `evaluate.probe`.
     """
 
     train: Manifest
@@ -77,11 +80,14 @@ class Datasets:
     seed: int = 0
     warnings: tuple[str, ...] = ()
     test: Manifest | None = None
+    probe: Manifest | None = None
+    probe_val: Manifest | None = None
 
     @property
     def manifests(self) -> dict[str, Manifest]:
         """By the key that names them in the configuration."""
         named = {"data.train": self.train, "data.val": self.val, "data.test": self.test}
+        named |= {"evaluate.probe.train": self.probe, "evaluate.probe.val": self.probe_val}
         return {key: manifest for key, manifest in named.items() if manifest is not None}
 
     @property
@@ -121,6 +127,8 @@ def _of_epoch(sampling: Sampling, counts: Sequence[int], held: int) -> str | Non
     """What an epoch shows, where it is not every sample once."""
     if sampling == Sampling():
         return None
+    if sampling.episodes is not None:
+        return note_of(sampling.episodes, counts)
     present = [n for n in counts if n]
     each = f"{min(present)}" if min(present) == max(present) else f"{min(present)} to {max(present)}"
     by, of = "data.sampling", "of each class"
@@ -192,27 +200,14 @@ def _expected(config: Config, expected: Expected) -> Samples:
     if isinstance(expected.classes, int) and hasattr(plug.find("task", config.task.name), "leaves_out"):
         what, todo = f"task {config.task.name} has to know the classes", "name them in their order"
         raise UserError(what, where="data.expected.classes", todo=todo)
-    only = sampling_of(config, names) if expected.classes is not None else Sampling()
-    counts = tuple(epoch_targets(Sampling(limit=only.limit, without=only.without), even).tolist())
+    only = sampling_of(config, names, even) if expected.classes is not None else Sampling()
+    limited = only if config.composes_batches else Sampling(limit=only.limit, without=only.without)
+    counts = tuple(epoch_targets(limited, even).tolist())
     same = [f"data.val is data.train: {TOO_GOOD}"] if config.data.val == config.data.train else []
     samples = sum(counts) if names else expected.train
     others = [Target(n, t.kind, _names(t.classes), t.width) for n, t in expected.targets.items()]
     targets = expected_targets(counts, names, others, samples)
     return Samples(len(names), samples, counts, names, targets, note=note, warnings=tuple(same), expected=True)
-
-
-def sampling_of(config: Config, classes: Sequence[str]) -> Sampling:
-    """Which samples make an epoch: without those of classes that the task does not train on.
-
-    Args:
-        classes: of the index, or as they are expected.
-
-    Raises:
-        UserError: one of those is no class.
-    """
-    key = getattr(plug.find("task", config.task.name), "leaves_out", None)
-    without = places_of(config.task.args.get(key) or (), classes, where=f"task.{key}") if key else ()
-    return replace(config.data.sampling.made(), without=without)
 
 
 def _names(classes: int | Sequence[str] | None) -> tuple[str, ...]:
@@ -236,13 +231,20 @@ def open_sets(config: Config, *, staged: bool = True) -> Datasets:
     train = Manifest.open(config.data.train, cache)
     val = Manifest.open(config.data.val, cache) if config.data.val else None
     test = Manifest.open(config.data.test, cache) if config.data.test else None
-    sets = Datasets(train, val, sampling_of(config, train.classes), config.seed, test=test)
+    labelled = [
+        Manifest.open(place, cache) if place else None
+        for place in ((config.evaluate.probe.train, config.evaluate.probe.val) if config.evaluate.probe else ("", ""))
+    ]
+    sets = Datasets(
+        train, val, sampling_of(config, tuple(train.classes), train.counts()), config.seed, (), test, *labelled
+    )
     for key, manifest in sets.manifests.items():
         if len(manifest) == 0:
             raise UserError("there is no sample in these shards", where=f"{key}={manifest.location}")
     for kind, other in (("validation", val), ("test", test)):
-        if other is not None:
+        if other is not None and train.targets:  # else the task draws its own
             _check_same_classes(train, other, kind)
+    _check_probe(sets)
     _check_expected(config, sets)
     # what a node's own disk holds is not known elsewhere, only what may be taken of it
     if cache is not None and (train.remote or (config.data.cache.stage and cache.limit is not None)):
@@ -262,6 +264,17 @@ def _check_same_classes(train: Manifest, other: Manifest, kind: str) -> None:
             todo="build both with one `tlx shards build`; or, of tars made elsewhere, index with one list of classes: "
             f"tlx shards index {other.location} --classes {train.location}",
         )
+
+
+def _check_probe(sets: Datasets) -> None:
+    if sets.probe is None:
+        return
+    if len(sets.probe.classes) < 2:
+        what = "these shards have no class" if not sets.probe.classes else "these shards have one class"
+        todo = "shards of pictures with labels, a few of each class: tlx shards build"
+        raise UserError(f"{what}, which neighbours are to tell", where="evaluate.probe.train", todo=todo)
+    if sets.probe_val is not None:
+        _check_same_classes(sets.probe, sets.probe_val, "the probe's validation")
 
 
 def _check_lengths(config: Config, manifests: Mapping[str, Manifest]) -> tuple[str, ...]:
@@ -305,6 +318,8 @@ def check_targets(samples: Samples, task: Task) -> None:
         for kind, key, held_out in (("validation", "data.val", samples.val), ("test", "data.test", samples.test)):
             if held_out is not None and (odd := _other_target(target, held_out, kind)):
                 found.add(UserError(odd, where=key, todo=_to_agree(target, held_out, kind)))
+            elif held_out is not None and (refuse := getattr(task, "refuse_held_out", None)) is not None:
+                found.of(functools.partial(refuse, held_out[name], key))
     found.refuse()
 
 
@@ -409,15 +424,40 @@ def _compared(classes: Sequence[str], expected: int | Sequence[str] | None) -> t
 
 
 def view_of(config: Config, spec: Any) -> Any:
-    """The training view of a picture.
+    """The training view of a picture: the configuration's transforms; where it says none, those of its task, or a
+    random part, flipped or not.
 
     Raises:
         UserError: transforms that fail, or do not give the input's size.
     """
     from tlx.data.pixels.transforms import train_transform
 
-    parts = config.transforms if config.transforms is not None else DEFAULT_TRANSFORMS
-    return train_transform([(p.name, p.args) for p in parts], spec)
+    usual = getattr(plug.find("task", config.task.name), "transforms", [(p.name, p.args) for p in DEFAULT_TRANSFORMS])
+    parts = usual if config.transforms is None else [(p.name, p.args) for p in config.transforms]
+    return train_transform(parts, spec)
+
+
+def training_view(task: Task, view: Any, spec: Any) -> Any:
+    """What a sample is shown as in training; `view` is the configuration's, which makes one picture.
+
+    Raises:
+        UserError: the task does not give pictures of the input's size.
+    """
+    from tlx.data.stream.views import shown_as
+
+    views = views_of(task)
+    return view if views is None else shown_as(views, view, spec)
+
+
+def evaluation_view(config: Config, task: Task, spec: Any) -> Any:
+    """The same in evaluations."""
+    from tlx.data.pixels.transforms import eval_transform
+    from tlx.data.stream.views import shown_as
+
+    views, plain = views_of(task), eval_transform(spec)
+    if views is None:
+        return plain
+    return shown_as(views, plain if views.evaluated_plainly else view_of(config, spec), spec)
 
 
 def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task: Task, view: Any) -> Any:
@@ -433,12 +473,12 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         manifest,
         batch=config.data.batch,
         seed=config.seed,
-        transform=view,
+        transform=training_view(task, view, spec),
         channels=spec.channels,
         drop_last=config.data.drop_last,
         window=config.data.window,
         parts=config.data.parts,
-        sampling=sampling_of(config, manifest.classes),
+        sampling=sampling_of(config, tuple(manifest.classes), manifest.counts()),
         rank=world.rank,
         world=world.size,
         micro_batch=config.loop.micro_batch,
@@ -446,6 +486,7 @@ def stream_of(config: Config, manifest: Manifest, spec: Any, world: World, task:
         targets=tuple(task.targets),
         weigh=task.weights,
         mix=mixing_of(config.mix),
+        views=views_of(task),
         skip_bad=True,  # judged by the loop, over all ranks
         upright=config.data.exif_orientation,
         scaled=config.data.scaled_decoding,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,14 @@ from tlx.base.metrics import AVERAGED, WEIGHTS, Metric, Score, Weights, metrics_
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
-from tlx.plan.config import Evaluate
+from tlx.plan.loop_config import Evaluate
 from tlx.plan.plan import Phase
 from tlx.ranks.collectives import World
 from tlx.runs.progress import Progress
 from tlx.tasks import Ranks, Task
+from tlx.tasks.spread import collapse
 from tlx.train.answers import Answers
+from tlx.train.feature_probe import FeatureProbe
 from tlx.train.step import share_unreadable
 
 Warn = Callable[[str], None]
@@ -34,6 +36,7 @@ class Validation:
         batches: starts a pass over this rank's share: uint8 images, unreadable samples left out and reported; takes
             `stored` and `numbers` of :func:`tlx.data.stream.stream.evaluation_batches`.
         batch: pictures that go through the network at once; of fewer the rest are zeros.
+        probe: what else is measured, of what the head is given.
         where: the shards, for messages.
     """
 
@@ -44,6 +47,7 @@ class Validation:
     task: Task
     normalise: Callable[[torch.Tensor, int | None], torch.Tensor]
     world: World
+    probe: FeatureProbe | None = None
 
 
 def evaluate_weights(
@@ -62,6 +66,13 @@ def evaluate_weights(
     """
     answers = {weights: Answers(validation.task, validation.manifest) for weights in nets}
     results = {w: evaluate(net, validation, unreadable, quota, warn, answers[w]) for w, net in nets.items()}
+    if validation.probe is not None:
+        seen: dict[str, str] = {}
+        results = {w: result | validation.probe.measure(nets[w], seen) for w, result in results.items()}
+        share_new(seen, unreadable, quota, validation.world)
+    for weights, result in results.items():
+        for line in collapsed(result):
+            warn(line if weights == "raw" else f"of the moving average, {line}")
     lines = [_nonfinite_logits(nets[weights], result, weights) for weights, result in results.items()]
     if any(lines):
         fp16 = validation.world.scaler is not None
@@ -137,12 +148,10 @@ def evaluate(
         meter.update(logits, batch.targets, batch.ids)
         answers.add(logits, batch.targets, batch.ids)
         span.take(logits)
-    of_ranks = world.gather((len(bad), span.ends()))
-    if any(count for count, _ in of_ranks):
-        unreadable |= bad
-        share_unreadable(unreadable, quota, world)
+    of_ranks = world.gather(span.ends())
+    share_new(bad, unreadable, quota, world)
     metrics = meter.result()
-    if metrics["samples"] > 1 and constant([ends for _, ends in of_ranks if ends is not None]):
+    if metrics["samples"] > 1 and constant([ends for ends in of_ranks if ends is not None]):
         warn(
             "the network gives every validation sample the same answer: nothing that tells them apart reaches the "
             "head. The learning rate may be too high, or input.mean and std, or the norm policy, not what the weights "
@@ -151,6 +160,25 @@ def evaluate(
     if not metrics["samples"]:
         raise UserError("there is no readable validation sample", where=validation.where)
     return metrics
+
+
+def share_new(bad: Mapping[str, str], unreadable: dict[str, str], quota: Callable[[], int], world: World) -> None:
+    """Adds unreadable samples that this rank has met, and those of the others; all ranks at once.
+
+    Raises:
+        UserError: there are more than allowed.
+    """
+    if any(world.gather(len(bad))):
+        unreadable |= bad
+        share_unreadable(unreadable, quota, world)
+
+
+def collapsed(result: Mapping[str, Any]) -> Iterator[str]:
+    """A sentence for each kind of vectors that hardly differ from picture to picture."""
+    for prefix, what in (("", "the head's vectors"), ("feature_", "the features that the head is given")):
+        spread, rank = result.get(f"{prefix}spread"), result.get(f"{prefix}rank")
+        if spread is not None and rank is not None and (why := collapse(spread, rank, what)):
+            yield why
 
 
 class Span:

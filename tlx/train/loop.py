@@ -21,6 +21,7 @@ from tlx.train.cached import PhaseInput, input_of
 from tlx.train.evaluation import evaluate_weights, should_stop_early, update_best
 from tlx.train.filling import Stopped
 from tlx.train.freeze import train_mode
+from tlx.train.memory_use import begin_phase, memory_row
 from tlx.train.nonfinite import explain, tolerated
 from tlx.train.optim import forget
 from tlx.train.resume import load_weights, resume
@@ -102,6 +103,7 @@ def begin(run: Run, phase: Phase) -> None:
             f"{run.config.evaluate.chooses}, so that there are no best ones"
         )
     progress.phases[phase.name] = {"start": phase.start, "stop": phase.stop}
+    begin_phase(run.world.device)
     note(f"phase {phase.name}: steps {phase.start} to {phase.stop}")
 
 
@@ -176,6 +178,7 @@ def training_row(run: Run, phase: Phase) -> dict[str, Any]:
         **(run.size.row() if run.size is not None else {}),
         **progress.best_so_far(),
         **run.timer.row(samples=progress.samples_seen, steps_left=plan.steps - step),
+        **memory_row(run.world.device),
     }
 
 

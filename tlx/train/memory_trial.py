@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from tlx.data.stream.mix import Mix
 from tlx.data.stream.randomness import own_randomness
 from tlx.data.stream.stream import Batch
 from tlx.plan.plan import Phase, Plan
+from tlx.tasks import Ranks, all_targets
 from tlx.tasks.made_up import made_up
 from tlx.train.step import PhaseModel, Updater, prepare_phase
 
@@ -143,7 +144,7 @@ class Trial:
         with _gone_into_buckets(phase_model, when=buckets and not load.accumulates):
             batch = self._batch(load.samples)
             coming = torch.empty_like(batch.images)
-            self.updater.backward(phase_model, batch)
+            replace(self.updater, ranks=Ranks()).backward(phase_model, batch)  # a rank may run out of memory alone
         del batch
         if not self.updater.optimizer.defaults.get("fused"):  # else an update is one kernel, and makes nothing
             _bytes(max(gradients, 3 * self._largest_group()), world.device)
@@ -168,7 +169,7 @@ class Trial:
         """Noise as a loader would bring it: the first of several micro-batches, so that no gradient is shared."""
         device, guests = self.updater.world.device, 2 if self.mixed else 0
         images = torch.randint(0, 256, (samples + guests, *self.shape), dtype=torch.uint8, device=device)
-        targets = made_up(self.updater.task.targets, samples, device)
+        targets = made_up(all_targets(self.updater.task), samples, device)
         labels, ids = torch.zeros(samples, dtype=torch.int64, device=device), torch.arange(samples)
         mix = _mix(labels, targets, self.shape) if self.mixed else None
         parts = self.updater.task.parts

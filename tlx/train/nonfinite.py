@@ -20,7 +20,7 @@ from tlx.data.shards.targets import LABEL
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import Batch
 from tlx.data.stream.transfer import on_device
-from tlx.plan.config import NonFinite
+from tlx.plan.loop_config import NonFinite
 from tlx.runs.progress import Progress
 from tlx.tasks import Truth
 from tlx.train.evaluation import broken_tensor, is_broken

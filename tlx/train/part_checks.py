@@ -80,7 +80,7 @@ def check_task(task: Any, *, mixed: bool, label: str, metric: str | None = None)
     import torch
 
     from tlx.data.stream.randomness import own_randomness
-    from tlx.tasks import Truth
+    from tlx.tasks import Truth, all_targets, columns_of
     from tlx.tasks.made_up import made_up
 
     check_methods(task, ("weights", "loss", "hits", "meter", "rows"), label=label)
@@ -90,7 +90,7 @@ def check_task(task: Any, *, mixed: bool, label: str, metric: str | None = None)
     if metric is not None and metric != task.metric:
         what = f'{label} chooses by "{task.metric}", and its function says "{metric}"'
         raise UserError(what, todo=f'write FUNCTION.metric = "{task.metric}" below the function')
-    count = len(task.outputs) + len(task.constants)
+    count = columns_of(task)
 
     def truth(times: int) -> Truth:
         own = {name: values.repeat(times, *[1] * (values.ndim - 1)) for name, values in values_of.items()}
@@ -99,9 +99,9 @@ def check_task(task: Any, *, mixed: bool, label: str, metric: str | None = None)
         return Truth(own, others, torch.full((times * SAMPLES,), 0.75) if mixed else None, scales)
 
     with own_randomness():
-        values_of = made_up(task.targets, SAMPLES)
+        values_of = made_up(all_targets(task), SAMPLES)
         outputs = torch.linspace(-1, 1, SAMPLES * count).reshape(SAMPLES, count)
-        outputs[:, len(task.outputs) :] = 0.5  # the same in every row
+        outputs[:, count - len(task.constants) :] = 0.5  # the same in every row
         outputs.requires_grad_()
         _check_sum(
             lambda times: plug.call(f"{label}: loss", task.loss, outputs.repeat(times, 1), truth(times)),
@@ -191,11 +191,12 @@ def unmeasured(task: Any, absent: Sequence[str]) -> set[str]:
     """Metrics of a task that are not a number where no sample has these targets, and are one where samples do."""
     import torch
 
+    from tlx.tasks import all_targets, columns_of
     from tlx.tasks.made_up import made_up, missing
 
-    count = len(task.outputs) + len(task.constants)
+    count = columns_of(task)
     outputs = torch.linspace(-1, 1, SAMPLES * count).reshape(SAMPLES, count)
-    there = made_up(task.targets, SAMPLES)
+    there = made_up(all_targets(task), SAMPLES)
     lacking = {name: missing(values) if name in absent else values for name, values in there.items()}
 
     def numbers(values: Any) -> set[str]:
@@ -239,7 +240,7 @@ def check_training_output(task: Any, output: Any, *, mixed: bool, label: str) ->
     import torch
 
     from tlx.data.stream.randomness import own_randomness
-    from tlx.tasks import Truth
+    from tlx.tasks import Truth, all_targets
     from tlx.tasks.made_up import made_up
 
     if not isinstance(output, tuple):
@@ -251,7 +252,7 @@ def check_training_output(task: Any, output: Any, *, mixed: bool, label: str) ->
     given = type(output)(*made) if hasattr(output, "_fields") else tuple(made)
     words = ", ".join("logits" if not n else "None" if o is None else "auxiliary logits" for n, o in enumerate(output))
     what = f"{label}: loss of ({words}), as the network returns it in training mode,"
-    own = made_up(task.targets, samples)
+    own = made_up(all_targets(task), samples)
     others = {name: values.flip(0) for name, values in own.items()} if mixed else None
     scales = torch.ones(task.parts) if task.parts > 1 else None
     truth = Truth(own, others, torch.full((samples,), 0.75) if mixed else None, scales)

@@ -16,7 +16,7 @@ from tlx.base.files import json_text
 from tlx.base.live import Position
 from tlx.base.metrics import Weights, metrics_of
 from tlx.data.pixels.jpeg_region import decoder
-from tlx.data.pixels.normalise import Normalise
+from tlx.data.pixels.normalise import Normalise, NormaliseViews
 from tlx.data.stream.stream import ShardStream
 from tlx.plan.config import Config
 from tlx.plan.plan import Plan
@@ -87,7 +87,7 @@ class Run:
         return self.updater.task
 
     @property
-    def normalise(self) -> Normalise:
+    def normalise(self) -> Normalise | NormaliseViews:
         return self.updater.normalise
 
     @property

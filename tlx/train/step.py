@@ -17,14 +17,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from tlx.base.errors import UserError
-from tlx.data.pixels.normalise import Normalise
+from tlx.data.pixels.normalise import Normalise, NormaliseViews
 from tlx.data.stream.order import derive
 from tlx.data.stream.stream import BadSample, Batch
 from tlx.features.cut import Cut, Rest
 from tlx.features.stored import unchanged
 from tlx.plan.plan import Phase, Plan
 from tlx.ranks.collectives import World
-from tlx.tasks import Task, Truth
+from tlx.tasks import Ranks, Task, Truth
 from tlx.train.averaging import MovingAverage
 from tlx.train.freeze import average_statistics, moved, moving_norms, take_back, unfreeze
 from tlx.train.update_size import UpdateSize
@@ -107,16 +107,18 @@ class Updater:
         clip: the largest norm of the gradient; None for no limit.
         ema: the moving average of the weights.
         skips: training goes on after a step that is not finite, so buffers are restored too.
+        ranks: how a loss that compares samples gets those of other ranks.
     """
 
     optimizer: Optimizer
     task: Task
-    normalise: Normalise
+    normalise: Normalise | NormaliseViews
     world: World
     seed: int
     clip: float | None = None
     ema: MovingAverage | None = None
     skips: bool = False
+    ranks: Ranks = Ranks()  # noqa: RUF009  # frozen
 
     def update(
         self, phase_model: PhaseModel, step: int, batches: Iterable[Batch], *, size: UpdateSize | None = None
@@ -166,7 +168,7 @@ class Updater:
             with self.world.autocast():
                 images = (phase_model.enters or self.normalise)(batch.images)
                 output = phase_model.forward(batch.mix.apply(images) if batch.mix else images)
-                loss = self.task.loss(output, Truth.of(batch))
+                loss = self.task.loss(output, Truth.of(batch, self.ranks))
             # DDP averages gradients over ranks; the mean wanted is over the global batch's loss normaliser. A batch of
             # classes that weigh 0 has a gradient of zero, with which the optimizer steps: momentum and decay go on
             weight = self.world.size / batch.total if batch.counts else 0.0

@@ -111,20 +111,22 @@ class Vectors(nn.Module):
 
     Args:
         layer: whose output it is, in its first call; None: that of the network.
+        entering: what the layer takes, in place of its output.
     """
 
-    def __init__(self, net: nn.Module, layer: str | None, spec: InputSpec) -> None:
+    def __init__(self, net: nn.Module, layer: str | None, spec: InputSpec, *, entering: bool = False) -> None:
         super().__init__()
-        self.net, self.layer, self.size = net, layer, spec.size
+        self.net, self.layer, self.size, self.entering = net, layer, spec.size, entering
 
     def forward(self, images: Tensor) -> Tensor:
         return self._pooled(self.net(images) if self.layer is None else self._output(self.layer, images))
 
     def _output(self, layer: str, images: Tensor) -> Any:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            raise _Reached(output)  # what follows need not run
+        def keep(_module: nn.Module, args: Any, output: Any = None) -> None:
+            raise _Reached(args[0] if self.entering else output)  # what follows need not run
 
-        handle = self.net.get_submodule(layer).register_forward_hook(keep)
+        module = self.net.get_submodule(layer)
+        handle = module.register_forward_pre_hook(keep) if self.entering else module.register_forward_hook(keep)
         try:
             self.net(images)
         except _Reached as reached:

@@ -201,7 +201,7 @@ class Look:
         if isinstance(self.model.task, Classification):
             found |= _classified(self.model.task, scores, self.options, scaling)
         else:
-            found |= _by_meter(self.model, scores, self.options)
+            found |= _by_meter(self.model, scores, replace(self.options, bootstrap=self._resamples))
         if self.options.out is not None:
             with written(self.options.out):
                 _write(self.options.out, self.model, data.source, scores)
@@ -225,6 +225,11 @@ class Look:
                 remark(f"note: it has a data.test, too: --data {shlex.quote(shown(test))}")
         return str(place_of(validation))
 
+    @property
+    def _resamples(self) -> int:
+        """None where the task says itself how sure its metrics are."""
+        return 0 if getattr(self.model.task, "own_interval", False) else self.options.bootstrap
+
     def _about(self, data: JudgedData, scores: Scores, skipped: list[str]) -> dict[str, Any]:
         reading, provenance = self.options.reading, self.model.description.provenance
         return {
@@ -238,7 +243,7 @@ class Look:
             "skipped": skipped,
             "batch": reading.batch or self.model.description.batch,
             "tta": "flip" if reading.flip else None,
-            "bootstrap": {"resamples": self.options.bootstrap, "seed": SEED},
+            "bootstrap": {"resamples": self._resamples, "seed": SEED},
             **({"training_ended": self.end.step} if self.end is not None else {}),
         }
 

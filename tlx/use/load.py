@@ -17,10 +17,10 @@ from tlx.base.errors import UserError, did_you_mean
 from tlx.base.inputs import EVALUATION_BATCH
 from tlx.data.shards.targets import LABEL, Target
 from tlx.data.stream.randomness import own_randomness
-from tlx.models import Backbone, Outputs
+from tlx.models import Backbone
 from tlx.runs.checkpoint import DESCRIBED, read_state
 from tlx.runs.run_files import RunFiles, mapping
-from tlx.tasks import TargetSummary, Task, TaskData
+from tlx.tasks import TargetSummary, Task, TaskData, outputs_of
 from tlx.tasks.nested import made
 from tlx.use.description import FILE as MODEL
 from tlx.use.description import ModelDescription, input_of, temperature_of
@@ -124,7 +124,7 @@ def network(description: ModelDescription) -> Backbone:
         seed(0)
         return models.load(
             backbone["name"],
-            classes=Outputs(task.heads, len(task.constants), getattr(task, "vectors", None)),
+            classes=outputs_of(task),
             weights="none",
             args=backbone.get("args", {}),
             head=head["name"],

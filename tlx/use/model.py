@@ -18,7 +18,7 @@ from tlx.data.pixels.transforms import eval_transform
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.batch_targets import as_tensors, refuse_unknown, values_of
 from tlx.data.stream.file_list import FileList
-from tlx.tasks import Task
+from tlx.tasks import Task, views_of
 from tlx.use.description import ModelDescription
 from tlx.use.forward import Forward
 from tlx.use.inputs import pictures_of
@@ -102,8 +102,13 @@ class Model:
     def refuse_other_targets(self, manifest: Manifest) -> None:
         """
         Raises:
-            UserError: shards without a target that the task reads, or with other classes of it.
+            UserError: shards without a target that the task reads, or with other classes of it; a task that draws its
+                own.
         """
+        if views_of(self.task) is not None:
+            what = f"task {self.description.task['name']} draws what it is asked: no shards hold it"
+            todo = "its features: tlx embed RUN; what they are worth: backbone.weights=RUN of a classification"
+            raise UserError(what, where=manifest.location, todo=todo)
         refuse_unknown(manifest, self.task.targets)
         for name, target in self.task.targets.items():
             there = manifest.targets.get(name)

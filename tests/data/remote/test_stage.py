@@ -25,7 +25,8 @@ from tlx.data.remote.shard_cache import CacheSpec
 from tlx.data.shards.manifest import Manifest
 from tlx.data.stream.reader import ShardReader
 from tlx.data.stream.stream import ShardStream, evaluation_batches
-from tlx.plan.config import CacheConfig, parse
+from tlx.plan.config import parse
+from tlx.plan.data_config import CacheConfig
 from tlx.train import data as feed
 
 VIEW = eval_transform(InputSpec(size=(16, 16)))

@@ -58,6 +58,7 @@ class Reading:
         label_separator: between several labels in one cell.
         target_order: classes of targets, as `order`.
         nested: a class is the path of folders to a picture (``animal/dog/poodle``), not the first of them alone.
+        labels: whether there is a class; without, a folder's pictures may lie anywhere below it.
     """
 
     path_column: str = "path"
@@ -70,6 +71,7 @@ class Reading:
     label_separator: str = ";"
     target_order: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     nested: bool = False
+    labels: bool = True
 
 
 USUAL = Reading()
@@ -107,6 +109,7 @@ class Source:
         left_out: what lies among the pictures and is passed over.
         targets: those beside the class.
         version: of what `items` hold, where their names and sizes do not say that it has changed.
+        labelled: pictures have a class or targets; without, they are for tasks that draw targets of their own.
     """
 
     classes: tuple[str, ...]
@@ -115,6 +118,7 @@ class Source:
     left_out: tuple[PassedOver, ...] = ()
     targets: tuple[Target, ...] = ()
     version: str = ""
+    labelled: bool = True
 
 
 def prepare(source: Source, *, val: float | None, seed: int, where: str) -> Source:
@@ -163,6 +167,31 @@ def read_folder(folder: Path, reading: Reading = USUAL) -> Source:
         for split, files in found.items()
     }
     return Source(classes, splits, left_out=tuple(left_out))
+
+
+def read_unlabelled(folder: Path, reading: Reading = USUAL) -> Source:
+    """Every picture below a folder, or below its train, val and test folders; links are followed.
+
+    Raises:
+        UserError: there are none, or other folders beside split folders.
+    """
+    left_out: list[PassedOver] = []
+    inside = [f for f in listed(folder) if f.is_dir() and kind_of_name(f.name) is None]
+    named = _split_folders(folder, inside) if reading.splits else {}
+    everything = _ReadFolders(frozenset(), frozenset())
+    splits = {
+        split: tuple(
+            Picture(path, -1, path, bytes=size_of(path)) for _, path in _pictures_in(of, "", everything, left_out)
+        )
+        for of, split in (named or {folder: "train"}).items()
+    }
+    return Source((), splits, left_out=tuple(left_out), labelled=False)
+
+
+def without_labels(source: Source) -> Source:
+    """The same pictures, of no class."""
+    splits = {split: tuple(replace(p, label=-1) for p in pictures) for split, pictures in source.splits.items()}
+    return replace(source, classes=(), splits=splits, labelled=False)
 
 
 def _split_folders(folder: Path, inside: Sequence[Path]) -> dict[Path, str]:
@@ -404,9 +433,11 @@ def _verify(source: Source, *, where: str) -> None:
         raise UserError("there are targets, and pictures without any", where=where)
     if len(set(source.classes)) < len(source.classes):
         raise UserError("two classes have one name", where=where)
-    if len(source.classes) < 2 and (source.classes or not source.targets):
+    if source.labelled and len(source.classes) < 2 and (source.classes or not source.targets):
         only = ", ".join(source.classes) or "none"
-        todo = None if source.classes else "add folders or rows of others; --target NAME, where there is no class"
+        todo = "add folders or rows of others"
+        if not source.classes:
+            todo += "; --target NAME, where there is no class; --no-labels, to pretrain without any"
         raise UserError(f"a classifier needs two classes or more; here: {only}", where=where, todo=todo)
     train = source.splits.get("train", ())
     empty = sorted(set(range(len(source.classes))) - {p.label for p in train}) if train else []

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tlx.base.errors import UserError
 from tlx.data.build.datasets import read_torchvision
 from tlx.data.build.row_tables import HUB, hub_tables, is_parquet, is_saved, parquet_tables, saved_tables
 from tlx.data.build.rows import Table, read_tables
-from tlx.data.build.sources import USUAL, Reading, Source, prepare, read_folder
+from tlx.data.build.sources import USUAL, Reading, Source, prepare, read_folder, read_unlabelled, without_labels
 from tlx.data.shards.tables import read_csv
 
 
@@ -20,6 +21,11 @@ def _refuse_unread(spec: str, reading: Reading) -> None:
     Raises:
         UserError: something is asked for that this kind of source does not have.
     """
+    if not reading.labels and (reading.targets or reading.nested):
+        what = "--target" if reading.targets else "--nested"
+        raise UserError(
+            f"{what} says what pictures are, and --no-labels that nothing does", todo="leave one of them out"
+        )
     is_table = spec.startswith(HUB) or is_parquet(Path(spec)) or is_saved(Path(spec))
     is_folder = Path(spec).is_dir() and not is_table and not spec.startswith("torchvision:")
     if reading.targets and (is_folder or spec.startswith("torchvision:")):
@@ -58,6 +64,7 @@ def read_source(
         raise UserError("--root, --download and --variant are for torchvision data sets", where=spec)
     else:
         source = read_plain(spec, reading)
+    source = source if reading.labels else without_labels(source)
     return prepare(source, val=val, seed=seed, where=spec)
 
 
@@ -68,6 +75,8 @@ def read_plain(spec: str, reading: Reading) -> Source:
         UserError: what is wrong with it.
     """
     path = Path(spec)
+    if not reading.labels:
+        reading = replace(reading, label_column="")
     if not spec.startswith(HUB) and not path.exists():
         hint = (
             "give a folder, a .csv or .parquet file, torchvision:Flowers102 for one of torchvision's data sets, "
@@ -82,4 +91,6 @@ def read_plain(spec: str, reading: Reading) -> Source:
             there = Path(os.path.abspath(path))  # a row has no path of its own by which it would be known elsewhere
             tables, version = saved_tables(there) if is_saved(there) else parquet_tables(there)
         return read_tables(tables, reading, where=spec, version=version)
-    return read_folder(path, reading) if path.is_dir() else read_csv(path, reading)
+    if not path.is_dir():
+        return read_csv(path, reading)
+    return read_folder(path, reading) if reading.labels else read_unlabelled(path, reading)

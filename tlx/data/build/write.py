@@ -69,6 +69,7 @@ from tlx.data.stream.threads import in_threads
 from tlx.data.stream.workers import is_orphaned
 
 NO_ORDER: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+_LATER = ("targets", "label_separator", "nested", "labels")  # options that build.json names where they are not usual
 _WAIT = "wait for it, or name another folder"
 
 
@@ -94,7 +95,7 @@ class BuildOptions:
         root, download, variant: of a torchvision data set.
         path_column, label_column, split_column, separator, splits: of a CSV file, of folders (see `Reading`).
         targets: what else is known of a picture, each as `TargetSpec.parse` reads it.
-        label_separator, nested: see `Reading`.
+        label_separator, nested, labels: see `Reading`.
     """
 
     val: float | None = None
@@ -117,6 +118,7 @@ class BuildOptions:
     targets: tuple[str, ...] = ()
     label_separator: str = ";"
     nested: bool = False
+    labels: bool = True
 
     def reading(self, order: Sequence[str] = (), target_order: Mapping[str, tuple[str, ...]] = NO_ORDER) -> Reading:
         """How the source is read; with the classes in these orders, where they are the same."""
@@ -131,6 +133,7 @@ class BuildOptions:
             label_separator=self.label_separator,
             target_order=target_order,
             nested=self.nested,
+            labels=self.labels,
         )
 
 
@@ -302,7 +305,7 @@ def _request(source: str | Source, options: BuildOptions) -> dict[str, Any]:
     free = ("jobs", "skip_bad", "download")  # what does not change the pictures that are asked for
     usual = asdict(BuildOptions())
     # what came later is written down only where it is asked for, so that the others' build.json stays what it was
-    later = [k for k in ("targets", "label_separator", "nested") if getattr(options, k) == usual[k]]
+    later = [k for k in _LATER if getattr(options, k) == usual[k]]
     asked = {k: v for k, v in asdict(options).items() if k not in (*free, *later)}
     if "targets" in asked:
         asked["targets"] = list(options.targets)
@@ -379,7 +382,7 @@ def _already(folder: Path, request: dict[str, Any], source: str | Source) -> Bui
         )
     if isinstance(source, Source) or os.path.exists(request["source"]):
         as_asked = ("val", "seed", "path_column", "label_column", "split_column", "separator", "splits")
-        later = {k: request[k] for k in ("targets", "label_separator", "nested") if k in request}
+        later = {k: request[k] for k in _LATER if k in request}
         now = _read(source, BuildOptions(**{key: request[key] for key in as_asked}, **later), state)
         if _listing(now) != state["pictures"]:
             raise SourceChanged(

@@ -27,3 +27,16 @@ class Normalise:
         torch.mul(images, self.scale, out=out[:count]).sub_(self.shift)
         out[count:] = 0
         return out
+
+
+class NormaliseViews:
+    """The same of several pictures of each sample, one below the other: [N, channels, count * H, W] to float32
+    [N, count, channels, H, W]."""
+
+    def __init__(self, normalise: Normalise, count: int) -> None:
+        self.normalise, self.count = normalise, count
+
+    def __call__(self, images: torch.Tensor, full: int | None = None) -> torch.Tensor:
+        below = self.normalise(images, full)
+        count, channels, height, width = below.shape
+        return below.reshape(count, channels, self.count, height // self.count, width).transpose(1, 2)

@@ -138,7 +138,8 @@ def index_folder(
             f"these tars cannot be indexed, {len(problems)} problem{'s' if len(problems) > 1 else ''}:\n{listed}",
             where=str(folder),
             todo="every sample needs one picture and one label: 000123.jpg and 000123.cls (.json, .txt), "
-            "or cats/000123.jpg with --label-from folder. Its name ends at the first dot (--last-dot: at the last)",
+            "or cats/000123.jpg with --label-from folder; pictures alone: --label-from none. "
+            "Its name ends at the first dot (--last-dot: at the last)",
         )
     by_folder: dict[Path, list[Scan]] = {f: [] for f in folders}
     for tar, scan in zip(tars, scans, strict=True):

@@ -31,7 +31,8 @@ class Work:
         epoch: of training; None for an evaluation, where unreadable ones are left out and nothing is drawn anew.
         view: in place of an epoch: as the epoch of this number shows samples, unreadable ones left out.
         ids: int64, in the order of the batch.
-        turns: int64, how often each came before in this epoch; None where none comes twice.
+        turns: int64, how often each came before in this epoch, or of which of its episodes it is; None where none comes
+            twice.
         places: their positions in the epoch.
         own: how many, from the start, are this rank's own samples; the rest are mixed into them (guests).
         first_only: only the first one that is readable is shown: a stand-in.
@@ -110,8 +111,7 @@ class Loader:
         """The picture of a sample, or that of a replacement, drawn under the sample's key in either case; or black."""
         assert work.epoch is not None
         wanted = int(work.ids[at])
-        again = () if work.turns is None or not work.turns[at] else (int(work.turns[at]),)
-        key = derive(self.seed, "sample", work.epoch, wanted, *again)
+        key = training_key(self.seed, work.epoch, wanted, 0 if work.turns is None else int(work.turns[at]))
         bad = self.pictures.show(wanted, key, seed, out)
         if bad is None:
             return _Shown(wanted)
@@ -143,10 +143,24 @@ class Loader:
         bad: list[BadSample] = []
         for sample in work.ids.tolist():
             view = work.view
-            key = derive(0, "evaluation", sample) if view is None else derive(self.seed, "sample", view, sample)
+            key = evaluation_key(sample) if view is None else training_key(self.seed, view, sample)
             found = self.pictures.show(sample, key, seed, room[len(ids)])
             ids.append(sample) if found is None else bad.append(found)
         return Loaded(len(ids), tuple(ids), tuple(bad))
+
+
+def training_key(seed: int, epoch: int, sample: int, turn: int = 0) -> int:
+    """What everything that is drawn for a sample depends on.
+
+    Args:
+        turn: how often the sample came before in this epoch.
+    """
+    return derive(seed, "sample", epoch, sample, *((turn,) if turn else ()))
+
+
+def evaluation_key(sample: int) -> int:
+    """The same in evaluations."""
+    return derive(0, "evaluation", sample)
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,15 @@ def own_randomness() -> Iterator[Callable[[int], None]]:
     """
     kept = torch.get_rng_state(), np.random.get_state(), random.getstate()
     try:
-        yield _seed
+        yield seed_states
     finally:
         torch.set_rng_state(kept[0])
         np.random.set_state(kept[1])
         random.setstate(kept[2])
 
 
-def _seed(key: int) -> None:
+def seed_states(key: int) -> None:
+    """All three, inside :func:`own_randomness`."""
     torch.default_generator.manual_seed(key)  # torch.manual_seed would also reach for the accelerators, in 0.1 ms
     np.random.seed([key & 0xFFFFFFFF, key >> 32])
     random.seed(key)

@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tlx.base.errors import UserError, did_you_mean
+from tlx.data.stream.episodes import EpisodeOrder, Episodes, by_class
 from tlx.data.stream.order import Ids, derive, permutation
 
 Method = Literal["all", "balanced", "sqrt", "repeat_factors"]
+
+_NO_SHARDS = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Sampling:
             the mean size comes as often as the geometric mean of its size and the mean size.
         limit: at most so many samples per class, the same in every epoch, drawn by the seed; None is all of them.
         without: classes of which no sample is shown, by their place in the index.
+        episodes: an epoch is so many of these, whatever the sizes of classes.
 
     Raises:
         UserError: an unknown method, values out of range, a threshold for another method.
@@ -47,6 +51,7 @@ class Sampling:
     threshold: float | None = None
     limit: int | None = None
     without: tuple[int, ...] = ()
+    episodes: Episodes | None = None
 
     def __post_init__(self) -> None:
         methods = get_args(Method)
@@ -62,17 +67,21 @@ class Sampling:
     @property
     def repeats(self) -> bool:
         """Whether a sample may come more than once in an epoch."""
-        return self.method != "all"
+        return self.method != "all" or self.episodes is not None
 
 
 def targets(sampling: Sampling, counts: Ids) -> Ids:
     """How often each class comes in an epoch, int64 [classes], from how many samples it has, [classes].
 
     What every statistic of the training data is of. The same in every epoch, whichever samples are drawn, but for what
-    `drop_last` drops: the last batch, of samples of all classes alike, so that proportions hold on average. 0 for
+    `drop_last` drops: the last batch, of samples of all classes alike, so that proportions hold on average; and but for
+    episodes, whose classes are drawn: on average. 0 for
     classes without samples. Where a sum is to be kept, the largest remainders are
     rounded up, those of lower classes first.
     """
+    if sampling.episodes is not None:
+        taken = sampling.episodes.taking(counts)
+        return _apportioned((sampling.episodes.per_epoch or 0) * sampling.episodes.pictures, (taken > 0).astype(float))
     held = _held(counts, sampling)
     total, present = int(held.sum()), int(np.count_nonzero(held))
     if sampling.method == "all" or not total:
@@ -94,6 +103,8 @@ def samples_per_epoch(sampling: Sampling, counts: Ids) -> int:
 
 def distinct(sampling: Sampling, counts: Ids) -> int:
     """How many different samples training shows, over all epochs; `counts` is samples per class, [classes]."""
+    if sampling.episodes is not None:
+        return int(sampling.episodes.taking(counts).sum())
     return int(_held(counts, sampling).sum())
 
 
@@ -109,6 +120,9 @@ def entries(sampling: Sampling, labels: NDArray[np.int32] | Ids, classes: int, s
     """
     if sampling == Sampling():
         return None  # without a look at the labels, which may be many
+    if sampling.episodes is not None:
+        order = EpisodeOrder(by_class(labels, sampling.episodes.left_out), sampling.episodes, seed, epoch, _NO_SHARDS)
+        return np.sort(order.ids(0, len(order)))
     counts = np.bincount(labels, minlength=classes).astype(np.int64)
     held, wanted = _held(counts, sampling), targets(sampling, counts)
     if np.array_equal(wanted, counts):

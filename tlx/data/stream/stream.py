@@ -24,12 +24,15 @@ from tlx.data.shards.manifest import Manifest
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream import sampling as samplings
 from tlx.data.stream.batch_targets import Weigh, as_tensors, by_class, normalisers, refuse_unknown, values_of
-from tlx.data.stream.loader import Loaded, Loader, Work, load
+from tlx.data.stream.episodes import EpisodeOrder, refuse_split
+from tlx.data.stream.episodes import by_class as pictures_by_class
+from tlx.data.stream.loader import Loaded, Loader, Work, evaluation_key, load, training_key
 from tlx.data.stream.mix import Draws, Mix, MixSpec, draw, guests, mix_of, moved_targets, plain
 from tlx.data.stream.order import EpochOrder, Ids, Shuffle, micro_batches, share
 from tlx.data.stream.pictures import Pictures
 from tlx.data.stream.reader import BadSample
 from tlx.data.stream.sampling import Sampling, distinct, entries, refuse_weightless, samples_per_epoch
+from tlx.data.stream.views import Views, drawn_of
 
 __all__ = ["BadSample", "Batch", "ShardStream", "evaluation_batches"]
 
@@ -141,6 +144,8 @@ class ShardStream:
         targets: of the index, for `Batch.targets`.
         weigh: what samples weigh in the loss, in place of class_weights: from the values of the n samples of a global
             batch, by target, float64 [n, parts], for `Batch.total` and `Batch.scales`; or None where each weighs 1.
+        views: as which `transform` (a :class:`tlx.data.stream.views.Shown`) shows samples: what is drawn for them goes
+            into `Batch.targets`, too.
         skip_bad: unreadable samples are replaced by others of their class and reported in `Batch.bad`, for the caller
             to judge (over all ranks); without it the first one is an error here.
         upright: pictures are turned as the camera noted (EXIF).
@@ -172,6 +177,7 @@ class ShardStream:
         targets: Sequence[str] = (LABEL,),
         weigh: Weigh | None = None,
         mix: MixSpec | None = None,
+        views: Views | None = None,
         skip_bad: bool = False,
         upright: bool = True,
         scaled: bool = False,
@@ -182,13 +188,13 @@ class ShardStream:
         self.shuffle = Shuffle(seed, window, parts, batch)
         self.sampling, self.samples_per_epoch = sampling, epoch_length(manifest, sampling)
         self.micro_batch, self.workers, self.mix, self.skip_bad = micro_batch, workers, mix, skip_bad
-        self.pin = pin
+        self.pin, self.views = pin, views
         self.class_weights = None if class_weights is None else tuple(class_weights)
         self.targets, self.weigh = tuple(targets), weigh
         if weigh is None and self.class_weights is not None:
             self.weigh = partial(by_class, self.class_weights)
         self._pictures = Pictures(manifest, transform, channels, upright=upright, scaled=scaled)
-        self._order: EpochOrder | None = None
+        self._order: EpochOrder | EpisodeOrder | None = None
         self._dealt: _Dealt | None = None
         self._stored: Stored | None = None
         self._check()
@@ -295,6 +301,8 @@ class ShardStream:
             raise UserError(
                 f"{self.world} ranks cannot share a global batch of {self.batch}", todo="a larger batch or fewer ranks"
             )
+        if self.sampling.episodes is not None:
+            refuse_split(self.sampling.episodes, self.batch, world=self.world, micro_batch=self.micro_batch)
         if not self.steps_per_epoch:
             raise UserError(
                 f"drop_last leaves nothing of {samples} samples in batches of {self.batch}",
@@ -325,9 +333,19 @@ class ShardStream:
             turns = order.turns(first, first + count)
         return _Deal(step, epoch, first, ids, turns, self._micros(step))
 
-    def _order_of(self, epoch: int) -> EpochOrder:
+    @cached_property
+    def _drawn_from(self) -> dict[int, Ids]:
+        """Pictures by class, of the classes that episodes may have."""
+        assert self.sampling.episodes is not None
+        return pictures_by_class(self.manifest.labels, self.sampling.episodes.left_out)
+
+    def _order_of(self, epoch: int) -> EpochOrder | EpisodeOrder:
         if self._order is None or self._order.epoch != epoch:
-            manifest = self.manifest
+            manifest, episodes = self.manifest, self.sampling.episodes
+            if episodes is not None:
+                stops = manifest.samples_per_shard.cumsum()
+                self._order = EpisodeOrder(self._drawn_from, episodes, self.seed, epoch, stops)
+                return self._order
             own = entries(self.sampling, manifest.labels, len(manifest.classes), self.shuffle.seed, epoch)
             self._order = EpochOrder(manifest.samples_per_shard, self.shuffle, epoch, entries=own)
         return self._order
@@ -368,7 +386,9 @@ class ShardStream:
         elif draws:
             mix = plain(shown[LABEL], asked)
         own = len(slots) or 1  # or a stand-in; guests come after them
-        labels, targets = torch.from_numpy(shown[LABEL][:own]), as_tensors({n: v[:own] for n, v in asked.items()})
+        drawn = drawn_of(self.views, self._keys(deal, slots)) if self.views is not None else {}
+        labels = torch.from_numpy(shown[LABEL][:own])
+        targets = as_tensors({n: v[:own] for n, v in asked.items()} | drawn)
         return Batch(
             step=deal.step,
             micro=micro,
@@ -383,6 +403,12 @@ class ShardStream:
             targets=targets,
             scales=whole.scales,
         )
+
+    def _keys(self, deal: _Deal, slots: Sequence[int]) -> list[int]:
+        """Of the samples in these slots, whatever replaces them; of a stand-in any."""
+        turns = deal.turns if deal.turns is not None else np.zeros(len(deal.ids), np.int64)
+        places = slots or (0,)
+        return [training_key(self.shuffle.seed, deal.epoch, int(deal.ids[at]), int(turns[at])) for at in places]
 
     def _values(self, ids: Ids) -> dict[str, NDArray[Any]]:
         """Of the targets that are asked for, and of the class."""
@@ -434,6 +460,7 @@ def evaluation_batches(
     targets: Sequence[str] = (LABEL,),
     stored: Stored | None = None,
     numbers: Sequence[int] | None = None,
+    views: Views | None = None,
 ) -> Iterator[Batch]:
     """This rank's share of a data set, in the order of its index: every sample once over all ranks. Batches are cut by
     place in the index, whatever the number of ranks; each rank gets some that follow each other.
@@ -448,6 +475,7 @@ def evaluation_batches(
         targets: of the index, for `Batch.targets`.
         stored: features, in place of pictures.
         numbers: the batches of these numbers, in place of this rank's share.
+        views: see :class:`ShardStream`.
 
     Raises:
         UserError: an unreadable sample, without skip_bad; a target that the index lacks.
@@ -476,6 +504,7 @@ def evaluation_batches(
             raise _bad_samples(loaded.bad)
         ids = np.array(loaded.ids, dtype=np.int64)
         values = as_tensors(values_of(manifest, dict.fromkeys((LABEL, *targets)), ids))
+        drawn = drawn_of(views, [evaluation_key(one) for one in ids.tolist()]) if views is not None else {}
         count = loaded.count
         yield Batch(
             step,
@@ -487,7 +516,7 @@ def evaluation_batches(
             float(count),
             idle=not count,
             bad=loaded.bad,
-            targets={name: values[name] for name in targets},
+            targets={name: values[name] for name in targets} | as_tensors(drawn),
         )
         del images
 

@@ -17,6 +17,7 @@ import torch
 from tlx.base.errors import UserError
 from tlx.base.launcher import environment
 from tlx.base.paths import expanded_path
+from tlx.base.tensor_header import settle
 from tlx.models.weights.formats import format_of, refused
 
 VARIABLE = "TLX_WEIGHTS"
@@ -72,6 +73,7 @@ def put(folder: Path, name: str, state: Mapping[str, torch.Tensor], about: Mappi
         beside.touch()
         permissions = beside.stat().st_mode  # of the user's new files; safetensors' own are for nobody else to read
         save_file(_apart(state), beside, {"format": "pt", "name": name, **about})
+        settle(beside)
         beside.chmod(permissions)
         with beside.open("rb") as file:
             os.fsync(file.fileno())

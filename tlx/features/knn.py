@@ -3,15 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from tlx.probe.features import Table
-
 KS = (1, 3, 5, 10, 20)
 _AT_ONCE = 1 << 24  # similarities
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features of pictures that have a class and can be read.
+
+    Attributes:
+        rows: float32 [n, width].
+        labels: int64 [n].
+        pictures: int64 [n], places in the index: views of one picture have the same.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    pictures: Tensor
+
+    def of(self, wanted: Tensor) -> Table:
+        """Some of them: bool [n], or places."""
+        return Table(self.rows[wanted], self.labels[wanted], self.pictures[wanted])
 
 
 def chosen_k(table: Table, classes: int, ks: Sequence[int] = KS) -> int:
@@ -28,6 +46,11 @@ def votes(table: Table, judged: Table, classes: int, k: int) -> Tensor:
     """float32 [n, classes]: how many of the k nearest training pictures are of each class; their mean similarity, less
     than one vote, decides between equal ones."""
     return torch.cat([of[k] for _, of in _votes(table, judged, classes, [k], others=False)])
+
+
+def votes_of_others(table: Table, classes: int, k: int) -> Tensor:
+    """The same for each picture of the table, by the others."""
+    return torch.cat([of[k] for _, of in _votes(table, table, classes, [k], others=True)])
 
 
 def _votes(
