@@ -177,13 +177,13 @@ def test_seen_unseen_and_harmonic_mean_are_those_of_the_papers(tmp_path, constan
 def test_the_best_constant_is_the_best_of_all_and_the_area_that_of_a_fine_grid():
     scores, labels = drawn(50, seed=3)
     stacking = Stacking.of(scores.double(), labels, (0, 2), torch.ones(50, dtype=torch.bool))
-    grid = np.linspace(-6, 6, 4001)
-    pairs = np.array([by_hand(scores, labels, (0, 2), constant) for constant in grid[::10]])
+    grid = np.linspace(-6, 6, 1201)
+    pairs = np.array([by_hand(scores, labels, (0, 2), constant) for constant in grid[::6]])
     best = max(harmonic_mean(*pair) for pair in pairs)
     assert harmonic_mean(*by_hand(scores, labels, (0, 2), stacking.best())) >= best - 1e-9
     curve = np.array([stacking.accuracies(constant) for constant in grid])
     area = ((curve[1:, 0] + curve[:-1, 0]) / 2 * np.diff(curve[:, 1])).sum()
-    assert stacking.area() == pytest.approx(area, abs=2e-3)
+    assert stacking.area() == pytest.approx(area, abs=6e-3)
 
 
 def test_the_constant_of_validation_is_judged_by_the_other_half_and_kept_for_test_data(tmp_path):

@@ -93,7 +93,7 @@ def test_prompts_start_a_linear_head_that_trains(clip, compose):
     run = compose(head={"name": "semantic", "init": "projection", "learn_vectors": True})
     head = next(one for one in run.net.modules() if isinstance(one, Semantic))
     assert {name for name, _ in head.named_parameters()} == {"map.weight", "vectors", "scale"}
-    assert float(head.scale) == pytest.approx(float(clip[1].logit_scale.exp()), rel=1e-6)
+    assert float(head.scale) == pytest.approx(float(clip[1].logit_scale.detach().exp()), rel=1e-6)
     torch.testing.assert_close(head.map.weight.detach(), clip[1].visual.proj.T.detach())
 
 
