@@ -236,6 +236,7 @@ def kept(run):
     return said
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_enough_does_not_end_a_training(shards, tmp_path):
     reader_of_one_line(shards, tmp_path, ranks=1)
 

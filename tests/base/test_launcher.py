@@ -20,6 +20,7 @@ ASK = (
 )
 
 
+@pytest.mark.slow
 def test_a_mistake_is_one_whatever_is_exported(tmp_path):
     """accelerate's variables stand in many people's environments; only accelerate itself swallows exit codes."""
     (tmp_path / "c.yaml").write_text("run: x")

@@ -43,9 +43,8 @@ def name(rank, pid) -> str:
 # Deaths
 
 
-@pytest.mark.parametrize(
-    "dead", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(2, marks=pytest.mark.slow)], ids="rank{}".format
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dead", [0, 1, 2], ids="rank{}".format)
 def test_a_killed_rank_is_named_without_a_launcher(config, run, dead, record_property):
     with Plain(config, ranks=3 if dead else 2) as plain:
         plain.until_step(run, 10)

@@ -144,6 +144,7 @@ def test_greedy_is_the_papers_recipe(runs, shards, tmp_path, metric):
         np.testing.assert_allclose(load_file(file_of(tmp_path / "soup"))[name].numpy(), wanted, rtol=2e-7, atol=0)
 
 
+@pytest.mark.slow
 def test_each_alone_has_the_number_of_tlx_evaluate(runs, tmp_path):
     done = invoke("soup", *runs[:2], tmp_path / "soup", "--json")  # with what both are by default
     found = json.loads(done.stdout)
@@ -498,6 +499,7 @@ def test_killed_while_it_writes_there_is_no_run(runs, tmp_path, number):
 # WiSE-FT
 
 
+@pytest.mark.slow
 def test_wise_ft_stays_where_validation_is_best(shards, runs, start, tmp_path):
     first, second = start["groups"], runs[0]
     found = made(first, second, tmp_path / "wise", "--method", "wise-ft", "--metric", "loss")

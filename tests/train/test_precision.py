@@ -91,6 +91,7 @@ def test_compiled_losses_are_those_of_eager_code(dropout, monkeypatch):
     assert len(set(eager)) == 4
 
 
+@pytest.mark.slow
 def test_fp16_needs_a_gpu(config, tmp_path):
     refused = tlx("train", config, f"run={tmp_path / 'run'}", "loop.precision=fp16")
     assert refused.returncode == 2
