@@ -137,3 +137,29 @@ def test_a_packaged_encoder_knows_what_names_mean():
     daisy, sunflower, truck = found.values
     assert daisy @ sunflower > max(daisy @ truck, sunflower @ truck)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"hf_tokenizer_name": "x", "tokenizer_kwargs": {"trust_remote_code": True}}, "names code from elsewhere"),
+        ({"hf_tokenizer_name": "x"}, "reads words by transformers"),
+    ],
+)
+def test_a_clip_whose_tokenizer_would_run_code_is_refused(tmp_path, said, why):
+    pytest.importorskip("open_clip")
+    text = {"context_length": 16, "vocab_size": 100, "width": 32, "heads": 2, "layers": 1, **said}
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    about = {"model_cfg": {"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}, "preprocess_cfg": {}}
+    files = {
+        "open_clip_config.json": about,
+        "tokenizer_config.json": {"tokenizer_class": "Own"},
+        "config.json": {"model_type": "bert"},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    (tmp_path / "tok.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    save_file({"a": torch.zeros(1)}, tmp_path / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=why):
+        encoded(str(tmp_path), ("a", "b"))
+    assert not (tmp_path / "ran").exists()

