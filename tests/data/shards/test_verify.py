@@ -371,7 +371,7 @@ def test_every_rank_has_the_verdict_of_rank_0(shards, tmp_path, monkeypatch):
     plain = build.plan_of
     for module in (build, training):
         monkeypatch.setattr(module, "plan_of", lambda *given: noticed.append(given[2].warnings) or plain(*given))
-    one = dataclasses.replace(alone(), rank=1)
+    one = dataclasses.replace(alone(), rank=1, size=2)
     with pytest.raises(pytest.fail.Exception, match="journal"):
         training.compose(config_of(shards, tmp_path), one, RunFolder(tmp_path / "run"))
     assert set(noticed) == {("told by rank 0",)}
