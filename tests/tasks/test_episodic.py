@@ -247,3 +247,11 @@ def test_killed_on_two_ranks_and_taken_up_by_one(shards, tmp_path):
     for one, other in zip(rows(tmp_path / "alone"), rows(tmp_path / "elastic"), strict=True):
         for key in ("train/loss", "val/loss", "val/accuracy"):
             assert other.get(key) == pytest.approx(one.get(key), rel=1e-4)
+
+
+def test_shards_of_pictures_alone_have_no_episodes(shards, tmp_path):
+    own = said(shards)
+    own["data"] = {**own["data"], "train": "nowhere", "val": None, "expected": {"train": 40}}
+    with pytest.raises(UserError, match="episodes are of classes, and these shards have none") as refused:
+        plan(parse(raw_of(shards, tmp_path / "run", **own)))
+    assert "to draw from" not in str(refused.value)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from built import options
 from composed import raw_of, train
-from images import encoded
+from images import encoded, make_shards
 from PIL import Image
 
 from tlx import models
@@ -201,6 +201,11 @@ def test_what_does_not_go_together_is_refused_before_anything_is_trained(unlabel
     weighted = {"name": "cross_entropy", "class_weights": [1, 1, 1, 2]}
     assert "equally often" in refusal("rotation", objective=weighted)
     assert "pools a map" in refusal("patches", head="concat_pool")
+    assert "the smallest share comes first: [0.1, 0.9]" in refusal({"name": "patches", "area": [0.9, 0.1]})
+    assisted = {"name": "toys:assisted", "weights": "none"}
+    for task in ("jigsaw", "simclr"):
+        assert "has auxiliary classifiers (" in refusal(task, head="mlp", backbone=assisted)
+    plan(parse(raw(unlabelled, tmp_path / "r", "rotation", backbone=assisted)))  # one view, which they answer, too
     with pytest.raises(UserError, match="shape"):
         shown_as(Rotated(), lambda image: image[:, :8, :9], InputSpec(size=(8, 9)))
 
@@ -208,3 +213,10 @@ def test_what_does_not_go_together_is_refused_before_anything_is_trained(unlabel
 def test_the_plan_says_what_is_shown(unlabelled, tmp_path):
     _, text = plan(parse(raw(unlabelled, tmp_path / "r", "patches", head="mlp")))
     assert "of 2 pictures for each sample; no label is read" in text
+
+
+def test_labels_may_be_in_the_training_shards_and_not_in_those_that_judge(unlabelled, tmp_path):
+    labelled = make_shards(tmp_path / "l", classes=3, per_class={"train": 4, "val": 2}, size=SIZE)
+    data = {"train": str(labelled / "train"), "val": str(unlabelled / "val"), "batch": 4, "workers": 0}
+    _, text = plan(parse(raw(unlabelled, tmp_path / "r", "rotation", data=data)))
+    assert "no label is read" in text

@@ -20,6 +20,7 @@ import tlx
 from tlx.base.errors import UserError
 from tlx.data.stream.sampling import Sampling, entries, targets
 from tlx.features.eszsl import solved_map
+from tlx.models.head_modules import Semantic
 from tlx.plan.config import load as load_config
 from tlx.plan.config import parse
 from tlx.tasks import Truth
@@ -27,6 +28,7 @@ from tlx.tasks.class_vectors import from_file
 from tlx.tasks.stacking import Stacking, harmonic_mean
 from tlx.train import command as training
 from tlx.train.build import check_metrics, prepared
+from tlx.train.components import backbone_of, unknown_outputs
 from tlx.train.data import count_samples
 from tlx.train.loop import begin
 
@@ -308,6 +310,18 @@ def over(folder, shards, **more):
     return {"task": task, "transforms": [{"name": "resize", "size": [16, 16]}], "unfreeze": "head_only"}, names
 
 
+def test_a_mistake_of_the_task_is_the_only_one_and_weights_are_fetched_before_vectors_are_known(shards, tmp_path):
+    settings, names = over(tmp_path, shards)
+    settings["task"]["unseen"] = [names[1] + "x"]
+    config = parse(raw_of(shards, tmp_path / "run", **settings))
+    with pytest.raises(UserError) as caught:
+        prepared(config)
+    assert "task.unseen" in str(caught.value)
+    assert "head semantic" not in str(caught.value)
+    known = backbone_of(config, unknown_outputs(config), empty=True)
+    assert [tuple(m.vectors.shape) for m in known.module.modules() if isinstance(m, Semantic)] == [(2, 2)]
+
+
 def test_a_run_leaves_out_unseen_classes_and_its_weights_need_no_file(shards, tmp_path):
     settings, names = over(tmp_path, shards)
     config = parse(raw_of(shards, tmp_path / "run", **settings, cache="exact"))
@@ -336,7 +350,6 @@ def test_a_run_leaves_out_unseen_classes_and_its_weights_need_no_file(shards, tm
 
 
 def test_a_head_begins_as_eszsl_on_seen_pictures_alone(shards, tmp_path, monkeypatch):
-    from tlx.models.head_modules import Semantic
     from tlx.train.cached import input_of
     from tlx.train.solved import solve_head
 

@@ -91,6 +91,7 @@ def assemble(source: Source, wish: BuildOptions, granularity: Granularity) -> Ba
     if origin.name:
         refuse_unknown(net, wish.options, name=source.name)
         _refuse_size(plain, wish.options, name=source.name)
+    _refuse_split_answers(source.name, plain.auxiliary, wish.outputs)
     filled = _filled(source, plain, wish, tag, given) if given else None
     finished, features = _with_head(source, plain, wish)
     if given and filled and wish.options.keep_head:
@@ -260,6 +261,17 @@ def _refuse_other_head(wish: BuildOptions, takes_vectors: bool) -> None:
         raise UserError(what, where="head", todo="head: semantic")
     if wish.options.projection and not takes_vectors:
         raise UserError("a projection is of head semantic", where="head.init", todo="head: semantic")
+
+
+def _refuse_split_answers(name: str, auxiliary: Auxiliary, outputs: Outputs) -> None:
+    """
+    Raises:
+        UserError: several views are shown of a sample, of which auxiliary classifiers would answer to each alone.
+    """
+    if outputs.views > 1 and auxiliary.heads:
+        what = f"{name} has auxiliary classifiers ({', '.join(auxiliary.heads)}), and the task shows several views"
+        todo = "args: {aux_logits: false}, if it takes that; or another network"
+        raise UserError(what, where="backbone", todo=todo)
 
 
 def _loaded(net: nn.Module, where: str, filled: Filled) -> Loaded:

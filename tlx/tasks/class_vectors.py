@@ -14,6 +14,7 @@ import gzip
 import math
 import re
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -128,7 +129,7 @@ def _read(file: Path, names: Iterable[str]) -> _Rows:
             if name in rows.found:
                 raise ValueError(f'"{name[:100]}" comes twice')
             rows.found[name] = np.asarray(vector(), np.float64).reshape(-1)
-    except (ValueError, KeyError, TypeError, OSError, EOFError, csv.Error, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"{file} cannot be read as vectors by name: {why}", where=WHERE, todo=_SAID) from error
     return rows

@@ -8,14 +8,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from tlx.base.durations import Ratio
-from tlx.base.errors import UserError, did_you_mean
+from tlx.base.errors import UserError
 from tlx.data.shards.targets import LABEL
 from tlx.data.stream.episodes import Episodes
 from tlx.tasks import Task, TaskData
+from tlx.tasks.choice import places_of
 
 Count = Annotated[int, Field(ge=1)]
 Name = str | int | float
 """Of a class: YAML reads the name 3 as a number."""
+_NOVEL = "task.novel"
 
 
 def episodic(
@@ -67,7 +69,7 @@ def episodic(
     if LABEL not in data.targets:
         raise UserError("episodes are of classes, and these shards have none", where="task")
     target = data.targets[LABEL].target
-    places = positions(novel, target.classes)
+    places = None if novel is None else places_of(novel, target.classes, where=_NOVEL)
 
     from tlx.tasks.episodic import Episodic
 
@@ -80,29 +82,17 @@ episodic.metric = "accuracy"  # type: ignore[attr-defined]
 
 
 def composed(args: Mapping[str, Any], classes: tuple[str, ...]) -> Episodes:
-    """Of a training, by the task's arguments; without `classes`, where these are not known, none is left out.
+    """Of a training, by the task's arguments.
 
     Raises:
-        UserError: a novel class that there is not.
+        UserError: no classes; a novel class that there is not.
     """
+    if not classes:
+        raise UserError("episodes are of classes, and these shards have none", where="task")
+    left_out = places_of(args.get("novel") or (), classes, where=_NOVEL)
     given = {name: int(args[name]) for name in ("ways", "shots", "queries") if args.get(name) is not None}
     wanted = {"ways": 5, "shots": 5, "queries": 15} | given
-    return Episodes(**wanted, per_epoch=args.get("episodes"), left_out=positions(args.get("novel"), classes) or ())
+    return Episodes(**wanted, per_epoch=args.get("episodes"), left_out=left_out)
 
 
 episodic.episodes = composed  # type: ignore[attr-defined]
-
-
-def positions(novel: list[Name] | None, classes: tuple[str, ...]) -> tuple[int, ...] | None:
-    """Of the novel classes among all, ascending; None where all are meant.
-
-    Raises:
-        UserError: there is no such class.
-    """
-    if novel is None:
-        return None
-    names = [str(name) for name in novel]
-    unknown = next((name for name in names if name not in classes), None)
-    if unknown is not None:
-        raise UserError(f'there is no class "{unknown}"{did_you_mean(unknown, classes)}', where="task.novel")
-    return tuple(sorted({classes.index(name) for name in names}))

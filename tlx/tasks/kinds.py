@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from tlx.base.durations import Ratio
 from tlx.base.errors import ConfigError, Problems, UserError, below, did_you_mean
@@ -41,7 +41,17 @@ AuxWeight = Annotated[Ratio, Field(ge=0)]
 Focus = Annotated[Ratio, Field(ge=0)]
 Share = Annotated[Ratio, Field(ge=0, le=1)]
 Width = Annotated[int, Field(ge=1, le=65_536)]
-Area = tuple[Annotated[Ratio, Field(gt=0, le=1)], Annotated[Ratio, Field(gt=0, le=1)]]
+
+
+def _ascending(area: tuple[float, float]) -> tuple[float, float]:
+    if area[0] > area[1]:
+        raise ValueError(f"the smallest share comes first: [{area[1]}, {area[0]}]")
+    return area
+
+
+Area = Annotated[
+    tuple[Annotated[Ratio, Field(gt=0, le=1)], Annotated[Ratio, Field(gt=0, le=1)]], AfterValidator(_ascending)
+]
 Name = str | int | float
 """Of a class: YAML reads the name 3 as a number."""
 

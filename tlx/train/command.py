@@ -227,7 +227,9 @@ def fetch(config: Config) -> None:
     from tlx.models.weights.files import location
 
     if config.backbone.weights != "none" and not location(config.backbone.weights).exists():
-        backbone_of(config, unknown_outputs(config))
+        # a projection has the width of class vectors, which are not known yet
+        head = Part(name="linear") if config.keeps_projection else config.head
+        backbone_of(config.model_copy(update={"head": head}), unknown_outputs(config))
 
 
 def compose(

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tlx.base import plug
 from tlx.base.differences import differences
 from tlx.base.errors import Problems, UserError
@@ -82,10 +84,16 @@ def parts_of(config: Config, world: World, task: Task, names: Sequence[str] | No
     )
 
 
-def unknown_outputs(config: Config) -> int:
-    """How many, as good as any, where the task cannot be made, or is not yet: what its arguments say, if they do."""
-    width = config.task.args.get("width")
-    return width if isinstance(width, int) else 2
+def unknown_outputs(config: Config) -> Outputs:
+    """As good as any, where the task cannot be made, or is not yet: as many as its arguments say, if they do; for a
+    head of class vectors some that say nothing."""
+    from tlx.models import ClassVectors, Outputs
+
+    said = config.task.args.get("width")
+    width = said if isinstance(said, int) else 2
+    if getattr(plug.find("head", config.head.name), "starts", "") == "vectors":
+        return Outputs({"": 2}, vectors=ClassVectors(np.ones((2, width), np.float32), "not known yet"))
+    return Outputs({"": width})
 
 
 def backbone_of(
