@@ -42,7 +42,7 @@ def weights(config: Config | None) -> Iterator[Finding]:
             yield replace(broken, verdict="warning", said=f"{said}. Compute nodes may have no internet")
 
 
-def _outputs(config: Config) -> tuple[int | Outputs, Sequence[str] | None, Mapping[str, Any] | None]:
+def _outputs(config: Config) -> tuple[Outputs, Sequence[str] | None, Mapping[str, Any] | None]:
     """How many, for a backbone of the user's own, which may want the right number, and their names and scale, for a
     head that is kept; any number will do where there are no shards."""
     from tlx.base.errors import UserError
