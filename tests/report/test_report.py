@@ -16,7 +16,7 @@ from PIL import Image
 from written_runs import ACCURACIES, EPOCH, finish, write_run
 
 from tlx.base.errors import UserError
-from tlx.report import figures
+from tlx.report import figures, run_facts
 from tlx.report.report import report
 from tlx.runs.history import article_reading, named, read_history
 from tlx.tracking.wandb_run import WandbRun
@@ -343,3 +343,19 @@ def test_of_many_rows_of_training_some_thousand_are_drawn_and_every_evaluation(t
 def test_matplotlib_and_jinja_come_with_the_report_not_with_the_import() -> None:
     code = "import sys, tlx.report.report; sys.exit(bool({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_speed_and_memory_of_each_phase_are_told(tmp_path: Path) -> None:
+    """Rates by their harmonic mean, so that they and seconds agree; of memory the most."""
+    run = write_run(tmp_path / "r")
+    with (run / "metrics.jsonl").open("a") as file:
+        for step, rate, seconds, memory in ((1, 10.0, 0.8, 1.5), (2, 40.0, 0.2, 1.25), (9, 8.0, 1.0, 3.5)):
+            row = {"step": step, "time/images_per_s": rate, "time/step_s": seconds, "memory/peak_gib": memory}
+            file.write(json.dumps({**row, "time/left_s": 5.0}) + "\n")
+    found = run_facts.speed(read_history(run))
+    assert found is not None
+    columns, (before, after) = found
+    assert columns == ("phase", "pictures a second", "seconds a step", "GPU memory, peak (GiB)")
+    assert before == ("feature_extraction", "16", "0.5", "1.5")
+    assert after == ("fine_tuning", "8", "1", "3.5")
+    assert "GPU memory, peak (GiB)" in Page(report([run])[-1]).text
