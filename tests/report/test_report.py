@@ -348,10 +348,11 @@ def test_matplotlib_and_jinja_come_with_the_report_not_with_the_import() -> None
 def test_speed_and_memory_of_each_phase_are_told(tmp_path: Path) -> None:
     """Rates by their harmonic mean, so that they and seconds agree; of memory the most."""
     run = write_run(tmp_path / "r")
-    with (run / "metrics.jsonl").open("a") as file:
-        for step, rate, seconds, memory in ((1, 10.0, 0.8, 1.5), (2, 40.0, 0.2, 1.25), (9, 8.0, 1.0, 3.5)):
-            row = {"step": step, "time/images_per_s": rate, "time/step_s": seconds, "memory/peak_gib": memory}
-            file.write(json.dumps({**row, "time/left_s": 5.0}) + "\n")
+    rows = {row["step"]: row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())}
+    for step, rate, seconds, memory in ((2, 10.0, 0.8, 1.5), (6, 40.0, 0.2, 1.25), (10, 8.0, 1.0, 3.5)):
+        machine = {"time/images_per_s": rate, "time/step_s": seconds, "memory/peak_gib": memory, "time/left_s": 5.0}
+        rows[step] |= machine
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows.values()))
     found = run_facts.speed(read_history(run))
     assert found is not None
     columns, (before, after) = found
